@@ -42,7 +42,7 @@ CONVERSION = (
     ("long_models",),
     ("architectures",),
     ("twins",),
-    ("flops", "model_loading", "pooling"),
+    ("flops", "int8", "model_loading", "pooling"),
     ("plan", "plan_tensors"),
     ("inspection", "writing"),
     ("verify", "verify_outputs"),

@@ -25,7 +25,7 @@ def audit(
         int | None, typer.Option(min=1, help="Number of tokens.", show_default="2,048 or the model's maximum; a server's is the maximum")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Changes up to this share of the largest one count as none; for quantised graphs, for example 0.02.")
+        float, typer.Option(help="Changes up to this share of the largest one count as none; for int8 graphs, for example 0.05.")
     ] = 0.0,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for each answer of the server.")] = 60.0,
     attn_implementation: Annotated[

@@ -36,6 +36,9 @@ def export(
             help="Add this input to the graph (native: every call will give it); otherwise the config determines the global tokens.",
         ),
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="ONNX: also write model_int8.onnx, with linear layers of 8 bits, and measure its accuracy.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is complete.")] = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
@@ -48,6 +51,8 @@ def export(
     from ..conversion import export_checkpoint, export_gguf, export_native
     from .show import print_json, show_export, show_report
 
+    if int8 and format != "onnx":
+        raise typer.BadParameter("is a copy of an ONNX graph; leave it out, or --format.", param_hint="--int8")
     if format == "gguf" and not global_attention_mask:
         if opset is not None or task is not None:
             raise typer.BadParameter("is for graphs.", param_hint="--task" if task is not None else "--opset")
@@ -64,8 +69,8 @@ def export(
         print_json({"destination": str(twin.destination), **twin.to_dict()}) if as_json else show_report(twin)
         return
     report = export_checkpoint(
-        model, destination, format=format, opset=opset, task=task, global_attention_mask=global_attention_mask, overwrite=overwrite,
-        revision=revision, token=token,
+        model, destination, format=format, opset=opset, task=task, global_attention_mask=global_attention_mask, int8=int8,
+        overwrite=overwrite, revision=revision, token=token,
     )  # fmt: skip
     print_json(report.to_dict()) if as_json else show_export(report)
 

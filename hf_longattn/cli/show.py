@@ -212,7 +212,22 @@ def show_export(report: ExportReport) -> None:
             ("inputs", ", ".join(report.inputs)),
             ("outputs", ", ".join(report.outputs)),
             *((check.status, f"{check.name}: {check.detail}") for check in report.checks),
+            *([] if report.int8 is None else [("int8", _int8(report.int8))]),
         )
+    )
+
+
+def _int8(made: dict[str, Any]) -> str:
+    """The quantised copy beside the graph, in a line."""
+    words = {"cosine": "cosine", "least_cosine": "least cosine", "same_choice": "same choice", "relative_error": "relative error"}
+    measured = "; ".join(
+        f"{name}: " + ", ".join(f"{words[key]} {value:.4f}" for key, value in values.items()) for name, values in made["outputs"].items()
+    )
+    seconds, sizes = made["seconds"], made["bytes"]
+    return (
+        f"{made['file']}, {size(sizes['int8'])} instead of {size(sizes['float32'])};"
+        f" {seconds['tokens']:,} tokens in {seconds['int8']:.2f} s instead of {seconds['float32']:.2f} s,"
+        f" {seconds['threads']} threads; {measured}"
     )
 
 

@@ -33,6 +33,7 @@ from ..modeling.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.token_globals import token_rule
 from ..modeling.validation import known_length
 from ..reading import check_name, is_generic, plain_names
+from .export import LONG_CONFIG
 from .flops import with_storage
 from .model_loading import quiet_libraries
 from .pooling import sentence_pooling
@@ -160,7 +161,8 @@ def audit_reach(
         url: an embedding server that should: the address of a route in the manner of text-embeddings-inference (``…/embed``) or OpenAI
             (``…/v1/embeddings``). ``model`` must have a tokenizer.
         length: tokens; the smaller of 2,048 and the model's maximum if not given, and the model's maximum for a server.
-        tolerance: largest change that counts as none, relative to the largest change; 0 compares bits, quantised graphs need some 0.02.
+        tolerance: largest change that counts as none, relative to the largest change; 0 compares bits. The int8 graphs of
+            :func:`export_checkpoint` need some 0.05, since a scale depends on all tokens; then only a reach that is too wide is found.
         attn_implementation: of transformers, instead of the checkpoint's.
         timeout: seconds to wait for each answer of the server.
         revision, token: of the Hub repository.
@@ -208,7 +210,7 @@ def audit_reach(
     ids = words[torch.randint(len(words), (wanted,), generator=generator)]
     measured = _measure(subject, ids, words, generator, tolerance)
     declared = declared_layers(config, ids, subject.leading, subject.trailing)
-    return _compare(name, subject, measured, declared, _pooled_rows(folder) if url is not None else None)
+    return _compare(name, subject, measured, declared, _pooled_rows(folder) if url is not None else None, exact=tolerance == 0)
 
 
 def _folder(name: str, weights: bool, revision: str | None, token: str | bool | None) -> Path:
@@ -239,8 +241,10 @@ def _opened(folder: Path, name: str, weights: bool, attention: str | None) -> tu
     load = load_generic if is_generic(values) else AutoModel.from_pretrained
     try:
         if not weights:
-            generic = is_generic(values)
-            return None, AutoConfig.for_model(**plain_names(values)) if generic else AutoConfig.from_pretrained(folder, **source)
+            if is_generic(values):
+                return None, AutoConfig.for_model(**plain_names(values))
+            exported = folder / LONG_CONFIG  # a graph's folder, whose config.json is for programs that know the base only
+            return None, AutoConfig.from_pretrained(exported if exported.is_file() else folder, **source)
         loaded: Any = load(folder, dtype=torch.float32, use_safetensors=True, **source)
     except LongAttentionError:
         raise
@@ -636,7 +640,9 @@ def _next_end(reached: dict[int, bool], length: int) -> int | None:
     return (last + after) // 2 if after < length and after - last > 1 else None
 
 
-def _compare(name: str, subject: Subject, measured: Measured, declared: list[Declared], rows: Sequence[int] | None) -> ReachAudit:
+def _compare(
+    name: str, subject: Subject, measured: Measured, declared: list[Declared], rows: Sequence[int] | None, exact: bool
+) -> ReachAudit:
     if not measured.changed.any():
         raise OptionError(f"{subject.name} returns the same for every input, so its reach cannot be measured.")
     layered = measured.begins is not None
@@ -662,6 +668,7 @@ def _compare(name: str, subject: Subject, measured: Measured, declared: list[Dec
     for number, stage in enumerate(measured.stages):
         layer = declared[number] if layered else None
         certain = layer.certain if layer else all(one.certain for one in declared)
+        certain = certain and (exact or measured.changed.shape[-1] == 1)  # far changes within reach are smaller than a tolerance
         stages.append(_verdict(stage, layer.name if layer else "", certain, measured, measured.changed[:, number], wanted[:, number]))
     open_note = ""
     if not layered and bool(wanted.all()):
@@ -671,6 +678,8 @@ def _compare(name: str, subject: Subject, measured: Measured, declared: list[Dec
         )
     elif not all(one.certain for one in declared):
         open_note = "Where keys are chosen by their content, or the config does not tell them, only outputs out of all reach can disagree."
+    elif not exact and measured.changed.shape[-1] > 1:
+        open_note = "Changes within reach may be smaller than the tolerance, so only outputs out of reach can disagree."
     return ReachAudit(name, subject.name, length, measured.probes, tuple(stages), measured.noise, open_note, measured.changed, wanted)
 
 

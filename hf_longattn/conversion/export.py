@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, nearest
 from ..mechanisms import Mechanism
+from ..modeling.sliding_window import with_base_windows
 from ..private_apis import auto_mapping, trace_errors
-from .architectures import attached_mechanisms
+from ..reading import read_json_object
+from .architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from .decoder_export import PAST, DecoderGraph, check_decoder
 from .decoder_export import TASK as WITH_PAST
 from .inspection import inspect_checkpoint
+from .int8 import INT8_FILE, Runner, measure, quantise
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from .pooling import SentencePooling, sentence_pooling
 from .report import FAILED, PASSED, TOLERANCE, Check, versions
@@ -47,6 +50,7 @@ TASKS = {
 }
 """The Hub's names of tasks, and the Auto class of each."""
 REPORT = "export_report.json"
+LONG_CONFIG = "long_config.json"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -56,6 +60,7 @@ class ExportReport:
 
     inputs, outputs: names, in order. min_length, max_length: least (pad shorter texts) and most tokens that the graph takes.
     decoding: of a decoder with a cache, its state tensors and how they are initialised.
+    int8: of the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
     """
 
     destination: Path
@@ -71,6 +76,7 @@ class ExportReport:
     bytes_written: int
     versions: dict[str, str]
     decoding: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in export_report.json."""
@@ -86,6 +92,7 @@ def export_checkpoint(
     opset: int | None = None,
     task: str | None = None,
     global_attention_mask: bool = False,
+    int8: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -95,6 +102,8 @@ def export_checkpoint(
     Weights are written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``,
     as one step of generation, which takes and returns what every layer keeps of the text so far. The graph of a
     sentence-transformers model also returns ``sentence_embedding``, pooled and normalised as its modules say, which are copied beside it.
+    config.json is that of the base, which programs without this package read (sentence-transformers, optimum, text-embeddings-inference):
+    the attention is in the graph. The Long config is beside it as long_config.json.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
@@ -103,17 +112,20 @@ def export_checkpoint(
         opset: of ONNX; None takes PyTorch's default.
         task: its head, one of ``TASKS``; None keeps the head of the checkpoint.
         global_attention_mask: add this input to the graph; otherwise global tokens are those of the configuration.
+        int8: also write model_int8.onnx by onnxruntime's dynamic quantisation of the linear layers, and measure its accuracy and time.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
 
     Raises:
-        ExportError: the mechanism or architecture cannot be exported, a package is missing, or the graph differs from the model.
+        ExportError: the model cannot be exported or quantised, a package is missing, or the graph differs from the model.
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in FORMATS:
         raise ExportError(
             f"Unknown format {format!r}; expected {' or '.join(FORMATS)}; {' and '.join(STOCK)} are export_native and export_gguf."
         )
+    if int8 and format != "onnx":
+        raise ExportError(f"int8 is a copy of an ONNX graph; give format='onnx' (--format onnx), not {format!r}, or leave int8 out.")
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if format == "onnx" and missing:
         raise ExportError(
@@ -130,9 +142,12 @@ def export_checkpoint(
     words = VerificationText(text, origin, load_tokenizer(found.source.folder), loaded.config.vocab_size)
     if task == WITH_PAST and global_attention_mask:
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
+    if task == WITH_PAST and int8:
+        raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
     decoder = DecoderGraph(loaded) if task == WITH_PAST else None
     names = decoder.inputs if decoder is not None else input_names(loaded, words.tokenizer, global_attention_mask)
-    with staged_folder(target, needed_bytes=5 * sum(p.numel() for p in loaded.parameters()), overwrite=overwrite) as stage:
+    needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
+    with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
         example_of = partial(example_inputs, loaded, names, words, 2)
         graph = (decoder or ModelGraph(loaded, sentence_pooling(found.source.card_folder))).eval()
         outputs, shortest, used = write_graph(graph, example_of, stage / FILES[format], format, found.max_length, opset)
@@ -142,14 +157,17 @@ def export_checkpoint(
             checks = check_export(graph, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
+        quantised = _quantise(stage, names, outputs, words, loaded, (shortest, found.max_length)) if int8 else None
         _copy_sidecars(found.source.folder, stage)
+        _write_configs(loaded, stage)
         if isinstance(found.source, SentenceSource):
             found.source.write_beside(stage, ResultInfo(target, found.class_name, type(loaded).__module__, found.max_length))
         files = sorted(path.name for path in stage.iterdir())
         written = sum(path.stat().st_size for path in stage.iterdir())
         report = ExportReport(
             target, format, type(loaded).__name__, names, outputs, shortest, found.max_length, used, tuple(checks), (*files, REPORT),
-            written, versions(*(ONNX_PACKAGES if format == "onnx" else ())), decoding=None if decoder is None else decoder.describe(),
+            written, versions(*(ONNX_PACKAGES if format == "onnx" else ())),
+            decoding=None if decoder is None else decoder.describe(), int8=quantised,
         )  # fmt: skip
         write_json(stage / REPORT, report.to_dict())
     return report
@@ -207,6 +225,35 @@ def _check_mechanisms(model: nn.Module) -> None:
         raise ExportError(
             f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )
+
+
+def _quantise(
+    stage: Path, names: tuple[str, ...], outputs: tuple[str, ...], words: VerificationText, model: Any, limits: tuple[int, int]
+) -> dict[str, Any]:
+    """Write the int8 copy of the graph in ``stage``; the values of :attr:`ExportReport.int8`."""
+    graph, copy = stage / FILES["onnx"], stage / INT8_FILE
+    layers = quantise(graph, copy)
+    texts, long_text = (
+        example_inputs(model, names, words, batch, min(max(length, limits[0]), limits[1]), repeated=False) for batch, length in MEASURED
+    )
+    measured = measure(_onnx_runner(graph, outputs), _onnx_runner(copy, outputs), texts, long_text)
+    sizes = {"float32": graph.stat().st_size, "int8": copy.stat().st_size}
+    return {"file": INT8_FILE, "linear_layers": layers, "bytes": sizes, "text": words.describe(), **measured}
+
+
+def _write_configs(model: Any, stage: Path) -> None:
+    """The base's config as config.json, and the Long one beside it."""
+    from ..families import FAMILIES
+
+    family = next(one for one in FAMILIES.values() if one.config_class.model_type == model.config.model_type)
+    values = with_base_windows(model.config.to_dict())
+    plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
+    heads = [name for name, one in family.heads.items() if one == type(model).__name__]
+    (stage / "config.json").rename(stage / LONG_CONFIG)
+    write_json(stage / "config.json", {"architectures": heads, "model_type": model.config.base_model_type, **plain})
+    settings = stage / "tokenizer_config.json"
+    if settings.is_file() and (values := read_json_object(settings)).get("tokenizer_class") == "TokenizersBackend":
+        write_json(settings, {**values, "tokenizer_class": "PreTrainedTokenizerFast"})  # the name that transformers 4 knows as well
 
 
 def _copy_sidecars(folder: Path, stage: Path) -> None:
@@ -367,14 +414,21 @@ def _hushed() -> Iterator[None]:
         logger.setLevel(before)
 
 
+MEASURED = ((8, 512), (1, 2048))
+"""Batch size and length of the texts on which an int8 copy's accuracy, and its time, are measured."""
 SHAPES = ((3, 7), (2, 333), (1, 2048))
 """Batch sizes and lengths to compare; the graph's minimum, a middle and its maximum length replace those it does not take."""
-Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
-    """Texts of different lengths, right-padded to ``(batch, length)``, or to ``(batch, choices, length)`` for multiple choice."""
-    ids = words.tokens(length).repeat(batch, 1)
+def example_inputs(
+    model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int, repeated: bool = True
+) -> dict[str, Tensor]:
+    """Texts of different lengths, right-padded to ``(batch, length)``, or to ``(batch, choices, length)`` for multiple choice.
+
+    repeated: they start alike; otherwise they are consecutive parts of the text.
+    """
+    ids = words.tokens(length).repeat(batch, 1) if repeated else words.tokens(batch * length).view(batch, length).clone()
+    ids[:, 0] = ids[0, 0]
     real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
     mask = torch.arange(length)[None] < real
     config = model.config

@@ -1,0 +1,124 @@
+"""An exported ONNX graph with weights of 8 bits, and what that costs in accuracy."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ExportError, in_a_line
+
+INT8_FILE = "model_int8.onnx"
+OPERATORS = ("MatMul", "Gemm")
+LARGEST_FILE = 2**31 - 2**20
+"""Bytes of a protobuf message, with some for the names; a larger model keeps its weights in a file beside it."""
+TURNS = 3
+Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def quantise(graph: Path, target: Path) -> int:
+    """Write a copy of an ONNX graph whose linear layers multiply integers: onnxruntime's dynamic quantisation.
+
+    Weights are int8, symmetric, with one scale per output channel; the inputs of a layer are uint8, with one scale for the whole batch,
+    computed in every run. Embeddings, normalisations, biases and the products inside attention keep their 32 bits.
+
+    Returns:
+        How many linear layers were quantised.
+    Raises:
+        ExportError: onnxruntime cannot quantise this graph, or finds no linear layer in it.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+    except ImportError as error:
+        raise ExportError(
+            f"int8 needs onnxruntime.quantization, which cannot be imported ({in_a_line(error)}); run `pip install onnx onnxruntime`."
+        ) from error
+    model = onnx.load(graph)
+    del model.graph.value_info[:]  # the quantiser turns Gemm into MatMul and then finds other shapes than these; it infers them anew
+    add_pre_process_metadata(model)  # PyTorch's exporter has folded constants, which its warning would ask for
+    constants = {one.name for one in model.graph.initializer}
+    computed = [one.name for one in model.graph.node if one.op_type in OPERATORS and one.input[1] not in constants]
+    try:
+        quantize_dynamic(
+            model, target, op_types_to_quantize=list(OPERATORS), per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=computed,
+            use_external_data_format=graph.stat().st_size > LARGEST_FILE,
+        )  # fmt: skip
+        made = onnx.load(target, load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # of protobuf, shape inference and the quantiser
+        raise ExportError(f"onnxruntime cannot quantise this graph ({in_a_line(error)}); export it without int8.") from error
+    layers = sum(one.op_type == "MatMulInteger" for one in made.graph.node)
+    if not layers:
+        raise ExportError("This graph has no linear layer that onnxruntime can quantise; export it without int8.")
+    return layers
+
+
+def accuracy(expected: dict[str, Tensor], found: dict[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
+    """How near outputs ``found`` are to ``expected``, at real tokens (``mask (B, N)``) where an output has a row for each.
+
+    Returns:
+        For every output ``relative_error``, the norm of the difference over that of the expected values. For states and embeddings also
+        ``cosine`` and ``least_cosine`` over their rows; for scores of several classes or tokens ``same_choice``, the share of rows with the
+        same largest one.
+    """
+    measured = {}
+    for name, want in expected.items():
+        have, real = found[name].float(), mask != 0
+        spans = name in ("start_logits", "end_logits")  # one choice among all tokens of a text
+        rows: Any = real if want.shape[: real.dim()] == real.shape and not spans else ...
+        if spans:
+            want, have = (one.masked_fill(~real, 0) for one in (want, have))
+        values = {"relative_error": ((have - want)[rows].norm() / want[rows].norm().clamp(min=1e-12)).item()}
+        if "logits" in name:
+            lowest = torch.finfo(torch.float32).min
+            scores = [one.masked_fill(~real, lowest) if spans else one[rows] for one in (want, have)]
+            if scores[0].shape[-1] > 1:
+                first, second = (one.argmax(-1) for one in scores)
+                values["same_choice"] = (first == second).float().mean().item()
+        else:
+            cosine = F.cosine_similarity(want[rows], have[rows], dim=-1)
+            values |= {"cosine": cosine.mean().item(), "least_cosine": cosine.min().item()}
+        measured[name] = values
+    return measured
+
+
+def measure(floats: Runner, integers: Runner, texts: dict[str, Tensor], long_text: dict[str, Tensor]) -> dict[str, Any]:
+    """Accuracy on ``texts`` and seconds for ``long_text`` of a graph and its quantised copy, which take turns.
+
+    Raises:
+        ExportError: the quantised graph does not run, or returns values that are not finite.
+    """
+    expected = floats(texts)
+    try:
+        found = integers(texts)
+    except Exception as error:  # runtimes raise any type of error
+        raise ExportError(f"onnxruntime cannot run the quantised graph ({in_a_line(error)}); export it without int8.") from error
+    if not all(torch.isfinite(one).all() for one in found.values() if one.is_floating_point()):
+        raise ExportError("The quantised graph returns values that are not finite; export it without int8.")
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TURNS):
+        for run, times in zip((floats, integers), seconds, strict=True):
+            start = time.perf_counter()
+            run(long_text)
+            times.append(time.perf_counter() - start)
+    batch, length = texts["input_ids"].shape[0], texts["input_ids"].shape[-1]
+    return {
+        "outputs": accuracy(expected, found, texts["attention_mask"]),
+        "texts": batch,
+        "tokens": length,
+        "seconds": {
+            "tokens": long_text["input_ids"].shape[-1],
+            "threads": torch.get_num_threads(),
+            "float32": statistics.median(seconds[0]),
+            "int8": statistics.median(seconds[1]),
+        },
+    }
