@@ -20,6 +20,7 @@ from benchmarks.decoding import decoding_table
 from benchmarks.footprint import footprint_table
 from benchmarks.packing import markdown as packing_markdown
 from benchmarks.report import markdown_table, memory_table, timing_table
+from benchmarks.serving import int8_markdown, load_markdown
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES
@@ -256,6 +257,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
     "packing": partial(study, "packing", packing_markdown, "python -m benchmarks.packing"),
+    "serving": partial(study, "serving", load_markdown, "python -m benchmarks.serving"),
+    "int8": partial(study, "serving", int8_markdown, "python -m benchmarks.serving"),
     "table5": partial(study, "table5", table5_markdown, "python -m research.table5"),
     "context": partial(study, "context", context_markdown, "python -m research.context"),
     "retrieval": partial(study, "retrieval", retrieval_markdown, "python -m research.retrieval"),

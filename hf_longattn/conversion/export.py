@@ -29,7 +29,7 @@ from .decoder_export import TASK as WITH_PAST
 from .inspection import inspect_checkpoint
 from .int8 import INT8_FILE, Runner, measure, quantise
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
-from .pooling import SentencePooling, sentence_pooling
+from .pooling import SentencePooling, sentence_pooling, write_for_servers
 from .report import FAILED, PASSED, TOLERANCE, Check, versions
 from .sources.base import SIDECARS, ResultInfo, Source
 from .sources.sentence_transformers import SentenceSource
@@ -145,7 +145,7 @@ def export_checkpoint(
     if task == WITH_PAST and int8:
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
     decoder = DecoderGraph(loaded) if task == WITH_PAST else None
-    names = decoder.inputs if decoder is not None else input_names(loaded, words.tokenizer, global_attention_mask)
+    names = decoder.inputs if decoder is not None else input_names(loaded, words.source_tokenizer, global_attention_mask)
     needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
     with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
         example_of = partial(example_inputs, loaded, names, words, 2)
@@ -162,6 +162,7 @@ def export_checkpoint(
         _write_configs(loaded, stage)
         if isinstance(found.source, SentenceSource):
             found.source.write_beside(stage, ResultInfo(target, found.class_name, type(loaded).__module__, found.max_length))
+            write_for_servers(stage, found.max_length)
         files = sorted(path.name for path in stage.iterdir())
         written = sum(path.stat().st_size for path in stage.iterdir())
         report = ExportReport(
@@ -442,7 +443,8 @@ def example_inputs(
         ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
     made = {"input_ids": ids, "attention_mask": mask.long()}
     if "token_type_ids" in names:
-        made["token_type_ids"] = torch.zeros_like(ids)
+        second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
+        made["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
     if "global_attention_mask" in names:
         made["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
     if "MultipleChoice" in type(model).__name__:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..reading import read_json_object
-from .sources.sentence_transformers import MODULES, sentence_modules
+from .sources.sentence_transformers import MODULES, SETTINGS, sentence_modules
+from .tensor_files import write_json
 
 
 def _mean(states: Tensor, real: Tensor) -> Tensor:
@@ -87,6 +88,36 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
     if not modes or not set(modes) <= set(POOLINGS) or values.get("include_prompt") is False:
         return None
     return SentencePooling(modes, normalize=len(kinds) == 2)
+
+
+def write_for_servers(folder: Path, max_length: int) -> None:
+    """Rewrite the files about modules in the form that servers and all versions of sentence-transformers read.
+
+    text-embeddings-inference takes ``max_seq_length`` and the keys ``pooling_mode_…`` only, and sentence-transformers before version 6 the
+    old names of modules.
+
+    Args:
+        folder: of an exported graph, with modules.json and what it names.
+        max_length: tokens that the graph takes.
+    """
+    if not (folder / MODULES).is_file():
+        return
+    modules, pooling = sentence_modules(folder), sentence_pooling(folder)
+    for settings in folder.glob(SETTINGS):
+        values = {"max_seq_length": max_length, **read_json_object(settings)}
+        if pooling is not None:  # what version 6 adds to it is what the others do anyway
+            values = {
+                name: value for name, value in values.items() if name not in ("transformer_task", "modality_config", "module_output_name")
+            }
+        write_json(settings, values)
+    if pooling is None:
+        return
+    write_json(folder / MODULES, [{**one, "type": f"sentence_transformers.models.{one['type'].rpartition('.')[2]}"} for one in modules])
+    file = folder / modules[1]["path"] / "config.json"
+    values = read_json_object(file)
+    flags = {f"pooling_mode_{key}": name in pooling.modes for name, key in OLD_KEYS.items()}
+    width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
+    write_json(file, {"word_embedding_dimension": width, **flags, "include_prompt": values.get("include_prompt", True)})
 
 
 def _modes(values: dict[str, Any]) -> tuple[str, ...]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -123,19 +128,69 @@ def test_an_encoder_and_its_decoder(tmp_path: Path) -> None:
     assert "decoder_input_ids" in report.inputs
 
 
-@pytest.mark.slow
-def test_a_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+def sentence_encoder(folder: Path) -> Path:
+    """A window of 64 for 1,024 tokens in a BERT of one layer with random weights, as sentence-transformers saves it."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     from sentence_transformers.base.modules import Transformer
 
-    small = saved(tmp_path / "long", mechanism="window")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "long", "text"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=LENGTH).save_pretrained(small)
-    encoder = sentence_transformers.SentenceTransformer(modules=[Transformer(str(small)), modules.Pooling(32, "mean"), modules.Normalize()])
-    encoder.save(str(tmp_path / "encoder"))
+    small = saved(folder / "small", "window", window=64)
+    with_tokenizer(small)
+    chosen = [Transformer(str(small)), modules.Pooling(32, "mean"), modules.Normalize()]
+    sentence_transformers.SentenceTransformer(modules=chosen).save(str(folder / "encoder"))
+    return folder / "encoder"
+
+
+def with_tokenizer(folder: Path) -> None:
+    """Few words and the letters."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "long", "text", "river", "tree"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=LENGTH).save_pretrained(folder)
+
+
+def test_types_of_tokens_are_an_input_even_if_the_tokenizer_does_not_know_the_text(small: Path, tmp_path: Path) -> None:
+    with_tokenizer(small)
+    assert export_checkpoint(small, tmp_path / "graph", format="torch").inputs == ("input_ids", "attention_mask", "token_type_ids")
+    program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    inputs = {"input_ids": tokens(1, 40), "attention_mask": torch.ones(1, 40, dtype=torch.long)}
+    first, second = (program(**inputs, token_type_ids=torch.full((1, 40), one))["logits"] for one in (0, 1))
+    assert not torch.allclose(first, second)
+
+
+TEXTS = ["a long text", "river tree a b c " * 150, "tree"]
+
+
+class OnnxStandIn:
+    """What sentence-transformers asks of optimum's classes: optimum-onnx 0.1.0 cannot be imported beside transformers 5."""
+
+    asked: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, folder: str, config: Any, file_name: str) -> None:
+        import onnxruntime
+
+        self.config, self._save_pretrained = config, None
+        self.session = onnxruntime.InferenceSession(str(Path(folder) / file_name))
+
+    @classmethod
+    def from_pretrained(cls, folder: str, config: Any, export: bool, file_name: str = "model.onnx", **given: Any) -> OnnxStandIn:
+        cls.asked = {"export": export, "file_name": file_name, **given}
+        return cls(folder, config, file_name)
+
+    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None, **_: Any) -> Any:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        taken = {one.name for one in self.session.get_inputs()}
+        outputs = [one.name for one in self.session.get_outputs()]
+        found = self.session.run(None, {name: given[name].numpy() for name in taken})
+        return transformers.utils.ModelOutput(dict(zip(outputs, map(torch.from_numpy, found), strict=True)))
+
+    __call__ = forward
+
+
+@pytest.mark.slow
+def test_a_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    encoder = sentence_transformers.SentenceTransformer(str(sentence_encoder(tmp_path)), device="cpu")
     report = export_checkpoint(tmp_path / "encoder", tmp_path / "graph")
     assert "sentence_embedding" in report.outputs
     assert {"modules.json", "1_Pooling"} <= {path.name for path in (tmp_path / "graph").iterdir()}
@@ -145,3 +200,70 @@ def test_a_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
     given = {one.name: inputs[one.name] for one in session.get_inputs()}
     (found,) = session.run(["sentence_embedding"], given)
     assert abs(found - encoder.encode(texts)).max() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["model.onnx", "model_int8.onnx"])
+def test_sentence_transformers_finds_all_that_it_looks_for(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Everything but optimum's class, for which another runs the file."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    encoder = sentence_encoder(tmp_path)
+    export_checkpoint(encoder, tmp_path / "graph", int8=True)
+    for name, module in stand_ins().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    chosen = {} if file == "model.onnx" else {"model_kwargs": {"file_name": file}}
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "graph"), backend="onnx", device="cpu", **chosen)
+    assert (OnnxStandIn.asked["export"], OnnxStandIn.asked["file_name"]) == (False, file)
+    assert not [one for one in caplog.records if "onnx" in one.getMessage().lower()]
+    assert type(model[0].model.config) is transformers.BertConfig
+    assert model.max_seq_length == LENGTH
+    expected = sentence_transformers.SentenceTransformer(str(encoder), device="cpu").encode(TEXTS)
+    difference = abs(model.encode(TEXTS) - expected).max()
+    assert difference < (1e-5 if file == "model.onnx" else 0.05)
+
+
+def stand_ins() -> dict[str, ModuleType]:
+    inner = ModuleType("optimum.onnxruntime")
+    inner.ONNX_WEIGHTS_NAME = "model.onnx"  # type: ignore[attr-defined]
+    for task in ("CausalLM", "FeatureExtraction", "MaskedLM", "SequenceClassification"):
+        setattr(inner, f"ORTModelFor{task}", OnnxStandIn)
+    return {"optimum": ModuleType("optimum"), "optimum.onnxruntime": inner}
+
+
+ENCODE = """
+import json, sys
+import numpy
+from sentence_transformers import CrossEncoder, SentenceTransformer
+folder, target, texts, ranks = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4] == "ranks"
+models = [
+    (CrossEncoder if ranks else SentenceTransformer)(folder, backend="onnx", model_kwargs=chosen)
+    for chosen in ({}, {"file_name": "model_int8.onnx"})
+]
+found = [model.predict([(texts[0], text) for text in texts]) if ranks else model.encode(texts) for model in models]
+numpy.save(target, numpy.stack(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["embeds", "ranks"])
+def test_optimum_loads_the_export_in_an_environment_without_this_package(kind: str, tmp_path: Path) -> None:
+    """With transformers 4.57, optimum-onnx 0.1.0 and sentence-transformers 5.1, in the environment whose python OPTIMUM_PYTHON names."""
+    python = os.environ.get("OPTIMUM_PYTHON")
+    if python is None:
+        pytest.skip("optimum-onnx needs transformers < 4.58: OPTIMUM_PYTHON names no python of an environment that has it")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    if kind == "embeds":
+        encoder = sentence_encoder(tmp_path)
+        expected = sentence_transformers.SentenceTransformer(str(encoder), device="cpu").encode(TEXTS)
+    else:
+        encoder = saved(tmp_path / "encoder", head="LongBertForSequenceClassification", window=64)
+        with_tokenizer(encoder)
+        expected = sentence_transformers.CrossEncoder(str(encoder), device="cpu").predict([(TEXTS[0], text) for text in TEXTS])
+    export_checkpoint(encoder, tmp_path / "graph", int8=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    command = [python, "-c", ENCODE, str(tmp_path / "graph"), str(tmp_path / "found.npy"), json.dumps(TEXTS), kind]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert not done.returncode, done.stderr[-3000:]
+    exact, near = np.load(tmp_path / "found.npy")
+    assert abs(exact - expected).max() < 1e-5
+    assert abs(near - expected).max() < 0.2

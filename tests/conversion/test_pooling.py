@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from hf_longattn.conversion.pooling import POOLINGS, SentencePooling, sentence_pooling
+from hf_longattn.conversion.pooling import POOLINGS, SentencePooling, sentence_pooling, write_for_servers
 from hf_longattn.errors import CheckpointError
 
 st = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
@@ -55,3 +56,40 @@ def test_old_files_and_what_is_no_pooling(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[")
     with pytest.raises(CheckpointError):
         sentence_pooling(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["mean", ("cls", "max")], ids=str)
+def test_servers_read_the_files_beside_a_graph(mode: str | tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    st.Pooling(8, mode).save(str(tmp_path / "1_Pooling"))
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"},
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    settings = tmp_path / "sentence_bert_config.json"
+    settings.write_text(json.dumps({"transformer_task": "feature-extraction", "do_lower_case": True, "modality_config": {}}))
+    write_for_servers(tmp_path, 4096)
+    assert json.loads(settings.read_text()) == {"max_seq_length": 4096, "do_lower_case": True}
+    written = json.loads((tmp_path / "modules.json").read_text())
+    assert [one["type"] for one in written] == ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
+    values = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
+    assert (values["word_embedding_dimension"], values["pooling_mode_mean_tokens"]) == (8, mode == "mean")
+    assert sum(value for name, value in values.items() if name.startswith("pooling_mode")) == (1 if mode == "mean" else 2)
+    again = sentence_pooling(tmp_path)
+    assert again is not None
+    assert set(again.modes) == ({mode} if isinstance(mode, str) else set(mode))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = st.Pooling.load(str(tmp_path / "1_Pooling"))
+    assert loaded.get_embedding_dimension() == 8 * len(again.modes)
+
+
+def test_a_cross_encoder_keeps_what_version_6_adds(tmp_path: Path) -> None:
+    write_for_servers(tmp_path, 64)
+    (tmp_path / "modules.json").write_text(json.dumps([{"path": "", "type": "a.Transformer"}]))
+    settings = tmp_path / "sentence_bert_config.json"
+    settings.write_text(json.dumps({"transformer_task": "sequence-classification"}))
+    write_for_servers(tmp_path, 64)
+    assert json.loads(settings.read_text()) == {"max_seq_length": 64, "transformer_task": "sequence-classification"}
+    assert json.loads((tmp_path / "modules.json").read_text()) == [{"path": "", "type": "a.Transformer"}]
