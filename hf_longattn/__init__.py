@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         plan_conversion,
         revert_checkpoint,
     )
+    from .diagnostics import Diagnosis, diagnose
     from .errors import LongAttentionError
     from .explain import Explanation, explain
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
@@ -46,6 +47,7 @@ __all__ = [
     "ConversionConfig",
     "ConversionPlan",
     "ConversionReport",
+    "Diagnosis",
     "Explanation",
     "ExportReport",
     "LongAttentionConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "audit_reach",
     "build_mechanism",
     "convert_checkpoint",
+    "diagnose",
     "enable_long_attention",
     "explain",
     "export_checkpoint",
@@ -92,6 +95,7 @@ _WHERE = {
         "plan_conversion",
         "revert_checkpoint",
     ),
+    "diagnostics": ("Diagnosis", "diagnose"),
     "explain": ("Explanation", "explain"),
     "errors": ("LongAttentionError",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),

@@ -29,6 +29,7 @@ LAYERS = (
     ("families",),
     ("evaluation",),
     ("conversion", "training", "hub"),
+    ("diagnostics",),
     ("cli",),
     ("__main__",),
 )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LongAttentionError, lacks_memory, printable, shortened
-from . import audit, convert, export, hub, inspect, train
+from . import audit, convert, diagnose, export, hub, inspect, train
 
 __all__ = ["app", "main"]
 
@@ -44,6 +44,7 @@ COMMANDS = (
     export.export,
     convert.plan,
     inspect.inspect,
+    diagnose.diagnose,
     audit.audit,
     export.revert,
     inspect.mechanisms,

@@ -111,11 +111,11 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
     return {**({"in_turn": turns} if turns else {}), **layers}
 
 
-def parse_mechanism(rule: str | None) -> dict[str, Any] | None:
+def parse_mechanism(rule: str | None, flag: str = "--decoder-mechanism") -> dict[str, Any] | None:
     """`window:window=256` -> {"mechanism": "window", "window": "256"}."""
     from ..mechanisms.composite import read_choice
 
-    with _bad_parameter("--decoder-mechanism"):
+    with _bad_parameter(flag):
         return None if rule is None else read_choice(rule)
 
 

@@ -24,7 +24,7 @@ from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.shards import Locality
 from ..errors import OptionError
-from .base import Mechanism, scaled_scores, softmax_over, visible_to_all
+from .base import KeptKeys, Mechanism, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs
 from .options import Options, option
 from .registry import register_mechanism
@@ -117,6 +117,12 @@ class AdaptiveSpan(Mechanism):
         _, h, q_idx, kv_idx = grid_of(q, k)
         mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
         return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+        """Those within the span and its ramp."""
+        reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
+        places = torch.arange(k.shape[2], device=k.device)
+        return lambda rows, scores: (rows[:, None] - places).abs() < reach
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]

@@ -24,6 +24,9 @@ from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options
 from .token_rules import TokenRule
 
+KeptKeys = Callable[[Tensor, Tensor], Tensor]
+"""``(rows, scores) -> kept``: which keys the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable). Their scores are
+``(B, H, n, N)``, -inf for keys that causality or padding hides; such keys may be among those kept."""
 DENSE_LIMIT = 4096
 """Longest input, in tokens, for which dense attention weights are returned."""
 
@@ -254,6 +257,17 @@ class Mechanism(nn.Module, ABC):
 
     def reach(self, causal: bool = True) -> int | None:
         """How many past keys a causal query sees, its own included; ``None`` when unbounded. Sizes the decode cache."""
+        return None
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+        """Which keys of full attention each query keeps, where the mechanism is softmax over some of them; ``None`` for anything else.
+
+        For some rows at a time, in memory linear in N, without the values and for any queries: :mod:`hf_longattn.diagnostics` measures how
+        much of the softmax's mass is kept.
+
+        Args:
+            q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, by which data-dependent mechanisms select.
+        """
         return None
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:

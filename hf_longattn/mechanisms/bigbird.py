@@ -25,13 +25,13 @@ from torch import Tensor
 from ..engines.batch import last_real
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall, GatherTile, MaskMod, plus
-from ..engines.dense import dense_attention, grid_of, repeat_heads
+from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
 from ..errors import LengthError, OptionError
 from ..naming import OPERATORS
-from .base import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .base import KeptKeys, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import joined, tokens_of
 from .masked import MaskedMechanism
 from .options import Options, option
@@ -164,6 +164,11 @@ class BigBird(MaskedMechanism):
             return times * key_mask[b, q_idx] if key_mask is not None and self._zeroes_padding(length) else times
 
         return count
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+        times = self.times(call, self.resolve_globals(k, call))
+        b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
+        return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0
 
     def _zeroes_padding(self, length: int) -> bool:
         """Whether the output of padding is zeros, as in transformers; otherwise it is arbitrary."""

@@ -25,7 +25,7 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
-from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .base import KeptKeys, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import tokens_of
 from .options import Options, option
 from .registry import register_mechanism
@@ -117,6 +117,24 @@ class BlockTopK(SummarisedMechanism):
             return block_selected_attention(q, k, v, chosen, o.block_size, call)
         parts = [GatherTile(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
         return gathered_attention(q, k, v, parts, call)
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+        size, each = self.options.block_size, self.options.per == "query"
+        means, filled = block_means(repeat_heads(k, q.shape[1]), call.key_mask, size)
+        askers = q if each else block_means(q, call.key_mask, size)[0]
+        blocks = torch.arange(means.shape[2], device=q.device)
+        block = torch.arange(k.shape[2], device=q.device) // size
+
+        def kept(rows: Tensor, scores: Tensor) -> Tensor:
+            own = block[rows][:, None]
+            gates = askers[:, :, rows if each else own[:, 0]].to(means.dtype) @ means.mT
+            allowed = ((blocks < own) if call.causal else (blocks != own)) & filled[:, None]
+            chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
+            listed = torch.where(chosen < 0, own, chosen)
+            seen = (blocks == own).expand(*gates.shape[:2], -1, -1).clone().scatter_(-1, listed, True)
+            return seen[..., block]
+
+        return kept
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
         """The keys of each block of queries, ``(B, H, n, k·b)``: its own and those of the ``chosen (B, H, n, k - 1)``, in order."""

@@ -11,6 +11,7 @@ float64 whatever the dtype, so that neither the shape of a batch nor its padding
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, gathered_kv_attention, term_at
-from .base import pad_queries, scaled_scores, softmax_over
+from .base import KeptKeys, pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism
 
 
@@ -122,6 +123,29 @@ class BucketedMechanism(SummarisedMechanism):
         seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
         return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=call.scale)
 
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+        if self.count_duplicates or not self.plain_scores:
+            return None
+        meets, places = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)
+
+        def kept(rows: Tensor, scores: Tensor) -> Tensor:
+            met = meets(rows)
+            return met | (~met.any(-1, keepdim=True) & (rows[:, None] == places))
+
+        return kept
+
+    @property
+    def plain_scores(self) -> bool:
+        """Whether scores are those of full attention: the given queries and keys, without an affinity."""
+        return True
+
+    @abstractmethod
+    def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        """:meth:`meetings` for some of the queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool, in memory linear in N.
+
+        q, k: ``(B, H, N, D)``.
+        """
+
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """M' of the definition, ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
         real, count = call.real(k), self.meetings(q, k, call)
@@ -172,6 +196,26 @@ class BucketedMechanism(SummarisedMechanism):
             logarithm = count.clamp(min=1).to(torch.promote_types(q.dtype, torch.float32)).log()
             score_mod = plus(score_mod, lambda *_: logarithm)
         return call.replace(score_mod=score_mod)
+
+
+def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Callable[[Tensor], Tensor]:
+    """:func:`recent_in_bucket` for some of N queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool, in any of the rounds.
+
+    query_buckets, key_buckets: ``(B, H, R, N)``.
+    """
+    places = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
+
+    def met(rows: Tensor) -> Tensor:
+        found: Tensor | None = None
+        past = (places <= rows[:, None]) & real[:, None, None, :]
+        for asked, listed in zip(query_buckets[..., rows].unbind(2), key_buckets.unbind(2), strict=True):
+            same = (asked[..., None] == listed[..., None, :]) & past
+            recent = same & (same.flip(-1).cumsum(-1).flip(-1) <= size)
+            found = recent if found is None else found | recent
+        assert found is not None
+        return found
+
+    return met
 
 
 def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:

@@ -46,7 +46,7 @@ from ..engines.shards import Locality
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
-from .base import Mechanism, pad_queries, visible_to_all
+from .base import KeptKeys, Mechanism, pad_queries, visible_to_all
 from .layout import joined, neighbourhoods
 from .options import Options, option
 from .pooled import PooledKeys, pooled_weights, uniform
@@ -268,6 +268,28 @@ class Lsg(Mechanism):
             seen = torch.cat([seen, far if rows is None else far & ~rows], -1)
             k, v, call = means.appended(k, v, call)
         return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen, q_idx=i)
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+        if self.beyond and self.options.selection in MEANS:
+            return None
+        length, missing, taken = k.shape[2], self.missing, None
+        block = (torch.arange(length, device=k.device) + missing) // self.options.block_size
+        tokens = self.resolve_globals(k, call)
+        if self.beyond:
+            shifted = _shifted(call.replace(global_mask=tokens), missing, k) if missing else call.replace(global_mask=tokens)
+            keys = F.pad(repeat_heads(k, q.shape[1]), (0, 0, missing, 0)).detach()
+            places = chosen_keys(self.options.selection, keys, _choosable(shifted), self.cells).flatten(2)
+            places = torch.where(places < missing, missing + length, places) - missing
+            taken = torch.zeros(*places.shape[:2], length + 1, dtype=torch.bool, device=k.device).scatter_(2, places, True)[..., None, :-1]
+
+        def kept(rows: Tensor, scores: Tensor) -> Tensor:
+            away = (block[rows][:, None] - block).abs()
+            seen = (away <= 1)[None, None]
+            if taken is not None:
+                seen = seen | (taken & (away <= 1 + self.beyond))
+            return seen if tokens is None else seen | tokens[:, None, None] | tokens[:, None, rows, None]
+
+        return kept
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         k, size, first = repeat_heads(k, q.shape[1]), self.options.block_size, -self.missing

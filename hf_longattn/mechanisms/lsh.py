@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +39,7 @@ from ..engines.dispatch import Facts, choose
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .base import Mechanism
-from .bucketed import BucketedMechanism, recent_in_bucket
+from .bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .options import Options, option
 from .registry import register_mechanism
 
@@ -168,6 +169,16 @@ class LSH(BucketedMechanism):
             met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
         return met.sum(2)
 
+    @property
+    def plain_scores(self) -> bool:
+        return not self.options.shared_qk
+
+    def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        queries, keys, size = self.hashes(q), self.hashes(k), self.options.bucket_size
+        if call.causal:
+            return recent_by_rows(queries, keys, call.real(k), size)
+        return chunks_by_rows(queries, keys, call.real(k), size, **self._chunks)
+
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, given: Tensor, call: AttentionCall) -> Tensor:
         o = self.options
         alike = o.shared_qk and o.count_duplicates and not call.causal and q_len == k.shape[2]
@@ -228,6 +239,32 @@ def signed_argmax(x: Tensor) -> Tensor:
         index = torch.where(size > highest, f + half * (column < 0), index)
         highest = torch.maximum(highest, size)
     return index
+
+
+def chunks_by_rows(
+    query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int
+) -> Callable[[Tensor], Tensor]:
+    """:func:`chunks_meet` for some of N queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool, in any of the rounds.
+
+    query_buckets, key_buckets: ``(B, H, R, N)``.
+    """
+    length = key_buckets.shape[-1]
+    position, listed = torch.arange(length, device=key_buckets.device), real[:, None, None, :]
+    order = (key_buckets * length + position).masked_fill(~listed, torch.iinfo(torch.int64).max).sort(-1).values
+    count = listed.sum(-1, keepdim=True)
+    chunks = ((count + size - 1) // size).clamp(min=1)
+    home = torch.searchsorted(order, query_buckets * length + position).minimum((count - 1).clamp(min=0)) // size
+    there = torch.searchsorted(order, key_buckets * length + position) // size
+
+    def met(rows: Tensor) -> Tensor:
+        found = torch.zeros(*home.shape[:2], len(rows), length, dtype=torch.bool, device=real.device)
+        for turn in range(home.shape[2]):
+            for offset in range(-before, after + 1):
+                near = (home[:, :, turn, rows] + offset) % chunks[:, :, 0]
+                found |= near[..., None] == there[:, :, turn, None, :]
+        return found & listed
+
+    return met
 
 
 def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int) -> Tensor:

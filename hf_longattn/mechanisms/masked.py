@@ -18,7 +18,7 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.shards import Locality
 from ..positions.relative import Span
-from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .base import KeptKeys, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs, global_parts, triangle
 
 
@@ -45,6 +45,15 @@ class MaskedMechanism(Mechanism):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q, k, call)
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+        return self.kept_by_mask(k, call) if self.options.is_mask() and self.recursion is None else None
+
+    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
+        """:meth:`kept_keys` where the mask says it all."""
+        mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
+        b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
+        return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
 
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..engines.call import AttentionCall, mod_of_heads
 from ..engines.shards import Shard
 from ..errors import OptionError
-from .base import Mechanism
+from .base import KeptKeys, Mechanism
 from .composite import Composite, HeadChoice
 from .options import Options, option
 from .registry import register_mechanism
@@ -131,6 +131,22 @@ class PerHead(Composite):
             queries, keys = self._of_heads(heads, q, k)
             weights.append(member.dense_weights(queries, keys, call.replace(score_mod=mod_of_heads(call.score_mod, heads))))
         return self._in_order(weights)
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+        members: list[tuple[KeptKeys, list[int]]] = []
+        for member, heads in self._heads():
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
+            queries, keys = self._of_heads(heads, q, k)
+            kept = member.kept_keys(queries, keys, own)
+            if kept is None:
+                return None
+            members.append((kept, heads))
+
+        def of_all(rows: Tensor, scores: Tensor) -> Tensor:
+            found = [(kept(rows, _take(scores, heads)), heads) for kept, heads in members]
+            return self._in_order([some.expand(len(scores), len(heads), *scores.shape[2:]) for some, heads in found])
+
+        return of_all
 
     def _heads(self) -> Iterator[tuple[Mechanism, list[int]]]:
         return zip(self.mechanisms, self.groups, strict=True)

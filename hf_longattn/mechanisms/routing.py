@@ -43,7 +43,7 @@ from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
 from .base import Mechanism
-from .bucketed import BucketedMechanism, recent_in_bucket
+from .bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .layout import band_tile
 from .options import Options, option
 from .registry import register_mechanism
@@ -183,6 +183,33 @@ class Routing(BucketedMechanism):
             _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
             met = met | ((q_idx - kv_idx >= band[0]) & (q_idx - kv_idx <= band[1]))
         return (met & real[:, None, None, :]).int()
+
+    @property
+    def plain_scores(self) -> bool:
+        return not (self.learned or self.options.normalise)
+
+    def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        real, band, places = call.real(k), self._band(call.causal), torch.arange(k.shape[2], device=k.device)
+        asked = self.clusters(q, None)
+        if call.causal:
+            clustered = recent_by_rows(asked[:, :, None], self.clusters(k, None)[:, :, None], real, self.size)
+        else:
+            members = topk(self._ranked(k, None, real), self.size)  # (B, H, clusters, size)
+            members = torch.where(members < 0, k.shape[2], members)
+
+            def clustered(rows: Tensor) -> Tensor:
+                chosen = members.gather(2, asked[:, :, rows, None].expand(-1, -1, -1, members.shape[-1]))
+                empty = torch.zeros(*chosen.shape[:3], k.shape[2] + 1, dtype=torch.bool, device=k.device)
+                return empty.scatter_(-1, chosen, True)[..., :-1]
+
+        def met(rows: Tensor) -> Tensor:
+            seen = clustered(rows)
+            if band is not None:
+                distance = rows[:, None] - places
+                seen = seen | ((distance >= band[0]) & (distance <= band[1]))
+            return seen & real[:, None, None, :]
+
+        return met
 
     def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
         if not self.learned:

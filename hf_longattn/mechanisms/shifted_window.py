@@ -30,7 +30,7 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.shards import Locality
 from ..errors import OptionError
-from .base import Mechanism, pad_queries
+from .base import KeptKeys, Mechanism, pad_queries
 from .layout import block_sizes, cells, triangle
 from .masked import MaskedMechanism
 from .options import Options, option
@@ -121,9 +121,20 @@ class ShiftedWindow(MaskedMechanism):
         if not (self.grouped and self.options.wrap):
             return seen
         real = call.real(k)
-        start, stop = self._last_group(real)
-        _, h, q_idx, kv_idx = index_grid(1, self.num_heads, q.shape[2], k.shape[2], k.device)
-        start, stop = (x.view(-1, 1, 1, 1) for x in (start, stop))
+        return seen | self._wrapped(*index_grid(1, self.num_heads, q.shape[2], k.shape[2], k.device)[1:], real, call.causal)
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+        masked = self.kept_by_mask(k, call)
+        if not (self.grouped and self.options.wrap):
+            return masked
+        if call.causal:
+            return None  # the first tokens see the last ones, which full attention hides from them
+        real, (_, h, _, kv_idx) = call.real(k), index_grid(1, self.num_heads, 1, k.shape[2], k.device)
+        return lambda rows, scores: masked(rows, scores) | self._wrapped(h, rows.view(1, 1, -1, 1), kv_idx, real, call.causal)
+
+    def _wrapped(self, h: Tensor, q_idx: Tensor, kv_idx: Tensor, real: Tensor, causal: bool) -> Tensor:
+        """The pairs that ``wrap`` joins."""
+        start, stop = (x.view(-1, 1, 1, 1) for x in self._last_group(real))
 
         def at_the_start(index: Tensor) -> Tensor:
             return (index < self.shift) & (start > 0)
@@ -132,9 +143,9 @@ class ShiftedWindow(MaskedMechanism):
             return (index >= start) & (index < stop)
 
         joined = at_the_start(q_idx) & at_the_end(kv_idx)
-        if not call.causal:
+        if not causal:
             joined = joined | (at_the_end(q_idx) & at_the_start(kv_idx))
-        return seen | (joined & (h >= self.first_shifted) & real[:, None, None, :])
+        return joined & (h >= self.first_shifted) & real[:, None, None, :]
 
     def _last_group(self, real: Tensor) -> tuple[Tensor, Tensor]:
         """First token of the shifted heads' last group, at most 0 where it is also the first one, and the one after its last, ``(B,)``."""

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
-from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk_keys
-from .base import scaled_scores, softmax_over, visible_to_all
+from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
+from .base import KeptKeys, scaled_scores, softmax_over, visible_to_all
 from .options import Options, option
 from .registry import register_mechanism
 from .summaries import CacheSummaries, SummarisedMechanism, attend_at
@@ -71,6 +71,14 @@ class TopK(SummarisedMechanism):
             else:
                 index = search_keys(q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod)
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+        def kept(rows: Tensor, scores: Tensor) -> Tensor:
+            chosen = topk(scores, self.options.num_keys)
+            empty = torch.zeros(*scores.shape[:-1], scores.shape[-1] + 1, dtype=torch.bool, device=scores.device)
+            return empty.scatter_(-1, torch.where(chosen < 0, scores.shape[-1], chosen), True)[..., :-1]
+
+        return kept
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The largest key norm of every unit, ``(B, H_kv, m)``."""

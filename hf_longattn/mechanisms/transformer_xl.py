@@ -28,7 +28,7 @@ from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.shards import Locality
 from ..positions.relative import Span
-from .base import both, pad_queries, scaled_scores, softmax_over
+from .base import KeptKeys, both, pad_queries, scaled_scores, softmax_over
 from .layout import block_sizes, cells, triangle
 from .masked import GatheredMechanism
 from .options import Options, option
@@ -89,6 +89,9 @@ class TransformerXL(GatheredMechanism):
         most = min(self.options.memory_length, (len(blocks) - 1) * self.options.segment_length)
         memory = blocks[:, :1] + torch.arange(-most, 0, device=device)
         return blocks, memory.clamp(min=-1)
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+        return self.kept_by_mask(k, call)  # where gradients stop plays no part
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The memory holds ``call.stopped``, keys and values ``(B, H_kv, n, D)`` of the last n tokens, or k and v detached if ``None``."""

@@ -98,6 +98,7 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
                 "destination": str(out / "made"),
                 "repo": "writer/x",
                 "name": "window",
+                "text": places["FILE"],
             }
             typed.append({**filled, **driven}.get(parameter.name, parameter.name))
         elif path[0] == "bench" and parameter.name in TINY:

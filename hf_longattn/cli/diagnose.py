@@ -1,0 +1,143 @@
+"""`longattn diagnose MODEL TEXT`: what a model attends to as its text grows, and what each mechanism would keep of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as flags
+
+__all__ = ["diagnose"]
+
+
+def diagnose(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long or short checkpoint: a folder or a Hub repository id.")],
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file, at least as long as the longest length.")],
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Numbers of tokens, for example 512,2K,8K.",
+            show_default="512,1K,2K,4K,8K as far as model and text reach",
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page into this file, which must not exist.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write all numbers as JSON into this file, which must not exist.")] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MECHANISM[:NAME=VALUE,...]",
+            help="A mechanism to compare, for example window:window=512. Repeatable.",
+            show_default="all of them, with usual options",
+        ),
+    ] = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POSITIONS",
+            help="Extend the positions to the longest length, as --positions of `longattn convert`: tile, interpolate, rope:yarn …",
+        ),
+    ] = None,
+    mechanism: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MECHANISM[:NAME=VALUE,...]",
+            help="With --extend: what the layers run, for example window:window=512.",
+            show_default="what `longattn convert` chooses",
+        ),
+    ] = None,
+    within_mechanism: Annotated[
+        bool, typer.Option("--within-mechanism", help="Measure the softmax over the keys that each layer's mechanism keeps, not over all.")
+    ] = False,
+    queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over the text.")] = 1024,
+    needle: Annotated[
+        str | None, typer.Option(help="A sentence to plant in the text.", show_default="one about a secret number of Lisbon")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="What comes at the end of the text and asks for the needle; required with --needle.")
+    ] = None,
+    depths: Annotated[
+        str, typer.Option(metavar="SHARE,...", help="Where the needle is planted, as shares of the text before it.")
+    ] = "0.1,0.5,0.9",
+    no_needle: Annotated[bool, typer.Option("--no-needle", help="Plant no needle.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")] = None,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Show how attention dilutes with length, layer by layer and head by head, and what mechanisms would keep of it.
+
+    The numbers come from the model's own queries and keys. --html writes a page with pictures that opens offline.
+    """
+    if (needle is None) != (question is None):
+        raise typer.BadParameter("--needle and --question are given together.", param_hint="--needle")
+    if no_needle and needle is not None:
+        raise typer.BadParameter("contradicts --needle.", param_hint="--no-needle")
+    for file in (html, save):
+        if file is not None:
+            _check_new(file)
+
+    from ..diagnostics import diagnose as run
+    from ..diagnostics import html_page
+    from ..diagnostics.texts import NEEDLE, QUESTION, Needle, read_depths, read_lengths
+    from .show import print_json
+    from .show_diagnosis import diagnosis_progress, show_diagnosis
+
+    planted = None if no_needle else Needle(needle or NEEDLE, question or QUESTION, read_depths(depths))
+    with diagnosis_progress() as progress:
+        found = run(
+            model,
+            text,
+            lengths=None if lengths is None else read_lengths(lengths.split(",")),
+            queries=queries,
+            needle=planted,
+            candidates=candidate,
+            within_mechanism=within_mechanism,
+            extend=extend,
+            mechanism=flags.parse_mechanism(mechanism, "--mechanism"),
+            device=device,
+            revision=revision,
+            token=token,
+            progress=progress,
+        )
+    if html is not None:
+        _write_new(html, html_page(found))
+    if save is not None:
+        _write_new(save, json.dumps(found.to_dict(), ensure_ascii=False) + "\n")
+    if as_json:
+        print_json(found.to_dict())
+        return
+    show_diagnosis(found)
+    for file in (html, save):
+        if file is not None:
+            print(f"written: {file}")
+
+
+def _check_new(file: Path) -> None:
+    """Refuse a file that exists, or whose folder does not."""
+    from ..errors import CheckpointError, DestinationExistsError
+    from ..reading import check_name
+
+    check_name(file)
+    if os.path.lexists(file):
+        raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
+    if not file.absolute().parent.is_dir():
+        raise CheckpointError(f"The folder {str(file.absolute().parent)!r} does not exist; make it, or choose another file.")
+
+
+def _write_new(file: Path, text: str) -> None:
+    """Write a whole file, or nothing; an existing one is kept."""
+    from ..errors import DestinationExistsError
+
+    stage = file.absolute().with_name(f".{file.name[:100]}.partial-{os.getpid()}")
+    try:
+        stage.write_text(text, encoding="utf-8")
+        if os.path.lexists(file):
+            raise DestinationExistsError(f"{str(file)!r} was created by another process; choose another file.")
+        stage.rename(file)
+    finally:
+        stage.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""Mechanisms that a diagnosis compares, and what each would keep of a layer's softmax."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import LongAttentionError
+from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
+from ..mechanisms.base import KeptKeys
+from ..mechanisms.composite import read_choice, write_choice
+from ..mechanisms.registry import check_options, mechanism_class, mechanism_from
+from .rows import LayerAttention
+
+USUAL = (
+    "window:window=128", "window:window=256", "window:window=512", "window:window=1024", "window:window=512,num_sinks=4",
+    "longformer:window=256", "longformer:window=512", "bigbird", "lsg", "lsg:selection=strided", "strided", "fixed",
+    "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl", "shifted_window",
+    "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
+)  # fmt: skip
+"""Compared by default; of mechanisms that are not among them, the default options are."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mechanism with options.
+
+    asked: whether the user named it, so that it is refused, not left out, where it cannot be built.
+    """
+
+    mechanism: str
+    options: dict[str, Any] = field(default_factory=dict)
+    asked: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> Candidate:
+        """From ``window:window=512``; raises :class:`OptionError` and :class:`UnknownMechanismError`."""
+        values = read_choice(text)
+        name = values.pop("mechanism")
+        check_options(name, values)
+        return cls(name, values, asked=True)
+
+    def __str__(self) -> str:
+        options = {name: f"[{value}]" if set(str(value)) & set(",;+") else value for name, value in self.options.items()}
+        return write_choice({"mechanism": self.mechanism, **options})
+
+    @property
+    def flags(self) -> str:
+        """The flags of ``longattn convert`` that choose it."""
+        given = "".join(f" --option {name}={_shell(value)}" for name, value in self.options.items())
+        return f"--mechanism {self.mechanism}{given}"
+
+    def build(self, layer: LayerAttention, number: int) -> Mechanism:
+        """The mechanism for a layer with this ``number``, as a conversion makes it, for the layer's length."""
+        heads, width = layer.heads, layer.q.shape[-1]
+        built = mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=width, max_length=layer.length)
+        built.layer = number
+        return built.to(layer.k.device)
+
+    def reach(self, length: int, causal: bool, heads: int, head_dim: int) -> int | None:
+        """The furthest distance at which a query sees a key, global tokens apart; ``None`` if that is not bounded."""
+        built = mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length)
+        local = built.locality(causal)
+        return None if local is None else max(local.back, local.ahead)
+
+    def pairs(self, length: int, causal: bool, heads: int, head_dim: int) -> int:
+        """Query–key products of one head, the unit in which costs are compared."""
+        return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).pairs(length, causal)
+
+
+def usual_candidates() -> list[Candidate]:
+    """:data:`USUAL`, and the other mechanisms with their default options."""
+    chosen = [Candidate.read(text) for text in USUAL]
+    named = {one.mechanism for one in chosen}
+    others = [Candidate(name) for name in list_mechanisms() if name not in named]
+    return [Candidate(one.mechanism, one.options) for one in chosen] + others
+
+
+def read_candidates(texts: Iterable[str]) -> list[Candidate]:
+    """Each from ``window:window=512``, without repetitions."""
+    return list({str(one): one for one in map(Candidate.read, texts)}.values())
+
+
+def not_applicable(candidate: Candidate, causal: bool) -> str:
+    """Why ``candidate`` cannot be measured in layers of this form, one sentence; empty if nothing speaks against it yet."""
+    form = mechanism_class(candidate.mechanism).causal
+    if form not in ("both", causal):
+        kinds = ["causal" if one else "bidirectional" for one in (form, causal)]
+        return f"exists in the {kinds[0]} form only, and these layers are {kinds[1]}."
+    return ""
+
+
+def no_selection(candidate: Candidate) -> str:
+    """What is said of a mechanism without ``kept_keys``."""
+    return f"is no softmax over some of the keys ({mechanism_info(candidate.mechanism).summary}), so no part of the mass is kept or lost."
+
+
+def kept_keys(candidate: Candidate, layer: LayerAttention, number: int) -> KeptKeys | str:
+    """What ``candidate`` keeps in a layer, by its definition and, where it selects by content, by the layer's queries and keys.
+
+    Returns:
+        ``kept(rows, scores)``, or one sentence why there is no such thing.
+    Raises:
+        LongAttentionError: a candidate that the user named cannot be built for this layer.
+    """
+    causal = layer.call.causal
+    if why := not_applicable(candidate, causal):
+        return why
+    try:
+        mechanism = candidate.build(layer, number)
+        if mechanism.causal not in ("both", causal):
+            raise mechanism.wrong_form(causal, "the model")
+        call = layer.call if mechanism.takes_globals else layer.call.replace(global_mask=None)
+        found = mechanism.kept_keys(layer.q, layer.k, call)
+    except LongAttentionError as error:
+        if candidate.asked:
+            raise
+        return str(error)
+    return no_selection(candidate) if found is None else found
+
+
+def all_kept_keys(candidates: Sequence[Candidate], layer: LayerAttention, number: int) -> list[KeptKeys | str]:
+    """:func:`kept_keys` of each."""
+    return [kept_keys(one, layer, number) for one in candidates]
+
+
+@functools.cache
+def full_pairs(length: int, causal: bool) -> int:
+    """Query–key products of one head of full attention."""
+    return length * (length + 1) // 2 if causal else length * length
+
+
+def _shell(value: Any) -> str:
+    text = str(value)
+    return text if text.replace(":", "").replace("=", "").replace("_", "").replace(".", "").isalnum() else f"'{text}'"

@@ -1,0 +1,321 @@
+"""The result of a diagnosis: numbers for every length, layer and head, what follows from them, and its JSON form.
+
+The JSON object has the keys of :meth:`Diagnosis.to_dict`; its format is described in docs/how-to/diagnose.md and numbered by ``format``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .candidates import Candidate, full_pairs
+from .rows import MEANS, SINK
+from .texts import Needle
+
+FORMAT = 1
+"""Number of the JSON form; it changes when a key changes its meaning or goes."""
+ENOUGH = 0.9
+"""Share of the mass that a recommended mechanism keeps, if any does at less than full attention's cost."""
+ALIKE = 1e-4
+"""Masses that differ by less count as equal."""
+DIGITS = 5
+"""Significant digits of numbers in JSON."""
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One layer at one length; every tensor is float64, with the heads first.
+
+    name: of the attention module.
+    mechanism: what the layer runs.
+    numbers: :data:`~hf_longattn.diagnostics.rows.MEANS` by name, ``(H,)``.
+    distance: mass in each bin of distances, ``(H, bins)``.
+    captured: mass that each candidate keeps, ``(H, candidates)``; nan where that is not applicable.
+    needle: mass on the needle, mean over the question's tokens, ``(H, depths)``; nan without a needle.
+    """
+
+    name: str
+    mechanism: str
+    numbers: Mapping[str, Tensor]
+    distance: Tensor
+    captured: Tensor
+    needle: Tensor
+
+
+@dataclass(frozen=True)
+class LengthDiagnosis:
+    """All layers at one length.
+
+    queries: how many were measured.
+    bins: first and last distance of each bin.
+    pairs: query–key products of one head for each candidate, the unit of cost; ``full_pairs`` for full attention.
+    reaches: the furthest distance at which each candidate sees a key, global tokens apart; ``None`` if that is not bounded.
+    needle_tokens: tokens of the needle; 0 without one.
+    needle_uniform: the share of the mass on the needle if all keys had equal weights.
+    seconds: that the measurement took, all forward passes included.
+    """
+
+    length: int
+    queries: int
+    bins: tuple[tuple[int, int], ...]
+    layers: tuple[LayerDiagnosis, ...]
+    pairs: tuple[int, ...]
+    full_pairs: int
+    reaches: tuple[int | None, ...]
+    needle_tokens: int
+    needle_uniform: float
+    seconds: float
+
+    def captured(self) -> Tensor:
+        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan where not applicable."""
+        return torch.stack([layer.captured for layer in self.layers])
+
+    def number(self, name: str) -> Tensor:
+        """One of :data:`~hf_longattn.diagnostics.rows.MEANS`, ``(layers, H)``."""
+        return torch.stack([layer.numbers[name] for layer in self.layers])
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The candidate that keeps most for its cost.
+
+    mass: that it keeps at ``judged_at`` tokens, mean over layers and heads.
+    cost: its query–key products at the longest length as a share of full attention's.
+    lowest: the least that it keeps in a layer at ``judged_at`` tokens, mean over heads, and that layer's number.
+    enough: whether ``mass`` is at least :data:`ENOUGH`.
+    command: that converts the checkpoint so.
+    """
+
+    candidate: Candidate
+    mass: float
+    cost: float
+    lowest: tuple[float, int]
+    judged_at: int
+    enough: bool
+    command: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a model's attention does with a text as it grows.
+
+    model, text: their names. device: in words.
+    causal: whether the layers look back only.
+    within_mechanism: whether the softmax is over the keys that each layer's mechanism keeps, not over all.
+    needle: that was planted, or ``None``.
+    candidates: the mechanisms compared; ``reasons`` says of those that are not applicable why not, by their text.
+    is_long: whether the checkpoint has mechanisms already.
+    trained_length: where its positions were extended for this diagnosis, the tokens that it read before; else ``None``.
+    """
+
+    model: str
+    model_class: str
+    text: str
+    device: str
+    causal: bool
+    is_long: bool
+    trained_length: int | None
+    within_mechanism: bool
+    needle: Needle | None
+    candidates: tuple[Candidate, ...]
+    reasons: Mapping[str, str]
+    lengths: tuple[LengthDiagnosis, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> LengthDiagnosis:
+        """The longest."""
+        return self.lengths[-1]
+
+    def at(self, length: int | None) -> LengthDiagnosis:
+        """The diagnosis at a length; the longest for ``None``."""
+        return self.last if length is None else next(one for one in self.lengths if one.length == length)
+
+    def applicable(self) -> list[int]:
+        """Numbers of the candidates whose mass was measured, from the cheapest to the most expensive at the longest length."""
+        numbers = [number for number, one in enumerate(self.candidates) if str(one) not in self.reasons]
+        return sorted(numbers, key=lambda number: (self.last.pairs[number], len(str(self.candidates[number]))))
+
+    def mass(self, number: int, length: int | None = None) -> float:
+        """The mass that a candidate keeps, mean over layers and heads."""
+        return float(self.at(length).captured()[..., number].mean())
+
+    def cost(self, number: int, length: int | None = None) -> float:
+        """A candidate's query–key products as a share of full attention's."""
+        found = self.at(length)
+        return found.pairs[number] / found.full_pairs
+
+    def front(self) -> list[int]:
+        """The candidates than which no other keeps more at the same cost or less, cheapest first; mass where mechanisms are
+        :attr:`judged`, cost at the longest length."""
+        found: list[int] = []
+        for number in self.applicable():
+            if not found or self.mass(number, self.judged.length) > self.mass(found[-1], self.judged.length) + ALIKE:
+                if found and self.cost(found[-1]) == self.cost(number):
+                    found.pop()
+                found.append(number)
+        return found
+
+    @property
+    def judged(self) -> LengthDiagnosis:
+        """The length at which mechanisms are judged by what they keep: the longest or, where positions were extended, the longest that the
+        model read before. What full attention does with more positions was never trained, so that keeping it is no merit."""
+        trained = [one for one in self.lengths if self.trained_length is None or one.length <= self.trained_length]
+        return trained[-1] if trained else self.last
+
+    def recommend(self, enough: float = ENOUGH) -> Recommendation | None:
+        """The cheapest candidate that keeps ``enough`` of the mass where mechanisms are :attr:`judged`; if none below full attention's cost
+        does, the one that keeps most for at most half of that cost. Costs are those at the longest length. Where
+        positions were extended, only candidates count that see no further than the model did, if there are any: beyond, positions are
+        seen that were never trained together. ``None`` if no candidate is cheaper than full attention."""
+        at, kept = self.judged.length, self.judged.captured().mean((0, 1)).tolist()
+        cheaper = [number for number in self.applicable() if self.cost(number) < 1]
+        if self.trained_length is not None:
+            cheaper = [number for number in cheaper if (self.last.reaches[number] or self.last.length) <= self.trained_length] or cheaper
+        keeping = [number for number in cheaper if kept[number] >= enough]
+        half = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper
+        if not half:
+            return None
+        chosen = keeping[0] if keeping else max(half, key=kept.__getitem__)
+        by_layer = self.judged.captured()[..., chosen].mean(1)
+        layer = int(by_layer.argmin())
+        candidate = self.candidates[chosen]
+        command = f"longattn convert {'SHORT' if self.is_long else self.model} DST {candidate.flags} --max-length {self.last.length}"
+        return Recommendation(candidate, kept[chosen], self.cost(chosen), (float(by_layer[layer]), layer), at, bool(keeping), command)
+
+    def conclusion(self) -> str:
+        """What the numbers say at the longest length, in one sentence or two."""
+        spread = self.last.number("effective_tokens").mean(1)
+        widest, narrowest = int(spread.argmax()), int(spread.argmin())
+        told = f"At {self.last.length:,} tokens the heads of layer {widest} spread over {_tokens(float(spread[widest]))}"
+        if widest != narrowest:
+            told += f", those of layer {narrowest} over {_tokens(float(spread[narrowest]))}"
+        best = self.recommend()
+        if best is None:
+            return f"{told}."
+        where = "" if best.judged_at == self.last.length else f" at the {best.judged_at:,} tokens that it was trained for"
+        return f"{told}; {best.candidate} keeps {percent(best.mass)} of the attention{where}, at {percent(best.cost)} of the cost."
+
+    def dilution(self) -> str:
+        """How the spread grows from the shortest to the longest length, one sentence; empty for one length."""
+        first, last = self.lengths[0], self.last
+        if first is last:
+            return ""
+        before, after = (float(one.number("effective_tokens").mean()) for one in (first, last))
+        largest = [float(one.number("largest_weight").mean()) for one in (first, last)]
+        growth = math.log(after / before) / math.log(last.length / first.length)
+        kind = "almost as fast as the text" if growth > 0.8 else "more slowly than the text" if growth > 0.2 else "hardly"
+        return (
+            f"From {first.length:,} to {last.length:,} tokens the attention of the average head widens from {before:,.0f} to {after:,.0f} "
+            f"effective tokens ({kind}{' grows' if kind == 'hardly' else ''}), and its largest weight goes from {percent(largest[0])} to "
+            f"{percent(largest[1])}."
+        )
+
+    def needle_heads(self, count: int = 5) -> list[tuple[int, int, float]]:
+        """``(layer, head, share)`` of the heads with the most mass on the needle at the longest length, mean over depths."""
+        if self.needle is None:
+            return []
+        shares = torch.stack([layer.needle for layer in self.last.layers]).mean(-1)
+        order = shares.flatten().argsort(descending=True)[:count].tolist()
+        return [(one // shares.shape[1], one % shares.shape[1], float(shares.flatten()[one])) for one in order]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        best = self.recommend()
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "class": self.model_class,
+            "text": self.text,
+            "device": self.device,
+            "causal": self.causal,
+            "within_mechanism": self.within_mechanism,
+            "trained_length": self.trained_length,
+            "first_tokens": SINK,
+            "conclusion": self.conclusion(),
+            "dilution": self.dilution(),
+            "notes": list(self.notes),
+            "needle": None
+            if self.needle is None
+            else {"text": self.needle.text, "question": self.needle.question, "depths": list(self.needle.depths)},
+            "recommended": None
+            if best is None
+            else {
+                "candidate": str(best.candidate),
+                "mass": _short(best.mass),
+                "judged_at": best.judged_at,
+                "cost": _short(best.cost),
+                "command": best.command,
+            },
+            "candidates": [
+                {"name": str(one), "mechanism": one.mechanism, "options": one.options, "not_applicable": self.reasons.get(str(one))}
+                for one in self.candidates
+            ],
+            "lengths": [self._length(one) for one in self.lengths],
+        }
+
+    def _length(self, found: LengthDiagnosis) -> dict[str, Any]:
+        return {
+            "length": found.length,
+            "queries": found.queries,
+            "seconds": round(found.seconds, 2),
+            "distance_bins": [list(one) for one in found.bins],
+            "needle_tokens": found.needle_tokens,
+            "needle_uniform": _short(found.needle_uniform),
+            "full_pairs": found.full_pairs,
+            "pairs": {str(one): count for one, count in zip(self.candidates, found.pairs, strict=True) if str(one) not in self.reasons},
+            "layers": [
+                {
+                    "name": layer.name,
+                    "mechanism": layer.mechanism,
+                    **{name: _numbers(layer.numbers[name]) for name in MEANS},
+                    "distance": _numbers(layer.distance),
+                    "needle": None if self.needle is None else _numbers(layer.needle),
+                    "captured": {
+                        str(one): _numbers(layer.captured[:, number])
+                        for number, one in enumerate(self.candidates)
+                        if str(one) not in self.reasons
+                    },
+                }
+                for layer in found.layers
+            ],
+        }
+
+
+def costs(candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int) -> list[int]:
+    """Query–key products of one head for each candidate; those of full attention where it is not applicable."""
+    everything = full_pairs(length, causal)
+    return [everything if str(one) in reasons else one.pairs(length, causal, heads, width) for one in candidates]
+
+
+def reaches(
+    candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int
+) -> list[int | None]:
+    """The furthest distance at which each candidate sees a key, ``None`` if that is not bounded or the candidate not applicable."""
+    return [None if str(one) in reasons else one.reach(length, causal, heads, width) for one in candidates]
+
+
+def percent(share: float) -> str:
+    """A share for readers: ``71 %``, ``0.4 %``."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
+
+
+def _tokens(count: float) -> str:
+    """A number of tokens in a sentence."""
+    rounded = f"{count:,.1f}" if count < 10 else f"{round(count, -2 if count >= 2000 else 0):,.0f}"
+    return f"{rounded} tokens"
+
+
+def _short(value: float) -> float | None:
+    return None if math.isnan(value) else float(f"{value:.{DIGITS}g}")
+
+
+def _numbers(values: Tensor) -> Any:
+    """Nested lists of numbers with :data:`DIGITS` digits; ``None`` for nan."""
+    return [_numbers(one) for one in values] if values.dim() else _short(float(values))

@@ -1,0 +1,115 @@
+"""Load the checkpoint that is diagnosed: as it is, or with more positions, as a conversion would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..configuration import LongAttentionConfig
+from ..conversion import plan_conversion
+from ..conversion.architectures import longest
+from ..conversion.config import ConversionConfig
+from ..conversion.model_loading import auto_class_name
+from ..conversion.sources.base import Source, open_source
+from ..conversion.text import load_tokenizer
+from ..errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line
+from ..modeling.family import FAMILIES
+from ..modeling.generic import load_generic
+from ..reading import is_generic
+
+
+def load_for_diagnosis(
+    name: str | Path,
+    lengths: Sequence[int] | None,
+    *,
+    extend: str | None = None,
+    mechanism: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> tuple[nn.Module, Any | None, int | None]:
+    """The model in fp32, its tokenizer, ``None`` if the checkpoint has none, and with ``extend`` the tokens that it read before.
+
+    Args:
+        name: a folder or a Hub repository id.
+        lengths: that will be read; with ``extend``, positions are extended to the longest.
+        extend: ``positions`` of a conversion.
+        mechanism: what the layers run while positions are extended, such as ``{"mechanism": "window", "window": "512"}``; by default what
+            a conversion would make.
+    Raises:
+        CheckpointError: it cannot be loaded, or is quantised.
+        OptionError: ``mechanism`` without ``extend``.
+        PositionError, LengthError: positions cannot be extended so.
+    """
+    if mechanism is not None and extend is None:
+        raise OptionError("A mechanism is chosen for a model whose positions are extended; add --extend tile, or leave --mechanism out.")
+    if extend is not None and lengths is None:
+        raise OptionError("Positions are extended to the longest length; give for example --lengths 512,2K,8K.")
+    source = open_source(name, revision=revision, token=token)
+    is_long, trained = "long_attention" in source.config, None
+    try:
+        if extend is None:
+            model = _load_generic(source) if is_generic(source.config) else _load(source)
+        elif is_long:
+            raise LengthError(f"{source.name!r} is a long model already; leave --extend out, or give the checkpoint that it was made from.")
+        else:
+            model, trained = _load_extended(source, extend, max(lengths or ()), mechanism)
+    except LongAttentionError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"transformers cannot load {source.name!r}: {in_a_line(error)}.") from error
+    return model.eval().to(_device(device)), load_tokenizer(source.folder), trained
+
+
+def _load(source: Source) -> nn.Module:
+    from transformers import AutoModel
+
+    return source.finish(source.load(AutoModel, dtype=torch.float32))
+
+
+def _load_generic(source: Source) -> nn.Module:
+    return load_generic(source.folder, dtype=torch.float32)
+
+
+def _load_extended(source: Source, extend: str, length: int, mechanism: Mapping[str, Any] | None) -> tuple[nn.Module, int]:
+    import transformers
+
+    chosen = None if mechanism is None else LongAttentionConfig.from_dict(mechanism)
+    asked = ConversionConfig(max_length=length, positions=extend, long_attention=chosen)
+    plan = plan_conversion(source, config=asked)
+    name = auto_class_name(plan.config, plan.architecture.long_class)
+    model_class: Any = getattr(transformers, name) if name else plan.architecture.model_class
+    return source.finish(source.load(model_class, config=plan.config, dtype=torch.float32)), plan.old_length
+
+
+def longest_input(config: Any) -> int | None:
+    """The most tokens that a model with this config reads, special ones included; ``None`` where nothing limits them."""
+    kind = getattr(config, "model_type", "")
+    family = FAMILIES[kind] if kind in FAMILIES else next((one for one in FAMILIES.values() if one.config_class.model_type == kind), None)
+    limit = getattr(config, "max_position_embeddings", None)
+    if family is not None and isinstance(limit, int):
+        limit = longest(family, config)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def refuse_longer(name: str, length: int, limit: int) -> LengthError:
+    """What is said of a length that the model's positions do not reach."""
+    return LengthError(
+        f"{name!r} ends at {limit:,} tokens, and {length:,} were asked for; add --extend tile (rotary positions: rope:yarn) to diagnose it "
+        f"with more, or type longattn convert {name} DST --max-length {length} and diagnose the result."
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device that was asked for, or the accelerator, or the CPU."""
+    if name is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if found is None else found
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"There is no device {name!r:.40} here ({in_a_line(error, 120)}); leave --device out.") from error

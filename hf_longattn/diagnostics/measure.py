@@ -1,0 +1,275 @@
+"""Diagnose a model: run it over a text at several lengths, and measure its attention on the way."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..conversion.model_loading import quiet_libraries
+from ..errors import LengthError, OptionError
+from ..mechanisms.base import KeptKeys
+from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates
+from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, costs, reaches
+from .loading import load_for_diagnosis, longest_input, refuse_longer
+from .rows import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
+from .texts import DiagnosisText, Needle
+from .watching import has_mechanisms, is_causal, run_stack, watched_stack, watching
+
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+"""Measured by default, as far as model and text reach."""
+SHORTEST = 16
+QUERIES = 1024
+"""Queries measured at each length, one from each of as many equal parts of the text."""
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CapturedMass:
+    """What candidates keep of the softmax of every layer and head, for one text.
+
+    mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan where a candidate is not applicable.
+    pairs: query–key products of one head for each candidate; ``full_pairs`` for full attention.
+    reasons: of the candidates that are not applicable, by their text.
+    """
+
+    candidates: tuple[Candidate, ...]
+    mass: Tensor
+    pairs: tuple[int, ...]
+    full_pairs: int
+    reasons: Mapping[str, str]
+
+
+@quiet_libraries()
+def diagnose(
+    model: str | Path | nn.Module,
+    text: str | Path | Tensor,
+    *,
+    tokenizer: Any | None = None,
+    lengths: Sequence[int] | None = None,
+    queries: int = QUERIES,
+    needle: Needle | None = Needle(),  # noqa: B008 - it is frozen
+    candidates: Sequence[str] | None = None,
+    within_mechanism: bool = False,
+    extend: str | None = None,
+    mechanism: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Measure how the attention of every layer and head of ``model`` spreads as ``text`` grows, and what mechanisms would keep of it.
+
+        print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
+
+    Numbers come from the queries and keys with which the layers attend, under the softmax over all keys that the base's own attention sees;
+    :mod:`hf_longattn.diagnostics.rows` defines them. A long model runs its mechanisms, so its states are those of real use, and the softmax
+    is nevertheless over all keys, unless ``within_mechanism``. Of an encoder-decoder model the encoder is diagnosed. Memory is linear in
+    the length.
+
+    Args:
+        model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens.
+        tokenizer: of a model in memory.
+        lengths: in tokens, special ones included; 512 to 8,192 as far as model and text reach, if not given.
+        queries: how many are measured at each length; all of a shorter text.
+        needle: a sentence that is planted at several depths, with the question that it answers at the end; ``None`` for none. There is none
+            without a tokenizer either.
+        candidates: mechanisms such as ``"window:window=512"``; the usual ones and every other mechanism's default if not given.
+        within_mechanism: measure the softmax over the keys that each layer's own mechanism keeps.
+        extend: how positions are extended to the longest length, as ``positions`` of a conversion: tile, interpolate, rope:yarn …
+        mechanism: with ``extend``, what the layers run, as in a conversion; what that chooses if not given.
+        device: "cpu", "cuda" …; the accelerator if there is one. A model in memory stays where it is.
+        revision, token: of the Hub repository.
+        progress: called with a sentence before each forward pass.
+    Returns:
+        The diagnosis.
+    Raises:
+        LengthError: the text or the model ends before a length.
+        CheckpointError: no text, or a checkpoint that cannot be loaded or is quantised.
+        BackendError: a model whose attention is not on transformers' AttentionInterface.
+        OptionError, UnknownMechanismError: a candidate or setting that does not exist.
+    """
+    chosen = usual_candidates() if candidates is None else read_candidates(candidates)
+    if queries < 1:
+        raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
+    if lengths is not None and (not lengths or min(lengths) < SHORTEST):
+        raise LengthError(f"Lengths start at {SHORTEST} tokens, and {list(lengths)} were asked for; give for example --lengths 512,2K.")
+    if isinstance(model, nn.Module):
+        if extend is not None or mechanism is not None:
+            raise OptionError("Positions are extended while a checkpoint is loaded; give its name instead of a model, or leave extend out.")
+        loaded, trained = model, None
+        name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
+    else:
+        loaded, found, trained = load_for_diagnosis(
+            model, lengths, extend=extend, mechanism=mechanism, device=device, revision=revision, token=token
+        )
+        name, tokenizer = str(model), found if tokenizer is None else tokenizer
+    stack = watched_stack(loaded)
+    limit = longest_input(stack.config)
+    wanted = sorted(set(lengths)) if lengths is not None else [one for one in LENGTHS if limit is None or one <= limit] or [limit or 0]
+    if limit is not None and wanted[-1] > limit:
+        raise refuse_longer(name, wanted[-1], limit)
+    source = DiagnosisText(text, tokenizer, wanted[-1], stack.config.get_text_config().vocab_size)
+    notes = _notes(source, wanted, limit, lengths is None)
+    if trained is not None and wanted[-1] > trained:
+        notes.append(
+            f"Positions were extended from {trained:,} to {wanted[-1]:,} tokens without training: what full attention does beyond "
+            f"{trained:,} tokens was never learned, so mechanisms are judged by what they keep up to there."
+        )
+    if lengths is None:
+        wanted = [one for one in wanted if one <= source.tokens]
+    if not wanted:
+        source.check(min(LENGTHS[0], limit or LENGTHS[0]))
+    for length in wanted:
+        source.check(length)
+    planted = None if source.tokenizer is None or isinstance(text, Tensor) else needle
+    if planted is not None:
+        source.planted(wanted[0], planted, planted.depths[0], masked=True)  # which refuses what does not fit, before anything runs
+    reasons: dict[str, str] = {}
+    measured = [
+        _measure(stack, source, length, planted, chosen, reasons, queries, within_mechanism, progress or _silent) for length in wanted
+    ]
+    return Diagnosis(
+        model=name, model_class=type(loaded).__name__, text=source.name, device=_device_name(stack), causal=is_causal(stack),
+        is_long=has_mechanisms(stack) and extend is None, trained_length=trained, within_mechanism=within_mechanism, needle=planted,
+        candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def captured_mass(
+    model: PreTrainedModel, ids: Tensor, candidates: Sequence[str | Candidate], *, queries: int = QUERIES, seed: int = 0
+) -> CapturedMass:
+    """What each candidate would keep of the softmax of every layer and head of ``model`` for the text ``ids (N,)``.
+
+    For those who choose mechanisms by it. One forward pass; memory is linear in N.
+
+    Args:
+        model: a model of transformers, long or not; it is left as it was.
+        ids: with the tokenizer's special tokens.
+        candidates: such as ``"longformer:window=512"``.
+        queries: how many are measured.
+        seed: of their choice.
+    Raises:
+        BackendError, OptionError, UnknownMechanismError: as :func:`diagnose`.
+    """
+    chosen = [Candidate.read(one) if isinstance(one, str) else one for one in candidates]
+    stack, reasons = watched_stack(model), dict[str, str]()
+    layers = _Layers(chosen, reasons, sampled_rows(len(ids), queries, seed))
+    with watching(stack, layers.see):
+        run_stack(stack, ids)
+    mass = torch.stack([found["captured"] for found in layers.means()])
+    length, causal = len(ids), is_causal(stack)
+    return CapturedMass(
+        tuple(chosen), mass, tuple(costs(chosen, reasons, length, causal, *layers.shape)), full_pairs(length, causal), reasons
+    )
+
+
+class _Layers:
+    """Sums of every layer of one forward pass."""
+
+    def __init__(self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor) -> None:
+        self.candidates, self.reasons, self.rows = candidates, reasons, rows
+        self.found: dict[int, Mapping[str, Tensor]] = {}
+        self.names: dict[int, tuple[str, str]] = {}
+        """Of the modules, and of what runs there."""
+        self.shape = (1, 1)
+        """Heads, and their width."""
+
+    def see(self, number: int, layer: LayerAttention) -> None:
+        kept: list[KeptKeys | None] = []
+        for candidate, one in zip(self.candidates, all_kept_keys(self.candidates, layer, number), strict=True):
+            if isinstance(one, str):
+                self.reasons.setdefault(str(candidate), one)
+            kept.append(None if isinstance(one, str) else one)
+        sums = RowSums(layer.length, layer.heads, len(kept))
+        sums.add(layer, self.rows, kept)
+        self.shape = (layer.heads, layer.q.shape[-1])
+        self.found[number], self.names[number] = sums.mean(), (layer.name, layer.mechanism)
+
+    def means(self) -> list[dict[str, Tensor]]:
+        """Of every layer, in order; nan for candidates that are not applicable in some layer."""
+        missing = [number for number, one in enumerate(self.candidates) if str(one) in self.reasons]
+        means = [dict(self.found[number]) for number in sorted(self.found)]
+        for mean in means:
+            mean["captured"] = mean["captured"].clone()
+            mean["captured"][:, missing] = torch.nan
+        return means
+
+
+def _measure(
+    stack: PreTrainedModel,
+    source: DiagnosisText,
+    length: int,
+    needle: Needle | None,
+    candidates: Sequence[Candidate],
+    reasons: dict[str, str],
+    queries: int,
+    within_mechanism: bool,
+    progress: Progress,
+) -> LengthDiagnosis:
+    """All layers at one length: one pass over the text, and one for each depth of the needle."""
+    start, rows = time.perf_counter(), sampled_rows(length, queries)
+    progress(f"{length:,} tokens")
+    layers = _Layers(candidates, reasons, rows)
+    with watching(stack, layers.see, within_mechanism=within_mechanism):
+        run_stack(stack, source.plain(length))
+    means = layers.means()
+    shares, tokens = [], 0
+    for depth in () if needle is None else needle.depths:
+        progress(f"{length:,} tokens, needle at {depth:.0%}")
+        planted = source.planted(length, needle, depth, masked=not is_causal(stack))  # type: ignore[arg-type]
+        found: dict[int, Tensor] = {}
+
+        def see(number: int, layer: LayerAttention, found: dict[int, Tensor] = found, at: Any = planted) -> None:
+            found[number] = mass_on(layer, at.question, at.needle)
+
+        with watching(stack, see, within_mechanism=within_mechanism):
+            run_stack(stack, planted.ids)
+        shares.append([found[number] for number in sorted(found)])
+        tokens = len(planted.needle)
+    layered = []
+    for number, mean in enumerate(means):
+        on_needle = (
+            torch.stack([share[number] for share in shares], -1)
+            if shares
+            else mean["distance"].new_full((len(mean["entropy"]), 0), torch.nan)
+        )
+        numbers = {one: mean[one] for one in MEANS}
+        layered.append(LayerDiagnosis(*layers.names[number], numbers, mean["distance"], mean["captured"], on_needle))
+    causal = is_causal(stack)
+    return LengthDiagnosis(
+        length=length, queries=len(rows), bins=tuple(distance_bins(length)), layers=tuple(layered),
+        pairs=tuple(costs(candidates, reasons, length, causal, *layers.shape)), full_pairs=full_pairs(length, causal),
+        reaches=tuple(reaches(candidates, reasons, length, causal, *layers.shape)),
+        needle_tokens=tokens, needle_uniform=tokens / length, seconds=time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def _notes(source: DiagnosisText, wanted: Sequence[int], limit: int | None, chosen_here: bool) -> list[str]:
+    """What was left out, for readers of the report."""
+    notes = []
+    if chosen_here and limit is not None and limit < LENGTHS[-1]:
+        notes.append(
+            f"The model ends at {limit:,} tokens; convert it, or add --extend and --lengths, to see its attention in longer texts."
+        )
+    if chosen_here and wanted and source.tokens < wanted[-1]:
+        notes.append(f"The text has {source.tokens:,} tokens; a longer one shows greater lengths.")
+    return notes
+
+
+def _device_name(stack: PreTrainedModel) -> str:
+    if stack.device.type == "cpu":
+        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return torch.cuda.get_device_name(stack.device) if stack.device.type == "cuda" else str(stack.device)
+
+
+def _silent(sentence: str) -> None:
+    pass

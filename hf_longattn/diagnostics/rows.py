@@ -1,0 +1,185 @@
+"""The softmax of one layer, some queries at a time, and what is measured of it.
+
+With the scores s_ij of the keys that query i sees and p_ij = softmax_j(s_ij), the numbers of a head are means over queries:
+
+    entropy            H_i = -Σ_j p_ij log p_ij, in nats
+    effective_tokens   exp(H_i): as many tokens with equal weights have this entropy
+    participation      1 / Σ_j p_ij², the same by the second moment; a few large weights count more here
+    largest_weight     max_j p_ij
+    attended_share     exp(H_i) / n_i, n_i being the number of keys that query i sees: 1 where all weights are equal
+    first_tokens       Σ_{j < 4} p_ij: the attention sink (Xiao et al. 2023, StreamingLLM, section 3.1)
+    ahead              Σ_{j > i} p_ij
+    distance[b]        Σ_{j: |i-j| in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …
+    captured[c]        Σ_j p_ij [candidate c keeps key j for query i]
+
+Rows are computed in fp32 (fp64 for fp64 inputs), a constant number of scores at a time, so memory is linear in N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..engines.call import AttentionCall
+from ..engines.dense import wide
+from ..mechanisms.base import KeptKeys
+from ..positions.relative import RelativePositions
+
+SINK = 4
+"""Tokens at the start of the text that count as first tokens."""
+CELLS = 1 << 22
+"""Scores of all heads in memory at once."""
+MEANS = ("entropy", "effective_tokens", "participation", "largest_weight", "attended_share", "first_tokens", "ahead")
+"""The numbers of a head, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """Queries and keys of a layer at the moment of attention, for one sequence.
+
+    q, k: ``(1, H, N, D)``, ``(1, H_kv, N, D)``, after norms and rotations.
+    call: causality, padding, the scale, and every term and cap that the model puts on its scores.
+    relative: the relative positions of its mechanism.
+    within: the keys that the reference softmax is over, where that is not all: a sliding window of the base.
+    name, mechanism: of the attention module, and of what runs there.
+    """
+
+    q: Tensor
+    k: Tensor
+    call: AttentionCall
+    relative: RelativePositions | None = None
+    within: KeptKeys | None = None
+    name: str = ""
+    mechanism: str = ""
+
+    @property
+    def length(self) -> int:
+        """N."""
+        return self.k.shape[2]
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.q.shape[1]
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """The scores of the queries at ``rows (n,)``, ``(1, H, n, N)``, -inf for keys that they do not see."""
+        heads, groups, places = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
+        q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
+        with torch.autocast(q.device.type, enabled=False):
+            found = wide(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ wide(self.k).mT * scale
+        found = found.view(len(q), heads, len(rows), self.length)
+        if self.relative is not None:
+            distance = (rows[:, None] - places)[None]
+            found = found + self.relative.term(wide(q), wide(self.k), distance, self.call.causal, scale).to(found.dtype)
+        if self.call.score_mod is not None:
+            b, h = torch.arange(len(q), device=q.device), torch.arange(heads, device=q.device)
+            found = self.call.score_mod(found, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), places.view(1, 1, 1, -1))
+        if self.call.causal:
+            found = found.masked_fill(places > rows[:, None], float("-inf"))
+        if self.call.key_mask is not None:
+            found = found.masked_fill(~self.call.key_mask[:, None, None, :], float("-inf"))
+        if self.within is not None:
+            found = found.masked_fill(~self.within(rows, found), float("-inf"))
+        return found
+
+    def blocks(self, rows: Tensor) -> Iterator[Tensor]:
+        """``rows`` a few at a time, so that their scores are at most :data:`CELLS`; rows of padding are left out."""
+        rows = rows.to(self.k.device)
+        if self.call.key_mask is not None:
+            rows = rows[self.call.key_mask[0, rows]]
+        yield from rows.split(max(1, CELLS // (self.heads * self.length)))
+
+
+class RowSums:
+    """Sums over queries of what is measured in one layer; ``mean`` divides by their number."""
+
+    def __init__(self, length: int, heads: int, candidates: int) -> None:
+        self.bins = len(distance_bins(length))
+        self.count = 0
+        self.sums = {name: torch.zeros(heads, dtype=torch.float64) for name in MEANS}
+        self.distance = torch.zeros(heads, self.bins, dtype=torch.float64)
+        self.captured = torch.zeros(heads, candidates, dtype=torch.float64)
+
+    def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[KeptKeys | None]) -> None:
+        """Add the queries at ``rows``. Candidates that are ``None`` stay 0."""
+        for some in layer.blocks(rows):
+            scores = layer.scores(some)
+            seen = scores > torch.finfo(scores.dtype).min / 2
+            some, scores, seen = _without_blind(some, scores, seen)
+            weights = scores.softmax(-1)
+            self.count += len(some)
+            for name, values in _row_numbers(some, scores, seen, weights).items():
+                self.sums[name] += values.double().sum((0, 2)).cpu()
+            of_bin = bin_of((some[:, None] - torch.arange(layer.length, device=some.device)).abs())
+            mass = weights.new_zeros(*weights.shape[:3], self.bins).scatter_add_(-1, of_bin.expand(weights.shape), weights)
+            self.distance += mass.double().sum((0, 2)).cpu()
+            for number, kept_keys in enumerate(candidates):
+                if kept_keys is not None:
+                    self.captured[:, number] += (weights * kept_keys(some, scores)).sum(-1).double().sum((0, 2)).cpu()
+
+    def mean(self) -> Mapping[str, Tensor]:
+        """:data:`MEANS` ``(H,)``, ``distance (H, bins)`` and ``captured (H, candidates)``, float64."""
+        count = max(1, self.count)
+        found = {name: total / count for name, total in self.sums.items()}
+        return {**found, "distance": self.distance / count, "captured": self.captured / count}
+
+
+def mass_on(layer: LayerAttention, rows: Tensor, keys: Tensor) -> Tensor:
+    """The share of the softmax's mass on ``keys (m,)``, mean over the queries at ``rows (n,)``: ``(H,)`` float64."""
+    total, count, keys = torch.zeros(layer.heads, dtype=torch.float64), 0, keys.to(layer.k.device)
+    for some in layer.blocks(rows):
+        total += layer.scores(some).softmax(-1)[..., keys].sum(-1).double().sum((0, 2)).cpu()
+        count += len(some)
+    return total / max(1, count)
+
+
+def sampled_rows(length: int, count: int, seed: int = 0) -> Tensor:
+    """``min(count, length)`` positions in ascending order, one drawn from each of as many equal parts of the text.
+
+    Equally spaced positions would meet blocks and strides of mechanisms always at the same place.
+    """
+    if count >= length:
+        return torch.arange(length)
+    edges = torch.arange(count + 1) * length // count
+    drawn = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return edges[:-1] + (drawn * (edges[1:] - edges[:-1])).long()
+
+
+def distance_bins(length: int) -> list[tuple[int, int]]:
+    """First and last distance of every bin for ``length`` tokens: (0, 0), (1, 1), (2, 3), (4, 7) …; the last one ends at length - 1."""
+    bins = [(0, 0)]
+    while bins[-1][1] < length - 1:
+        low = 1 << (len(bins) - 1)
+        bins.append((low, min(2 * low, length) - 1))
+    return bins
+
+
+def bin_of(distance: Tensor) -> Tensor:
+    """The number of the bin of each whole ``distance``, exact below 2⁵²."""
+    return torch.frexp(distance.double()).exponent.long()
+
+
+def _without_blind(rows: Tensor, scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Without the queries that see no key in some head."""
+    sighted = seen.any(-1).all(1).all(0)
+    return (rows, scores, seen) if bool(sighted.all()) else (rows[sighted], scores[:, :, sighted], seen[:, :, sighted])
+
+
+def _row_numbers(rows: Tensor, scores: Tensor, seen: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """:data:`MEANS` of every query, ``(1, H, n)``."""
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    entropy = scores.logsumexp(-1) - (weights * scores.masked_fill(~seen, 0.0)).sum(-1)
+    effective = entropy.exp()
+    return {
+        "entropy": entropy,
+        "effective_tokens": effective,
+        "participation": 1 / weights.square().sum(-1),
+        "largest_weight": weights.amax(-1),
+        "attended_share": effective / seen.sum(-1),
+        "first_tokens": weights[..., :SINK].sum(-1),
+        "ahead": (weights * (places > rows[:, None])).sum(-1),
+    }

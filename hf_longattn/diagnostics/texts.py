@@ -1,0 +1,174 @@
+"""Token ids of one text at several lengths, with and without a planted needle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conversion.text import LARGEST_TEXT, excerpt
+from ..errors import CheckpointError, LengthError, OptionError, in_a_line
+from ..reading import read_text
+
+NEEDLE = " The secret number of Lisbon is 7481. "
+QUESTION = " What is the secret number of Lisbon? The secret number of Lisbon is"
+PROBE = "a b"
+"""A text whose tokens show which special tokens a tokenizer adds."""
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A sentence that is planted in the text, and the question at the end of the text that it answers.
+
+    depths: where it is planted, as shares of the text before it, from 0 to 1.
+    """
+
+    text: str = NEEDLE
+    question: str = QUESTION
+    depths: tuple[float, ...] = (0.1, 0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        if not self.text.strip() or not self.question.strip():
+            raise OptionError("The needle and its question must not be empty; leave both out for the built-in ones.")
+        wrong = [depth for depth in self.depths if not 0 <= depth <= 1]
+        if wrong or not self.depths:
+            raise OptionError(f"A needle's depths are shares of the text from 0 to 1, for example 0.1,0.5,0.9, not {wrong or 'none'}.")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A text with a needle: ``ids (N,)``, the positions of the needle's tokens, and those of the question's."""
+
+    ids: Tensor
+    needle: Tensor
+    question: Tensor
+
+
+class DiagnosisText:
+    """Token ids of a text, with the tokenizer's special tokens around them.
+
+    Args:
+        text: the text, a file of it, or ids ``(N,)`` without special tokens.
+        tokenizer: of the model; not needed for ids, but there is no needle then.
+        longest: tokens that will be asked for, at most.
+        vocabulary: embeddings of the model.
+    """
+
+    def __init__(self, text: str | Path | Tensor, tokenizer: Any | None, longest: int, vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self.prefix: list[int] = []
+        self.suffix: list[int] = []
+        self.name = "token ids" if isinstance(text, Tensor) else text.name if isinstance(text, Path) else "text"
+        if isinstance(text, Tensor):
+            if text.dim() != 1:
+                raise LengthError(f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,).")
+            self.ids: list[int] = text.tolist()
+        else:
+            whole = _read(text)
+            if tokenizer is None:
+                raise OptionError("The model has no tokenizer; pass one as tokenizer=, or token ids in place of the text.")
+            self.prefix, self.suffix = _special(tokenizer)
+            some = excerpt(whole, longest)
+            self.ids = self.encode(some)
+            if len(self.ids) < longest and len(some) < len(whole):
+                self.ids = self.encode(whole)
+        if self.ids and not 0 <= min(self.ids) <= max(self.ids) < vocabulary:
+            raise CheckpointError(
+                f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; the tokenizer is another model's."
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text without special tokens."""
+        assert self.tokenizer is not None
+        try:
+            return list(self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+        except Exception as error:  # tokenizers raise any type of error
+            raise CheckpointError(f"The tokenizer cannot tokenise the text ({in_a_line(error)}); is it damaged?") from error
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longest input that can be made of it, special ones included."""
+        return len(self.ids) + len(self.prefix) + len(self.suffix)
+
+    def check(self, length: int) -> None:
+        """Raise :class:`LengthError` if there are fewer than ``length`` tokens."""
+        if self.tokens < length:
+            raise LengthError(
+                f"The {self.name!r} has {self.tokens:,} tokens, but {length:,} were asked for; give a longer text, or --lengths "
+                f"{self.tokens}."
+            )
+
+    def plain(self, length: int) -> Tensor:
+        """The first tokens of the text, ``(length,)``."""
+        self.check(length)
+        body = length - len(self.prefix) - len(self.suffix)
+        return torch.tensor(self.prefix + self.ids[:body] + self.suffix)
+
+    def planted(self, length: int, needle: Needle, depth: float, *, masked: bool) -> Planted:
+        """The text with the needle at ``depth``, and its question at the end, together ``length`` tokens.
+
+        masked: end with the tokenizer's mask token, in whose place a masked language model would write the answer.
+        """
+        found, asked = self.encode(needle.text), self.encode(needle.question)
+        mask = getattr(self.tokenizer, "mask_token_id", None) if masked else None
+        asked = asked if mask is None else [*asked, mask]
+        body = length - len(self.prefix) - len(self.suffix) - len(found) - len(asked)
+        if body < 1:
+            raise LengthError(f"A needle and its question have {len(found) + len(asked)} tokens, which leaves no text in {length} tokens.")
+        before = round(depth * body)
+        start, end = len(self.prefix) + before, len(self.prefix) + body + len(found)
+        ids = [*self.prefix, *self.ids[:before], *found, *self.ids[before:body], *asked, *self.suffix]
+        return Planted(torch.tensor(ids), torch.arange(start, start + len(found)), torch.arange(end, end + len(asked)))
+
+
+def _read(text: str | Path) -> str:
+    if isinstance(text, Path):
+        try:
+            found = read_text(text, LARGEST_TEXT)
+        except CheckpointError as error:
+            raise CheckpointError(f"Cannot read the text {text.name!r:.80}: {error}") from error
+    else:
+        found = text
+    if not found.strip():
+        raise CheckpointError(f"The text {text.name if isinstance(text, Path) else 'given'!r:.80} is empty.")
+    return found
+
+
+def _special(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer adds before and after a text."""
+    inner, whole = (list(tokenizer(PROBE, add_special_tokens=added)["input_ids"]) for added in (False, True))
+    for start in range(len(whole) - len(inner) + 1):
+        if whole[start : start + len(inner)] == inner:
+            return whole[:start], whole[start + len(inner) :]
+    return [], []
+
+
+def read_lengths(texts: Sequence[str]) -> list[int]:
+    """``["512", "1K", "2048"]`` as numbers in ascending order, K being 1,024.
+
+    Raises:
+        OptionError: not a number of tokens.
+    """
+    found = []
+    for text in texts:
+        number, thousands = (text[:-1], 1024) if text[-1:] in ("K", "k") else (text, 1)
+        if not (number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0):
+            raise OptionError(f"{text!r:.60} is no number of tokens; give for example --lengths 512,2K,8K.")
+        found.append(int(number) * thousands)
+    return sorted(set(found))
+
+
+def read_depths(text: str) -> tuple[float, ...]:
+    """``"0.1,0.5"`` as numbers; raises :class:`OptionError` for anything else."""
+    try:
+        found = tuple(float(one) for one in text.split(","))
+    except ValueError:
+        found = (math.nan,)
+    if not all(math.isfinite(one) for one in found):
+        raise OptionError(f"{text!r:.60} are no shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9.")
+    return found

@@ -1,0 +1,184 @@
+"""Watch a model's attention while it runs: queries, keys and everything else about the call, as its mechanisms get them.
+
+A mechanism is a module, and a pre-hook sees its call. A plain model of transformers is given mechanisms that compute its own attention,
+full or its sliding windows, while it is watched: this package's attention function then gets what the model hands to any function of the
+interface, after norms and rotations, with its scale, its cap on the scores and its biases. No attention weights are kept, and nothing of
+size N×N is built. The model's output is what it would have been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..backend import BACKEND
+from ..configuration import LongAttentionConfig
+from ..engines.call import AttentionCall
+from ..errors import BackendError, LengthError, OptionError
+from ..mechanisms import Mechanism
+from ..modeling.attachment import attach_mechanisms
+from ..modeling.attention_sites import AttentionSite, attention_sites
+from ..modeling.generic import check_interface
+from ..modeling.sliding_window import FULL, SLIDING, own_windows
+from ..private_apis import attention_implementation
+from .rows import LayerAttention
+
+See = Callable[[int, LayerAttention], None]
+"""Called in every layer of self-attention, in the order in which they run: ``see(layer, attention)``."""
+
+
+def watched_stack(model: nn.Module) -> PreTrainedModel:
+    """The stack of ``model`` that reads the text: its encoder, or its decoder if there is none; without the head, whose logits would take
+    more memory than anything else.
+
+    Raises:
+        BackendError: it is no model of transformers, or its attention cannot be watched.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise BackendError(f"A {type(model).__name__} is no model of transformers; load one with AutoModel.from_pretrained.")
+    stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model.base_model
+    if not isinstance(stack, PreTrainedModel):
+        raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
+    if not has_mechanisms(stack):
+        check_interface(type(stack))
+        _check_kinds(stack)
+    elif any(isinstance(one, Mechanism) and one.recursion is not None for one in stack.modules()):
+        raise BackendError(
+            f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
+            "checkpoint that it was made from."
+        )
+    return stack
+
+
+def has_mechanisms(model: nn.Module) -> bool:
+    """Whether it is a Long model, or one changed by :func:`hf_longattn.enable_long_attention`."""
+    return any(isinstance(module, Mechanism) for module in model.modules())
+
+
+@contextlib.contextmanager
+def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False) -> Iterator[None]:
+    """Within the context, every forward pass of ``stack`` calls ``see`` in each layer, before that layer attends.
+
+    Args:
+        stack: from :func:`watched_stack`.
+        within_mechanism: the reference softmax is over the keys that the layer's mechanism keeps, instead of all that the base's own
+            attention sees.
+    Raises:
+        OptionError: ``within_mechanism``, and a layer's mechanism is no softmax over some of the keys.
+    """
+    with _with_mechanisms(stack):
+        windows, passed = _own_windows(stack), itertools.count()
+
+        def start(module: nn.Module, args: Any) -> None:
+            nonlocal passed
+            passed = itertools.count()  # layers may share a module (ALBERT), so they are counted as they run
+
+        def hook(site: AttentionSite, mechanism: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+            q, k, _, call = args
+            if q.shape[2] != k.shape[2] or len(q) != 1:
+                raise LengthError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
+            window = windows[site.layer] if site.layer < len(windows) else None
+            within = _in_window(window, call.causal) if window is not None else None
+            if within_mechanism:
+                within = mechanism.kept_keys(q, k, call)
+                if within is None:
+                    raise OptionError(
+                        f"Mechanism {mechanism.name!r} is no softmax over some of the keys, so there are no weights within it; leave out "
+                        "--within-mechanism."
+                    )
+            see(next(passed), LayerAttention(q, k, call, mechanism.relative, within, site.name, mechanism.name))
+
+        handles = [stack.register_forward_pre_hook(start)]
+        try:
+            for site in _sites(stack):
+                if not isinstance(site.mechanism, Mechanism):
+                    raise BackendError(f"{site.name} of {type(stack).__name__} has no mechanism, so its attention cannot be watched.")
+                handles.append(site.mechanism.register_forward_pre_hook(functools.partial(hook, site), prepend=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _in_window(width: int, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Keys in the base's window of total ``width``, as mechanism ``window`` counts it."""
+    back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
+
+    def kept(rows: Tensor, scores: Tensor) -> Tensor:
+        distance = rows[:, None] - torch.arange(scores.shape[-1], device=rows.device)
+        return (distance <= back) & (distance >= -ahead)
+
+    return kept
+
+
+def run_stack(stack: PreTrainedModel, ids: Tensor) -> None:
+    """One forward pass over ``ids (N,)`` without gradients and without a cache."""
+    takes = inspect.signature(stack.forward).parameters
+    settings = {"use_cache": False} if "use_cache" in takes else {}
+    with torch.no_grad():
+        stack(input_ids=ids[None].to(stack.device), **settings)
+
+
+def is_causal(stack: PreTrainedModel) -> bool:
+    """Whether its layers look back only."""
+    return any(bool(site.module.is_causal) for site in _sites(stack))
+
+
+def _sites(stack: nn.Module) -> list[AttentionSite]:
+    return [site for site in attention_sites(stack) if not site.cross]
+
+
+def _own_windows(stack: PreTrainedModel) -> list[int | None]:
+    """The sliding window of every layer in the base's own attention; empty where the config knows no layers."""
+    config = stack.config.get_text_config()
+    return own_windows(config) if isinstance(getattr(config, "num_hidden_layers", None), int) else []
+
+
+def _check_kinds(stack: PreTrainedModel) -> None:
+    kinds = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}
+    if kinds:
+        raise BackendError(
+            f"{type(stack).__name__} has layers of {sorted(kinds)[0]!r}, for whose keys there is no mechanism; full attention and sliding "
+            "windows can be diagnosed."
+        )
+
+
+@contextlib.contextmanager
+def _with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
+    """Within the context a plain model attends by mechanisms that compute its own attention; a model with mechanisms is left alone."""
+    if has_mechanisms(stack):
+        running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
+        if not running <= {None, BACKEND}:
+            raise BackendError(
+                f"{type(stack).__name__} attends by {sorted(map(str, running))[0]!r}, not by its mechanisms; call "
+                f"model.set_attn_implementation({BACKEND!r}) first."
+            )
+        yield
+        return
+    layers = {layer: {"mechanism": "window", "window": width} for layer, width in enumerate(_own_windows(stack)) if width is not None}
+    before = {id(part): (part, attention_implementation(part.config)) for part in stack.modules() if isinstance(part, PreTrainedModel)}
+    training = stack.training
+    sites = attach_mechanisms(stack, LongAttentionConfig("full", layers))
+    try:
+        for part, _ in before.values():
+            part.set_attn_implementation(BACKEND)
+        deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
+        if deaf:
+            raise BackendError(f"{type(stack).__name__} keeps its own attention in {deaf[0]}, so it cannot be watched.")
+        stack.eval()
+        yield
+    finally:
+        stack.train(training)
+        for part, name in before.values():
+            part.set_attn_implementation(name or "eager")
+        for site in sites:
+            if hasattr(site.module, "long_attention"):
+                del site.module.long_attention

@@ -1,0 +1,106 @@
+"""`longattn diagnose`: a table within 80 columns, JSON, a page; refusals in one sentence with nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from hf_longattn.cli import main
+from hf_longattn.conversion.text import PARAGRAPHS
+from tests.trained import tokenizer_of
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short model, `bert`, and a text, `text.txt`."""
+    folder = tmp_path_factory.mktemp("diagnose")
+    tokenizer = tokenizer_of("bert")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=128, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    (folder / "text.txt").write_text(PARAGRAPHS, encoding="utf-8")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["diagnose", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+FEW = ("--lengths", "64,128", "--candidate", "window:window=32", "--candidate", "linear")
+
+
+def test_a_table_a_page_and_numbers(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html, save = tmp_path / "report.html", tmp_path / "numbers.json"
+    code, out, err = run(capsys, place / "bert", place / "text.txt", *FEW, "--html", html, "--save", save)
+    assert (code, err) == (0, "")
+    assert out.startswith("At 128 tokens the heads of layer")
+    assert all(len(line) <= 80 or "longattn convert" in line or str(tmp_path) in line for line in out.splitlines())
+    for told in ("window:window=32", "no such number for: linear", "To convert so, type:\n  longattn convert", f"written: {html}"):
+        assert told in out
+    assert html.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    values = json.loads(save.read_text(encoding="utf-8"))
+    assert [one["length"] for one in values["lengths"]] == [64, 128]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["numbers.json", "report.html"]
+
+
+def test_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--needle", "The key is 7.", "--question", "What is the key?", "--depths", "0,1")
+    code, out, _ = run(capsys, place / "bert", place / "text.txt", *FEW, *arguments, "--json")
+    assert code == 0
+    assert json.loads(out)["needle"] == {"text": "The key is 7.", "question": "What is the key?", "depths": [0.0, 1.0]}
+    code, out, _ = run(capsys, place / "bert", place / "text.txt", *FEW, "--no-needle", "--json", "--queries", 5)
+    assert json.loads(out)["needle"] is None
+    assert json.loads(out)["lengths"][0]["queries"] == 5
+
+
+def test_extended_positions(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--lengths", "128,256", "--extend", "tile", "--mechanism", "window:window=32", "--candidate", "window:window=64")
+    code, out, err = run(capsys, place / "bert", place / "text.txt", *arguments)
+    assert (code, err) == (0, "")
+    assert "Positions were extended from 128 to 256 tokens" in " ".join(out.split())
+
+
+REFUSED = {
+    "a length beyond the model": (["--lengths", "512"], "ends at 128 tokens"),
+    "a length that is none": (["--lengths", "many"], "'many' is no number of tokens"),
+    "a text that is too short": (["--lengths", "1K", "--extend", "tile"], "were asked for; give a longer text"),
+    "an unknown mechanism": (["--candidate", "windw"], "Did you mean 'window'"),
+    "unknown positions": (["--lengths", "256", "--extend", "tiles"], "Did you mean 'tile'"),
+    "depths that are none": (["--depths", "1,x"], "no shares of the text"),
+    "a depth outside the text": (["--depths", "2"], "from 0 to 1"),
+    "a page that exists": (["--html", "TAKEN"], "already exists"),
+    "numbers that exist": (["--save", "TAKEN"], "already exists"),
+    "a folder that does not exist": (["--html", "TAKEN/deep/report.html"], "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_leaves_nothing_behind(case: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, sentence = REFUSED[case]
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    new = [] if "--html" in arguments else ["--html", tmp_path / "new.html"]
+    code, out, err = run(capsys, place / "bert", place / "text.txt", *(one.replace("TAKEN", str(taken)) for one in arguments), *new)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert sentence in err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert taken.read_text() == "mine"
+
+
+def test_wrong_usage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--needle", "x"], ["--question", "x"], ["--no-needle", "--needle", "x", "--question", "y"]):
+        code, _, err = run(capsys, place / "bert", place / "text.txt", *arguments)
+        assert code == 2
+        assert "--needle" in err

@@ -1,0 +1,226 @@
+"""A diagnosis of checkpoints: lengths, needles, candidates, extended positions; refusals in one sentence; memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import hf_longattn
+from hf_longattn.diagnostics import Diagnosis, Needle, captured_mass, diagnose
+from hf_longattn.diagnostics.candidates import Candidate, usual_candidates
+from hf_longattn.errors import BackendError, CheckpointError, LengthError, LongAttentionError, OptionError, UnknownMechanismError
+from hf_longattn.mechanisms import list_mechanisms
+
+Make = Callable[[str], Path]
+
+
+def test_the_result_has_every_length_layer_head_and_candidate(diagnosis: Diagnosis) -> None:
+    assert [one.length for one in diagnosis.lengths] == [64, 128, 256]
+    for found in diagnosis.lengths:
+        assert found.captured().shape == (3, 4, 6)
+        assert found.number("entropy").shape == (3, 4)
+        assert len(found.layers[0].distance[0]) == len(found.bins)
+        for layer in found.layers:
+            assert layer.needle.shape == (4, 2)
+            torch.testing.assert_close(layer.distance.sum(-1), torch.ones(4).double(), atol=1e-5, rtol=0)
+    assert list(diagnosis.reasons) == ["linear"]
+    assert "no softmax over some of the keys" in diagnosis.reasons["linear"]
+    assert diagnosis.last.captured()[..., 5].isnan().all()
+    full = [str(one) for one in diagnosis.candidates].index("full")
+    torch.testing.assert_close(diagnosis.last.captured()[..., full], torch.ones(3, 4).double(), atol=1e-5, rtol=0)
+
+
+def test_json_is_complete_and_strict(diagnosis: Diagnosis) -> None:
+    values = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
+    assert values["format"] == 1
+    layer = values["lengths"][-1]["layers"][0]
+    assert len(layer["captured"]["window:window=32"]) == 4
+    assert "linear" not in layer["captured"]
+    assert values["candidates"][-1]["not_applicable"]
+    assert values["recommended"]["command"].startswith("longattn convert ")
+
+
+def test_a_needle_is_where_it_is_said_to_be(checkpoint: Make, text: Path) -> None:
+    from hf_longattn.diagnostics.texts import DiagnosisText
+
+    for base in ("bert", "llama"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint(base))
+        source, needle = DiagnosisText(text, tokenizer, 256, len(tokenizer)), Needle(" The key is 7. ", " What is the key? ")
+        for depth in (0.0, 0.5, 1.0):
+            planted = source.planted(200, needle, depth, masked=base == "bert")
+            assert len(planted.ids) == 200
+            assert tokenizer.decode(planted.ids[planted.needle]).split() == tokenizer.decode(source.encode(needle.text)).split()
+            asked = source.encode(needle.question) + ([tokenizer.mask_token_id] if base == "bert" else [])
+            assert planted.ids[planted.question].tolist() == asked
+        plain = source.plain(100).tolist()
+        around = [tokenizer.cls_token_id, tokenizer.sep_token_id] if base == "bert" else source.encode(text.read_text())[:100:99]
+        assert [plain[0], plain[-1]] == around
+
+
+def test_a_head_that_looks_at_the_needle_is_found(checkpoint: Make, text: Path) -> None:
+    """Equal keys everywhere give the needle its share of equal weights."""
+    model = transformers.AutoModel.from_pretrained(checkpoint("bert"))
+    for layer in model.encoder.layer:
+        layer.attention.self.query.weight.data.zero_()
+        layer.attention.self.query.bias.data.zero_()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint("bert"))
+    found = diagnose(model, text, tokenizer=tokenizer, lengths=[128], candidates=["full"])
+    needle = torch.stack([layer.needle for layer in found.last.layers])
+    torch.testing.assert_close(needle, torch.full_like(needle, found.last.needle_uniform), atol=1e-6, rtol=0)
+
+
+def test_captured_mass_is_what_a_search_needs(checkpoint: Make) -> None:
+    model = transformers.AutoModel.from_pretrained(checkpoint("llama"))
+    ids = torch.randint(5, 300, (128,))
+    found = captured_mass(model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "delta"], queries=50)
+    assert found.mass.shape == (3, 4, 3)
+    assert list(found.reasons) == ["delta"]
+    assert found.mass[..., 2].isnan().all()
+    assert bool((found.mass[..., 0] <= found.mass[..., 1] + 1e-6).all())
+    assert found.pairs[0] < found.full_pairs == 128 * 129 // 2
+
+
+@pytest.mark.parametrize("base", ["bert", "llama"])
+def test_every_mechanism_is_compared_or_says_why_not(base: str, checkpoint: Make, text: Path) -> None:
+    found = diagnose(checkpoint(base), text, lengths=[64], needle=None)
+    assert {one.mechanism for one in found.candidates} == set(list_mechanisms())
+    assert found.needle is None
+    assert all(reason.endswith(".") for reason in found.reasons.values())
+    assert len(found.applicable()) > 15
+    assert [str(one) for one in usual_candidates()] == [str(one) for one in found.candidates]
+    assert all(Candidate.read(str(one)).options == one.options for one in found.candidates)
+
+
+def test_positions_are_extended_as_a_conversion_does(checkpoint: Make, text: Path) -> None:
+    found = diagnose(checkpoint("bert"), text, lengths=[128, 512], extend="tile", candidates=["window:window=64", "window:window=256"])
+    assert found.trained_length == 256
+    assert {layer.mechanism for layer in found.last.layers} == {"longformer"}
+    assert "without training" in found.notes[0]
+    assert found.judged.length == 128
+    best = found.recommend()
+    assert best is not None
+    assert best.judged_at == 128
+    assert f"{checkpoint('bert')} DST" in best.command
+    rotary = diagnose(checkpoint("llama"), text, lengths=[512], extend="rope:yarn", mechanism={"mechanism": "window", "window": 64},
+                      candidates=["full"])  # fmt: skip
+    assert {layer.mechanism for layer in rotary.last.layers} == {"window"}
+
+
+def test_lengths_are_those_that_model_and_text_reach(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    found = diagnose(checkpoint("bert"), text, candidates=["full"], needle=None)
+    assert [one.length for one in found.lengths] == [256]
+    assert found.notes == (
+        "The model ends at 256 tokens; convert it, or add --extend and --lengths, to see its attention in longer texts.",
+    )
+
+
+def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="linear", max_length=512, verify=False)
+    found = diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=64"])
+    assert found.is_long
+    best = found.recommend()
+    assert best is not None
+    assert best.command.startswith("longattn convert SHORT DST")
+    with pytest.raises(OptionError, match="no weights within it"):
+        diagnose(tmp_path / "long", text, lengths=[300], within_mechanism=True)
+
+
+REFUSED = {
+    "a text that is too short": ({"lengths": [128], "text": "three short words"}, LengthError, "has .* tokens, but 128 were asked for"),
+    "an empty text": ({"text": " \n"}, CheckpointError, "is empty"),
+    "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "Cannot read the text 'text.txt'"),
+    "a length beyond the model": ({"lengths": [512]}, LengthError, "ends at 256 tokens.*longattn convert"),
+    "a length that is too small": ({"lengths": [3]}, LengthError, "start at 16"),
+    "an unknown mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
+    "an unknown option": ({"candidates": ["window:widht=3"]}, OptionError, "has no option"),
+    "no queries": ({"queries": 0}, OptionError, "at least 1 query"),
+    "a needle that fills the text": ({"lengths": [32], "needle": Needle("word " * 40, "Where?")}, LengthError, "leaves no text"),
+    "a mechanism without extension": ({"mechanism": {"mechanism": "window"}}, OptionError, "add --extend tile"),
+    "extension without lengths": ({"extend": "tile"}, OptionError, "--lengths"),
+    "unknown positions": ({"extend": "tiles", "lengths": [512]}, LongAttentionError, "Did you mean 'tile'"),
+    "an unknown device": ({"device": "abacus"}, OptionError, "no device 'abacus'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_is_told_in_one_sentence(case: str, checkpoint: Make, text: Path) -> None:
+    asked, kind, sentence = REFUSED[case]
+    arguments = {"text": text, "lengths": [64], **asked}
+    if "lengths" not in asked and "extend" in asked:
+        arguments["lengths"] = None
+    with pytest.raises(kind, match=sentence) as refused:
+        diagnose(checkpoint("bert"), **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_quantised_checkpoint_is_refused(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    for file in checkpoint("bert").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(CheckpointError, match="quantised weights"):
+        diagnose(folder, text, lengths=[64])
+
+
+def test_an_architecture_off_the_interface_is_refused(text: Path) -> None:
+    config = transformers.LongformerConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, attention_window=[4]
+    )
+    with pytest.raises(BackendError, match="does not take its attention from transformers' AttentionInterface"):
+        diagnose(transformers.LongformerModel(config), torch.arange(5, 50), lengths=[32])
+
+
+def test_a_model_that_reads_segment_by_segment_is_refused(checkpoint: Make, text: Path) -> None:
+    config = hf_longattn.LongLlamaConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        long_attention={"mechanism": "recurrent_memory", "segment_length": 16, "num_memory_tokens": 2},
+    )  # fmt: skip
+    with pytest.raises(BackendError, match="segment by segment"):
+        diagnose(hf_longattn.LongLlamaModel(config), torch.arange(5, 50), lengths=[32])
+
+
+def test_a_model_is_left_as_it_was_after_a_refusal() -> None:
+    config = transformers.BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    model = transformers.BertModel(config).train()
+    before = {name for name, _ in model.named_modules()}
+    with pytest.raises(OptionError):
+        diagnose(model, torch.arange(5, 50), lengths=[32], candidates=["lsh:num_buckets=4,shared_qk=1", "per_head:heads=0-30=full"])
+    assert {name for name, _ in model.named_modules()} == before
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+MEMORY = """
+import resource, sys, torch, transformers
+from hf_longattn.diagnostics import diagnose
+torch.set_num_threads(1)
+length = int(sys.argv[1])
+config = transformers.BertConfig(vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                                 max_position_embeddings=length)
+model = transformers.BertModel(config).eval()
+ids = torch.randint(5, 99, (length,))
+model(ids[None, :64])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+diagnose(model, ids, lengths=[length], queries=64)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_linear_in_the_length() -> None:
+    """All candidates, at 16K, 32K and 64K tokens: N×N scores of one head would take 16 GB at 64K."""
+    found = []
+    for length in (16_384, 32_768, 65_536):
+        out = subprocess.run([sys.executable, "-c", MEMORY, str(length)], capture_output=True, text=True, check=True)
+        found.append(float(out.stdout.split()[-1]))
+    assert found[2] < 1500, found
+    assert found[2] / found[0] < 6, found

@@ -1,0 +1,74 @@
+"""The HTML page: complete, without anything from outside, and usable in a real browser, wide and narrow, light and dark, by keyboard."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from hf_longattn.diagnostics import Diagnosis, html_page
+from tests.browser import CHROMIUM, browser
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; apt-get install chromium")
+FITS = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+SMALLEST = """Math.min(...Array.from(document.querySelectorAll("svg text"), one => one.getBoundingClientRect())
+  .filter(box => box.width > 0).map(box => Math.min(box.height, box.width * 9)))"""
+SHOWN = 'Array.from(document.querySelectorAll("[data-view]")).filter(one => !one.hidden).map(one => one.dataset.view).join()'
+
+
+def test_the_page_says_what_was_found_and_what_to_do(diagnosis: Diagnosis) -> None:
+    page, best = html_page(diagnosis), diagnosis.recommend()
+    assert best is not None
+    assert f"<h1>{diagnosis.conclusion()}</h1>" in page.replace("\N{NO-BREAK SPACE}", " ")
+    assert best.command in page
+    for candidate in diagnosis.candidates:
+        assert f"<code>{candidate}</code>" in page
+    assert page.count("<svg") == page.count('role="img" aria-label="')
+    assert "$" not in re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
+    assert "nan" not in re.sub(r"<[^>]*>", " ", page).split()
+
+
+def test_nothing_comes_from_outside(diagnosis: Diagnosis) -> None:
+    page = html_page(diagnosis)
+    assert not re.search(r"(?:https?:)?//|url\(|@import", re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL))
+    assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"data:,"}
+
+
+def test_names_are_text_not_markup(diagnosis: Diagnosis) -> None:
+    import dataclasses
+
+    page = html_page(dataclasses.replace(diagnosis, model="<script>alert(1)</script>", text='a"b&c'))
+    assert "<script>alert" not in page
+    assert "a&quot;b&amp;c" in page
+
+
+@needs_browser
+def test_in_a_browser(diagnosis: Diagnosis, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(html_page(diagnosis), encoding="utf-8")
+    with browser(tmp_path / "profile") as page:
+        for width, dark in ((1280, False), (400, False), (1280, True), (400, True)):
+            page.open(file, width, dark=dark)
+            assert page.ask(FITS), f"nothing is cut off or scrolls sideways at {width} pixels"
+            assert page.ask(SMALLEST) > 8.5, "labels stay legible"
+            picture = page.screenshot(tmp_path / f"{width}-{'dark' if dark else 'light'}.png")
+            wide, high = struct.unpack(">II", picture[16:24])
+            assert wide == width
+            assert high > 2000
+            assert len(picture) > 50_000, "it is not blank"
+        grounds = []
+        for dark in (False, True):
+            page.open(file, 800, dark=dark)
+            grounds.append(page.ask("getComputedStyle(document.body).backgroundColor"))
+        assert grounds[0] != grounds[1]
+        assert page.ask(SHOWN) == "effective_tokens 256,256"
+        page.ask('document.querySelector("select").focus()')
+        page.press("ArrowDown", 40)
+        assert page.ask(SHOWN) == "attended_share 256,256", "a control changes its picture by keyboard"
+        assert page.ask('document.querySelectorAll("button, select, summary, [tabindex]").length') >= 6
+        page.ask('document.querySelector("summary").focus()')
+        page.press("Enter", 13)
+    assert not page.problems
+    assert {one for one in page.requests if not one.startswith("data:")} == {file.resolve().as_uri()}

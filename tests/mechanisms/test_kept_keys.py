@@ -1,0 +1,92 @@
+"""Which keys of full attention a mechanism says that it keeps are those to which its definition gives weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hf_longattn import Mechanism, list_mechanisms
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.mechanisms.base import scaled_scores, softmax_over, visible_to_all
+from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+
+LENGTH, HEADS, WIDTH = 150, 4, 16
+MORE = [
+    ("window", {"window": 16, "num_sinks": 3}),
+    ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
+    ("longformer", {"window": 16, "global_tokens": (0, 70)}),
+    ("bigbird", {"block_size": 8, "num_random_blocks": 2}),
+    ("lsg", {"block_size": 16, "sparse_block_size": 16, "selection": "strided"}),
+    ("lsg", {"block_size": 16, "sparse_block_size": 32, "selection": "block_strided", "block_offset": 1}),
+    ("lsg", {"block_size": 16, "sparse_block_size": 16, "selection": "max_norm", "block_offset": 3}),
+    ("lsg", {"block_size": 16, "sparse_block_size": 0}),
+    ("block_top_k", {"block_size": 16, "num_blocks": 3, "per": "query_block"}),
+    ("segmented", {"block_size": 24, "integration": "previous"}),
+    ("segmented", {"block_size": 24, "integration": "none"}),
+    ("lsh", {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8, "num_chunks_after": 1}),
+    ("lsh", {"num_hashes": 2, "bucket_size": 8, "num_buckets": 64}),
+    ("routing", {"num_clusters": 6, "window_per_cluster": 20, "window": 8}),
+    ("shifted_window", {"group_size": 32, "wrap": True}),
+    ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
+    ("per_head", {"heads": "0-1=window:window=16;top_k:num_keys=5"}),
+    ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
+    ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 20}),
+]  # fmt: skip
+SOFT = ("adaptive_span",)
+"""Mechanisms whose weights fade at the edge of what they keep."""
+NOT_A_SELECTION = [
+    ("lsg", {"selection": "average_pooling"}),
+    ("lsg", {"selection": "lsh"}),
+    ("lsh", {"shared_qk": True}),
+    ("lsh", {"count_duplicates": True}),
+    ("routing", {"router": "learned"}),
+    ("routing", {"normalise": True}),
+    ("segmented", {"integration": "pooled"}),
+    ("longformer", {"separate_global": True}),
+    ("recurrent_memory", {}),
+    ("per_head", {"heads": "0-1=window:window=16;linear"}),
+]
+
+
+def built(name: str, options: dict[str, Any]) -> Mechanism:
+    return mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=None if "max_length" in options else LENGTH)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@pytest.mark.parametrize(("name", "options"), [(name, None) for name in list_mechanisms()] + MORE, ids=str)
+def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, causal: bool, padded: bool) -> None:
+    mechanism = built(name, mechanism_class(name).sample if options is None else options)
+    if mechanism.causal not in ("both", causal):
+        pytest.skip("has no such form")
+    if causal and (options or {}).get("per") == "query_block":
+        pytest.skip("blocks of queries choose together in the bidirectional form only")
+    q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
+    mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [97]])
+    call = AttentionCall.of(causal=causal, padding_mask=mask if padded else None)
+    kept_keys = mechanism.kept_keys(q, k, call)
+    if kept_keys is None:
+        assert options is None or (causal and "wrap" in options), "one of the selections above"
+        return
+    rows = torch.tensor([0, 1, 40, 63, 64, 95, 96])  # real in both
+    visible = visible_to_all(q, k, call)
+    scores = scaled_scores(q, k, call).masked_fill(~visible, float("-inf"))[:, :, rows]
+    kept = kept_keys(rows, scores).expand(scores.shape) & visible[:, :, rows]
+    expected = softmax_over(scores, kept)
+    with torch.no_grad():
+        weights = mechanism.dense_weights(q, k, call)[:, :, rows]
+    if name in SOFT and options is None:
+        assert torch.equal(weights > 0, kept)
+    else:
+        torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
+    one = kept_keys(rows[3:4], scores[:, :, 3:4]).expand(scores[:, :, 3:4].shape) & visible[:, :, rows[3:4]]
+    assert torch.equal(one, kept[:, :, 3:4]), "no row depends on the others"
+
+
+@pytest.mark.parametrize(("name", "options"), NOT_A_SELECTION, ids=str)
+def test_what_is_no_softmax_over_some_keys_says_so(name: str, options: dict[str, Any]) -> None:
+    mechanism = built(name, options)
+    q = torch.randn(1, HEADS, LENGTH, WIDTH)
+    assert mechanism.kept_keys(q, q, AttentionCall()) is None

@@ -1,0 +1,164 @@
+"""Every number of a diagnosis against its definition on the attentions that transformers' own eager attention returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from hf_longattn.diagnostics import diagnose
+from hf_longattn.diagnostics.rows import MEANS
+from tests.reference.small_models import BASES, SHAPE, long_like, plain_model, tokens
+
+LENGTH = 41
+ROUNDING = 2e-5
+"""Some of transformers' eager attentions take their softmax in fp32 whatever the model is in."""
+KEPT: dict[str, Callable[[int, int], bool]] = {
+    "window:window=8": lambda i, j: abs(i - j) <= 4,
+    "longformer:window=6": lambda i, j: abs(i - j) <= 3 or i == 0 or j == 0,
+    "segmented:block_size=9,integration=none": lambda i, j: i // 9 == j // 9,
+    "strided:window=4,stride=5": lambda i, j: abs(i - j) <= 2 or (i - j) % 5 == 0,
+}
+CAUSALLY: dict[str, Callable[[int, int], bool]] = {
+    "window:window=8": lambda i, j: 0 <= i - j < 8,
+    "longformer:window=6": lambda i, j: 0 <= i - j < 6 or j == 0,
+    "segmented:block_size=9,integration=none": lambda i, j: i // 9 == j // 9,
+    "strided:window=4,stride=5": lambda i, j: 0 <= i - j < 4 or (i - j) % 5 == 0,
+}
+SLIDING: list[tuple[str, dict[str, Any]]] = [
+    ("mistral", {"sliding_window": 7}),
+    ("gemma2", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    ("gemma3_text", {"sliding_window": 9, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}),
+]
+NOT_WATCHED = ("big_bird",)
+"""Bases whose own classes are not on transformers' AttentionInterface; their Long models are diagnosed."""
+
+
+def definition(attention: Tensor, causal: bool, kept: dict[str, Callable[[int, int], bool]]) -> dict[str, list[Any]]:
+    """The numbers of every head from its weights ``(H, N, N)``, in Python's own arithmetic."""
+    found: dict[str, list[Any]] = {name: [] for name in (*MEANS, "distance", *kept, "top_k:num_keys=5")}
+    for weights in attention.double().tolist():
+        rows: dict[str, list[float]] = {name: [] for name in found if name != "distance"}
+        distance = [0.0] * (1 + math.ceil(math.log2(len(weights))))
+        for i, row in enumerate(weights):
+            entropy = -sum(p * math.log(p) for p in row if p > 0)
+            rows["entropy"].append(entropy)
+            rows["effective_tokens"].append(math.exp(entropy))
+            rows["participation"].append(1 / sum(p * p for p in row))
+            rows["largest_weight"].append(max(row))
+            rows["attended_share"].append(math.exp(entropy) / sum(p > 0 for p in row))
+            rows["first_tokens"].append(sum(row[:4]))
+            rows["ahead"].append(sum(row[i + 1 :]))
+            for name, keeps in kept.items():
+                rows[name].append(sum(p for j, p in enumerate(row) if keeps(i, j)))
+            rows["top_k:num_keys=5"].append(sum(sorted(row)[-5:]))
+            for j, p in enumerate(row):
+                distance[abs(i - j).bit_length()] += p / len(weights)
+        for name, values in rows.items():
+            found[name].append(sum(values) / len(values))
+        found["distance"].append(distance)
+    return found
+
+
+def check(model: Any, ids: Tensor, attentions: tuple[Tensor, ...], causal: bool, **asked: Any) -> None:
+    kept = CAUSALLY if causal else KEPT
+    result = diagnose(model, ids, lengths=[len(ids)], queries=10**6, candidates=[*kept, "top_k:num_keys=5"], **asked)
+    assert result.causal == causal
+    assert not result.reasons
+    assert len(result.last.layers) == len(attentions)
+    for layer, weights in zip(result.last.layers, attentions, strict=True):
+        expected = definition(weights[0], causal, kept)
+        for name in MEANS:
+            torch.testing.assert_close(layer.numbers[name], torch.tensor(expected[name]).double(), atol=ROUNDING, rtol=ROUNDING)
+        torch.testing.assert_close(layer.distance, torch.tensor(expected["distance"]).double(), atol=ROUNDING, rtol=0)
+        captured = torch.tensor([expected[str(one)] for one in result.candidates]).double().T
+        torch.testing.assert_close(layer.captured, captured, atol=ROUNDING, rtol=0)
+
+
+@torch.no_grad()
+def attentions_of(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
+    """What transformers' eager attention returns."""
+    model.set_attn_implementation("eager")
+    found = model(input_ids=ids[None], output_attentions=True)
+    return getattr(found, "encoder_attentions", None) or found.attentions
+
+
+@pytest.mark.parametrize("base", [base for base in BASES if base not in NOT_WATCHED])
+def test_plain_models(base: str) -> None:
+    model, ids = plain_model(base).double(), tokens(1, LENGTH)[0]
+    causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    attentions = attentions_of(model, ids)
+    model.set_attn_implementation("eager" if base == "gemma2" else "sdpa")
+    with torch.no_grad():
+        before = model(input_ids=ids[None])[0]
+        check(model, ids, attentions, causal)
+        assert torch.equal(model(input_ids=ids[None])[0], before), "the model is left as it was"
+    assert not any("long_attention" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize(("base", "changes"), SLIDING, ids=[base for base, _ in SLIDING])
+def test_the_sliding_windows_of_plain_models(base: str, changes: dict[str, Any]) -> None:
+    model, ids = plain_model(base, **changes).double(), tokens(1, LENGTH)[0]
+    check(model, ids, attentions_of(model, ids), causal=True)
+
+
+@pytest.mark.parametrize("name", ["BartModel", "T5Model"])
+def test_the_encoder_of_encoder_decoder_models(name: str) -> None:
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+             "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}  # fmt: skip
+    config = getattr(transformers, name.replace("Model", "Config"))(vocab_size=SHAPE.vocabulary, **sizes)
+    model, ids = getattr(transformers, name)(config).eval().double(), tokens(1, LENGTH)[0]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = model.get_encoder()(input_ids=ids[None], output_attentions=True).attentions
+    check(model, ids, attentions, causal=False)
+
+
+@pytest.mark.parametrize(("base", "mechanism"), [("bert", "linear"), ("bert", "full"), ("llama", "full"), ("big_bird", "window")])
+def test_long_models_measure_all_keys_of_their_own_states(base: str, mechanism: str) -> None:
+    """The first layer's queries and keys are those of the plain model, whatever runs; with full attention, those of all layers are."""
+    plain = plain_model(base)
+    plain, longer, ids = plain.double(), long_like(plain, base, {"mechanism": mechanism}).double(), tokens(1, LENGTH)[0]
+    attentions = attentions_of(plain, ids)
+    result = diagnose(longer, ids, lengths=[LENGTH], queries=10**6, candidates=["window:window=8"])
+    for layer, weights in list(zip(result.last.layers, attentions, strict=True))[: None if mechanism == "full" else 1]:
+        entropy = torch.special.entr(weights[0].double()).sum(-1).mean(-1)
+        torch.testing.assert_close(layer.numbers["entropy"], entropy, atol=ROUNDING, rtol=0)
+
+
+@pytest.mark.parametrize("relative", ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])
+@pytest.mark.parametrize("base", ["bert", "llama"])
+def test_relative_positions_are_in_the_scores(base: str, relative: str) -> None:
+    plain = plain_model(base)
+    longer, ids = long_like(plain, base, {"mechanism": "window", "window": 200, "relative": relative}), tokens(1, LENGTH)[0]
+    with torch.no_grad():
+        for name, parameter in longer.named_parameters():
+            if ".relative." in name:
+                parameter.normal_(std=0.5)
+        attentions = longer(input_ids=ids[None], output_attentions=True).attentions
+    check(longer, ids, attentions, causal=base == "llama")
+
+
+@pytest.mark.parametrize("base", ["deberta-v2", "mpnet"])
+def test_terms_that_the_architecture_adds_are_in_the_scores(base: str) -> None:
+    from tests.reference.test_hf_score_terms import pair
+
+    name = "MPNetModel" if base == "mpnet" else "DebertaV2Model"
+    plain, longer = pair(base, name, {"mechanism": "full"})
+    ids = tokens(1, LENGTH)[0]
+    with torch.no_grad():
+        attentions = plain(input_ids=ids[None], output_attentions=True).attentions
+    check(longer, ids, attentions, causal=False)
+
+
+def test_within_its_mechanism_a_long_model_is_measured_by_its_own_weights() -> None:
+    plain = plain_model("bert")
+    longer, ids = long_like(plain, "bert", {"mechanism": "longformer", "window": 10}), tokens(1, LENGTH)[0]
+    with torch.no_grad():
+        attentions = longer(input_ids=ids[None], output_attentions=True).attentions
+    check(longer, ids, attentions, causal=False, within_mechanism=True)
