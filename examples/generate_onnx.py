@@ -23,6 +23,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 Array = np.ndarray[Any, Any]
+FIRST: dict[Any, int] = {"batch_size": 1, "past_sequence_length": 0}
+"""Sizes of the free axes of the state before the first token."""
 
 
 class Decoder:
@@ -41,10 +43,7 @@ class Decoder:
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         self.taken = {one.name for one in self.session.get_inputs()}
-        self.state = {
-            one["input"]: np.zeros([{"batch": 1, "past": 0}.get(size, size) for size in one["shape"]], dtype=one["dtype"])
-            for one in self.tensors
-        }
+        self.state = {one["input"]: np.zeros([FIRST.get(size, size) for size in one["shape"]], dtype=one["dtype"]) for one in self.tensors}
         self.seen = 0
         """Tokens so far."""
 

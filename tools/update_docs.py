@@ -254,6 +254,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mechanisms": mechanisms,
     "mechanisms-brief": mechanisms_in_brief,
     "decode": partial(decoding, "decode"),
+    "decode-onnx": partial(decoding, "decode-onnx"),
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
     "packing": partial(study, "packing", packing_markdown, "python -m benchmarks.packing"),

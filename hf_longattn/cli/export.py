@@ -27,7 +27,11 @@ def export(
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
-        str | None, typer.Option(help="The task of its head, for example feature-extraction.", show_default="that of the saved head")
+        str | None,
+        typer.Option(
+            help="The task of its head, for example feature-extraction; text-generation-with-past: a decoder with a cache.",
+            show_default="that of the saved head",
+        ),
     ] = None,
     global_attention_mask: Annotated[
         bool,
@@ -46,7 +50,8 @@ def export(
 ) -> None:
     """Export a long checkpoint as one graph or as a stock checkpoint, and check it.
 
-    A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at all.
+    A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at all. With --task
+    text-generation-with-past the graph takes and returns what a decoder keeps of the text so far, and generates what the model does.
     """
     from ..conversion import export_checkpoint, export_gguf, export_native
     from .show import print_json, show_export, show_report

@@ -8,6 +8,7 @@ are called ``past_key_values.{layer}.key`` and ``.value``, as optimum and its co
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,11 +24,11 @@ from .text import VerificationText
 
 TASK = "text-generation-with-past"
 PAST, PRESENT = "past_key_values", "present"
-BATCH, HELD = "batch", "past"
-"""Names of the free axes of the state."""
+BATCH, TOKENS, TOTAL, HELD = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
+"""Names of the free axes, as optimum writes and transformers.js reads them."""
 NOTE = (
-    "Before the first token every state tensor is zeros of this shape, with 0 for 'past'; afterwards each input is the output of the step "
-    "before. position_ids count from each row's first real token."
+    "Before the first token every state tensor is zeros of this shape, with 0 for 'past_sequence_length'; afterwards each input is the "
+    "output of the step before. position_ids count from each row's first real token."
 )
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 EXAMPLE = (3, 6, 9)
@@ -134,25 +135,51 @@ class DecoderGraph(nn.Module):
         """All inputs by name."""
         return {**inputs, **dict(zip(self._named(PAST), past, strict=True))}
 
+    def axes(self) -> dict[str, dict[int, str]]:
+        """Of every input, the names of its free axes. Layers that grow alike share a name; keys that are chosen are counted by layer."""
+        found = {"input_ids": {0: BATCH, 1: TOKENS}, "attention_mask": {0: BATCH, 1: TOTAL}, "position_ids": {0: BATCH, 1: TOKENS}}
+        for layer, tensor in self.tensors():
+            axes = {0: BATCH}
+            if tensor.grows:
+                chosen = any(one.name == POSITION for one in self.states[layer])
+                end = f"_{layer}" if chosen else "" if tensor.most is None else f"_up_to_{tensor.most}"
+                axes[1 + tensor.shape.index(0)] = ("kept_length" if chosen else HELD) + end
+            found[f"{PAST}.{layer}.{tensor.name}"] = axes
+        return found
+
+    def name_axes(self, onnx: Any) -> None:
+        """Give the free axes of an ONNX model (of onnx_ir) these names in place of PyTorch's symbols, by which programs fill them."""
+        named, names = self.axes(), {}
+        for value in onnx.graph.inputs:
+            for axis, name in named[value.name].items():
+                names.setdefault(str(value.shape[axis]), name)
+        symbol = re.compile(r"[A-Za-z_]\w*")
+        values = [*onnx.graph.inputs, *(value for node in onnx.graph.all_nodes() for value in node.outputs)]
+        for value in values:
+            if value.shape is not None:
+                sizes = [
+                    one if isinstance(one, int) else symbol.sub(lambda found: names.get(found[0], found[0]), str(one))
+                    for one in value.shape
+                ]
+                value.shape = type(value.shape)(sizes)
+
     def traced(self, max_length: int) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
         """The program for any batch, any number of new tokens up to ``max_length`` and any state, and its example inputs."""
         rows, new, held = EXAMPLE
         ids = torch.ones(rows, new, dtype=torch.long)
         example: dict[str, Any] = {"input_ids": ids, "attention_mask": ids.new_ones(rows, new + held)}
-        batch, tokens = torch.export.Dim(BATCH, min=1), torch.export.Dim("tokens", min=1, max=max_length)
-        sizes: dict[str, Any] = {"input_ids": {0: batch, 1: tokens}, "attention_mask": {0: batch, 1: torch.export.Dim("total", min=1)}}
+        named = self.axes()
+        dims = {BATCH: torch.export.Dim(BATCH, min=1), TOKENS: torch.export.Dim(TOKENS, min=1, max=max_length)}
+        for layer, tensor in self.tensors():
+            for name in named[f"{PAST}.{layer}.{tensor.name}"].values():
+                limit = {} if tensor.most is None else {"max": tensor.most}
+                dims[name] = dims.get(name) or torch.export.Dim(name, min=0, **limit)
+        dims[TOTAL] = torch.export.Dim(TOTAL, min=1)
         if self.takes_positions:
             example["position_ids"] = torch.arange(held, held + new).repeat(rows, 1)
-            sizes["position_ids"] = {0: batch, 1: tokens}
-        example["past"], sizes["past"] = self.zeros(rows, held), []
-        for layer, tensor in self.tensors():
-            free: dict[int, Any] = {0: batch}
-            if tensor.grows:
-                kept = any(one.name == POSITION for one in self.states[layer])
-                name = f"kept_{layer}" if kept else "past" if tensor.most is None else f"past_{tensor.most}"
-                limit = {} if kept or tensor.most is None else {"max": tensor.most}
-                free[1 + tensor.shape.index(0)] = torch.export.Dim(name, min=0, **limit)
-            sizes["past"].append(free)
+        sizes: dict[str, Any] = {name: {axis: dims[one] for axis, one in named[name].items()} for name in example}
+        example["past"] = self.zeros(rows, held)
+        sizes["past"] = [{axis: dims[one] for axis, one in named[name].items()} for name in self._named(PAST)]
         return torch.export.export(self, (), kwargs=example, dynamic_shapes=sizes), example
 
 

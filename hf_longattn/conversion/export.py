@@ -343,6 +343,8 @@ def write_graph(
                 "run the model itself, or export one with another mechanism, for example longformer."
             ) from error
         assert onnx is not None
+        if isinstance(graph, DecoderGraph):
+            graph.name_axes(onnx.model)
         onnx.save(str(file))
         return outputs, shortest, onnx.model.opset_imports[""]
 

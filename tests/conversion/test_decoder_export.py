@@ -51,7 +51,9 @@ class Reader:
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
         self.tensors = self.report["decoding"]["state"]
         self.state = {
-            one["input"]: np.zeros([{"batch": batch, "past": 0}.get(size, size) for size in one["shape"]], one["dtype"])
+            one["input"]: np.zeros(
+                [{"batch_size": batch, "past_sequence_length": 0}.get(size, size) for size in one["shape"]], one["dtype"]
+            )
             for one in self.tensors
         }
 
@@ -91,7 +93,7 @@ def check(folder: Path, out: Path, prompt: int = 50, count: int = 20) -> Reader:
     reader = Reader(out)
     chosen, sizes = generated(reader, ids, count, reader.report["decoding"]["mask_columns"])
     assert chosen == wanted
-    bounded = {one["input"] for one in reader.tensors if "past" not in one["shape"] or one["longest_past"] is not None}
+    bounded = {one["input"] for one in reader.tensors if "past_sequence_length" not in one["shape"] or one["longest_past"] is not None}
     for name in bounded:
         assert len({step[name] for step in sizes}) == 1, f"{name} grew past the window"
     return reader
@@ -104,6 +106,9 @@ def test_llama_with_windows_generates_in_constant_memory(tmp_path: Path) -> None
     assert reader.report["outputs"] == ["logits", *(name.replace("past_key_values", "present") for name in reader.report["inputs"][3:])]
     assert set(reader.sizes().values()) == {(1, 2, 31, 16)}
     assert reader.report["decoding"]["mask_columns"] == 31
+    axes = {one.name: one.shape for one in reader.session.get_inputs()}  # as optimum writes and transformers.js reads them
+    assert axes["input_ids"] == ["batch_size", "sequence_length"]
+    assert axes["past_key_values.1.key"] == ["batch_size", 2, "past_sequence_length_up_to_31", 16]
 
 
 def test_gpt2_with_linear_attention_generates_from_a_state(tmp_path: Path) -> None:
@@ -152,7 +157,7 @@ def test_every_mechanism_has_a_graph_with_a_cache_or_a_sentence(mechanism: str, 
     folder = saved(tmp_path / "long", "llama", chosen, num_hidden_layers=1)
     if mechanism in CONSTANT or mechanism in KEYS:
         reader = check(folder, tmp_path / "graph")
-        assert all("past" not in one["shape"] for one in reader.tensors) == (mechanism in CONSTANT)
+        assert all("past_sequence_length" not in one["shape"] for one in reader.tensors) == (mechanism in CONSTANT)
         return
     with pytest.raises(ExportError, match=f"Mechanism '{mechanism}' .*(for example window or linear|these can be exported)"):
         export_checkpoint(folder, tmp_path / "graph", task=TASK)
