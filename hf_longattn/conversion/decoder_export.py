@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache, GenerationConfig
 
 from ..errors import ExportError
 from ..memory.graph_cache import POSITION, StateTensor, graph_layer, graph_state
-from .architectures import attached_mechanisms
+from ..modeling.attention_sites import attention_sites
 from .report import FAILED, PASSED, TOLERANCE, Check
 from .text import VerificationText
 
@@ -46,16 +46,15 @@ class DecoderGraph(nn.Module):
         super().__init__()
         self.model = model
         config = model.config
-        mechanisms = {mechanism.layer: mechanism for mechanism in attached_mechanisms(model).values()}
-        causal = getattr(config, "is_decoder", True) and not getattr(config, "use_bidirectional_attention", None)
-        if config.is_encoder_decoder or not causal or getattr(config, "add_cross_attention", False):
+        sites = attention_sites(model)
+        if config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in sites):
             raise ExportError(
                 f"{type(model).__name__} is not a decoder alone, and only such a model has a cache here; leave the task {TASK!r} out."
             )
         cache = DynamicCache(config=config)
         with torch.no_grad():
             model(input_ids=torch.ones(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
-        self.mechanisms = [mechanisms[layer] for layer in range(len(cache.layers))]
+        self.mechanisms: list[Any] = [site.module.get_submodule("long_attention") for site in sorted(sites, key=lambda site: site.layer)]
         plain = config.score_cap is None or getattr(config, config.score_cap) is None
         self.states = [graph_state(one, held, plain) for one, held in zip(self.mechanisms, cache.layers, strict=True)]
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
@@ -149,7 +148,7 @@ class DecoderGraph(nn.Module):
 
     def name_axes(self, onnx: Any) -> None:
         """Give the free axes of an ONNX model (of onnx_ir) these names in place of PyTorch's symbols, by which programs fill them."""
-        named, names = self.axes(), {}
+        named, names = self.axes(), dict[str, str]()
         for value in onnx.graph.inputs:
             for axis, name in named[value.name].items():
                 names.setdefault(str(value.shape[axis]), name)
