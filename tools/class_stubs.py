@@ -73,7 +73,7 @@ DECODER_ARGUMENTS = {
     "decoder_long_attention": "Mapping[str, Any] | LongAttentionConfig | None",
     "max_decoder_position_embeddings": "int | None",
 }
-NAMES = {"LongTensor": "Tensor", "RopeParameters": "dict[str, Any]", "EsmFoldConfig": "Any"}
+NAMES = {"LongTensor": "Tensor", "BoolTensor": "Tensor", "RopeParameters": "dict[str, Any]", "EsmFoldConfig": "Any"}
 
 
 def stubs() -> dict[str, str]:
@@ -126,14 +126,15 @@ def config_stub(family: Family) -> tuple[str, set[tuple[str, str]]]:
         if name not in ("self", "kwargs")
     }
     arguments |= {alias: arguments[name] for alias, name in config.attribute_map.items() if name in arguments and alias not in arguments}
-    added = {**CONFIG_ARGUMENTS, **(DECODER_ARGUMENTS if family.two_stacks else {})}
+    lengths = {"max_position_embeddings": "int"} if family.relative else {}
+    added = {**CONFIG_ARGUMENTS, **(DECODER_ARGUMENTS if family.two_stacks else {}), **lengths}
     arguments |= {name: f"{kind} = ..." for name, kind in added.items()}
     lines = [
         f"class {config.__name__}({', '.join(parent.__name__ for parent in config.__bases__)}):",
         docstring(config),
         f"    def __init__(self, *, {', '.join(f'{name}: {rest}' for name, rest in arguments.items())}) -> None: ...",
     ]
-    bases = {("..modeling.config", parent.__name__) for parent in config.__bases__[:-1]}
+    bases = {(parent.__module__.replace("hf_longattn.", "..", 1), parent.__name__) for parent in config.__bases__[:-1]}
     return "\n".join(lines) + "\n", {*bases, (base.__module__, base.__name__)}
 
 

@@ -53,13 +53,15 @@ def make_checkpoint(base: str, folder: Path) -> Checkpoint:
     config = config_of(base, tokenizer)
     torch.manual_seed(0)
     model = getattr(transformers, language_model(base))(config)
-    with torch.no_grad():  # initial values of trained size: with those of an untrained model attention hardly shows in the outputs
+    # initial values of trained size: with those of an untrained model attention hardly shows in the outputs; T5's are large
+    factor = 1 if hasattr(config, "initializer_factor") else 4
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2 and parameter.requires_grad:
-                parameter.mul_(4)
+                parameter.mul_(factor)
     model.save_pretrained(folder)
     tables = FAMILIES[base].position_tables
-    length = tables[0].tokens(config) if tables else config.max_position_embeddings
+    length = tables[0].tokens(config) if tables else FAMILIES[base].base_length(config)
     tokenizer.model_max_length = length
     tokenizer.save_pretrained(folder)
     return Checkpoint(base, language_model(base), folder, described, length)
@@ -69,7 +71,7 @@ def config_of(base: str, tokenizer: Any) -> Any:
     """The default config of an architecture, narrower and with fewer layers; everything else is its own."""
     default = CONFIG_MAPPING[base]()
     values: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
-    if default.max_position_embeddings <= 2 * LENGTH:
+    if getattr(default, "max_position_embeddings", 2 * LENGTH + 1) <= 2 * LENGTH:
         values["max_position_embeddings"] = default.max_position_embeddings
     if default.is_encoder_decoder:
         values |= {"decoder_start_token_id": tokenizer.eos_token_id, "forced_eos_token_id": None}

@@ -24,6 +24,7 @@ class Shape:
     inner: int = 48
     tokens: int = 64
     vocabulary: int = 99
+    experts: int = 4
 
     @property
     def head_dim(self) -> int:
@@ -34,14 +35,27 @@ class Shape:
         """Of the width: embeddings that are projected to it."""
         return self.width // 2
 
+    @property
+    def rotary(self) -> int:
+        """The part of a head that is rotated, an even number."""
+        return self.head_dim // 4 * 2
+
+    @property
+    def routed(self) -> int:
+        """The experts that a token is routed to."""
+        return self.experts // 2
+
 
 NAMES = {
     "width": ("hidden_size", "d_model", "dim", "n_embd", "pooler_hidden_size", "word_embed_proj_dim"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers"),
     "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"),
-    "inner": ("intermediate_size", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
+    "inner": ("intermediate_size", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size"),
     "head_dim": ("head_dim", "d_kv", "query_pre_attn_scalar"),
     "half": ("embedding_size",),
+    "rotary": ("rotary_dim",),
+    "experts": ("num_experts", "num_local_experts"),
+    "routed": ("num_experts_per_tok",),
 }
 """Size -> the fields of configs that hold it."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
@@ -64,13 +78,16 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
     default = CONFIG_MAPPING[base]()
     fields, heads = default.to_dict(), default.num_attention_heads
     named = {name: size for size, names in NAMES.items() for name in names} | dict(FAMILIES[base].sizes)
-    sizes = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
+    sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
     if isinstance(grouped := fields.get("num_key_value_heads"), int):
         sizes["num_key_value_heads"] = shape.heads if grouped == heads else shape.heads // 2
+    if "attention_types" in fields:  # GPT-Neo's pattern of layers
+        sizes["attention_types"] = [[["global", "local"], shape.layers // 2], [["global"], shape.layers % 2]]
     sizes["vocab_size"] = shape.vocabulary
     table = next(iter(FAMILIES[base].position_tables), None)
-    sizes["max_position_embeddings"] = shape.tokens if table is None else table.config_value(shape.tokens)
-    known = {*fields, *default.attribute_map}
+    length = "n_positions" if FAMILIES[base].relative else "max_position_embeddings"  # T5's checkpoints have it, its config class not
+    sizes[length] = shape.tokens if table is None else table.config_value(shape.tokens)
+    known = {*fields, *default.attribute_map, *(("decoder_start_token_id",) if default.is_encoder_decoder else ())}
     return {**sizes, **{name: value for name, value in others.items() if name in known}}
 
 

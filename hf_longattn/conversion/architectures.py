@@ -75,7 +75,12 @@ class Architecture:
     @property
     def encoder_decoder(self) -> bool:
         """Whether the source has an encoder and a decoder, not only the decoder of such a base."""
-        return self.family.two_stacks and not self.long_class.endswith("ForCausalLM")
+        return self.family.has_encoder(self.long_class) and self.family.has_decoder(self.long_class)
+
+    @property
+    def decoder_alone(self) -> bool:
+        """Whether the source is the decoder of such a base."""
+        return self.family.two_stacks and not self.family.has_encoder(self.long_class)
 
     @property
     def decoder_reads_text(self) -> bool:
@@ -99,6 +104,8 @@ class Architecture:
             rule: how position tables are extended.
         """
         values = self.source_config.to_dict()
+        if self.family.relative:
+            values["max_position_embeddings"] = self.family.base_length(self.source_config)
         for name in NAMES:
             values.pop(name, None)
         if decoder_attention is not None:

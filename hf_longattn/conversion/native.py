@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter, rename_source_key
+from transformers.core_model_loading import WeightRenaming as RenamedWhileLoading
 
 from ..errors import ExportError
 from ..hub import write_model_card
@@ -89,6 +92,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     tied = {*(skeleton.all_tied_weights_keys or ()), *(long_skeleton.all_tied_weights_keys or ())}
     added = twin.added(model)
     if twin.stock(model) == model.base:
+        _keep_converted(tensors, found, skeleton, model.base)
         _keep_saved_names(tensors, found, {name: shape for name, shape in expected.items() if name not in tied})
     for name, shape in expected.items():
         key = next((one for one in added if model_key(one, expected, skeleton) == name), None)
@@ -113,6 +117,23 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         note=choice.note,
         renamings=renamings,
     )
+
+
+def _keep_converted(tensors: list[TensorPlan], found: set[str | None], skeleton: Any, model_type: str) -> None:
+    """Keep tensors that transformers merges or splits while it loads the base: the experts of a mixture, fused projections."""
+    mapping = get_checkpoint_conversion_mapping(type(skeleton).__name__) or get_checkpoint_conversion_mapping(model_type) or []
+    renamings = [one for one in mapping if isinstance(one, RenamedWhileLoading)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    state = skeleton.state_dict()
+    for index, one in enumerate(tensors):
+        if one.reason != NO_SUCH_TENSOR or one.header is None:
+            continue
+        target, pattern = rename_source_key(one.name, renamings, converters, skeleton.base_model_prefix, state)
+        converter = next((one for one in converters if pattern in one.source_patterns), None)
+        parts = [target.replace(converter.target_patterns[0], part) for part in converter.target_patterns] if converter else [target]
+        if all(part in state for part in parts):
+            tensors[index] = TensorPlan(one.name, "kept", one.dtype, one.old_shape, one.old_shape, one.header)
+            found.update(parts)
 
 
 def _keep_saved_names(tensors: list[TensorPlan], found: set[str | None], missing: Mapping[str, tuple[int, ...]]) -> None:

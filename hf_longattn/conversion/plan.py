@@ -75,8 +75,7 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
     attention = asked.attention(original) if chosen else architecture.family.config_class.default_attention()
     attention = with_own_windows(attention, own_windows(base))
     decoder_attention = decoder_choice(architecture, asked.decoder_long_attention)
-    alone = "num_hidden_layers" if architecture.encoder_decoder or not architecture.family.two_stacks else "decoder_layers"
-    attention.check_layers(getattr(base, alone))
+    attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
     answers = architecture.source_class.endswith("ForQuestionAnswering") and original is None
     unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
     tokenizer = load_tokenizer(opened.folder) if answers or unseparated else None
@@ -268,7 +267,7 @@ def decoder_choice(
     if not architecture.encoder_decoder:
         raise OptionError(f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…) alone.")
     chosen = LongAttentionConfig.from_dict(long_attention)
-    chosen.check_layers(architecture.source_config.decoder_layers)
+    chosen.check_layers(architecture.family.decoder_layers(architecture.source_config))
     return chosen
 
 
@@ -351,8 +350,7 @@ def stack_lengths(
             )
         return StackLength(old, new)
 
-    alone = architecture.family.two_stacks and not architecture.encoder_decoder
-    text = stack(alone, asked.max_length, 0, "--max-length")
+    text = stack(architecture.decoder_alone, asked.max_length, 0, "--max-length")
     if architecture.encoder_decoder:
         follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
         return text, stack(True, asked.max_decoder_length, follows, "--max-decoder-length")
@@ -371,16 +369,14 @@ def _source_length(
         if length is not None:
             return length
     table = next((one for one in architecture.family.position_tables if one.decoder == decoder), None)
-    field = "max_position_embeddings" if table is None else table.field
-    if not hasattr(config, field):  # a plain base has one number for both stacks
-        field = "max_position_embeddings"
-    said = getattr(config, field)
+    said = architecture.family.base_length(config, table)
     if table is None:
-        return int(said)
+        return said
     tokens = said - table.config_value(0)
     for one in renamed:
         if one.target is not None and tables.get(one.target) is table and one.shape[:1] != (tokens + table.offset,):
             rows = one.shape[0] if one.shape else "no"
+            field = table.field if hasattr(config, table.field) else "max_position_embeddings"
             raise CheckpointError(f"The config of {source.name!r} says {field}={said}, but its table {one.header.name!r} has {rows} rows.")
     return tokens
 
@@ -409,14 +405,23 @@ def plan_positions(
         PositionError: unknown, or for positions that the source does not have.
     """
     family, base = architecture.family, architecture.source_config
-    if family.rope:
+    if family.rope and hasattr(base, "rope_parameters"):
         rope = plan_rotary(base, attention, asked, text)
         return PositionPlan(f"rope:{rope.kind}", rope.exact, rope.parameters, {"max_position_embeddings": rope.max_position_embeddings})
+    if family.relative:
+        if asked != "auto":
+            raise PositionError(
+                f"{asked!r} does not apply: the positions of a {architecture.source_class} are terms of its scores, which hold at any "
+                "length; expected auto."
+            )
+        of_decoder = {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
+        return PositionPlan("relative", True, None, {"max_position_embeddings": text.new, **of_decoder})
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new)
         for table in family.position_tables
     }
     if family.rotary(base):
+        lengths = lengths or {"max_position_embeddings": text.new}
         if asked not in ("auto", "rope:none"):
             raise PositionError(
                 f"{asked!r} does not apply: transformers cannot scale the rotary positions of a {architecture.source_class};"

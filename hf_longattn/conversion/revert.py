@@ -170,6 +170,11 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
     own = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
     values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS, *own}}
     before = getattr(long_config, "extended_from", None) or {}
+    if family.relative:
+        plain = family.base_config_class.from_dict({**values, **{name: value for name, value in before.items() if name not in own}})
+        if cast is not None:
+            plain.dtype = cast
+        return plain
     plain = family.base_config_class.from_dict({**values, **before})
     table = next(iter(family.position_tables), None)
     short = plain.max_position_embeddings - (table.config_value(0) if table is not None else 0)

@@ -11,27 +11,43 @@ from .deberta_v2 import LongDebertaV2Config as LongDebertaV2Config, LongDebertaV
 from .distilbert import LongDistilBertConfig as LongDistilBertConfig, LongDistilBertForMaskedLM as LongDistilBertForMaskedLM, LongDistilBertForMultipleChoice as LongDistilBertForMultipleChoice, LongDistilBertForQuestionAnswering as LongDistilBertForQuestionAnswering, LongDistilBertForSequenceClassification as LongDistilBertForSequenceClassification, LongDistilBertForTokenClassification as LongDistilBertForTokenClassification, LongDistilBertModel as LongDistilBertModel
 from .electra import LongElectraConfig as LongElectraConfig, LongElectraForCausalLM as LongElectraForCausalLM, LongElectraForMaskedLM as LongElectraForMaskedLM, LongElectraForMultipleChoice as LongElectraForMultipleChoice, LongElectraForPreTraining as LongElectraForPreTraining, LongElectraForQuestionAnswering as LongElectraForQuestionAnswering, LongElectraForSequenceClassification as LongElectraForSequenceClassification, LongElectraForTokenClassification as LongElectraForTokenClassification, LongElectraModel as LongElectraModel
 from .esm import LongEsmConfig as LongEsmConfig, LongEsmForMaskedLM as LongEsmForMaskedLM, LongEsmForSequenceClassification as LongEsmForSequenceClassification, LongEsmForTokenClassification as LongEsmForTokenClassification, LongEsmModel as LongEsmModel
+from .eurobert import LongEuroBertConfig as LongEuroBertConfig, LongEuroBertForMaskedLM as LongEuroBertForMaskedLM, LongEuroBertForSequenceClassification as LongEuroBertForSequenceClassification, LongEuroBertForTokenClassification as LongEuroBertForTokenClassification, LongEuroBertModel as LongEuroBertModel
 from .gemma import LongGemmaConfig as LongGemmaConfig, LongGemmaForCausalLM as LongGemmaForCausalLM, LongGemmaForSequenceClassification as LongGemmaForSequenceClassification, LongGemmaForTokenClassification as LongGemmaForTokenClassification, LongGemmaModel as LongGemmaModel
 from .gemma2 import LongGemma2Config as LongGemma2Config, LongGemma2ForCausalLM as LongGemma2ForCausalLM, LongGemma2ForSequenceClassification as LongGemma2ForSequenceClassification, LongGemma2ForTokenClassification as LongGemma2ForTokenClassification, LongGemma2Model as LongGemma2Model
 from .gemma3_text import LongGemma3ForCausalLM as LongGemma3ForCausalLM, LongGemma3TextConfig as LongGemma3TextConfig, LongGemma3TextForSequenceClassification as LongGemma3TextForSequenceClassification, LongGemma3TextModel as LongGemma3TextModel
 from .gpt2 import LongGPT2Config as LongGPT2Config, LongGPT2DoubleHeadsModel as LongGPT2DoubleHeadsModel, LongGPT2ForQuestionAnswering as LongGPT2ForQuestionAnswering, LongGPT2ForSequenceClassification as LongGPT2ForSequenceClassification, LongGPT2ForTokenClassification as LongGPT2ForTokenClassification, LongGPT2LMHeadModel as LongGPT2LMHeadModel, LongGPT2Model as LongGPT2Model
+from .gpt_bigcode import LongGPTBigCodeConfig as LongGPTBigCodeConfig, LongGPTBigCodeForCausalLM as LongGPTBigCodeForCausalLM, LongGPTBigCodeForSequenceClassification as LongGPTBigCodeForSequenceClassification, LongGPTBigCodeForTokenClassification as LongGPTBigCodeForTokenClassification, LongGPTBigCodeModel as LongGPTBigCodeModel
+from .gpt_neo import LongGPTNeoConfig as LongGPTNeoConfig, LongGPTNeoForCausalLM as LongGPTNeoForCausalLM, LongGPTNeoForQuestionAnswering as LongGPTNeoForQuestionAnswering, LongGPTNeoForSequenceClassification as LongGPTNeoForSequenceClassification, LongGPTNeoForTokenClassification as LongGPTNeoForTokenClassification, LongGPTNeoModel as LongGPTNeoModel
 from .gpt_neox import LongGPTNeoXConfig as LongGPTNeoXConfig, LongGPTNeoXForCausalLM as LongGPTNeoXForCausalLM, LongGPTNeoXForQuestionAnswering as LongGPTNeoXForQuestionAnswering, LongGPTNeoXForSequenceClassification as LongGPTNeoXForSequenceClassification, LongGPTNeoXForTokenClassification as LongGPTNeoXForTokenClassification, LongGPTNeoXModel as LongGPTNeoXModel
+from .gptj import LongGPTJConfig as LongGPTJConfig, LongGPTJForCausalLM as LongGPTJForCausalLM, LongGPTJForQuestionAnswering as LongGPTJForQuestionAnswering, LongGPTJForSequenceClassification as LongGPTJForSequenceClassification, LongGPTJModel as LongGPTJModel
+from .granite import LongGraniteConfig as LongGraniteConfig, LongGraniteForCausalLM as LongGraniteForCausalLM, LongGraniteModel as LongGraniteModel
+from .gte import LongGteConfig as LongGteConfig, LongGteForMaskedLM as LongGteForMaskedLM, LongGteForSequenceClassification as LongGteForSequenceClassification, LongGteForTokenClassification as LongGteForTokenClassification, LongGteModel as LongGteModel
 from .llama import LongLlamaConfig as LongLlamaConfig, LongLlamaForCausalLM as LongLlamaForCausalLM, LongLlamaForQuestionAnswering as LongLlamaForQuestionAnswering, LongLlamaForSequenceClassification as LongLlamaForSequenceClassification, LongLlamaForTokenClassification as LongLlamaForTokenClassification, LongLlamaModel as LongLlamaModel
 from .marian import LongMarianConfig as LongMarianConfig, LongMarianForCausalLM as LongMarianForCausalLM, LongMarianMTModel as LongMarianMTModel, LongMarianModel as LongMarianModel
 from .mbart import LongMBartConfig as LongMBartConfig, LongMBartForCausalLM as LongMBartForCausalLM, LongMBartForConditionalGeneration as LongMBartForConditionalGeneration, LongMBartForQuestionAnswering as LongMBartForQuestionAnswering, LongMBartForSequenceClassification as LongMBartForSequenceClassification, LongMBartModel as LongMBartModel
 from .mistral import LongMistralConfig as LongMistralConfig, LongMistralForCausalLM as LongMistralForCausalLM, LongMistralForQuestionAnswering as LongMistralForQuestionAnswering, LongMistralForSequenceClassification as LongMistralForSequenceClassification, LongMistralForTokenClassification as LongMistralForTokenClassification, LongMistralModel as LongMistralModel
+from .mixtral import LongMixtralConfig as LongMixtralConfig, LongMixtralForCausalLM as LongMixtralForCausalLM, LongMixtralForQuestionAnswering as LongMixtralForQuestionAnswering, LongMixtralForSequenceClassification as LongMixtralForSequenceClassification, LongMixtralForTokenClassification as LongMixtralForTokenClassification, LongMixtralModel as LongMixtralModel
 from .modernbert import LongModernBertConfig as LongModernBertConfig, LongModernBertForMaskedLM as LongModernBertForMaskedLM, LongModernBertForMultipleChoice as LongModernBertForMultipleChoice, LongModernBertForQuestionAnswering as LongModernBertForQuestionAnswering, LongModernBertForSequenceClassification as LongModernBertForSequenceClassification, LongModernBertForTokenClassification as LongModernBertForTokenClassification, LongModernBertModel as LongModernBertModel
 from .mpnet import LongMPNetConfig as LongMPNetConfig, LongMPNetForMaskedLM as LongMPNetForMaskedLM, LongMPNetForMultipleChoice as LongMPNetForMultipleChoice, LongMPNetForQuestionAnswering as LongMPNetForQuestionAnswering, LongMPNetForSequenceClassification as LongMPNetForSequenceClassification, LongMPNetForTokenClassification as LongMPNetForTokenClassification, LongMPNetModel as LongMPNetModel
+from .mt5 import LongMT5Config as LongMT5Config, LongMT5EncoderModel as LongMT5EncoderModel, LongMT5ForConditionalGeneration as LongMT5ForConditionalGeneration, LongMT5ForQuestionAnswering as LongMT5ForQuestionAnswering, LongMT5ForSequenceClassification as LongMT5ForSequenceClassification, LongMT5ForTokenClassification as LongMT5ForTokenClassification, LongMT5Model as LongMT5Model
+from .nomic_bert import LongNomicBertConfig as LongNomicBertConfig, LongNomicBertForMaskedLM as LongNomicBertForMaskedLM, LongNomicBertForSequenceClassification as LongNomicBertForSequenceClassification, LongNomicBertForTokenClassification as LongNomicBertForTokenClassification, LongNomicBertModel as LongNomicBertModel
 from .nystromformer import LongNystromformerConfig as LongNystromformerConfig, LongNystromformerForMaskedLM as LongNystromformerForMaskedLM, LongNystromformerForMultipleChoice as LongNystromformerForMultipleChoice, LongNystromformerForQuestionAnswering as LongNystromformerForQuestionAnswering, LongNystromformerForSequenceClassification as LongNystromformerForSequenceClassification, LongNystromformerForTokenClassification as LongNystromformerForTokenClassification, LongNystromformerModel as LongNystromformerModel
+from .olmo2 import LongOlmo2Config as LongOlmo2Config, LongOlmo2ForCausalLM as LongOlmo2ForCausalLM, LongOlmo2ForSequenceClassification as LongOlmo2ForSequenceClassification, LongOlmo2Model as LongOlmo2Model
 from .opt import LongOPTConfig as LongOPTConfig, LongOPTForCausalLM as LongOPTForCausalLM, LongOPTForQuestionAnswering as LongOPTForQuestionAnswering, LongOPTForSequenceClassification as LongOPTForSequenceClassification, LongOPTModel as LongOPTModel
 from .pegasus import LongPegasusConfig as LongPegasusConfig, LongPegasusForCausalLM as LongPegasusForCausalLM, LongPegasusForConditionalGeneration as LongPegasusForConditionalGeneration, LongPegasusModel as LongPegasusModel
 from .phi import LongPhiConfig as LongPhiConfig, LongPhiForCausalLM as LongPhiForCausalLM, LongPhiForSequenceClassification as LongPhiForSequenceClassification, LongPhiForTokenClassification as LongPhiForTokenClassification, LongPhiModel as LongPhiModel
 from .phi3 import LongPhi3Config as LongPhi3Config, LongPhi3ForCausalLM as LongPhi3ForCausalLM, LongPhi3ForSequenceClassification as LongPhi3ForSequenceClassification, LongPhi3ForTokenClassification as LongPhi3ForTokenClassification, LongPhi3Model as LongPhi3Model
 from .qwen2 import LongQwen2Config as LongQwen2Config, LongQwen2ForCausalLM as LongQwen2ForCausalLM, LongQwen2ForQuestionAnswering as LongQwen2ForQuestionAnswering, LongQwen2ForSequenceClassification as LongQwen2ForSequenceClassification, LongQwen2ForTokenClassification as LongQwen2ForTokenClassification, LongQwen2Model as LongQwen2Model
 from .qwen3 import LongQwen3Config as LongQwen3Config, LongQwen3ForCausalLM as LongQwen3ForCausalLM, LongQwen3ForQuestionAnswering as LongQwen3ForQuestionAnswering, LongQwen3ForSequenceClassification as LongQwen3ForSequenceClassification, LongQwen3ForTokenClassification as LongQwen3ForTokenClassification, LongQwen3Model as LongQwen3Model
+from .qwen3_moe import LongQwen3MoeConfig as LongQwen3MoeConfig, LongQwen3MoeForCausalLM as LongQwen3MoeForCausalLM, LongQwen3MoeForQuestionAnswering as LongQwen3MoeForQuestionAnswering, LongQwen3MoeForSequenceClassification as LongQwen3MoeForSequenceClassification, LongQwen3MoeForTokenClassification as LongQwen3MoeForTokenClassification, LongQwen3MoeModel as LongQwen3MoeModel
 from .roberta import LongRobertaConfig as LongRobertaConfig, LongRobertaForCausalLM as LongRobertaForCausalLM, LongRobertaForMaskedLM as LongRobertaForMaskedLM, LongRobertaForMultipleChoice as LongRobertaForMultipleChoice, LongRobertaForQuestionAnswering as LongRobertaForQuestionAnswering, LongRobertaForSequenceClassification as LongRobertaForSequenceClassification, LongRobertaForTokenClassification as LongRobertaForTokenClassification, LongRobertaModel as LongRobertaModel
+from .roberta_prelayernorm import LongRobertaPreLayerNormConfig as LongRobertaPreLayerNormConfig, LongRobertaPreLayerNormForCausalLM as LongRobertaPreLayerNormForCausalLM, LongRobertaPreLayerNormForMaskedLM as LongRobertaPreLayerNormForMaskedLM, LongRobertaPreLayerNormForMultipleChoice as LongRobertaPreLayerNormForMultipleChoice, LongRobertaPreLayerNormForQuestionAnswering as LongRobertaPreLayerNormForQuestionAnswering, LongRobertaPreLayerNormForSequenceClassification as LongRobertaPreLayerNormForSequenceClassification, LongRobertaPreLayerNormForTokenClassification as LongRobertaPreLayerNormForTokenClassification, LongRobertaPreLayerNormModel as LongRobertaPreLayerNormModel
 from .smollm3 import LongSmolLM3Config as LongSmolLM3Config, LongSmolLM3ForCausalLM as LongSmolLM3ForCausalLM, LongSmolLM3ForQuestionAnswering as LongSmolLM3ForQuestionAnswering, LongSmolLM3ForSequenceClassification as LongSmolLM3ForSequenceClassification, LongSmolLM3ForTokenClassification as LongSmolLM3ForTokenClassification, LongSmolLM3Model as LongSmolLM3Model
+from .starcoder2 import LongStarcoder2Config as LongStarcoder2Config, LongStarcoder2ForCausalLM as LongStarcoder2ForCausalLM, LongStarcoder2ForSequenceClassification as LongStarcoder2ForSequenceClassification, LongStarcoder2ForTokenClassification as LongStarcoder2ForTokenClassification, LongStarcoder2Model as LongStarcoder2Model
+from .t5 import LongAttentionT5Config as LongAttentionT5Config, LongAttentionT5EncoderModel as LongAttentionT5EncoderModel, LongAttentionT5ForConditionalGeneration as LongAttentionT5ForConditionalGeneration, LongAttentionT5ForQuestionAnswering as LongAttentionT5ForQuestionAnswering, LongAttentionT5ForSequenceClassification as LongAttentionT5ForSequenceClassification, LongAttentionT5ForTokenClassification as LongAttentionT5ForTokenClassification, LongAttentionT5Model as LongAttentionT5Model
+from .umt5 import LongUMT5Config as LongUMT5Config, LongUMT5EncoderModel as LongUMT5EncoderModel, LongUMT5ForConditionalGeneration as LongUMT5ForConditionalGeneration, LongUMT5ForQuestionAnswering as LongUMT5ForQuestionAnswering, LongUMT5ForSequenceClassification as LongUMT5ForSequenceClassification, LongUMT5ForTokenClassification as LongUMT5ForTokenClassification, LongUMT5Model as LongUMT5Model
 from .xlm_roberta import LongXLMRobertaConfig as LongXLMRobertaConfig, LongXLMRobertaForCausalLM as LongXLMRobertaForCausalLM, LongXLMRobertaForMaskedLM as LongXLMRobertaForMaskedLM, LongXLMRobertaForMultipleChoice as LongXLMRobertaForMultipleChoice, LongXLMRobertaForQuestionAnswering as LongXLMRobertaForQuestionAnswering, LongXLMRobertaForSequenceClassification as LongXLMRobertaForSequenceClassification, LongXLMRobertaForTokenClassification as LongXLMRobertaForTokenClassification, LongXLMRobertaModel as LongXLMRobertaModel
+from .xlm_roberta_xl import LongXLMRobertaXLConfig as LongXLMRobertaXLConfig, LongXLMRobertaXLForCausalLM as LongXLMRobertaXLForCausalLM, LongXLMRobertaXLForMaskedLM as LongXLMRobertaXLForMaskedLM, LongXLMRobertaXLForMultipleChoice as LongXLMRobertaXLForMultipleChoice, LongXLMRobertaXLForQuestionAnswering as LongXLMRobertaXLForQuestionAnswering, LongXLMRobertaXLForSequenceClassification as LongXLMRobertaXLForSequenceClassification, LongXLMRobertaXLForTokenClassification as LongXLMRobertaXLForTokenClassification, LongXLMRobertaXLModel as LongXLMRobertaXLModel
 from ..modeling.family import FAMILIES as FAMILIES
 from ..modeling.family import AttentionNames as AttentionNames
 from ..modeling.family import Family as Family
@@ -49,6 +65,13 @@ __all__ = [
     "LongAlbertForSequenceClassification",
     "LongAlbertForTokenClassification",
     "LongAlbertModel",
+    "LongAttentionT5Config",
+    "LongAttentionT5EncoderModel",
+    "LongAttentionT5ForConditionalGeneration",
+    "LongAttentionT5ForQuestionAnswering",
+    "LongAttentionT5ForSequenceClassification",
+    "LongAttentionT5ForTokenClassification",
+    "LongAttentionT5Model",
     "LongBartConfig",
     "LongBartForCausalLM",
     "LongBartForConditionalGeneration",
@@ -116,6 +139,11 @@ __all__ = [
     "LongEsmForSequenceClassification",
     "LongEsmForTokenClassification",
     "LongEsmModel",
+    "LongEuroBertConfig",
+    "LongEuroBertForMaskedLM",
+    "LongEuroBertForSequenceClassification",
+    "LongEuroBertForTokenClassification",
+    "LongEuroBertModel",
     "LongGPT2Config",
     "LongGPT2DoubleHeadsModel",
     "LongGPT2ForQuestionAnswering",
@@ -123,6 +151,22 @@ __all__ = [
     "LongGPT2ForTokenClassification",
     "LongGPT2LMHeadModel",
     "LongGPT2Model",
+    "LongGPTBigCodeConfig",
+    "LongGPTBigCodeForCausalLM",
+    "LongGPTBigCodeForSequenceClassification",
+    "LongGPTBigCodeForTokenClassification",
+    "LongGPTBigCodeModel",
+    "LongGPTJConfig",
+    "LongGPTJForCausalLM",
+    "LongGPTJForQuestionAnswering",
+    "LongGPTJForSequenceClassification",
+    "LongGPTJModel",
+    "LongGPTNeoConfig",
+    "LongGPTNeoForCausalLM",
+    "LongGPTNeoForQuestionAnswering",
+    "LongGPTNeoForSequenceClassification",
+    "LongGPTNeoForTokenClassification",
+    "LongGPTNeoModel",
     "LongGPTNeoXConfig",
     "LongGPTNeoXForCausalLM",
     "LongGPTNeoXForQuestionAnswering",
@@ -143,6 +187,14 @@ __all__ = [
     "LongGemmaForSequenceClassification",
     "LongGemmaForTokenClassification",
     "LongGemmaModel",
+    "LongGraniteConfig",
+    "LongGraniteForCausalLM",
+    "LongGraniteModel",
+    "LongGteConfig",
+    "LongGteForMaskedLM",
+    "LongGteForSequenceClassification",
+    "LongGteForTokenClassification",
+    "LongGteModel",
     "LongLlamaConfig",
     "LongLlamaForCausalLM",
     "LongLlamaForQuestionAnswering",
@@ -162,6 +214,13 @@ __all__ = [
     "LongMPNetForSequenceClassification",
     "LongMPNetForTokenClassification",
     "LongMPNetModel",
+    "LongMT5Config",
+    "LongMT5EncoderModel",
+    "LongMT5ForConditionalGeneration",
+    "LongMT5ForQuestionAnswering",
+    "LongMT5ForSequenceClassification",
+    "LongMT5ForTokenClassification",
+    "LongMT5Model",
     "LongMarianConfig",
     "LongMarianForCausalLM",
     "LongMarianMTModel",
@@ -172,6 +231,12 @@ __all__ = [
     "LongMistralForSequenceClassification",
     "LongMistralForTokenClassification",
     "LongMistralModel",
+    "LongMixtralConfig",
+    "LongMixtralForCausalLM",
+    "LongMixtralForQuestionAnswering",
+    "LongMixtralForSequenceClassification",
+    "LongMixtralForTokenClassification",
+    "LongMixtralModel",
     "LongModernBertConfig",
     "LongModernBertForMaskedLM",
     "LongModernBertForMultipleChoice",
@@ -179,6 +244,11 @@ __all__ = [
     "LongModernBertForSequenceClassification",
     "LongModernBertForTokenClassification",
     "LongModernBertModel",
+    "LongNomicBertConfig",
+    "LongNomicBertForMaskedLM",
+    "LongNomicBertForSequenceClassification",
+    "LongNomicBertForTokenClassification",
+    "LongNomicBertModel",
     "LongNystromformerConfig",
     "LongNystromformerForMaskedLM",
     "LongNystromformerForMultipleChoice",
@@ -191,6 +261,10 @@ __all__ = [
     "LongOPTForQuestionAnswering",
     "LongOPTForSequenceClassification",
     "LongOPTModel",
+    "LongOlmo2Config",
+    "LongOlmo2ForCausalLM",
+    "LongOlmo2ForSequenceClassification",
+    "LongOlmo2Model",
     "LongPegasusConfig",
     "LongPegasusForCausalLM",
     "LongPegasusForConditionalGeneration",
@@ -217,6 +291,12 @@ __all__ = [
     "LongQwen3ForSequenceClassification",
     "LongQwen3ForTokenClassification",
     "LongQwen3Model",
+    "LongQwen3MoeConfig",
+    "LongQwen3MoeForCausalLM",
+    "LongQwen3MoeForQuestionAnswering",
+    "LongQwen3MoeForSequenceClassification",
+    "LongQwen3MoeForTokenClassification",
+    "LongQwen3MoeModel",
     "LongRobertaConfig",
     "LongRobertaForCausalLM",
     "LongRobertaForMaskedLM",
@@ -225,12 +305,32 @@ __all__ = [
     "LongRobertaForSequenceClassification",
     "LongRobertaForTokenClassification",
     "LongRobertaModel",
+    "LongRobertaPreLayerNormConfig",
+    "LongRobertaPreLayerNormForCausalLM",
+    "LongRobertaPreLayerNormForMaskedLM",
+    "LongRobertaPreLayerNormForMultipleChoice",
+    "LongRobertaPreLayerNormForQuestionAnswering",
+    "LongRobertaPreLayerNormForSequenceClassification",
+    "LongRobertaPreLayerNormForTokenClassification",
+    "LongRobertaPreLayerNormModel",
     "LongSmolLM3Config",
     "LongSmolLM3ForCausalLM",
     "LongSmolLM3ForQuestionAnswering",
     "LongSmolLM3ForSequenceClassification",
     "LongSmolLM3ForTokenClassification",
     "LongSmolLM3Model",
+    "LongStarcoder2Config",
+    "LongStarcoder2ForCausalLM",
+    "LongStarcoder2ForSequenceClassification",
+    "LongStarcoder2ForTokenClassification",
+    "LongStarcoder2Model",
+    "LongUMT5Config",
+    "LongUMT5EncoderModel",
+    "LongUMT5ForConditionalGeneration",
+    "LongUMT5ForQuestionAnswering",
+    "LongUMT5ForSequenceClassification",
+    "LongUMT5ForTokenClassification",
+    "LongUMT5Model",
     "LongXLMRobertaConfig",
     "LongXLMRobertaForCausalLM",
     "LongXLMRobertaForMaskedLM",
@@ -239,4 +339,12 @@ __all__ = [
     "LongXLMRobertaForSequenceClassification",
     "LongXLMRobertaForTokenClassification",
     "LongXLMRobertaModel",
+    "LongXLMRobertaXLConfig",
+    "LongXLMRobertaXLForCausalLM",
+    "LongXLMRobertaXLForMaskedLM",
+    "LongXLMRobertaXLForMultipleChoice",
+    "LongXLMRobertaXLForQuestionAnswering",
+    "LongXLMRobertaXLForSequenceClassification",
+    "LongXLMRobertaXLForTokenClassification",
+    "LongXLMRobertaXLModel",
 ]

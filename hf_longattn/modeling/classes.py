@@ -41,14 +41,15 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     from transformers import PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin
+    from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
     from .weights import inherit_renaming, register_loading
 
     package = importlib.import_module(family.base_package)
     modeling = importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
     mixins: dict[str, type] = {base_model: LongAttentionMixin if family.stacks else LongBaseModelMixin}
-    mixins |= dict(zip(family.stacks, (LongBaseModelMixin, LongDecoderMixin), strict=False))
+    of_stacks = (LongBaseModelMixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
+    mixins |= dict(zip(family.stacks, of_stacks, strict=False))
     made = {}
     for base_name, long_name in {**family.parts, **family.heads}.items():
         base = getattr(modeling if base_name in family.parts else package, base_name)

@@ -318,9 +318,14 @@ class LongEncoderDecoderConfig(LongConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         values, kwargs = super().get_config_dict(*args, **kwargs)
         if "long_attention" not in values:
-            default = cls.__dataclass_fields__["max_position_embeddings"].default
-            values.setdefault("max_decoder_position_embeddings", values.get("max_position_embeddings", default))
+            values.setdefault("max_decoder_position_embeddings", cls.length_in(values))
         return values, kwargs
+
+    @classmethod
+    def length_in(cls, values: Mapping[str, Any]) -> int:
+        """The most tokens of a base with these values in its config."""
+        default = cls.__dataclass_fields__["max_position_embeddings"].default
+        return int(values.get("max_position_embeddings", default))
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:

@@ -57,7 +57,8 @@ class ReplacedModules(_Base):
         for name, module in self.named_modules():
             if type(module) in self.replaced:
                 module.__class__ = self.replaced[type(module)]
-                module.config = self.config
+                if not hasattr(module, "config"):  # a stack's may be a copy of the model's
+                    module.config = self.config
                 self.adapt_module(name, module)
         super().post_init()
 

@@ -7,7 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RegistrationError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
+ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification"), ("ForCausalLM",)
+"""Endings of the classes of an encoder-decoder that have one stack."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,11 @@ class Family:
     config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary in every model; see :meth:`rotary`.
+    relative: whether positions are terms of the scores alone (T5), which have no longest input.
     package: transformers' package of the base, if it is not named after the model type (Gemma 3's text model: ``"gemma3"``).
     classes: the base's model classes, if that package has others as well.
     inner: further model classes of the base inside its models (``OPTDecoder``), besides the encoder and decoder of an encoder-decoder.
+    stack: the base's class of both the encoder and the decoder, if they have one class (``T5Stack``).
     attention: unusual names in its attention modules.
     sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models (:mod:`tools.small_models`).
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
@@ -112,9 +116,11 @@ class Family:
     config_class: type[PreTrainedConfig]
     position_tables: tuple[PositionTable, ...] = ()
     rope: bool = False
+    relative: bool = False
     package: str | None = None
     classes: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
+    stack: str | None = None
     attention: AttentionNames = AttentionNames()
     sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
     mixin: type | None = None
@@ -147,7 +153,7 @@ class Family:
         if config.__dict__.get("model_type") != f"long_{base}":
             return f"{name} needs model_type = 'long_{base}'."
         fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        if not self.rope and not self.position_tables and "max_position_embeddings" in fields:
+        if not (self.rope or self.relative or self.position_tables) and "max_position_embeddings" in fields:
             return (
                 f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
                 r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
@@ -177,7 +183,8 @@ class Family:
     def heads(self) -> dict[str, str]:
         """Name of every model class of the base -> name of its Long class, known without importing them."""
         names = self.classes or dir(importlib.import_module(self.base_package))
-        return {name: f"Long{name}" for name in names if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
+        prefix = long_prefix(self.base_model_type)
+        return {name: f"{prefix}{name}" for name in names if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
 
     @property
     def two_stacks(self) -> bool:
@@ -190,12 +197,33 @@ class Family:
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
         stem = MODEL_MAPPING_NAMES[self.base_model_type].removesuffix("Model")
-        return {f"{stem}{stack}": f"Long{stem}{stack}" for stack in ("Encoder", "Decoder")} if self.two_stacks else {}
+        names = (self.stack,) if self.stack is not None else (f"{stem}Encoder", f"{stem}Decoder")
+        return {name: f"{long_prefix(self.base_model_type)}{name}" for name in names} if self.two_stacks else {}
 
     @cached_property
     def parts(self) -> dict[str, str]:
         """The same for every model class that is only used inside another."""
-        return {**self.stacks, **{name: f"Long{name}" for name in self.inner}}
+        return {**self.stacks, **{name: f"{long_prefix(self.base_model_type)}{name}" for name in self.inner}}
+
+    def has_decoder(self, head: str) -> bool:
+        """Whether the class of the base or the Long class ``head`` decodes, with or without an encoder."""
+        return self.two_stacks and not head.endswith(ENCODER_ALONE)
+
+    def has_encoder(self, head: str) -> bool:
+        """Whether the class ``head`` of an encoder-decoder has the encoder."""
+        return self.two_stacks and not head.endswith(DECODER_ALONE)
+
+    def decoder_layers(self, config: Any) -> int:
+        """The number of layers of the decoder with this config of the base."""
+        return int(config.decoder_layers if hasattr(config, "decoder_layers") else config.num_decoder_layers)
+
+    def base_length(self, config: Any, table: PositionTable | None = None) -> int:
+        """The value of the field of ``table`` in this config of the base, which counts special rows; its maximum length without one."""
+        if self.relative:
+            of_long: Any = self.config_class
+            return int(of_long.length_in(config.to_dict()))
+        field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field  # one for both stacks
+        return int(getattr(config, field))
 
     def rotary(self, config: Any) -> bool:
         """Whether positions are rotary: in the whole family, or with this config."""
@@ -224,6 +252,16 @@ def family_names(model_types: Collection[str]) -> list[str]:
     """The base model types with a family, a module of :mod:`hf_longattn.families` of that name."""
     modules = set(module_names("families"))
     return sorted(model_type for model_type in model_types if module_name(model_type) in modules)
+
+
+@cache
+def long_prefix(base_model_type: str) -> str:
+    """What comes before the names of a base's classes in those of its Long classes: ``Long``, or ``LongAttention`` where transformers has
+    such classes itself (its ``LongT5Model`` is no T5Model)."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    taken = (name for model_type, name in CONFIG_MAPPING_NAMES.items() if not model_type.startswith("long_"))
+    return "LongAttention" if f"Long{CONFIG_MAPPING_NAMES[base_model_type]}" in taken else "Long"
 
 
 def module_name(model_type: str) -> str:
@@ -285,7 +323,7 @@ def family_with(name: str) -> Family | None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     def other(base: str) -> bool:
-        return not name.startswith(f"Long{CONFIG_MAPPING_NAMES[base].removesuffix('Config')}")
+        return not name.startswith(f"{long_prefix(base)}{CONFIG_MAPPING_NAMES[base].removesuffix('Config')}")
 
     return next((FAMILIES[base] for base in sorted(FAMILIES, key=other) if name in FAMILIES[base].exports), None)
 

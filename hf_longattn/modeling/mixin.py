@@ -375,14 +375,32 @@ class LongDecoderMixin(LongBaseModelMixin):
             with torch.device(old.weight.device):
                 self.embed_positions = type(old)(self.position_table.tokens(self.config), old.embedding_dim)
 
+    @property
+    def beside_encoder(self) -> bool:
+        """Whether it decodes the output of an encoder."""
+        return bool(self.config.is_encoder_decoder)
+
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.config.is_encoder_decoder:
+        if self.beside_encoder:
             kwargs.pop("global_attention_mask", None)
         super()._check_inputs(args, kwargs)
 
     def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.config.is_encoder_decoder:
+        if not self.beside_encoder:
             super()._find_globals(args, kwargs)
+
+
+class LongStackMixin(LongDecoderMixin):
+    """Comes before a base's one class of both the encoder and the decoder (``T5Stack``), without position tables."""
+
+    is_decoder: bool
+
+    def adapt(self) -> None:
+        """Nothing to do, without a table."""
+
+    @property
+    def beside_encoder(self) -> bool:
+        return self.is_decoder
 
 
 def with_long_arguments(base_forward: Any) -> Any:

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from ..private_apis import enter_class, enter_config, lazy_mappings, mapped_names, target_module_tables
-from .family import family_names, module_name
+from .family import family_names, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
 
@@ -30,7 +30,7 @@ def register_configs() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
     for base in family_names(CONFIG_MAPPING_NAMES):
-        CONFIG_MAPPING_NAMES[f"long_{base}"] = f"Long{CONFIG_MAPPING_NAMES[base]}"
+        CONFIG_MAPPING_NAMES[f"long_{base}"] = f"{long_prefix(base)}{CONFIG_MAPPING_NAMES[base]}"
         enter_config(CONFIG_MAPPING, module_name(f"long_{base}"), _families())
 
 
@@ -39,7 +39,7 @@ def register_models() -> None:
     from transformers.models.auto import modeling_auto
 
     for table in lazy_mappings(modeling_auto):
-        _enter(table, _families(), "Long")
+        _enter(table, _families(), long=True)
 
 
 def register_tokenizers() -> None:
@@ -48,7 +48,7 @@ def register_tokenizers() -> None:
     from transformers.models.auto import tokenization_auto
 
     for table in lazy_mappings(tokenization_auto):
-        _enter(table, transformers, "")
+        _enter(table, transformers, long=False)
 
 
 def _families() -> ModuleType:
@@ -56,13 +56,14 @@ def _families() -> ModuleType:
     return importlib.import_module(f"{PACKAGE}.families")
 
 
-def _enter(table: Any, module: ModuleType, prefix: str) -> None:
-    """Enter every Long model type into a table, with the base's name after ``prefix``; ``module`` has what it names."""
+def _enter(table: Any, module: ModuleType, *, long: bool) -> None:
+    """Enter every Long model type into a table, with the name of its Long class, or with the base's; ``module`` has what it names."""
     names, configs = mapped_names(table)
     for base in family_names(configs):
-        if isinstance(names.get(base), str) and (not prefix or names[base].startswith(_first_word(configs[base]))):
-            model_type = f"long_{base}"
-            enter_class(table, model_type, prefix + names[base], f"Long{configs[base]}", module_name(model_type), module)
+        if isinstance(names.get(base), str) and (not long or names[base].startswith(_first_word(configs[base]))):
+            model_type, prefix = f"long_{base}", long_prefix(base)
+            name = f"{prefix}{names[base]}" if long else names[base]
+            enter_class(table, model_type, name, f"{prefix}{configs[base]}", module_name(model_type), module)
 
 
 def _first_word(config: str) -> str:

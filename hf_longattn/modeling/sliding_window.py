@@ -1,6 +1,7 @@
 """Sliding windows of the base, and which layers keep them.
 
-Mistral and Phi-3 may have a sliding window in every layer; Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT in some, listed in ``layer_types``.
+Mistral and Phi-3 may have a sliding window in every layer; Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT in some, listed in ``layer_types``,
+GPT-Neo in every other one.
 If only some layers have one, they keep it unless ``long_attention`` names them (or mechanisms that all layers take in turn); the mechanism
 of the model then replaces full attention. If all layers have one, a chosen mechanism replaces it; without a choice they keep it.
 
@@ -28,6 +29,8 @@ BASE_WINDOWS = "base_windows"
 
 def own_windows(config: Any) -> list[int | None]:
     """The width of every layer's window, as mechanism ``window`` counts it; ``None`` for full attention."""
+    if hasattr(config, "attention_layers"):  # GPT-Neo's names
+        return [config.window_size if kind == "local" else None for kind in config.attention_layers]
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     if width is None:
         return [None] * layers

@@ -37,8 +37,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "CLIPModel": ("CLIPConfig", {"text_config": TEXT, "vision_config": IMAGE}, 4),
     "WhisperForConditionalGeneration": ("WhisperConfig", SOUND, 6),
     "Wav2Vec2Model": ("Wav2Vec2Config", {**TEXT, **SAMPLES, "num_conv_pos_embeddings": 8}, 2),
-    "GPTBigCodeForCausalLM": ("GPTBigCodeConfig", {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 4}, 2),
-    "Starcoder2ForCausalLM": ("Starcoder2Config", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
+    "BioGptForCausalLM": ("BioGptConfig", TEXT, 2),
+    "ArceeForCausalLM": ("ArceeConfig", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
 }
 """Class -> its config, and how many attention modules it has."""
 
@@ -101,7 +101,8 @@ def test_full_attention_is_the_source(name: str, tmp_path: Path) -> None:
 
 
 def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
-    source = saved("Starcoder2ForCausalLM", tmp_path / "plain", sliding_window=20)
+    sizes = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    source = saved("MinistralForCausalLM", tmp_path / "plain", sliding_window=20, **sizes)
     report = convert_checkpoint(source, tmp_path / "long", generic=True, max_length=256)
     assert not report.needs_training
     config = hf_longattn.load_generic(tmp_path / "long").config
@@ -129,15 +130,15 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
             "decoder options, --init-from-text and adapters do not apply",
         ),
         ("ViTForImageClassification", {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
-        ("Starcoder2ForCausalLM", {"max_length": 8}, LongAttentionError, "--max-length 8 is too small"),
+        ("ArceeForCausalLM", {"max_length": 8}, LongAttentionError, "--max-length 8 is too small"),
         ("LlamaForCausalLM", {}, CheckpointError, "has Long classes; leave --generic out"),
-        ("GPTJForCausalLM", {}, BackendError, "GPTJForCausalLM does not take its attention from transformers' AttentionInterface"),
+        ("BloomForCausalLM", {}, BackendError, "BloomForCausalLM does not take its attention from transformers' AttentionInterface"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(
     name: str, arguments: dict[str, Any], error: type[Exception], sentence: str, tmp_path: Path
 ) -> None:
-    changes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4} if name.startswith("GPTJ") else {}
+    changes = {"hidden_size": 32, "n_layer": 1, "n_head": 4} if name.startswith("Bloom") else {}
     source = saved(name, tmp_path / "plain", **changes)
     with pytest.raises(error, match=sentence) as caught:
         convert_checkpoint(source, tmp_path / "long", generic=True, **arguments)
@@ -149,11 +150,11 @@ def test_what_cannot_be_is_refused_in_a_sentence(
     ("name", "sentence"),
     [
         ("ViTForImageClassification", "'vit' model, which has no Long classes; --generic adds mechanisms to its plain class; Long"),
-        ("GPTJForCausalLM", "'gptj' model, which has no Long classes, not even with --generic, since GPTJForCausalLM does not take its"),
+        ("BloomForCausalLM", "'bloom' model, which has no Long classes, not even with --generic, since BloomForCausalLM does not take its"),
     ],
 )
 def test_without_the_flag_it_is_named(name: str, sentence: str, tmp_path: Path) -> None:
-    changes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4} if name.startswith("GPTJ") else {}
+    changes = {"hidden_size": 32, "n_layer": 1, "n_head": 4} if name.startswith("Bloom") else {}
     with pytest.raises(CheckpointError, match=sentence):
         plan_conversion(saved(name, tmp_path / "plain", **changes), mechanism="window")
 
@@ -211,7 +212,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_is_found_without_the_model_type(tmp_path: Path) -> None:
-    source = saved("Starcoder2ForCausalLM", tmp_path / "plain")
+    source = saved("ArceeForCausalLM", tmp_path / "plain")
     tokenizer_of("gpt2").save_pretrained(source)
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({key: one for key, one in settings.items() if key != "tokenizer_class"}))
@@ -222,17 +223,17 @@ def test_the_tokenizer_is_found_without_the_model_type(tmp_path: Path) -> None:
 
 
 def test_an_enabled_model_is_saved_with_its_mechanisms(tmp_path: Path) -> None:
-    saved("Starcoder2ForCausalLM", tmp_path / "plain")
+    saved("ArceeForCausalLM", tmp_path / "plain")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
     hf_longattn.enable_long_attention(model, {"mechanism": "hedgehog"})
     ids = torch.randint(5, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(ids).logits
     for config in (copy.deepcopy(model).config, pickle.loads(pickle.dumps(model.config))):
-        assert json.loads(config.to_json_string())["model_type"] == "long_generic_starcoder2"
+        assert json.loads(config.to_json_string())["model_type"] == "long_generic_arcee"
         assert config.to_dict() == model.config.to_dict()
     model.save_pretrained(tmp_path / "long")
-    with pytest.raises(ValueError, match="`long_generic_starcoder2` but Transformers does not recognize"):
+    with pytest.raises(ValueError, match="`long_generic_arcee` but Transformers does not recognize"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
     with torch.no_grad():
         assert torch.equal(hf_longattn.load_generic(tmp_path / "long")(ids).logits, expected)

@@ -118,7 +118,7 @@ def test_the_report_is_that_of_models_in_memory(
 
 @pytest.mark.parametrize("mechanism", ["hedgehog", "synthesizer"])
 def test_the_report_is_the_same_without_a_family(mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = small(tmp_path / "source", "Starcoder2ForCausalLM", num_key_value_heads=2)
+    folder = small(tmp_path / "source", "ArceeForCausalLM", num_key_value_heads=2)
     same_reports(folder, {"generic": True, "mechanism": mechanism}, tmp_path, monkeypatch)
 
 

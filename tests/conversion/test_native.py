@@ -87,6 +87,12 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "bert, nystrom without convolution": ("bert", NYSTROM, "BertForTokenClassification", {}, "NystromformerForTokenClassification"),
     "nystromformer": ("nystromformer", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
     "nystromformer, full": ("nystromformer", FULL, None, {}, "NystromformerForMaskedLM"),
+    "t5": ("t5", WINDOW, None, {}, "LongT5ForConditionalGeneration"),
+    "umt5, full": ("umt5", FULL, None, {}, "UMT5ForConditionalGeneration"),
+    "mixtral": ("mixtral", WINDOW, None, {}, "MixtralForCausalLM"),
+    "qwen3_moe": ("qwen3_moe", WINDOW, None, {}, "Qwen3MoeForCausalLM"),
+    "gpt_neo, another layer": ("gpt_neo", {"layers": "0=window:window=6;1=full"}, None, {}, "GPTNeoForCausalLM"),
+    "gptj, full": ("gptj", FULL, None, {}, "GPTJForCausalLM"),
 }  # fmt: skip
 CASES = {**QUICK, **SLOW}
 
@@ -120,7 +126,16 @@ def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> N
 
 def _kept(base: str, written: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a conversion that keeps the attention of a plain base; adopted long models keep theirs."""
-    adopted = written["model_type"] in ("longformer", "led", "big_bird", "bigbird_pegasus", "nystromformer", "ministral", "vaultgemma")
+    adopted = written["model_type"] in (
+        "longformer",
+        "led",
+        "big_bird",
+        "bigbird_pegasus",
+        "nystromformer",
+        "ministral",
+        "vaultgemma",
+        "longt5",
+    )
     if adopted:
         return {}
     windows = written.get("layer_types")

@@ -12,7 +12,7 @@ from transformers import GenerationMixin
 from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
-from hf_longattn.modeling.family import FAMILIES, family_of
+from hf_longattn.modeling.family import FAMILIES, family_of, long_prefix
 from tests.reference.small_models import BASES, HEADS
 
 
@@ -22,7 +22,7 @@ def test_the_families() -> None:
         assert family.base_model_type == name
         assert family.config_class.model_type == f"long_{name}"
         assert family.module == f"hf_longattn.families.{name.replace('-', '_')}"
-        assert bool(family.position_tables) != family.rope
+        assert [bool(family.position_tables), family.rope, family.relative].count(True) == 1
 
 
 def test_every_head_of_the_base_is_there() -> None:
@@ -38,7 +38,7 @@ def test_every_head_of_the_base_is_there() -> None:
 @pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
     plain = getattr(transformers, head)
-    made = getattr(families, f"Long{head}")
+    made = getattr(families, f"{long_prefix(base)}{head}")
     assert issubclass(made, plain)
     assert made is FAMILIES[base].model_class(head) is FAMILIES[base].long_class_of(plain)
     assert made.config_class is FAMILIES[base].config_class

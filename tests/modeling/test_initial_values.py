@@ -185,7 +185,7 @@ def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) 
             continue
         break
     check(model)
-    assert type(model).__name__ == f"Long{head}"
+    assert type(model).__name__ == FAMILIES[base].heads[head]
     assert not report["unexpected_keys"]
     assert all(".long_attention." in key for key in report["missing_keys"])
     for key, value in plain.state_dict().items():

@@ -13,7 +13,17 @@ from safetensors.torch import load_file
 import hf_longattn.families as families
 from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.positions.tables import extend_table
-from tests.reference.small_models import BASES, HEADS, LANGUAGE_MODELS, SHAPE, head_inputs, plain_config, plain_model, tokens
+from tests.reference.small_models import (
+    BASES,
+    HEADS,
+    LANGUAGE_MODELS,
+    OFF_THE_INTERFACE,
+    SHAPE,
+    head_inputs,
+    plain_config,
+    plain_model,
+    tokens,
+)
 
 HEAD = LANGUAGE_MODELS | {"bert": "BertForQuestionAnswering", "big_bird": "BigBirdForQuestionAnswering"}
 TABLES = [base for base in BASES if families.FAMILIES[base].position_tables]
@@ -50,7 +60,7 @@ def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path
     inputs = head_inputs(HEAD[base], length=200, pad_token=plain.config.pad_token_id)
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
-        assert (plain(**inputs)[0] - longer(**inputs)[0])[real].abs().max() < 1e-5
+        assert (plain(**inputs)[0] - longer(**inputs)[0])[real].abs().max() < (1e-4 if base in OFF_THE_INTERFACE else 1e-5)
         long_logits = longer(tokens(1, 1500))[0]
     assert long_logits.isfinite().all()
 

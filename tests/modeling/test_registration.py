@@ -30,7 +30,7 @@ def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
         if mapping[type(plain)].__name__ in families.FAMILIES[base].heads:
             assert mapping[type(config)].__name__ == f"Long{mapping[type(plain)].__name__}", auto.__name__
             known += 1
-    assert known >= 3
+    assert known >= min(3, len(families.FAMILIES[base].heads))
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -107,12 +107,16 @@ def test_peft_is_not_imported_for_it() -> None:
     assert in_a_new_process("import sys, hf_longattn; print('peft' in sys.modules)") == "False"
 
 
+EXPERTS = ("mixtral", "qwen3_moe")
+"""Bases for which peft fails without target modules: it looks for their experts, which are no modules in transformers 5."""
+
+
 @pytest.mark.parametrize("recipe", ["LoraConfig", "IA3Config"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [base for base in BASES if base not in EXPERTS])
 def test_a_recipe_without_target_modules_adapts_what_it_adapts_in_the_base(base: str, recipe: str) -> None:
     peft = pytest.importorskip("peft")
     chosen = []
-    for model in (plain_model(base), long_model(base, None, {"mechanism": "longformer", "window": 16})):
+    for model in (plain_model(base), long_model(base, None, {"mechanism": "window", "window": 16})):
         try:
             chosen.append(sorted(peft.get_peft_model(model, getattr(peft, recipe)()).targeted_module_names))
         except ValueError as error:  # peft has no recipe for this base

@@ -1,4 +1,5 @@
-"""The base itself: full attention in every layer, and windows where its config has a field for them (``sliding_window``, ``layer_types``).
+"""The base itself: full attention in every layer, and windows where its config has a field for them (``sliding_window``, ``layer_types``,
+GPT-Neo's ``attention_types``).
 
 A config's ``sliding_window`` counts the query in a decoder; ModernBERT's and bidirectional Gemma's are distances to either side.
 """
@@ -68,6 +69,11 @@ def _windows(model: LongModel, backs: list[int | None]) -> tuple[str | None, dic
     now = [None if back is None else back + 1 if model.causal else 2 * back for back in backs]
     if now == before or (None not in backs and not backs):
         return None, {}
+    if "attention_types" in values:
+        reason, back = one_width(backs)
+        kinds = ["global" if one is None else "local" for one in backs]
+        width = {} if back is None else {"window_size": back + 1}
+        return (reason, {}) if reason is not None else (None, {"attention_types": [[kinds, 1]], "attention_layers": kinds, **width})
     if not hasattr(config, "sliding_window") and not hasattr(config, "local_attention"):
         odd = next((index for index, back in enumerate(backs) if back is not None), None)
         return (None if odd is None else f"Layer {odd} has a window, for which a plain {model.head} has no setting."), {}
@@ -100,7 +106,8 @@ def _windows(model: LongModel, backs: list[int | None]) -> tuple[str | None, dic
 def _uniform(model: LongModel, backs: list[int | None]) -> tuple[str | None, dict[str, Any]]:
     """For a config with one window for all layers."""
     if len(set(backs)) == 1:
-        return None, {"sliding_window": None if backs[0] is None else backs[0] + 1}
+        used = {"use_sliding_window": backs[0] is not None} if "use_sliding_window" in model.values() else {}
+        return None, {"sliding_window": None if backs[0] is None else backs[0] + 1, **used}
     odd = backs.index(None)
     return f"Layer {odd} has full attention and others a window, and a plain {model.head} has one setting for all layers.", {}
 

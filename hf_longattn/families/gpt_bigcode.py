@@ -1,0 +1,36 @@
+"""LongGPTBigCode: StarCoder and SantaCoder (Li et al. 2023; Ben Allal et al. 2023), as GPT-2 with one key/value head for all queries
+(``multi_query``); causal, positions in one learned table.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers.models.gpt_bigcode.configuration_gpt_bigcode import GPTBigCodeConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import AttentionNames, Family, PositionTable
+
+
+class LongGPTBigCodeConfig(LongConfig, GPTBigCodeConfig):
+    """GPTBigCodeConfig with ``long_attention``."""
+
+    model_type = "long_gpt_bigcode"
+
+
+def _split(attention: Any, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All queries, then one key and one value; without ``multi_query``, queries, keys and values of a head side by side."""
+    if attention.multi_query:
+        query, key, value = parameter.split([attention.embed_dim, attention.kv_dim, attention.kv_dim])
+    else:
+        query, key, value = (part.flatten(0, 1) for part in parameter.unflatten(0, (attention.num_heads, 3, -1)).unbind(1))
+    return query, key, value
+
+
+FAMILY = Family(
+    LongGPTBigCodeConfig,
+    position_tables=(PositionTable(r"wpe\.weight$"),),
+    attention=AttentionNames(fused="c_attn", split=_split),
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,99 @@
+"""LongGPTNeo: GPT-Neo (Black et al. 2021), causal, positions in one learned table, scores that are not scaled.
+
+Every other layer is local: it sees the last ``window_size`` tokens, and stays so (:mod:`hf_longattn.modeling.sliding_window`). Without
+``long_attention`` the others attend to everything, and all is as in GPT-Neo. Its layers pass no arguments down to attention, so that it
+takes mechanisms without global tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import Cache, initialization
+from transformers.models.gpt_neo.configuration_gpt_neo import GPTNeoConfig
+from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASSES, GPTNeoSelfAttention
+
+from ..backend import BACKEND, longattn_attention_forward
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.custom_attention import ReplacedModules
+from ..modeling.family import Family, PositionTable
+from ..private_apis import attention_implementation
+
+
+class LongGPTNeoConfig(LongConfig, GPTNeoConfig):
+    """GPTNeoConfig with ``long_attention``."""
+
+    model_type = "long_gpt_neo"
+    default_mechanism = "full"
+
+
+class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
+    """The projections of GPTNeoSelfAttention with the mechanism. The base's mask of all pairs, ``bias``, grows when its attention runs."""
+
+    bias: Tensor
+
+    def __init__(self, config: Any, attention_type: str, layer_id: int | None = None) -> None:
+        short = copy.copy(config)  # replaced by the model's once it is built: the base makes as many pairs as its config has positions
+        short.max_position_embeddings = 1
+        super().__init__(short, attention_type, layer_id)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        layer_past: Cache | None = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states, attention_mask, layer_past, use_cache, output_attentions, **kwargs)
+        split = (self.num_heads, self.head_dim)
+        query, key, value = (self._split_heads(projection(hidden_states), *split) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        if layer_past is not None:
+            key, value = layer_past.update(key, value, self.layer_id)
+        dropout = self.attn_dropout.p if self.training else 0.0
+        kwargs["output_attentions"] = output_attentions
+        output, weights = longattn_attention_forward(self, query, key, value, attention_mask, scaling=1.0, dropout=dropout, **kwargs)
+        return self.resid_dropout(self.out_proj(output.flatten(2))), weights
+
+    def _attn(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.bias.shape[-1] < key.shape[2]:
+            seen = torch.ones(1, 1, key.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()
+            self.bias = seen.triu(1 - self.config.window_size) if self.attention_type == "local" else seen
+        return super()._attn(query, key, value, attention_mask)
+
+
+GPT_NEO_ATTENTION_CLASSES.setdefault(BACKEND, LongGPTNeoSelfAttention)  # by which the base builds its layers
+
+
+class GPTNeoOnTheBackend(ReplacedModules):
+    """Replaces the base's attention by the class above, also where it was built for the base's own implementation."""
+
+    _supports_attention_backend = True
+    hands_globals_down: ClassVar[bool] = False
+    replaced = {GPTNeoSelfAttention: LongGPTNeoSelfAttention}
+
+    def post_init(self) -> None:
+        for module in self.modules():
+            if isinstance(module, GPTNeoSelfAttention):
+                module.layer_idx, module.config = module.layer_id, self.config
+        super().post_init()
+
+    def adapt_module(self, name: str, module: Any) -> None:
+        module.bias = module.bias[..., :1, :1].clone()
+
+    def _init_weights(self, module: Any) -> None:
+        if isinstance(module, LongGPTNeoSelfAttention):
+            initialization.ones_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+FAMILY = Family(LongGPTNeoConfig, position_tables=(PositionTable(r"wpe\.weight$"),), mixin=GPTNeoOnTheBackend)
+
+__getattr__ = lazy_classes(FAMILY, globals())

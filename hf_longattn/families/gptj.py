@@ -1,0 +1,81 @@
+"""LongGPTJ: GPT-J (Wang and Komatsuzaki 2021), causal, rotary positions on a part of each head, which transformers cannot scale.
+
+Its layers pass no arguments down to attention, so that it takes mechanisms without global tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.models.gptj.configuration_gptj import GPTJConfig
+from transformers.models.gptj.modeling_gptj import GPTJ_ATTENTION_CLASSES, GPTJAttention, apply_rotary_pos_emb
+
+from ..backend import BACKEND, longattn_attention_forward
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.custom_attention import ReplacedModules
+from ..modeling.family import Family
+from ..private_apis import attention_implementation
+
+
+class LongGPTJConfig(LongConfig, GPTJConfig):
+    """GPTJConfig with ``long_attention``; the mechanism is ``window`` unless another one is given."""
+
+    model_type = "long_gptj"
+    default_mechanism = "window"
+
+
+class LongGPTJAttention(GPTJAttention):
+    """The projections of GPTJAttention with the mechanism."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        layer_past: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool | None = False,
+        output_attentions: bool | None = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states, layer_past, attention_mask, position_ids, use_cache, output_attentions, **kwargs)
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.num_attention_heads, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        sin, cos = self.embed_positions.to(key.device)[position_ids].to(key.dtype).chunk(2, dim=-1)
+        query, key = (self._rotated(states, sin, cos).transpose(1, 2) for states in (query, key))
+        value = value.transpose(1, 2)
+        if layer_past is not None:
+            key, value = layer_past.update(key, value, self.layer_idx)
+        dropout = self.attn_dropout.p if self.training else 0.0
+        kwargs["output_attentions"] = output_attentions
+        output, weights = longattn_attention_forward(
+            self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, dropout=dropout, **kwargs
+        )
+        return self.resid_dropout(self.out_proj(output.flatten(2))), weights
+
+    def _rotated(self, states: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        """``(B, N, H, D)`` with its first ``rotary_dim`` components rotated."""
+        turned, left = states.split([sin.shape[-1] * 2, states.shape[-1] - sin.shape[-1] * 2], dim=-1)
+        return torch.cat([apply_rotary_pos_emb(turned, sin, cos), left], dim=-1)
+
+
+GPTJ_ATTENTION_CLASSES.setdefault(BACKEND, LongGPTJAttention)  # by which the base builds its layers
+
+
+class GPTJOnTheBackend(ReplacedModules):
+    """Replaces the base's attention by the class above, also where it was built for the base's own implementation."""
+
+    _supports_attention_backend = True
+    hands_globals_down: ClassVar[bool] = False
+    replaced = {GPTJAttention: LongGPTJAttention}
+
+
+FAMILY = Family(LongGPTJConfig, rope=True, mixin=GPTJOnTheBackend)
+
+__getattr__ = lazy_classes(FAMILY, globals())

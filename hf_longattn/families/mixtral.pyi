@@ -1,0 +1,84 @@
+# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+"""LongMixtral: Mixtral (Jiang et al. 2024), as Mistral with a mixture of experts in every layer; each token's router chooses them, whatever
+the mechanism.
+"""
+
+from ..configuration import LongAttentionConfig
+from ..memory import SegmentMemory
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
+from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin, LongGenerationMixin
+from collections.abc import Mapping
+from torch import Tensor
+from transformers import Cache, GenerationMixin
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast, TokenClassifierOutput
+from transformers.models.mixtral.configuration_mixtral import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralForCausalLM, MixtralForQuestionAnswering, MixtralForSequenceClassification, MixtralForTokenClassification, MixtralModel
+from typing import Any, Literal
+import torch
+
+FAMILY: Family
+
+class LongMixtralConfig(LongConfig, MixtralConfig):
+    """MixtralConfig with ``long_attention``."""
+    def __init__(self, *, transformers_version: str | None = None, architectures: list[str] | None = None, output_hidden_states: bool | None = False, return_dict: bool | None = True, dtype: str | torch.dtype | None = None, chunk_size_feed_forward: int = 0, is_encoder_decoder: bool = False, id2label: dict[int, str] | dict[str, str] | None = None, label2id: dict[str, int] | dict[str, str] | None = None, problem_type: Literal['regression', 'single_label_classification', 'multi_label_classification'] | None = None, vocab_size: int = 32000, hidden_size: int = 4096, intermediate_size: int = 14336, num_hidden_layers: int = 32, num_attention_heads: int = 32, num_key_value_heads: int = 8, head_dim: int | None = None, hidden_act: str = 'silu', max_position_embeddings: int = 131072, initializer_range: float = 0.02, rms_norm_eps: float = 1e-05, use_cache: bool = True, pad_token_id: int | None = None, bos_token_id: int | None = 1, eos_token_id: int | list[int] | None = 2, tie_word_embeddings: bool = False, sliding_window: int | None = None, attention_dropout: float | int = 0.0, num_experts_per_tok: int = 2, num_local_experts: int = 8, output_router_logits: bool = False, router_aux_loss_coef: float = 0.001, router_jitter_noise: float = 0.0, rope_parameters: dict[str, Any] | dict[str, Any] | None = None, num_experts: int = 8, long_attention: Mapping[str, Any] | LongAttentionConfig | None = ..., position_extension: str = ..., question_separator_id: int | None = ..., attn_implementation: str | None = ..., num_labels: int = ...) -> None: ...
+
+class LongMixtralForCausalLM(LongGenerationMixin, LongAttentionMixin, MixtralForCausalLM, GenerationMixin):
+    """MixtralForCausalLM with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of MixtralForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MixtralForCausalLM instead.
+    """
+    config: LongMixtralConfig
+    def __init__(self, config: LongMixtralConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, output_router_logits: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MoeCausalLMOutputWithPast: ...
+    __call__ = forward
+
+class LongMixtralForQuestionAnswering(LongAttentionMixin, MixtralForQuestionAnswering):
+    """MixtralForQuestionAnswering with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of MixtralForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MixtralForQuestionAnswering instead.
+    """
+    config: LongMixtralConfig
+    def __init__(self, config: LongMixtralConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    __call__ = forward
+
+class LongMixtralForSequenceClassification(LongAttentionMixin, MixtralForSequenceClassification):
+    """MixtralForSequenceClassification with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of MixtralForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MixtralForSequenceClassification instead.
+    """
+    config: LongMixtralConfig
+    def __init__(self, config: LongMixtralConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    __call__ = forward
+
+class LongMixtralForTokenClassification(LongAttentionMixin, MixtralForTokenClassification):
+    """MixtralForTokenClassification with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of MixtralForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MixtralForTokenClassification instead.
+    """
+    config: LongMixtralConfig
+    def __init__(self, config: LongMixtralConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    __call__ = forward
+
+class LongMixtralModel(LongBaseModelMixin, MixtralModel):
+    """MixtralModel with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of MixtralModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MixtralModel instead.
+    """
+    config: LongMixtralConfig
+    def __init__(self, config: LongMixtralConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MoeModelOutputWithPast: ...
+    __call__ = forward

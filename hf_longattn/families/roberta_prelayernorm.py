@@ -1,0 +1,22 @@
+"""LongRobertaPreLayerNorm: RoBERTa with its norms before the layers (Ott et al. 2019, fairseq), and RoBERTa's positions: two rows of the
+table are none, and ``max_position_embeddings`` counts them.
+"""
+
+from transformers.models.roberta_prelayernorm.configuration_roberta_prelayernorm import RobertaPreLayerNormConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
+
+
+class LongRobertaPreLayerNormConfig(LongConfig, RobertaPreLayerNormConfig):
+    """RobertaPreLayerNormConfig with ``long_attention``."""
+
+    model_type = "long_roberta-prelayernorm"
+
+
+FAMILY = Family(
+    LongRobertaPreLayerNormConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),)
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

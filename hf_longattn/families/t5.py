@@ -1,0 +1,32 @@
+"""LongAttentionT5: T5, T5 v1.1 and FLAN-T5 (Raffel et al. 2020), an encoder and a decoder with relative positions on the scores, which take
+any mechanism over scores. transformers' LongT5 has its own classes, of other names.
+"""
+
+from transformers.models.t5.configuration_t5 import T5Config
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from ..modeling.bucketed import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
+from ..modeling.classes import lazy_classes
+from ..modeling.family import Family
+
+
+class LongAttentionT5Config(BucketedConfig, T5Config):
+    """T5Config with ``long_attention``, ``decoder_long_attention`` and lengths."""
+
+    model_type = "long_t5"
+    attribute_map = {**T5Config.attribute_map, **NAMES}
+
+
+class LongT5Attention(SharedBucketedAttention, T5Attention):
+    """T5Attention with the mechanism."""
+
+
+class T5OnTheBackend(BucketedOnTheBackend):
+    """Replaces the base's attention by the class above."""
+
+    replaced = {T5Attention: LongT5Attention}
+
+
+FAMILY = Family(LongAttentionT5Config, relative=True, stack="T5Stack", mixin=T5OnTheBackend)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,20 @@
+"""LongXLMRobertaXL: XLM-RoBERTa XL and XXL (Goyal et al. 2021), with its norms before the layers, and RoBERTa's positions: two rows of the
+table are none, and ``max_position_embeddings`` counts them.
+"""
+
+from transformers.models.xlm_roberta_xl.configuration_xlm_roberta_xl import XLMRobertaXLConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
+
+
+class LongXLMRobertaXLConfig(LongConfig, XLMRobertaXLConfig):
+    """XLMRobertaXLConfig with ``long_attention``."""
+
+    model_type = "long_xlm-roberta-xl"
+
+
+FAMILY = Family(LongXLMRobertaXLConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
+
+__getattr__ = lazy_classes(FAMILY, globals())

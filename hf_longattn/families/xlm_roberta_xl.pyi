@@ -1,0 +1,108 @@
+# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+"""LongXLMRobertaXL: XLM-RoBERTa XL and XXL (Goyal et al. 2021), with its norms before the layers, and RoBERTa's positions: two rows of the
+table are none, and ``max_position_embeddings`` counts them.
+"""
+
+from ..configuration import LongAttentionConfig
+from ..memory import SegmentMemory
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
+from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin, LongGenerationMixin
+from collections.abc import Mapping
+from torch import Tensor
+from transformers import Cache, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, CausalLMOutputWithCrossAttentions, MaskedLMOutput, MultipleChoiceModelOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.models.xlm_roberta_xl.configuration_xlm_roberta_xl import XLMRobertaXLConfig
+from transformers.models.xlm_roberta_xl.modeling_xlm_roberta_xl import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLForMultipleChoice, XLMRobertaXLForQuestionAnswering, XLMRobertaXLForSequenceClassification, XLMRobertaXLForTokenClassification, XLMRobertaXLModel
+from typing import Any, Literal
+import torch
+
+FAMILY: Family
+
+class LongXLMRobertaXLConfig(LongConfig, XLMRobertaXLConfig):
+    """XLMRobertaXLConfig with ``long_attention``."""
+    def __init__(self, *, transformers_version: str | None = None, architectures: list[str] | None = None, output_hidden_states: bool | None = False, return_dict: bool | None = True, dtype: str | torch.dtype | None = None, chunk_size_feed_forward: int = 0, is_encoder_decoder: bool = False, id2label: dict[int, str] | dict[str, str] | None = None, label2id: dict[str, int] | dict[str, str] | None = None, problem_type: Literal['regression', 'single_label_classification', 'multi_label_classification'] | None = None, vocab_size: int = 250880, hidden_size: int = 2560, num_hidden_layers: int = 36, num_attention_heads: int = 32, intermediate_size: int = 10240, hidden_act: str = 'gelu', hidden_dropout_prob: float | int = 0.1, attention_probs_dropout_prob: float | int = 0.1, max_position_embeddings: int = 514, type_vocab_size: int = 1, initializer_range: float = 0.02, layer_norm_eps: float = 1e-05, pad_token_id: int | None = 1, bos_token_id: int | None = 0, eos_token_id: int | list[int] | None = 2, use_cache: bool = True, classifier_dropout: float | int | None = None, is_decoder: bool = False, add_cross_attention: bool = False, tie_word_embeddings: bool = True, long_attention: Mapping[str, Any] | LongAttentionConfig | None = ..., position_extension: str = ..., question_separator_id: int | None = ..., attn_implementation: str | None = ..., num_labels: int = ...) -> None: ...
+
+class LongXLMRobertaXLForCausalLM(LongGenerationMixin, LongAttentionMixin, XLMRobertaXLForCausalLM, GenerationMixin):
+    """XLMRobertaXLForCausalLM with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of XLMRobertaXLForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaXLForCausalLM instead.
+    """
+    config: LongXLMRobertaXLConfig
+    def __init__(self, config: LongXLMRobertaXLConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: tuple[tuple[Tensor]] | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    __call__ = forward
+
+class LongXLMRobertaXLForMaskedLM(LongAttentionMixin, XLMRobertaXLForMaskedLM):
+    """XLMRobertaXLForMaskedLM with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of XLMRobertaXLForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaXLForMaskedLM instead.
+    """
+    config: LongXLMRobertaXLConfig
+    def __init__(self, config: LongXLMRobertaXLConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    __call__ = forward
+
+class LongXLMRobertaXLForMultipleChoice(LongAttentionMixin, XLMRobertaXLForMultipleChoice):
+    """XLMRobertaXLForMultipleChoice with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of XLMRobertaXLForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaXLForMultipleChoice instead.
+    """
+    config: LongXLMRobertaXLConfig
+    def __init__(self, config: LongXLMRobertaXLConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    __call__ = forward
+
+class LongXLMRobertaXLForQuestionAnswering(LongAttentionMixin, XLMRobertaXLForQuestionAnswering):
+    """XLMRobertaXLForQuestionAnswering with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of XLMRobertaXLForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaXLForQuestionAnswering instead.
+    """
+    config: LongXLMRobertaXLConfig
+    def __init__(self, config: LongXLMRobertaXLConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    __call__ = forward
+
+class LongXLMRobertaXLForSequenceClassification(LongAttentionMixin, XLMRobertaXLForSequenceClassification):
+    """XLMRobertaXLForSequenceClassification with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of XLMRobertaXLForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaXLForSequenceClassification instead.
+    """
+    config: LongXLMRobertaXLConfig
+    def __init__(self, config: LongXLMRobertaXLConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    __call__ = forward
+
+class LongXLMRobertaXLForTokenClassification(LongAttentionMixin, XLMRobertaXLForTokenClassification):
+    """XLMRobertaXLForTokenClassification with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of XLMRobertaXLForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaXLForTokenClassification instead.
+    """
+    config: LongXLMRobertaXLConfig
+    def __init__(self, config: LongXLMRobertaXLConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    __call__ = forward
+
+class LongXLMRobertaXLModel(LongBaseModelMixin, XLMRobertaXLModel):
+    """XLMRobertaXLModel with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of XLMRobertaXLModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaXLModel instead.
+    """
+    config: LongXLMRobertaXLConfig
+    def __init__(self, config: LongXLMRobertaXLConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
+    __call__ = forward

@@ -1,0 +1,178 @@
+"""Shared by T5, mT5 and UMT5: an encoder and a decoder of one class, with T5's relative positions on the scores of self-attention.
+
+All distances from ``relative_attention_max_distance`` on have one bucket, so that positions need no extension and have no longest input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, EncoderDecoderCache
+
+from ..backend import BACKEND, longattn_attention_forward
+from ..configuration import LongAttentionConfig
+from ..engines.call import DistanceBias
+from ..positions.relative import buckets
+from ..private_apis import attention_implementation
+from .config import LongEncoderDecoderConfig
+from .custom_attention import OnTheBackend
+
+NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}
+"""For ``attribute_map``: what other encoder-decoders call the numbers of layers."""
+
+
+class BucketedConfig(LongEncoderDecoderConfig):
+    """Comes before the base's config class.
+
+    max_position_embeddings, max_decoder_position_embeddings: the most tokens that the encoder and the decoder are meant for, which nothing
+        enforces; by default ``n_positions``, or what the base was pre-trained with (``trained_length``).
+    """
+
+    trained_length: ClassVar[int] = 512
+
+    if TYPE_CHECKING:
+        max_position_embeddings: int
+        num_layers: int
+        num_decoder_layers: int
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.num_decoder_layers is None:
+            self.num_decoder_layers = self.num_layers
+        given = kwargs.pop("max_position_embeddings", None)
+        self.max_position_embeddings = self.length_in(kwargs) if given is None else given
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        if "long_attention" not in values:
+            values["extended_from"] = {**values["extended_from"], "max_position_embeddings": cls.length_in(values)}
+        return values, kwargs
+
+    @classmethod
+    def length_in(cls, values: Mapping[str, Any]) -> int:
+        return int(values.get("max_position_embeddings") or values.get("n_positions") or cls.trained_length)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """As the base's; that of the decoder, from which caches are built, has the decoder's number of layers."""
+        found = super().get_text_config(decoder=decoder, encoder=encoder)
+        if decoder and not encoder and found is not self:
+            found.num_layers = self.num_decoder_layers
+        return found
+
+    @property
+    def decoder_attention(self) -> LongAttentionConfig:
+        """The attention of the decoder's self-attention; there is no model with a decoder alone, which would run ``long_attention``."""
+        return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
+
+    @property
+    def _attending(self) -> tuple[int, bool]:
+        return self.num_layers, False
+
+
+class BucketedAttention(nn.Module):
+    """The projections of the base's attention with the mechanism; scores are not scaled.
+
+    Comes before the base's class. The first layer's bias (every layer's, in UMT5) is one number for each head and distance.
+    """
+
+    config: Any
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    o: nn.Linear
+    relative_attention_bias: nn.Embedding
+
+    @property
+    def runs_mechanism(self) -> bool:
+        return attention_implementation(self.config) == BACKEND
+
+    def attend(
+        self,
+        hidden_states: Tensor,
+        encoder_states: Tensor | None,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        cache: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Output ``(B, Nq, d)``, the bias, and the weights ``(B, H, Nq, Nk)`` where they are asked for.
+
+        Args:
+            hidden_states: ``(B, Nq, d)``.
+            encoder_states: ``(B, Nk, d)`` for cross-attention, which has no bias.
+            mask: as the attention function takes it.
+            bias: of the layer before, if layers share it, as :meth:`biases`: a tensor, which gradient checkpointing passes on.
+            cache: past keys and values.
+        """
+        key, value = self._keys_values(hidden_states, encoder_states, cache)
+        if bias is None and self.has_relative_attention_bias:
+            bias = self.biases()
+        output, weights = longattn_attention_forward(
+            self,
+            self._heads(self.q, hidden_states),
+            key,
+            value,
+            mask,
+            scaling=1.0,
+            dropout=self.dropout if self.training else 0.0,  # type: ignore[arg-type]
+            position_bias=None if bias is None else DistanceBias(bias, self.ahead),
+            **kwargs,
+        )
+        return self.o(output.flatten(2)), bias, weights
+
+    @property
+    def ahead(self) -> int:
+        """The furthest distance ahead with a bucket that larger ones do not share."""
+        return 0 if self.is_decoder else int(self.relative_attention_max_distance)  # type: ignore[arg-type]
+
+    def biases(self) -> Tensor:
+        """``(H, distances)`` for the distances query - key from ``-ahead`` to ``relative_attention_max_distance``."""
+        furthest = int(self.relative_attention_max_distance)  # type: ignore[arg-type]
+        distance = torch.arange(-self.ahead, furthest + 1, device=self.relative_attention_bias.weight.device)
+        at = buckets(distance, bool(self.is_decoder), int(self.relative_attention_num_buckets), furthest)  # type: ignore[arg-type]
+        biases: Tensor = self.relative_attention_bias(at).T
+        return biases
+
+    def _keys_values(self, hidden_states: Tensor, encoder_states: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        crossing, layer = encoder_states is not None, int(self.layer_idx or 0)  # type: ignore[arg-type]
+        both = cache if isinstance(cache, EncoderDecoderCache) else None
+        own: Any = cache if both is None else both.cross_attention_cache if crossing else both.self_attention_cache
+        if crossing and both is not None and both.is_updated.get(layer):
+            return own.layers[layer].keys, own.layers[layer].values
+        source = hidden_states if encoder_states is None else encoder_states
+        key, value = self._heads(self.k, source), self._heads(self.v, source)
+        if own is not None:
+            key, value = own.update(key, value, layer)
+        if crossing and both is not None:
+            both.is_updated[layer] = True
+        return key, value
+
+    def _heads(self, projection: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+        return projection(states).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+class SharedBucketedAttention(BucketedAttention):
+    """:class:`BucketedAttention` where layers pass the first one's bias on (T5, mT5)."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Any = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        if not self.runs_mechanism:
+            return super().forward(hidden_states, mask, key_value_states, position_bias, past_key_values, **kwargs)
+        return self.attend(hidden_states, key_value_states, mask, position_bias, past_key_values, **kwargs)
+
+
+class BucketedOnTheBackend(OnTheBackend):
+    """:class:`OnTheBackend` for these bases, which pass keyword arguments down to their attention."""
+
+    hands_globals_down = True

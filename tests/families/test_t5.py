@@ -1,0 +1,294 @@
+"""T5, mT5 and UMT5: the encoder long, the decoder and cross-attention full unless chosen, T5's relative positions in every mechanism."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.t5.modeling_t5 import T5Attention
+
+import hf_longattn
+import hf_longattn.families as families
+from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, reference_attend, revert_checkpoint
+from hf_longattn.errors import MaskError, OptionError, PositionError
+from hf_longattn.mechanisms.registry import mechanism_class
+from tools.small_models import Shape, language_model, small_values
+
+BASES = ("t5", "mt5", "umt5")
+HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
+SHAPE = Shape(width=32, layers=2, heads=4, inner=40, tokens=96, vocabulary=120)
+EOS = 3
+FULL = {"mechanism": "full"}
+WINDOW = {"mechanism": "window", "window": 8}
+LONGFORMER = {"mechanism": "longformer", "window": 8}
+WHOLE = ("ForSequenceClassification", "ForQuestionAnswering", "EncoderModel", "ForTokenClassification")
+"""Heads that read the text alone."""
+
+
+def values_of(base: str, **changes: Any) -> dict[str, Any]:
+    given = {"pad_token_id": 1, "eos_token_id": EOS, "decoder_start_token_id": EOS, "dropout_rate": 0.0, "num_decoder_layers": 3}
+    return {**small_values(base, SHAPE, **given), **changes}
+
+
+def plain_model(base: str, head: str | None = None, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return getattr(transformers, head or language_model(base))(CONFIG_MAPPING[base](**values_of(base, **changes))).eval()
+
+
+def long_like(plain: Any, base: str, long_attention: Any, **changes: Any) -> Any:
+    """The Long model of ``plain``'s class with the same weights."""
+    family = families.FAMILIES[base]
+    config: Any = family.config_class(**values_of(base, **changes), long_attention=long_attention)
+    model = family.model_class(type(plain).__name__)(config).eval()
+    left = model.load_state_dict(copy.deepcopy(plain.state_dict()), strict=False)
+    assert not left.unexpected_keys
+    assert all(".long_attention." in name for name in left.missing_keys)
+    return model
+
+
+def tokens(batch: int, length: int, seed: int = 1) -> Tensor:
+    return torch.randint(5, SHAPE.vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def inputs_of(head: str = "", length: int = 40) -> dict[str, Tensor]:
+    """Two texts, the second shorter, with one end token each."""
+    ids, mask = tokens(2, length), torch.ones(2, length, dtype=torch.long)
+    mask[1, length - 11 :] = 0
+    ids = torch.where(mask.bool(), ids, 1)
+    ids[0, -1] = ids[1, length - 12] = EOS
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return inputs if head.endswith(WHOLE) else {**inputs, "decoder_input_ids": tokens(2, 9, seed=2)}
+
+
+def equal(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-4 * max(1.0, float(a.abs().max())), rtol=0)
+
+
+@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> None:
+    plain = plain_model(base, head)
+    longer = long_like(plain, base, {"mechanism": "full"})
+    made = type(longer)
+    assert issubclass(made, type(plain))
+    assert made.can_generate() == plain.can_generate()
+    assert pickle.loads(pickle.dumps(made)) is made
+    assert getattr(hf_longattn, made.__name__) is made
+    inputs = inputs_of(head)
+    with torch.no_grad():
+        expected, found = plain(**inputs), longer(**inputs)
+    real, compared = inputs["attention_mask"].bool(), 0
+    for name in expected:
+        if isinstance(expected[name], Tensor):
+            rows = real if expected[name].shape[:2] == real.shape else ...
+            equal(expected[name][rows], found[name][rows])
+            compared += 1
+    assert compared
+
+
+def test_transformers_own_long_t5_is_another() -> None:
+    assert families.FAMILIES["t5"].heads["T5Model"] == "LongAttentionT5Model"
+    assert not hasattr(families, "LongT5Model")
+    assert type(transformers.AutoConfig.for_model("longt5")) is transformers.LongT5Config
+    assert type(transformers.AutoConfig.for_model("long_t5")).__name__ == "LongAttentionT5Config"
+
+
+@pytest.mark.parametrize("base", ["t5", "umt5"])
+class TestEitherAttention:
+    """mT5's is T5's."""
+
+    def test_where_the_mechanisms_are(self, base: str) -> None:
+        model = long_like(plain_model(base), base, {**WINDOW, "layers": {1: {"window": 4}}})
+        found = {name: m.long_attention for name, m in model.named_modules() if hasattr(m, "long_attention")}
+        encoder = [m.options.window for name, m in found.items() if name.startswith("encoder")]
+        assert encoder == [8, 4]
+        assert [m.name for name, m in found.items() if name.startswith("decoder")] == ["full"] * 6
+        assert [m.crosses for name, m in found.items() if name.startswith("decoder")] == [False, True] * 3
+
+    def test_the_encoder_runs_its_pattern(self, base: str) -> None:
+        """Against transformers' own encoder with the pattern as a mask (B, 1, N, N)."""
+        plain, inputs = plain_model(base), inputs_of()
+        longer = long_like(plain, base, WINDOW)
+        plain.set_attn_implementation("eager")
+        near = (torch.arange(40)[:, None] - torch.arange(40)).abs() <= 4
+        allowed = near & inputs["attention_mask"].bool()[:, None, None, :]
+        allowed |= torch.eye(40, dtype=torch.bool) & ~inputs["attention_mask"].bool()[:, None, :, None]
+        mask = torch.zeros(2, 1, 40, 40).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        real = inputs["attention_mask"].bool()
+        with torch.no_grad():
+            encoded = plain.encoder(inputs["input_ids"], attention_mask=mask).last_hidden_state
+            expected = plain(**inputs, encoder_outputs=(encoded,)).logits
+            found = longer(**inputs)
+        equal(encoded[real], found.encoder_last_hidden_state[real])
+        equal(expected, found.logits)
+
+    @pytest.mark.parametrize("left", [False, True])
+    def test_padding_changes_nothing(self, base: str, left: bool) -> None:
+        model, inputs = long_like(plain_model(base), base, LONGFORMER), inputs_of()
+        is_global = torch.zeros(2, 40)
+        is_global[:, :2] = 1
+        text, decoded, marks = inputs["input_ids"][1:, :29], inputs["decoder_input_ids"][1:], is_global[1:, :29]
+        given = {**inputs, "global_attention_mask": is_global}
+        if left:
+            given |= {name: given[name].roll(11, 1) for name in ("input_ids", "attention_mask", "global_attention_mask")}
+        with torch.no_grad():
+            both = model(**given)
+            alone = model(text, decoder_input_ids=decoded, global_attention_mask=marks)
+        equal(alone.logits, both.logits[1:])
+        encoded = both.encoder_last_hidden_state[1:, 11:] if left else both.encoder_last_hidden_state[1:, :29]
+        equal(alone.encoder_last_hidden_state, encoded)
+
+    def test_global_tokens_are_the_encoder_s(self, base: str) -> None:
+        inputs, plain = inputs_of(), plain_model(base)
+        is_global = torch.zeros(2, 40)
+        is_global[:, 7] = 1
+        model = long_like(plain, base, LONGFORMER, decoder_long_attention=LONGFORMER)
+        with torch.no_grad():
+            without, given = model(**inputs), model(**inputs, global_attention_mask=is_global)
+            through = model(**inputs, encoder_outputs=(without.encoder_last_hidden_state,), global_attention_mask=is_global)
+        assert (without.encoder_last_hidden_state - given.encoder_last_hidden_state).abs().max() > 1e-3
+        assert torch.equal(without.logits, through.logits)
+        with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
+            long_like(plain, base, WINDOW)(**inputs, global_attention_mask=is_global)
+
+    def test_a_long_decoder(self, base: str) -> None:
+        plain = plain_model(base)
+        narrow = long_like(plain, base, {"mechanism": "full"}, decoder_long_attention={"mechanism": "window", "window": 3})
+        ids, targets = tokens(2, 20), tokens(2, 30, seed=3)
+        with torch.no_grad():
+            before = narrow(ids, decoder_input_ids=targets).logits
+            assert (before - plain(ids, decoder_input_ids=targets).logits).abs().max() > 1e-3
+            targets[:, 20:] = 7
+            equal(narrow(ids, decoder_input_ids=targets).logits[:, :20], before[:, :20])
+        with pytest.raises(OptionError, match="layer 5"):
+            long_like(plain, base, WINDOW, decoder_long_attention={"mechanism": "window", "layers": {5: {"window": 4}}})
+
+    @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+    @pytest.mark.parametrize("decoder", [None, {"mechanism": "window", "window": 6}], ids=["full decoder", "long decoder"])
+    def test_generate(self, base: str, how: dict[str, Any], decoder: Any) -> None:
+        """Every token is the most probable one of the whole forward pass; with beams, the same as without a cache."""
+        model = long_like(plain_model(base), base, LONGFORMER, decoder_long_attention=decoder)
+        inputs = {name: value for name, value in inputs_of().items() if not name.startswith("decoder")}
+        inputs["global_attention_mask"] = torch.zeros(2, 40, dtype=torch.long).index_fill(1, torch.tensor([0, 7]), 1)
+        arguments = {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}
+        with torch.no_grad():
+            written = model.generate(**inputs, **arguments, **how)
+            if "num_beams" in how:
+                assert torch.equal(written, model.generate(**inputs, **arguments, **how, use_cache=False))
+                return
+            logits = model(**inputs, decoder_input_ids=written[:, :-1]).logits
+        logits[..., EOS] = -torch.inf  # min_new_tokens forbids it
+        assert torch.equal(logits.argmax(-1), written[:, 1:])
+
+    def test_base_attention_gives_the_plain_base(self, base: str) -> None:
+        plain = plain_model(base)
+        longer = long_like(plain, base, WINDOW)
+        for implementation in ("sdpa", "eager"):
+            plain.set_attn_implementation(implementation)
+            longer.use_base_attention(implementation)
+            with torch.no_grad():
+                assert torch.equal(plain(**inputs_of()).logits, longer(**inputs_of()).logits)
+
+    def test_attentions(self, base: str) -> None:
+        model = long_like(plain_model(base), base, WINDOW)
+        with torch.no_grad():
+            out = model(tokens(2, 30), decoder_input_ids=tokens(2, 7), output_attentions=True)
+        assert [w.shape for w in out.encoder_attentions] == [(2, 4, 30, 30)] * 2
+        assert [w.shape for w in out.decoder_attentions] == [(2, 4, 7, 7)] * 3
+        assert [w.shape for w in out.cross_attentions] == [(2, 4, 7, 30)] * 3
+        assert out.encoder_attentions[0][0, 0, 29, :20].max() == 0
+        assert out.cross_attentions[0].min() > 0
+
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_gradients_are_the_base_s_with_checkpointing_too(self, base: str, reentrant: bool) -> None:
+        """Those of the table of relative positions, which all layers share, among them."""
+        plain, gradients = plain_model(base), []
+        inputs = {name: value for name, value in inputs_of().items() if not name.startswith("decoder")}
+        for checkpointing, model in ((False, plain), (False, long_like(plain, base, FULL)), (True, long_like(plain, base, FULL))):
+            model.train()
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+                model.enable_input_require_grads()
+            model(**inputs, labels=tokens(2, 9, seed=4)).loss.backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        assert "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight" in gradients[0]
+        for found in gradients[1:]:
+            assert found.keys() == gradients[0].keys()
+            for name, gradient in gradients[0].items():
+                torch.testing.assert_close(found[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())), rtol=1e-3, msg=name)
+
+    def test_compiled(self, base: str) -> None:
+        model = long_like(plain_model(base), base, LONGFORMER)
+        inputs = {**inputs_of(), "global_attention_mask": torch.eye(2, 40), "use_cache": False}
+        with torch.no_grad():
+            expected = model(**inputs).logits
+            equal(expected, torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).logits)
+
+    def test_copied_and_pickled(self, base: str) -> None:
+        model = long_like(plain_model(base), base, LONGFORMER)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert type(twin.encoder) is type(model.encoder)
+            with torch.no_grad():
+                assert torch.equal(twin(**inputs_of()).logits, model(**inputs_of()).logits)
+
+    def test_a_mechanism_without_scores_is_refused(self, base: str) -> None:
+        for name in ("performer", "nystrom"):
+            with pytest.raises(OptionError, match=rf"adds relative positions to its attention scores, but mechanism '{name}' has no"):
+                long_like(plain_model(base), base, {"mechanism": name})
+
+    @pytest.mark.parametrize("head", ["", "EncoderModel", "ForSequenceClassification"])
+    def test_lengths_through_a_conversion_and_back(self, base: str, head: str, tmp_path: Path) -> None:
+        """The encoder's grows; a decoder's stays, unless it reads the text or is asked for."""
+        name = next(one for one in families.FAMILIES[base].heads if one.endswith(head or "ForConditionalGeneration"))
+        plain = plain_model(base, name)
+        plain.save_pretrained(tmp_path / "short")
+        report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **WINDOW, max_length=400)
+        assert "failed" not in {check.status for check in report.checks}
+        model = families.FAMILIES[base].model_class(name).from_pretrained(tmp_path / "long").eval()
+        decoder = 400 if head == "ForSequenceClassification" else 96
+        assert model.config.max_position_embeddings == 400
+        assert head == "EncoderModel" or model.config.max_decoder_position_embeddings == decoder
+        with torch.no_grad():
+            outputs = model(**inputs_of(name, 390))
+        assert all(value.isfinite().all() for value in outputs.values() if isinstance(value, Tensor))
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+        back = type(plain).from_pretrained(tmp_path / "back")
+        assert {name: value.tolist() for name, value in back.state_dict().items()} == {
+            name: value.tolist() for name, value in plain.state_dict().items()
+        }
+        assert not hasattr(back.config, "max_position_embeddings")
+        with pytest.raises(PositionError, match="are terms of its scores, which hold at any length; expected auto"):
+            plan_conversion(tmp_path / "short", **WINDOW, max_length=400, positions="tile")
+
+
+CROSSED = {name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms() if mechanism_class(name).takes_score_mod}
+
+
+@pytest.mark.parametrize("mechanism", CROSSED)
+def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str) -> None:
+    """A layer's output is that of the mechanism's definition, in float64, with the bias of T5's own code."""
+    try:
+        model = long_like(plain_model("t5"), "t5", CROSSED[mechanism])
+    except OptionError as refused:
+        assert "form" in str(refused)  # noqa: PT017 - the others are built
+        return
+    attention, seen = model.encoder.block[0].layer[0].SelfAttention, {}
+    attention.register_forward_hook(lambda module, args, output: seen.update(input=args[0], output=output[0]))
+    ids, length = tokens(2, 300), 300
+    with torch.no_grad():
+        model.encoder(ids)
+        query, key, value = (attention._heads(one, seen["input"]) for one in (attention.q, attention.k, attention.v))
+        states = seen["input"] if attention.long_attention.takes_hidden_states else None
+        bias = T5Attention.compute_bias(attention, length, length)[0].double()
+        expected = reference_attend(
+            query, key, value, attention.long_attention, scaling=1.0, hidden_states=states,
+            score_mod=lambda score, b, h, q_idx, kv_idx: score + bias[h, q_idx.clamp(0, length - 1), kv_idx.clamp(0, length - 1)],
+        )  # fmt: skip
+        expected = attention.o(expected.float().transpose(1, 2).flatten(2))
+    equal(expected, seen["output"])
