@@ -129,6 +129,14 @@ def test_the_example_with_trainer_runs(small_models: None, monkeypatch: pytest.M
     assert names["trainer"].state.global_step == 1
 
 
+def test_the_example_of_late_chunking_runs(small_models: None, capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = python_of(ROOT / "docs" / "how-to" / "embed.md")
+    names: dict[str, Any] = {}
+    exec(compile(code, "embed.md", "exec"), names)
+    assert "".join(chunk.text for chunk in names["chunks"]) == "A long document. " * 1000
+    assert capsys.readouterr().out.startswith("A long document.")
+
+
 @pytest.mark.parametrize("folder", ["scripts", "tools", "research"])
 def test_an_index_names_every_module_of_its_folder(folder: str) -> None:
     index = (ROOT / folder / "README.md").read_text(encoding="utf-8")

@@ -383,7 +383,7 @@ def _visible(mechanism: Mechanism, length: int, causal: bool, chosen: Tensor | N
     pairs = torch.ones(length, length, dtype=torch.bool)
     call = AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
     tokens = mechanism.resolve_globals(torch.empty(1, 1, length, 1), call)
-    masked = isinstance(mechanism, MaskedMechanism) and type(mechanism).dense_weights is MaskedMechanism.dense_weights
+    masked = isinstance(mechanism, MaskedMechanism) and mechanism.mask_is_reach
     if isinstance(mechanism, MaskedMechanism) and masked:
         mod = mechanism.mask_mod(causal, tokens)
         b, h = torch.zeros(1, 1, 1, 1, dtype=torch.long), torch.arange(mechanism.num_heads).view(1, -1, 1, 1)

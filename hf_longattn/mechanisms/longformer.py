@@ -173,6 +173,10 @@ class Longformer(SparseMechanism):
             )
         return None
 
+    @property
+    def mask_is_reach(self) -> bool:  # the rows of global tokens have other projections, and see the same keys
+        return True
+
     def covers(self, length: int, causal: bool = False) -> bool:
         return not self.options.separate_global and super().covers(length, causal)
 

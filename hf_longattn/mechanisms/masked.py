@@ -37,6 +37,11 @@ class MaskedMechanism(Mechanism):
         """The largest number of global tokens in a call without ``global_mask``."""
         return 0
 
+    @property
+    def mask_is_reach(self) -> bool:
+        """Whether an output depends on exactly the keys of its row of the mask, whatever the weights are."""
+        return type(self).dense_weights is MaskedMechanism.dense_weights
+
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Which keys each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)

@@ -163,6 +163,10 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
         return mod
 
+    @property
+    def mask_is_reach(self) -> bool:
+        return not self.summarises
+
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises:
             return super().dense_weights(q, k, call)

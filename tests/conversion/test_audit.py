@@ -109,6 +109,20 @@ def test_an_attention_function_that_ignores_the_window_is_found(tmp_path: Path, 
     assert "token 20 changes the output at 159, which the config keeps apart" in first.problem
 
 
+@pytest.mark.parametrize(
+    "options", [{"name": "longformer", "window": 16, "global_tokens": (0, 40)}, {"name": "segmented", "block_size": 16}]
+)
+def test_what_is_dropped_is_found_beside_global_tokens_and_blocks(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = window(tmp_path / "long", **options)
+    right = audit_reach(folder, length=160)
+    assert right.agrees
+    assert not right.note
+    monkeypatch.setitem(AttentionInterface._global_mapping, "longattn", sdpa_attention_forward)
+    assert "which the config keeps apart" in audit_reach(folder, length=160).stages[0].problem
+
+
 def test_a_window_that_is_narrower_is_found(tmp_path: Path) -> None:
     folder = window(tmp_path / "long", window=64)
     config = json.loads((folder / "config.json").read_text())
