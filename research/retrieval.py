@@ -7,7 +7,7 @@ has seen; all docstrings are taken out of the code. *Needles*: each of many long
 The reference encoder is compared at 512 tokens (each chunk or function alone) and converted to 8,192 tokens (a window in every layer,
 copied positions): late chunking, and one average over the whole file. It was pre-trained on masked tokens only, so it is measured
 three times: as it is; after contrastive training on docstrings and functions of the training packages with `longattn train embed`,
-converted afterwards; and after as many tokens more, the short model on further functions, the long one on files that contain them.
+converted afterwards; and after a second training with equal tokens, of the short model on further functions, of the long one on files.
 Beside them: BM25, and chance. Everything that is complete in the work folder is used. Writes OUTPUT.json and OUTPUT.md.
 """
 
@@ -24,7 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import pairwise, product
 from pathlib import Path
@@ -44,15 +44,17 @@ from hf_longattn.training.args import build_arguments
 from hf_longattn.training.embed import EMBED
 from research.adaptation import PARTIAL, paired, standard_error
 from research.corpus import TEST_PACKAGES, iter_modules, without_near_duplicates
-from research.retrieval_data import CodeSearch, code_search, long_texts, needle_documents, needles, texts_of, training_pairs
+from research.retrieval_data import CodeSearch, code_search, long_texts, needle_documents, needles, normal, texts_of, training_pairs
 
 AT = (1, 5, 10)
 CHUNK, SMALL = 510, 128
 """Tokens of a chunk: what the short model reads beside its two special tokens; and a quarter, for sentences in long files."""
 WINDOW = 512
-FILE_TOKENS, FILE_CHARACTERS = 2048, 6000
-"""Of the files in the last training; a token of code has some three characters."""
-SHORT_BATCH, LONG_BATCH = 64, 16
+FUNCTION_TOKENS, FILE_TOKENS, FILE_CHARACTERS = 192, 2048, 6000
+"""At which functions and files are cut in training; a token of code has some three characters."""
+FUNCTION_PAIRS, FILE_PAIRS, VALIDATION_PAIRS = 4_445, 800, 200
+"""Pairs to train on: twice as many functions, for the second training of the short model; and of the validation packages."""
+SHORT_BATCH, LONG_BATCH = 64, 8
 """Pairs of a step; each is told from the others."""
 PRETRAINED, TRAINED, FURTHER = "pre-trained", "trained on functions", "trained further"
 STAGES = (PRETRAINED, TRAINED, FURTHER)
@@ -167,10 +169,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--work-dir", type=Path, required=True, help="folder of data, models and measured cells; kept between runs")
     add("--model", type=Path, default=Path("assets/bert-python-512"), help="folder of the reference encoder")
     add("--packages", nargs="+", default=["networkx"], choices=sorted(TEST_PACKAGES), help="packages to search (default: networkx)")
-    add("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192], help="tokens of files with needles (default: 512 … 8,192)")
+    add("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of files with needles (default: 512 2048 8192)")
     add("--documents", type=int, default=48, help="files with a needle at each length (default: 48)")
     add("--max-length", type=int, default=8192, help="tokens of the converted model (default: 8,192)")
-    add("--tokens", type=int, default=800_000, help="tokens of the first training, and of each second one (default: 800,000)")
+    add("--tokens", type=int, default=400_000, help="tokens of the first training (default: 400,000)")
+    add("--further-tokens", type=int, default=200_000, help="tokens of each second training (default: 200,000)")
     add("--learning-rate", type=float, default=5e-4, help="highest learning rate of all trainings (default: 5e-4)")
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to measure (default: all)")
     add("--measured", action="store_true", help="train and measure nothing; write the tables of what is complete")
@@ -182,9 +185,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Training:
-    """One run of `longattn train embed`: ``pairs`` of a file, ``steps`` of ``batch`` pairs with positives of at most ``length`` tokens."""
+    """One run of `longattn train embed`.
 
-    pairs: Path
+    file, pairs: its data, and how many pairs they are.
+    tokens_of_pair: in the mean, cut to ``length``.
+    steps, batch: steps of so many pairs.
+    length: tokens at which texts are cut.
+    """
+
+    file: Path
+    pairs: int
+    tokens_of_pair: float
     steps: int
     batch: int
     length: int
@@ -196,7 +207,14 @@ class Study:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(options.model)
-        trained = [*options.packages, options.max_length, options.tokens, f"{options.learning_rate:g}", options.seed]
+        trained = [
+            *options.packages,
+            options.max_length,
+            options.tokens,
+            options.further_tokens,
+            f"{options.learning_rate:g}",
+            options.seed,
+        ]
         self.work: Path = options.work_dir / "-".join(map(str, trained))  # other settings of the training share nothing
         self.work.mkdir(parents=True, exist_ok=True)
         self.cells_file = self.work / f"cells-{'-'.join(map(str, [options.documents, *options.lengths]))}.json"
@@ -217,67 +235,64 @@ class Study:
 
     # ---- training
 
-    def data(self) -> tuple[Training, Training, Training]:
-        """The trainings on functions, on further functions, and on files; their pairs are written once."""
-        options, files = self.options, [self.work / f"{name}.jsonl" for name in ("functions", "further", "files", "validation")]
-        described = self.work / "data.json"
-        if not described.exists():
+    def pairs(self) -> dict[str, list[dict[str, str]]]:
+        """Pairs of functions, of further functions, of files and of the validation packages; made once for all trainings."""
+        options, names = self.options, ("functions", "further", "files", "validation")
+        folder: Path = options.work_dir / "-".join(["pairs", *options.packages, str(options.seed)])
+        if not folder.exists():
             modules = [module for module in iter_modules("train") if len(module.text) < 100_000]
             random.Random(options.seed).shuffle(modules)
             held_out = [module for split in ("validation", "test") for module in iter_modules(split)]
-            fresh = without_near_duplicates(modules, held_out)
-            avoid = texts_of(self.search)
-            wanted = [math.ceil(options.tokens / 180)] * 2 + [math.ceil(options.tokens / 1000)]
+            fresh, avoid = without_near_duplicates(modules, held_out), texts_of(self.search)
             rows = []
-            for file, count in zip(files, wanted, strict=False):
-                whole = {"characters": FILE_CHARACTERS, "per_file": 1} if file.stem == "files" else {"per_file": 6}
-                rows.append(training_pairs(fresh, count, avoid=avoid, seed=options.seed, **whole))
-                avoid.update({" ".join(row["anchor"].lower().split()) for row in rows[-1]})
-            rows.append(training_pairs(iter_modules("validation"), 200, avoid=avoid, per_file=1, seed=options.seed))
-            for file, some in zip(files, rows, strict=True):
-                file.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
-            sizes = {
-                file.stem: {"pairs": len(some), "tokens_per_pair": self.tokens_of(some, FILE_TOKENS if file.stem == "files" else WINDOW)}
-                for file, some in zip(files, rows, strict=True)
-            }
-            described.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
-        about = json.loads(described.read_text(encoding="utf-8"))
-        made = []
-        for file, batch, length in zip(files, (SHORT_BATCH, SHORT_BATCH, LONG_BATCH), (WINDOW, WINDOW, FILE_TOKENS), strict=False):
-            steps = max(1, round(options.tokens / (batch * about[file.stem]["tokens_per_pair"])))
-            made.append(Training(file, steps, batch, length))
-        return made[0], made[1], made[2]
+            for count, whole in ((FUNCTION_PAIRS, False), (FUNCTION_PAIRS, False), (FILE_PAIRS, True)):
+                part: dict[str, Any] = {"characters": FILE_CHARACTERS, "per_file": 1} if whole else {"per_file": 6}
+                rows.append(training_pairs(fresh, count, avoid=avoid, seed=options.seed, **part))
+                avoid.update(normal(row["anchor"]) for row in rows[-1])
+            rows.append(training_pairs(iter_modules("validation"), VALIDATION_PAIRS, avoid=avoid, seed=options.seed))
+            partial = folder.with_name(folder.name + PARTIAL)
+            partial.mkdir(exist_ok=True)
+            for name, some in zip(names, rows, strict=True):
+                (partial / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+            partial.replace(folder)
+        files = {name: folder / f"{name}.jsonl" for name in names}
+        self.files = files
+        return {name: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for name, file in files.items()}
+
+    @cached_property
+    def trainings(self) -> dict[str, Training]:
+        """By the name of the model that they make."""
+        options, pairs = self.options, self.pairs()
+        shapes = {
+            "short-1": ("functions", options.tokens, SHORT_BATCH, FUNCTION_TOKENS),
+            "short-2": ("further", options.further_tokens, SHORT_BATCH, FUNCTION_TOKENS),
+            "long-2": ("files", options.further_tokens, LONG_BATCH, FILE_TOKENS),
+        }
+        made = {}
+        for model, (name, tokens, batch, length) in shapes.items():
+            of_pair = self.tokens_of(pairs[name], length)
+            made[model] = Training(self.files[name], len(pairs[name]), of_pair, max(1, round(tokens / (batch * of_pair))), batch, length)
+        return made
 
     def tokens_of(self, rows: Sequence[dict[str, str]], length: int) -> float:
         """Tokens that a training reads of a pair, in the mean."""
         sizes = [[len(ids) for ids in self.tokenizer([row[name] for row in rows], verbose=False)["input_ids"]] for name in rows[0]]
         return statistics.fmean(sum(min(size, length) for size in both) for both in zip(*sizes, strict=True))
 
-    def trained(self, name: str, source: Path, training: Training) -> Path:
+    def trained(self, name: str, source: Path) -> Path:
         """A model that `longattn train embed` wrote; done once."""
         target = self.work / name
         if not target.exists():
-            partial = target.with_name(target.name + PARTIAL)
+            training, partial = self.trainings[name], target.with_name(target.name + PARTIAL)
             shutil.rmtree(partial, ignore_errors=True)
-            options, started = self.options, time.process_time()
-            finetune_embeddings(
-                *build_arguments(
-                    EMBED,
-                    model=str(source),
-                    output_dir=str(partial),
-                    data=[str(training.pairs)],
-                    validation=str(self.work / "validation.jsonl"),
-                    max_length=training.length,
-                    max_steps=training.steps,
-                    per_device_train_batch_size=training.batch,
-                    seed=options.seed,
-                    mini_batch_size=max(1, 8192 // training.length),
-                    per_device_eval_batch_size=16,
-                    learning_rate=options.learning_rate,
-                    report_to="none",
-                    disable_tqdm=True,
-                )
-            )
+            settings: dict[str, Any] = {
+                "data": [str(training.file)], "validation": str(self.files["validation"]), "max_length": training.length,
+                "max_steps": training.steps, "per_device_train_batch_size": training.batch, "per_device_eval_batch_size": 16,
+                "mini_batch_size": max(1, 2048 // training.length), "learning_rate": self.options.learning_rate,
+                "seed": self.options.seed, "report_to": "none", "disable_tqdm": True,
+            }  # fmt: skip
+            started = time.process_time()
+            finetune_embeddings(*build_arguments(EMBED, model=str(source), output_dir=str(partial), **settings))
             (partial / "seconds.json").write_text(json.dumps(time.process_time() - started), encoding="utf-8")
             partial.replace(target)
         return target
@@ -296,10 +311,9 @@ class Study:
         original = self.options.model
         if stage == PRETRAINED:
             return original, self.converted("long-0", original)
-        functions, further, files = self.data()
-        short = self.trained("short-1", original, functions)
+        short = self.trained("short-1", original)
         long = self.converted("long-1", short)
-        return (short, long) if stage == TRAINED else (self.trained("short-2", short, further), self.trained("long-2", long, files))
+        return (short, long) if stage == TRAINED else (self.trained("short-2", short), self.trained("long-2", long))
 
     # ---- measuring
 
@@ -420,19 +434,20 @@ class Study:
             for name, ranks in cell["ranks"].items():
                 level, _, way = name.partition(": ")
                 rows.append({"stage": stage, "level": level, "way": way, **summary(Ranks(**ranks))})
-        described = self.work / "data.json"
+        done = [name for name in ("short-1", "short-2", "long-2") if (self.work / name / "seconds.json").exists()]
         trainings = {}
-        for name, training in zip(("short-1", "short-2", "long-2"), self.data() if described.exists() else (), strict=False):
-            if (self.work / name / "seconds.json").exists():
-                log = json.loads((self.work / name / "training_log.json").read_text(encoding="utf-8"))
-                seconds = json.loads((self.work / name / "seconds.json").read_text(encoding="utf-8"))
-                asked = {"steps": training.steps, "pairs_per_step": training.batch, "max_length": training.length}
-                trainings[name] = {**asked, "seconds": seconds, "held_out": log["held_out"]}
+        for name in done:
+            training, folder = self.trainings[name], self.work / name
+            told = {each: value for each, value in asdict(training).items() if each != "file"}
+            seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
+            log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+            trainings[name] = {"data": training.file.stem, **told, "seconds": seconds, "held_out": log["held_out"]}
         about = {
             **machine(), "model": options.model.as_posix(), "packages": options.packages, "files": len(self.search.files),
             "functions": len(self.search.functions), "documents": options.documents, "max_length": options.max_length, "window": WINDOW,
-            "dtype": "bf16 autocast", "tokens_per_training": options.tokens, "learning_rate": options.learning_rate,
-            "data": json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}, "trainings": trainings,
+            "dtype": "bf16 autocast", "tokens": options.tokens, "further_tokens": options.further_tokens,
+            "learning_rate": options.learning_rate,
+            "trainings": trainings,
             "seconds": {key: cell["seconds"] for key, cell in self.cells.items()}, "seed": options.seed,
         }  # fmt: skip
         return {"about": about, "table": rows, "late_against_alone": self.differences()}
@@ -527,7 +542,7 @@ def markdown(record: dict[str, Any]) -> str:
             f"**Late chunking against the same passages alone**, on the same queries; points\n\n{markdown_table(header, compared)}"
         )
     trainings = [
-        f"{name}, {one['steps']} steps of {one['pairs_per_step']} pairs in {one['seconds'] / 60:.1f} minutes"
+        f"{name}, {one['steps']} steps of {one['batch']} pairs in {one['seconds'] / 60:.1f} minutes"
         for name, one in about["trainings"].items()
     ]
     parts.append(

@@ -124,7 +124,7 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
         return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
     head = plan.architecture.source_class
     if hint := plan.source.training_hint(plan.new_length):
-        return {"advice": hint}
+        return {"advice": hint} if isinstance(hint, str) else _command(*hint, output="trained")
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))

@@ -220,12 +220,13 @@ def test_the_whole_study_on_a_small_model(tmp_path: Path, tokenizer: PreTrainedT
         "validation": [Module("v", f"v/{number}.py", function(f"v{number}", f"Held out number {number} here.")) for number in range(5)],
         "test": [Module("networkx", f"n/{number}.py", text) for number, text in enumerate(SOURCES[:3])],
     }
-    small = {"CHUNK": 60, "WINDOW": 62, "SMALL": 20, "SHORT_BATCH": 4, "LONG_BATCH": 4, "FILE_TOKENS": 100, "FILE_CHARACTERS": 300}
+    small = {"CHUNK": 60, "WINDOW": 62, "SMALL": 20, "SHORT_BATCH": 4, "LONG_BATCH": 4, "FILE_TOKENS": 100, "FILE_CHARACTERS": 300,
+        "FUNCTION_PAIRS": 8, "FILE_PAIRS": 4}  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(retrieval, name, value)
     monkeypatch.setattr(retrieval, "iter_modules", lambda split, packages=None: iter(modules[split]))
     asked = ["--work-dir", str(tmp_path / "work"), "--model", model, "--lengths", "64", "128", "--documents", "3", "--max-length", "128",
-        "--tokens", "1000", "--output", str(tmp_path / "found")]  # fmt: skip
+        "--tokens", "1000", "--further-tokens", "500", "--output", str(tmp_path / "found")]  # fmt: skip
     assert main(asked) == 0
     record = json.loads((tmp_path / "found.json").read_text())
     ways = {(row["stage"], row["way"]) for row in record["table"]}

@@ -116,8 +116,9 @@ class Source:
         """Tensors among the files that `write_beside` writes; they are checked for NaN."""
         return {}
 
-    def training_hint(self, max_length: int) -> str | None:
-        """How a result that needs training is trained, with ``{model}`` for its name; ``None`` leaves that to the model's head."""
+    def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:
+        """How a result that needs training is trained: a task of ``longattn train`` with its arguments, or advice with ``{model}`` for the
+        result's name; ``None`` leaves that to the model's head."""
         return None
 
 
@@ -154,7 +155,7 @@ class WrappedSource(Source):
     def tensors_beside(self) -> Mapping[str, TensorHeader]:
         return self.base.tensors_beside()
 
-    def training_hint(self, max_length: int) -> str | None:
+    def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:
         return self.base.training_hint(max_length)
 
 

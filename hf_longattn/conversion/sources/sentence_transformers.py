@@ -17,6 +17,8 @@ MODULES = "modules.json"
 SETTINGS = "sentence_*_config.json"
 """Of the transformer; in old versions the name in the middle was the architecture's."""
 ROOT_FILES = ("config_sentence_transformers.json",)
+EMBEDDINGS, RERANKER = "SentenceTransformer", "CrossEncoder"
+"""Kinds of models in that file which `longattn train embed` trains."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,12 @@ class SentenceSource(WrappedSource):
                 written.append(module["path"])
         return written
 
-    def training_hint(self, max_length: int) -> str:
-        return f"fine-tune {{model}} with sentence-transformers' trainer on texts of up to {max_length} tokens"
+    def training_hint(self, max_length: int) -> str | tuple[str, ...]:
+        file = self.root / ROOT_FILES[0]
+        kind = read_json_object(file).get("model_type", EMBEDDINGS) if file.is_file() else EMBEDDINGS
+        if kind not in (EMBEDDINGS, RERANKER):
+            return f"fine-tune {{model}} with sentence-transformers' trainer on texts of up to {max_length} tokens"
+        return ("embed", *["--reranker"] * (kind == RERANKER), "--data", "YOUR_PAIRS.jsonl", "--max-length", str(max_length))
 
 
 @register_source("sentence-transformers")
