@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from .diagnostics import Diagnosis, diagnose
     from .errors import LongAttentionError
+    from .evaluation.probes import ProbeReport, probe_model
     from .explain import Explanation, explain
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
@@ -54,6 +55,7 @@ __all__ = [
     "LongAttentionError",
     "Mechanism",
     "MechanismInfo",
+    "ProbeReport",
     "ReachAudit",
     "RevertConfig",
     "attend",
@@ -71,6 +73,7 @@ __all__ = [
     "mechanism_info",
     "optimize_for_inference",
     "plan_conversion",
+    "probe_model",
     "reference_attend",
     "register_mechanism",
     "revert_checkpoint",
@@ -96,6 +99,7 @@ _WHERE = {
         "revert_checkpoint",
     ),
     "diagnostics": ("Diagnosis", "diagnose"),
+    "evaluation.probes": ("ProbeReport", "probe_model"),
     "explain": ("Explanation", "explain"),
     "errors": ("LongAttentionError",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),

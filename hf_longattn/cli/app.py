@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LongAttentionError, lacks_memory, printable, shortened
-from . import audit, convert, diagnose, export, hub, inspect, train
+from . import audit, convert, diagnose, export, hub, inspect, probe, train
 
 __all__ = ["app", "main"]
 
@@ -46,6 +46,7 @@ COMMANDS = (
     inspect.inspect,
     diagnose.diagnose,
     audit.audit,
+    probe.probe,
     export.revert,
     inspect.mechanisms,
     inspect.recipes,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import options as flags
+from .new_files import check_new, write_new
 
 __all__ = ["diagnose"]
 
@@ -79,7 +79,7 @@ def diagnose(
         raise typer.BadParameter("contradicts --needle.", param_hint="--no-needle")
     for file in (html, save):
         if file is not None:
-            _check_new(file)
+            check_new(file)
 
     from ..diagnostics import diagnose as run
     from ..diagnostics import html_page
@@ -105,9 +105,9 @@ def diagnose(
             progress=progress,
         )
     if html is not None:
-        _write_new(html, html_page(found))
+        write_new(html, html_page(found))
     if save is not None:
-        _write_new(save, json.dumps(found.to_dict(), ensure_ascii=False) + "\n")
+        write_new(save, json.dumps(found.to_dict(), ensure_ascii=False) + "\n")
     if as_json:
         print_json(found.to_dict())
         return
@@ -115,29 +115,3 @@ def diagnose(
     for file in (html, save):
         if file is not None:
             print(f"written: {file}")
-
-
-def _check_new(file: Path) -> None:
-    """Refuse a file that exists, or whose folder does not."""
-    from ..errors import CheckpointError, DestinationExistsError
-    from ..reading import check_name
-
-    check_name(file)
-    if os.path.lexists(file):
-        raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
-    if not file.absolute().parent.is_dir():
-        raise CheckpointError(f"The folder {str(file.absolute().parent)!r} does not exist; make it, or choose another file.")
-
-
-def _write_new(file: Path, text: str) -> None:
-    """Write a whole file, or nothing; an existing one is kept."""
-    from ..errors import DestinationExistsError
-
-    stage = file.absolute().with_name(f".{file.name[:100]}.partial-{os.getpid()}")
-    try:
-        stage.write_text(text, encoding="utf-8")
-        if os.path.lexists(file):
-            raise DestinationExistsError(f"{str(file)!r} was created by another process; choose another file.")
-        stage.rename(file)
-    finally:
-        stage.unlink(missing_ok=True)

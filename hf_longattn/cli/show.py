@@ -19,6 +19,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection, ReachAudit
     from ..conversion.flops import LengthCost, MechanismCost
+    from ..evaluation.probes import ProbeCell, ProbeReport
     from ..mechanisms import MechanismInfo
     from ..recipes import Recipe
 
@@ -196,6 +197,46 @@ def show_audit(audit: ReachAudit) -> None:
 
 def _positions(probes: Sequence[int]) -> str:
     return ", ".join(f"{one:,}" for one in probes)
+
+
+def show_probe(report: ProbeReport) -> None:
+    """The scores of each task by length, and by depth where depths were given."""
+    console = _console()
+    console.print(_facts(("model", f"{report.model}  ({report.class_name})"), ("asked", ASKED[report.mode])))
+    cells = {(cell.task, cell.depth, cell.length): cell for cell in report.cells}
+    depths = any(cell.depth is not None for cell in report.cells)
+    chances = any(cell.chance is not None for cell in report.cells)
+    headings = ["task", *(["depth"] if depths else []), *(f"{length:,}" for length in report.lengths), *(["chance"] if chances else [])]
+    samples = report.cells[0].samples
+    title = f"percent right ± standard error, by tokens of a text; {samples} text{'s' * (samples > 1)} each"
+    table = _table(headings, title, justify="right")
+    table.columns[0].justify = "left"
+    for task, depth in dict.fromkeys((cell.task, cell.depth) for cell in report.cells):
+        found = [cells[task, depth, length] for length in report.lengths]
+        where = ["–" if depth is None else f"{depth:g}"] if depths else []
+        by_chance = [f"{found[-1].chance:.0f}"] if found[-1].chance is not None else [""] * chances
+        table.add_row(task, *where, *(f"{cell.score:.0f} ± {cell.error:.0f}" for cell in found), *by_chance)
+    console.print(table)
+
+
+ASKED = {
+    "generate": "answers are generated greedily",
+    "likelihood": "right answers are compared with wrong ones by likelihood",
+    "span": "answers are marked in the text",
+}
+
+
+@contextlib.contextmanager
+def probe_progress(quiet: bool) -> Iterator[Callable[[ProbeCell], None]]:
+    """Yields the `progress` argument of `probe_model`: a line on stderr for each cell, on a terminal."""
+    console = Console(stderr=True)
+
+    def tell(cell: ProbeCell) -> None:
+        if console.is_terminal and not quiet:
+            where = "" if cell.depth is None else f", depth {cell.depth:g}"
+            console.print(f"{cell.task}, {cell.length:,} tokens{where}: {cell.score:.0f} %", style="dim", highlight=False)
+
+    yield tell
 
 
 def show_export(report: ExportReport) -> None:

@@ -1,6 +1,7 @@
 """Probes: small synthetic tasks that say what a mechanism can do, apart from any checkpoint."""
 
-from .mqar import Mqar
+from hf_longattn.evaluation.probes import Mqar
+
 from .performer_error import measure_performer_error, performer_error_markdown, plot_performer_error
 from .recall import RecallResult, RecallSetting, measure_recall, recall_markdown
 from .recall_plot import plot_recall

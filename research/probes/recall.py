@@ -14,9 +14,8 @@ from transformers import DynamicCache
 
 import hf_longattn
 from hf_longattn import LongAttentionConfig
+from hf_longattn.evaluation.probes import IGNORED, Mqar
 from hf_longattn.memory import cache_bytes
-
-from .mqar import IGNORED, Mqar
 
 
 @dataclass(frozen=True)

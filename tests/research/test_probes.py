@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.probes import IGNORED
 from research.evaluate_probes import app
 from research.probes import Mqar, RecallSetting, measure_performer_error, measure_recall, plot_recall, recall_markdown
-from research.probes.mqar import IGNORED
 
 
 def test_every_key_is_asked_for_once_behind_the_pairs() -> None:

@@ -1,0 +1,145 @@
+"""ListOps (Nangia & Bowman 2018) as Long Range Arena generates it (Tay et al. 2021, section 2.2): nested operations on lists of digits.
+
+    [MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ]  →  5
+
+Operators, probabilities, depth, arguments and bounds of the length are those of google-research/long-range-arena (data/listops.py), its
+brackets of pairs left out, as its input pipeline does.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...errors import LengthError, OptionError
+from .task import IGNORED, CountTokens, ProbeSample, TextTask, register_probe
+
+OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": lambda values: int(statistics.median(values)),
+    "[SM": lambda values: sum(values) % 10,
+}
+END = "]"
+SYMBOLS = (*map(str, range(10)), *OPERATORS, END, "[PAD]")
+"""The symbols by their ids; an answer is a digit's."""
+OPERATION = 0.25
+"""Probability that an argument is an operation."""
+TRIES = 100_000
+
+
+@dataclass(frozen=True)
+class ListOps:
+    """The task.
+
+    length: symbols of an expression, fewer than this.
+    least: symbols of an expression, more than this; a quarter of ``length`` if not given, as 500 is of LRA's 2,000.
+    max_depth, max_arguments: of the expressions.
+
+    Raises:
+        OptionError: bounds that no expression meets.
+    """
+
+    length: int = 2000
+    least: int | None = None
+    max_depth: int = 10
+    max_arguments: int = 10
+
+    def __post_init__(self) -> None:
+        if self.length < 5 or self.max_depth < 2 or self.max_arguments < 2 or not 0 <= self.lower < self.length - 1:
+            raise OptionError(
+                f"No expression has more than {self.lower} and fewer than {self.length} symbols at depth {self.max_depth} with "
+                f"{self.max_arguments} arguments; give a length of 5 or more, a lower bound below it, depth and arguments of 2 or more."
+            )
+
+    @property
+    def lower(self) -> int:
+        return self.length // 4 if self.least is None else self.least
+
+    @property
+    def vocab(self) -> int:
+        return len(SYMBOLS)
+
+    def easier(self, share: int) -> ListOps:
+        """Expressions of a ``share``-th of the length."""
+        return replace(self, length=max(5, self.length // share), least=None if self.least is None else self.least // share)
+
+    def draw(self, rng: random.Random) -> tuple[list[str], int]:
+        """An expression and its value.
+
+        Raises:
+            OptionError: none was found; the bounds are too narrow, or too wide for the depth.
+        """
+        for _ in range(TRIES):
+            symbols: list[str] = []
+            value = self._node(1, symbols, rng)
+            if value is not None and self.lower < len(symbols) < self.length:
+                return symbols, value
+        raise OptionError(
+            f"No expression of {self.lower} to {self.length} symbols was found in {TRIES:,} tries; give other bounds, depth or arguments."
+        )
+
+    def _node(self, depth: int, symbols: list[str], rng: random.Random) -> int | None:
+        """Append a node and return its value; ``None`` once the expression is too long."""
+        if depth >= self.max_depth or rng.random() > OPERATION:
+            digit = rng.randrange(10)
+            symbols.append(str(digit))
+            return digit
+        opened, values = len(symbols), []
+        symbols.append("")  # the operator is drawn after its arguments
+        for _ in range(rng.randint(2, self.max_arguments)):
+            value = self._node(depth + 1, symbols, rng)
+            if value is None or len(symbols) >= self.length:
+                return None
+            values.append(value)
+        symbols[opened] = rng.choice(list(OPERATORS))
+        symbols.append(END)
+        return OPERATORS[symbols[opened]](values)
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens and labels ``(B, length)``: padded on the right, the value at the last symbol."""
+        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        tokens = torch.full((size, self.length), SYMBOLS.index("[PAD]"))
+        labels = torch.full_like(tokens, IGNORED)
+        for row in range(size):
+            symbols, value = self.draw(rng)
+            tokens[row, : len(symbols)] = torch.tensor([SYMBOLS.index(one) for one in symbols])
+            labels[row, len(symbols) - 1] = value
+        return tokens, labels
+
+
+class ListOpsText(TextTask):
+    """An expression in words, for checkpoints."""
+
+    name = "listops"
+    paper = "Tay et al. 2021, Long Range Arena"
+    summary = "the value of nested operations on digits"
+    smallest = 6
+    new_tokens = 4
+
+    def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
+        symbols, value = ListOps(size).draw(rng)
+        wrong = tuple(str(digit) for digit in range(10) if digit != value)
+        return ProbeSample(
+            "", " ".join(symbols), "\nWhat is the value?", " The value is", (str(value),), wrong, self.new_tokens, first_number=True
+        )
+
+    def sample(self, length: int, rng: random.Random, count: CountTokens, depth: float | None = None) -> ProbeSample:
+        """An expression of a quarter of ``length`` tokens or more, as far as it has a length that fits."""
+        symbols, _ = ListOps(100).draw(rng)
+        framed = count(self.build(self.smallest, rng, length, count, depth).prompt) + self.new_tokens
+        size = int((length - framed) * len(symbols) / count(" ".join(symbols)))
+        while size >= self.smallest:
+            made = self.build(size, rng, length, count, depth)
+            if count(made.prompt) + self.new_tokens <= length:
+                return made
+            size = size * 9 // 10
+        raise LengthError(f"The probe {self.name!r} does not fit into {length:,} tokens; give greater --lengths.")
+
+
+register_probe(ListOpsText())

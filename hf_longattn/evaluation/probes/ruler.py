@@ -1,0 +1,228 @@
+"""RULER's synthetic tasks (Hsieh et al. 2024, arXiv 2404.06654): needles in a haystack, variable tracking, common and frequent words.
+
+Prompts, haystacks, numbers of needles, answer prefixes and the number of generated tokens are those of NVIDIA/RULER
+(scripts/data/synthetic, scripts/synthetic.yaml). The words are ours (:mod:`.words`), and at short lengths, where RULER was not meant to
+go, the worked example of variable tracking takes half of the length at most.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import string
+import uuid
+from collections.abc import Iterator
+
+import torch
+
+from .task import CountTokens, ProbeSample, TextTask, register_probe
+from .words import ADJECTIVES, NOUNS, WORDS, made_words
+
+PAPER = "Hsieh et al. 2024, RULER"
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NEEDLE = "One of the special magic {kind} for {key} is: {value}."
+DISTRACTORS = 63
+"""Wrong answers that a sample offers at most."""
+
+
+class Niah(TextTask):
+    """Needle in a haystack.
+
+    keys, values: "words", "numbers" or "uuids".
+    needles: the haystack is made of other needles; else of noise.
+    """
+
+    paper = PAPER
+    placed = True
+    new_tokens = 128
+
+    def __init__(self, name: str, keys: str, values: str, needles: bool, summary: str) -> None:
+        self.name, self.keys, self.values, self.needles, self.summary = name, keys, values, needles, summary
+
+    def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
+        used: set[str] = set()
+        key, value = new(self.keys, rng, used), new(self.values, rng, used)
+        if self.needles:
+            others = [(new(self.keys, rng, used), new(self.values, rng, used)) for _ in range(size)]
+            sentences = [NEEDLE.format(kind=self.values, key=one, value=its) for one, its in others]
+            wrong = [its for _, its in others]
+            rng.shuffle(wrong)
+        else:
+            sentences, wrong = [NOISE] * size, [new(self.values, rng, used) for _ in range(DISTRACTORS)]
+        place = rng.randrange(size) if depth is None else round(depth * size)
+        sentences.insert(place, NEEDLE.format(kind=self.values, key=key, value=value))
+        kind = self.values.removesuffix("s")  # one answer: RULER's template in the singular
+        return ProbeSample(
+            f"A special magic {kind} is hidden within the following text. Make sure to memorize it. "
+            f"I will quiz you about the {kind} afterwards.\n",
+            "\n".join(sentences),
+            f"\nWhat is the special magic {kind} for {key} mentioned in the provided text?",
+            f" The special magic {kind} for {key} mentioned in the provided text is",
+            (value,),
+            tuple(wrong[:DISTRACTORS]),
+            self.new_tokens,
+            depth=place / size,
+        )
+
+
+def new(kind: str, rng: random.Random, used: set[str]) -> str:
+    """A key or value that was not ``used`` yet."""
+    while True:
+        if kind == "words":
+            found = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
+        elif kind == "numbers":
+            found = str(rng.randint(10**6, 10**7 - 1))
+        else:
+            found = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+        if found in used and kind == "words" and len(used) > 20_000:
+            found = f"{found}-{rng.choice(NOUNS)}"  # more needles than pairs of words
+        if found not in used:
+            used.add(found)
+            return found
+
+
+class VariableTracking(TextTask):
+    """One chain of assignments in noise; all of its variables are asked for, after a worked example."""
+
+    name = "vt"
+    paper = PAPER
+    summary = "all variables that a value was assigned to, through four steps, in noise"
+    new_tokens = 30
+    hops = 4
+    smallest = 5
+    example_tokens = 500
+
+    def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
+        shown, noises = "", self.smallest
+        seed, budget = rng.getrandbits(64), min(self.example_tokens, length // 2)
+        while True:  # the longest worked example within its budget
+            before, context, question, prefix, names = self.text(noises, 3, random.Random(seed))
+            text = f"{before}{context}{question}{prefix} {' '.join(names)}\n"
+            if shown and count(text) > budget:
+                break
+            shown, noises = text, noises + 1
+            if count(text) > budget:
+                break
+        before, context, question, prefix, names = self.text(size, 5, rng)
+        wrong = [one for one in (letters(5, rng) for _ in range(DISTRACTORS)) if one not in names]
+        return ProbeSample(f"{shown}\n{before}", context, question, prefix, tuple(names), tuple(dict.fromkeys(wrong)), self.new_tokens)
+
+    def text(self, noises: int, width: int, rng: random.Random) -> tuple[str, str, str, str, list[str]]:
+        """(instruction, context, question, answer prefix, variables in the order of assignment), with names of ``width`` letters."""
+        names: list[str] = []
+        while len(names) <= self.hops:
+            if (one := letters(width, rng)) not in names:
+                names.append(one)
+        value = str(rng.randrange(10_000, 99_999))
+        chain = [f"VAR {names[0]} = {value}", *(f"VAR {after} = VAR {before} " for before, after in itertools.pairwise(names))]
+        sentences = [NOISE] * noises
+        for added, (place, step) in enumerate(zip(sorted(rng.sample(range(noises), len(chain))), chain, strict=True)):
+            sentences.insert(place + added, step)
+        return (
+            "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n",
+            "\n".join(sentences),
+            f"\nQuestion: Find all variables that are assigned the value {value} in the text above.",
+            f" Answer: According to the chain(s) of variable assignment in the text above, {len(names)} variables are assigned the value "
+            f"{value}, they are: ",
+            names,
+        )
+
+
+def letters(width: int, rng: random.Random) -> str:
+    return "".join(rng.choices(string.ascii_uppercase, k=width))
+
+
+class CommonWords(TextTask):
+    """A numbered list in which ten words appear more often than all others, after a worked example."""
+
+    name = "cwe"
+    paper = PAPER
+    summary = "the ten most common words of a numbered list"
+    new_tokens = 120
+    asked = 10
+    smallest = 11
+
+    def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
+        short = length < 4096
+        example, shown = self.listed(*((20, 3, 1) if short else (40, 10, 3)), rng)
+        words, answers = self.listed(size, *((6, 1) if short else (30, 3)), rng)
+        before = (
+            "Below is a numbered list of words. In these words, some appear more often than others. "
+            "Memorize the ones that appear most often.\n"
+        )
+        question = "\nQuestion: What are the 10 most common words in the above list?"
+        prefix = " Answer: The top 10 words that appear most often in the list are:"
+        worked = f"{before}{numbered(example)}{question}{prefix} {numbered(shown)}"
+        wrong = sorted(set(words) - set(answers))
+        rng.shuffle(wrong)
+        return ProbeSample(
+            f"{worked}\n{before}",
+            numbered(words),
+            question,
+            prefix,
+            tuple(answers),
+            tuple(wrong[:DISTRACTORS]),
+            self.new_tokens,
+            lead=" 1.",
+        )
+
+    def listed(self, size: int, common: int, uncommon: int, rng: random.Random) -> tuple[list[str], list[str]]:
+        """A shuffled list of ``size`` different words, and those of them that appear ``common`` times; the others do ``uncommon`` times."""
+        pool = list(WORDS) if size <= len(WORDS) else [*WORDS, *itertools.islice(made_words(), size - len(WORDS))]
+        words = rng.sample(pool, size)
+        chosen, others = words[: self.asked], words[self.asked :]
+        listed = chosen * common + others * uncommon
+        rng.shuffle(listed)
+        return listed, chosen
+
+
+def numbered(words: list[str]) -> str:
+    return " ".join(f"{place}. {word}" for place, word in enumerate(words, 1))
+
+
+class FrequentWords(TextTask):
+    """Coded words whose frequencies follow a zeta distribution; the most frequent word is noise, the next three are asked for."""
+
+    name = "fwe"
+    paper = PAPER
+    summary = "the three most frequent coded words, whose frequencies follow a zeta distribution"
+    new_tokens = 50
+    alpha = 2.0
+    smallest = 100  # below it the third and the fourth appear equally often
+    width = 6
+
+    def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
+        vocab: list[str] = []
+        while len(vocab) < max(5, (length - self.new_tokens) // 50):
+            if (word := "".join(rng.choices(string.ascii_lowercase, k=self.width))) not in vocab:
+                vocab.append(word)
+        vocab[0] = "..."
+        zeta = float(torch.special.zeta(torch.tensor(self.alpha, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)))
+        counts = [int(size * rank**-self.alpha / zeta) for rank in range(1, len(vocab) + 1)]
+        words = [word for word, times in zip(vocab, counts, strict=True) for _ in range(times)]
+        rng.shuffle(words)
+        wrong = tuple(word for word, times in zip(vocab[4:], counts[4:], strict=True) if times)
+        return ProbeSample(
+            "Read the following coded text and track the frequency of each coded word. "
+            "Find the three most frequently appeared coded words. ",
+            " ".join(words),
+            "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. "
+            "What are the three most frequently appeared words in the above coded text?",
+            " Answer: According to the coded text above, the three most frequently appeared words are:",
+            tuple(vocab[1:4]),
+            wrong[:DISTRACTORS],
+            self.new_tokens,
+        )
+
+
+def _tasks() -> Iterator[TextTask]:
+    yield Niah("niah_single_1", "words", "numbers", False, "one number in noise")
+    yield Niah("niah_multikey_2", "words", "numbers", True, "one number among others, each with its key")
+    yield Niah("niah_multikey_3", "uuids", "uuids", True, "one UUID among others, each with its key, a UUID as well")
+    yield VariableTracking()
+    yield CommonWords()
+    yield FrequentWords()
+
+
+for _task in _tasks():
+    register_probe(_task)

@@ -1,0 +1,309 @@
+"""Ask a checkpoint probes at several lengths, and tell what it answered."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest
+from ...modeling.validation import known_length
+from ...reading import check_name
+from .scoring import Found, by_generation, by_likelihood, by_span, head_of, leading_ids, score_tokens
+from .task import ProbeTask, TextTask, TokenTask, probe_task
+
+TASKS = ("niah_single_1", "niah_multikey_2", "passkey", "induction")
+LENGTHS = (512, 1024, 2048, 4096)
+MODES = {
+    "decoder": ("generate", "likelihood"),
+    "encoder-decoder": ("generate", "likelihood"),
+    "masked": ("likelihood",),
+    "span": ("span",),
+}
+"""What each head can be asked by; the first is the default."""
+LOADERS = {
+    "decoder": "AutoModelForCausalLM",
+    "encoder-decoder": "AutoModelForSeq2SeqLM",
+    "masked": "AutoModelForMaskedLM",
+    "span": "AutoModelForQuestionAnswering",
+}
+LEAST, MOST = 16, 1 << 24
+DEFAULT_WINDOW = 512
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """One text and what was answered.
+
+    tokens: of the input. depth: of the needle, 0 to 1; ``None`` where there is none.
+    """
+
+    answers: tuple[str, ...]
+    answered: str
+    score: float
+    tokens: int
+    depth: float | None
+
+
+@dataclass(frozen=True)
+class ProbeCell:
+    """A task at one length, and at one depth if depths were given.
+
+    score: percent, the mean over samples. error: its standard error, over samples.
+    chance: percent that a random choice among the candidates scores; ``None`` without candidates.
+    """
+
+    task: str
+    length: int
+    depth: float | None
+    score: float
+    error: float
+    chance: float | None
+    samples: int
+    seconds: float
+    records: tuple[ProbeRecord, ...]
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What a model answered.
+
+    mode: "generate", "likelihood" or "span".
+    """
+
+    model: str
+    class_name: str
+    mode: str
+    seed: int
+    cells: tuple[ProbeCell, ...]
+
+    def score(self, task: str, length: int) -> float | None:
+        """Percent, averaged over depths; ``None`` if it was not asked."""
+        found = [cell.score for cell in self.cells if (cell.task, cell.length) == (task, length)]
+        return statistics.fmean(found) if found else None
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(cell.task for cell in self.cells))
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({cell.length for cell in self.cells})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return asdict(self)
+
+
+def probe_model(
+    model: str | Path | PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    tasks: Sequence[str] = TASKS,
+    lengths: Sequence[int] = LENGTHS,
+    depths: Sequence[float] | None = None,
+    samples: int = 20,
+    mode: str | None = None,
+    choices: int = 8,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Callable[[ProbeCell], None] = lambda cell: None,
+) -> ProbeReport:
+    """Ask a model, long or not, synthetic tasks whose answers lie anywhere in texts of given lengths.
+
+    RULER's tasks (``niah_single_1``, ``niah_multikey_2``, ``niah_multikey_3``, ``vt``, ``cwe``, ``fwe``), ``passkey`` and ``listops`` are
+    texts with a question; ``mqar``, ``compositional``, ``forgetting``, ``induction`` and ``copy`` are rows of random tokens.
+
+    Args:
+        model: a checkpoint of transformers with a language-model or question-answering head (a folder or a Hub repository id), or a model
+            in memory, which then needs ``tokenizer``.
+        tasks: names; :func:`hf_longattn.evaluation.probes.list_probes` lists them.
+        lengths: tokens of a text with its answer, special tokens included; texts are the longest that fit.
+        depths: where needles lie, 0 (at the beginning) to 1, each of them with all samples; at random if not given. Tasks without a needle
+            ignore them.
+        samples: texts of each task, length and depth.
+        mode: "generate": the answer is generated greedily with the model's cache, and scored by matching strings, as in RULER.
+            "likelihood": the right answers are compared with wrong ones, from the same text if it has any. "span": a question-answering
+            head marks the answer in the text, beyond its maximum in overlapping windows. If not given, "span" for question-answering
+            heads, "likelihood" for masked language models, and "generate" for others.
+        choices: candidates that are compared by likelihood, right ones included.
+        seed: of the texts.
+        dtype: of the weights; float32 if not given.
+        revision, token: of the Hub repository.
+        progress: called with every cell that is complete.
+    Raises:
+        LengthError: a length beyond the model's maximum, or too short for a task.
+        OptionError: a mode that the head does not have, or a value out of range.
+        CheckpointError: the model cannot be loaded.
+        LongAttentionError: an unknown task, or a model without a head that can be asked.
+    """
+    chosen = [probe_task(name) for name in tasks]
+    _check(lengths, depths, samples, choices, mode, chosen)
+    loaded, tokenizer, name = _opened(model, tokenizer, dtype, revision, token)
+    head = head_of(loaded)
+    found_mode = _mode(mode, head, type(loaded).__name__)
+    if head in ("span", "encoder-decoder") and (wrong := [task.name for task in chosen if not isinstance(task, TextTask)]):
+        raise LongAttentionError(
+            f"A {type(loaded).__name__} is asked about texts, but the probe {wrong[0]!r} is rows of tokens; leave it out of --task."
+        )
+    _check_lengths(loaded, tokenizer, name, head, lengths)
+    asker = Asker(loaded, tokenizer, head, found_mode, choices)
+    for task in chosen:  # before anything is asked
+        asker.sample(task, min(lengths), None, seed)
+    cells = []
+    training = loaded.training
+    loaded.eval()
+    try:
+        for task in chosen:
+            for length in lengths:
+                for depth in depths if depths is not None and task.placed else (None,):
+                    cells.append(asker.cell(task, length, depth, samples, seed))
+                    progress(cells[-1])
+    finally:
+        loaded.train(training)
+    return ProbeReport(name, type(loaded).__name__, found_mode, seed, tuple(cells))
+
+
+class Asker:
+    """A model that is asked in one mode."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: str, mode: str, choices: int) -> None:
+        self.model, self.tokenizer, self.head, self.mode, self.choices = model, tokenizer, head, mode, choices
+        self.ids = _ordinary_ids(model.config, tokenizer)
+
+    def sample(self, task: ProbeTask, length: int, depth: float | None, seed: int | str) -> Any:
+        """A text or row of a task; the same for the same seed, length and depth.
+
+        Raises:
+            LengthError: the length is too short.
+        """
+        rng = random.Random(f"{seed} {task.name} {length} {depth}")
+        if isinstance(task, TextTask):
+            return task.sample(length, rng, lambda text: len(self.tokenizer(text, verbose=False)["input_ids"]), depth)
+        assert isinstance(task, TokenTask)
+        special = len(self.tokenizer("")["input_ids"]) if self.head == "masked" else len(leading_ids(self.tokenizer))
+        return task.sample(length - special - 1, self.ids, rng.getrandbits(62), self.choices, depth)
+
+    def ask(self, task: ProbeTask, sample: Any, length: int) -> Found:
+        """The model's answer."""
+        masked = self.head == "masked"
+        if isinstance(task, TokenTask):
+            return score_tokens(self.model, self.tokenizer, sample, self.mode, masked)
+        if self.mode == "span":
+            return by_span(self.model, self.tokenizer, sample, min(length, self.window))
+        if self.mode == "generate":
+            return by_generation(self.model, self.tokenizer, sample)
+        return by_likelihood(self.model, self.tokenizer, sample, self.choices, masked)
+
+    @property
+    def window(self) -> int:
+        """Tokens that a model reads at once."""
+        return known_length(self.model.config, self.tokenizer) or DEFAULT_WINDOW
+
+    def cell(self, task: ProbeTask, length: int, depth: float | None, samples: int, seed: int) -> ProbeCell:
+        """A task at a length and depth."""
+        started, records, chances = time.perf_counter(), [], []
+        for number in range(samples):
+            sample = self.sample(task, length, depth, f"{seed}/{number}")
+            found = self.ask(task, sample, length)
+            answers = sample.answers if isinstance(task, TextTask) else (self.tokenizer.decode(list(sample.targets)),)
+            records.append(ProbeRecord(answers, found.text, found.score, found.tokens, sample.depth))
+            chances.append(found.chance)
+        scores = [100 * record.score for record in records]
+        error = statistics.stdev(scores) / math.sqrt(samples) if samples > 1 else 0.0
+        chance = 100 * statistics.fmean(one for one in chances if one is not None) if chances[0] is not None else None
+        return ProbeCell(
+            task.name, length, depth, statistics.fmean(scores), error, chance, samples, time.perf_counter() - started, tuple(records)
+        )
+
+
+def _check(
+    lengths: Sequence[int], depths: Sequence[float] | None, samples: int, choices: int, mode: str | None, tasks: Sequence[ProbeTask]
+) -> None:
+    if not tasks or not lengths:
+        raise OptionError("There is nothing to ask; give a --task and --lengths.")
+    if wrong := [one for one in lengths if one < LEAST]:
+        raise LengthError(f"A probe's texts have {LEAST} tokens or more, not {wrong[0]}; give greater --lengths.")
+    if max(lengths) > MOST:
+        raise LengthError(f"A probe's texts have at most {MOST:,} tokens, not {max(lengths):,}; give smaller --lengths.")
+    if any(not 0 <= depth <= 1 for depth in depths or ()):
+        raise OptionError(f"Depths are shares from 0 (at the beginning) to 1 (at the end), not {list(depths or ())}.")
+    if depths is not None and not any(task.placed for task in tasks):
+        raise OptionError(
+            f"None of {', '.join(task.name for task in tasks)} has one needle whose depth could be chosen; leave out --depths, or ask for "
+            "passkey."
+        )
+    if samples < 1 or choices < 2:
+        raise OptionError(f"A probe has 1 sample or more and 2 choices or more, not {samples} and {choices}.")
+    known = sorted({one for modes in MODES.values() for one in modes})
+    if mode is not None and mode not in known:
+        raise OptionError(f"There is no mode {mode!r}; the modes are {', '.join(known)}.{nearest(mode, known)}")
+
+
+def _mode(mode: str | None, head: str, class_name: str) -> str:
+    if mode is not None and mode not in MODES[head]:
+        raise OptionError(f"A {class_name} cannot be asked by {mode!r}; leave out --mode, or give {' or '.join(MODES[head])}.")
+    return mode or MODES[head][0]
+
+
+def _check_lengths(model: Any, tokenizer: Any, name: str, head: str, lengths: Sequence[int]) -> None:
+    """Refuse lengths beyond a table of positions. Rotary positions have no end, and a span is found in windows."""
+    if head == "span" or getattr(model.config.get_text_config(), "rope_parameters", None):
+        return
+    longest = known_length(model.config, tokenizer)
+    if longest is not None and max(lengths) > longest:
+        raise LengthError(
+            f"{name!r} reads {longest:,} tokens, not {max(lengths):,}; give smaller --lengths, or convert it (longattn convert SRC DST "
+            f"--max-length {max(lengths)})."
+        )
+
+
+def _opened(
+    model: str | Path | PreTrainedModel, tokenizer: Any | None, dtype: torch.dtype | None, revision: str | None, token: str | bool | None
+) -> tuple[Any, Any, str]:
+    """The model with its head, its tokenizer and its name."""
+    import transformers
+
+    if isinstance(model, torch.nn.Module):
+        name = str(getattr(model.config, "name_or_path", "")) or type(model).__name__
+        if tokenizer is None:
+            raise OptionError("A model in memory is asked with its tokenizer; give tokenizer=AutoTokenizer.from_pretrained(…).")
+        return model, tokenizer, name
+    name = str(model)
+    check_name(name)
+    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise CheckpointError(f"{name!r} does not exist; give the folder of a checkpoint, or a Hub repository id.")
+    source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **source)
+        stated = type((config.architectures or ["a model without a named class"])[0], (), {"config": config})()
+        loader = getattr(transformers, LOADERS[head_of(stated)])
+        loaded, info = loader.from_pretrained(name, dtype=dtype or torch.float32, output_loading_info=True, **source)
+        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(name, **source)
+    except LongAttentionError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{name!r} cannot be loaded: {in_a_line(error)}.") from error
+    tied = set(getattr(loaded, "all_tied_weights_keys", None) or ())
+    if missing := sorted(set(info["missing_keys"]) - tied):
+        raise CheckpointError(
+            f"{name!r} lacks weights of {type(loaded).__name__}, such as {missing[0]}; give a checkpoint that was saved with its head."
+        )
+    return loaded, tokenizer, name
+
+
+def _ordinary_ids(config: Any, tokenizer: Any) -> Tensor:
+    """Every id of the tokenizer but special ones."""
+    special = set(tokenizer.all_special_ids)
+    return torch.tensor([one for one in range(min(len(tokenizer), config.get_text_config().vocab_size)) if one not in special])

@@ -1,0 +1,263 @@
+"""How an answer is found and scored: by generation, by the likelihood of candidates, or as a span of the text."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...errors import LongAttentionError
+from ..qa_reader import QAReader, Span, whole
+from .task import ProbeSample, TokenSample
+
+MASKED_SHARE = 8
+"""One token in so many of a copy is masked for an encoder, which sees the others."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's answer.
+
+    score: 0 to 1.
+    text: what it answered.
+    tokens: of the input.
+    chance: the score of a random choice among the candidates; ``None`` without candidates.
+    """
+
+    score: float
+    text: str
+    tokens: int
+    chance: float | None = None
+
+
+def match_all(prediction: str, answers: Sequence[str]) -> float:
+    """The share of the answers that the prediction contains, whatever their case: RULER's string_match_all of one sample."""
+    return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
+
+
+def match_number(prediction: str, answer: str) -> float:
+    """1 if the first number of the prediction is the answer, as in Landmark attention's passkey test; else 0."""
+    found = re.search(r"\d+", prediction)
+    return float(found is not None and int(found.group()) == int(answer))
+
+
+def match(sample: ProbeSample, prediction: str) -> float:
+    """The score of generated or extracted text."""
+    return match_number(prediction, sample.answers[0]) if sample.first_number else match_all(prediction, sample.answers)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a text that goes on: with the special tokens in front, without those at the end."""
+    body = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return [*leading_ids(tokenizer), *body]
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens in front of a text."""
+    probe = "a"
+    body, framed = tokenizer(probe, add_special_tokens=False)["input_ids"], tokenizer(probe)["input_ids"]
+    starts = (start for start in range(len(framed) - len(body) + 1) if framed[start : start + len(body)] == body)
+    return framed[: next(starts, 0)]
+
+
+# ---- decoders
+
+
+@torch.no_grad()
+def candidate_log_likelihoods(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, candidates: Sequence[str]
+) -> list[float]:
+    """The log-likelihood of each candidate after the prompt, in nats, summed over its tokens.
+
+    The prompt is read once; the candidates continue from copies of its cache. Tokens are split as lm-evaluation-harness does: those of
+    prompt and candidate together, after as many as the prompt alone has.
+
+    Args:
+        model: with a language-model head; an encoder-decoder reads the prompt with its encoder.
+        candidates: with their leading space.
+    """
+    if model.config.is_encoder_decoder:
+        return [_decoded_likelihood(model, tokenizer, prompt, one) for one in candidates]
+    rows = [prompt_ids(tokenizer, prompt + one) for one in candidates]
+    shared = min(len(prompt_ids(tokenizer, prompt)), *(len(row) - 1 for row in rows))
+    while any(row[:shared] != rows[0][:shared] for row in rows):
+        shared -= 1
+    rests = [row[shared:] for row in rows]
+    ids = torch.tensor([rows[0][:shared]], device=model.device)
+    read = model(input_ids=ids, use_cache=True, **_last_logits(model))
+    first = read.logits[:, -1].float().log_softmax(-1)
+    found = [float(first[0, rest[0]]) for rest in rests]
+    if (longest := max(map(len, rests))) > 1:
+        cache = copy.deepcopy(read.past_key_values)
+        cache.batch_repeat_interleave(len(rests))
+        padded = torch.tensor([rest[:-1] + [rest[-1]] * (longest - len(rest)) for rest in rests], device=model.device)
+        logits = model(input_ids=padded, past_key_values=cache, use_cache=True).logits.float().log_softmax(-1)
+        for row, rest in enumerate(rests):
+            places = torch.arange(len(rest) - 1, device=model.device)
+            found[row] += float(logits[row, places, torch.tensor(rest[1:], dtype=torch.long, device=model.device)].sum())
+    return found
+
+
+def _decoded_likelihood(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, candidate: str) -> float:
+    inputs = tokenizer(prompt, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
+    labels = torch.tensor([tokenizer(candidate.strip(), add_special_tokens=False)["input_ids"]], device=model.device)
+    logits = model(input_ids=inputs, labels=labels).logits[0].float().log_softmax(-1)
+    return float(logits[torch.arange(labels.shape[1]), labels[0]].sum())
+
+
+def _last_logits(model: PreTrainedModel) -> dict[str, int]:
+    """The argument by which a model computes the last token's logits only, where it has it."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+@torch.no_grad()
+def generated_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], new_tokens: int) -> list[int]:
+    """What a model generates greedily after ``ids``, with its cache."""
+    row = torch.tensor([list(ids)], device=model.device)
+    padding = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
+    made = model.generate(
+        input_ids=row,
+        attention_mask=torch.ones_like(row),
+        max_new_tokens=new_tokens,
+        max_length=None,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=padding,
+    )[0].tolist()
+    return made if model.config.is_encoder_decoder else made[len(ids) :]
+
+
+def by_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample) -> Found:
+    """The answer that a decoder or encoder-decoder generates."""
+    joint = model.config.is_encoder_decoder
+    ids = tokenizer(sample.prompt, verbose=False)["input_ids"] if joint else prompt_ids(tokenizer, sample.prompt)
+    text = tokenizer.decode(generated_ids(model, tokenizer, ids, sample.new_tokens), skip_special_tokens=True)
+    return Found(match(sample, text), text, len(ids))
+
+
+def by_likelihood(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, choices: int, masked: bool) -> Found:
+    """The most likely of the candidates, by nats per character; of k answers, the share of them among the k most likely candidates."""
+    texts, right = sample.continuations(choices)
+    score = masked_log_likelihoods if masked else candidate_log_likelihoods
+    likely = [one / len(text) for one, text in zip(score(model, tokenizer, sample.prompt, texts), texts, strict=True)]
+    best = sorted(range(len(texts)), key=lambda place: -likely[place])[:right]
+    tokens = len(tokenizer(sample.prompt, verbose=False)["input_ids"])
+    answer = ", ".join(texts[place].removeprefix(sample.lead).strip() for place in best)
+    return Found(sum(place < right for place in best) / right, answer, tokens, right / len(texts))
+
+
+# ---- encoders
+
+
+@torch.no_grad()
+def masked_log_likelihoods(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, candidates: Sequence[str]
+) -> list[float]:
+    """The log-likelihood of each candidate between the prompt and a full stop, all of its tokens masked together, in nats.
+
+    Candidates of as many tokens share a forward pass.
+
+    Raises:
+        LongAttentionError: a slow tokenizer, or one without a mask token.
+    """
+    if not tokenizer.is_fast or tokenizer.mask_token_id is None:
+        raise LongAttentionError(
+            "Masked likelihoods need a fast tokenizer with a mask token; take the tokenizer that the model was trained with."
+        )
+    groups: dict[tuple[int, ...], list[tuple[int, list[int], list[int]]]] = defaultdict(list)
+    for number, candidate in enumerate(candidates):
+        read = tokenizer(f"{prompt}{candidate}.", return_offsets_mapping=True, verbose=False)
+        start, end = len(prompt), len(prompt) + len(candidate)
+        places = [place for place, (first, last) in enumerate(read["offset_mapping"]) if first < end and last > start and last > first]
+        ids = list(read["input_ids"])
+        wanted = [ids[place] for place in places]
+        for place in places:
+            ids[place] = tokenizer.mask_token_id
+        groups[tuple(ids)].append((number, places, wanted))
+    found = [0.0] * len(candidates)
+    for row, members in groups.items():
+        logits = model(input_ids=torch.tensor([row], device=model.device)).logits[0].float()
+        for number, places, wanted in members:
+            chosen = logits[places].log_softmax(-1)
+            found[number] = float(chosen[torch.arange(len(places)), torch.tensor(wanted, dtype=torch.long, device=chosen.device)].sum())
+    return found
+
+
+def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, length: int) -> Found:
+    """The best spans of the context, as many as there are answers and none inside another; beyond ``length`` tokens in windows."""
+    reader = QAReader("probe", model, tokenizer, whole(length), batch_size=1, n_best=200 if len(sample.answers) > 1 else 20)
+    answer = reader.read([{"question": sample.question.strip(), "context": sample.context}])[0]
+    chosen: list[Span] = []
+    for span in answer.spans:
+        if all(span.end <= other.start or span.start >= other.end for other in chosen):
+            chosen.append(span)
+        if len(chosen) == len(sample.answers):
+            break
+    text = "\n".join(span.text for span in chosen)
+    return Found(match(sample, text), text, answer.length)
+
+
+# ---- rows of tokens
+
+
+@torch.no_grad()
+def score_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: TokenSample, mode: str, masked: bool) -> Found:
+    """The share of the asked tokens that a model names: among the candidates by likelihood, among all tokens by generation.
+
+    A decoder is asked at the token before; in an encoder's input, the asked token is masked, and of a copy one token in
+    :data:`MASKED_SHARE`.
+    """
+    before = leading_ids(tokenizer)
+    ids, places, targets = list(sample.ids), list(sample.places), list(sample.targets)
+    if not masked and mode == "generate" and sample.is_tail:
+        made = generated_ids(model, tokenizer, [*before, *ids[: places[0] + 1]], len(places))
+        right = sum(one == wanted for one, wanted in zip(made, targets, strict=False))
+        return Found(right / len(targets), tokenizer.decode(made), len(before) + len(ids))
+    if masked:
+        if len(places) > MASKED_SHARE and sample.is_tail:
+            places, targets = places[::MASKED_SHARE], targets[::MASKED_SHARE]
+        ids += [0] * (places[-1] + 2 - len(ids))
+        for place in places:
+            ids[place + 1] = int(tokenizer.mask_token_id)
+        after = tokenizer("")["input_ids"][len(before) :]
+    row = [*before, *ids, *(after if masked else [])]
+    asked = torch.tensor(places, device=model.device) + len(before) + int(masked)
+    inputs = torch.tensor([row], device=model.device)
+    logits: Tensor = model(input_ids=inputs, **({} if masked else {"use_cache": False})).logits[0, asked].float()
+    if mode == "likelihood":
+        candidates = torch.tensor(sample.candidates, device=model.device)
+        named = candidates[logits[:, candidates].argmax(-1)].tolist()
+    else:
+        named = logits.argmax(-1).tolist()
+    right = sum(one == wanted for one, wanted in zip(named, targets, strict=True))
+    chance = 1 / len(sample.candidates) if mode == "likelihood" else None
+    return Found(right / len(targets), tokenizer.decode(named), len(row), chance)
+
+
+def head_of(model: Any) -> str:
+    """ "decoder", "encoder-decoder", "masked" or "span", by the model's head.
+
+    Raises:
+        LongAttentionError: it has none of these heads.
+    """
+    name = type(model).__name__
+    if name.endswith("ForQuestionAnswering"):
+        return "span"
+    if name.endswith("ForMaskedLM"):
+        return "masked"
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "decoder"
+    if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:
+        return "encoder-decoder"
+    raise LongAttentionError(
+        f"A {name} has no head that a probe can ask; give a checkpoint with a language-model or question-answering head "
+        "(…ForCausalLM, …ForMaskedLM, …ForConditionalGeneration or …ForQuestionAnswering)."
+    )

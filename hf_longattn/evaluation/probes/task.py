@@ -1,0 +1,192 @@
+"""What a probe is: a text with a question whose answer is in it, or a row of tokens with known continuations."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LengthError, LongAttentionError, nearest
+
+
+@dataclass(frozen=True)
+class ProbeSample:
+    """A text, a question and its answers.
+
+    before: instruction and examples, in front of the context.
+    context: the text that holds the answers.
+    question: what is asked after it.
+    prefix: the beginning of the answer, which the model continues.
+    answers: all of them are asked for.
+    distractors: wrong answers of the same kind, from the same text where it has some.
+    lead: stands between prefix and answer where candidates are compared (" 1." in a numbered list).
+    new_tokens: that a model may generate, RULER's number for its tasks.
+    depth: where the needle lies, 0 at the beginning, 1 at the end of the context.
+    """
+
+    before: str
+    context: str
+    question: str
+    prefix: str
+    answers: tuple[str, ...]
+    distractors: tuple[str, ...]
+    new_tokens: int
+    lead: str = ""
+    depth: float | None = None
+    first_number: bool = field(default=False)
+    """Score the first number that is generated, as Landmark attention's passkey test does, instead of matching strings."""
+
+    @property
+    def prompt(self) -> str:
+        """What a language model reads."""
+        return f"{self.before}{self.context}{self.question}{self.prefix}"
+
+    def continuations(self, most: int) -> tuple[list[str], int]:
+        """Candidate continuations of :attr:`prompt`, and how many of them, the first ones, are answers; ``most`` in all, but every answer
+        and a distractor at least."""
+        kept = max(1, most - len(self.answers))
+        return [f"{self.lead} {one}" for one in (*self.answers, *self.distractors[:kept])], len(self.answers)
+
+
+CountTokens = Callable[[str], int]
+
+
+class ProbeTask(ABC):
+    """A task by name.
+
+    summary: one line.
+    paper: its source.
+    placed: whether :attr:`ProbeSample.depth` can be chosen.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    placed: bool = False
+
+
+class TextTask(ProbeTask):
+    """A task in words: :meth:`build` makes a text of a size, whatever its unit is."""
+
+    smallest: int = 1
+    """The least size."""
+    new_tokens: int = 128
+
+    @abstractmethod
+    def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
+        """A text of ``size`` units for a budget of ``length`` tokens."""
+
+    def sample(self, length: int, rng: random.Random, count: CountTokens, depth: float | None = None) -> ProbeSample:
+        """The largest text whose prompt leaves :attr:`new_tokens` of ``length`` tokens to the answer, as RULER measures length.
+
+        Args:
+            count: tokens of a text, special ones included.
+            depth: where the needle lies, at random if not given.
+
+        Raises:
+            LengthError: not even the smallest text fits.
+        """
+        seed = rng.getrandbits(64)
+
+        def built(size: int) -> tuple[ProbeSample, int]:
+            made = self.build(size, random.Random(seed), length, count, depth)
+            return made, count(made.prompt) + self.new_tokens
+
+        tokens = built(self.smallest)[1]
+        if tokens > length:
+            raise LengthError(
+                f"The probe {self.name!r} does not fit into {length:,} tokens: with this tokenizer its shortest text and answer have "
+                f"{tokens:,}; give greater --lengths."
+            )
+        low, high = self.smallest, max(1, self.smallest) * 2
+        while built(high)[1] <= length:
+            low, high = high, high * 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            if built(middle)[1] <= length:
+                low = middle
+            else:
+                high = middle
+        return built(low)[0]
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """A row of tokens and what follows some of them.
+
+    ids: the row, without the tokenizer's special tokens.
+    places: ascending; the token after each is asked for.
+    targets: the right one for each place.
+    candidates: ids among which a model chooses.
+    """
+
+    ids: tuple[int, ...]
+    places: tuple[int, ...]
+    targets: tuple[int, ...]
+    candidates: tuple[int, ...]
+    depth: float | None = None
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether the asked tokens end the row, one after another, so that a model can generate them."""
+        return self.places == tuple(range(self.places[0], self.places[0] + len(self.places))) and self.places[-1] + 1 >= len(self.ids) - 1
+
+
+class TokenTask(ProbeTask):
+    """A task over tokens that mean nothing: any tokenizer's ids serve as its symbols."""
+
+    @abstractmethod
+    def rows(self, length: int, vocab: int, depth: float | None) -> Any:
+        """The generator of such rows: it has ``batch(size, generator) -> (tokens, labels)``, both ``(B, N)``.
+
+        Raises:
+            LengthError: the length is too small.
+        """
+
+    def sample(self, length: int, ids: Tensor, seed: int, choices: int, depth: float | None = None) -> TokenSample:
+        """A row of ``length`` of the given ``ids (V,)``, shuffled."""
+        generator = torch.Generator().manual_seed(seed)
+        tokens, labels = (one[0] for one in self.rows(length, len(ids), depth).batch(1, generator))
+        names = ids[torch.randperm(len(ids), generator=generator)]
+        places = (labels != IGNORED).nonzero().flatten()
+        targets = labels[places]
+        found = targets.unique()
+        if len(found) == 1:  # one question: the other candidates are tokens of the same text
+            others = tokens[(tokens != found) & (tokens != tokens[places[0]])].unique()
+            found = torch.cat([found, others[torch.randperm(len(others), generator=generator)[: choices - 1]]])
+        return TokenSample(
+            tuple(names[tokens].tolist()), tuple(places.tolist()), tuple(names[targets].tolist()), tuple(names[found].tolist()), depth
+        )
+
+
+IGNORED = -100
+"""The label of a place that asks for nothing."""
+
+_TASKS: dict[str, ProbeTask] = {}
+
+
+def register_probe(task: ProbeTask) -> ProbeTask:
+    """Enter a task under its name."""
+    _TASKS[task.name] = task
+    return task
+
+
+def list_probes() -> list[str]:
+    """The names of all probes."""
+    return list(_TASKS)
+
+
+def probe_task(name: str) -> ProbeTask:
+    """The task of this name.
+
+    Raises:
+        LongAttentionError: there is none.
+    """
+    if name not in _TASKS:
+        raise LongAttentionError(f"There is no probe {name!r}; the probes are {', '.join(_TASKS)}.{nearest(name, _TASKS)}")
+    return _TASKS[name]

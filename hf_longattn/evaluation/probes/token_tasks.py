@@ -1,0 +1,295 @@
+"""Tasks over tokens that mean nothing: recall of pairs (Zoology), induction, copying.
+
+Each class is a task of given size; ``batch(size, generator)`` returns tokens and labels ``(B, N)``, the next token where it is asked for
+and :data:`IGNORED` elsewhere. Small models are trained on them (`python -m research.evaluate_probes`), and checkpoints are asked them
+with the tokenizer's ids as symbols (`longattn probe`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...errors import LengthError, OptionError
+from .task import IGNORED, TokenTask, register_probe
+
+ZOOLOGY = "Arora et al. 2023, Zoology"
+
+
+@dataclass(frozen=True)
+class Mqar:
+    """Multi-query associative recall (Arora et al. 2023, Zoology, section 3 and appendix E): key–value pairs, and the keys asked for later.
+
+        k₁ v₁ k₂ v₂ … k_P v_P   x x k₂ x x x k₇ x k₁ …
+
+    At each asked key the next token is its value. The distance of a question from the pairs follows a power law, so that most are near,
+    and the rest of the text is filled with random tokens.
+
+    pairs: key–value pairs of a text; each key is asked for once.
+    length: tokens of a text, at least four for each pair.
+    vocab: tokens; the lower half are keys, the upper half values.
+    power: exponent of the distances' law, ``p(gap) ∝ gap^(power - 1)``; small values ask for near pairs.
+
+    Raises:
+        OptionError: the pairs do not fit into the text or into the vocabulary.
+    """
+
+    pairs: int = 8
+    length: int = 64
+    vocab: int = 128
+    power: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1 or 4 * self.pairs > self.length:
+            raise OptionError(f"{self.pairs} pairs do not fit into {self.length} tokens: a text has at least four tokens for each of them.")
+        if 2 * self.pairs > self.vocab:
+            raise OptionError(f"{self.pairs} pairs need {2 * self.pairs} tokens at least, but the vocabulary has {self.vocab}.")
+
+    def easier(self, share: int) -> Mqar:
+        """The task with a ``share``-th of the pairs."""
+        return replace(self, pairs=max(1, self.pairs // share))
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``size`` texts: tokens ``(B, N)`` and labels ``(B, N)``, the value at each asked key and -100 elsewhere."""
+        half, pairs = self.vocab // 2, self.pairs
+        keys = torch.rand(size, half, generator=generator).topk(pairs, -1).indices
+        values = torch.randint(half, self.vocab, (size, pairs), generator=generator)
+        tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
+        tokens[:, : 2 * pairs] = torch.stack([keys, values], -1).flatten(1)
+        places = questions(size, pairs, 2 * pairs, 2, self.length, self.power, generator)
+        tokens.scatter_(1, places, keys)
+        labels = torch.full_like(tokens, IGNORED).scatter_(1, places, values)
+        return tokens, labels
+
+
+def questions(size: int, count: int, first: int, width: int, length: int, power: float, generator: torch.Generator) -> Tensor:
+    """Places ``(size, count)`` of questions of ``width`` tokens in the text from ``first`` on; most are near it, by the power law."""
+    law = torch.arange(1, (length - first) // width + 1, dtype=torch.float64) ** (power - 1)
+    return first + width * torch.multinomial(law.expand(size, -1), count, generator=generator)
+
+
+@dataclass(frozen=True)
+class Compositional:
+    """Recall by two keys (zoology's compositional_mqar): a grid of first and second keys, so that neither of them tells the value.
+
+        a x v₁ b y v₂ a y v₃ b x v₄   … b y … a x …
+
+    side: first keys, and second keys; there are ``side²`` pairs of them, and each is asked for once.
+    length: tokens of a text, at least six for each pair.
+    vocab: tokens; a third are first keys, a third second ones, a third values.
+    power: as in :class:`Mqar`.
+
+    Raises:
+        OptionError: the pairs do not fit into the text or into the vocabulary.
+    """
+
+    side: int = 3
+    length: int = 96
+    vocab: int = 129
+    power: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.side < 2 or 6 * self.pairs > self.length:
+            raise OptionError(
+                f"A grid of side {self.side} does not fit into {self.length} tokens: the side is 2 or more, and a text has at least six "
+                f"tokens for each of its {self.pairs} pairs."
+            )
+        if self.pairs > self.vocab // 3:
+            raise OptionError(f"{self.pairs} pairs need {3 * self.pairs} tokens at least, but the vocabulary has {self.vocab}.")
+
+    @property
+    def pairs(self) -> int:
+        return self.side**2
+
+    def easier(self, share: int) -> Compositional:
+        """The task with a smaller grid; 2 is the smallest."""
+        return replace(self, side=max(2, round(self.side / share**0.5)))
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens and labels ``(B, N)``: the value at each asked second key."""
+        third, pairs = self.vocab // 3, self.pairs
+
+        def chosen(count: int) -> Tensor:
+            return torch.rand(size, third, generator=generator).topk(count, -1).indices
+
+        order = torch.rand(size, pairs, generator=generator).argsort(-1)
+        first = chosen(self.side).repeat_interleave(self.side, 1).gather(1, order)
+        second = (third + chosen(self.side)).repeat(1, self.side).gather(1, order)
+        values = 2 * third + chosen(pairs)
+        tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
+        tokens[:, : 3 * pairs] = torch.stack([first, second, values], -1).flatten(1)
+        places = questions(size, pairs, 3 * pairs, 3, self.length, self.power, generator)
+        tokens.scatter_(1, places, first).scatter_(1, places + 1, second)
+        return tokens, torch.full_like(tokens, IGNORED).scatter_(1, places + 1, values)
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Recall of the latest value (zoology's forgetting_mqar): some keys get another value later, and that one is asked for.
+
+        a v₁ b v₂ c v₃   a v₄   … b … a …
+
+    pairs, length, vocab, power: as in :class:`Mqar`.
+    updates: keys with a second value.
+
+    Raises:
+        OptionError: the pairs do not fit into the text or into the vocabulary.
+    """
+
+    pairs: int = 8
+    updates: int = 4
+    length: int = 96
+    vocab: int = 128
+    power: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.updates <= self.pairs:
+            raise OptionError(f"updates is {self.updates}, but 0 to {self.pairs}, the number of pairs, can get a second value.")
+        if self.pairs < 1 or 4 * self.pairs + 2 * self.updates > self.length:
+            raise OptionError(
+                f"{self.pairs} pairs with {self.updates} updates do not fit into {self.length} tokens: a text has at least four tokens for "
+                "each pair and two for each update."
+            )
+        if 2 * self.pairs > self.vocab or self.vocab < 4:
+            raise OptionError(f"{self.pairs} pairs need {max(4, 2 * self.pairs)} tokens at least, but the vocabulary has {self.vocab}.")
+
+    def easier(self, share: int) -> Forgetting:
+        """The task with a ``share``-th of the pairs and updates."""
+        return replace(self, pairs=max(1, self.pairs // share), updates=min(max(1, self.pairs // share), self.updates // share))
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens and labels ``(B, N)``: the latest value at each asked key."""
+        half, pairs, context = self.vocab // 2, self.pairs, 2 * (self.pairs + self.updates)
+        keys = torch.rand(size, half, generator=generator).topk(pairs, -1).indices
+        values = torch.randint(self.vocab - half, (size, pairs), generator=generator)
+        updated = torch.rand(size, pairs, generator=generator).argsort(-1)[:, : self.updates]
+        moved = torch.randint(1, self.vocab - half, (size, self.updates), generator=generator)
+        latest = values.scatter_add(1, updated, moved) % (self.vocab - half)  # another value, each equally likely
+        old, new = (
+            torch.stack([keys, half + values], -1),
+            torch.stack([keys.gather(1, updated), half + latest.gather(1, updated)], -1),
+        )
+        tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
+        tokens[:, :context] = torch.cat([old, new], 1).flatten(1)
+        places = questions(size, pairs, context, 2, self.length, self.power, generator)
+        tokens.scatter_(1, places, keys)
+        return tokens, torch.full_like(tokens, IGNORED).scatter_(1, places, half + latest)
+
+
+@dataclass(frozen=True)
+class Induction:
+    """An induction head's task (Olsson et al. 2022): a token that occurred once is followed by what followed it then.
+
+        x x x a b x x … x a → b
+
+    ``a`` occurs at these two places and ``b`` at one; everything else is random.
+
+    length: tokens of a text.
+    vocab: tokens.
+    depth: where the pair lies, 0 at the beginning, 1 at the end; ``None`` = anywhere.
+
+    Raises:
+        OptionError: fewer than four tokens, or a vocabulary of fewer than three.
+    """
+
+    length: int = 64
+    vocab: int = 128
+    depth: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 4 or self.vocab < 3:
+            raise OptionError(
+                f"An induction text has 4 tokens or more of a vocabulary of 3 or more, not {self.length} tokens of {self.vocab}."
+            )
+
+    def easier(self, share: int) -> Induction:
+        """The task in a ``share``-th of the length."""
+        return replace(self, length=max(4, self.length // share))
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens and labels ``(B, N)``: one label in each, at the last token."""
+        pair = torch.rand(size, self.vocab, generator=generator).topk(2, -1).indices
+        tokens = torch.randint(self.vocab - 2, (size, self.length), generator=generator)
+        for taken in pair.sort(-1).values.T:  # in ascending order, so that every other token is as likely
+            tokens += tokens >= taken[:, None]
+        last = self.length - 3
+        places = torch.randint(last + 1, (size, 1), generator=generator)
+        if self.depth is not None:
+            places = torch.full_like(places, round(self.depth * last))
+        tokens.scatter_(1, places, pair[:, :1]).scatter_(1, places + 1, pair[:, 1:])
+        tokens[:, -1] = pair[:, 0]
+        labels = torch.full_like(tokens, IGNORED)
+        labels[:, -1] = pair[:, 1]
+        return tokens, labels
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Long copy (as in Jelassi et al. 2024, "Repeat after me"): a random text, a separator, and the text again.
+
+    length: tokens at most; a text is ``2 · half + 1`` long.
+    vocab: tokens; the last one is the separator.
+    given: tokens of the copy that are not asked for.
+
+    Raises:
+        OptionError: no token of the copy is asked for, or a vocabulary of fewer than two.
+    """
+
+    length: int = 65
+    vocab: int = 128
+    given: int = 0
+
+    def __post_init__(self) -> None:
+        if self.half <= self.given or self.vocab < 2:
+            raise OptionError(
+                f"{self.length} tokens of a vocabulary of {self.vocab} hold no copy of more than {self.given} tokens; "
+                f"give {2 * self.given + 3} or more of 2 or more."
+            )
+
+    @property
+    def half(self) -> int:
+        """Tokens of the text that is copied."""
+        return (self.length - 1) // 2
+
+    def easier(self, share: int) -> Copy:
+        """The task with a ``share``-th of the text."""
+        return replace(self, length=max(2 * self.given + 3, self.length // share))
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens and labels ``(B, 2 · half + 1)``: the next token at every token of the copy but the last."""
+        text = torch.randint(self.vocab - 1, (size, self.half), generator=generator)
+        tokens = torch.cat([text, text.new_full((size, 1), self.vocab - 1), text], 1)
+        labels = torch.full_like(tokens, IGNORED)
+        labels[:, self.half + self.given : -1] = text[:, self.given :]
+        return tokens, labels
+
+
+class Rows(TokenTask):
+    """One of these tasks for checkpoints."""
+
+    def __init__(self, name: str, summary: str, paper: str, least: int, placed: bool = False) -> None:
+        self.name, self.summary, self.paper, self.least, self.placed = name, summary, paper, least, placed
+
+    def rows(self, length: int, vocab: int, depth: float | None) -> Mqar | Compositional | Forgetting | Induction | Copy:
+        if length < self.least:
+            raise LengthError(f"The probe {self.name!r} needs {self.least} tokens beside the special ones; give greater --lengths.")
+        if self.name == "mqar":
+            return Mqar(PAIRS, length, vocab)
+        if self.name == "compositional":
+            return Compositional(SIDE, length, vocab)
+        if self.name == "forgetting":
+            return Forgetting(PAIRS, PAIRS // 2, length, vocab)
+        return Induction(length, vocab, depth) if self.name == "induction" else Copy(length, vocab, GIVEN)
+
+
+PAIRS, SIDE = 8, 3
+GIVEN = 8
+"""Tokens of a copy that a checkpoint sees before it is asked, since nothing else tells it what to do."""
+
+register_probe(Rows("mqar", "eight values by their keys, among random tokens", ZOOLOGY, 4 * PAIRS))
+register_probe(Rows("compositional", "nine values by two keys each, among random tokens", "zoology, compositional_mqar", 6 * SIDE**2))
+register_probe(Rows("forgetting", "eight values, four of which have changed", "zoology, forgetting_mqar", 5 * PAIRS))
+register_probe(Rows("induction", "the token that followed when the last one occurred before", "Olsson et al. 2022", 4, placed=True))
+register_probe(Rows("copy", "the second half of a random text that is repeated", "Jelassi et al. 2024", 2 * GIVEN + 3))

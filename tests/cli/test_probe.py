@@ -1,0 +1,91 @@
+"""`longattn probe`: a table of 80 columns, JSON, a drawing, and sentences for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_longattn.cli import main
+from tests.evaluation.probes.small import byte_tokenizer, small_decoder
+
+QUICK = ["--task", "passkey", "--task", "induction", "--lengths", "512,1K", "--samples", "1", "--mode", "likelihood"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probe") / "llama"
+    small_decoder(mechanism="window", window=32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def test_the_table_the_file_and_the_drawing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    where = ["--save", tmp_path / "p.json", "--plot", tmp_path / "p.svg"]
+    code, out, err = run(capsys, model, *QUICK, "--depths", "0,0.5,1", *where)
+    assert code == 0, err
+    assert max(map(len, out.split("written")[0].splitlines()[2:])) <= 80
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith(("passkey", "induction"))]
+    assert [row[:2] for row in rows] == [[task, depth] for task in ("passkey", "induction") for depth in ("0", "0.5", "1")]
+    record = json.loads((tmp_path / "p.json").read_text())
+    assert len(record["cells"]) == 12
+    assert record["cells"][0]["records"][0]["answers"]
+    drawing = (tmp_path / "p.svg").read_text()
+    assert drawing.startswith("<?xml")
+    assert "depth of the needle" in drawing
+    assert "passkey" in drawing
+    before = (tmp_path / "p.json").read_bytes()
+    code, out, err = run(capsys, model, *QUICK, *where)
+    assert (code, out) == (1, "")
+    assert "p.json' already exists; choose another file" in err
+    assert (tmp_path / "p.json").read_bytes() == before
+
+
+def test_one_json_object(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, model, *QUICK, "--json")
+    assert code == 0
+    assert [(cell["task"], cell["length"]) for cell in json.loads(out)["cells"]] == [
+        (task, length) for task in ("passkey", "induction") for length in (512, 1024)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--task", "passkeys"], "Did you mean 'passkey'?"),
+        (["--task", "passkey", "--lengths", "64"], "'passkey' does not fit into 64 tokens"),
+        (["--dtype", "float15"], "no dtype 'float15'"),
+        (["--plot", "probe.docx"], "give a name that ends in one of"),
+        (["--save", "no/such/folder/p.json"], "does not exist; make it"),
+        (["--lengths", "many"], "'many' is no number of tokens"),
+        (["--lengths", "999999K"], "at most 16,777,216"),
+        (["--depths", "deep"], "are no shares of the text"),
+        (["--depths", "0.5,7"], "Depths are shares from 0"),
+        (["--mode", "span"], "cannot be asked by 'span'"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], said: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, model, *arguments)
+    assert (code, out) == (1, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--samples", "0"], ["--choices", "1"], ["--unheard-of"]], ids=" ".join)
+def test_wrong_usage_exits_with_2(arguments: list[str], model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, model, *arguments)[:2] == (2, "")

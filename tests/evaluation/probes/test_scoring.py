@@ -1,0 +1,170 @@
+"""Scores on cases made by hand, and likelihoods against a forward pass over everything."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.evaluation.probes import (
+    ProbeSample,
+    candidate_log_likelihoods,
+    masked_log_likelihoods,
+    match_all,
+    match_number,
+    probe_task,
+    scoring,
+)
+from hf_longattn.evaluation.probes.scoring import by_generation, by_likelihood, by_span, head_of, prompt_ids, score_tokens
+
+from .small import small_decoder, small_encoder
+
+NAMES = ProbeSample("", "ab. cd. ef. gh", " Which?", " They are", ("ab", "cd"), ("ef", "gh"), 5)
+
+
+def test_strings_match_as_in_ruler() -> None:
+    assert match_all(" 1. Apple 2. pear", ["apple", "PEAR", "plum", "fig"]) == 0.5
+    assert match_all("", ["apple"]) == 0
+    assert match_all("the number is 1234567.", ["1234567"]) == 1
+    assert match_all("123456", ["1234567"]) == 0
+
+
+def test_the_first_number_counts() -> None:
+    assert match_number(" 4312. Remember 7", "4312") == 1
+    assert match_number(" 7 or 4312", "4312") == 0
+    assert match_number("43121", "4312") == 0
+    assert match_number("none", "4312") == 0
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {},
+        {"mechanism": "window", "window": 8},
+        {"mechanism": "linear"},
+        {"mechanism": "strided", "stride": 5},
+        {"mechanism": "block_top_k"},
+    ],
+    ids=lambda one: one.get("mechanism", "plain"),
+)
+def test_likelihoods_with_a_cache_equal_a_pass_over_everything(attention: dict[str, Any], tokenizer: Any) -> None:
+    model, prompt, candidates = small_decoder(**attention), "one two three " * 6 + "four", [" a", " four", " five six"]
+    found = candidate_log_likelihoods(model, tokenizer, prompt, candidates)
+    for candidate, likelihood in zip(candidates, found, strict=True):
+        ids = [1, *tokenizer(prompt + candidate, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        start = len(ids) - len(candidate)
+        assert likelihood == pytest.approx(sum(float(logits[at - 1, ids[at]]) for at in range(start, len(ids))), abs=2e-4)
+
+
+def test_candidates_that_begin_each_other(tokenizer: Any) -> None:
+    found = candidate_log_likelihoods(small_decoder(), tokenizer, "x", [" 12", " 123"])
+    assert found[0] > found[1]
+
+
+def test_masked_likelihoods_mask_the_candidate_only(tokenizer: Any) -> None:
+    model = small_encoder("MaskedLM")
+    found = masked_log_likelihoods(model, tokenizer, "is it", [" cat", " dog", " bird"])
+    for candidate, likelihood in zip((" cat", " dog", " bird"), found, strict=True):
+        ids = tokenizer(f"is it{candidate}.")["input_ids"]
+        masked = [*ids[:6], *[3] * len(candidate), *ids[6 + len(candidate) :]]
+        with torch.no_grad():
+            logits = model(torch.tensor([masked])).logits[0].log_softmax(-1)
+        assert likelihood == pytest.approx(sum(float(logits[6 + at, ids[6 + at]]) for at in range(len(candidate))), abs=1e-5)
+    tokenizer_without = SimpleNamespace(is_fast=True, mask_token_id=None)
+    with pytest.raises(LongAttentionError, match="mask token"):
+        masked_log_likelihoods(model, tokenizer_without, "is it", [" cat"])  # type: ignore[arg-type]
+
+
+def test_the_most_likely_candidates_are_the_answer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    likely = {" ab": -1.0, " cd": -6.0, " ef": -3.0, " gh": -9.0}
+    monkeypatch.setattr(scoring, "candidate_log_likelihoods", lambda model, tokenizer, prompt, texts: [likely[one] for one in texts])
+    found = by_likelihood(None, tokenizer, NAMES, 4, masked=False)  # type: ignore[arg-type]
+    assert (found.score, found.chance, found.text) == (0.5, 0.5, "ab, ef")
+    assert found.tokens == len(NAMES.prompt) + 2
+    few = by_likelihood(None, tokenizer, NAMES, 3, masked=False)  # type: ignore[arg-type]
+    assert few.chance == pytest.approx(2 / 3)
+
+
+def test_generated_text_is_matched(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[int], int]] = []
+
+    def generated(model: Any, tokenizer: Any, ids: list[int], new_tokens: int) -> list[int]:
+        asked.append((ids, new_tokens))
+        return tokenizer(" AB or so", add_special_tokens=False)["input_ids"]
+
+    monkeypatch.setattr(scoring, "generated_ids", generated)
+    found = by_generation(SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False)), tokenizer, NAMES)  # type: ignore[arg-type]
+    assert (found.score, found.text) == (0.5, " AB or so")
+    assert asked == [(prompt_ids(tokenizer, NAMES.prompt), 5)]
+    assert asked[0][0][0] == tokenizer.cls_token_id
+    assert asked[0][0][-1] != tokenizer.sep_token_id
+
+
+def test_generation_continues_greedily(tokenizer: Any) -> None:
+    model = small_decoder(mechanism="window", window=8)
+    model.generation_config.eos_token_id = None
+    ids = prompt_ids(tokenizer, "one two three")
+    made = scoring.generated_ids(model, tokenizer, ids, 6)
+    for _ in range(6):
+        with torch.no_grad():
+            ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    assert made == ids[-6:]
+
+
+def test_spans_that_do_not_overlap(tokenizer: Any) -> None:
+    model = small_encoder("QuestionAnswering")
+    found = by_span(model, tokenizer, NAMES, 64)
+    spans = found.text.split("\n")
+    assert len(spans) == 2
+    assert all(span in NAMES.context for span in spans)
+    assert found.score in (0, 0.5, 1)
+
+
+class LooksBack(nn.Module):
+    """An ideal induction head: after a token comes what followed it the last time (or the first)."""
+
+    def __init__(self, first: bool = False) -> None:
+        super().__init__()
+        self.first, self.device = first, torch.device("cpu")
+        self.config = SimpleNamespace(is_encoder_decoder=False)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        row = input_ids[0].tolist()
+        logits = torch.zeros(1, len(row), 500)
+        followed: dict[int, int] = {}
+        for place, one in enumerate(row):
+            logits[0, place, followed.get(one, 0)] = 1.0
+            if place + 1 < len(row) and not (self.first and one in followed):
+                followed[one] = row[place + 1]
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("name", ["mqar", "forgetting", "induction", "copy"])
+def test_an_ideal_induction_head_scores_all(name: str, tokenizer: Any) -> None:
+    task: Any = probe_task(name)
+    sample = task.sample(120, torch.arange(4, 260), 1, 8)
+    context = {"mqar": 16, "forgetting": 24}.get(name)
+    if context is not None:  # without the random tokens between, which may repeat a key
+        ids = (*sample.ids[:context], *(sample.ids[place] for place in sample.places))
+        sample = dataclasses.replace(sample, ids=ids, places=tuple(range(context, len(ids))))
+    found = score_tokens(LooksBack(), tokenizer, sample, "likelihood", masked=False)  # type: ignore[arg-type]
+    assert found.score == 1 if name != "copy" else found.score > 0.6, "random tokens of a copy may repeat"
+    assert found.chance == 1 / len(sample.candidates)
+    if name == "forgetting":
+        old = score_tokens(LooksBack(first=True), tokenizer, sample, "likelihood", masked=False)  # type: ignore[arg-type]
+        assert old.score == 0.5, "four of eight keys have another value"
+
+
+def test_heads_are_told_by_their_class() -> None:
+    assert head_of(small_encoder("MaskedLM")) == "masked"
+    assert head_of(small_encoder("QuestionAnswering")) == "span"
+    assert head_of(small_decoder(mechanism="window")) == "decoder"
+    with pytest.raises(LongAttentionError, match="BertForSequenceClassification has no head that a probe can ask"):
+        head_of(small_encoder("SequenceClassification"))
