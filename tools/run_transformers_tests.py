@@ -132,13 +132,29 @@ def markdown(result: dict[str, dict], version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def store(result: dict[str, dict], folder: Path) -> None:
+    """Write model_tester.json and .md; families that did not run stay as they are stored, if transformers is still the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "model_tester.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept = before["families"] if before.get("transformers") == transformers.__version__ else {}
+    families = {**kept, **result}
+    stored = {"transformers": transformers.__version__, "families": families}
+    file.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(markdown(families, transformers.__version__), encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"among {', '.join(FAMILIES)}; default: all")
     parser.add_argument("--with-base", action="store_true", help="also test the plain classes of the bases")
     parser.add_argument("--jobs", type=int, default=1, help="processes (with pytest-xdist), default %(default)s")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the sdist is kept, default %(default)s")
-    parser.add_argument("--output", type=Path, help="folder for model_tester.json and .md, for example docs/results; default: do not store")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder for model_tester.json and .md, for example docs/results, whose other families stay; default: none",
+    )
     options = parser.parse_args()
     unknown = [family for family in options.families if family not in FAMILIES]
     if unknown:
@@ -151,16 +167,12 @@ def main() -> int:
         report = Path(temporary) / "report.xml"
         run(folder, module, families, options.with_base, options.jobs, report)
         result = table(report)
-    text = markdown(result, transformers.__version__)
-    print(text)
+    print(markdown(result, transformers.__version__))
     for family, entry in sorted(result.items()):
         for name in entry["failures"]:
             print(f"FAILED {family}: {name}", file=sys.stderr)
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "model_tester.md").write_text(text, encoding="utf-8")
-        stored = {"transformers": transformers.__version__, "families": result}
-        (options.output / "model_tester.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        store(result, options.output)
     ran = all(f"long_{family}" in result for family in families)
     return 0 if ran and not any(entry["failed"] for entry in result.values()) else 1
 

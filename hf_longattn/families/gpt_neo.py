@@ -52,8 +52,10 @@ class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, layer_past, use_cache, output_attentions, **kwargs)
-        split = (self.num_heads, self.head_dim)
-        query, key, value = (self._split_heads(projection(hidden_states), *split) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_id)
         dropout = self.attn_dropout.p if self.training else 0.0

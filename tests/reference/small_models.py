@@ -34,10 +34,11 @@ OWN: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 2.0},
 }
 """What makes a base harder to follow than its default config does; the others need nothing here."""
-APART = ("deberta-v2", "mpnet", "nystromformer")
-"""Bases with one stack that have tests of their own: their attention adds relative positions or is an approximation."""
+APART = ("deberta-v2", "gpt_neo", "gptj", "mpnet", "nystromformer")
+"""Bases with one stack that have tests of their own: their attention adds relative positions, takes no global tokens, or is an
+approximation."""
 BASES = tuple(base for base, family in families.FAMILIES.items() if not family.two_stacks and base not in APART)
-OFF_THE_INTERFACE = ("big_bird", "gpt_neo", "gptj")
+OFF_THE_INTERFACE = ("big_bird",)
 """Bases whose own attention is not on transformers' AttentionInterface: the Long model calls another kernel, and bits may differ."""
 ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
@@ -46,8 +47,7 @@ LANGUAGE_MODELS = {base: language_model(base) for base in BASES}
 CAUSAL = tuple(base for base in BASES if LANGUAGE_MODELS[base].endswith(("ForCausalLM", "LMHeadModel")))
 
 
-NO_SDPA = ("gemma2", "gpt_neo", "gptj")
-IMPLEMENTATIONS = {base: ("eager",) if base in NO_SDPA else ("sdpa", "eager") for base in BASES}
+IMPLEMENTATIONS = {base: ("eager",) if base == "gemma2" else ("sdpa", "eager") for base in BASES}
 """transformers' own attention implementations that the base runs with; sdpa has no cap on the scores."""
 
 

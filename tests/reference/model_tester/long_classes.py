@@ -105,7 +105,8 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         all_model_classes = tuple(
             getattr(transformers, name) if plain else family.model_class(name)
             for name in family.heads
-            if not (family.two_stacks and name.endswith("ForCausalLM"))  # a decoder alone takes other inputs: tests/modeling
+            if not family.two_stacks
+            or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
         )
         is_encoder_decoder = family.two_stacks
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS
