@@ -250,12 +250,19 @@ def show_export(report: ExportReport) -> None:
                 "file" if report.format == "gguf" else "graph",
                 f"{report.class_name}, {form}, any batch size, {report.min_length:,} to {report.max_length:,} tokens",
             ),
-            ("inputs", ", ".join(report.inputs)),
-            ("outputs", ", ".join(report.outputs)),
+            ("inputs", _without_state(report, report.inputs)),
+            ("outputs", _without_state(report, report.outputs)),
             *((check.status, f"{check.name}: {check.detail}") for check in report.checks),
             *([] if report.int8 is None else [("int8", _int8(report.int8))]),
         )
     )
+
+
+def _without_state(report: ExportReport, names: Sequence[str]) -> str:
+    """The names of inputs or outputs; of a decoder's state only how many there are, since every layer has some."""
+    state = [] if report.decoding is None else report.decoding["state"]
+    held = {one[end] for one in state for end in ("input", "output")}
+    return ", ".join([name for name in names if name not in held] + ([f"{len(state)} tensors of the state"] if state else []))
 
 
 def _int8(made: dict[str, Any]) -> str:

@@ -153,6 +153,8 @@ class RecurrentLayer(GraphLayer):
         # A token of padding before the first real one leaves zeros, the empty state.
         started = _last(mask.long().cumsum(1) > 0, q.shape[2], 1)
         inputs = [x.movedim(2, 0) for x in tokens.values()] + [x.movedim(1, 0) for x in (_last(mask, q.shape[2], 1), started)]
+        # In one layout: PyTorch compares it with that of the layer before, and would not trace a comparison that depends on the length.
+        inputs = [x.contiguous() for x in inputs]
 
         def step(state: list[Tensor], given: list[Tensor]) -> tuple[list[Tensor], Tensor]:
             *values, real, has_started = given

@@ -12,7 +12,8 @@ import torch
 
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
-from hf_longattn.conversion import decoder_export
+from hf_longattn.cli.show import show_export
+from hf_longattn.conversion import ExportReport, decoder_export
 from hf_longattn.conversion.decoder_export import TASK
 from hf_longattn.errors import ExportError
 from hf_longattn.mechanisms.registry import mechanism_class
@@ -109,6 +110,19 @@ def test_llama_with_windows_generates_in_constant_memory(tmp_path: Path) -> None
     axes = {one.name: one.shape for one in reader.session.get_inputs()}  # as optimum writes and transformers.js reads them
     assert axes["input_ids"] == ["batch_size", "sequence_length"]
     assert axes["past_key_values.1.key"] == ["batch_size", 2, "past_sequence_length_up_to_31", 16]
+
+
+def test_the_command_says_how_many_tensors_the_state_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = [{"input": f"past_key_values.{layer}.kv", "output": f"present.{layer}.kv"} for layer in range(12)]
+    ends = [tuple(one[end] for one in state) for end in ("input", "output")]
+    report = ExportReport(
+        tmp_path, "onnx", "LongGPT2LMHeadModel", ("input_ids", *ends[0]), ("logits", *ends[1]), 1, 1024, 20, (), (), 0, {},
+        decoding={"state": state},
+    )  # fmt: skip
+    show_export(report)
+    shown = capsys.readouterr().out
+    assert shown.count("12 tensors of the state") == 2
+    assert "past_key_values" not in shown
 
 
 def test_gpt2_with_linear_attention_generates_from_a_state(tmp_path: Path) -> None:
