@@ -53,7 +53,8 @@ class DecoderGraph(nn.Module):
             )
         cache = DynamicCache(config=config)
         with torch.no_grad():
-            model(input_ids=torch.ones(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+            token = torch.ones(1, 1, dtype=torch.long)
+            model(input_ids=token, attention_mask=token, past_key_values=cache, use_cache=True)
         self.mechanisms: list[Any] = [site.module.get_submodule("long_attention") for site in sorted(sites, key=lambda site: site.layer)]
         plain = config.score_cap is None or getattr(config, config.score_cap) is None
         self.states = [graph_state(one, held, plain) for one, held in zip(self.mechanisms, cache.layers, strict=True)]

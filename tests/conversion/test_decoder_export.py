@@ -208,6 +208,7 @@ def test_what_has_no_cache_is_one_sentence_and_leaves_nothing(tmp_path: Path) ->
     assert not (tmp_path / "graph").exists()
 
 
+@pytest.mark.slow
 def test_a_graph_that_generates_something_else_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
