@@ -2,6 +2,7 @@
 
     python -m research.evaluate_probes mqar                                       # the curve of recall against state size
     python -m research.evaluate_probes mqar --only "nsa 8" --only full            # these settings; the others stay as they are stored
+    python -m research.evaluate_probes mqar --speeds                              # decode with all stored settings again, train none
     python -m research.evaluate_probes mqar --mechanism window:window=16 --mechanism taylor:feature_dim=8
     python -m research.evaluate_probes performer-error                            # the error falls with the number of features
 
@@ -29,6 +30,7 @@ from research.probes import (
     RecallSetting,
     measure_performer_error,
     measure_recall,
+    measure_speeds,
     performer_error_markdown,
     plot_performer_error,
     plot_recall,
@@ -43,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+TIMED = "speeds_measured_on"
 DEFAULT_CURVE = Path(__file__).parent / "configs" / "probe_mqar.yaml"
 
 
@@ -52,6 +55,7 @@ def mqar(
         list[str] | None, typer.Option(help="One setting, such as window:window=16, or several layers: 'taylor,window:window=16'.")
     ] = None,
     curve: Annotated[Path, typer.Option(help="YAML of named settings, used when no --mechanism is given.")] = DEFAULT_CURVE,
+    speeds: Annotated[bool, typer.Option("--speeds", help="Train nothing: time all stored settings again, in turns.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="A setting of the curve by its name, instead of all of them.")] = None,
     pairs: Annotated[int, typer.Option(help="Key–value pairs of a text.")] = Mqar.pairs,
     length: Annotated[int, typer.Option(help="Tokens of a text.")] = Mqar.length,
@@ -71,20 +75,29 @@ def mqar(
         named = chosen(all_settings, only or ([] if mechanism else [*all_settings])) | {line: {"layers": line} for line in mechanism or ()}
         task = Mqar(pairs, length, vocab)
         training: dict[str, Any] = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-        kept = stored(output, asdict(task), training) if only or mechanism else {}
+        kept = stored(output, asdict(task), training) if only or mechanism or speeds else {}
+        if speeds:
+            if not kept:
+                raise OptionError(f"{str(output.with_suffix('.json'))!r} does not exist, so no settings can be timed; leave --speeds out")
+            named = kept["attention"]
         settings = [RecallSetting(name, LongAttentionConfig.from_dict(attention), **training) for name, attention in named.items()]
-        results = [asdict(result) for result in measure_recall(settings, task, lambda line: typer.echo(line, err=True))]
+        if speeds:
+            rates = dict(zip(named, measure_speeds(settings, task), strict=True))
+            results = [row | {"tokens_per_second": rates[row["name"]]} for row in kept["results"]]
+        else:
+            results = [asdict(result) for result in measure_recall(settings, task, lambda line: typer.echo(line, err=True))]
     except (LongAttentionError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     where = machine()
     attention = kept.get("attention", {}) | {setting.name: setting.attention.to_dict() for setting in settings}
-    if kept:
+    if kept and not speeds:
         rows = {row["name"]: row for row in kept["results"]} | {row["name"]: row | {"machine": where} for row in results}
         order = [name for name in all_settings if name in rows] + [name for name in rows if name not in all_settings]
         results, attention = [rows[name] for name in order], {name: attention[name] for name in order}
     about = {"task": asdict(task), "training": training, "attention": attention}
-    store(output, {"machine": kept.get("machine", where), **about, "results": results})
+    timed = {name: where if speeds else kept[name] for name in (TIMED,) if speeds or name in kept}
+    store(output, {"machine": kept.get("machine", where), **timed, **about, "results": results})
     plot_recall(results, output.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
 

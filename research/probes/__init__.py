@@ -3,7 +3,7 @@
 from hf_longattn.evaluation.probes import Mqar
 
 from .performer_error import measure_performer_error, performer_error_markdown, plot_performer_error
-from .recall import RecallResult, RecallSetting, measure_recall, recall_markdown
+from .recall import RecallResult, RecallSetting, measure_recall, measure_speeds, recall_markdown
 from .recall_plot import plot_recall
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "RecallSetting",
     "measure_performer_error",
     "measure_recall",
+    "measure_speeds",
     "performer_error_markdown",
     "plot_performer_error",
     "plot_recall",

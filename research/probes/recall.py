@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -163,6 +164,14 @@ def measure_recall(
         results.append(RecallResult(setting.name, recalled, size, speed, steps, time.perf_counter() - started))
         progress(f"{setting.name}: recall {recalled:.3f}, state {size} bytes, {steps} steps in {results[-1].seconds:.0f} s")
     return results
+
+
+def measure_speeds(settings: Sequence[RecallSetting], task: Mqar, rounds: int = 5) -> list[float]:
+    """Decoding speed of each setting, with random weights: the median over rounds in which all settings take turns, so that a machine
+    that slows down affects all of them."""
+    models = [small_model(setting, task) for setting in settings]
+    found = [[decoding(model, task)[1] for model in models] for _ in range(rounds)]
+    return [statistics.median(of_model) for of_model in zip(*found, strict=True)]
 
 
 def recall_markdown(results: Sequence[RecallResult] | Sequence[dict[str, Any]]) -> str:

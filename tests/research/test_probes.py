@@ -85,6 +85,12 @@ def test_single_settings_join_those_that_are_stored(tmp_path: Path) -> None:
     assert record["results"][1] == first["results"][0]
     assert record["results"][0]["machine"]["torch"] == torch.__version__
     assert "give the same, or another --output" in run("--only", "full", steps="3")
+    assert not run("--speeds")
+    timed = json.loads((tmp_path / "mqar.json").read_text())
+    assert timed["speeds_measured_on"]["torch"] == torch.__version__
+    assert [{**row, "tokens_per_second": 0} for row in timed["results"]] == [{**row, "tokens_per_second": 0} for row in record["results"]]
+    assert all(new["tokens_per_second"] != old["tokens_per_second"] for new, old in zip(timed["results"], record["results"], strict=True))
+    (tmp_path / "mqar.json").write_text(json.dumps(record))
     assert "the curve has no setting 'ful'; it has full, window 4. Did you mean 'full'?" in run("--only", "ful")
     assert json.loads((tmp_path / "mqar.json").read_text()) == record
 
