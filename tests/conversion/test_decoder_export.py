@@ -160,6 +160,10 @@ def test_layers_may_differ_and_rows_may_start_at_different_times(tmp_path: Path)
 def test_every_decoder_family(base: str, attention: dict[str, Any], tmp_path: Path) -> None:
     if base == "gemma2" and attention is LINEAR:
         pytest.skip("it bounds its scores, and linear attention has none")
+    if base in ("mixtral", "qwen3_moe"):
+        with pytest.raises(ExportError, match="as one onnx graph for all lengths"):  # transformers loops over the experts that tokens chose
+            check(saved(tmp_path / "long", base, attention), tmp_path / "graph")
+        return
     check(saved(tmp_path / "long", base, attention), tmp_path / "graph")
 
 
