@@ -338,9 +338,10 @@ def write_graph(
         except OSError:
             raise
         except Exception as error:  # tracing, translation and checks raise any type of error
+            good = "window" if isinstance(graph, DecoderGraph) else "longformer"
             raise ExportError(
                 f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)}); "
-                "run the model itself, or export one with another mechanism, for example longformer."
+                f"run the model itself, or export one with another mechanism, for example {good}."
             ) from error
         assert onnx is not None
         if isinstance(graph, DecoderGraph):

@@ -187,7 +187,7 @@ def test_every_mechanism_has_a_graph_with_a_cache_or_a_sentence(mechanism: str, 
     "options", [{"num_sinks": 4}, {"relative": "alibi"}, {"dilation": 2}, {"window": 2}, {"num_sinks": 2, "relative": "shaw:clip=8"}]
 )
 def test_windows_with_options(options: dict[str, Any], tmp_path: Path) -> None:
-    check(saved(tmp_path / "long", "llama", {**WINDOW, **options}), tmp_path / "graph")
+    check(saved(tmp_path / "long", "llama", {**WINDOW, **options}), tmp_path / "graph", prompt=80)
 
 
 @pytest.mark.slow
