@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .attend import attend, reference_attend
     from .configuration import LongAttentionConfig
     from .conversion import (
+        CompressionConfig,
+        CompressionReport,
         ConversionConfig,
         ConversionPlan,
         ConversionReport,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         ReachAudit,
         RevertConfig,
         audit_reach,
+        compress_checkpoint,
         convert_checkpoint,
         export_checkpoint,
         export_gguf,
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompressionConfig",
+    "CompressionReport",
     "ConversionConfig",
     "ConversionPlan",
     "ConversionReport",
@@ -61,6 +66,7 @@ __all__ = [
     "attend",
     "audit_reach",
     "build_mechanism",
+    "compress_checkpoint",
     "convert_checkpoint",
     "diagnose",
     "enable_long_attention",
@@ -84,6 +90,8 @@ _WHERE = {
     "attend": ("attend", "reference_attend"),
     "configuration": ("LongAttentionConfig",),
     "conversion": (
+        "CompressionConfig",
+        "CompressionReport",
         "ConversionConfig",
         "ConversionPlan",
         "ConversionReport",
@@ -91,6 +99,7 @@ _WHERE = {
         "ReachAudit",
         "RevertConfig",
         "audit_reach",
+        "compress_checkpoint",
         "convert_checkpoint",
         "export_checkpoint",
         "export_gguf",

@@ -48,7 +48,7 @@ CONVERSION = (
     ("inspection", "writing"),
     ("verify", "verify_outputs"),
     ("native", "decoder_export"),
-    ("convert", "revert", "export"),
+    ("convert", "revert", "export", "compress"),
     ("gguf_export", "audit"),
     ("__init__",),
 )

@@ -18,6 +18,7 @@ import typer
 
 from benchmarks.decoding import decoding_table
 from benchmarks.footprint import footprint_table
+from benchmarks.inference import markdown as inference_markdown
 from benchmarks.packing import markdown as packing_markdown
 from benchmarks.report import markdown_table, memory_table, timing_table
 from benchmarks.serving import int8_markdown, load_markdown
@@ -257,6 +258,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "decode-onnx": partial(decoding, "decode-onnx"),
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
+    "inference": partial(study, "inference", inference_markdown, "python -m benchmarks.inference"),
     "packing": partial(study, "packing", packing_markdown, "python -m benchmarks.packing"),
     "serving": partial(study, "serving", load_markdown, "python -m benchmarks.serving"),
     "int8": partial(study, "serving", int8_markdown, "python -m benchmarks.serving"),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LongAttentionError, lacks_memory, printable, shortened
-from . import audit, convert, diagnose, export, hub, inspect, probe, train
+from . import audit, compress, convert, diagnose, export, hub, inspect, probe, train
 
 __all__ = ["app", "main"]
 
@@ -42,6 +42,7 @@ def _program(
 COMMANDS = (
     convert.convert,
     export.export,
+    compress.compress,
     convert.plan,
     inspect.inspect,
     diagnose.diagnose,

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection, ReachAudit
+    from ..conversion import CompressionReport, ConversionPlan, ConversionReport, ExportReport, Inspection, ReachAudit
     from ..conversion.flops import LengthCost, MechanismCost
     from ..evaluation.probes import ProbeCell, ProbeReport
     from ..mechanisms import MechanismInfo
@@ -193,6 +193,22 @@ def show_audit(audit: ReachAudit) -> None:
         console.print("The outputs that changed are those that the config lets these tokens reach.", style="green", highlight=False)
     else:
         console.print("What runs is not what the config says.", style="bold red", highlight=False)
+
+
+def show_compression(report: CompressionReport) -> None:
+    """What a compression costs and saves."""
+    console = _console()
+    console.print(_facts(("written", str(report.destination)), ("method", report.config["method"]), ("measured on", report.text)))
+    before, after = report.measured["before"], report.measured["after"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "before", "after"):
+        table.add_column(column, overflow="fold", justify="left" if not column else "right")
+    for length, loss in before["loss"].items():
+        both = (f"{one['loss']:.3f} ± {one['loss_se']:.3f}" for one in (loss, after["loss"][length]))
+        table.add_row(f"loss at {int(length):,} tokens, nats", *both)
+    table.add_row("one pass, seconds", *(f"{one['seconds']:.2f}" for one in (before, after)))
+    table.add_row("weights, MB", *(f"{one['bytes'] / 1e6:,.1f}" for one in (before, after)))
+    console.print(table)
 
 
 def _positions(probes: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .audit import ReachAudit, StageReach, audit_reach
+    from .compress import CompressionConfig, CompressionReport, compress_checkpoint
     from .config import ConversionConfig, RevertConfig
     from .convert import convert_checkpoint
     from .export import ExportReport, export_checkpoint
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Check",
+    "CompressionConfig",
+    "CompressionReport",
     "ConversionConfig",
     "ConversionPlan",
     "ConversionReport",
@@ -33,6 +36,7 @@ __all__ = [
     "StageReach",
     "TensorPlan",
     "audit_reach",
+    "compress_checkpoint",
     "convert_checkpoint",
     "export_checkpoint",
     "export_gguf",
@@ -44,6 +48,7 @@ __all__ = [
 
 _WHERE = {
     "audit": ("ReachAudit", "StageReach", "audit_reach"),
+    "compress": ("CompressionConfig", "CompressionReport", "compress_checkpoint"),
     "config": ("ConversionConfig", "RevertConfig"),
     "convert": ("convert_checkpoint",),
     "export": ("ExportReport", "export_checkpoint"),

@@ -45,7 +45,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
     - Linear layers of the model are packed once for oneDNN's kernels: ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)``
       does (rotary frequencies stay in float32); ``int8`` has 8-bit weights, one scale per output, and 8-bit inputs, one scale per token.
       The layer that predicts tokens stays in bf16, as do heads and what mechanisms train. ``fp32`` leaves all layers as they are.
-    - The projections of queries, keys and values are one product (bf16, int8).
+    - The projections of queries, keys and values are one product in ``int8``, which changes no result.
     - Base models of Long classes run a batch with padding as one packed row, so that no layer works on padding; documents see what they
       see alone. Rows of padding in ``last_hidden_state`` become zeros. A batch is run as it is, if it asks for attentions or for a cache
       (``use_cache=False`` packs decoders), has padding between real tokens, or is given to a compiled model.
@@ -130,12 +130,12 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
-    """Replace the linear layers of ``model``: those below its base model by ``layer``, others packed; projections of one input fused."""
+    """Replace the linear layers of ``model``: those below its base model by ``layer``, others packed."""
     inside = {id(module) for module in model.base_model.modules()}
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module, parent, name in _linears(model):
         places.setdefault(module, []).append((parent, name))
-    for modules in _projections(model, places):
+    for modules in _projections(model, places) if layer is Int8Linear else ():
         weight = torch.cat([_weight(module) for module in modules])
         biases = [module.bias for module in modules]
         whole = None
@@ -145,7 +145,7 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
         fused = FusedLinear(layer(weight, whole), tuple(module.out_features for module in modules))
         for index, module in enumerate(modules):
             for parent, name in places.pop(module):
-                setattr(parent, name, FusedPart(fused, index, module.bias is not None))
+                setattr(parent, name, FusedPart(fused, index))
     for module, found in places.items():
         kind = layer if id(module) in inside else PackedLinear
         made = kind(_weight(module), module.bias)  # type: ignore[arg-type]

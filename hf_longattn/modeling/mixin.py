@@ -22,6 +22,7 @@ from ..private_apis import ModelHooks, assert_in_graph, attention_implementation
 from .attachment import attach_mechanisms
 from .config import BASE_ATTENTION
 from .family import Family, PositionTable
+from .pruning import cut_as_configured
 from .recurrence import MemoryTokens, attach_memory_tokens, new_memory, run_in_segments, run_with_memory
 from .token_globals import global_tokens_of, token_rule
 from .validation import check_length, check_tables, input_of, refuse_scoreless
@@ -63,6 +64,7 @@ class LongAttentionMixin(ModelHooks, _Base):
                 module.__class__ = long_class
                 module.adapt()
         self._refuse_globals()
+        cut_as_configured(self)
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
         if (cap := self.config.score_cap) is not None and (value := getattr(self.config, cap)) is not None:
             refuse_scoreless(self, f"caps its attention scores ({cap}={value})")

@@ -65,8 +65,8 @@ FLAGS: list[Any] = [
 
 
 def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
-    """Whether it takes less than seconds: an export does not, nor does memory, which is measured in processes of their own."""
-    return path != ("export",) and "memory" not in (*path, parameter.name)
+    """Whether it takes less than seconds: exports and compressions do not, nor does memory, which is measured in processes of their own."""
+    return path not in (("export",), ("compress",)) and "memory" not in (*path, parameter.name)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,8 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
             typed += [parameter.opts[0], TINY[parameter.name].replace("OUT", str(out))]
     if path[0] == "export":
         typed += ["--format", "torch"]  # which is quicker than ONNX
+    if path[0] == "compress":
+        typed += ["--method", "bf16"]
     if path[0] == "card":
         typed += ["--name", "x"]
     return typed

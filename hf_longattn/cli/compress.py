@@ -1,0 +1,57 @@
+"""`longattn compress MODEL DST`: a checkpoint with fewer bits, heads, feed-forward units or weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as flags
+
+__all__ = ["compress"]
+
+
+def compress(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a checkpoint, long or not.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    method: Annotated[str, typer.Option(help="int8, int8-weight-only, int4-weight-only, bf16, prune-heads, prune-ffn or magnitude.")],
+    share: Annotated[float, typer.Option(help="Share of heads, feed-forward units or weights to prune.")] = 0.25,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale, for int4.")] = 32,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text in UTF-8 on which importance and losses are measured.", show_default="built-in English text"),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of the long inputs.", show_default="4,096, or as many as model and text have")
+    ] = None,
+    documents: Annotated[int, typer.Option(help="Pieces of the text to measure on.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of masked tokens.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")] = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Write a smaller checkpoint, and measure what it costs.
+
+    Quantised weights are torchao's, in files that from_pretrained loads where torchao is installed. The result is read again, compared,
+    and its loss at short and long lengths, its time and its size are printed beside those of the source; all are in
+    compression_report.json.
+    """
+    from ..conversion import compress_checkpoint
+    from .show import print_json, show_compression
+
+    report = compress_checkpoint(
+        model,
+        destination,
+        overwrite=overwrite,
+        method=method,
+        share=share,
+        group_size=group_size,
+        text=text,
+        length=length,
+        documents=documents,
+        seed=seed,
+    )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        show_compression(report)

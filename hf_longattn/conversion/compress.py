@@ -1,0 +1,550 @@
+"""Write a smaller checkpoint: 8 or 4 bits per weight, bf16, or without the heads, feed-forward units or weights that matter least.
+
+Quantisation is torchao's with transformers' own config, so that ``from_pretrained`` loads the result wherever torchao is installed. The
+importance of a head or unit is what its removal would cost to first order: the sum over documents of |Σ activation · gradient of the loss|
+(Michel et al. 2019, equation 2; Molchanov et al. 2017, Taylor expansion). What is written is read again, compared with the model that it
+was made from, and measured: loss at the short and at the long length, time, size.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from ..errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest, needs_extra
+from ..mechanisms.base import Mechanism
+from ..modeling.attention_sites import attention_sites
+from ..modeling.config import LongConfig
+from ..modeling.pruning import KEPT_HEADS, Heads, cut, heads_of
+from ..reading import is_generic, read_json_object
+from .model_loading import quiet_libraries
+from .report import versions
+from .staging import check_destination, destination_path, staged_folder
+from .tensor_files import write_json
+from .text import load_tokenizer, verification_text
+
+REPORT = "compression_report.json"
+SHORT, LONG = 512, 4096
+"""Lengths at which the loss is measured, where the model and the text are long enough."""
+INT4 = "int4"
+"""torch's dtype, which its type stubs lack."""
+LEAST = 16
+"""Tokens of a text that a loss can be measured on."""
+MASKED = 0.15
+TOLERANCE = 1e-4
+"""Largest difference of outputs, relative to the largest, between a pruned model and its source without what was pruned."""
+INNER = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff")
+"""What configs call the width of the feed-forward layers."""
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Settings of a compression.
+
+    method: a name in :data:`METHODS`.
+    share: of heads, feed-forward units or weights to prune.
+    group_size: weights that share a scale, for int4.
+    text: a file in UTF-8, for importance and losses; ``None`` = built-in English text.
+    length: of the long inputs; ``None`` = 4,096 or as many as model and text have.
+    documents: pieces of the text that importance and losses are measured on.
+    seed: of masked tokens.
+    """
+
+    method: str
+    share: float = 0.25
+    group_size: int = 32
+    text: str | Path | None = None
+    length: int | None = None
+    documents: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError(
+                f"There is no method {self.method!r}; choose one of {', '.join(METHODS)}.{nearest(str(self.method), METHODS)}"
+            )
+        if not 0 < self.share < 1:
+            raise OptionError(f"The share to prune is {self.share}, but must be above 0 and below 1, for example --share 0.25.")
+        for name, least, most in (("group_size", 1, 2**20), ("documents", 1, 1000), ("length", LEAST, 2**24), ("seed", 0, 2**31 - 1)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise OptionError(f"--{name.replace('_', '-')} is {value}, but must be from {least} to {most:,}.")
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """A finished compression.
+
+    measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error), ``seconds`` of one pass at the
+        longest length, and ``bytes`` of the weights.
+    difference: of the outputs of what was read again: from those of the model that was written (quantised, bf16), or of the source without
+        what was pruned; relative to the largest.
+    pruned: what is missing, by layer.
+    """
+
+    destination: Path
+    config: dict[str, Any]
+    measured: dict[str, dict[str, Any]]
+    difference: float
+    pruned: dict[str, Any]
+    text: str
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, as in compression_report.json."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "destination"}
+
+
+@dataclass
+class Subject:
+    """The model to compress, and what it is measured on."""
+
+    folder: Path
+    model: Any
+    ids: Tensor
+    tokenizer: Any
+    asked: CompressionConfig
+    dtype: torch.dtype = torch.float32
+    """Of the weights in the source's files; those of a pruned model are written in it."""
+
+    def load(self, folder: Path, **arguments: Any) -> Any:
+        """A model of the same class."""
+        with _quiet():
+            return type(self.model).from_pretrained(folder, local_files_only=True, use_safetensors=True, **arguments).eval()
+
+
+@dataclass
+class Compressed:
+    """What a method has made.
+
+    model: to be saved.
+    expected: computes what it must compute after it was read again.
+    dtype: to save it in; ``None`` as it is.
+    """
+
+    model: Any
+    expected: Any
+    dtype: torch.dtype | None = None
+    pruned: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# ---- quantisation
+
+
+def _quantised(subject: Subject, config: Callable[[Any], Any]) -> Compressed:
+    with needs_extra("compress"), _quiet():
+        from torchao import quantization
+    from transformers import TorchAoConfig
+
+    model = subject.model
+    outside = {name for name, module in model.named_children() if module is not model.base_model}
+    left = [r".*long_attention", *sorted(outside)]
+    chosen = TorchAoConfig(config(quantization), modules_to_not_convert=left)
+    with _as_sentence(f"torchao cannot quantise {type(model).__name__}"):
+        made = subject.load(subject.folder, quantization_config=chosen, dtype=torch.bfloat16)
+    return Compressed(made, made)
+
+
+def int8(subject: Subject) -> Compressed:
+    """8-bit weights, and inputs rounded to 8 bits when they are seen, one scale per token (torchao)."""
+    return _quantised(subject, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
+
+
+def int8_weight_only(subject: Subject) -> Compressed:
+    """8-bit weights; products are computed in bf16 (torchao)."""
+    return _quantised(subject, lambda ao: ao.Int8WeightOnlyConfig())
+
+
+def int4_weight_only(subject: Subject) -> Compressed:
+    """4-bit weights with one scale per group, kept in one byte each, as torchao keeps them without a GPU; products in bf16."""
+    size = subject.asked.group_size
+    for name, module in subject.model.base_model.named_modules():
+        if isinstance(module, nn.Linear) and module.in_features % size:
+            raise OptionError(
+                f"{name!r} has {module.in_features} inputs, which groups of {size} do not divide; choose another --group-size, for example "
+                f"{math.gcd(module.in_features, 32)}."
+            )
+    return _quantised(subject, lambda ao: ao.IntxWeightOnlyConfig(weight_dtype=getattr(torch, INT4), granularity=ao.PerGroup(size)))
+
+
+def bf16(subject: Subject) -> Compressed:
+    """All weights in bf16."""
+    made = subject.load(subject.folder, dtype=torch.bfloat16)
+    return Compressed(made, made)
+
+
+# ---- pruning
+
+
+def prune_heads(subject: Subject) -> Compressed:
+    """Without the least important heads of all layers together; every layer keeps one."""
+    model = subject.model
+    if not isinstance(model.config, LongConfig):
+        raise OptionError(
+            f"{type(model).__name__} has no config for layers with different numbers of heads; convert it first (longattn convert), or "
+            "choose --method prune-ffn."
+        )
+    layers = heads_of(model)
+    if len({id(heads.site.module) for heads in layers}) < model.config.num_hidden_layers:
+        raise OptionError(f"The layers of {type(model).__name__} share one attention module, so no heads can be cut out of one layer.")
+    total = sum(heads.count for heads in layers)
+    wanted = round(subject.asked.share * total)
+    if total == len(layers):
+        raise OptionError(f"Every layer of {type(model).__name__} has one head for keys and values, so none can be cut out.")
+    for heads in layers:
+        heads.check()
+    if wanted > total - len(layers):
+        most = (total - len(layers)) / total
+        raise OptionError(
+            f"A share of {subject.asked.share} of {total} heads would leave a layer without any; give --share "
+            f"{math.floor(most * 100) / 100} or less."
+        )
+    if wanted == 0:
+        raise OptionError(f"A share of {subject.asked.share} of {total} heads is no head; give a larger --share.")
+    scores = importance(subject, {heads.output: heads.columns for heads in layers})
+    ranked = sorted((float(score), layer, head) for layer, heads in enumerate(layers) for head, score in enumerate(scores[heads.output]))
+    removed: dict[int, set[int]] = {layer: set() for layer in range(len(layers))}
+    for _, layer, head in ranked:
+        if wanted and len(removed[layer]) < layers[layer].count - 1:
+            removed[layer].add(head)
+            wanted -= 1
+    expected = copy.deepcopy(model)
+    for heads, gone in zip(heads_of(expected), removed.values(), strict=True):
+        _silence(heads.output, gone, heads.columns)
+    kept = dict(getattr(model.config, KEPT_HEADS, None) or {})
+    for heads, gone in zip(layers, removed.values(), strict=True):
+        if gone:
+            _keep(heads, gone, kept)
+    setattr(model.config, KEPT_HEADS, kept)
+    pruned = {str(heads.site.layer): sorted(gone) for heads, gone in zip(layers, removed.values(), strict=True)}
+    return Compressed(model, expected, subject.dtype, pruned)
+
+
+def _keep(heads: Heads, gone: set[int], kept: dict[str, int]) -> None:
+    heads.keep([head for head in range(heads.count) if head not in gone])
+    kept[str(heads.site.layer)] = heads.count - len(gone)
+
+
+def prune_ffn(subject: Subject) -> Compressed:
+    """Without the least important units of the feed-forward layers; the same number in every layer, which the config holds."""
+    model = subject.model
+    field = next((name for name in INNER if isinstance(getattr(model.config, name, None), int)), None)
+    if field is None or model.config.is_encoder_decoder:
+        raise OptionError(f"The config of {type(model).__name__} has no single width of feed-forward layers, so it cannot be pruned.")
+    inner: int = getattr(model.config, field)
+    wanted = inner - round(subject.asked.share * inner)
+    if not 0 < wanted < inner:
+        raise OptionError(f"A share of {subject.asked.share} of {inner} units leaves {wanted}; give another --share.")
+    blocks = list(_feed_forward(model, inner))
+    scores = importance(subject, {down: 1 for _, down in blocks})
+    expected = copy.deepcopy(model)
+    removed = {}
+    for number, ((ups, down), (_, silent)) in enumerate(zip(blocks, list(_feed_forward(expected, inner)), strict=True)):
+        kept = scores[down].topk(wanted).indices.sort().values
+        gone = set(range(inner)) - set(kept.tolist())
+        _silence(silent, gone, 1)
+        removed[str(number)] = len(gone)
+        for up in ups:
+            cut(up, kept, 0)
+        cut(down, kept, 1)
+    setattr(model.config, field, wanted)
+    return Compressed(model, expected, subject.dtype, removed)
+
+
+def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
+    """The layers into and out of every feed-forward block.
+
+    Raises:
+        OptionError: they are not found, or are laid out otherwise.
+    """
+    attention = {id(one) for site in attention_sites(model) for one in site.module.modules()}
+    linears = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in attention]
+    ups: list[nn.Linear] = []
+    found = 0
+    for module in linears:
+        if module.out_features == inner and module.in_features != inner:
+            ups.append(module)
+        elif module.in_features == inner and ups:
+            yield ups, module
+            ups, found = [], found + 1
+    if not found or ups or found != getattr(model, "config").num_hidden_layers:  # noqa: B009 - a model of transformers
+        raise OptionError(
+            f"The feed-forward layers of {type(model).__name__} are not linear layers into and out of {inner} units in each of its layers, "
+            "so they cannot be pruned; choose another method, for example int8."
+        )
+
+
+@torch.no_grad()
+def _silence(layer: nn.Linear, gone: set[int], width: int) -> None:
+    """Let a layer ignore some units of its input."""
+    for unit in gone:
+        layer.weight[:, unit * width : (unit + 1) * width] = 0
+
+
+def magnitude(subject: Subject) -> Compressed:
+    """The smallest weights of all linear layers become zeros (torch.nn.utils.prune); the file keeps its size."""
+    model = subject.model
+    left = {id(one) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for one in mechanism.modules()}
+    layers = [(one, "weight") for one in model.base_model.modules() if isinstance(one, nn.Linear) and id(one) not in left]
+    prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=subject.asked.share)
+    for layer, name in layers:
+        prune.remove(layer, name)
+    zeros = {str(number): int((layer.weight == 0).sum()) for number, (layer, _) in enumerate(layers)}
+    return Compressed(model, model, subject.dtype, zeros)
+
+
+METHODS: dict[str, Callable[[Subject], Compressed]] = {
+    "int8": int8,
+    "int8-weight-only": int8_weight_only,
+    "int4-weight-only": int4_weight_only,
+    "bf16": bf16,
+    "prune-heads": prune_heads,
+    "prune-ffn": prune_ffn,
+    "magnitude": magnitude,
+}
+
+
+# ---- importance and losses
+
+
+def importance(subject: Subject, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
+    """What units are worth: for each layer that reads units of so many inputs, the sum over documents of |Σ input · gradient|.
+
+    Raises:
+        OptionError: the model predicts no tokens, so that there is no loss.
+    """
+    model = subject.model
+    if not predicts_tokens(model):
+        raise OptionError(
+            f"The importance of heads and units is measured by a loss on text, and {type(model).__name__} predicts no tokens; prune the "
+            "language model before it gets another head, or choose --method magnitude."
+        )
+    scores = {layer: torch.zeros(layer.in_features // width) for layer, width in readers.items()}
+    seen: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in readers}
+
+    def remember(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        read = args[0].detach().requires_grad_(True) if not args[0].requires_grad else args[0]
+        seen[module].append(read)  # type: ignore[index]
+        return (read, *args[1:])
+
+    handles = [layer.register_forward_pre_hook(remember) for layer in readers]
+    try:
+        for piece in pieces(subject, min(SHORT, subject.ids.shape[-1])):
+            with torch.enable_grad():
+                loss = loss_on(subject, model, piece)
+            tensors = [one for found in seen.values() for one in found]
+            grads = iter(torch.autograd.grad(loss, tensors, allow_unused=True))
+            for layer, width in readers.items():
+                for read in seen[layer]:
+                    grad = next(grads)
+                    if grad is not None:
+                        worth = (read.detach() * grad).reshape(-1, layer.in_features).sum(0)
+                        scores[layer] += worth.reshape(-1, width).sum(1).abs()
+                seen[layer].clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return scores
+
+
+def predicts_tokens(model: Any) -> bool:
+    """Whether it is a masked or causal language model."""
+    return type(model).__name__.endswith(("ForMaskedLM", "ForCausalLM", "LMHeadModel")) and not model.config.is_encoder_decoder
+
+
+def pieces(subject: Subject, length: int) -> list[Tensor]:
+    """Pieces ``(1, length)`` of the text, spread over it."""
+    ids, count = subject.ids[0], subject.asked.documents
+    room = len(ids) - length
+    starts = sorted({round(number * room / max(1, count - 1)) for number in range(count)}) if count > 1 else [0]
+    return [ids[None, start : start + length] for start in starts]
+
+
+def loss_on(subject: Subject, model: Any, ids: Tensor) -> Tensor:
+    """Nats per token: of 15 % that are masked, or of every next one."""
+    if type(model).__name__.endswith("ForMaskedLM"):
+        generator = torch.Generator().manual_seed(subject.asked.seed)
+        chosen = torch.rand(ids.shape, generator=generator) < MASKED
+        chosen[0, 1] = True
+        mask = getattr(subject.tokenizer, "mask_token_id", None)
+        logits = model(input_ids=ids.masked_fill(chosen, 0 if mask is None else mask)).logits
+        return nn.functional.cross_entropy(logits[chosen].float(), ids[chosen])
+    logits = model(input_ids=ids, use_cache=False).logits
+    return nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
+
+
+@torch.no_grad()
+def measure(subject: Subject, model: Any, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
+    """Losses, seconds of a pass and bytes of weights."""
+    found: dict[str, Any] = {"loss": {}}
+    for length in lengths:
+        if not predicts_tokens(model):
+            break
+        values = [float(loss_on(subject, model, piece)) for piece in pieces(subject, length)]
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        found["loss"][str(length)] = {"loss": statistics.fmean(values), "loss_se": error, "documents": len(values)}
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        _outputs(model, subject.ids[:, : lengths[-1]])
+        seconds.append(time.perf_counter() - started)
+    return {**found, "seconds": min(seconds), "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+
+
+def _outputs(model: Any, ids: Tensor) -> Tensor:
+    more = {"decoder_input_ids": ids[:, :16]} if model.config.is_encoder_decoder else {}
+    return model(input_ids=ids, **more)[0]
+
+
+# ---- the command
+
+
+def compress_checkpoint(
+    source: str | Path, destination: str | Path, config: CompressionConfig | None = None, *, overwrite: bool = False, **settings: Any
+) -> CompressionReport:
+    """Write a smaller checkpoint of a model, and measure what it costs.
+
+        hf_longattn.compress_checkpoint("longformer-base", "longformer-int8", method="int8")
+
+    Args:
+        source: the folder of a Long model or of one of transformers, with safetensors files.
+        destination: a folder that does not exist.
+        config: the settings; or give them by name, as ``method="prune-heads", share=0.25``.
+        overwrite: replace an existing destination.
+
+    Raises:
+        OptionError: unknown or impossible settings.
+        CheckpointError: the source cannot be loaded, is quantised already, or the result does not compute what it should.
+        LengthError: the text is shorter than ``length``.
+        MissingExtraError: torchao is not installed.
+        DestinationExistsError: the destination exists.
+    """
+    asked = CompressionConfig(**settings) if config is None else dataclasses.replace(config, **settings)
+    folder, target = Path(source).expanduser(), destination_path(destination)
+    check_destination(target, folder, overwrite=overwrite)
+    subject, origin = _opened(folder, asked)
+    longest = _longest(subject)
+    lengths = sorted({min(SHORT, longest), longest})
+    before = measure(subject, subject.model, folder, lengths)
+    made = METHODS[asked.method](subject)
+    with staged_folder(target, overwrite=overwrite) as stage:
+        with _quiet():
+            (made.model if made.dtype is None else copy.deepcopy(made.model).to(made.dtype)).save_pretrained(stage)
+        if subject.tokenizer is not None:
+            subject.tokenizer.save_pretrained(stage)
+        with _as_sentence(f"What was written for {type(subject.model).__name__} cannot be read again, so nothing was kept"):
+            again = subject.load(stage, **({} if made.dtype is None else {"dtype": torch.float32}))
+            difference = _difference(again, made.expected, subject.ids[:, : lengths[0]])
+        if not difference <= TOLERANCE:
+            raise CheckpointError(
+                f"What was written computes something else ({difference:.1e} of the largest output), so nothing was kept: "
+                f"{type(subject.model).__name__} with this mechanism cannot be compressed by {asked.method!r}."
+            )
+        after = measure(subject, again, stage, lengths)
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(asked).items()}
+        report = CompressionReport(target, given, {"before": before, "after": after}, difference, made.pruned, origin, versions())
+        write_json(stage / REPORT, report.to_dict())
+    return report
+
+
+@torch.no_grad()
+def _difference(found: Any, expected: Any, ids: Tensor) -> float:
+    one, other = _outputs(found, ids).float(), _outputs(expected, ids).float()
+    return float((one - other).abs().max() / other.abs().max())
+
+
+def _opened(folder: Path, asked: CompressionConfig) -> tuple[Subject, str]:
+    """The model in fp32, the text as tokens, and where the text comes from."""
+    import transformers
+
+    import hf_longattn
+
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{str(folder)!r} is no folder with a config.json; give that of a model, saved with save_pretrained.")
+    values = read_json_object(folder / "config.json")
+    if is_generic(values):
+        raise CheckpointError(f"{str(folder)!r} holds a model without a Long class, which cannot be compressed here.")
+    if values.get("quantization_config") is not None:
+        raise CheckpointError(f"{str(folder)!r} holds quantised weights already; give the checkpoint that it was made from.")
+    named = values.get("architectures")
+    name = str(named[0]) if isinstance(named, list) and named else ""
+    model_class: Any = getattr(hf_longattn, name, None) if name.startswith("Long") else getattr(transformers, name, None)
+    if model_class is None:
+        raise CheckpointError(f"The config.json of {str(folder)!r} names no class of hf_longattn or transformers, but {name!r}.")
+    with _as_sentence(f"{str(folder)!r} cannot be loaded"), _quiet():
+        model = model_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
+    tokenizer = load_tokenizer(folder)
+    text, origin = verification_text(asked.text)
+    if tokenizer is None:
+        ids = torch.randint(5, model.config.vocab_size, (1, LONG * 4), generator=torch.Generator().manual_seed(asked.seed))
+        origin = "seeded token ids, since the model has no tokenizer"
+    else:
+        ids = torch.tensor([tokenizer(text, truncation=False, verbose=False)["input_ids"]])
+    if ids.shape[1] < LEAST:
+        raise LengthError(f"The text {origin!r} has {ids.shape[1]} tokens, but at least {LEAST} are needed; give a longer one with --text.")
+    named_dtype = getattr(torch, str(values.get("dtype") or values.get("torch_dtype")), torch.float32)
+    return Subject(folder, model, ids, tokenizer, asked, named_dtype), origin
+
+
+def _longest(subject: Subject) -> int:
+    """The long length.
+
+    Raises:
+        LengthError: it is asked for, and model or text is shorter.
+    """
+    config = subject.model.config
+    most = getattr(config, "max_position_embeddings", None) or LONG
+    table = next(iter(getattr(getattr(subject.model, "family", None), "position_tables", ())), None)
+    most = most if table is None else table.tokens(config)
+    tokens = subject.ids.shape[1]
+    asked = subject.asked.length
+    if asked is None:
+        return min(LONG, most, tokens)
+    if asked > most:
+        raise LengthError(f"--length is {asked}, but the model takes {most} tokens; give at most {most}.")
+    if asked > tokens:
+        raise LengthError(f"--length is {asked}, but the text has {tokens} tokens; give a longer text with --text, or a smaller --length.")
+    return asked
+
+
+@contextmanager
+def _as_sentence(what: str) -> Iterator[None]:
+    """Turn what libraries raise, which can be anything, into "WHAT: the error."
+
+    Raises:
+        CheckpointError: that sentence; a LongAttentionError is raised as it is.
+    """
+    try:
+        yield
+    except LongAttentionError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars, and without torchao's words on its kernels for other devices."""
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with quiet_libraries():
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

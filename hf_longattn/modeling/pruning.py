@@ -1,0 +1,150 @@
+"""Attention with fewer heads in some layers: cutting them out, and building a model that its config says is cut.
+
+``kept_heads`` in a Long config gives the number of heads of the layers that have fewer, ``{"0": 7, "3": 2}``; with grouped queries that of
+key-value heads, each with its queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from ..mechanisms.base import Mechanism
+from .attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
+from .family import attention_names
+
+KEPT_HEADS = "kept_heads"
+"""The field of a Long config."""
+QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+KEY_COUNTS = ("num_key_value_heads", "num_kv_heads")
+WIDTHS = ("all_head_size",)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one layer: the layers that compute them and the one that reads them.
+
+    count: of key-value heads, each with as many queries as ``queries`` says.
+    width: of a head.
+    """
+
+    site: AttentionSite
+    projections: tuple[nn.Linear, nn.Linear, nn.Linear]
+    output: nn.Linear
+    count: int
+    queries: int
+    width: int
+
+    @property
+    def columns(self) -> int:
+        """Inputs of the output projection for each key-value head."""
+        return self.queries * self.width
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Cut all other heads out, in place."""
+        index = torch.tensor(sorted(kept))
+        for layer, width in zip(self.projections, (self.columns, self.width, self.width), strict=True):
+            cut(layer, spread(index, width), 0)
+        cut(self.output, spread(index, self.columns), 1)
+        module: Any = self.site.module
+        unusual = attention_names(module).heads
+        counts = dict.fromkeys((*QUERY_COUNTS, *([unusual] if unusual else [])), len(index) * self.queries)
+        counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * self.columns)
+        for name, value in counts.items():
+            if isinstance(getattr(module, name, None), int):
+                setattr(module, name, value)
+        for values in self._tensors_by_head():
+            values.data = values.data[spread(index, self.queries)].clone()
+
+    def check(self) -> None:
+        """Raise :class:`OptionError` for a mechanism whose parameters cannot be cut with the heads."""
+        mechanism = getattr(self.site.module, "long_attention", None)
+        if isinstance(mechanism, Mechanism) and mechanism.by_head is None and any(True for _ in mechanism.parameters()):
+            raise OptionError(
+                f"Mechanism {mechanism.name!r} has parameters that are not laid out by heads, so no heads can be cut out; "
+                "choose --method prune-ffn, or int8."
+            )
+
+    def _tensors_by_head(self) -> list[Tensor]:
+        mechanism = getattr(self.site.module, "long_attention", None)
+        if not isinstance(mechanism, Mechanism):
+            return []
+        named = {**dict(mechanism.named_parameters()), **dict(mechanism.named_buffers())}
+        return [named[name] for name in mechanism.by_head or ()]
+
+
+def spread(index: Tensor, width: int) -> Tensor:
+    """The places of units of ``width`` entries each."""
+    return (index[:, None] * width + torch.arange(width)).flatten()
+
+
+@torch.no_grad()
+def cut(layer: nn.Linear, kept: Tensor, dim: int) -> None:
+    """Keep some outputs (``dim=0``) or inputs (``dim=1``) of a linear layer, in place."""
+    layer.weight = nn.Parameter(layer.weight.index_select(dim, kept.to(layer.weight.device)), layer.weight.requires_grad)
+    if dim == 0 and layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.index_select(0, kept.to(layer.bias.device)), layer.bias.requires_grad)
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+def heads_of(model: nn.Module) -> list[Heads]:
+    """The heads of every self-attention.
+
+    Raises:
+        OptionError: a layer whose heads cannot be cut out.
+    """
+    found = []
+    for site in attention_sites(model):
+        if site.cross:
+            continue
+        own = own_projections(site.module)
+        names = [own[f"{kind}.weight"] for kind in ("query", "key", "value") if f"{kind}.weight" in own]
+        parts: Any = [site.module.get_submodule(one.name.rpartition(".")[0]) for one in names if one.split is None]
+        projections = attention_projections(model, site.name)
+        output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None
+        width = _integer(site.module, ("head_dim", "attention_head_size"))
+        if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
+            raise OptionError(
+                f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and outputs are not projected "
+                "by four linear layers; choose --method prune-ffn, or int8."
+            )
+        count = parts[1].out_features // width
+        found.append(Heads(site, tuple(parts), output, count, parts[0].out_features // parts[1].out_features, width))
+    return found
+
+
+def _integer(module: Any, names: Sequence[str]) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(module, name, None), int)), None)
+
+
+def cut_as_configured(model: Any) -> None:
+    """Give the layers of a new model as many heads as ``config.kept_heads`` says.
+
+    Raises:
+        OptionError: it is no mapping of layers to numbers of heads that they have.
+    """
+    kept = getattr(model.config, KEPT_HEADS, None)
+    if kept is None:
+        return
+    if not isinstance(kept, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in kept.items()):
+        raise OptionError(f"{KEPT_HEADS} is {kept!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}.")
+    layers = {str(heads.site.layer): heads for heads in heads_of(model)}
+    for layer, count in kept.items():
+        heads = layers.get(str(layer))
+        if heads is None or not 1 <= count <= _configured(model.config, heads):
+            raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")
+        if count < heads.count:
+            heads.keep(range(count))
+
+
+def _configured(config: Any, heads: Heads) -> int:
+    """Key-value heads of a layer that is not cut."""
+    for name in (*KEY_COUNTS, *QUERY_COUNTS):
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    return heads.count

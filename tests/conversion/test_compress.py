@@ -1,0 +1,206 @@
+"""Compressed checkpoints: read again, compared, measured; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+import hf_longattn
+from hf_longattn import compress_checkpoint
+from hf_longattn.conversion.compress import METHODS, REPORT
+from hf_longattn.errors import CheckpointError, DestinationExistsError, LengthError, MissingExtraError, OptionError
+from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms import list_mechanisms
+from hf_longattn.mechanisms.registry import mechanism_class
+from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, long_model, tokens
+
+pytest.importorskip("torchao")
+WINDOW = {"mechanism": "window", "window": 16}
+QUICK: dict[str, Any] = {"length": 96, "documents": 2}
+QUICK_BASES = ("bert", "gpt2", "llama")
+HEADS = ("albert", "gemma", "gpt2", "gpt_neox", "modernbert", "phi3")
+"""Bases whose heads are not cut out: their projections are fused or shared, or there is one head for keys and values."""
+UNITS = ("albert", "gpt2", "modernbert", "phi3")
+"""The same for feed-forward units."""
+TOGETHER = ("adaptive_span", "bigbird", "delta", "infini", "lsh", "per_head", "taylor")
+"""Mechanisms whose heads differ by their number (patterns or random draws of their own), or whose parameters are not laid out by heads."""
+Saved = Callable[..., Path]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    """saved(base, attention) -> the folder of a language model of the base."""
+
+    def save(base: str = "bert", attention: Any = None, dtype: torch.dtype = torch.float32) -> Path:
+        folder = tmp_path / base
+        long_model(base, LANGUAGE_MODELS[base], attention or WINDOW).to(dtype).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def outputs(folder: Path, ids: Tensor | None = None) -> Tensor:
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        return model(tokens(1, 60) if ids is None else ids)[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(method: str, saved: Saved, tmp_path: Path) -> None:
+    source, target = saved(), tmp_path / "small"
+    report = compress_checkpoint(source, target, method=method, **QUICK)
+    assert report.difference <= 1e-4
+    assert json.loads((target / REPORT).read_text())["measured"] == report.measured
+    before, after = report.measured["before"], report.measured["after"]
+    assert list(before["loss"]) == ["96"]
+    assert abs(after["loss"]["96"]["loss"] - before["loss"]["96"]["loss"]) < 1.0
+    assert (after["bytes"] < before["bytes"]) == (method != "magnitude")
+    model = AutoModelForMaskedLM.from_pretrained(target)
+    assert type(model).__name__ == "LongBertForMaskedLM"
+    kinds = {type(parameter.data).__name__ for parameter in model.base_model.parameters()}
+    assert bool(kinds - {"Tensor", "Parameter"}) == method.startswith("int")
+    if method.startswith("int"):
+        assert not any(type(values.data).__name__ != "Tensor" for values in model.cls.parameters()), "heads stay"
+    assert outputs(target).isfinite().all()
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_every_mechanism_in_8_bits_and_with_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
+    base = "llama" if mechanism_class(name).causal is True else "bert"
+    source = saved(base, {"mechanism": name, **mechanism_class(name).sample})
+    assert compress_checkpoint(source, tmp_path / "int8", method="int8", **QUICK).difference == 0
+    if name in TOGETHER:
+        with pytest.raises((OptionError, CheckpointError), match=r"no heads can be cut out|so nothing was kept"):
+            compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
+        assert not (tmp_path / "heads").exists()
+    else:
+        assert compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK).difference <= 1e-4
+
+
+@pytest.mark.parametrize("base", [base if base in QUICK_BASES else pytest.param(base, marks=pytest.mark.slow) for base in BASES])
+def test_every_family(base: str, saved: Saved, tmp_path: Path) -> None:
+    source = saved(base)
+    assert compress_checkpoint(source, tmp_path / "int8", method="int8-weight-only", **QUICK).difference == 0
+    for method, refused in (("prune-heads", HEADS), ("prune-ffn", UNITS)):
+        target = tmp_path / method
+        if base in refused:
+            with pytest.raises(OptionError, match=r"can be cut out|cannot be cut out|cannot be pruned"):
+                compress_checkpoint(source, target, method=method, share=0.5, **QUICK)
+            continue
+        assert compress_checkpoint(source, target, method=method, share=0.5, **QUICK).difference <= 1e-4
+        again = AutoModel.from_pretrained(target)
+        parameters = sum(one.numel() for one in again.parameters())
+        assert parameters < sum(one.numel() for one in AutoModel.from_pretrained(source).parameters())
+
+
+def test_pruning_twice_and_training_goes_on(saved: Saved, tmp_path: Path) -> None:
+    compress_checkpoint(saved(), tmp_path / "once", method="prune-heads", share=0.2, **QUICK)
+    compress_checkpoint(tmp_path / "once", tmp_path / "twice", method="prune-heads", share=0.3, **QUICK)
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "twice")
+    assert sum(model.config.kept_heads.values()) < 12
+    ids = tokens(2, 40)
+    model.train()
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.bert.encoder.layer[0].attention.self.query.weight.grad is not None
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(outputs(tmp_path / "again"), outputs(tmp_path / "twice"))
+
+
+def test_the_least_important_head_goes(saved: Saved, tmp_path: Path) -> None:
+    source = saved()
+    model = AutoModelForMaskedLM.from_pretrained(source)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.output.dense.weight[:, 32:48] = 0  # head 2 of 4
+        model.bert.encoder.layer[2].output.dense.weight[:, 7] = 0
+    model.save_pretrained(source)
+    report = compress_checkpoint(source, tmp_path / "heads", method="prune-heads", share=1 / 12, **QUICK)
+    assert report.pruned == {"0": [], "1": [2], "2": []}
+    torch.testing.assert_close(outputs(tmp_path / "heads"), outputs(source), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_keep_their_dtype_and_the_tokenizer_comes_along(saved: Saved, tmp_path: Path) -> None:
+    source = saved(dtype=torch.bfloat16)
+    words = Tokenizer(models.WordLevel({"[U]": 0, "[M]": 4} | {f"w{n}": n for n in range(5, 200)}, "[U]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[U]", pad_token="[U]", mask_token="[M]").save_pretrained(source)
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{n * 7 % 190 + 5}" for n in range(300)))
+    report = compress_checkpoint(source, tmp_path / "small", method="prune-ffn", text=text, documents=3)
+    assert report.measured["before"]["loss"].keys() == {"300"}
+    assert report.text == "text.txt"
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "small", dtype="auto").dtype == torch.bfloat16
+    assert (tmp_path / "small" / "tokenizer.json").is_file()
+    with pytest.raises(LengthError, match="--length is 400, but the text has 300 tokens; give a longer text"):
+        compress_checkpoint(source, tmp_path / "other", method="bf16", text=text, length=400)
+
+
+def test_a_plain_model(tmp_path: Path) -> None:
+    plain = BertForMaskedLM(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=99))
+    plain.save_pretrained(tmp_path / "bert")
+    for method in ("int8", "prune-ffn", "magnitude"):
+        assert compress_checkpoint(tmp_path / "bert", tmp_path / method, method=method, **QUICK).difference <= 1e-4
+    assert BertForMaskedLM.from_pretrained(tmp_path / "prune-ffn").config.intermediate_size == 36
+    with pytest.raises(OptionError, match="convert it first"):
+        compress_checkpoint(tmp_path / "bert", tmp_path / "heads", method="prune-heads", **QUICK)
+
+
+def test_refusals(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = saved(), tmp_path / "small"
+    for settings, message in (
+        ({"method": "int3"}, "There is no method 'int3'; choose one of int8, .* Did you mean 'int8'?"),
+        ({"method": "prune-heads", "share": 0.9}, r"A share of 0.9 of 12 heads would leave a layer without any; give --share 0.75 or less"),
+        ({"method": "prune-heads", "share": 0.01}, "is no head; give a larger --share"),
+        ({"method": "magnitude", "share": 1.0}, "must be above 0 and below 1"),
+        ({"method": "int4-weight-only", "group_size": 7}, "groups of 7 do not divide; choose another --group-size"),
+        ({"method": "bf16", "documents": 0}, "--documents is 0, but must be from 1 to 1,000"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            compress_checkpoint(source, target, **{**QUICK, **settings})
+    with pytest.raises(LengthError, match="--length is 4096, but the model takes 512 tokens"):
+        compress_checkpoint(source, target, method="bf16", length=4096)
+    compress_checkpoint(source, target, method="int8", **QUICK)
+    with pytest.raises(CheckpointError, match="holds quantised weights already; give the checkpoint that it was made from"):
+        compress_checkpoint(target, tmp_path / "other", method="bf16")
+    with pytest.raises(DestinationExistsError, match="already exists"):
+        compress_checkpoint(source, target, method="bf16")
+    with pytest.raises(CheckpointError, match=r"is no folder with a config.json"):
+        compress_checkpoint(tmp_path / "nowhere", tmp_path / "other", method="bf16")
+    long_model("bert", "BertForSequenceClassification", WINDOW).save_pretrained(tmp_path / "classes")
+    with pytest.raises(OptionError, match="LongBertForSequenceClassification predicts no tokens"):
+        compress_checkpoint(tmp_path / "classes", tmp_path / "other", method="prune-heads", **QUICK)
+    assert compress_checkpoint(tmp_path / "classes", tmp_path / "int8", method="int8", **QUICK).measured["after"]["loss"] == {}
+    monkeypatch.setitem(__import__("sys").modules, "torchao", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'torchao'.*pip install '.\[compress\]'"):
+        compress_checkpoint(source, tmp_path / "other", method="int8", **QUICK)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kept", [[1], {"0": 0}, {"0": 5}, {"9": 1}, {"x": 1}])
+def test_a_config_that_no_model_can_have(kept: Any) -> None:
+    with pytest.raises(OptionError, match="kept_heads"):
+        long_model("bert", None, WINDOW, kept_heads=kept)
+
+
+def test_encoder_decoders(tmp_path: Path) -> None:
+    """transformers 5.23 writes quantised ones that it does not read."""
+    long_model("bart", "BartForConditionalGeneration", WINDOW).save_pretrained(tmp_path / "bart")
+    assert compress_checkpoint(tmp_path / "bart", tmp_path / "bf16", method="bf16", **QUICK).difference == 0
+    with pytest.raises(CheckpointError, match="cannot be read again, so nothing was kept"):
+        compress_checkpoint(tmp_path / "bart", tmp_path / "int8", method="int8", **QUICK)
+    assert not (tmp_path / "int8").exists()
+    with pytest.raises(OptionError, match="predicts no tokens"):
+        compress_checkpoint(tmp_path / "bart", tmp_path / "heads", method="prune-heads", **QUICK)
+
+
+def test_registry_of_families_is_covered() -> None:
+    assert set(HEADS) | set(UNITS) <= set(BASES) <= set(FAMILIES)
+    assert set(CAUSAL) <= set(BASES)
+    assert hf_longattn.compress_checkpoint is compress_checkpoint
