@@ -27,6 +27,7 @@ from ..engines.call import AttentionCall, State
 from ..errors import ExportError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.masked import MaskedMechanism
+from ..positions.relative import QueryDependent
 from ..private_apis import assume_in_graph, scan_in_graph
 from .cache_layer import AttendingLayer, refuse_restricted_pairs
 from .state_cache import StateLayer
@@ -207,7 +208,8 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
     state = held.state if isinstance(held, StateLayer) else None
     if mechanism.exports and mechanism.stateful and state is not None:
         return tuple(StateTensor(name, state[name].dtype, tuple(state[name].shape[1:])) for name in sorted(state))
-    if mechanism.exports and not mechanism.stateful:
+    by_query = isinstance(mechanism.relative, QueryDependent)  # its table is as wide as the distances, which a graph does not know
+    if mechanism.exports and not mechanism.stateful and not by_query:
         assert held.keys is not None
         assert held.values is not None
         none = torch.zeros(1, 1, dtype=torch.long)
@@ -221,7 +223,7 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
             )
             return (*keys, StateTensor(POSITION, torch.long, (0,)), StateTensor(SEEN, torch.long, ())) if kept else keys
     raise ExportError(
-        f"Mechanism {mechanism.name!r} with these options chooses among all past keys in a way that a graph with a cache cannot express; "
+        f"Mechanism {mechanism.name!r} with these options keeps or chooses past keys in a way that a graph with a cache cannot express; "
         "export one pass over the text (--task text-generation), or convert with another mechanism, for example window or linear."
     )
 

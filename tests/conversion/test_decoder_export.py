@@ -184,7 +184,8 @@ def test_every_mechanism_has_a_graph_with_a_cache_or_a_sentence(mechanism: str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"num_sinks": 4}, {"relative": "alibi"}, {"dilation": 2}, {"window": 2}, {"num_sinks": 2, "relative": "shaw:clip=8"}]
+    "options",
+    [{"num_sinks": 4}, {"relative": "alibi"}, {"dilation": 2}, {"window": 2}, {"num_sinks": 2, "relative": "alibi"}],
 )
 def test_windows_with_options(options: dict[str, Any], tmp_path: Path) -> None:
     check(saved(tmp_path / "long", "llama", {**WINDOW, **options}), tmp_path / "graph", prompt=80)
@@ -199,7 +200,8 @@ def test_a_program_of_torch_export(attention: dict[str, Any], tmp_path: Path) ->
 
 def test_what_has_no_cache_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     for base, head, attention, sentence in (
-        ("llama", "LlamaForCausalLM", {"mechanism": "nsa"}, "Mechanism 'nsa' with these options chooses among all past keys"),
+        ("llama", "LlamaForCausalLM", {"mechanism": "nsa"}, "Mechanism 'nsa' with these options keeps or chooses past keys"),
+        ("gpt2", "GPT2LMHeadModel", {**WINDOW, "relative": "shaw:clip=8"}, "Mechanism 'window' with these options"),
         ("llama", "LlamaForCausalLM", {"mechanism": "recurrent_memory"}, "Mechanism 'recurrent_memory'"),
         ("bert", "BertLMHeadModel", WINDOW, "LongBertLMHeadModel is not a decoder alone"),
     ):
