@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .modeling.generic import enable_long_attention, load_generic
     from .modeling.inference import optimize_for_inference
     from .modeling.sequence_parallel import sequence_parallel
+    from .search import SearchResult, search_design
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ __all__ = [
     "ProbeReport",
     "ReachAudit",
     "RevertConfig",
+    "SearchResult",
     "attend",
     "audit_reach",
     "build_mechanism",
@@ -83,6 +85,7 @@ __all__ = [
     "reference_attend",
     "register_mechanism",
     "revert_checkpoint",
+    "search_design",
     "sequence_parallel",
 ]
 
@@ -115,6 +118,7 @@ _WHERE = {
     "modeling.generic": ("enable_long_attention", "load_generic"),
     "modeling.inference": ("optimize_for_inference",),
     "modeling.sequence_parallel": ("sequence_parallel",),
+    "search": ("SearchResult", "search_design"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

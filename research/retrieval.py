@@ -22,11 +22,10 @@ import shutil
 import statistics
 import sys
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,6 @@ from research.retrieval_data import CodeSearch, code_search, long_texts, needle_
 AT = (1, 5, 10)
 CHUNK, SMALL = 510, 128
 """Tokens of a chunk: what the short model reads beside its two special tokens; and a quarter, for sentences in long files."""
-LINES = 0
-"""In place of a number of tokens."""
 WINDOW = 512
 FUNCTION_TOKENS, FILE_TOKENS, FILE_CHARACTERS = 192, 2048, 6000
 """At which functions and files are cut in training; a token of code has some three characters."""
@@ -138,14 +135,6 @@ def chunk_spans(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> lis
     return list(pairwise([0, *starts[size::size], len(text)]))
 
 
-def line_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
-    """The characters of every line in which a token starts and that is not blank."""
-    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    starts = [start for start, _ in read]
-    lines = [(match.start(), match.end()) for match in re.finditer(r"[^\n]*\S[^\n]*", text)]
-    return [(start, end) for start, end in lines if bisect_left(starts, start) < bisect_left(starts, end)]
-
-
 Span = tuple[int, int]
 
 
@@ -162,7 +151,7 @@ class Encoder:
         """Embeddings ``(texts, width)``; texts are cut to the short model's length."""
         self.model.max_seq_length = WINDOW
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = self.model.encode(list(texts), batch_size=32, convert_to_tensor=True, show_progress_bar=False)
+            found = self.model.encode(list(texts), batch_size=16, convert_to_tensor=True, show_progress_bar=False)
         return F.normalize(found.float(), dim=-1)
 
     def late(self, documents: Sequence[str], spans: Sequence[Sequence[Span]], length: int) -> Tensor:
@@ -261,11 +250,11 @@ class Study:
                 rows.append(training_pairs(fresh, count, avoid=avoid, seed=options.seed, **part))
                 avoid.update(normal(row["anchor"]) for row in rows[-1])
             rows.append(training_pairs(iter_modules("validation"), VALIDATION_PAIRS, avoid=avoid, seed=options.seed))
-            unfinished = folder.with_name(folder.name + PARTIAL)
-            unfinished.mkdir(exist_ok=True)
+            partial = folder.with_name(folder.name + PARTIAL)
+            partial.mkdir(exist_ok=True)
             for name, some in zip(names, rows, strict=True):
-                (unfinished / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
-            unfinished.replace(folder)
+                (partial / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+            partial.replace(folder)
         files = {name: folder / f"{name}.jsonl" for name in names}
         self.files = files
         return {name: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for name, file in files.items()}
@@ -294,8 +283,8 @@ class Study:
         """A model that `longattn train embed` wrote; done once."""
         target = self.work / name
         if not target.exists():
-            training, unfinished = self.trainings[name], target.with_name(target.name + PARTIAL)
-            shutil.rmtree(unfinished, ignore_errors=True)
+            training, partial = self.trainings[name], target.with_name(target.name + PARTIAL)
+            shutil.rmtree(partial, ignore_errors=True)
             settings: dict[str, Any] = {
                 "data": [str(training.file)], "validation": str(self.files["validation"]), "max_length": training.length,
                 "max_steps": training.steps, "per_device_train_batch_size": training.batch, "per_device_eval_batch_size": 16,
@@ -303,9 +292,9 @@ class Study:
                 "seed": self.options.seed, "report_to": "none", "disable_tqdm": True,
             }  # fmt: skip
             started = time.process_time()
-            finetune_embeddings(*build_arguments(EMBED, model=str(source), output_dir=str(unfinished), **settings))
-            (unfinished / "seconds.json").write_text(json.dumps(time.process_time() - started), encoding="utf-8")
-            unfinished.replace(target)
+            finetune_embeddings(*build_arguments(EMBED, model=str(source), output_dir=str(partial), **settings))
+            (partial / "seconds.json").write_text(json.dumps(time.process_time() - started), encoding="utf-8")
+            partial.replace(target)
         return target
 
     def converted(self, name: str, source: Path) -> Path:
@@ -332,8 +321,7 @@ class Study:
         """Everything that is missing."""
         self.baselines()
         for stage in self.options.stages:
-            hidden = (self.needles_alone, self.needles_late, self.lines_alone, self.lines_late, self.sentence_alone)
-            tasks = [self.code_alone, self.code_late, *hidden * bool(self.options.lengths)]
+            tasks = [self.code_alone, self.code_late, *(self.needles_alone, self.needles_late) * bool(self.options.lengths)]
             if not all(f"{stage}: {task.__name__}" in self.cells for task in tasks):
                 short, long = (Encoder(folder, self.tokenizer) for folder in self.models(stage))
                 for task in tasks:
@@ -346,9 +334,9 @@ class Study:
         started = time.process_time()
         found = {name: {"better": ranks.better, "tied": ranks.tied} for name, ranks in task(*given).items()}
         self.cells[key] = {"seconds": time.process_time() - started, "ranks": found}
-        unfinished = self.cells_file.with_name(self.cells_file.name + PARTIAL)
-        unfinished.write_text(json.dumps(self.cells), encoding="utf-8")
-        unfinished.replace(self.cells_file)
+        partial = self.cells_file.with_name(self.cells_file.name + PARTIAL)
+        partial.write_text(json.dumps(self.cells), encoding="utf-8")
+        partial.replace(self.cells_file)
         first = {name: f"{100 * statistics.fmean(Ranks(**ranks).recall(10)):.1f}" for name, ranks in found.items()}
         print(f"{key}: recall@10 {first}, {self.cells[key]['seconds']:.0f} s", file=sys.stderr, flush=True)
 
@@ -410,41 +398,25 @@ class Study:
 
     def needles_alone(self, model: Encoder) -> dict[str, Ranks]:
         """Chunks of 512 and of 128 tokens, each embedded by itself; a document has the score of its best chunk."""
-        return self._needles(model, partial(passages, model), {"512-token chunks alone": CHUNK, "128-token chunks alone": SMALL})
+
+        def embed(documents: list[str], spans: list[list[Span]]) -> Tensor:
+            return model.alone([one[start:end] for one, some in zip(documents, spans, strict=True) for start, end in some])
+
+        return self._needles(model, embed, {"512-token chunks alone": CHUNK, "128-token chunks alone": SMALL})
 
     def needles_late(self, model: Encoder) -> dict[str, Ranks]:
         """The same chunks and whole documents, from one pass over each document."""
         ways = {f"{LATE}512-token chunks": CHUNK, f"{LATE}128-token chunks": SMALL, "one embedding per document": None}
         return self._needles(model, lambda documents, spans: model.late(documents, spans, self.options.max_length), ways)
 
-    def lines_alone(self, model: Encoder) -> dict[str, Ranks]:
-        """Every line of a document by itself."""
-        return self._needles(model, partial(passages, model), {"lines alone": LINES})
-
-    def lines_late(self, model: Encoder) -> dict[str, Ranks]:
-        """Every line, from one pass over its document."""
-        return self._needles(model, lambda documents, spans: model.late(documents, spans, self.options.max_length), {f"{LATE}lines": LINES})
-
-    def sentence_alone(self, model: Encoder) -> dict[str, Ranks]:
-        """The hidden sentences without their documents: what the encoder knows of them at best."""
-        hidden = needles(self.options.documents, self.options.seed)
-        scores = model.alone([needle.question for needle in hidden]) @ model.alone([needle.line for needle in hidden]).T
-        return {"sentence: without documents": Ranks.of(scores, range(len(hidden)))}
-
     def _needles(
         self, model: Encoder, embed: Callable[[list[str], list[list[Span]]], Tensor], ways: dict[str, int | None]
     ) -> dict[str, Ranks]:
-        """``ways``: rows by the tokens of their chunks, 0 for lines, None for whole documents."""
+        """``ways``: rows by the tokens of their chunks, None for whole documents."""
         asked = model.alone([needle.question for needle in needles(self.options.documents, self.options.seed)])
         found = {}
         for length, documents in self.hidden.items():
-            cut = [
-                [
-                    line_spans(self.tokenizer, one) if size == LINES else chunk_spans(self.tokenizer, one, length if size is None else size)
-                    for one in documents
-                ]
-                for size in ways.values()
-            ]
+            cut = [[chunk_spans(self.tokenizer, one, size or length) for one in documents] for size in ways.values()]
             given, kind, owner = by_document(*cut)
             scores = asked @ embed(documents, given).T
             for number, name in enumerate(ways):
@@ -483,7 +455,7 @@ class Study:
     def differences(self) -> list[dict[str, Any]]:
         """Late chunking against the same passages alone, on the same queries."""
         found = []
-        for stage, task in product(STAGES, ("code", "needles", "lines")):
+        for stage, task in product(STAGES, ("code", "needles")):
             alone, late = (self.cells.get(f"{stage}: {task}_{way}", {}).get("ranks", {}) for way in ("alone", "late"))
             for name, ranks in late.items():
                 level, _, way = name.partition(": ")
@@ -495,11 +467,6 @@ class Study:
                         told[f"recall_at_{k}"] = {"mean": 100 * mean, "se": 100 * error}
                     found.append({"stage": stage, "level": level, "passages": way.removeprefix(LATE), **told})
         return found
-
-
-def passages(model: Encoder, documents: Sequence[str], spans: Sequence[Sequence[Span]]) -> Tensor:
-    """Embeddings of the passages of all documents, in order, each by itself."""
-    return model.alone([one[start:end] for one, some in zip(documents, spans, strict=True) for start, end in some])
 
 
 def by_document(*kinds: Sequence[Sequence[Span]]) -> tuple[list[list[Span]], Tensor, Tensor]:
@@ -535,6 +502,11 @@ def shown(cell: dict[str, float], sign: str = "") -> str:
     return f"{cell['mean']:{sign}.1f} ± {cell['se']:.1f}"
 
 
+def of_level(level: str) -> str:
+    """What is ranked."""
+    return f"documents of {int(level):,} tokens" if level.isdigit() else f"{level}s"
+
+
 def markdown(record: dict[str, Any]) -> str:
     """The tables of a document: code search, needles by length, and what was done."""
     about, table = record["about"], record["table"]
@@ -553,25 +525,22 @@ def markdown(record: dict[str, Any]) -> str:
     lengths = sorted({int(row["level"]) for row in table if row["level"].isdigit()})
     if lengths:
         ways = dict.fromkeys((row["stage"], row["way"]) for row in table if row["level"].isdigit())
-        header = ["", *(f"{length:,}: {name}" for length in lengths for name in ("recall@1", "recall@10", "MRR"))]
         needle_rows = [
-            [
-                title(stage, way),
-                *(shown(cells[stage, way, str(n)][name]) for n in lengths for name in ("recall_at_1", "recall_at_10", "mrr")),
-            ]
-            for stage, way in ways
+            [title(stage, way), *(shown(cells[stage, way, str(length)]["recall_at_1"]) for length in lengths)] for stage, way in ways
         ]
-        alone = [f"{row['stage']} {shown(row['recall_at_1'])} %" for row in table if row["level"] == "sentence"]
-        told = f" Recall@1 of the sentences without their documents: {', '.join(alone)}." if alone else ""
-        parts.append(f"**Needles** in {about['documents']} documents of so many tokens; %.{told}\n\n{markdown_table(header, needle_rows)}")
+        parts.append(
+            f"**Needles**: recall@1 of {about['documents']} documents by their tokens; %\n\n"
+            + markdown_table(["", *(f"{length:,}" for length in lengths)], needle_rows)
+        )
     compared = [
-        [f"{one['stage']}: {one['passages']}", *(shown(one[f"recall_at_{k}"], "+") for k in AT)]
+        [f"{one['stage']}: {one['passages']}, {of_level(one['level'])}", *(shown(one[f"recall_at_{k}"], "+") for k in AT)]
         for one in record["late_against_alone"]
-        if one["level"] == "function"
     ]
     if compared:
-        header = ["", *(f"recall@{k}" for k in AT)]
-        parts.append(f"**Late chunking − the same passages alone**, for the same docstrings; points\n\n{markdown_table(header, compared)}")
+        header = ["late chunking − the same passages alone", *(f"recall@{k}" for k in AT)]
+        parts.append(
+            f"**Late chunking against the same passages alone**, on the same queries; points\n\n{markdown_table(header, compared)}"
+        )
     trainings = [
         f"{name}, {one['steps']} steps of {one['batch']} pairs in {one['seconds'] / 60:.1f} minutes"
         for name, one in about["trainings"].items()

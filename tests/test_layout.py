@@ -30,6 +30,7 @@ LAYERS = (
     ("evaluation",),
     ("conversion", "training", "hub"),
     ("diagnostics",),
+    ("search",),
     ("cli",),
     ("__main__",),
 )

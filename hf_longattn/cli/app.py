@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LongAttentionError, lacks_memory, printable, shortened
-from . import audit, compress, convert, diagnose, export, hub, inspect, probe, train
+from . import audit, compress, convert, diagnose, export, hub, inspect, probe, search, train
 
 __all__ = ["app", "main"]
 
@@ -46,6 +46,7 @@ COMMANDS = (
     convert.plan,
     inspect.inspect,
     diagnose.diagnose,
+    search.search,
     audit.audit,
     probe.probe,
     export.revert,

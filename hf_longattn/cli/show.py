@@ -54,6 +54,8 @@ def show_plan(plan: ConversionPlan) -> None:
             why = f"  ({tensor.reason})" if tensor.reason else ""
             console.print(f"  {tensor.action}  {name}  {shapes}{why}", style="dim", highlight=False)
     console.print()
+    if plan.choice is not None:
+        console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
     console.print(plan.attention.table(plan.shape.layers), highlight=False)
     if plan.decoder is not None:
         console.print(f"\ndecoder, {plan.decoder.old} → {plan.decoder.new} tokens", highlight=False)
@@ -150,6 +152,8 @@ def show_report(report: ConversionReport) -> None:
             ("tensors", _counts(plan["tensor_counts"])),
         )
     )
+    if "choice" in plan:
+        console.print(f"\n{escape(plan['choice']['reason'])}", style="bold", highlight=False)
     for sentence in plan.get("warnings", ()):
         console.print(f"\n{escape(sentence)}", style="yellow", highlight=False)
     if not report.checks:

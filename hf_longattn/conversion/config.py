@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 S = TypeVar("S", bound="Settings")
+AUTO = "auto"
+"""In place of a mechanism: one is chosen for every layer, as :func:`hf_longattn.search_design` does."""
 
 
 def setting(
@@ -84,12 +86,27 @@ def _plain(value: Any) -> Any:
 class ConversionConfig(Settings):
     mechanism: str | None = setting(
         None,
-        "The attention mechanism; `longattn mechanisms` lists them.",
+        "The attention mechanism; `longattn mechanisms` lists them. auto chooses one for every layer under --budget, as `longattn search` "
+        "does.",
         unset="longformer; for a long model, its own",
         planned=True,
     )
     max_length: int | None = setting(
         None, "Maximum length of the result, in tokens.", unset="the source's", unit="tokens", type=int, minimum=1, planned=True
+    )
+    budget: str | None = setting(
+        None,
+        "With --mechanism auto: what the attention of all layers may cost for one text of the maximum length: a share of full attention's "
+        "time (0.25), seconds (1.5s) or memory (200MB).",
+        unset="0.25",
+        planned=True,
+    )
+    search_text: str | Path | None = setting(
+        None,
+        "With --mechanism auto: a UTF-8 text file by which mechanisms are chosen.",
+        unset="built-in English",
+        type=Path,
+        planned=True,
     )
     options: Mapping[str, Any] | None = setting(
         None,
@@ -181,6 +198,15 @@ class ConversionConfig(Settings):
                 raise OptionError(f"{name!r} is not an option of a mechanism; use {instead} (in Python, the argument {name}).")
         if self.layers is not None and "layers" in (self.options or {}):
             raise OptionError("The option 'layers' was given twice; give it once.")
+        if self.mechanism == AUTO:
+            given = [name for name in ("options", "layers", "long_attention") if getattr(self, name)]
+            if given or self.generic:
+                raise OptionError(
+                    f"--mechanism auto chooses mechanisms and options itself, to which {given[0] if given else 'generic'} does not apply; "
+                    "leave it out, or name a mechanism."
+                )
+        elif self.budget is not None or self.search_text is not None:
+            raise OptionError("--budget and --search-text are for --mechanism auto; add it, or leave them out.")
         if self.generic and self.remote_code:
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
 

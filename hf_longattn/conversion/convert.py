@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
-from .config import ConversionConfig
+from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .model_loading import quiet_libraries
 from .native import export_native
@@ -56,7 +56,8 @@ def convert_checkpoint(
     text, origin = verification_text(asked.verify_text)
     on_the_hub = not Path(source).expanduser().exists()
     if on_the_hub:  # refuse before downloading the weights
-        plan_conversion(source, target, asked)
+        named = {"mechanism": None, "budget": None, "search_text": None} if asked.mechanism == AUTO else {}
+        plan_conversion(source, target, dataclasses.replace(asked, **named))  # type: ignore[arg-type]
     opened = open_asked(source, asked)
     plan = plan_conversion(opened, target, asked)
     if asked.native:

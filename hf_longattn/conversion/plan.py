@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from ..modeling.family import PositionTable
 from ..modeling.generic import mark_generic
 from ..modeling.sliding_window import own_windows, with_own_windows
 from ..modeling.token_globals import question_separator, takes_globals
+from ..naming import load_module
 from ..positions import DROPPED, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
 from ..positions.relative import relative_kind
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
-from .config import ConversionConfig
+from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
 from .plan_tensors import RenamedTensor, ResultPlan, parse_dtype, plan_tensors, renamed_tensors
@@ -52,6 +53,8 @@ def plan_conversion(
         LongAttentionError: one sentence about anything that would make the conversion fail.
     """
     asked = ConversionConfig.from_keywords(config, settings)
+    if asked.mechanism == AUTO:
+        return _plan_chosen(source, destination, asked)
     if asked.mechanism is not None or asked.long_attention is not None:  # a mistyped name is refused before anything is fetched
         asked.attention()
     cast = parse_dtype(asked.dtype)
@@ -59,6 +62,16 @@ def plan_conversion(
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=asked.overwrite)
     return _plan_generic(opened, asked, cast) if asked.generic else _plan(opened, asked, cast)
+
+
+def _plan_chosen(source: str | Path | Source, destination: str | Path | None, asked: ConversionConfig) -> ConversionPlan:
+    """The plan with a mechanism for every layer that the source itself is measured for."""
+    opened = source if isinstance(source, Source) else open_asked(source, asked)
+    if destination is not None:
+        check_destination(Path(destination), *opened.protected, overwrite=asked.overwrite)
+    attention, choice = load_module("search", "auto").choose(opened, asked)
+    plan = plan_conversion(opened, destination, replace(asked, mechanism=None, budget=None, search_text=None, long_attention=attention))
+    return replace(plan, choice=choice)
 
 
 def open_asked(source: str | Path, asked: ConversionConfig, *, headers_only: bool = False) -> Source:
@@ -142,6 +155,7 @@ class ConversionPlan(ResultPlan):
     costs: tuple[LengthCost, ...]
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
+    choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
 
     @cached_property
     def native_twin(self) -> TwinChoice | None:
@@ -170,6 +184,7 @@ class ConversionPlan(ResultPlan):
             "model_type": self.config.model_type,
             **({"generic": True} if self.generic else {}),
             "long_attention": self.attention.to_dict(),
+            **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
             "new_length": self.new_length,
             **({"decoder": self._decoder()} if self.decoder is not None else {}),

@@ -1,0 +1,108 @@
+"""`longattn search MODEL TEXT`: a mechanism for every layer under a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as flags
+
+__all__ = ["search"]
+
+
+def search(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A short or long checkpoint: a folder or a Hub repository id.")],
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read.")],
+    output: Annotated[
+        Path, typer.Option(help="The folder of the search: report, picture, trials, and design.yaml for `longattn convert`.")
+    ],
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="What the attention of all layers may cost for one text: a share of full attention's time (0.25), seconds (1.5s) or "
+            "memory (200MB); with --mode full-layers, the number of layers that keep full attention."
+        ),
+    ] = "0.25",
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Maximum length of the result, in tokens.", show_default="the checkpoint's")
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MECHANISM[:NAME=VALUE,...]",
+            help="A mechanism that layers may run, for example window:window=256. Repeatable.",
+            show_default="windows of several widths, longformer, bigbird, lsg, block_top_k, full",
+        ),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="mechanisms, or full-layers: which layers keep full attention while all others run --candidate.")
+    ] = "mechanisms",
+    score: Annotated[
+        str,
+        typer.Option(
+            help="How stage 1 judges a candidate in a layer: mass, the share of the softmax that it keeps, or kl, what it changes in the "
+            "predictions."
+        ),
+    ] = "mass",
+    trials: Annotated[int, typer.Option(min=0, help="Stage 2: so many designs are tried on the whole model.")] = 0,
+    objective: Annotated[
+        str, typer.Option(help="What stage 2 measures: loss, held-out at --length, or kl, the divergence from the checkpoint.")
+    ] = "loss",
+    workers: Annotated[int, typer.Option(min=1, help="Processes of stage 2; they share the processor threads.")] = 1,
+    transfer_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of attention transfer for candidates with parameters before they are judged.")
+    ] = 0,
+    pieces: Annotated[int, typer.Option(min=1, help="Pieces of TEXT that are read, at most.")] = 4,
+    compare_at: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens at which candidates are judged.", show_default="what the checkpoint was trained to read"),
+    ] = None,
+    positions: Annotated[str, typer.Option(help="How positions are extended, as --positions of `longattn convert`.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of stage 2.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --output with the same settings.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the search in --output.")] = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Choose a mechanism for every layer under a budget of time or memory.
+
+    Measures what each candidate keeps of every layer's attention and what it costs here; --trials then tries whole designs. The result is
+    converted with `longattn convert MODEL DST --config OUTPUT/design.yaml`.
+    """
+    from ..search import search_design
+    from .show import print_json
+    from .show_search import search_progress, show_search
+
+    with search_progress() as progress:
+        found = search_design(
+            model,
+            text,
+            output,
+            budget=budget,
+            length=length,
+            candidates=candidate,
+            mode=mode,
+            score=score,
+            trials=trials,
+            objective=objective,
+            workers=workers,
+            transfer_steps=transfer_steps,
+            pieces=pieces,
+            compare_at=compare_at,
+            positions=positions,
+            seed=seed,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            revision=revision,
+            token=token,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show_search(found)

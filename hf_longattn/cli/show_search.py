@@ -1,0 +1,80 @@
+"""The result of a search on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..search import Priced, SearchResult
+
+WIDTH = 100
+
+
+@contextlib.contextmanager
+def search_progress() -> Iterator[Callable[[str], None]]:
+    """What is being measured, on stderr while it is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda sentence: None
+        return
+    with console.status("loading") as status:
+        yield lambda sentence: status.update(escape(sentence))
+
+
+def show_search(found: SearchResult) -> None:
+    """The design and why it, the alternatives, and what to type."""
+    console = Console(width=min(WIDTH, Console().width), soft_wrap=False)
+    console.print(escape(found.reason), style="bold", highlight=False)
+    for note in found.notes:
+        console.print(escape(note), highlight=False)
+    console.print()
+    console.print(_layers(found), highlight=False)
+    if found.tried:
+        console.print(_designs("designs with the least loss for their cost", found, found.pareto), highlight=False)
+    if found.uniform:
+        console.print(_designs("the same in every layer", found, found.uniform), highlight=False)
+    for name, value in found.compared.items():
+        console.print(f"full layers, {name}: {value:.4f} nats of KL divergence", highlight=False)
+    if found.reasons:
+        console.print(f"left out: {', '.join(sorted(map(escape, found.reasons)))} (report.md says why)", style="dim", highlight=False)
+    console.print(f"\nlength {found.length:,} tokens, cost of attention {found.cost_of(found.chosen)}", highlight=False)
+    if found.folder is not None:
+        print(f"written: {found.folder}/report.md, report.json, pareto.svg, design.yaml\nnext: {found.command}")
+
+
+def _layers(found: SearchResult) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", justify="right")
+    table.add_column("runs")
+    judged = any(row.chosen in row.scores for row in found.rows)
+    if judged:
+        table.add_column("captured mass" if found.score == "mass" else "−KL (nats)", justify="right")
+    if found.importance:
+        table.add_column("gain if full (nats)", justify="right")
+    for number, row in enumerate(found.rows):
+        scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else ""] if judged else []
+        gains = [f"{found.importance[number]:.4f}"] if found.importance else []
+        table.add_row(str(number), escape(row.chosen), *scores, *gains)
+    return table
+
+
+def _designs(title: str, found: SearchResult, designs: Sequence[Priced]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("design", overflow="fold")
+    table.add_column("score", justify="right")
+    if any(one.loss is not None for one in designs):
+        table.add_column(found.objective or "loss", justify="right")
+    table.add_column("cost", justify="right")
+    for one in designs:
+        name = str(one.design).removesuffix(" in every layer")
+        score = "" if one.score is None else f"{one.score:.3f}"
+        loss = [f"{one.loss:.4f}"] if one.loss is not None else []
+        table.add_row(escape(name), score, *loss, found.cost_of(one))
+    return table

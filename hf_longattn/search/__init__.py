@@ -1,0 +1,35 @@
+"""Search for a mechanism per layer under a budget of time or memory: ``longattn search``.
+
+budget, candidates   what is asked
+design, result       what is found: a candidate for each layer, with its costs; the report
+costs                seconds and bytes of candidates in one layer, measured on this machine
+texts, model         pieces of the text; the checkpoint with any design in its layers
+tables, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget
+objectives, study    stage 2: loss or KL divergence of whole designs, tried by Optuna
+layers               which layers keep full attention
+transfer             attention transfer of mechanisms with parameters before they are judged
+folder, plot, run    where it is kept, its picture, and all of it together
+auto                 ``--mechanism auto`` of a conversion
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .budget import Budget
+    from .design import Design, Priced
+    from .result import SearchResult
+    from .run import search_design
+
+__all__ = ["Budget", "Design", "Priced", "SearchResult", "search_design"]
+
+_WHERE = {"budget": ("Budget",), "design": ("Design", "Priced"), "result": ("SearchResult",), "run": ("search_design",)}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

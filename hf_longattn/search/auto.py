@@ -1,0 +1,52 @@
+"""``--mechanism auto`` of a conversion: stage 1 of a search, on the source that is converted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..configuration import LongAttentionConfig
+from ..conversion.config import ConversionConfig
+from ..conversion.sources.base import Source
+from ..conversion.text import verification_text
+from .budget import Budget
+from .candidates import read_candidates
+from .run import PIECES, Asked, Search, chosen_device
+from .tables import QUERIES
+
+BUDGET = "0.25"
+"""Of full attention's time, if none is given."""
+
+
+def choose(source: Source, asked: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
+    """The attention of every layer, and for plan and report what was chosen and why.
+
+    Args:
+        source: the opened checkpoint.
+        asked: the settings of the conversion.
+    Raises:
+        OptionError: a budget that nothing meets.
+        LengthError: a text that is too short.
+    """
+    plain = dataclasses.replace(asked, mechanism=None, budget=None, search_text=None, native=False)
+    text = verification_text(None)[0] if asked.search_text is None else Path(asked.search_text)
+    found = Search(
+        Asked(
+            model=source.name, text=text, budget=Budget.read(asked.budget or BUDGET), full_layers=None,
+            candidates=tuple(read_candidates(None)), score="mass", objective="loss", trials=0, workers=1, transfer_steps=0, pieces=PIECES,
+            queries=QUERIES, compare_at=None, seed=0, device=chosen_device(None), conversion=plain,
+        ),
+        source=source,
+    ).run()  # fmt: skip
+    seconds = found.full_seconds
+    return found.chosen.design.attention(), {
+        "reason": found.reason,
+        "budget": str(found.budget),
+        "text": found.text if asked.search_text is not None else "built-in English text",
+        "compared_at": found.compared_at,
+        "chosen": found.chosen.to_dict(seconds),
+        "uniform": [one.to_dict(seconds) for one in found.uniform],
+        "left_out": dict(found.reasons),
+        "machine": dict(found.machine),
+    }

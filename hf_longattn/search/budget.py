@@ -1,0 +1,75 @@
+"""Budgets: what the attention of all layers may cost for one text of the target length."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import OptionError
+
+UNITS = {"": 1.0, "%": 0.01, "s": 1.0, "ms": 1e-3, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z%]*)\s*")
+EXAMPLES = "0.25 (of full attention's time), 1.5s, or 200MB"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on time or memory.
+
+    value: seconds, bytes, or a share of the time of full attention in every layer.
+    unit: "s", "B", or "" for a share.
+    """
+
+    value: float
+    unit: str
+
+    @classmethod
+    def read(cls, text: str | float | Budget) -> Budget:
+        """From ``0.25``, ``25%``, ``1.5s``, ``800ms``, ``200MB`` or ``2GiB``.
+
+        Raises:
+            OptionError: anything else, or nothing at all.
+        """
+        if isinstance(text, Budget):
+            return text
+        found = BUDGET.fullmatch(str(text))
+        if found is None or found[2].lower() not in UNITS or float(found[1]) == 0:
+            raise OptionError(f"The budget {str(text)!r:.60} is not understood; give a number above 0 such as {EXAMPLES}.")
+        unit = found[2].lower()
+        kind = "" if unit in ("", "%") else "s" if unit in ("s", "ms") else "B"
+        return cls(float(found[1]) * UNITS[unit], kind)
+
+    @property
+    def of_memory(self) -> bool:
+        return self.unit == "B"
+
+    def limit(self, full: float) -> float:
+        """The limit in seconds or bytes, where full attention in every layer takes ``full`` seconds."""
+        return self.value * full if self.unit == "" else self.value
+
+    def __str__(self) -> str:
+        if self.unit == "":
+            return f"{self.value:g} of full attention's time"
+        return readable_seconds(self.value) if self.unit == "s" else readable_bytes(self.value)
+
+    def like(self, amount: float, full: float) -> str:
+        """``amount`` in the form in which this budget is typed, rounded up so that it is enough."""
+        if self.unit == "B":
+            return f"{-int(-amount // 1000) / 1000:g}MB" if amount < 1e6 else f"{-int(-amount // 1e4) / 100:g}MB"
+        value = amount / full if self.unit == "" else amount
+        digits = max(0, 2 - len(str(int(value))) + 1) if value >= 1 else 4
+        step = 10.0**-digits
+        return f"{-(-value // step) * step:.{digits}f}{self.unit}"
+
+
+def readable_seconds(value: float) -> str:
+    """``1.25 s`` or ``830 ms``."""
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def readable_bytes(value: float) -> str:
+    """``120 MB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} bytes"

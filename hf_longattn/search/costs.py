@@ -1,0 +1,202 @@
+"""What each candidate costs in one layer at the target length, measured on this machine.
+
+Seconds: one sequence through the mechanism, from projected queries, keys and values to its output, without gradients; candidates take
+turns, and the fastest turn counts. Bytes: of a decoder, what a layer keeps of the text while it decodes (all layers together count); of an
+encoder, the memory that attention needs besides its inputs and its output, which the next layer uses again (the largest layer counts).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attend import run_batch
+from ..conversion.flops import ModelShape, state_bytes
+from ..conversion.tensor_files import write_json
+from ..diagnostics import Candidate
+from ..engines.call import AttentionCall
+from ..errors import LongAttentionError
+from ..mechanisms.registry import mechanism_from
+from ..reading import read_json_object
+
+TURNS = 6
+SLOW = 2.0
+"""Seconds; a candidate whose first run takes longer is not run again."""
+Progress = Callable[[str], None]
+Device = torch.device
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Of one layer, for one sequence: ``seconds`` and ``bytes``, ``None`` where they were not asked for."""
+
+    seconds: float
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What costs depend on besides the candidate: shape of the layer, length, device, threads and software."""
+
+    length: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    causal: bool
+    device: str
+    threads: int
+    torch: str
+
+    @classmethod
+    def of(cls, shape: ModelShape, length: int, device: Device) -> Setting:
+        """Of this process on ``device``."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.node()} {platform.machine()} {device.type}"
+        return cls(
+            length, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, shape.causal, name, torch.get_num_threads(),
+            torch.__version__,
+        )  # fmt: skip
+
+
+class LayerCosts:
+    """Costs of candidates in one setting, measured once and kept in a file.
+
+    Args:
+        shape: of the model.
+        length: in tokens.
+        device: on which layers run.
+        file: JSON with what was measured before; it is written anew after each measurement. ``None`` keeps nothing.
+    """
+
+    def __init__(self, shape: ModelShape, length: int, device: torch.device, file: Path | None = None) -> None:
+        self.shape, self.length, self.device, self.file = shape, length, device, file
+        self.setting = Setting.of(shape, length, device)
+        self.known: dict[str, LayerCost] = {}
+        self.refused: dict[str, str] = {}
+        if file is not None and file.is_file():
+            stored = read_json_object(file)
+            if stored.get("setting") == asdict(self.setting):
+                self.known = {name: LayerCost(**cost) for name, cost in stored["costs"].items()}
+
+    def measure(self, candidates: Iterable[Candidate], progress: Progress | None = None, memory: bool = False) -> Mapping[str, LayerCost]:
+        """The costs by the candidates' text; those that cannot run at this length are missing, and in :attr:`refused`.
+
+        memory: also an encoder's bytes, whose measurement takes about as long as that of the seconds.
+
+        Raises:
+            LongAttentionError: a candidate that the user named cannot run.
+        """
+        runs: dict[str, Callable[[], Tensor]] = {}
+        for candidate in candidates:
+            name = str(candidate)
+            known = self.known.get(name)
+            if name in runs or (known is not None and (known.bytes is not None or not memory)):
+                continue
+            try:
+                run, size = self._prepare(candidate)
+            except LongAttentionError as error:
+                if candidate.asked:
+                    raise
+                self.refused[name] = str(error)
+                continue
+            runs[name] = run
+            if progress is not None:
+                progress(f"cost of {name}")
+            first = _timed(run)
+            if memory and not self.shape.causal:
+                size = _working_bytes(run, self.device)
+            self.known[name] = LayerCost(first, size)
+        quick = {name: run for name, run in runs.items() if self.known[name].seconds < SLOW}
+        for _ in range(TURNS):
+            for name, run in quick.items():
+                cost = self.known[name]
+                self.known[name] = LayerCost(min(cost.seconds, _timed(run)), cost.bytes)
+        if runs and self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            stage = self.file.with_suffix(f".partial-{os.getpid()}")
+            write_json(stage, {"setting": asdict(self.setting), "costs": {name: asdict(cost) for name, cost in self.known.items()}})
+            stage.replace(self.file)
+        return self.known
+
+    def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:
+        """What runs the candidate once, and the bytes that it keeps while decoding, if it does."""
+        shape, generator = self.shape, torch.Generator(self.device).manual_seed(0)
+        mechanism = mechanism_from(
+            candidate.mechanism, candidate.options, num_heads=shape.heads, head_dim=shape.head_dim, hidden_size=shape.hidden,
+            max_length=self.length, generator=generator,
+        )  # fmt: skip
+        if mechanism.causal not in ("both", shape.causal):
+            raise mechanism.wrong_form(shape.causal, "the model")
+        mechanism = mechanism.to(self.device).eval()
+
+        def values(heads: int) -> Tensor:
+            return torch.randn(1, heads, self.length, shape.head_dim, generator=generator, device=self.device)
+
+        q, k, v = values(shape.heads), values(shape.kv_heads), values(shape.kv_heads)
+        states = torch.randn(1, self.length, shape.hidden, generator=generator, device=self.device)
+        call = AttentionCall(causal=shape.causal, hidden_states=states if mechanism.takes_hidden_states else None)
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                return run_batch(mechanism, q, k, v, call)
+
+        return run, state_bytes([mechanism], shape, self.length) if shape.causal else None
+
+
+def _timed(run: Callable[[], Tensor]) -> float:
+    """Seconds of a run; with one processor thread those of this process, which other processes on the machine do not lengthen."""
+    clock = time.process_time if torch.get_num_threads() == 1 and not torch.accelerator.is_available() else time.perf_counter
+    start = clock()
+    result = run()
+    if result.device.type != "cpu":
+        torch.accelerator.synchronize()
+    return clock() - start
+
+
+def _working_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
+    """The most memory in use at once during a run, besides the inputs and the output."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = run()
+        return max(0, torch.cuda.max_memory_allocated(device) - before - result.nbytes)
+    with _without_stderr(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = run()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(file))
+        events: list[Any] = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted(
+        (event["ts"], number, event["args"]["Bytes"]) for number, event in enumerate(events) if event.get("name") == "[memory]"
+    )
+    now = most = 0
+    for _, _, change in changes:
+        now += change
+        most = max(most, now)
+    return max(0, most - result.nbytes)
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Within the context nothing appears on stderr: the profiler's C++ code writes lines there that no setting turns off."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,111 @@
+"""A design: one candidate for each layer, as a configuration, as a recipe for `longattn convert --config`, and in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..configuration import LongAttentionConfig
+from ..diagnostics import Candidate
+from ..mechanisms.composite import write_numbers
+
+
+@dataclass(frozen=True)
+class Design:
+    """A candidate for each layer, from the first to the last."""
+
+    layers: tuple[Candidate, ...]
+
+    @classmethod
+    def uniform(cls, candidate: Candidate, layers: int) -> Design:
+        """The same in every layer."""
+        return cls((candidate,) * layers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The candidates' texts, which identify a design."""
+        return tuple(map(str, self.layers))
+
+    @property
+    def default(self) -> Candidate:
+        """The candidate that most layers have; the first of them if several have as many."""
+        most = Counter(self.names).most_common(1)[0][0]
+        return self.layers[self.names.index(most)]
+
+    def attention(self) -> LongAttentionConfig:
+        """The configuration: the default, and overrides for the other layers."""
+        default = self.default
+        others = {number: {"mechanism": one.mechanism, **one.options} for number, one in enumerate(self.layers) if str(one) != str(default)}
+        return LongAttentionConfig(default.mechanism, layers=others or None, **default.options)
+
+    def rules(self) -> list[tuple[str, Candidate]]:
+        """Layer numbers such as ``0-2,5`` and what they run, in the order of their first layers."""
+        numbers: dict[str, list[int]] = {}
+        for number, name in enumerate(self.names):
+            numbers.setdefault(name, []).append(number)
+        return [(write_numbers(where), self.layers[where[0]]) for where in numbers.values()]
+
+    def recipe(self, **settings: Any) -> dict[str, Any]:
+        """Flags of `longattn convert` by name, as a recipe keeps them; ``settings`` that are not ``None`` come first."""
+        default = self.default
+        values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        values["mechanism"] = default.mechanism
+        if default.options:
+            values["option"] = [f"{name}={value}" for name, value in default.options.items()]
+        others = [f"{where}={one}" for where, one in self.rules() if str(one) != str(default)]
+        if others:
+            values["layers"] = others
+        return values
+
+    def __str__(self) -> str:
+        rules = self.rules()
+        return f"{rules[0][1]} in every layer" if len(rules) == 1 else "; ".join(f"{where}={one}" for where, one in rules)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A design with what it costs and what it is worth.
+
+    seconds: of the attention of all layers for one text of the target length.
+    bytes: of a decoder, the state of all layers; of an encoder, the working memory of the largest layer; ``None`` where not measured.
+    score: by which stage 1 chose, the greater the better: captured mass, mean over layers, or minus the sum of the layers' KL divergences;
+        ``None`` where a layer's candidate has none.
+    loss: measured in stage 2.
+    """
+
+    design: Design
+    seconds: float
+    bytes: int | None
+    score: float | None = None
+    loss: float | None = None
+
+    def to_dict(self, full_seconds: float) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "layers": list(self.design.names),
+            "seconds": _short(self.seconds),
+            "share_of_full_time": _short(self.seconds / full_seconds),
+            **({} if self.bytes is None else {"bytes": self.bytes}),
+            **({} if self.score is None else {"score": _short(self.score)}),
+            **({} if self.loss is None else {"loss": _short(self.loss)}),
+        }
+
+
+def pareto(found: Iterable[Priced]) -> list[Priced]:
+    """Those with a loss than which no other has less at the same cost or less, cheapest first."""
+    kept: list[Priced] = []
+    for one in sorted((one for one in found if one.loss is not None), key=lambda one: (one.seconds, one.loss)):
+        if not kept or one.loss < kept[-1].loss:  # type: ignore[operator]
+            kept.append(one)
+    return kept
+
+
+def unique(designs: Sequence[Design]) -> list[Design]:
+    """Without repetitions, in order."""
+    return list({one.names: one for one in designs}.values())
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,141 @@
+"""The folder of a search: its settings, what was measured, the study, and the result. One search at a time works in it.
+
+settings.json   what the measurements depend on; a search resumes with the same ones only
+costs.json      seconds and bytes of the candidates in one layer
+scores.json     what each candidate is worth in each layer
+study.db        trials of stage 2
+transfer/       mechanisms after attention transfer
+report.json, report.md, pareto.svg, design.yaml
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..conversion.tensor_files import write_json
+from ..errors import CheckpointError, DestinationExistsError, LongAttentionError
+from ..reading import check_name, read_json_object
+from .plot import draw_search
+from .result import SearchResult
+from .study import STUDY
+
+SETTINGS, COSTS, SCORES, LOCK, TRANSFER = "settings.json", "costs.json", "scores.json", ".lock", "transfer"
+DESIGN, REPORT, PAGE, PLOT = "design.yaml", "report.json", "report.md", "pareto.svg"
+MEASURED = (SCORES, STUDY, f"{STUDY}-journal", DESIGN, REPORT, PAGE, PLOT, SETTINGS)
+"""Files that ``overwrite`` removes; costs stay, since they do not depend on model or text."""
+
+
+class SearchFolder:
+    """A folder that this process alone searches in, after :func:`opened_folder`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def file(self, name: str) -> Path:
+        """A file or folder in it."""
+        return self.path / name
+
+    def stored(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The JSON object of a file, or else what ``compute`` returns, which is written there."""
+        file = self.file(name)
+        if file.is_file():
+            return read_json_object(file)
+        found = compute()
+        write_whole(file, lambda stage: write_json(stage, found))
+        return found
+
+    def write(self, result: SearchResult) -> None:
+        """Recipe, report and picture; each appears whole, in place of an earlier one."""
+        head = f"# longattn convert {result.model} DST --config {DESIGN}\n# {' '.join(result.reason.split())}\n"
+        recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
+        write_whole(self.file(PLOT), lambda stage: draw_search(result, stage))
+        write_whole(self.file(PAGE), lambda stage: _write_text(stage, result.to_markdown()))
+        write_whole(self.file(REPORT), lambda stage: write_json(stage, result.to_dict()))
+        write_whole(self.file(DESIGN), lambda stage: _write_text(stage, head + recipe))
+
+
+@contextmanager
+def opened_folder(path: str | Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[SearchFolder]:
+    """The folder, made if it does not exist.
+
+    Raises:
+        DestinationExistsError: it holds a search and neither ``resume`` nor ``overwrite`` is given, other settings, or something else; or
+            another process is searching in it.
+        CheckpointError: it cannot be made, or what it holds is damaged.
+    """
+    check_name(path)
+    folder = SearchFolder(Path(path).expanduser())
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.file(LOCK), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise CheckpointError(f"The folder {str(path)!r} cannot be made ({error.strerror}); choose another --output.") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DestinationExistsError(f"Another search is working in {str(path)!r}; wait for it, or choose another --output.") from error
+        fresh = not folder.file(SETTINGS).exists() or overwrite
+        _check(folder, dict(settings), resume=resume, overwrite=overwrite)
+        try:
+            yield folder
+        except LongAttentionError:
+            if fresh and not folder.file(STUDY).exists():
+                _forget(folder)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _forget(folder: SearchFolder) -> None:
+    """Remove what a refused search has written, except measured costs."""
+    for one in (*MEASURED, LOCK):
+        folder.file(one).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        folder.path.rmdir()
+
+
+def _check(folder: SearchFolder, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    file, name = folder.file(SETTINGS), str(folder.path)
+    others = {one.name for one in folder.path.iterdir()} - {LOCK, COSTS}
+    if not file.is_file() and others - set(MEASURED) - {TRANSFER}:
+        raise DestinationExistsError(f"{name!r} holds files that are no search; choose another --output.")
+    if overwrite:
+        for one in MEASURED:
+            folder.file(one).unlink(missing_ok=True)
+        shutil.rmtree(folder.file(TRANSFER), ignore_errors=True)
+    elif file.is_file():
+        stored = read_json_object(file)
+        if not resume:
+            raise DestinationExistsError(
+                f"{name!r} holds a search; add --resume to continue it, --overwrite to start again, or choose another --output."
+            )
+        if differing := [one for one in settings if stored.get(one) != settings[one]]:
+            first = differing[0]
+            raise DestinationExistsError(
+                f"The search in {name!r} was started with {first}={stored.get(first)!r:.80}, not {settings[first]!r:.80}; give the same "
+                "settings, add --overwrite to start again, or choose another --output."
+            )
+    write_whole(file, lambda stage: write_json(stage, settings))
+
+
+def write_whole(file: Path, write: Callable[[Path], None]) -> None:
+    """Write a file beside its place, and move it there when it is complete."""
+    stage = file.with_name(f".{file.stem}.partial-{os.getpid()}{file.suffix}")
+    try:
+        write(stage)
+        stage.replace(file)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")

@@ -1,0 +1,136 @@
+"""The checkpoint in memory with any design in its layers, as a conversion would make it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..configuration import LongAttentionConfig
+from ..conversion import plan_conversion
+from ..conversion.config import ConversionConfig
+from ..conversion.model_loading import auto_class_name
+from ..conversion.plan import ConversionPlan, open_asked
+from ..conversion.sources.base import Source
+from ..conversion.text import load_tokenizer
+from ..diagnostics import Candidate
+from ..errors import CheckpointError, LongAttentionError, in_a_line
+from ..modeling.attachment import attach_mechanisms
+from ..modeling.attention_sites import attention_sites
+from .design import Design
+
+Weights = Mapping[str, Tensor]
+"""Parameters of a mechanism by name."""
+
+
+class SearchedModel:
+    """A checkpoint that takes one design after the other.
+
+    Args:
+        source: an opened checkpoint, long or not.
+        asked: settings of the conversion that the search is for: length, positions.
+        device: where it runs.
+    """
+
+    def __init__(self, source: Source, asked: ConversionConfig, device: torch.device) -> None:
+        self.source, self.asked, self.device = source, asked, device
+        self.original = self.planned(None)
+        self.tokenizer = load_tokenizer(source.folder)
+        self._model: Any = None
+        self._key: object = None
+
+    @classmethod
+    def open(cls, name: str | Path | Source, asked: ConversionConfig, device: torch.device) -> SearchedModel:
+        """Open a folder or a Hub repository."""
+        return cls(name if isinstance(name, Source) else open_asked(name, asked), asked, device)
+
+    @property
+    def trained_length(self) -> int:
+        """Tokens that the checkpoint reads before the conversion."""
+        return self.original.old_length
+
+    @property
+    def length(self) -> int:
+        """Tokens that the result reads."""
+        return self.original.new_length
+
+    @property
+    def layers(self) -> int:
+        return self.original.shape.layers
+
+    @property
+    def own_attention(self) -> LongAttentionConfig:
+        """What the checkpoint's layers run before the conversion: full attention, unless it is a long model."""
+        found = self.original.architecture.original_attention() if not self.asked.generic else None
+        return LongAttentionConfig("full") if found is None else found
+
+    @property
+    def own_design(self) -> Design:
+        """The same, as a design."""
+        chosen = map(self.own_attention.for_layer, range(self.layers))
+        return Design(tuple(Candidate(name, options) for name, options in chosen))
+
+    def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
+        """The plan of a conversion with this attention; full attention for ``None``.
+
+        short: without more positions.
+        """
+        changes: dict[str, Any] = {"long_attention": attention or LongAttentionConfig("full")}
+        if short:
+            changes |= {"max_length": None, "positions": "auto"}
+        return plan_conversion(self.source, config=dataclasses.replace(self.asked, **changes))
+
+    def run_with(self, attention: LongAttentionConfig, *, short: bool = False, weights: Mapping[int, Weights] | None = None) -> Any:
+        """The model in fp32 with this attention.
+
+        It is one model: the next call changes what this one returned.
+
+        Args:
+            attention: of all layers.
+            short: with the checkpoint's own positions, as it was trained.
+            weights: parameters of the mechanisms of some layers, by layer.
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        plan = self.planned(attention, short=short)
+        text = plan.config.get_text_config()
+        key = (short, repr(getattr(text, "rope_parameters", None)))
+        if key != self._key:
+            self._model = None
+            self._model, self._key = self._load(plan), key
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            sites = attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
+        for site in sites:
+            if not site.cross and site.layer in (weights or {}) and not (site.decoding and self._model.config.is_encoder_decoder):
+                own = dict(site.mechanism.state_dict())
+                site.mechanism.load_state_dict({**own, **weights[site.layer]})  # type: ignore[index]
+        return self._model
+
+    def _load(self, plan: ConversionPlan) -> nn.Module:
+        import transformers
+
+        name = auto_class_name(plan.config, plan.architecture.long_class)
+        model_class: Any = getattr(transformers, name) if name else plan.architecture.model_class
+        try:
+            model = self.source.finish(self.source.load(model_class, config=plan.config, dtype=torch.float32))
+        except LongAttentionError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"transformers cannot load {self.source.name!r}: {in_a_line(error)}.") from error
+        if hasattr(model.config, "use_cache"):
+            model.config.use_cache = False
+        return model.eval().to(self.device)
+
+
+def layer_weights(model: nn.Module) -> dict[int, dict[str, Tensor]]:
+    """Parameters of the mechanisms of self-attention, by layer."""
+    return {
+        site.layer: {name: value.detach().cpu().clone() for name, value in site.mechanism.named_parameters()}
+        for site in attention_sites(model)
+        if not site.cross
+    }

@@ -1,0 +1,144 @@
+"""What a design does to the model's predictions on real text: the loss at the target length, or the KL divergence from the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conversion.convert import LANGUAGE_MODELS
+from ..diagnostics import Candidate
+from ..errors import OptionError
+from .design import Design
+from .model import SearchedModel, Weights
+from .texts import SearchText
+
+Progress = Callable[[str], None]
+COMPARED = 256
+"""Predictions of a piece that are compared."""
+Transferred = Mapping[str, Mapping[int, Weights]]
+"""Parameters of mechanisms after attention transfer: by candidate, then by layer."""
+
+
+class HeldOutLoss:
+    """Nats per masked or next token of pieces as long as the target, which the converted model reads without training.
+
+    Args:
+        model: to convert.
+        text: pieces are made of.
+        pieces: how many, at most.
+        transferred: parameters of mechanisms.
+    Raises:
+        OptionError: the checkpoint has no language-modelling head.
+    """
+
+    name = "loss"
+    what = "nats per predicted token"
+
+    def __init__(self, model: SearchedModel, text: SearchText, pieces: int, transferred: Transferred | None = None) -> None:
+        if not predicts_tokens(model):
+            raise OptionError(
+                f"{model.source.name!r} is a {model.original.architecture.source_class}, which predicts no tokens, so it has no held-out "
+                "loss; add --objective kl, or give a checkpoint with its language-modelling head."
+            )
+        self.model, self.transferred = model, transferred or {}
+        self.inputs: list[tuple[Tensor, Tensor]] = []
+        causal = model.original.shape.causal
+        for number, piece in enumerate(text.pieces(model.length, pieces)):
+            self.inputs.append((piece, piece) if causal else text.masked(piece, number))
+
+    @torch.no_grad()
+    def __call__(self, design: Design) -> float:
+        """The loss, mean over pieces."""
+        model = self.model.run_with(design.attention(), weights=weights_of(design, self.transferred))
+        losses = [
+            float(model(input_ids=ids[None].to(model.device), labels=labels[None].to(model.device)).loss) for ids, labels in self.inputs
+        ]
+        return sum(losses) / len(losses)
+
+
+class Divergence:
+    """KL(checkpoint ‖ design) in nats, mean over predictions, of pieces that the checkpoint was trained to read.
+
+    Of a language model the predictions are those of masked tokens, or of next tokens; of a classifier those of the text or of its tokens.
+
+    Args:
+        model, text, pieces, transferred: as for :class:`HeldOutLoss`.
+        length: of the pieces.
+    Raises:
+        OptionError: the checkpoint has no head.
+    """
+
+    name = "kl"
+    what = "nats of KL divergence"
+
+    def __init__(
+        self, model: SearchedModel, text: SearchText, pieces: int, length: int, transferred: Transferred | None = None
+    ) -> None:  # fmt: skip
+        self.model, self.transferred = model, transferred or {}
+        masked = predicts_tokens(model) and not model.original.shape.causal
+        self.inputs: list[Tensor] = []
+        self.places: list[Tensor | None] = []
+        for number, piece in enumerate(text.pieces(length, pieces)):
+            ids, labels = text.masked(piece, number) if masked else (piece, piece)
+            self.inputs.append(ids)
+            predicted = torch.nonzero(labels >= 0).flatten()
+            self.places.append(predicted[:: max(1, len(predicted) // COMPARED)][:COMPARED])
+        self.expected = [one.log_softmax(-1) for one in self._logits(model.run_with(model.own_attention, short=True))]
+
+    def __call__(self, design: Design) -> float:
+        """The divergence, mean over pieces."""
+        model = self.model.run_with(design.attention(), short=True, weights=weights_of(design, self.transferred))
+        found = [
+            float((expected.exp() * (expected - logits.log_softmax(-1))).sum(-1).mean())
+            for expected, logits in zip(self.expected, self._logits(model), strict=True)
+        ]
+        return sum(found) / len(found)
+
+    @torch.no_grad()
+    def _logits(self, model: Any) -> list[Tensor]:
+        """Of each piece, ``(predictions, classes)`` float32."""
+        found = []
+        for ids, places in zip(self.inputs, self.places, strict=True):
+            logits = getattr(model(input_ids=ids[None].to(model.device)), "logits", None)
+            if not isinstance(logits, Tensor):
+                raise OptionError(
+                    f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "
+                    "language-modelling head, or leave --score kl and --objective kl out."
+                )
+            logits = logits[0].float()
+            found.append(logits[places].cpu() if logits.dim() == 2 and places is not None else logits.reshape(1, -1).cpu())
+        return found
+
+
+def predicts_tokens(model: SearchedModel) -> bool:
+    """Whether a checkpoint has a language-modelling head and needs no second text for a decoder."""
+    architecture: Any = model.original.architecture
+    config: Any = model.original.config
+    return not getattr(config, "is_encoder_decoder", False) and architecture.source_class.endswith(LANGUAGE_MODELS)
+
+
+def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:
+    """The transferred parameters of a design's layers."""
+    found: dict[int, Weights] = {}
+    for layer, name in enumerate(design.names):
+        if layer in transferred.get(name, {}):
+            found[layer] = transferred[name][layer]
+    return found
+
+
+def divergence_by_layer(
+    divergence: Divergence, candidates: Sequence[Candidate], own: Design, progress: Progress | None = None
+) -> list[list[float]]:  # fmt: skip
+    """KL of the model in which one layer alone runs a candidate, ``[layer][candidate]``; the other layers run the checkpoint's ``own``."""
+    table = []
+    for layer in range(len(own.layers)):
+        row = []
+        for candidate in candidates:
+            if progress is not None:
+                progress(f"layer {layer}: {candidate}")
+            row.append(divergence(Design((*own.layers[:layer], candidate, *own.layers[layer + 1 :]))))
+        table.append(row)
+    return table

@@ -1,0 +1,80 @@
+"""The picture of a search: what designs are worth against what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import needs_extra
+
+if TYPE_CHECKING:
+    from .design import Priced
+    from .result import SearchResult
+
+LABELS = {"mass": "captured mass (mean over layers)", "kl": "−Σ KL of single layers (nats)"}
+
+
+def check_drawing() -> None:
+    """Refuse before anything is measured if matplotlib is not installed."""
+    with needs_extra("search"):
+        import matplotlib.figure  # noqa: F401
+
+
+def draw_search(result: SearchResult, file: Path) -> None:
+    """Write an SVG: the best designs by score and the uniform ones; beside them, if there was a stage 2, every design that was tried."""
+    with needs_extra("search"):
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+    panels = 1 + bool(result.tried)
+    with rc_context({"svg.hashsalt": "longattn", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(6.4 * panels, 4.6), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        _draw_scores(axes[0], result)
+        if result.tried:
+            _draw_losses(axes[1], result)
+        figure.suptitle(f"{result.model}, {result.length:,} tokens", fontsize=10)
+        figure.savefig(file, metadata={"Date": None})
+
+
+def _draw_scores(axis: Any, result: SearchResult) -> None:
+    if result.front:
+        axis.step(_costs(result, result.front), [one.score for one in result.front], where="post", color="tab:blue", label="best designs")
+    judged = [one for one in result.uniform if one.score is not None]
+    axis.scatter(_costs(result, judged), [one.score for one in judged], color="tab:grey", s=22, label="the same in every layer")
+    for one in judged:
+        axis.annotate(
+            str(one.design.default), (_costs(result, [one])[0], one.score), fontsize=6, xytext=(3, -7), textcoords="offset points"
+        )
+    if result.chosen.score is not None:
+        axis.scatter(_costs(result, [result.chosen]), [result.chosen.score], marker="*", s=160, color="tab:red", zorder=3, label="chosen")
+    _finish(axis, result, LABELS[result.score])
+
+
+def _draw_losses(axis: Any, result: SearchResult) -> None:
+    axis.scatter(_costs(result, result.tried), [one.loss for one in result.tried], s=14, color="tab:grey", label="tried")
+    best = result.pareto
+    axis.step(_costs(result, best), [one.loss for one in best], where="post", color="tab:blue", label="least loss for the cost")
+    if result.chosen.loss is not None:
+        axis.scatter(_costs(result, [result.chosen]), [result.chosen.loss], marker="*", s=160, color="tab:red", zorder=3, label="chosen")
+    _finish(axis, result, "held-out loss (nats)" if result.objective == "loss" else "KL divergence (nats)")
+
+
+def _finish(axis: Any, result: SearchResult, name: str) -> None:
+    budget = result.budget
+    memory = budget is not None and budget.of_memory
+    if budget is not None:
+        limit = budget.value / 1e6 if memory else budget.limit(result.full_seconds) / result.full_seconds
+        axis.axvline(limit, color="tab:red", linewidth=0.8, linestyle=":", label="budget")
+    axis.set_xlabel("memory (MB)" if memory else "attention's time, as a share of full attention's")
+    axis.set_ylabel(name)
+    axis.set_xscale("log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+
+
+def _costs(result: SearchResult, designs: Sequence[Priced]) -> list[float]:
+    if result.budget is not None and result.budget.of_memory:
+        return [max(one.bytes or 0, 1) / 1e6 for one in designs]
+    return [one.seconds / result.full_seconds for one in designs]

@@ -1,0 +1,158 @@
+"""The result of a search: the design, what it was chosen from, and its JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .budget import Budget, readable_bytes, readable_seconds
+from .design import Priced, pareto
+
+FORMAT = 1
+"""Number of the JSON form; it changes when a key changes its meaning or goes."""
+SCORES = {"mass": "captured mass", "kl": "minus the sum of the layers' KL divergences (nats)"}
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: what each candidate is worth there, by its text; a candidate that cannot be judged is missing."""
+
+    scores: Mapping[str, float]
+    chosen: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    model, text: their names. length: of the target, in tokens. compared_at: tokens at which ``score`` was measured.
+    layers_kept: in the mode full-layers, how many keep the checkpoint's own attention; else ``None``.
+    full_seconds, full_bytes: of full attention in every layer.
+    chosen: the design; ``reason`` says in a sentence why it.
+    front: the best designs by ``score`` under every budget, cheapest first. uniform: one candidate in every layer. tried: in stage 2.
+    rows: the layers. importance: in the mode full-layers, what restoring each layer gains, in nats of KL divergence.
+    costs: seconds and bytes of one layer, by candidate. reasons: of the candidates that were left out, by candidate.
+    objective: of stage 2, "loss" or "kl"; ``None`` without it.
+    settings: with which the search can be repeated. machine: where it ran.
+    """
+
+    model: str
+    text: str
+    length: int
+    compared_at: int
+    budget: Budget | None
+    score: str
+    full_seconds: float
+    full_bytes: int | None
+    chosen: Priced
+    reason: str
+    front: tuple[Priced, ...]
+    uniform: tuple[Priced, ...]
+    rows: tuple[LayerRow, ...]
+    costs: Mapping[str, tuple[float, int | None]]
+    reasons: Mapping[str, str]
+    machine: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    tried: tuple[Priced, ...] = ()
+    objective: str | None = None
+    layers_kept: int | None = None
+    importance: tuple[float, ...] = ()
+    compared: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    folder: str | None = None
+
+    @property
+    def pareto(self) -> list[Priced]:
+        """The designs of stage 2 than which no other has less loss at the same cost."""
+        return pareto(self.tried)
+
+    @property
+    def command(self) -> str:
+        """What converts the checkpoint so."""
+        file = f"{self.folder}/design.yaml" if self.folder else "design.yaml"
+        return f"longattn convert {self.model} DST --config {file}"
+
+    def cost_of(self, one: Priced) -> str:
+        """A design's cost in words."""
+        if self.budget is not None and self.budget.of_memory:
+            return readable_bytes(one.bytes or 0)
+        return f"{readable_seconds(one.seconds)} ({one.seconds / self.full_seconds:.3g} of full attention)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        full = self.full_seconds
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "text": self.text,
+            "length": self.length,
+            "compared_at": self.compared_at,
+            **({} if self.budget is None else {"budget": str(self.budget)}),
+            **({} if self.layers_kept is None else {"layers_kept": self.layers_kept, "importance": list(self.importance)}),
+            "score": self.score,
+            "objective": self.objective,
+            "chosen": self.chosen.to_dict(full),
+            "reason": self.reason,
+            "long_attention": self.chosen.design.attention().to_dict(),
+            "recipe": dict(self.recipe),
+            "command": self.command,
+            "full_seconds": full,
+            **({} if self.full_bytes is None else {"full_bytes": self.full_bytes}),
+            "costs": {
+                name: {"seconds": seconds, **({} if size is None else {"bytes": size})} for name, (seconds, size) in self.costs.items()
+            },
+            "layers": [{"chosen": row.chosen, "scores": dict(row.scores)} for row in self.rows],
+            "front": [one.to_dict(full) for one in self.front],
+            "uniform": [one.to_dict(full) for one in self.uniform],
+            "tried": [one.to_dict(full) for one in self.tried],
+            **({} if not self.compared else {"compared": dict(self.compared)}),
+            "left_out": dict(self.reasons),
+            "notes": list(self.notes),
+            "machine": dict(self.machine),
+        }
+
+    def to_markdown(self) -> str:
+        """The report as a page."""
+        what, full = SCORES[self.score], self.full_seconds
+        limit = f"{self.layers_kept} layers with the checkpoint's own attention" if self.budget is None else f"a budget of {self.budget}"
+        lines = [
+            f"# A design for {self.model} at {self.length:,} tokens",
+            "",
+            self.reason,
+            "",
+            f"    {self.command}",
+            "",
+            f"Searched under {limit}, with the text {self.text}. Costs are those of attention alone, for one sequence of {self.length:,} "
+            f"tokens; full attention in every layer takes {readable_seconds(full)}. The score is {what} at "
+            f"{self.compared_at:,} tokens.",
+            "",
+            *(f"- {note}" for note in self.notes),
+            *([""] if self.notes else []),
+            "| layer | runs | score there | seconds |",
+            "|---|---|---|---|",
+        ]
+        for number, row in enumerate(self.rows):
+            score = f"{row.scores[row.chosen]:.4f}" if row.chosen in row.scores else ""
+            kept = f", gains {self.importance[number]:.4f} nats" if self.importance else ""
+            lines.append(f"| {number} | {row.chosen} | {score}{kept} | {readable_seconds(self.costs[row.chosen][0])} |")
+        if self.compared:
+            lines += ["", "| full layers | KL divergence (nats) |", "|---|---|"]
+            lines += [f"| {name} | {value:.4f} |" for name, value in self.compared.items()]
+        if self.tried:
+            lines += [
+                "", f"## Tried: {len(self.tried)} designs", "", "The best for their cost:", "",
+                f"| design | {self.objective} | share of full attention's time |", "|---|---|---|",
+                *(f"| {one.design} | {one.loss:.4f} | {one.seconds / full:.3f} |" for one in self.pareto),
+            ]  # fmt: skip
+        if self.uniform:
+            lines += ["", "## The same candidate in every layer", ""]
+            lines += ["| candidate | score | share of full attention's time | memory |", "|---|---|---|---|"]
+        for one in self.uniform:
+            score = "" if one.score is None else f"{one.score:.4f}"
+            size = "" if one.bytes is None else readable_bytes(one.bytes)
+            lines.append(f"| {one.design.default} | {score} | {one.seconds / full:.3f} | {size} |")
+        if self.reasons:
+            lines += ["", "Left out:", "", *(f"- {name}: {why}" for name, why in self.reasons.items())]
+        about = ", ".join(f"{name} {value}" for name, value in self.machine.items())
+        return "\n".join([*lines, "", f"Machine: {about}.", ""])

@@ -1,0 +1,448 @@
+"""Search a design for a checkpoint: measure candidates, choose one per layer, and try designs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conversion.config import ConversionConfig
+from ..conversion.model_loading import quiet_libraries
+from ..conversion.report import versions
+from ..conversion.sources.base import Source
+from ..diagnostics import Candidate
+from ..errors import LengthError, OptionError
+from .budget import Budget
+from .candidates import FULL, read_candidates, unsuitable
+from .costs import LayerCosts
+from .design import Design, Priced, unique
+from .folder import COSTS, SCORES, SearchFolder, opened_folder
+from .layers import choose_full_layers
+from .model import SearchedModel
+from .objectives import Divergence, HeldOutLoss, Transferred
+from .plot import check_drawing
+from .result import LayerRow, SearchResult
+from .study import DesignStudy, check_trials, run_workers
+from .tables import QUERIES, Prices, Table, choose, divergence_table, mass_table
+from .texts import SearchText
+from .transfer import transfer_attention
+
+Progress = Callable[[str], None]
+MODES, SCORE_NAMES, OBJECTIVES = ("mechanisms", "full-layers"), ("mass", "kl"), ("loss", "kl")
+SEEDS = 12
+"""Designs of stage 1 with which stage 2 starts."""
+PIECES = 4
+"""Pieces of the text that are read."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of :func:`search_design`, checked; a worker process starts from them alone."""
+
+    model: str
+    text: str | Path | Tensor
+    budget: Budget | None
+    full_layers: int | None
+    candidates: tuple[Candidate, ...]
+    score: str
+    objective: str
+    trials: int
+    workers: int
+    transfer_steps: int
+    pieces: int
+    queries: int
+    compare_at: int | None
+    seed: int
+    device: str
+    conversion: ConversionConfig
+
+    def settings(self) -> dict[str, Any]:
+        """What a search that resumes must have in common with the one that was stopped."""
+        if isinstance(self.text, Tensor):
+            digest = hashlib.sha256(self.text.numpy().tobytes()).hexdigest()
+        else:
+            whole = self.text.read_bytes() if isinstance(self.text, Path) and self.text.is_file() else str(self.text).encode()
+            digest = hashlib.sha256(whole).hexdigest()
+        return {
+            "model": self.model, "text": digest, "budget": str(self.budget or self.full_layers),
+            "mode": MODES[self.full_layers is not None], "length": self.conversion.max_length, "positions": self.conversion.positions,
+            "candidates": [str(one) for one in self.candidates],
+            "score": self.score, "objective": self.objective, "transfer_steps": self.transfer_steps, "pieces": self.pieces,
+            "queries": self.queries, "compare_at": self.compare_at, "seed": self.seed, "device": self.device,
+        }  # fmt: skip
+
+    def opened(self, source: Source | None = None) -> SearchedModel:
+        """The checkpoint, not yet loaded."""
+        return SearchedModel.open(self.model if source is None else source, self.conversion, torch.device(self.device))
+
+    def length_compared(self, model: SearchedModel) -> int:
+        """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read.
+
+        Raises:
+            LengthError: more than that was asked for.
+        """
+        trained = min(model.trained_length, model.length)
+        if self.compare_at is not None and not 16 <= self.compare_at <= trained:
+            raise LengthError(
+                f"Candidates are compared at 16 to {trained:,} tokens, which {self.model!r} was trained to read, not at "
+                f"{self.compare_at:,}; change --compare-at, or leave it out."
+            )
+        return trained if self.compare_at is None else self.compare_at
+
+    def searched_text(self, model: SearchedModel) -> SearchText:
+        """The text, tokenised as far as it is needed."""
+        vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
+        return SearchText(self.text, model.tokenizer, self.pieces * model.length, vocabulary)
+
+    def objective_of(self, model: SearchedModel, transferred: Transferred) -> HeldOutLoss | Divergence:
+        """What stage 2 measures of a design."""
+        text = self.searched_text(model)
+        if self.objective == "loss":
+            return HeldOutLoss(model, text, self.pieces, transferred)
+        return Divergence(model, text, self.pieces, self.length_compared(model), transferred)
+
+
+@quiet_libraries()
+def search_design(
+    model: str | Path,
+    text: str | Path | Tensor,
+    output: str | Path | None = None,
+    *,
+    budget: str | float | Budget = "0.25",
+    length: int | None = None,
+    candidates: Sequence[str | Candidate] | None = None,
+    mode: str = "mechanisms",
+    score: str = "mass",
+    trials: int = 0,
+    objective: str = "loss",
+    workers: int = 1,
+    transfer_steps: int = 0,
+    pieces: int = PIECES,
+    queries: int = QUERIES,
+    compare_at: int | None = None,
+    positions: str = "auto",
+    seed: int = 0,
+    device: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Search a mechanism for every layer of ``model`` under a budget of time or memory at a target length.
+
+        found = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
+        convert_checkpoint("bert-base-uncased", "long-bert", long_attention=found.chosen.design.attention(), max_length=4096)
+
+    Stage 1 measures what each candidate keeps of the softmax of each layer and what it costs at the target length on this machine; layers
+    are independent in both sums, so that the best choice under every budget is found exactly. Stage 2 (``trials``) measures what designs do
+    to the model as a whole, starting with those of stage 1.
+
+    Args:
+        model: a checkpoint of transformers, short or long: a folder or a Hub repository id.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens.
+        output: the folder of the search, with report, picture and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
+        budget: of the attention of all layers for one text: a share of full attention's time (0.25), seconds ("1.5s") or memory ("200MB");
+            in the mode "full-layers" the number of layers that keep the checkpoint's attention.
+        length: of the target, in tokens; the checkpoint's own if not given.
+        candidates: mechanisms such as ``"window:window=256"``; usual ones if not given. In the mode "full-layers" the one that the other
+            layers run.
+        mode: "mechanisms", or "full-layers" (Li et al. 2025, arXiv 2512.20569: the layers whose restoration reduces the KL divergence
+            most keep the checkpoint's attention).
+        score: of stage 1: "mass", captured softmax, or "kl", the divergence of the model in which one layer alone runs the candidate.
+        trials: of stage 2, designs tried in all.
+        objective: of stage 2: "loss", masked or causal, at the target length, or "kl", the divergence from the checkpoint.
+        workers: processes of stage 2; a script that asks for more than one needs ``if __name__ == "__main__":`` around the call.
+        transfer_steps: attention transfer of candidates with parameters before they are judged, in optimiser steps.
+        pieces: of the text that are read, at most.
+        queries: measured in each piece for captured mass.
+        compare_at: tokens at which candidates are judged; what the checkpoint was trained to read if not given.
+        positions: as in a conversion.
+        seed: of stage 2's sampler.
+        device: "cpu", "cuda" …; the accelerator if there is one.
+        resume: continue the search in ``output``. overwrite: start it again.
+        revision, token: of the Hub repository.
+        progress: called with a sentence before each step.
+    Returns:
+        The result.
+    Raises:
+        OptionError, UnknownMechanismError: settings or candidates that do not exist, or a budget that nothing meets.
+        LengthError: the text is too short.
+        DestinationExistsError: ``output`` holds a search, or something else.
+        MissingExtraError: Optuna or matplotlib is not installed.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    for name, value, known in (("mode", mode, MODES), ("score", score, SCORE_NAMES), ("objective", objective, OBJECTIVES)):
+        if value not in known:
+            raise OptionError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}.")
+    if min(pieces, queries) < 1 or transfer_steps < 0:
+        raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512, transfer_steps=0.")
+    check_trials(trials, workers)
+    if output is None and (trials or transfer_steps or resume or overwrite):
+        raise OptionError("Stage 2 keeps its trials in a folder; give one as output, or leave trials and transfer_steps at 0.")
+    if output is not None:
+        check_drawing()
+    kept = mode == MODES[1]
+    asked = Asked(
+        model=str(model), text=text, budget=None if kept else Budget.read(budget), full_layers=_count(budget) if kept else None,
+        candidates=tuple(read_candidates(candidates)), score="kl" if kept else score, objective=objective, trials=trials, workers=workers,
+        transfer_steps=transfer_steps, pieces=pieces, queries=queries, compare_at=compare_at, seed=seed, device=chosen_device(device),
+        conversion=ConversionConfig(max_length=length, positions=positions, revision=revision, token=token),
+    )  # fmt: skip
+    if kept and (candidates is None or len(asked.candidates) != 1 or trials):
+        raise OptionError("In the mode full-layers all other layers run one candidate, and there are no trials; give one --candidate.")
+    opened = nullcontext(None) if output is None else opened_folder(output, asked.settings(), resume=resume, overwrite=overwrite)
+    with opened as folder:
+        result = Search(asked, folder, progress).run()
+        if folder is not None:
+            folder.write(result)
+    return result
+
+
+class Search:
+    """One search, step by step.
+
+    Args:
+        asked: the arguments.
+        folder: where measurements are kept; ``None`` keeps nothing.
+        progress: called with a sentence before each step.
+        source: the checkpoint, if it is open already.
+    """
+
+    def __init__(
+        self, asked: Asked, folder: SearchFolder | None = None, progress: Progress | None = None, source: Source | None = None
+    ) -> None:  # fmt: skip
+        self.asked, self.folder, self.progress = asked, folder, progress or _silent
+        self.model = asked.opened(source)
+        self.length = asked.length_compared(self.model)
+        self.text = asked.searched_text(self.model)
+        self.notes: list[str] = []
+        self.reasons: dict[str, str] = {}
+        self.candidates: list[Candidate] = []
+
+    def run(self) -> SearchResult:
+        model, asked = self.model, self.asked
+        found = len(self.text.pieces(self.length, asked.pieces))
+        if asked.trials:
+            found = min(found, len(self.text.pieces(model.length, asked.pieces)))
+        if found < asked.pieces:
+            self.notes.append(f"The text is enough for {found} of {asked.pieces} pieces; a longer one gives a surer choice.")
+        self.candidates = self._suitable()
+        prices = self._prices()
+        transferred = self._transferred()
+        if asked.full_layers is not None:
+            return self._full_layers(prices, transferred)
+        table = self._table(transferred)
+        assert asked.budget is not None
+        best, front = choose(table, self.candidates, prices, asked.budget, asked.score)
+        uniform = self._uniform(prices, table)
+        if not asked.trials:
+            what = "keeps the most of the layers' attention" if asked.score == "mass" else "changes the predictions least"
+            return self._result(best, f"{best.design} {what} within {asked.budget}.", prices, table, front, uniform)
+        tried = self._try(prices, [best, *front], uniform, transferred, table)
+        limit = self._limit(prices)
+        within = [one for one in tried if self._price(prices, one.design) <= limit * (1 + 1e-9)]
+        chosen = min(within, key=lambda one: (one.loss, one.seconds))
+        first = next(one for one in tried if one.design.names == best.design.names)
+        what = "held-out loss" if asked.objective == "loss" else "KL divergence"
+        reason = f"{chosen.design} has the lowest {what} of the {len(tried)} designs tried, {chosen.loss:.4f} nats within {asked.budget}"
+        alone = f"stage 1 alone would choose {best.design}, {first.loss:.4f} nats"
+        reason += f"; {alone}." if first is not chosen else ", and is what stage 1 alone would choose."
+        return self._result(chosen, reason, prices, table, front, uniform, tuple(tried))
+
+    def _suitable(self) -> list[Candidate]:
+        found, causal = [], self.model.original.shape.causal
+        for candidate in self.asked.candidates:
+            why = unsuitable(candidate, causal, self.model.length)
+            if why and candidate.asked:
+                raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
+            if why:
+                self.reasons[str(candidate)] = why
+            else:
+                found.append(candidate)
+        return found
+
+    def _prices(self) -> Prices:
+        model = self.model
+        own = list(model.own_design.layers) if self.asked.full_layers is not None else []
+        costs = LayerCosts(
+            model.original.shape, model.length, model.device, None if self.folder is None else self.folder.file(COSTS)
+        )  # fmt: skip
+        memory = self.asked.budget is not None and self.asked.budget.of_memory
+        known = costs.measure(unique_candidates([*self.candidates, FULL, *own]), self.progress, memory)
+        self.reasons |= costs.refused
+        self.candidates = [one for one in self.candidates if str(one) not in costs.refused]
+        return Prices(known, model.layers, model.original.shape.causal)
+
+    def _transferred(self) -> Transferred:
+        if not self.asked.transfer_steps:
+            return {}
+        assert self.folder is not None
+        return transfer_attention(self.asked.model, self.asked.text, self.candidates, self.asked.transfer_steps, self.length,
+                                  self.folder.file("transfer"), self.asked.seed, self.progress)  # fmt: skip
+
+    def _table(self, transferred: Transferred) -> Table:
+        asked = self.asked
+
+        def compute() -> dict[str, Any]:
+            if asked.score == "mass":
+                table = mass_table(self.model, self.text, self.candidates, self.length, asked.pieces, asked.queries, self.progress)
+            else:
+                divergence = Divergence(self.model, self.text, asked.pieces, self.length, transferred)
+                table = divergence_table(self.model, divergence, self.candidates, self.progress)
+            return {"scores": table.scores, "reasons": table.reasons}
+
+        table = Table(**(compute() if self.folder is None else self.folder.stored(SCORES, compute)))
+        for name, why in table.reasons.items():
+            self.reasons[name] = why if asked.trials == 0 else f"{why.rstrip('.')}, so stage 1 left it to stage 2."
+        return table
+
+    def _uniform(self, prices: Prices, table: Table | None) -> list[Priced]:
+        designs = [Design.uniform(one, prices.layers) for one in self.candidates]
+        return sorted((prices.priced(one, table, self.asked.score) for one in designs), key=lambda one: one.seconds)
+
+    def _price(self, prices: Prices, design: Design) -> float:
+        assert self.asked.budget is not None
+        each = [prices.price(name, self.asked.budget) for name in design.names]
+        return max(each) if self.asked.budget.of_memory and not prices.sums else sum(each)
+
+    def _limit(self, prices: Prices) -> float:
+        assert self.asked.budget is not None
+        return self.asked.budget.limit(prices.full_seconds)
+
+    def _try(
+        self, prices: Prices, found: Sequence[Priced], uniform: Sequence[Priced], transferred: Transferred, table: Table
+    ) -> list[Priced]:  # fmt: skip
+        asked, folder = self.asked, self.folder
+        assert folder is not None
+        assert asked.budget is not None
+        limit = self._limit(prices)
+        peak = asked.budget.of_memory and not prices.sums
+        candidates = [one for one in self.candidates if not peak or prices.price(str(one), asked.budget) <= limit]
+        names = {str(one) for one in candidates}
+        within = [one for one in found[1:] if set(one.design.names) <= names and self._price(prices, one.design) <= limit * (1 + 1e-9)]
+        same = [one for one in uniform if set(one.design.names) <= names and self._price(prices, one.design) <= limit * (1 + 1e-9)]
+        spread = [found[0], *thinned_priced(within, SEEDS), *sorted(same, key=lambda one: -one.seconds)]
+        seeds = unique([one.design for one in spread])[: max(2, asked.trials // 2)]
+        each = {str(one): prices.costs[str(one)].seconds if peak else prices.price(str(one), asked.budget) for one in candidates}
+        job = Job(asked, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit)
+        study = job.study()
+        study.begin(seeds)
+        if asked.workers > 1 and study.complete < asked.trials:
+            self.progress(f"{asked.trials} trials in {asked.workers} processes")
+            run_workers(try_designs, (job,), asked.workers)
+        elif study.complete < asked.trials:
+            study.work(asked.objective_of(self.model, transferred), asked.trials, self.progress)
+        return [prices.priced(design, table, asked.score, loss) for design, loss in study.tried()]
+
+    def _full_layers(self, prices: Prices, transferred: Transferred) -> SearchResult:
+        asked, model = self.asked, self.model
+        assert asked.full_layers is not None
+        divergence = Divergence(model, self.text, asked.pieces, self.length, transferred)
+        found = choose_full_layers(divergence, self.candidates[0], model.own_design, asked.full_layers, asked.model, self.progress)
+        table = Table([{} for _ in range(model.layers)])
+        kept = ", ".join(str(one) for one in sorted(found.kept))
+        reason = (
+            f"Layers {kept} keep the checkpoint's attention: restoring each of them alone reduces the KL divergence from the checkpoint "
+            f"most; with them it is {found.divergence:.4f} nats, {found.nothing:.4f} without any."
+        )
+        chosen = prices.priced(found.design, loss=found.divergence)
+        return self._result(
+            chosen, reason, prices, table, [], [], importance=tuple(found.importance), compared=found.compared, objective="kl"
+        )  # fmt: skip
+
+    def _result(
+        self, chosen: Priced, reason: str, prices: Prices, table: Table, front: Sequence[Priced], uniform: Sequence[Priced],
+        tried: tuple[Priced, ...] = (), **more: Any,
+    ) -> SearchResult:  # fmt: skip
+        asked, model = self.asked, self.model
+        costs = {name: (cost.seconds, cost.bytes) for name, cost in prices.costs.items()}
+        settings = {
+            "max_length": asked.conversion.max_length,
+            "positions": None if asked.conversion.positions == "auto" else asked.conversion.positions,
+        }
+        rows = tuple(LayerRow(row, name) for row, name in zip(table.scores, chosen.design.names, strict=True))
+        full = prices.priced(Design.uniform(FULL, prices.layers))
+        return SearchResult(
+            model=asked.model, text=self.text.name, length=model.length, compared_at=self.length, budget=asked.budget, score=asked.score,
+            full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason, front=tuple(front), uniform=tuple(uniform),
+            rows=rows, costs=costs, reasons=self.reasons, machine=_machine(model.device), recipe=chosen.design.recipe(**settings),
+            tried=tried, layers_kept=asked.full_layers, notes=tuple(self.notes),
+            folder=None if self.folder is None else str(self.folder.path),
+            **{"objective": asked.objective if tried else None, **more},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process of stage 2 starts from."""
+
+    asked: Asked
+    folder: str
+    candidates: tuple[Candidate, ...]
+    layers: int
+    prices: dict[str, float]
+    limit: float
+
+    def study(self) -> DesignStudy:
+        """The study, made by whoever opens it first."""
+        return DesignStudy(Path(self.folder), self.candidates, self.layers, self.prices, self.limit, self.asked.seed)
+
+
+def try_designs(job: Job) -> None:
+    """Work on a study in this process until all its trials are done."""
+    model = job.asked.opened()
+    transferred: Transferred = {}
+    if job.asked.transfer_steps:
+        transferred = transfer_attention(
+            job.asked.model, job.asked.text, job.candidates, job.asked.transfer_steps, job.asked.length_compared(model),
+            Path(job.folder) / "transfer", job.asked.seed, _silent,
+        )  # fmt: skip
+    with quiet_libraries():
+        job.study().work(job.asked.objective_of(model, transferred), job.asked.trials)
+
+
+def unique_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Without repetitions, the first of each kept."""
+    return list({str(one): one for one in reversed(candidates)}.values())[::-1]
+
+
+def thinned_priced(found: Sequence[Priced], count: int) -> list[Priced]:
+    """At most ``count``, evenly spread."""
+    step = max(1.0, len(found) / count)
+    return [found[round(number * step)] for number in range(min(count, len(found))) if round(number * step) < len(found)]
+
+
+def _count(budget: str | float | Budget) -> int:
+    text = str(budget).strip()
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise OptionError(f"In the mode full-layers the budget is a number of layers, for example --budget 2, not {text!r:.40}.")
+    return int(text)
+
+
+def chosen_device(name: str | None) -> str:
+    """The device that was asked for, or the accelerator, or the CPU."""
+    if name is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return "cpu" if found is None else str(found)
+    try:
+        return str(torch.empty(0, device=name).device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"There is no device {name!r:.40} here; leave --device out.") from error
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}
+
+
+def _silent(sentence: str) -> None:
+    pass

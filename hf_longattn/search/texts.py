@@ -1,0 +1,64 @@
+"""Pieces of a text, each as long as the model reads at once, with the tokenizer's special tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diagnostics.texts import DiagnosisText
+from ..errors import LengthError
+
+MASKED = 0.15
+"""Share of the tokens that a masked language model predicts, as in BERT."""
+NOT_PREDICTED = -100
+
+
+class SearchText:
+    """Pieces of one text.
+
+    Args:
+        text: the text, a file (``Path``), or token ids ``(N,)`` without special tokens.
+        tokenizer: of the model; not needed for ids.
+        tokens: that will be asked for in all, at most.
+        vocabulary: embeddings of the model.
+    """
+
+    def __init__(self, text: str | Path | Tensor, tokenizer: Any | None, tokens: int, vocabulary: int) -> None:
+        self.source = DiagnosisText(text, tokenizer, tokens, vocabulary)
+        self.tokenizer, self.name = tokenizer, self.source.name
+
+    def pieces(self, length: int, count: int) -> list[Tensor]:
+        """Up to ``count`` pieces of ``length`` tokens ``(length,)``, one after the other; at least one.
+
+        Raises:
+            LengthError: the text is shorter than one.
+        """
+        body = length - len(self.source.prefix) - len(self.source.suffix)
+        ids, found = self.source.ids, list[Tensor]()
+        for start in range(0, len(ids) - body + 1, max(1, body)):
+            if body < 1 or len(found) == count:
+                break
+            found.append(torch.tensor(self.source.prefix + ids[start : start + body] + self.source.suffix))
+        if not found:
+            raise LengthError(
+                f"The {self.name!r} has {self.source.tokens:,} tokens, but the search reads {length:,} at once; give a longer text, or "
+                f"--length {self.source.tokens}."
+            )
+        return found
+
+    def masked(self, piece: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """The piece with :data:`MASKED` of its text tokens replaced by the mask token, and the labels, both ``(N,)``.
+
+        The places depend on the seed alone.
+        """
+        assert self.tokenizer is not None
+        first, last = len(self.source.prefix), len(piece) - len(self.source.suffix)
+        order = torch.randperm(last - first, generator=torch.Generator().manual_seed(seed)) + first
+        places = order[: max(1, round(MASKED * (last - first)))]
+        ids, labels = piece.clone(), torch.full_like(piece, NOT_PREDICTED)
+        labels[places] = piece[places]
+        ids[places] = self.tokenizer.mask_token_id
+        return ids, labels

@@ -1,0 +1,92 @@
+"""`longattn search`: a design on the terminal, JSON, a folder; refusals in one sentence with exit code 1."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from hf_longattn.cli import main
+
+from ..trained import REAL_TEXT, tokenizer_of
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of 64 tokens, and a text."""
+    folder, tokenizer = tmp_path_factory.mktemp("search"), tokenizer_of("bert", 64)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    (folder / "text.txt").write_text(REAL_TEXT, encoding="utf-8")
+    return {"model": folder / "bert", "text": folder / "text.txt"}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["search", *map(str, arguments)])
+    found = capsys.readouterr()
+    return int(ended.value.code or 0), found.out, found.err
+
+
+FEW = ("--length", "256", "--candidate", "window:window=8", "--candidate", "window:window=64", "--pieces", "1")
+
+
+def test_a_search_then_its_conversion(places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "study"
+    code, out, err = run(capsys, *places.values(), "--output", output, "--budget", "9.5", *FEW, "--trials", "2")
+    assert (code, err) == (0, "")
+    assert f"longattn convert {places['model']} DST --config {output}/design.yaml" in out
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(places["model"]), str(tmp_path / "long"), "--config", str(output / "design.yaml")])
+    assert not ended.value.code
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
+    assert written["long_attention"] == report["long_attention"]
+    capsys.readouterr()
+    code, out, _ = run(capsys, *places.values(), "--output", tmp_path / "other", "--budget", "9.5", *FEW, "--json")
+    assert code == 0
+    assert json.loads(out)["length"] == 256
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (("--budget", "0.0000001"), "in every layer, needs "),
+        (("--budget", "cheap"), "give a number above 0 such as"),
+        (("--candidate", "windw"), "Did you mean 'window'"),
+        (("--mode", "layers"), "mode is 'layers'"),
+        (("--compare-at", "4096"), "Candidates are compared at 16 to 64 tokens"),
+        (("--mode", "full-layers"), "the budget is a number of layers"),
+    ],
+)
+def test_refusals(
+    typed: tuple[str, ...], sentence: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *places.values(), "--output", tmp_path / "study", *FEW, *typed)
+    assert (code, out) == (1, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_without_optuna(
+    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    code, _, err = run(capsys, *places.values(), "--output", tmp_path / "study", *FEW, "--trials", "2")
+    assert code == 1
+    assert "needs the package 'optuna', which is not installed" in err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_text_that_is_too_short(places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "short.txt").write_text("A few words.")
+    code, _, err = run(capsys, places["model"], tmp_path / "short.txt", "--output", tmp_path / "study", *FEW)
+    assert code == 1
+    assert "give a longer text" in err

@@ -1,0 +1,64 @@
+"""``--mechanism auto``: a conversion that chooses for itself, and says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_longattn
+from hf_longattn.cli import main
+from hf_longattn.errors import OptionError
+from hf_longattn.search.costs import LayerCost, LayerCosts
+
+
+@pytest.fixture(autouse=True)
+def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs by the width of a window."""
+
+    def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
+        return {str(one): LayerCost(float(one.options.get("window", 4096)) / 4096) for one in candidates}
+
+    monkeypatch.setattr(LayerCosts, "measure", measure)
+
+
+def test_plan_and_report_say_what_was_chosen_and_why(encoder: Path, text: Path, tmp_path: Path) -> None:
+    plan = hf_longattn.plan_conversion(encoder, mechanism="auto", budget="0.03", max_length=128, search_text=text)
+    assert plan.choice is not None
+    assert "keeps the most of the layers' attention within 0.03 of full attention's time" in plan.choice["reason"]
+    assert plan.attention == hf_longattn.search_design(encoder, text, budget="0.03", length=128).chosen.design.attention()
+    report = hf_longattn.convert_checkpoint(encoder, tmp_path / "long", mechanism="auto", budget="0.03", max_length=128, search_text=text)
+    assert report.plan["choice"] == json.loads(json.dumps(plan.to_dict()["choice"]))
+    assert report.config["mechanism"] == "auto"
+    assert report.config["budget"] == "0.03"
+    written = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
+    assert hf_longattn.LongAttentionConfig.from_dict(written["long_attention"]) == plan.attention
+    stored = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))
+    assert stored["plan"]["choice"]["reason"] == plan.choice["reason"]
+
+
+def test_the_command_prints_the_reason(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for typed in (["plan", str(encoder)], ["convert", str(encoder), str(tmp_path / "long")]):
+        with pytest.raises(SystemExit) as ended:
+            main([*typed, "--mechanism", "auto", "--max-length", "128"])
+        assert not ended.value.code
+        assert "keeps the most of the layers' attention within 0.25" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"mechanism": "auto", "window": 8}, "to which options does not apply"),
+        ({"mechanism": "auto", "layers": {0: "full"}}, "to which layers does not apply"),
+        ({"mechanism": "auto", "generic": True}, "to which generic does not apply"),
+        ({"budget": "0.5"}, "are for --mechanism auto"),
+        ({"mechanism": "auto", "budget": "0.0001"}, "No design meets the budget"),
+        ({"mechanism": "auto", "budget": "cheap"}, "give a number above 0"),
+    ],
+)
+def test_refusals(given: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        hf_longattn.convert_checkpoint(encoder, tmp_path / "long", max_length=128, **given)
+    assert list(tmp_path.iterdir()) == []

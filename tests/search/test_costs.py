@@ -1,0 +1,70 @@
+"""Measured costs of one layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_longattn.conversion.flops import ModelShape
+from hf_longattn.diagnostics import Candidate
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.search.costs import LayerCost, LayerCosts
+
+CPU = torch.device("cpu")
+
+
+def shape(causal: bool = False) -> ModelShape:
+    return ModelShape(
+        layers=2, heads=2, kv_heads=1, head_dim=16, hidden=32, intermediate=64, causal=causal, matrix_parameters=0, element_bytes=4
+    )  # fmt: skip
+
+
+def read(*texts: str) -> list[Candidate]:
+    return [Candidate.read(text) for text in texts]
+
+
+def test_a_window_is_cheaper_than_full_attention() -> None:
+    found = LayerCosts(shape(), 2048, CPU).measure(read("window:window=64", "full"))
+    assert 0 < found["window:window=64"].seconds < found["full"].seconds
+    assert found["full"].bytes is None
+
+
+def test_costs_are_measured_once_for_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "costs.json"
+    first = dict(LayerCosts(shape(), 256, CPU, file).measure(read("window:window=64", "full")))
+    again = LayerCosts(shape(), 256, CPU, file)
+    monkeypatch.setattr(again, "_prepare", lambda candidate: pytest.fail(f"{candidate} is measured again"))
+    assert again.measure(read("full", "window:window=64")) == first
+    assert LayerCosts(shape(), 512, CPU, file).known == {}
+    assert [one.name for one in tmp_path.iterdir()] == ["costs.json"]
+
+
+def test_memory_of_an_encoder_is_what_attention_needs_beside_inputs_and_output(capfd: pytest.CaptureFixture[str]) -> None:
+    shorter, longer = (
+        LayerCosts(shape(), length, CPU).measure(read("window:window=64", "block_top_k:num_blocks=2"), memory=True)
+        for length in (512, 1024)
+    )
+    for name, cost in shorter.items():
+        assert 1.5 * (cost.bytes or 0) < (longer[name].bytes or 0) < 1024 * 1024 * 2 * 4, name
+        assert cost.bytes
+    assert capfd.readouterr().err == ""
+
+
+def test_memory_of_a_decoder_is_its_state() -> None:
+    found = LayerCosts(shape(causal=True), 512, CPU).measure(read("window:window=64", "full", "linear"))
+    token = 2 * 1 * 16 * 4
+    assert found["full"].bytes == 512 * token
+    assert found["window:window=64"].bytes == 64 * token
+    assert (found["linear"].bytes or 0) < 64 * token
+
+
+def test_what_cannot_run_is_left_out_unless_it_was_asked_for() -> None:
+    costs = LayerCosts(shape(), 256, CPU)
+    wrong = Candidate("window", {"window": 64, "relative": "no_such"})
+    with pytest.raises(LongAttentionError):
+        costs.measure([Candidate(wrong.mechanism, wrong.options, asked=True)])
+    assert set(costs.measure([wrong, Candidate("full")])) == {"full"}
+    assert list(costs.refused) == [str(wrong)]
+    assert isinstance(costs.known["full"], LayerCost)

@@ -1,0 +1,60 @@
+"""Designs as configurations, and as recipes that `longattn convert` reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_longattn import LongAttentionConfig, convert_checkpoint
+from hf_longattn.cli import main
+from hf_longattn.diagnostics import Candidate
+from hf_longattn.search.candidates import USUAL
+from hf_longattn.search.design import Design, Priced, pareto, unique
+
+WIDE, NARROW, FULL = (Candidate.read(text) for text in ("window:window=32", "window:window=8", "full"))
+NESTED = Candidate.read("union:of=[window:window=8,dilation=2+strided:stride=4]")
+GLOBALS = Candidate.read("longformer:window=8,global_tokens=0+3")
+
+
+def test_the_candidate_of_most_layers_is_the_default() -> None:
+    design = Design((NARROW, WIDE, FULL, WIDE))
+    assert design.attention() == LongAttentionConfig(
+        "window", window=32, layers={0: {"mechanism": "window", "window": 8}, 2: {"mechanism": "full"}}
+    )
+    assert str(design) == "0=window:window=8; 1,3=window:window=32; 2=full"
+    assert str(Design.uniform(FULL, 3)) == "full in every layer"
+
+
+@pytest.mark.parametrize(
+    "layers", [(NARROW, WIDE, FULL), (NESTED, NESTED, GLOBALS), (GLOBALS, NESTED, NESTED), (FULL, FULL, FULL)], ids=str
+)
+def test_a_recipe_converts_to_the_same_attention(layers: tuple[Candidate, ...], encoder: Path, tmp_path: Path) -> None:
+    design = Design(layers)
+    file = tmp_path / "design.yaml"
+    file.write_text(yaml.safe_dump(design.recipe(max_length=128)), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(encoder), str(tmp_path / "long"), "--config", str(file), "--no-verify"])
+    assert not ended.value.code
+    written = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
+    assert written["max_position_embeddings"] == 128
+    typed = LongAttentionConfig.from_dict(written["long_attention"])
+    convert_checkpoint(encoder, tmp_path / "same", long_attention=design.attention(), max_length=128, verify=False)
+    given = json.loads((tmp_path / "same" / "config.json").read_text(encoding="utf-8"))
+    assert typed == LongAttentionConfig.from_dict(given["long_attention"])
+
+
+def test_usual_candidates_exist() -> None:
+    assert all(str(Candidate.read(text)) == text for text in USUAL)
+
+
+def test_the_best_designs_for_their_cost() -> None:
+    designs = [Design((one,)) for one in (NARROW, WIDE, FULL, NESTED)]
+    found = [
+        Priced(design, seconds, None, None, loss)
+        for design, seconds, loss in zip(designs, (1, 2, 3, 4), (3.0, 3.5, 1.0, None), strict=True)
+    ]
+    assert [one.design for one in pareto(found)] == [designs[0], designs[2]]
+    assert unique([designs[0], designs[1], designs[0]]) == designs[:2]

@@ -1,0 +1,194 @@
+"""Searches from checkpoint to result."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForMaskedLM
+
+import hf_longattn
+from hf_longattn.diagnostics import Candidate, captured_mass
+from hf_longattn.errors import DestinationExistsError, LengthError, LongAttentionError, OptionError, UnknownMechanismError
+from hf_longattn.search import search_design
+from hf_longattn.search.costs import LayerCost, LayerCosts
+from hf_longattn.search.design import Design
+
+CANDIDATES = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
+SECONDS = {"window:window=8": 1.0, "window:window=16": 2.0, "longformer:window=8": 1.5, "full": 8.0, "linear": 0.5, "hedgehog": 0.5}
+
+
+@pytest.fixture
+def priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs that do not depend on the machine."""
+
+    def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
+        return {str(one): LayerCost(SECONDS[str(one)], int(1e6 * SECONDS[str(one)])) for one in candidates}
+
+    monkeypatch.setattr(LayerCosts, "measure", measure)
+
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize("budget", ["0.14", "6s", "0.5", "24s"])
+def test_no_design_within_the_budget_keeps_more(encoder: Path, text: Path, budget: str) -> None:
+    found = search_design(encoder, text, budget=budget, length=128, candidates=CANDIDATES, pieces=2)
+    limit = found.budget.limit(found.full_seconds)  # type: ignore[union-attr]
+    tables = [row.scores for row in found.rows]
+    possible = [names for names in itertools.product(CANDIDATES, repeat=3) if sum(SECONDS[name] for name in names) <= limit]
+    most = max(sum(tables[layer][name] for layer, name in enumerate(names)) for names in possible)
+    assert found.chosen.score == pytest.approx(most / 3)
+    assert found.chosen.seconds <= limit
+    assert found.full_seconds == 24.0
+    assert found.chosen.seconds == sum(SECONDS[name] for name in found.chosen.design.names)
+    assert [one.seconds for one in found.front] == sorted(one.seconds for one in found.front)
+
+
+@pytest.mark.usefixtures("priced")
+def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Path) -> None:
+    found = search_design(encoder, text, budget="0.5", length=128, candidates=CANDIDATES, pieces=1, queries=62)
+    model = AutoModelForMaskedLM.from_pretrained(encoder)
+    tokenizer = hf_longattn.conversion.text.load_tokenizer(encoder)
+    ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
+    piece = torch.cat([ids[:63], ids[-1:]])
+    mass = captured_mass(model, piece, CANDIDATES, queries=62, seed=0).mass.mean(1)
+    for row, expected in zip(found.rows, mass, strict=True):
+        assert list(row.scores.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.usefixtures("priced")
+def test_the_result_converts(encoder: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "study"
+    found = hf_longattn.search_design(encoder, text, output, budget="0.4", length=128, candidates=CANDIDATES, pieces=2)
+    recipe = yaml.safe_load((output / "design.yaml").read_text(encoding="utf-8"))
+    assert recipe == found.recipe
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    assert report == json.loads(json.dumps(found.to_dict()))
+    assert "<svg" in (output / "pareto.svg").read_text(encoding="utf-8")
+    page = (output / "report.md").read_text(encoding="utf-8")
+    assert found.command in page
+    assert all(f"| {number} | {name} |" in page for number, name in enumerate(found.chosen.design.names))
+    hf_longattn.convert_checkpoint(encoder, tmp_path / "long", long_attention=found.chosen.design.attention(), max_length=found.length)
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+    assert model.config.long_attention == found.chosen.design.attention()
+
+
+@pytest.mark.usefixtures("priced")
+def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
+    found = search_design(encoder, text, budget="0.3", length=128, candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
+    assert all(row.scores["full"] == pytest.approx(0.0, abs=1e-5) for row in found.rows)
+    assert all(row.scores["linear"] <= 1e-6 for row in found.rows)
+    assert any(row.scores["linear"] < -1e-6 for row in found.rows)
+    by_mass = search_design(encoder, text, budget="0.3", length=128, candidates=["linear", "window:window=16"], pieces=1)
+    assert "linear" in by_mass.reasons
+    assert set(by_mass.chosen.design.names) == {"window:window=16"}
+    with pytest.raises(OptionError, match="add --score kl"):
+        search_design(encoder, text, budget="0.3", length=128, candidates=["linear"], pieces=1)
+
+
+@pytest.mark.usefixtures("priced")
+def test_memory_is_a_budget_too(encoder: Path, decoder: Path, text: Path) -> None:
+    largest = search_design(encoder, text, budget="2MB", length=128, candidates=CANDIDATES, pieces=1)
+    assert set(largest.chosen.design.names) == {"window:window=16"} or (largest.chosen.bytes or 0) <= 2_000_000
+    assert largest.chosen.bytes == max(int(1e6 * SECONDS[name]) for name in largest.chosen.design.names)
+    together = search_design(decoder, text, budget="4MB", length=128, candidates=CANDIDATES, pieces=1)
+    assert (together.chosen.bytes or 0) == sum(int(1e6 * SECONDS[name]) for name in together.chosen.design.names) <= 4_000_000
+    with pytest.raises(OptionError, match=r"the cheapest, window:window=8 in every layer, needs 2MB; give --budget 2MB"):
+        search_design(decoder, text, budget="1MB", length=128, candidates=CANDIDATES, pieces=1)
+
+
+@pytest.mark.usefixtures("priced")
+def test_a_budget_that_nothing_meets_names_the_cheapest(encoder: Path, text: Path) -> None:
+    with pytest.raises(
+        OptionError, match=r"No design meets the budget of 0.05 .* window:window=8 in every layer, needs 0.1250; give --budget"
+    ):
+        search_design(encoder, text, budget="0.05", length=128, candidates=CANDIDATES, pieces=1)
+    search_design(encoder, text, budget="0.1250", length=128, candidates=CANDIDATES, pieces=1)
+
+
+@pytest.mark.usefixtures("priced")
+def test_a_decoder_is_searched_in_the_causal_form(decoder: Path, text: Path) -> None:
+    found = search_design(decoder, text, budget="0.5", length=128, candidates=CANDIDATES, pieces=1)
+    assert found.compared_at == 64
+    assert len(found.rows) == 2
+
+
+@pytest.mark.usefixtures("priced")
+def test_full_layers_are_those_whose_restoration_gains_most(encoder: Path, text: Path) -> None:
+    found = search_design(encoder, text, budget=1, length=128, candidates=["window:window=8"], mode="full-layers", pieces=2)
+    (kept,) = [number for number, name in enumerate(found.chosen.design.names) if name == "full"]
+    assert found.importance[kept] == max(found.importance)
+    assert found.compared["chosen"] <= found.compared["none"]
+    assert found.compared["chosen"] == pytest.approx(found.compared["none"] - found.importance[kept], abs=1e-6)
+    assert set(found.compared) == {"chosen", "evenly spaced", "the first", "the last", "none"}
+    with pytest.raises(OptionError, match="1 to 2 of them can keep full attention; give --budget 1"):
+        search_design(encoder, text, budget=3, length=128, candidates=["window:window=8"], mode="full-layers", pieces=1)
+    with pytest.raises(OptionError, match="give a cheaper --candidate"):
+        search_design(encoder, text, budget=1, length=128, candidates=["full"], mode="full-layers", pieces=1)
+    with pytest.raises(OptionError, match="the budget is a number of layers"):
+        search_design(encoder, text, budget="0.3", length=128, candidates=["full"], mode="full-layers")
+    with pytest.raises(OptionError, match="give one --candidate"):
+        search_design(encoder, text, budget=1, length=128, mode="full-layers")
+
+
+BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
+    "a mode": ({"mode": "layers"}, OptionError, "mode is 'layers', but must be"),
+    "a score": ({"score": "loss"}, OptionError, "score is 'loss', but must be"),
+    "an objective": ({"objective": "mass"}, OptionError, "objective is 'mass', but must be"),
+    "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
+    "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),
+    "no workers": ({"trials": 1, "workers": 0}, OptionError, "--workers 1 or more"),
+    "trials without a folder": ({"trials": 3}, OptionError, "give one as output"),
+    "a mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
+    "an option": ({"candidates": ["window:windw=3"]}, OptionError, "Did you mean 'window'"),
+    "no candidate": ({"candidates": []}, OptionError, "There is no candidate"),
+    "segments": ({"candidates": ["recurrent_memory"]}, OptionError, "reads a text segment by segment"),
+    "another form": ({"candidates": ["delta"]}, OptionError, "has no bidirectional form"),
+    "a device": ({"device": "toaster"}, OptionError, "There is no device 'toaster'"),
+    "too long a comparison": ({"compare_at": 65}, LengthError, "compared at 16 to 64 tokens"),
+    "too short a result": ({"length": 32}, LengthError, "The source takes 64 tokens"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case: str, encoder: Path, text: Path) -> None:
+    given, kind, sentence = BAD[case]
+    with pytest.raises(kind, match=sentence) as raised:
+        search_design(encoder, text, **{"length": 128, "pieces": 1, **given})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_text_that_is_too_short(encoder: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("A few words.", encoding="utf-8")
+    with pytest.raises(LengthError, match=r"has \d+ tokens, but the search reads 64 at once; give a longer text"):
+        search_design(encoder, short, tmp_path / "study", length=128)
+    assert not (tmp_path / "study").exists()
+    with pytest.raises(LongAttentionError, match="Cannot read the text"):
+        search_design(encoder, tmp_path / "none.txt", length=128)
+
+
+@pytest.mark.usefixtures("priced")
+def test_a_folder_takes_one_search(encoder: Path, text: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"budget": "0.4", "length": 128, "candidates": CANDIDATES, "pieces": 1}
+    output = tmp_path / "study"
+    first = search_design(encoder, text, output, **settings)
+    with pytest.raises(DestinationExistsError, match="add --resume to continue it, --overwrite to start again"):
+        search_design(encoder, text, output, **settings)
+    with pytest.raises(DestinationExistsError, match=r"was started with budget=.*; give the same settings"):
+        search_design(encoder, text, output, resume=True, **{**settings, "budget": "0.5"})
+    assert search_design(encoder, text, output, resume=True, **settings).chosen == first.chosen
+    assert search_design(encoder, text, output, overwrite=True, **{**settings, "budget": "0.5"}).budget != first.budget
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    for how in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(DestinationExistsError, match="holds files that are no search"):
+            search_design(encoder, text, tmp_path / "mine", **settings, **how)
+
+
+def test_designs_are_identified_by_their_candidates() -> None:
+    assert Design.uniform(Candidate.read("window:window=8"), 2).names == ("window:window=8",) * 2
