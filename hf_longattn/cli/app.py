@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from typing import Annotated
@@ -60,9 +61,15 @@ for command in COMMANDS:
 app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
 
 
+TALKATIVE = ("torchao", "torch.utils._pytree")
+"""Loggers that warn of torchao's kernels for other devices whenever transformers imports it."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
