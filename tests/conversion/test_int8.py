@@ -83,7 +83,7 @@ def test_the_copy_lies_beside_the_graph_and_the_audit_tolerates_it(tmp_path: Pat
     assert not ended.value.code
     made = json.loads(capsys.readouterr().out)["int8"]
     assert made == json.loads((tmp_path / "graph" / "export_report.json").read_text())["int8"]
-    assert (made["file"], made["linear_layers"], made["texts"], made["tokens"]) == (INT8_FILE, 7, 8, 512)
+    assert (made["file"], made["linear_layers"], made["texts"], made["tokens"]) == (INT8_FILE, 7, 6, 512)
     assert made["bytes"]["int8"] == (tmp_path / "graph" / INT8_FILE).stat().st_size
     assert made["outputs"]["last_hidden_state"]["least_cosine"] > 0.99
     for model in (source, tmp_path / "graph"):  # its long_config.json says the same
