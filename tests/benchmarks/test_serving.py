@@ -16,6 +16,8 @@ from benchmarks.serving import (
     chunks,
     draw_words,
     embed,
+    int8_markdown,
+    load_markdown,
     one_token_words,
     run,
 )
@@ -42,6 +44,15 @@ def test_chunks_count_by_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first**2 + second**2 == pytest.approx(1)
     monkeypatch.setattr(serving, "ask", lambda address, texts: (503, "busy"))
     assert embed("", words, chunked=True) is None
+
+
+def test_the_stored_result_lost_nothing(repository: Path) -> None:
+    file = repository / "docs" / "results" / "serving.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == load_markdown(record) + "\n" + int8_markdown(record)
+    for part in record["load"].values():
+        assert all(row["lost"] == 0 and row["too_long"]["status"] == 413 for row in part["rows"])
+        assert {row["length"] for row in part["rows"] if row["way"] == "window"} == set(serving.LENGTHS)
 
 
 def test_a_server_that_does_not_start_is_told(tmp_path: Path) -> None:
