@@ -22,10 +22,11 @@ import shutil
 import statistics
 import sys
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ from research.retrieval_data import CodeSearch, code_search, long_texts, needle_
 AT = (1, 5, 10)
 CHUNK, SMALL = 510, 128
 """Tokens of a chunk: what the short model reads beside its two special tokens; and a quarter, for sentences in long files."""
+LINES = 0
+"""In place of a number of tokens."""
 WINDOW = 512
 FUNCTION_TOKENS, FILE_TOKENS, FILE_CHARACTERS = 192, 2048, 6000
 """At which functions and files are cut in training; a token of code has some three characters."""
@@ -59,6 +62,8 @@ SHORT_BATCH, LONG_BATCH = 64, 8
 PRETRAINED, TRAINED, FURTHER = "pre-trained", "trained on functions", "trained further"
 STAGES = (PRETRAINED, TRAINED, FURTHER)
 MEASURES = (*(f"recall_at_{k}" for k in AT), "mrr")
+TASKS = ("code_alone", "code_late", "needles_alone", "needles_late", "lines_alone", "lines_late", "sentence_alone")
+"""Methods of the study; what ends in late is read by the long model."""
 CHANCE, BM25 = "chance", "BM25"
 BASELINE = "without a model"
 LATE = "late chunking, "
@@ -135,6 +140,14 @@ def chunk_spans(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> lis
     return list(pairwise([0, *starts[size::size], len(text)]))
 
 
+def line_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """The characters of every line in which a token starts and that is not blank."""
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    starts = [start for start, _ in read]
+    lines = [(match.start(), match.end()) for match in re.finditer(r"[^\n]*\S[^\n]*", text)]
+    return [(start, end) for start, end in lines if bisect_left(starts, start) < bisect_left(starts, end)]
+
+
 Span = tuple[int, int]
 
 
@@ -151,7 +164,7 @@ class Encoder:
         """Embeddings ``(texts, width)``; texts are cut to the short model's length."""
         self.model.max_seq_length = WINDOW
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = self.model.encode(list(texts), batch_size=16, convert_to_tensor=True, show_progress_bar=False)
+            found = self.model.encode(list(texts), batch_size=32, convert_to_tensor=True, show_progress_bar=False)
         return F.normalize(found.float(), dim=-1)
 
     def late(self, documents: Sequence[str], spans: Sequence[Sequence[Span]], length: int) -> Tensor:
@@ -250,11 +263,11 @@ class Study:
                 rows.append(training_pairs(fresh, count, avoid=avoid, seed=options.seed, **part))
                 avoid.update(normal(row["anchor"]) for row in rows[-1])
             rows.append(training_pairs(iter_modules("validation"), VALIDATION_PAIRS, avoid=avoid, seed=options.seed))
-            partial = folder.with_name(folder.name + PARTIAL)
-            partial.mkdir(exist_ok=True)
+            unfinished = folder.with_name(folder.name + PARTIAL)
+            unfinished.mkdir(exist_ok=True)
             for name, some in zip(names, rows, strict=True):
-                (partial / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
-            partial.replace(folder)
+                (unfinished / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+            unfinished.replace(folder)
         files = {name: folder / f"{name}.jsonl" for name in names}
         self.files = files
         return {name: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for name, file in files.items()}
@@ -283,8 +296,8 @@ class Study:
         """A model that `longattn train embed` wrote; done once."""
         target = self.work / name
         if not target.exists():
-            training, partial = self.trainings[name], target.with_name(target.name + PARTIAL)
-            shutil.rmtree(partial, ignore_errors=True)
+            training, unfinished = self.trainings[name], target.with_name(target.name + PARTIAL)
+            shutil.rmtree(unfinished, ignore_errors=True)
             settings: dict[str, Any] = {
                 "data": [str(training.file)], "validation": str(self.files["validation"]), "max_length": training.length,
                 "max_steps": training.steps, "per_device_train_batch_size": training.batch, "per_device_eval_batch_size": 16,
@@ -292,9 +305,9 @@ class Study:
                 "seed": self.options.seed, "report_to": "none", "disable_tqdm": True,
             }  # fmt: skip
             started = time.process_time()
-            finetune_embeddings(*build_arguments(EMBED, model=str(source), output_dir=str(partial), **settings))
-            (partial / "seconds.json").write_text(json.dumps(time.process_time() - started), encoding="utf-8")
-            partial.replace(target)
+            finetune_embeddings(*build_arguments(EMBED, model=str(source), output_dir=str(unfinished), **settings))
+            (unfinished / "seconds.json").write_text(json.dumps(time.process_time() - started), encoding="utf-8")
+            unfinished.replace(target)
         return target
 
     def converted(self, name: str, source: Path) -> Path:
@@ -321,7 +334,7 @@ class Study:
         """Everything that is missing."""
         self.baselines()
         for stage in self.options.stages:
-            tasks = [self.code_alone, self.code_late, *(self.needles_alone, self.needles_late) * bool(self.options.lengths)]
+            tasks = [getattr(self, name) for name in (TASKS if self.options.lengths else TASKS[:2])]
             if not all(f"{stage}: {task.__name__}" in self.cells for task in tasks):
                 short, long = (Encoder(folder, self.tokenizer) for folder in self.models(stage))
                 for task in tasks:
@@ -334,9 +347,9 @@ class Study:
         started = time.process_time()
         found = {name: {"better": ranks.better, "tied": ranks.tied} for name, ranks in task(*given).items()}
         self.cells[key] = {"seconds": time.process_time() - started, "ranks": found}
-        partial = self.cells_file.with_name(self.cells_file.name + PARTIAL)
-        partial.write_text(json.dumps(self.cells), encoding="utf-8")
-        partial.replace(self.cells_file)
+        unfinished = self.cells_file.with_name(self.cells_file.name + PARTIAL)
+        unfinished.write_text(json.dumps(self.cells), encoding="utf-8")
+        unfinished.replace(self.cells_file)
         first = {name: f"{100 * statistics.fmean(Ranks(**ranks).recall(10)):.1f}" for name, ranks in found.items()}
         print(f"{key}: recall@10 {first}, {self.cells[key]['seconds']:.0f} s", file=sys.stderr, flush=True)
 
@@ -398,25 +411,41 @@ class Study:
 
     def needles_alone(self, model: Encoder) -> dict[str, Ranks]:
         """Chunks of 512 and of 128 tokens, each embedded by itself; a document has the score of its best chunk."""
-
-        def embed(documents: list[str], spans: list[list[Span]]) -> Tensor:
-            return model.alone([one[start:end] for one, some in zip(documents, spans, strict=True) for start, end in some])
-
-        return self._needles(model, embed, {"512-token chunks alone": CHUNK, "128-token chunks alone": SMALL})
+        return self._needles(model, partial(passages, model), {"512-token chunks alone": CHUNK, "128-token chunks alone": SMALL})
 
     def needles_late(self, model: Encoder) -> dict[str, Ranks]:
         """The same chunks and whole documents, from one pass over each document."""
         ways = {f"{LATE}512-token chunks": CHUNK, f"{LATE}128-token chunks": SMALL, "one embedding per document": None}
         return self._needles(model, lambda documents, spans: model.late(documents, spans, self.options.max_length), ways)
 
+    def lines_alone(self, model: Encoder) -> dict[str, Ranks]:
+        """Every line of a document by itself."""
+        return self._needles(model, partial(passages, model), {"lines alone": LINES})
+
+    def lines_late(self, model: Encoder) -> dict[str, Ranks]:
+        """Every line, from one pass over its document."""
+        return self._needles(model, lambda documents, spans: model.late(documents, spans, self.options.max_length), {f"{LATE}lines": LINES})
+
+    def sentence_alone(self, model: Encoder) -> dict[str, Ranks]:
+        """The hidden sentences without their documents: what the encoder knows of them at best."""
+        hidden = needles(self.options.documents, self.options.seed)
+        scores = model.alone([needle.question for needle in hidden]) @ model.alone([needle.line for needle in hidden]).T
+        return {"sentence: without documents": Ranks.of(scores, range(len(hidden)))}
+
     def _needles(
         self, model: Encoder, embed: Callable[[list[str], list[list[Span]]], Tensor], ways: dict[str, int | None]
     ) -> dict[str, Ranks]:
-        """``ways``: rows by the tokens of their chunks, None for whole documents."""
+        """``ways``: rows by the tokens of their chunks, 0 for lines, None for whole documents."""
         asked = model.alone([needle.question for needle in needles(self.options.documents, self.options.seed)])
         found = {}
         for length, documents in self.hidden.items():
-            cut = [[chunk_spans(self.tokenizer, one, size or length) for one in documents] for size in ways.values()]
+            cut = [
+                [
+                    line_spans(self.tokenizer, one) if size == LINES else chunk_spans(self.tokenizer, one, length if size is None else size)
+                    for one in documents
+                ]
+                for size in ways.values()
+            ]
             given, kind, owner = by_document(*cut)
             scores = asked @ embed(documents, given).T
             for number, name in enumerate(ways):
@@ -450,12 +479,14 @@ class Study:
             "trainings": trainings,
             "seconds": {key: cell["seconds"] for key, cell in self.cells.items()}, "seed": options.seed,
         }  # fmt: skip
-        return {"about": about, "table": rows, "late_against_alone": self.differences()}
+        known = [f"{stage}: {task}" for stage in STAGES for task in TASKS]
+        missing = [key.replace("_", " ") for key in known if key not in self.cells]
+        return {"about": about, "table": rows, "late_against_alone": self.differences(), "missing": missing}
 
     def differences(self) -> list[dict[str, Any]]:
         """Late chunking against the same passages alone, on the same queries."""
         found = []
-        for stage, task in product(STAGES, ("code", "needles")):
+        for stage, task in product(STAGES, ("code", "needles", "lines")):
             alone, late = (self.cells.get(f"{stage}: {task}_{way}", {}).get("ranks", {}) for way in ("alone", "late"))
             for name, ranks in late.items():
                 level, _, way = name.partition(": ")
@@ -467,6 +498,11 @@ class Study:
                         told[f"recall_at_{k}"] = {"mean": 100 * mean, "se": 100 * error}
                     found.append({"stage": stage, "level": level, "passages": way.removeprefix(LATE), **told})
         return found
+
+
+def passages(model: Encoder, documents: Sequence[str], spans: Sequence[Sequence[Span]]) -> Tensor:
+    """Embeddings of the passages of all documents, in order, each by itself."""
+    return model.alone([one[start:end] for one, some in zip(documents, spans, strict=True) for start, end in some])
 
 
 def by_document(*kinds: Sequence[Sequence[Span]]) -> tuple[list[list[Span]], Tensor, Tensor]:
@@ -502,11 +538,6 @@ def shown(cell: dict[str, float], sign: str = "") -> str:
     return f"{cell['mean']:{sign}.1f} ± {cell['se']:.1f}"
 
 
-def of_level(level: str) -> str:
-    """What is ranked."""
-    return f"documents of {int(level):,} tokens" if level.isdigit() else f"{level}s"
-
-
 def markdown(record: dict[str, Any]) -> str:
     """The tables of a document: code search, needles by length, and what was done."""
     about, table = record["about"], record["table"]
@@ -525,22 +556,27 @@ def markdown(record: dict[str, Any]) -> str:
     lengths = sorted({int(row["level"]) for row in table if row["level"].isdigit()})
     if lengths:
         ways = dict.fromkeys((row["stage"], row["way"]) for row in table if row["level"].isdigit())
+        header = ["", *(f"{length:,}: {name}" for length in lengths for name in ("recall@1", "recall@10", "MRR"))]
         needle_rows = [
-            [title(stage, way), *(shown(cells[stage, way, str(length)]["recall_at_1"]) for length in lengths)] for stage, way in ways
+            [
+                title(stage, way),
+                *(shown(cells[stage, way, str(n)][name]) for n in lengths for name in ("recall_at_1", "recall_at_10", "mrr")),
+            ]
+            for stage, way in ways
         ]
-        parts.append(
-            f"**Needles**: recall@1 of {about['documents']} documents by their tokens; %\n\n"
-            + markdown_table(["", *(f"{length:,}" for length in lengths)], needle_rows)
-        )
+        alone = [f"{row['stage']} {shown(row['recall_at_1'])} %" for row in table if row["level"] == "sentence"]
+        told = f" Recall@1 of the sentences without their documents: {', '.join(alone)}." if alone else ""
+        parts.append(f"**Needles** in {about['documents']} documents of so many tokens; %.{told}\n\n{markdown_table(header, needle_rows)}")
     compared = [
-        [f"{one['stage']}: {one['passages']}, {of_level(one['level'])}", *(shown(one[f"recall_at_{k}"], "+") for k in AT)]
+        [f"{one['stage']}: {one['passages']}", *(shown(one[f"recall_at_{k}"], "+") for k in AT)]
         for one in record["late_against_alone"]
+        if one["level"] == "function"
     ]
     if compared:
-        header = ["late chunking − the same passages alone", *(f"recall@{k}" for k in AT)]
-        parts.append(
-            f"**Late chunking against the same passages alone**, on the same queries; points\n\n{markdown_table(header, compared)}"
-        )
+        header = ["", *(f"recall@{k}" for k in AT)]
+        parts.append(f"**Late chunking − the same passages alone**, for the same docstrings; points\n\n{markdown_table(header, compared)}")
+    if record["missing"]:
+        parts.append(f"Not measured: {'; '.join(record['missing'])}.")
     trainings = [
         f"{name}, {one['steps']} steps of {one['batch']} pairs in {one['seconds'] / 60:.1f} minutes"
         for name, one in about["trainings"].items()
