@@ -4,16 +4,20 @@
     python -m research.evaluate_probes mqar --only "nsa 8" --only full            # these settings; the others stay as they are stored
     python -m research.evaluate_probes mqar --speeds                              # decode with all stored settings again, train none
     python -m research.evaluate_probes mqar --mechanism window:window=16 --mechanism taylor:feature_dim=8
+    python -m research.evaluate_probes forgetting --mechanism full --mechanism delta
     python -m research.evaluate_probes performer-error                            # the error falls with the number of features
 
 `mqar` is multi-query associative recall (Zoology, Arora et al. 2023): a text starts with key–value pairs, and each key is queried once
-later. Single settings join those that are stored in OUTPUT.json, if task and training are the same. `performer-error` is the error of
-Performer's features against softmax. Each writes OUTPUT.json and OUTPUT.svg.
+later. `compositional` and `forgetting` are its forms with two keys, and with values that change; `induction` and `copy` ask what followed
+a token before; `listops` is Long Range Arena's. These take --mechanism, once for each row. Single settings join those that are stored in
+OUTPUT.json, if task and training are the same. `performer-error` is the error of Performer's features against softmax. Each writes
+OUTPUT.json and OUTPUT.svg.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +30,14 @@ from benchmarks.report import machine
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from research.probes import (
+    Compositional,
+    Copy,
+    Forgetting,
+    Induction,
+    ListOps,
     Mqar,
     RecallSetting,
+    TrainedTask,
     measure_performer_error,
     measure_recall,
     measure_speeds,
@@ -124,6 +134,120 @@ def stored(output: Path, task: dict[str, Any], training: dict[str, Any]) -> dict
     if record and (record["task"], record["training"]) != (task, training):
         raise OptionError(f"{str(file)!r} was measured with {record['task']} and {record['training']}; give the same, or another --output")
     return record
+
+
+Mechanisms = Annotated[
+    list[str], typer.Option("--mechanism", help="A row: window:window=16, or several layers: 'taylor,window:window=16'.")
+]
+Length = Annotated[int, typer.Option(help="Tokens of a text.")]
+Vocab = Annotated[int, typer.Option(help="Tokens there are.")]
+Pairs = Annotated[int, typer.Option(help="Pairs of a text.")]
+Steps = Annotated[int, typer.Option(help="Training batches at most.")]
+Seed = Annotated[int, typer.Option(help="Of weights and texts.")]
+Threads = Annotated[int, typer.Option(help="Processor threads; 0 is torch's own number.")]
+Output = Annotated[Path | None, typer.Option(help="Path of the results without suffix.", show_default="docs/results/TASK")]
+
+
+@app.command()
+def compositional(
+    mechanism: Mechanisms,
+    side: Annotated[int, typer.Option(help="First and second keys; there are side² values.")] = Compositional.side,
+    length: Length = Compositional.length,
+    vocab: Vocab = Compositional.vocab,
+    steps: Steps = RecallSetting.steps,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    output: Output = None,
+) -> None:
+    """Recall by two keys, neither of which tells the value."""
+    learn("compositional", lambda: Compositional(side, length, vocab), mechanism, steps, seed, threads, output)
+
+
+@app.command()
+def forgetting(
+    mechanism: Mechanisms,
+    pairs: Pairs = Forgetting.pairs,
+    updates: Annotated[int, typer.Option(help="Keys that get another value.")] = Forgetting.updates,
+    length: Length = Forgetting.length,
+    vocab: Vocab = Forgetting.vocab,
+    steps: Steps = RecallSetting.steps,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    output: Output = None,
+) -> None:
+    """Recall of the latest value of keys, some of which change."""
+    learn("forgetting", lambda: Forgetting(pairs, updates, length, vocab), mechanism, steps, seed, threads, output)
+
+
+@app.command()
+def induction(
+    mechanism: Mechanisms,
+    length: Length = Induction.length,
+    vocab: Vocab = Induction.vocab,
+    steps: Steps = RecallSetting.steps,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    output: Output = None,
+) -> None:
+    """What followed the last token when it occurred before."""
+    learn("induction", lambda: Induction(length, vocab), mechanism, steps, seed, threads, output)
+
+
+@app.command("copy")
+def copy_text(
+    mechanism: Mechanisms,
+    length: Length = Copy.length,
+    vocab: Vocab = Copy.vocab,
+    steps: Steps = RecallSetting.steps,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    output: Output = None,
+) -> None:
+    """A random text, and the same text again."""
+    learn("copy", lambda: Copy(length, vocab), mechanism, steps, seed, threads, output)
+
+
+@app.command()
+def listops(
+    mechanism: Mechanisms,
+    length: Annotated[int, typer.Option(help="Symbols of an expression, fewer than this; a quarter of it at least.")] = 256,
+    depth: Annotated[int, typer.Option(help="Depth of an expression at most.")] = ListOps.max_depth,
+    arguments: Annotated[int, typer.Option(help="Arguments of an operation at most.")] = ListOps.max_arguments,
+    steps: Steps = RecallSetting.steps,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    output: Output = None,
+) -> None:
+    """The value of nested operations on digits, ten classes (Long Range Arena)."""
+    learn("listops", lambda: ListOps(length, None, depth, arguments), mechanism, steps, seed, threads, output)
+
+
+def learn(
+    name: str, make: Callable[[], TrainedTask], mechanisms: Sequence[str], steps: int, seed: int, threads: int, output: Path | None
+) -> None:
+    """Train a small model for each mechanism, and write the results; rows that are stored already are kept, or measured again."""
+    if threads:
+        torch.set_num_threads(threads)
+    path, where = output or Path("docs/results") / name, machine()
+    try:
+        task: Any = make()
+        training = {"steps": steps, "seed": seed}
+        kept = stored(path, asdict(task), training)
+        settings = [RecallSetting(one, LongAttentionConfig.from_dict({"layers": one}), steps=steps, seed=seed) for one in mechanisms]
+        found = {
+            one.name: asdict(one) | {"machine": where} for one in measure_recall(settings, task, lambda line: typer.echo(line, err=True))
+        }
+    except (LongAttentionError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    results = list(({row["name"]: row for row in kept.get("results", ())} | found).values())
+    attention = kept.get("attention", {}) | {one.name: one.attention.to_dict() for one in settings}
+    store(
+        path,
+        {"machine": kept.get("machine", where), "task": asdict(task), "training": training, "attention": attention, "results": results},
+    )
+    plot_recall(results, path.with_suffix(".svg"))
+    typer.echo(recall_markdown(results))
 
 
 @app.command("performer-error")

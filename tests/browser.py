@@ -72,10 +72,10 @@ class Page:
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def screenshot(self, file: Path) -> bytes:
-        """The whole page as PNG, written to ``file``."""
+    def screenshot(self, file: Path, most: int | None = None) -> bytes:
+        """The whole page, or so many pixels of its height, as PNG, written to ``file``."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], most or size["height"]), "scale": 1}
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"])
         file.write_bytes(data)
         return data

@@ -33,7 +33,7 @@ from research.probes import recall_markdown
 from research.qa_table import above, summary_markdown, to_markdown
 from research.retrieval import markdown as retrieval_markdown
 from research.table5 import markdown as table5_markdown
-from tools import api_reference, measure_distillation, mechanism_pages
+from tools import api_reference, measure_diagnosis, measure_distillation, mechanism_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -266,6 +266,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "table5": partial(study, "table5", table5_markdown, "python -m research.table5"),
     "context": partial(study, "context", context_markdown, "python -m research.context"),
     "retrieval": partial(study, "retrieval", retrieval_markdown, "python -m research.retrieval"),
+    "diagnosis": partial(study, "diagnosis", measure_diagnosis.table, "python -m tools.measure_diagnosis report"),
     "search": partial(study, "search", search_markdown, "python -m research.design_search"),
     "distillation": partial(distillation, "distillation"),
     "mqar": partial(recall, "mqar"),

@@ -672,9 +672,13 @@ def _compare(
         stages.append(_verdict(stage, layer.name if layer else "", certain, measured, measured.changed[:, number], wanted[:, number]))
     open_note = ""
     if not layered and bool(wanted.all()):
+        pooled = measured.changed.shape[-1] == 1
         open_note = (
-            "Through all layers, the config lets every token tried reach every output at this length, so a dropped window cannot be told "
-            "here; a longer input may tell, or the layers of the model itself."
+            "By the config, every token tried reaches the embedding, so this tells inputs that are cut off, but not a dropped window; the "
+            "layers of the model itself do, or a graph with an output for each token."
+            if pooled
+            else "Through all layers, the config lets every token tried reach every output at this length, so a dropped window cannot be "
+            "told here; a longer input may tell, or the layers of the model itself."
         )
     elif not all(one.certain for one in declared):
         open_note = "Where keys are chosen by their content, or the config does not tell them, only outputs out of all reach can disagree."

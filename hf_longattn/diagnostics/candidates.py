@@ -47,10 +47,10 @@ class Candidate:
         return write_choice({"mechanism": self.mechanism, **options})
 
     @property
-    def flags(self) -> str:
+    def flags(self) -> list[str]:
         """The flags of ``longattn convert`` that choose it."""
-        given = "".join(f" --option {name}={_shell(value)}" for name, value in self.options.items())
-        return f"--mechanism {self.mechanism}{given}"
+        given = [word for name, value in self.options.items() for word in ("--option", f"{name}={value}")]
+        return ["--mechanism", self.mechanism, *given]
 
     def build(self, layer: LayerAttention, number: int) -> Mechanism:
         """The mechanism for a layer with this ``number``, as a conversion makes it, for the layer's length."""
@@ -130,8 +130,3 @@ def all_kept_keys(candidates: Sequence[Candidate], layer: LayerAttention, number
 def full_pairs(length: int, causal: bool) -> int:
     """Query–key products of one head of full attention."""
     return length * (length + 1) // 2 if causal else length * length
-
-
-def _shell(value: Any) -> str:
-    text = str(value)
-    return text if text.replace(":", "").replace("=", "").replace("_", "").replace(".", "").isalnum() else f"'{text}'"

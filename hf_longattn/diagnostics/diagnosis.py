@@ -6,6 +6,7 @@ The JSON object has the keys of :meth:`Diagnosis.to_dict`; its format is describ
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,7 +186,8 @@ class Diagnosis:
         by_layer = self.judged.captured()[..., chosen].mean(1)
         layer = int(by_layer.argmin())
         candidate = self.candidates[chosen]
-        command = f"longattn convert {'SHORT' if self.is_long else self.model} DST {candidate.flags} --max-length {self.last.length}"
+        words = ["SHORT" if self.is_long else self.model, "DST", *candidate.flags, "--max-length", str(self.last.length)]
+        command = shlex.join(["longattn", "convert", *words])
         return Recommendation(candidate, kept[chosen], self.cost(chosen), (float(by_layer[layer]), layer), at, bool(keeping), command)
 
     def conclusion(self) -> str:

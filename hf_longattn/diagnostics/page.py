@@ -17,11 +17,11 @@ from .svg import Axis, Line, Mark, chart, colour_of, grid
 
 TEMPLATE = Path(__file__).with_name("page.html")
 VIEWS = (
-    ("effective_tokens", "effective tokens", "as many tokens with equal weights have the same entropy"),
-    ("attended_share", "share of the text attended to", "effective tokens as a share of the tokens that a query sees"),
-    ("largest_weight", "largest weight", "the largest attention weight of a query"),
-    ("first_tokens", "mass on the first tokens", f"the share of the attention on the first {SINK} tokens, a sink"),
-    ("needle", "mass on the needle", "the question's share of attention on the planted sentence"),
+    ("effective_tokens", "effective tokens", "As many tokens with equal weights have the same entropy."),
+    ("attended_share", "share of the text attended to", "Effective tokens as a share of the tokens that a query sees."),
+    ("largest_weight", "largest weight", "The largest attention weight of a query."),
+    ("first_tokens", "mass on the first tokens", f"The share of the attention on the first {SINK} tokens, a sink."),
+    ("needle", "mass on the needle", "The share of the question's attention on the planted sentence."),
 )
 """What the picture of all heads can show: number, name, meaning."""
 SCALED = ("effective_tokens", "needle")
@@ -114,12 +114,12 @@ def _heads(diagnosis: Diagnosis) -> str:
             values = _values(found, name)
             shades = (values / values.max().clamp(min=1e-9)).clamp(min=0).sqrt() if name in SCALED else values
             shown = [[_cell(value, name) for value in row] for row in values.tolist()]
-            titles = [
-                [f"layer {layer}, head {head}: {text} ({meaning})" for head, text in enumerate(row)] for layer, row in enumerate(shown)
-            ]
+            titles = [[f"layer {layer}, head {head}: {text}" for head, text in enumerate(row)] for layer, row in enumerate(shown)]
             rows, heads = ([str(one) for one in range(size)] for size in values.shape)
             title = f"{words} of every head at {found.length:,} tokens"
-            picture = grid(title, rows, heads, shades.tolist(), shown, titles, "layer", "head")
+            picture = (
+                grid(title, rows, heads, shades.tolist(), shown, titles, "layer", "head") + f'<p class="meaning">{escape(meaning)}</p>'
+            )
             pictures.append(_view(f"{name} {found.length}", picture, name == views[0][0] and found is diagnosis.last))
     chosen = "".join(f'<option value="{name}">{escape(words)}</option>' for name, words, _ in views)
     number = f'<label>Show <select data-shows aria-label="number shown">{chosen}</select></label>'

@@ -142,7 +142,7 @@ def grid(
             kind = "on" if share > 0.55 else "off"
             inside = _text(kind, x + wide / 2 - 0.7, y + high / 2 + 3.5, texts[row][column]) if written else ""
             told = f"<title>{escape(titles[row][column])}</title>"
-            parts.append(f'<g><rect class="cell" {size} fill-opacity="{share:.3f}"/>{inside}{told}</g>')
+            parts.append(f'<g><rect class="cell" {size} fill-opacity="{share:.2f}"/>{inside}{told}</g>')
     height = top + len(rows) * high + 4
     return _svg(title, height, [*parts, _upright((top + height) / 2, row_name)])
 

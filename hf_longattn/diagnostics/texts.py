@@ -17,6 +17,8 @@ from ..reading import read_text
 
 NEEDLE = " The secret number of Lisbon is 7481. "
 QUESTION = " What is the secret number of Lisbon? The secret number of Lisbon is"
+NAME = 200
+"""Characters of a text that might be meant as the name of a file."""
 PROBE = "a b"
 """A text whose tokens show which special tokens a tokenizer adds."""
 
@@ -134,6 +136,8 @@ def _read(text: str | Path) -> str:
             raise CheckpointError(f"Cannot read the text {text.name!r:.80}: {error}") from error
     else:
         found = text
+        if len(text) < NAME and "\n" not in text and Path(text).is_file():
+            raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
     if not found.strip():
         raise CheckpointError(f"The text {text.name if isinstance(text, Path) else 'given'!r:.80} is empty.")
     return found

@@ -47,6 +47,8 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model.base_model
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
+    if stack.main_input_name != "input_ids":
+        raise BackendError(f"{type(model).__name__} reads no text but {stack.main_input_name}, which has no length in tokens.")
     if not has_mechanisms(stack):
         check_interface(type(stack))
         _check_kinds(stack)
@@ -74,7 +76,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
     Raises:
         OptionError: ``within_mechanism``, and a layer's mechanism is no softmax over some of the keys.
     """
-    with _with_mechanisms(stack):
+    with _evaluating(stack), _with_mechanisms(stack):
         windows, passed = _own_windows(stack), itertools.count()
 
         def start(module: nn.Module, args: Any) -> None:
@@ -152,6 +154,18 @@ def _check_kinds(stack: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
+def _evaluating(stack: PreTrainedModel) -> Iterator[None]:
+    """Within the context nothing is dropped out, as in use; afterwards every module is in the mode that it was in."""
+    training = [module for module in stack.modules() if module.training]
+    stack.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
 def _with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
     """Within the context a plain model attends by mechanisms that compute its own attention; a model with mechanisms is left alone."""
     if has_mechanisms(stack):
@@ -165,7 +179,6 @@ def _with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
         return
     layers = {layer: {"mechanism": "window", "window": width} for layer, width in enumerate(_own_windows(stack)) if width is not None}
     before = {id(part): (part, attention_implementation(part.config)) for part in stack.modules() if isinstance(part, PreTrainedModel)}
-    training = stack.training
     sites = attach_mechanisms(stack, LongAttentionConfig("full", layers))
     try:
         for part, _ in before.values():
@@ -173,10 +186,8 @@ def _with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
         deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
         if deaf:
             raise BackendError(f"{type(stack).__name__} keeps its own attention in {deaf[0]}, so it cannot be watched.")
-        stack.eval()
         yield
     finally:
-        stack.train(training)
         for part, name in before.values():
             part.set_attn_implementation(name or "eager")
         for site in sites:

@@ -51,6 +51,8 @@ from .registry import register_mechanism
 DEFAULT_LENGTH = 4096
 """Length for which the number of clusters is chosen if the longest input is not known."""
 SINKHORN_STEPS = 8
+PIECE, FEW = 4096, 16
+"""Tokens and clusters at a time where affinities are not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,11 +192,20 @@ class Routing(BucketedMechanism):
 
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
         real, band, places = call.real(k), self._band(call.causal), torch.arange(k.shape[2], device=k.device)
-        asked = self.clusters(q, None)
+        asked = torch.cat([self.clusters(piece, None) for piece in q.split(PIECE, 2)], 2)
         if call.causal:
-            clustered = recent_by_rows(asked[:, :, None], self.clusters(k, None)[:, :, None], real, self.size)
+            listed = torch.cat([self.clusters(piece, None) for piece in k.split(PIECE, 2)], 2)
+            clustered = recent_by_rows(asked[:, :, None], listed[:, :, None], real, self.size)
         else:
-            members = topk(self._ranked(k, None, real), self.size)  # (B, H, clusters, size)
+            # A few clusters at a time: their number grows with the length, and so would the affinities of all keys to all of them.
+            middle = F.layer_norm(k.to(exact_dtype(k.device)), k.shape[-1:])
+            members = torch.cat(
+                [
+                    topk((part @ middle.mT).masked_fill(~real[:, None, None], float("-inf")), self.size)
+                    for part in self.centroids.to(middle.dtype).split(FEW, 1)
+                ],
+                2,
+            )  # (B, H, clusters, size)
             members = torch.where(members < 0, k.shape[2], members)
 
             def clustered(rows: Tensor) -> Tensor:

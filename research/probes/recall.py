@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,26 @@ from transformers import DynamicCache
 
 import hf_longattn
 from hf_longattn import LongAttentionConfig
-from hf_longattn.evaluation.probes import IGNORED, Mqar
+from hf_longattn.evaluation.probes import IGNORED
 from hf_longattn.memory import cache_bytes
+
+
+class TrainedTask(Protocol):
+    """A task of :mod:`hf_longattn.evaluation.probes` that small models are trained on."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def vocab(self) -> int: ...
+
+    def easier(self, share: int) -> TrainedTask:
+        """A ``share``-th of the task."""
+        ...
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens and labels ``(B, N)``, -100 where nothing is asked."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ NEAR = 3
 """Tokens that the convolution sees."""
 
 
-def small_model(setting: RecallSetting, task: Mqar) -> RecallModel:
+def small_model(setting: RecallSetting, task: TrainedTask) -> RecallModel:
     """A model of the setting's shape with random weights, large enough for queries and keys of unit variance: from GPT-2's own, a
     thousand steps are not enough for anything but full attention."""
     torch.manual_seed(setting.seed)
@@ -101,7 +119,7 @@ def asked(model: RecallModel, tokens: Tensor, labels: Tensor) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def accuracy(model: RecallModel, task: Mqar, generator: torch.Generator, texts: int = 512) -> float:
+def accuracy(model: RecallModel, task: TrainedTask, generator: torch.Generator, texts: int = 512) -> float:
     """Share of the asked keys whose value has the highest logit."""
     model.eval()
     logits, labels = asked(model, *task.batch(texts, generator))
@@ -109,11 +127,11 @@ def accuracy(model: RecallModel, task: Mqar, generator: torch.Generator, texts: 
     return (logits.argmax(-1) == labels).double().mean().item()
 
 
-def train(model: RecallModel, setting: RecallSetting, task: Mqar, progress: Callable[[str], None]) -> int:
-    """Train on texts of a quarter, half and all of the task's pairs; returns the number of steps."""
+def train(model: RecallModel, setting: RecallSetting, task: TrainedTask, progress: Callable[[str], None]) -> int:
+    """Train on easier texts, a quarter and half of the task, and on the task itself; returns the number of steps."""
     generator = torch.Generator().manual_seed(setting.seed + 1)
     held_out = torch.Generator().manual_seed(setting.seed + 2)
-    tasks = [replace(task, pairs=max(1, task.pairs // share)) for share in (4, 2, 1)]
+    tasks = [task.easier(share) for share in (4, 2, 1)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.learning_rate, total_steps=setting.steps, pct_start=0.1)
     for step in range(1, setting.steps + 1):
@@ -133,7 +151,7 @@ def train(model: RecallModel, setting: RecallSetting, task: Mqar, progress: Call
 
 
 @torch.no_grad()
-def decoding(model: RecallModel, task: Mqar, batch: int = 32) -> tuple[int, float]:
+def decoding(model: RecallModel, task: TrainedTask, batch: int = 32) -> tuple[int, float]:
     """Bytes of state of one sequence, and new tokens in a second."""
     model.eval()
     tokens, _ = task.batch(batch, torch.Generator().manual_seed(0))
@@ -148,7 +166,7 @@ def decoding(model: RecallModel, task: Mqar, batch: int = 32) -> tuple[int, floa
 
 
 def measure_recall(
-    settings: Iterable[RecallSetting], task: Mqar, progress: Callable[[str], None] = lambda line: None
+    settings: Iterable[RecallSetting], task: TrainedTask, progress: Callable[[str], None] = lambda line: None
 ) -> list[RecallResult]:
     """Train and measure each setting.
 
@@ -166,7 +184,7 @@ def measure_recall(
     return results
 
 
-def measure_speeds(settings: Sequence[RecallSetting], task: Mqar, rounds: int = 5) -> list[float]:
+def measure_speeds(settings: Sequence[RecallSetting], task: TrainedTask, rounds: int = 5) -> list[float]:
     """Decoding speed of each setting, with random weights: the median over rounds in which all settings take turns, so that a machine
     that slows down affects all of them."""
     models = [small_model(setting, task) for setting in settings]

@@ -246,6 +246,7 @@ def test_a_server_that_reads_everything_agrees(served: tuple[Path, PreTrainedMod
     with serving(lambda body: (200, [embed(model, tokenizer, body["inputs"][0])]), "/embed") as url:
         audit = audit_reach(folder, url=url)
     assert audit.agrees
+    assert audit.note.startswith("By the config, every token tried reaches the embedding")
     assert audit.length == 256
     assert len(audit.probes) > 16
 

@@ -87,6 +87,15 @@ def test_captured_mass_is_what_a_search_needs(checkpoint: Make) -> None:
     assert found.pairs[0] < found.full_pairs == 128 * 129 // 2
 
 
+def test_nothing_is_dropped_out_of_a_model_that_trains() -> None:
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    longer = hf_longattn.LongBertModel(hf_longattn.LongBertConfig(**sizes, hidden_dropout_prob=0.5, long_attention={"mechanism": "window"}))
+    ids = torch.randint(5, 99, (64,))
+    found = [diagnose(longer.train(mode), ids, lengths=[48], candidates=["full"]).last.number("entropy") for mode in (True, False)]
+    assert torch.equal(*found)
+    assert not longer.training
+
+
 @pytest.mark.parametrize("base", ["bert", "llama"])
 def test_every_mechanism_is_compared_or_says_why_not(base: str, checkpoint: Make, text: Path) -> None:
     found = diagnose(checkpoint(base), text, lengths=[64], needle=None)
@@ -140,6 +149,7 @@ REFUSED = {
     "a length that is too small": ({"lengths": [3]}, LengthError, "start at 16"),
     "an unknown mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
     "an unknown option": ({"candidates": ["window:widht=3"]}, OptionError, "has no option"),
+    "a file's name as the text": ({"text": __file__}, OptionError, r"give Path\("),
     "no queries": ({"queries": 0}, OptionError, "at least 1 query"),
     "a needle that fills the text": ({"lengths": [32], "needle": Needle("word " * 40, "Where?")}, LengthError, "leaves no text"),
     "a mechanism without extension": ({"mechanism": {"mechanism": "window"}}, OptionError, "add --extend tile"),
@@ -177,6 +187,12 @@ def test_an_architecture_off_the_interface_is_refused(text: Path) -> None:
     )
     with pytest.raises(BackendError, match="does not take its attention from transformers' AttentionInterface"):
         diagnose(transformers.LongformerModel(config), torch.arange(5, 50), lengths=[32])
+
+
+def test_a_model_that_reads_no_text_is_refused() -> None:
+    config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    with pytest.raises(BackendError, match="reads no text but pixel_values"):
+        diagnose(transformers.ViTModel(config), torch.arange(5, 50), lengths=[32])
 
 
 def test_a_model_that_reads_segment_by_segment_is_refused(checkpoint: Make, text: Path) -> None:

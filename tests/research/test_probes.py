@@ -104,3 +104,34 @@ def test_the_error_of_random_features_follows_theory(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert [row["features"] for row in json.loads((tmp_path / "error.json").read_text())["results"]] == [16, 32]
     assert (tmp_path / "error.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "shape"),
+    [
+        ("compositional", ["--side", "2", "--length", "36", "--vocab", "24"]),
+        ("forgetting", ["--pairs", "2", "--updates", "1", "--length", "16", "--vocab", "8"]),
+        ("induction", ["--length", "12", "--vocab", "8"]),
+        ("copy", ["--length", "9", "--vocab", "6"]),
+        ("listops", ["--length", "24"]),
+    ],
+)
+def test_every_task_is_learned_by_any_mechanism(task: str, shape: list[str], tmp_path: Path) -> None:
+    typed = [task, "--steps", "1", *shape, "--output", str(tmp_path / task)]
+    done = CliRunner().invoke(app, [*typed, "--mechanism", "full"])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, [*typed, "--mechanism", "window:window=4"])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / f"{task}.json").read_text())
+    assert [row["name"] for row in record["results"]] == ["full", "window:window=4"]
+    assert all(0 <= row["accuracy"] <= 1 for row in record["results"])
+    assert (tmp_path / f"{task}.svg").exists()
+    refused = CliRunner().invoke(app, [*typed, "--seed", "5", "--mechanism", "full"])
+    assert refused.exit_code == 1
+    assert "give the same, or another --output" in refused.output
+
+
+def test_a_task_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["copy", "--length", "2", "--mechanism", "full", "--output", str(tmp_path / "copy")])
+    assert refused.exit_code == 1
+    assert "hold no copy" in refused.output

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.errors import LengthError
 from research import retrieval
 from research.corpus import Module
-from research.retrieval import BM25, CHANCE, PRETRAINED, Ranks, best_of, bm25, by_document, chunk_spans, main, overlaps, words
+from research.retrieval import BM25, CHANCE, PRETRAINED, Ranks, best_of, bm25, by_document, chunk_spans, line_spans, main, overlaps, words
 from research.retrieval_data import (
     code_search,
     long_texts,
@@ -197,6 +197,11 @@ def test_chunks_and_the_functions_in_them(tokenizer: PreTrainedTokenizerBase) ->
         assert search.files[search.file_of[number]].text[functions[number].start : functions[number].end] in joined
 
 
+def test_lines_are_passages_with_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "import os\n\n    \ndef f(x):\n    return x\n"
+    assert [text[start:end] for start, end in line_spans(tokenizer, text)] == ["import os", "def f(x):", "    return x"]
+
+
 def test_bm25_against_its_formula() -> None:
     assert words("read_csvFile, HTTPServer 3d: Élan") == ["read", "csv", "file", "http", "server", "3", "d", "lan"]
     documents = ["tree node tree", "node path", "path path line word"]
@@ -230,13 +235,13 @@ def test_the_whole_study_on_a_small_model(tmp_path: Path, tokenizer: PreTrainedT
     assert main(asked) == 0
     record = json.loads((tmp_path / "found.json").read_text())
     ways = {(row["stage"], row["way"]) for row in record["table"]}
-    assert len(ways) == 3 + 3 * (5 + 3)
+    assert len(ways) == 3 + 3 * (5 + 3 + 3)
     chance = next(row for row in record["table"] if (row["level"], row["way"]) == ("file", CHANCE))
     assert chance["recall_at_1"]["mean"] == pytest.approx(100 / 3)
     assert chance["recall_at_5"]["mean"] == 100
     needle = next(row for row in record["table"] if (row["level"], row["way"]) == ("128", BM25))
     assert needle["recall_at_1"]["mean"] == 100
-    assert len(record["late_against_alone"]) == 3 * (2 * 2 + 2 * 2)
+    assert len(record["late_against_alone"]) == 3 * (2 * 2 + 2 * 2 + 2)
     assert set(record["about"]["trainings"]) == {"short-1", "short-2", "long-2"}
     assert f"{PRETRAINED}: one embedding per file" in (tmp_path / "found.md").read_text()
     monkeypatch.setattr(retrieval.Study, "measure", lambda *_: pytest.fail("everything is measured"))

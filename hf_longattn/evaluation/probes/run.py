@@ -157,8 +157,8 @@ def probe_model(
         raise LongAttentionError(
             f"A {type(loaded).__name__} is asked about texts, but the probe {wrong[0]!r} is rows of tokens; leave it out of --task."
         )
-    _check_lengths(loaded, tokenizer, name, head, lengths)
     asker = Asker(loaded, tokenizer, head, found_mode, choices)
+    asker.check_length(max(lengths))
     for task in chosen:  # before anything is asked
         asker.sample(task, min(lengths), None, seed)
     cells = []
@@ -181,6 +181,23 @@ class Asker:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: str, mode: str, choices: int) -> None:
         self.model, self.tokenizer, self.head, self.mode, self.choices = model, tokenizer, head, mode, choices
         self.ids = _ordinary_ids(model.config, tokenizer)
+
+    def check_length(self, length: int) -> None:
+        """Refuse a length beyond a table of positions. Rotary positions have no end, and a span is found in windows.
+
+        Raises:
+            LengthError: the model reads fewer tokens.
+        """
+        config = self.model.config
+        if self.head == "span" or getattr(config.get_text_config(), "rope_parameters", None):
+            return
+        longest = known_length(config, self.tokenizer)
+        if longest is not None and length > longest:
+            name = str(getattr(config, "name_or_path", "")) or type(self.model).__name__
+            raise LengthError(
+                f"{name!r} reads {longest:,} tokens, not {length:,}; give smaller --lengths, or convert it (longattn convert SRC DST "
+                f"--max-length {length})."
+            )
 
     def sample(self, task: ProbeTask, length: int, depth: float | None, seed: int | str) -> Any:
         """A text or row of a task; the same for the same seed, length and depth.
@@ -257,29 +274,30 @@ def _mode(mode: str | None, head: str, class_name: str) -> str:
     return mode or MODES[head][0]
 
 
-def _check_lengths(model: Any, tokenizer: Any, name: str, head: str, lengths: Sequence[int]) -> None:
-    """Refuse lengths beyond a table of positions. Rotary positions have no end, and a span is found in windows."""
-    if head == "span" or getattr(model.config.get_text_config(), "rope_parameters", None):
-        return
-    longest = known_length(model.config, tokenizer)
-    if longest is not None and max(lengths) > longest:
-        raise LengthError(
-            f"{name!r} reads {longest:,} tokens, not {max(lengths):,}; give smaller --lengths, or convert it (longattn convert SRC DST "
-            f"--max-length {max(lengths)})."
-        )
-
-
 def _opened(
     model: str | Path | PreTrainedModel, tokenizer: Any | None, dtype: torch.dtype | None, revision: str | None, token: str | bool | None
 ) -> tuple[Any, Any, str]:
     """The model with its head, its tokenizer and its name."""
-    import transformers
-
     if isinstance(model, torch.nn.Module):
         name = str(getattr(model.config, "name_or_path", "")) or type(model).__name__
         if tokenizer is None:
             raise OptionError("A model in memory is asked with its tokenizer; give tokenizer=AutoTokenizer.from_pretrained(…).")
         return model, tokenizer, name
+    loaded, found, _ = open_model(model, dtype, revision, token)
+    return loaded, tokenizer or found, str(model)
+
+
+def open_model(
+    model: str | Path, dtype: torch.dtype | None = None, revision: str | None = None, token: str | bool | None = None
+) -> tuple[Any, Any, str]:
+    """A checkpoint with its head, its tokenizer, and what kind of head it is (see :func:`.scoring.head_of`).
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has no weights for its head.
+        LongAttentionError: a head that cannot be asked.
+    """
+    import transformers
+
     name = str(model)
     check_name(name)
     if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
@@ -288,9 +306,10 @@ def _opened(
     try:
         config = transformers.AutoConfig.from_pretrained(name, **source)
         stated = type((config.architectures or ["a model without a named class"])[0], (), {"config": config})()
-        loader = getattr(transformers, LOADERS[head_of(stated)])
+        head = head_of(stated)
+        loader = getattr(transformers, LOADERS[head])
         loaded, info = loader.from_pretrained(name, dtype=dtype or torch.float32, output_loading_info=True, **source)
-        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(name, **source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **source)
     except LongAttentionError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -300,7 +319,7 @@ def _opened(
         raise CheckpointError(
             f"{name!r} lacks weights of {type(loaded).__name__}, such as {missing[0]}; give a checkpoint that was saved with its head."
         )
-    return loaded, tokenizer, name
+    return loaded, tokenizer, head
 
 
 def _ordinary_ids(config: Any, tokenizer: Any) -> Tensor:

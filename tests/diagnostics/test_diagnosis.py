@@ -1,0 +1,115 @@
+"""What follows from the numbers: the recommended mechanism, the front, the sentences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_longattn.diagnostics import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis, html_page
+from hf_longattn.diagnostics.candidates import full_pairs
+from hf_longattn.diagnostics.diagnosis import percent
+from hf_longattn.diagnostics.rows import MEANS, distance_bins
+from hf_longattn.diagnostics.texts import read_depths, read_lengths
+from hf_longattn.errors import OptionError
+
+NAMES = ("window:window=16", "window:window=64", "top_k:num_keys=8", "full", "linear")
+
+
+def at(length: int, kept: tuple[float, ...], costs: tuple[float, ...], effective: float) -> LengthDiagnosis:
+    """Two layers of two heads; layer 1 spreads twice as far and keeps a tenth less."""
+    bins, everything = tuple(distance_bins(length)), full_pairs(length, False)
+    layers = tuple(
+        LayerDiagnosis(
+            f"layer.{number}",
+            "full",
+            {name: torch.full((2,), effective * (1 + number) if name == "effective_tokens" else 0.5).double() for name in MEANS},
+            torch.full((2, len(bins)), 1 / len(bins)).double(),
+            torch.tensor([[*(one * (1 - 0.1 * number) for one in kept), torch.nan]] * 2).double(),
+            torch.empty(2, 0).double(),
+        )
+        for number in range(2)
+    )
+    pairs = (*(round(one * everything) for one in costs), everything)
+    return LengthDiagnosis(length, 10, bins, layers, pairs, everything, (8, 32, None, None, None), 0, 0.0, 1.0)
+
+
+def diagnosis(*lengths: LengthDiagnosis, **changes: object) -> Diagnosis:
+    values = {"model": "short", "model_class": "BertModel", "text": "text", "device": "CPU", "causal": False,
+              "is_long": False, "trained_length": None, "within_mechanism": False, "needle": None,
+              "reasons": {"linear": "is no softmax."}, **changes}  # fmt: skip
+    return Diagnosis(candidates=tuple(map(Candidate.read, NAMES)), lengths=lengths, **values)  # type: ignore[arg-type]
+
+
+COSTS = (0.1, 0.3, 1.0, 1.0)
+
+
+def test_the_cheapest_that_keeps_enough_is_recommended() -> None:
+    best = diagnosis(at(256, (0.96, 0.99, 0.97, 1.0), COSTS, 20)).recommend()
+    assert best is not None
+    assert (str(best.candidate), best.enough, best.judged_at) == ("window:window=16", True, 256)
+    assert best.mass == pytest.approx(0.96 * 0.95)
+    assert best.lowest == (pytest.approx(0.96 * 0.9), 1)
+    assert best.command == "longattn convert short DST --mechanism window --option window=16 --max-length 256"
+
+
+def test_what_keeps_most_for_half_the_cost_is_recommended_where_nothing_keeps_enough() -> None:
+    best = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), COSTS, 20), is_long=True).recommend()
+    assert best is not None
+    assert (str(best.candidate), best.enough) == ("window:window=64", False)
+    assert best.command.startswith("longattn convert SHORT DST ")
+
+
+def test_nothing_is_recommended_where_nothing_is_cheaper_than_full_attention() -> None:
+    found = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 20))
+    assert found.recommend() is None
+    assert found.conclusion() == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
+    assert "keep it, or diagnose longer texts" in html_page(found)
+
+
+def test_extended_models_are_judged_where_they_were_trained() -> None:
+    lengths = at(64, (0.7, 0.99, 1.0, 1.0), (0.5, 0.9, 1.0, 1.0), 8), at(256, (0.1, 0.2, 0.99, 1.0), (0.1, 0.3, 0.2, 1.0), 30)
+    found = diagnosis(*lengths, trained_length=64)
+    assert found.judged.length == 64
+    best = found.recommend()
+    assert best is not None
+    assert (str(best.candidate), best.judged_at) == ("window:window=64", 64)  # top_k is cheaper, but sees any distance
+    assert best.cost == pytest.approx(0.3, rel=1e-3)
+    assert "at the 64 tokens that it was trained for" in found.conclusion()
+    assert "no further than the model did" in html_page(found)
+
+
+def test_the_front_has_no_candidate_that_another_beats() -> None:
+    found = diagnosis(at(256, (0.5, 0.4, 0.9, 1.0), COSTS, 20))
+    assert [str(found.candidates[number]) for number in found.front()] == ["window:window=16", "full"]
+    assert [number for number in found.applicable() if number == 4] == []
+
+
+def test_dilution_is_told_as_growth() -> None:
+    told = {}
+    for last in (10.5, 30.0, 79.0):
+        told[last] = diagnosis(at(64, (1.0,) * 4, COSTS, 10), at(512, (1.0,) * 4, COSTS, last)).dilution()
+    assert "hardly grows" in told[10.5]
+    assert "more slowly than the text" in told[30.0]
+    assert "almost as fast as the text" in told[79.0]
+    assert diagnosis(at(64, (1.0,) * 4, COSTS, 10)).dilution() == ""
+
+
+@pytest.mark.parametrize(("share", "told"), [(1.0, "100 %"), (0.714, "71 %"), (0.0523, "5.2 %"), (0.00041, "0.04 %"), (0.0, "0 %")])
+def test_shares_are_told_briefly(share: float, told: str) -> None:
+    assert percent(share) == told
+
+
+def test_lengths_and_depths_are_read() -> None:
+    assert read_lengths(["512", "2K", "1k", "512"]) == [512, 1024, 2048]
+    assert read_depths("0,0.5,1") == (0.0, 0.5, 1.0)
+    for text in ("", "x", "-1", "1.5", "9" * 20, "٣"):
+        with pytest.raises(OptionError):
+            read_lengths([text])
+    for text in ("", "a", "nan", "0.1;0.2"):
+        with pytest.raises(OptionError):
+            read_depths(text)
+
+
+def test_a_candidate_is_written_as_it_is_read() -> None:
+    for text in ("window:window=512", "union:of=[window:window=64+strided:stride=8]", "full"):
+        assert Candidate.read(str(Candidate.read(text))) == Candidate.read(text)
