@@ -118,7 +118,7 @@ def probe_model(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-    progress: Callable[[ProbeCell], None] = lambda cell: None,
+    progress: Callable[[ProbeCell], None] | None = None,
 ) -> ProbeReport:
     """Ask a model, long or not, synthetic tasks whose answers lie anywhere in texts of given lengths.
 
@@ -169,7 +169,8 @@ def probe_model(
             for length in lengths:
                 for depth in depths if depths is not None and task.placed else (None,):
                     cells.append(asker.cell(task, length, depth, samples, seed))
-                    progress(cells[-1])
+                    if progress is not None:
+                        progress(cells[-1])
     finally:
         loaded.train(training)
     return ProbeReport(name, type(loaded).__name__, found_mode, seed, tuple(cells))
