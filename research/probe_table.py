@@ -207,7 +207,7 @@ def markdown(record: dict[str, Any]) -> str:
     about = record["machine"]
     parts.append(
         "*n: texts at each length. Standard errors over texts are in probes.json; with few texts of one answer they are up to "
-        f"{worst(record):.0f} points. –: the task needs more tokens, the model reads fewer, or it was not asked. "
+        f"{worst(record):.0f} points. –: the task needs more tokens, or the model reads fewer; ·: not asked. "
         f"{record['seconds'] / 60:.0f} minutes; "
         f"{about['processor']}, {about['threads']} thread{'s' * (about['threads'] > 1)}, torch {about['torch']}, {about['date']}*"
     )
@@ -225,8 +225,10 @@ def count(found: Sequence[dict[str, Any]], task: str, lengths: Sequence[int]) ->
 
 
 def in_a_cell(row: dict[str, Any], task: str, lengths: Sequence[int]) -> str:
-    found = [mean(row, task, length) for length in lengths]
-    return " / ".join("–" if one is None else f"{one[0]:.0f}" for one in found)
+    """The scores at all lengths; "–" where the task or the model cannot be asked, "·" where it was not."""
+    asked = {tuple(one["key"][:2]) for one in row["cells"]}
+    found = {length: mean(row, task, length) for length in lengths}
+    return " / ".join(f"{one[0]:.0f}" if one is not None else "–" if (task, length) in asked else "·" for length, one in found.items())
 
 
 def worst(record: dict[str, Any]) -> float:
