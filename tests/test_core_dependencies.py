@@ -12,7 +12,7 @@ import pytest
 from hf_longattn.errors import LongAttentionError, MissingExtraError, needs_extra
 
 EXTRAS = (
-    "accelerate", "datasets", "evaluate", "gguf", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "peft", "psutil",
+    "accelerate", "datasets", "evaluate", "gguf", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "pandas", "peft", "psutil",
     "pyarrow", "sentence_transformers", "sklearn",
 )  # fmt: skip
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
