@@ -29,7 +29,6 @@ from hf_longattn.recipes import ready_recipes
 from research.context import markdown as context_markdown
 from research.design_search import markdown as search_markdown
 from research.mlm import mlm_markdown
-from research.probe_table import markdown as probes_markdown
 from research.probes import recall_markdown
 from research.qa_table import above, summary_markdown, to_markdown
 from research.retrieval import markdown as retrieval_markdown
@@ -266,7 +265,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "int8": partial(study, "serving", int8_markdown, "python -m benchmarks.serving"),
     "table5": partial(study, "table5", table5_markdown, "python -m research.table5"),
     "context": partial(study, "context", context_markdown, "python -m research.context"),
-    "probes": partial(study, "probes", probes_markdown, "python -m research.probe_table"),
     "retrieval": partial(study, "retrieval", retrieval_markdown, "python -m research.retrieval"),
     "diagnosis": partial(study, "diagnosis", measure_diagnosis.table, "python -m tools.measure_diagnosis report"),
     "search": partial(study, "search", search_markdown, "python -m research.design_search"),
