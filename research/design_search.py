@@ -172,7 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     about = {**machine(), "model": str(options.model)}
     about |= {name: getattr(options, name) for name in ("length", "window", "trials", "steps", "learning_rate", "seeds", "documents")}
-    record = {"about": about, "share": share, "reason": found.reason, "search": found.to_dict(), "rows": rows}
+    kept = {name: value for name, value in found.to_dict().items() if name != "command"}  # which has the work folder's path
+    record = {"about": about, "share": share, "reason": found.reason, "search": kept, "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     options.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
