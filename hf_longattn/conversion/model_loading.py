@@ -19,6 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from ..errors import CheckpointError, in_a_line
 from ..private_apis import auto_classes, replace_parameters, with_loader
 from .architectures import Architecture
+from .long_models.base import decoder_start
 from .report import MEASURED, SKIPPED, Check
 from .sources.base import Source, open_source
 from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
@@ -180,8 +181,7 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
     if model.config.is_encoder_decoder:
         if type(model).__name__.endswith("ForSequenceClassification"):  # it reads the position of the end token
             ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
-        first = model.config.decoder_start_token_id  # in mBART it is a language, chosen by the caller of generate
-        start = torch.full_like(ids[:, :1], model.config.eos_token_id if first is None else first)
+        start = torch.full_like(ids[:, :1], decoder_start(model.config))
         arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
     with torch.no_grad():
         returned = model(input_ids=ids, return_dict=True, **arguments)

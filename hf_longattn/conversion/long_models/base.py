@@ -147,12 +147,18 @@ def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) 
     return batch, real
 
 
+def decoder_start(config: Any) -> int:
+    """The decoder's first token, or another special one: mBART's is a language, chosen by the caller, and T5's config may lack it."""
+    named = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
+    return next((token for token in named if isinstance(token, int)), 0)
+
+
 def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
     """The probes with a short text for the decoder: the start of the text, shifted right by one."""
     found = []
     for probe in probes:
         ids = probe.inputs["input_ids"]
-        start = torch.full_like(ids[:, :1], config.decoder_start_token_id)
+        start = torch.full_like(ids[:, :1], decoder_start(config))
         decoded = torch.cat([start, ids[:, : DECODED - 1]], dim=1)
         inputs = {**probe.inputs, "decoder_input_ids": decoded}
         found.append(Probe(probe.name, inputs, probe.real, torch.ones_like(decoded, dtype=torch.bool)))

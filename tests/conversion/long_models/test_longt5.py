@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from hf_longattn import convert_checkpoint, export_native, plan_conversion
+from hf_longattn.conversion.long_models.base import decoder_start
 from hf_longattn.errors import CheckpointError, ExportError
 
 SIZES: dict[str, Any] = {
@@ -68,3 +69,9 @@ def test_what_a_longt5_has_no_setting_for_is_refused(tmp_path: Path) -> None:
         convert_checkpoint(tmp_path / "short", tmp_path / "long", long_attention=attention, verify=False, overwrite=True)
         with pytest.raises(ExportError, match=sentence):
             export_native(tmp_path / "long", tmp_path / "twin")
+
+
+def test_a_config_may_lack_the_decoder_s_first_token() -> None:
+    config = transformers.LongT5Config()
+    assert not hasattr(config, "decoder_start_token_id")
+    assert decoder_start(config) == config.eos_token_id
