@@ -131,6 +131,11 @@ class Int8Linear(InferenceLinear):
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = None if bias is None else bias.detach().clone()
 
+    @property
+    def weight(self) -> Tensor:
+        """In 8 bits and oneDNN's layout; T5 asks for its dtype."""
+        return self.packed
+
     def product(self, x: Tensor) -> Tensor:
         out = x.new_empty(len(x), self.out_features)
         rows = max(1, CELLS // self.in_features)

@@ -91,7 +91,7 @@ class DesignStudy:
             trials = self.study.get_trials(deepcopy=False)
             if not trials:
                 for design in seeds:
-                    self.study.enqueue_trial(self._parameters(design))
+                    self.study.enqueue_trial(self._as_trial(design))
             for trial in trials:
                 if trial.state == optuna.trial.TrialState.RUNNING:
                     self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -147,7 +147,7 @@ class DesignStudy:
         """Seconds of the attention of all layers."""
         return sum(self.seconds[name] for name in design.names)
 
-    def _parameters(self, design: Design) -> dict[str, int]:
+    def _as_trial(self, design: Design) -> dict[str, int]:
         names = [str(one) for one in self.candidates]
         return {f"layer{number}": names.index(name) for number, name in enumerate(design.names)}
 

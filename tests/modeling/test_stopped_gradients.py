@@ -13,14 +13,14 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling.attention_sites import attention_sites
-from tests.reference.small_models import BASES, long_like, plain_model, tokens
+from tests.reference.small_models import BASES, in_float64, long_like, plain_model, tokens
 
 SIZE, MEMORY, LENGTH = 24, 16, 72
 XL = {"mechanism": "transformer_xl", "segment_length": SIZE, "memory_length": MEMORY}
 
 
 def model(base: str, head: str | None = None, **options: Any) -> Any:
-    return long_like(plain_model(base, head), base, {**XL, **options}).double()
+    return in_float64(long_like(plain_model(base, head), base, {**XL, **options}))
 
 
 def gradients(module: Any, inputs: dict[str, Tensor], rows: slice, of: list[Tensor], **given: Any) -> tuple[Tensor | None, ...]:

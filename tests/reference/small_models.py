@@ -92,6 +92,13 @@ def long_like(plain: Any, base: str, long_attention: Any, **changes: Any) -> Any
     return model
 
 
+def in_float64(model: Any) -> Any:
+    """The model in float64; experts run one after the other, since PyTorch's grouped product takes no float64."""
+    if hasattr(model.config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")
+    return model.double()
+
+
 def pair(base: str, head: str | None, long_attention: Any, **changes: Any) -> tuple[Any, Any]:
     plain = plain_model(base, head, **changes)
     return plain, long_like(plain, base, long_attention, **changes)
