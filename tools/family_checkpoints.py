@@ -92,7 +92,7 @@ def trained_tokenizer(base: str, texts: Sequence[str], size: int) -> tuple[Any, 
         tokenizer = kind().train_new_from_iterator(texts, size)
         described = kind.__name__
     except Exception as error:  # tokenizers raise what they like where a vocabulary is missing
-        tokenizer = transformers.GPT2Tokenizer(pad_token="<pad>").train_new_from_iterator(texts, size)
+        tokenizer = transformers.GPT2Tokenizer(pad_token="<pad>", mask_token="<mask>").train_new_from_iterator(texts, size)
         described = f"GPT2Tokenizer (own class: {' '.join(str(error).split())[:60]})"
     return tokenizer, described
 
