@@ -6,6 +6,7 @@ the number of its candidate.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -24,7 +25,7 @@ from ..diagnostics import Candidate
 from ..errors import CheckpointError, LongAttentionError, OptionError, in_a_line, needs_extra
 from .design import Design
 
-STUDY = "study.db"
+STUDY, ASKING = "study.db", ".asking"
 NAME = "design"
 ROUNDING = 1e-9
 POPULATION = 20
@@ -56,7 +57,7 @@ class DesignStudy:
         with needs_extra("search"):
             import optuna
         self.candidates, self.layers, self.seconds, self.limit, self.seed = list(candidates), layers, dict(seconds), limit, seed
-        file = folder / STUDY
+        file, self.asking = folder / STUDY, folder / ASKING
         try:
             with _quiet():
                 # by a connection, since a URL cannot hold every path
@@ -107,11 +108,12 @@ class DesignStudy:
             others = multiprocessing.parent_process() is not None
             self.study.sampler = self._sampler(os.getpid() if others else len(self.study.get_trials(deepcopy=False)))
             while os.getppid() == parent:
-                states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
-                done = sum(state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING) for state in states)
-                if done >= trials:
-                    return
-                trial = self.study.ask()
+                with self._turn():
+                    states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+                    done = sum(state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING) for state in states)
+                    if done >= trials:
+                        return
+                    trial = self.study.ask()
                 numbers = range(len(self.candidates))
                 design = self._design({f"layer{one}": trial.suggest_categorical(f"layer{one}", numbers) for one in range(self.layers)})
                 cost = self.cost(design)
@@ -126,6 +128,13 @@ class DesignStudy:
                     self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
                     raise LongAttentionError(f"The loss of {design} is {loss}, so designs cannot be compared; leave its mechanism out.")
                 self.study.tell(trial, [loss, cost])
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One process at a time: on SQLite, Optuna can give a queued trial to two that ask together."""
+        with open(self.asking, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def tried(self) -> list[tuple[Design, float]]:
         """Every design that was tried, once, with its loss."""
