@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ..conversion.text import LARGEST_TEXT, excerpt
 from ..errors import CheckpointError, LengthError, OptionError, in_a_line
+from ..modeling.validation import special_ids
 from ..reading import read_text
 
 NEEDLE = " The secret number of Lisbon is 7481. "
 QUESTION = " What is the secret number of Lisbon? The secret number of Lisbon is"
 NAME = 200
 """Characters of a text that might be meant as the name of a file."""
-PROBE = "a b"
-"""A text whose tokens show which special tokens a tokenizer adds."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class DiagnosisText:
             whole = _read(text)
             if tokenizer is None:
                 raise OptionError("The model has no tokenizer; pass one as tokenizer=, or token ids in place of the text.")
-            self.prefix, self.suffix = _special(tokenizer)
+            self.prefix, self.suffix = special_ids(tokenizer)
             some = excerpt(whole, longest)
             self.ids = self.encode(some)
             if len(self.ids) < longest and len(some) < len(whole):
@@ -141,15 +140,6 @@ def _read(text: str | Path) -> str:
     if not found.strip():
         raise CheckpointError(f"The text {text.name if isinstance(text, Path) else 'given'!r:.80} is empty.")
     return found
-
-
-def _special(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer adds before and after a text."""
-    inner, whole = (list(tokenizer(PROBE, add_special_tokens=added)["input_ids"]) for added in (False, True))
-    for start in range(len(whole) - len(inner) + 1):
-        if whole[start : start + len(inner)] == inner:
-            return whole[:start], whole[start + len(inner) :]
-    return [], []
 
 
 def read_lengths(texts: Sequence[str]) -> list[int]:

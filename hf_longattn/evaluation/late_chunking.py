@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import LengthError, LongAttentionError
-from ..modeling.validation import known_length
+from ..modeling.validation import known_length, special_ids
 
 Span = tuple[int, int]
 
@@ -100,8 +100,8 @@ def _token_states(
     read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, starts = read["input_ids"], torch.tensor([start for start, _ in read["offset_mapping"]], dtype=torch.long)
     frame = tokenizer(prefix)["input_ids"]
-    end = tokenizer.num_special_tokens_to_add() - _leading(tokenizer)
-    before, after = frame[: len(frame) - end], frame[len(frame) - end :]
+    _, after = special_ids(tokenizer)
+    before = frame[: len(frame) - len(after)]
     body = len(ids) if longest is None else longest - len(frame)
     states: Tensor | None = None
     margins = torch.full((len(ids),), -1)
@@ -123,13 +123,6 @@ def _token_states(
             break
     assert states is not None
     return starts, states
-
-
-def _leading(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens stand before a text."""
-    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
-    row = tokenizer("a")["input_ids"]
-    return next(at for at in range(len(row)) if row[at : at + len(inner)] == inner)
 
 
 def _even_spans(starts: Tensor, end: int, count: int) -> Iterator[Span]:

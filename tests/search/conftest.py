@@ -15,11 +15,11 @@ LENGTH = 64
 
 
 def seeded(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """With queries and keys large enough that attention is not uniform."""
+    """With weights large enough that attention is not uniform and matters for the predictions."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 2:
-                parameter.mul_(6.0 if "attention" in name or "attn" in name else 2.0)
+                parameter.mul_(10.0)
     return model
 
 

@@ -81,8 +81,7 @@ def test_the_result_converts(encoder: Path, text: Path, tmp_path: Path) -> None:
 def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
     found = search_design(encoder, text, budget="0.3", length=128, candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
     assert all(row.scores["full"] == pytest.approx(0.0, abs=1e-5) for row in found.rows)
-    assert all(row.scores["linear"] <= 1e-6 for row in found.rows)
-    assert any(row.scores["linear"] < -1e-6 for row in found.rows)
+    assert all(-1.0 < row.scores["linear"] < -1e-4 for row in found.rows)
     by_mass = search_design(encoder, text, budget="0.3", length=128, candidates=["linear", "window:window=16"], pieces=1)
     assert "linear" in by_mass.reasons
     assert set(by_mass.chosen.design.names) == {"window:window=16"}

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest
-from ...modeling.validation import known_length
+from ...modeling.validation import known_length, special_ids
 from ...reading import check_name
-from .scoring import Found, by_generation, by_likelihood, by_span, head_of, leading_ids, score_tokens
+from .scoring import Found, by_generation, by_likelihood, by_span, head_of, score_tokens
 from .task import ProbeTask, TextTask, TokenTask, probe_task
 
 TASKS = ("niah_single_1", "niah_multikey_2", "passkey", "induction")
@@ -210,7 +210,7 @@ class Asker:
         if isinstance(task, TextTask):
             return task.sample(length, rng, lambda text: len(self.tokenizer(text, verbose=False)["input_ids"]), depth)
         assert isinstance(task, TokenTask)
-        special = len(self.tokenizer("")["input_ids"]) if self.head == "masked" else len(leading_ids(self.tokenizer))
+        special = len(self.tokenizer("")["input_ids"]) if self.head == "masked" else len(special_ids(self.tokenizer)[0])
         return task.sample(length - special - 1, self.ids, rng.getrandbits(62), self.choices, depth)
 
     def ask(self, task: ProbeTask, sample: Any, length: int) -> Found:

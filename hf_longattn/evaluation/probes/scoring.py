@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import LongAttentionError
+from ...modeling.validation import special_ids
 from ..qa_reader import QAReader, Span, whole
 from .task import ProbeSample, TokenSample
 
@@ -55,17 +56,9 @@ def match(sample: ProbeSample, prediction: str) -> float:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokens of a text that goes on: with the special tokens in front, without those at the end."""
+    """Tokens of a prompt, which the model continues: with the special tokens before it, without those after it."""
     body = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return [*leading_ids(tokenizer), *body]
-
-
-def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens in front of a text."""
-    probe = "a"
-    body, framed = tokenizer(probe, add_special_tokens=False)["input_ids"], tokenizer(probe)["input_ids"]
-    starts = (start for start in range(len(framed) - len(body) + 1) if framed[start : start + len(body)] == body)
-    return framed[: next(starts, 0)]
+    return [*special_ids(tokenizer)[0], *body]
 
 
 # ---- decoders
@@ -215,7 +208,7 @@ def score_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sam
     A decoder is asked at the token before; in an encoder's input, the asked token is masked, and of a copy one token in
     :data:`MASKED_SHARE`.
     """
-    before = leading_ids(tokenizer)
+    before, _ = special_ids(tokenizer)
     ids, places, targets = list(sample.ids), list(sample.places), list(sample.targets)
     if not masked and mode == "generate" and sample.is_tail:
         made = generated_ids(model, tokenizer, [*before, *ids[: places[0] + 1]], len(places))
