@@ -44,7 +44,7 @@ CONVERSION = (
     ("long_models",),
     ("architectures",),
     ("twins",),
-    ("flops", "int8", "model_loading", "pooling"),
+    ("flops", "graphs", "int8", "model_loading", "pooling"),
     ("plan", "plan_tensors"),
     ("inspection", "writing"),
     ("verify", "verify_outputs"),

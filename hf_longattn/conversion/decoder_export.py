@@ -13,38 +13,40 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 
 from ..errors import ExportError
 from ..memory.graph_cache import POSITION, StateTensor, graph_layer, graph_state
 from ..modeling.attention_sites import attention_sites
+from .graphs import PAST, ExportedGraph, Runner, Traced
 from .report import FAILED, PASSED, TOLERANCE, Check
 from .text import VerificationText
 
 TASK = "text-generation-with-past"
-PAST, PRESENT = "past_key_values", "present"
+PRESENT = "present"
 BATCH, TOKENS, TOTAL, HELD = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
 """Names of the free axes, as optimum writes and transformers.js reads them."""
 NOTE = (
     "Before the first token every state tensor is zeros of this shape, with 0 for 'past_sequence_length'; afterwards each input is the "
     "output of the step before. position_ids count from each row's first real token."
 )
-Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 EXAMPLE = (3, 6, 9)
 """Rows, new tokens and held entries of the traced step."""
 
 
-class DecoderGraph(nn.Module):
+class DecoderGraph(ExportedGraph):
     """A decoder as a function of new tokens and the state before them that returns logits and the state after them.
 
     Raises:
         ExportError: the model is no decoder alone, or a mechanism's state cannot be expressed as tensors.
     """
 
-    def __init__(self, model: Any) -> None:
+    advised = "window"
+
+    def __init__(self, model: Any, words: VerificationText) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.words = model, words
         config = model.config
         sites = attention_sites(model)
         if config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in sites):
@@ -87,7 +89,6 @@ class DecoderGraph(nn.Module):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of all inputs, in order."""
         return ("input_ids", "attention_mask", *(["position_ids"] if self.takes_positions else []), *self._named(PAST))
 
     @property
@@ -148,7 +149,7 @@ class DecoderGraph(nn.Module):
         return found
 
     def name_axes(self, onnx: Any) -> None:
-        """Give the free axes of an ONNX model (of onnx_ir) these names in place of PyTorch's symbols, by which programs fill them."""
+        """Give the free axes these names in place of PyTorch's symbols, by which programs fill them."""
         named, names = self.axes(), dict[str, str]()
         for value in onnx.graph.inputs:
             for axis, name in named[value.name].items():
@@ -163,8 +164,8 @@ class DecoderGraph(nn.Module):
                 ]
                 value.shape = type(value.shape)(sizes)
 
-    def traced(self, max_length: int) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
-        """The program for any batch, any number of new tokens up to ``max_length`` and any state, and its example inputs."""
+    def traced(self, max_length: int) -> Traced:
+        """The program for any batch, any number of new tokens up to ``max_length`` and any state."""
         rows, new, held = EXAMPLE
         ids = torch.ones(rows, new, dtype=torch.long)
         example: dict[str, Any] = {"input_ids": ids, "attention_mask": ids.new_ones(rows, new + held)}
@@ -180,7 +181,26 @@ class DecoderGraph(nn.Module):
         sizes: dict[str, Any] = {name: {axis: dims[one] for axis, one in named[name].items()} for name in example}
         example["past"] = self.zeros(rows, held)
         sizes["past"] = [{axis: dims[one] for axis, one in named[name].items()} for name in self._named(PAST)]
-        return torch.export.export(self, (), kwargs=example, dynamic_shapes=sizes), example
+        program = torch.export.export(self, (), kwargs=example, dynamic_shapes=sizes)
+        return Traced(program, example, self.inputs, self.outputs, shortest=1)
+
+    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
+        """As :meth:`ExportedGraph.check`: from an empty state, after a prompt longer than every window, and greedily."""
+        max_length = limits[1]
+        bounds = [tensor.most for _, tensor in self.tensors() if tensor.most is not None]
+        prompt = max(1, min(max(bounds) + PAST_WINDOW if bounds else PROMPT, max_length - STEPS))
+        with torch.no_grad():
+            try:
+                run = load()
+                return [
+                    _from_empty(self, run, max_length),
+                    _after_prompt(self, run, prompt),
+                    _greedy(self, run, prompt),
+                ]
+            except Exception as error:  # runtimes raise any type of error
+                if isinstance(error, OSError | MemoryError):
+                    raise
+                return [Check("equal to the model", FAILED, f"the runtime cannot run it ({type(error).__name__}: {str(error)[:160]})")]
 
 
 class _Decoding:
@@ -221,37 +241,18 @@ PROMPT = 333
 """Tokens of the prompt where no layer is bounded."""
 
 
-def check_decoder(graph: DecoderGraph, load: Callable[[], Runner], words: VerificationText, max_length: int) -> list[Check]:
-    """Compare the graph that ``load()`` runs with the model's own decoding: from an empty state, after a prompt longer than every window,
-    and greedily."""
-    bounds = [tensor.most for _, tensor in graph.tensors() if tensor.most is not None]
-    prompt = max(1, min(max(bounds) + PAST_WINDOW if bounds else PROMPT, max_length - STEPS))
-    with torch.no_grad():
-        try:
-            run = load()
-            return [
-                _from_empty(graph, run, words, max_length),
-                _after_prompt(graph, run, words, prompt),
-                _greedy(graph, run, words, prompt),
-            ]
-        except Exception as error:  # runtimes raise any type of error
-            if isinstance(error, OSError | MemoryError):
-                raise
-            return [Check("equal to the model", FAILED, f"the runtime cannot run it ({type(error).__name__}: {str(error)[:160]})")]
-
-
-def _from_empty(graph: DecoderGraph, run: Runner, words: VerificationText, max_length: int) -> Check:
+def _from_empty(graph: DecoderGraph, run: Runner, max_length: int) -> Check:
     count = min(STEPS, max_length)
     decoding = _Decoding(graph, run, torch.ones(1, count, dtype=torch.long))
-    for token in words.tokens(count).split(1, 1):
+    for token in graph.words.tokens(count).split(1, 1):
         decoding.step(token)
     return _check("equal from an empty state", f"{count} tokens one by one", decoding)
 
 
-def _after_prompt(graph: DecoderGraph, run: Runner, words: VerificationText, prompt: int) -> Check:
+def _after_prompt(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
     """Three rows with left padding of different lengths, the prompt in two parts."""
     total = prompt + STEPS
-    ids = words.tokens(total).repeat(3, 1)
+    ids = graph.words.tokens(total).repeat(3, 1)
     mask = (torch.arange(total) >= torch.tensor([[0], [prompt // 3], [prompt // 7]])).long()
     if not graph.takes_positions:  # positions are columns, so that padding would shift them
         mask = torch.ones_like(mask)
@@ -270,9 +271,9 @@ def _after_prompt(graph: DecoderGraph, run: Runner, words: VerificationText, pro
     return check
 
 
-def _greedy(graph: DecoderGraph, run: Runner, words: VerificationText, prompt: int) -> Check:
+def _greedy(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
     """The graph's own choices against ``model.generate``."""
-    ids = words.tokens(prompt)
+    ids = graph.words.tokens(prompt)
     graph.model.generation_config = GenerationConfig(pad_token_id=graph.model.config.pad_token_id or 0)  # nothing but greedy choices
     cache = DynamicCache(config=graph.model.config)
     wanted = graph.model.generate(

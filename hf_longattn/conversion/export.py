@@ -24,10 +24,11 @@ from ..modeling.sliding_window import with_base_windows
 from ..private_apis import auto_mapping, trace_errors
 from ..reading import read_json_object
 from .architectures import NAMES, OWN_FIELDS, attached_mechanisms
-from .decoder_export import PAST, DecoderGraph, check_decoder
 from .decoder_export import TASK as WITH_PAST
+from .decoder_export import DecoderGraph
+from .graphs import ExportedGraph, Runner, Traced, onnx_runner, runner
 from .inspection import inspect_checkpoint
-from .int8 import INT8_FILE, Runner, measure, quantise
+from .int8 import INT8_FILE, measure, quantise
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from .pooling import SentencePooling, sentence_pooling, write_for_servers
 from .report import FAILED, PASSED, TOLERANCE, Check, versions
@@ -144,20 +145,21 @@ def export_checkpoint(
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
     if task == WITH_PAST and int8:
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
-    decoder = DecoderGraph(loaded) if task == WITH_PAST else None
-    names = decoder.inputs if decoder is not None else input_names(loaded, words.source_tokenizer, global_attention_mask)
+    graph: ExportedGraph
+    if task == WITH_PAST:
+        graph = DecoderGraph(loaded, words)
+    else:
+        names = input_names(loaded, words.source_tokenizer, global_attention_mask)
+        graph = ModelGraph(loaded, words, names, sentence_pooling(found.source.card_folder))
     needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
     with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
-        example_of = partial(example_inputs, loaded, names, words, 2)
-        graph = (decoder or ModelGraph(loaded, sentence_pooling(found.source.card_folder))).eval()
-        outputs, shortest, used = write_graph(graph, example_of, stage / FILES[format], format, found.max_length, opset)
-        if isinstance(graph, DecoderGraph):
-            checks = check_decoder(graph, partial(_runner, stage / FILES[format], outputs, format), words, found.max_length)
-        else:
-            checks = check_export(graph, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
+        file = stage / FILES[format]
+        outputs, shortest, used = write_graph(graph.eval(), file, format, found.max_length, opset)
+        limits = (shortest, found.max_length)
+        checks = graph.check(partial(runner, file, outputs, format), limits)
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
-        quantised = _quantise(stage, names, outputs, words, loaded, (shortest, found.max_length)) if int8 else None
+        quantised = _quantise(stage, graph.inputs, outputs, words, loaded, limits) if int8 else None
         _copy_sidecars(found.source.folder, stage)
         _write_configs(loaded, stage)
         if isinstance(found.source, SentenceSource):
@@ -166,9 +168,9 @@ def export_checkpoint(
         files = sorted(path.name for path in stage.iterdir())
         written = sum(path.stat().st_size for path in stage.iterdir())
         report = ExportReport(
-            target, format, type(loaded).__name__, names, outputs, shortest, found.max_length, used, tuple(checks), (*files, REPORT),
+            target, format, type(loaded).__name__, graph.inputs, outputs, shortest, found.max_length, used, tuple(checks), (*files, REPORT),
             written, versions(*(ONNX_PACKAGES if format == "onnx" else ())),
-            decoding=None if decoder is None else decoder.describe(), int8=quantised,
+            decoding=graph.describe(), int8=quantised,
         )  # fmt: skip
         write_json(stage / REPORT, report.to_dict())
     return report
@@ -237,7 +239,7 @@ def _quantise(
     texts, long_text = (
         example_inputs(model, names, words, batch, min(max(length, limits[0]), limits[1]), repeated=False) for batch, length in MEASURED
     )
-    measured = measure(_onnx_runner(graph, outputs), _onnx_runner(copy, outputs), texts, long_text)
+    measured = measure(onnx_runner(graph, outputs), onnx_runner(copy, outputs), texts, long_text)
     sizes = {"float32": graph.stat().st_size, "int8": copy.stat().st_size}
     return {"file": INT8_FILE, "linear_layers": layers, "bytes": sizes, "text": words.describe(), **measured}
 
@@ -274,13 +276,17 @@ EXAMPLE = 600
 """Tokens of the traced text, unless the minimum length is greater."""
 
 
-class ModelGraph(nn.Module):
-    """A model as a function of named tensors that returns a dictionary of tensors, without cache."""
+class ModelGraph(ExportedGraph):
+    """A model as a function of named tensors that returns a dictionary of tensors, without cache.
 
-    def __init__(self, model: nn.Module, pooling: SentencePooling | None = None) -> None:
+    names: its inputs.
+    """
+
+    advised = "longformer"
+
+    def __init__(self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None = None) -> None:
         super().__init__()
-        self.model: Any = model
-        self.pooling = pooling
+        self.model, self.words, self.names, self.pooling = model, words, names, pooling
         self.fixed: dict[str, Any] = {"return_dict": True}
         if "use_cache" in inspect.signature(model.forward).parameters:
             self.fixed["use_cache"] = False
@@ -305,16 +311,39 @@ class ModelGraph(nn.Module):
             found["sentence_embedding"] = self.pooling(found["last_hidden_state"], attention_mask)
         return found
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.names
+
+    def traced(self, max_length: int) -> Traced:
+        decoded, tried = longest_decoded(self.model, max_length), _least_lengths(self, max_length)
+        for shortest in tried:
+            example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE, shortest + 1)))
+            try:
+                program = torch.export.export(self, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
+            except trace_errors():  # a guard on the length, or guards that contradict each other
+                if shortest == tried[-1]:
+                    raise
+            else:
+                return Traced(program, example, tuple(example), tuple(self(**example)), shortest)
+        raise AssertionError("no minimum length to try")
+
+    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
+        """As :meth:`ExportedGraph.check`, for each of ``SHAPES``."""
+        run = load()
+        compared: list[Check] = []
+        for batch, length in SHAPES:
+            if length < limits[0] and compared:
+                length = sum(limits) // 2
+            inputs = example_inputs(self.model, self.names, self.words, batch, min(max(length, limits[0]), limits[1]))
+            compared.append(_compare(self, run, inputs))
+        return compared
+
 
 def write_graph(
-    graph: ModelGraph | DecoderGraph,
-    example_of: Callable[[int], dict[str, Tensor]],
-    file: Path,
-    format: str,
-    max_length: int,
-    opset: int | None,
+    graph: ExportedGraph, file: Path, format: str, max_length: int, opset: int | None
 ) -> tuple[tuple[str, ...], int, int | None]:
-    """Trace the graph on inputs from ``example_of(length)`` and write it to ``file``, for texts of up to ``max_length`` tokens.
+    """Trace the graph and write it to ``file``, for texts of up to ``max_length`` tokens.
 
     Returns:
         The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
@@ -324,30 +353,25 @@ def write_graph(
     """
     with torch.no_grad(), _hushed():
         try:
-            if isinstance(graph, DecoderGraph):
-                (program, example), shortest, names, outputs = graph.traced(max_length), 1, graph.inputs, graph.outputs
-            else:
-                program, example, shortest = _traced(graph, example_of, max_length)
-                names, outputs = tuple(example), tuple(graph(**example))
+            traced = graph.traced(max_length)
             if format == "torch":
-                torch.export.save(program, file)
-                return outputs, shortest, None
+                torch.export.save(traced.program, file)
+                return traced.outputs, traced.shortest, None
             onnx = torch.onnx.export(
-                program, kwargs=example, input_names=list(names), output_names=list(outputs), opset_version=opset, verbose=False
-            )
+                traced.program, kwargs=traced.example, input_names=list(traced.inputs), output_names=list(traced.outputs),
+                opset_version=opset, verbose=False,
+            )  # fmt: skip
         except OSError:
             raise
         except Exception as error:  # tracing, translation and checks raise any type of error
-            good = "window" if isinstance(graph, DecoderGraph) else "longformer"
             raise ExportError(
                 f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)}); "
-                f"run the model itself, or export one with another mechanism, for example {good}."
+                f"run the model itself, or export one with another mechanism, for example {graph.advised}."
             ) from error
         assert onnx is not None
-        if isinstance(graph, DecoderGraph):
-            graph.name_axes(onnx.model)
+        graph.name_axes(onnx.model)
         onnx.save(str(file))
-        return outputs, shortest, onnx.model.opset_imports[""]
+        return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
 
 
 def _cause(error: BaseException) -> str:
@@ -356,22 +380,6 @@ def _cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()[:160]}" if lines else type(error).__name__
-
-
-def _traced(
-    graph: ModelGraph, example_of: Callable[[int], dict[str, Tensor]], max_length: int
-) -> tuple[torch.export.ExportedProgram, dict[str, Tensor], int]:
-    """The program, its example inputs, and the minimum length for which it is one graph."""
-    decoded, tried = longest_decoded(graph.model, max_length), _least_lengths(graph, max_length)
-    for shortest in tried:
-        example = example_of(min(max_length, max(EXAMPLE, shortest + 1)))
-        try:
-            program = torch.export.export(graph, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
-            return program, example, shortest
-        except trace_errors():  # a guard on the length, or guards that contradict each other
-            if shortest == tried[-1]:
-                raise
-    raise AssertionError("no minimum length to try")
 
 
 def _least_lengths(graph: ModelGraph, max_length: int) -> list[int]:
@@ -459,25 +467,6 @@ def example_inputs(
     return made
 
 
-def check_export(
-    graph: ModelGraph,
-    names: tuple[str, ...],
-    outputs: tuple[str, ...],
-    file: Path,
-    format: str,
-    words: VerificationText,
-    limits: tuple[int, int],
-) -> list[Check]:
-    """Compare the graph in ``file`` with the model for each of ``SHAPES``."""
-    run = _runner(file, outputs, format)
-    compared: list[Check] = []
-    for batch, length in SHAPES:
-        if length < limits[0] and compared:
-            length = sum(limits) // 2
-        compared.append(_compare(graph, run, example_inputs(graph.model, names, words, batch, min(max(length, limits[0]), limits[1]))))
-    return compared
-
-
 def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
     batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
     with torch.no_grad():
@@ -496,34 +485,3 @@ def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
     detail = f"{batch} × {length:,} tokens with padding: largest difference {worst:.1e} of the largest output"
     status = PASSED if worst <= TOLERANCE else FAILED
     return Check("equal to the model", status, detail, {"batch": batch, "length": length, "difference": worst})
-
-
-def _runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
-    return _onnx_runner(file, outputs) if format == "onnx" else _torch_runner(file, outputs)
-
-
-def _torch_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
-    program: Callable[..., Any] = torch.export.load(file).module()
-
-    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        past = [value for name, value in inputs.items() if name.startswith(PAST)]
-        found = program(**{name: value for name, value in inputs.items() if not name.startswith(PAST)}, **({"past": past} if past else {}))
-        return found if isinstance(found, dict) else dict(zip(outputs, found, strict=True))
-
-    return run
-
-
-def _onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    taken = {value.name for value in session.get_inputs()}
-
-    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        given = {name: value.numpy() for name, value in inputs.items() if name in taken}  # unused inputs are removed from the graph
-        return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), given)), strict=True))
-
-    return run

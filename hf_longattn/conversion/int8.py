@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ExportError, in_a_line
+from .graphs import Runner
 
 INT8_FILE = "model_int8.onnx"
 OPERATORS = ("MatMul", "Gemm")
 LARGEST_FILE = 2**31 - 2**20
 """Bytes of a protobuf message, with some for the names; a larger model keeps its weights in a file beside it."""
 TURNS = 3
-Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def quantise(graph: Path, target: Path) -> int:
