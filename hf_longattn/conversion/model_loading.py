@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from ..errors import CheckpointError, in_a_line
+from ..errors import CheckpointError, OptionError, in_a_line
 from ..private_apis import auto_classes, replace_parameters, with_loader
 from .architectures import Architecture
 from .long_models.base import decoder_start
@@ -34,6 +34,21 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
         if class_name in [one.__name__ for one in (found if isinstance(found, tuple | list) else [found])]:
             return name
     return None
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of this name, or, for ``None``, the accelerator of this machine, or its CPU.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    if name is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if found is None else found
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"There is no device {name!r:.40} here ({in_a_line(error, 120)}); leave --device out.") from error
 
 
 def load_source(

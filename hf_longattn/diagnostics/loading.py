@@ -13,7 +13,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.architectures import longest
 from ..conversion.config import ConversionConfig
-from ..conversion.model_loading import auto_class_name
+from ..conversion.model_loading import auto_class_name, chosen_device
 from ..conversion.sources.base import Source, open_source
 from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line
@@ -42,13 +42,14 @@ def load_for_diagnosis(
             a conversion would make.
     Raises:
         CheckpointError: it cannot be loaded, or is quantised.
-        OptionError: ``mechanism`` without ``extend``.
+        OptionError: ``mechanism`` without ``extend``, or no such device.
         PositionError, LengthError: positions cannot be extended so.
     """
     if mechanism is not None and extend is None:
         raise OptionError("A mechanism is chosen for a model whose positions are extended; add --extend tile, or leave --mechanism out.")
     if extend is not None and lengths is None:
         raise OptionError("Positions are extended to the longest length; give for example --lengths 512,2K,8K.")
+    place = chosen_device(device)
     source = open_source(name, revision=revision, token=token)
     is_long, trained = "long_attention" in source.config, None
     try:
@@ -62,7 +63,7 @@ def load_for_diagnosis(
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {source.name!r}: {in_a_line(error)}.") from error
-    return model.eval().to(_device(device)), load_tokenizer(source.folder), trained
+    return model.eval().to(place), load_tokenizer(source.folder), trained
 
 
 def _load(source: Source) -> nn.Module:
@@ -102,14 +103,3 @@ def refuse_longer(name: str, length: int, limit: int) -> LengthError:
         f"{name!r} ends at {limit:,} tokens, and {length:,} were asked for; add --extend tile (rotary positions: rope:yarn) to diagnose it "
         f"with more, or type longattn convert {name} DST --max-length {length} and diagnose the result."
     )
-
-
-def _device(name: str | None) -> torch.device:
-    """The device that was asked for, or the accelerator, or the CPU."""
-    if name is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if found is None else found
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f"There is no device {name!r:.40} here ({in_a_line(error, 120)}); leave --device out.") from error

@@ -8,11 +8,12 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
+from ..conversion.model_loading import chosen_device
 from ..conversion.sources.base import Source
 from ..conversion.text import verification_text
 from .budget import Budget
 from .candidates import read_candidates
-from .run import PIECES, Asked, Search, chosen_device
+from .run import PIECES, Asked, Search
 from .tables import QUERIES
 
 BUDGET = "0.25"
@@ -35,7 +36,7 @@ def choose(source: Source, asked: ConversionConfig) -> tuple[LongAttentionConfig
         Asked(
             model=source.name, text=text, budget=Budget.read(asked.budget or BUDGET), full_layers=None,
             candidates=tuple(read_candidates(None)), score="mass", objective="loss", trials=0, workers=1, transfer_steps=0, pieces=PIECES,
-            queries=QUERIES, compare_at=None, seed=0, device=chosen_device(None), conversion=plain,
+            queries=QUERIES, compare_at=None, seed=0, device=str(chosen_device(None)), conversion=plain,
         ),
         source=source,
     ).run()  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..conversion.config import ConversionConfig
-from ..conversion.model_loading import quiet_libraries
+from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
@@ -194,7 +194,7 @@ def search_design(
     asked = Asked(
         model=str(model), text=text, budget=None if kept else Budget.read(budget), full_layers=_count(budget) if kept else None,
         candidates=tuple(read_candidates(candidates)), score="kl" if kept else score, objective=objective, trials=trials, workers=workers,
-        transfer_steps=transfer_steps, pieces=pieces, queries=queries, compare_at=compare_at, seed=seed, device=chosen_device(device),
+        transfer_steps=transfer_steps, pieces=pieces, queries=queries, compare_at=compare_at, seed=seed, device=str(chosen_device(device)),
         conversion=ConversionConfig(max_length=length, positions=positions, revision=revision, token=token),
     )  # fmt: skip
     if kept and (candidates is None or len(asked.candidates) != 1 or trials):
@@ -426,17 +426,6 @@ def _count(budget: str | float | Budget) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise OptionError(f"In the mode full-layers the budget is a number of layers, for example --budget 2, not {text!r:.40}.")
     return int(text)
-
-
-def chosen_device(name: str | None) -> str:
-    """The device that was asked for, or the accelerator, or the CPU."""
-    if name is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return "cpu" if found is None else str(found)
-    try:
-        return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f"There is no device {name!r:.40} here; leave --device out.") from error
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

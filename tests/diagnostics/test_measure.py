@@ -155,7 +155,7 @@ REFUSED = {
     "a mechanism without extension": ({"mechanism": {"mechanism": "window"}}, OptionError, "add --extend tile"),
     "extension without lengths": ({"extend": "tile"}, OptionError, "--lengths"),
     "unknown positions": ({"extend": "tiles", "lengths": [512]}, LongAttentionError, "Did you mean 'tile'"),
-    "an unknown device": ({"device": "abacus"}, OptionError, "no device 'abacus'"),
+    "an unknown device": ({"device": "toaster"}, OptionError, "There is no device 'toaster'"),
 }
 
 
