@@ -87,6 +87,21 @@ def needs_extra(extra: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def checkpoint_errors(what: str) -> Iterator[None]:
+    """Around calls of other libraries, which raise any type of error: turns it into "WHAT: the error."
+
+    Raises:
+        CheckpointError: that sentence; a LongAttentionError is raised as it is.
+    """
+    try:
+        yield
+    except LongAttentionError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
+
+
 def shortened(text: str, limit: int = 300) -> str:
     """``text`` cut to a length that fits into a sentence."""
     return text if len(text) <= limit else f"{text[:limit]} …"

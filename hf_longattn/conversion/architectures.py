@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, LongAttentionError, in_a_line, nearest
+from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
 from ..modeling.family import FAMILIES, MODEL_NAME, Family
 from ..modeling.generic import check_interface, enable_long_attention
@@ -40,21 +39,6 @@ OWN_FIELDS = (
     "extended_from",
 )
 """Fields that only a Long config has."""
-
-
-@contextlib.contextmanager
-def refused(what: str) -> Iterator[None]:
-    """Turn any error of a config class or a constructor, which raise what they happen to raise, into "WHAT: the error."
-
-    Raises:
-        CheckpointError: that sentence; a LongAttentionError is raised as it is.
-    """
-    try:
-        yield
-    except LongAttentionError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
 
 
 @dataclass(frozen=True)
@@ -110,7 +94,7 @@ class Architecture:
             values.pop(name, None)
         if decoder_attention is not None:
             values["decoder_long_attention"] = decoder_attention.to_dict()
-        with refused(f"The source's config makes no valid {self.long_class}"):
+        with checkpoint_errors(f"The source's config makes no valid {self.long_class}"):
             config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
         for field, value in lengths.items():
             setattr(config, field, value)
@@ -138,7 +122,7 @@ class Architecture:
         Raises:
             CheckpointError: the config contradicts itself.
         """
-        with refused(f"The source's config makes no valid {self.source_class}"), torch.device("meta"):
+        with checkpoint_errors(f"The source's config makes no valid {self.source_class}"), torch.device("meta"):
             return self.model_class(config)
 
 
@@ -176,12 +160,10 @@ def find_architecture(source: Source) -> Architecture:
             f" {', '.join(known)}.{nearest(model_type, known)}"
         )
     family = FAMILIES[model_type if converter is None else converter.family]
-    try:
+    with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         original = None if converter is None else converter.read_config(dict(source.config))
         values = dict(source.config) if converter is None else _without_names(converter.config_values(original))
         config = family.base_config_class.from_dict(values)
-    except Exception as error:  # config classes raise any type of error
-        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
     for name in SIZES:
         value = getattr(config, name, 1)
         if isinstance(value, int) and value < 1:
@@ -257,7 +239,7 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     if base is None:
         raise CheckpointError(f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json.")
     check_interface(base)
-    with refused(f"The config.json of {source.name!r} is not valid for {model_type}"):
+    with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = AutoConfig.for_model(**dict(source.config))
     return GenericArchitecture(PlainFamily(type(config)), config, base.__name__, base.__name__)
 
@@ -301,12 +283,12 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     if family is None:
         known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; expected one of {known}.")
-    with refused(f"The config.json of {source.name!r} is not valid for {model_type}"):
+    with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
     named = named_class(source.config, "none")
     if named not in family.heads.values():
         raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.heads.values())}.")
-    with refused(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
+    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
         return config, named, family, family.model_class(named)(config)
 
 
@@ -332,7 +314,7 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
     held = {current_name(name): header.shape for name, header in tensors.items()}
 
     def fit(name: str) -> int:
-        with refused(f"The source's config makes no valid {name}"), torch.device("meta"):
+        with checkpoint_errors(f"The source's config makes no valid {name}"), torch.device("meta"):
             model: Any = getattr(transformers, name)(config)
         prefix, tied = f"{model.base_model_prefix}.", set(model.all_tied_weights_keys or ())
         wanted = {key.removeprefix(prefix): tuple(value.shape) for key, value in model.state_dict().items() if key not in tied}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest, needs_extra
+from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors, nearest, needs_extra
 from ..mechanisms.base import Mechanism
 from ..modeling.attention_sites import attention_sites
 from ..modeling.config import LongConfig
@@ -153,7 +153,7 @@ def _quantised(subject: Subject, config: Callable[[Any], Any]) -> Compressed:
     outside = {name for name, module in model.named_children() if module is not model.base_model}
     left = [r".*long_attention", *sorted(outside)]
     chosen = TorchAoConfig(config(quantization), modules_to_not_convert=left)
-    with _as_sentence(f"torchao cannot quantise {type(model).__name__}"):
+    with checkpoint_errors(f"torchao cannot quantise {type(model).__name__}"):
         made = subject.load(subject.folder, quantization_config=chosen, dtype=torch.bfloat16)
     return Compressed(made, made)
 
@@ -445,7 +445,7 @@ def compress_checkpoint(
             (made.model if made.dtype is None else copy.deepcopy(made.model).to(made.dtype)).save_pretrained(stage)
         if subject.tokenizer is not None:
             subject.tokenizer.save_pretrained(stage)
-        with _as_sentence(f"What was written for {type(subject.model).__name__} cannot be read again, so nothing was kept"):
+        with checkpoint_errors(f"What was written for {type(subject.model).__name__} cannot be read again, so nothing was kept"):
             again = subject.load(stage, **({} if made.dtype is None else {"dtype": torch.float32}))
             difference = _difference(again, made.expected, subject.ids[:, : lengths[0]])
         if not difference <= TOLERANCE:
@@ -484,7 +484,7 @@ def _opened(folder: Path, asked: CompressionConfig) -> tuple[Subject, str]:
     model_class: Any = getattr(hf_longattn, name, None) if name.startswith("Long") else getattr(transformers, name, None)
     if model_class is None:
         raise CheckpointError(f"The config.json of {str(folder)!r} names no class of hf_longattn or transformers, but {name!r}.")
-    with _as_sentence(f"{str(folder)!r} cannot be loaded"), _quiet():
+    with checkpoint_errors(f"{str(folder)!r} cannot be loaded"), _quiet():
         model = model_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
     tokenizer = load_tokenizer(folder)
     text, origin = verification_text(asked.text)
@@ -518,21 +518,6 @@ def _longest(subject: Subject) -> int:
     if asked > tokens:
         raise LengthError(f"--length is {asked}, but the text has {tokens} tokens; give a longer text with --text, or a smaller --length.")
     return asked
-
-
-@contextmanager
-def _as_sentence(what: str) -> Iterator[None]:
-    """Turn what libraries raise, which can be anything, into "WHAT: the error."
-
-    Raises:
-        CheckpointError: that sentence; a LongAttentionError is raised as it is.
-    """
-    try:
-        yield
-    except LongAttentionError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from ..errors import CheckpointError, OptionError, in_a_line
+from ..errors import CheckpointError, OptionError, checkpoint_errors, in_a_line
 from ..private_apis import auto_classes, replace_parameters, with_loader
 from .architectures import Architecture
 from .long_models.base import decoder_start
@@ -34,6 +34,14 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
         if class_name in [one.__name__ for one in (found if isinstance(found, tuple | list) else [found])]:
             return name
     return None
+
+
+def result_class(architecture: Architecture, config: Any) -> Any:
+    """What loads a result with this config: the Auto class of its head, or else its own class."""
+    import transformers
+
+    name = auto_class_name(config, architecture.long_class)
+    return getattr(transformers, name) if name else architecture.model_class
 
 
 def chosen_device(name: str | None) -> torch.device:
@@ -124,15 +132,21 @@ def load_result(
 
     config_instead: replaces its config.
     """
-    import transformers
-
     arguments = {"use_safetensors": True, **({} if config_instead is None else {"config": config_instead})}
     if scratch is not None:
         tensors = open_source(folder).tensors
         return _load_from_files(architecture.model_class, folder, folder, dtype, tensors, scratch, **arguments)
-    name = auto_class_name(config, architecture.long_class)
-    model_class: Any = getattr(transformers, name) if name else architecture.model_class
-    return _load(partial(model_class.from_pretrained, folder), folder, dtype, local_files_only=True, **arguments)
+    return _load(partial(result_class(architecture, config).from_pretrained, folder), folder, dtype, local_files_only=True, **arguments)
+
+
+def load_as_result(source: Source, architecture: Architecture, config: Any) -> nn.Module:
+    """The source with the class and config of a result, in fp32: its position tables are extended while they are read.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
+    with checkpoint_errors(f"transformers cannot load {source.name!r}"):
+        return source.finish(source.load(result_class(architecture, config), config=config, dtype=torch.float32)).eval()
 
 
 def newly_initialised(missing: set[str], model: nn.Module) -> bool:
@@ -143,10 +157,8 @@ def newly_initialised(missing: set[str], model: nn.Module) -> bool:
 
 def _load(load: Callable[..., Any], folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
     """Call `load`, a ``from_pretrained``, with the common arguments; `folder` is for messages."""
-    try:
+    with checkpoint_errors(f"transformers cannot load {str(folder)!r}"):
         model, info = load(dtype=dtype or torch.float32, output_loading_info=True, **arguments)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error
     # not model.float(), which a model from GGUF refuses although its weights are plain
     return nn.Module.float(model).eval(), without_random_pooler(model, set(info["missing_keys"]))
 

@@ -15,9 +15,9 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter, rename_source_key
 from transformers.core_model_loading import WeightRenaming as RenamedWhileLoading
 
-from ..errors import ExportError
+from ..errors import ExportError, checkpoint_errors
 from ..hub import write_model_card
-from .architectures import Architecture, current_name, read_long, refused
+from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
@@ -78,7 +78,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     model = LongModel(config, class_name, family, masked)
     choice = choose_twin(model)
     twin = _required(choice, source.name)
-    with refused(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
+    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}

@@ -14,14 +14,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, LengthError, PositionError, nearest
+from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..hub import write_model_card
 from ..modeling.family import Family, PositionTable
 from ..modeling.sliding_window import with_base_windows
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
-from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, longest, read_long, refused
+from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, longest, read_long
 from .config import RevertConfig
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
@@ -108,7 +108,7 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
                 f"{name!r} of {source.name!r} has {source.tensors[name].shape[0] - table.offset} positions, fewer than {new_length},"
                 f" and a plain {base_class} has the same length for all tables; give a smaller --max-length."
             )
-    with refused(f"The config.json of {source.name!r} makes no valid {base_class}"):
+    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {base_class}"):
         config = _base_config(family, long_config, new_length, cast)
     config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class)
@@ -144,7 +144,7 @@ def _length_before(source: Source, family: Family, config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if isinstance(before, dict):
         values = {name: value for name, value in source.config.items() if name != "max_decoder_position_embeddings"}
-        with refused(f"extended_from in the config.json of {source.name!r} makes no valid config"):
+        with checkpoint_errors(f"extended_from in the config.json of {source.name!r} makes no valid config"):
             found: Any = longest(family, family.config_class.from_dict({**values, **before}))
         return found if isinstance(found, int) else None
     if (source.folder / REPORT).is_file():
@@ -195,7 +195,7 @@ def _base_skeleton(source: Source, base_class: str, config: Any, long_skeleton: 
     Raises:
         CheckpointError: it has parameters that the Long model lacks.
     """
-    with refused(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
+    with checkpoint_errors(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
         skeleton: nn.Module = getattr(transformers, base_class)(config)
     lacking = sorted(set(dict(skeleton.named_parameters())) - set(dict(long_skeleton.named_parameters())))
     if lacking:

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModel
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.architectures import longest
 from ..conversion.config import ConversionConfig
-from ..conversion.model_loading import auto_class_name, chosen_device
+from ..conversion.model_loading import chosen_device, load_as_result
 from ..conversion.sources.base import Source, open_source
 from ..conversion.text import load_tokenizer
-from ..errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line
+from ..errors import LengthError, OptionError, checkpoint_errors
 from ..modeling.family import FAMILIES
 from ..modeling.generic import load_generic
 from ..reading import is_generic
@@ -51,40 +52,23 @@ def load_for_diagnosis(
         raise OptionError("Positions are extended to the longest length; give for example --lengths 512,2K,8K.")
     place = chosen_device(device)
     source = open_source(name, revision=revision, token=token)
-    is_long, trained = "long_attention" in source.config, None
-    try:
-        if extend is None:
-            model = _load_generic(source) if is_generic(source.config) else _load(source)
-        elif is_long:
-            raise LengthError(f"{source.name!r} is a long model already; leave --extend out, or give the checkpoint that it was made from.")
-        else:
-            model, trained = _load_extended(source, extend, max(lengths or ()), mechanism)
-    except LongAttentionError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"transformers cannot load {source.name!r}: {in_a_line(error)}.") from error
+    if extend is None:
+        model, trained = _load(source), None
+    elif "long_attention" in source.config:
+        raise LengthError(f"{source.name!r} is a long model already; leave --extend out, or give the checkpoint that it was made from.")
+    else:
+        chosen = None if mechanism is None else LongAttentionConfig.from_dict(mechanism)
+        asked = ConversionConfig(max_length=max(lengths or ()), positions=extend, long_attention=chosen)
+        plan = plan_conversion(source, config=asked)
+        model, trained = load_as_result(source, plan.architecture, plan.config), plan.old_length
     return model.eval().to(place), load_tokenizer(source.folder), trained
 
 
 def _load(source: Source) -> nn.Module:
-    from transformers import AutoModel
-
-    return source.finish(source.load(AutoModel, dtype=torch.float32))
-
-
-def _load_generic(source: Source) -> nn.Module:
-    return load_generic(source.folder, dtype=torch.float32)
-
-
-def _load_extended(source: Source, extend: str, length: int, mechanism: Mapping[str, Any] | None) -> tuple[nn.Module, int]:
-    import transformers
-
-    chosen = None if mechanism is None else LongAttentionConfig.from_dict(mechanism)
-    asked = ConversionConfig(max_length=length, positions=extend, long_attention=chosen)
-    plan = plan_conversion(source, config=asked)
-    name = auto_class_name(plan.config, plan.architecture.long_class)
-    model_class: Any = getattr(transformers, name) if name else plan.architecture.model_class
-    return source.finish(source.load(model_class, config=plan.config, dtype=torch.float32)), plan.old_length
+    with checkpoint_errors(f"transformers cannot load {source.name!r}"):
+        if is_generic(source.config):
+            return load_generic(source.folder, dtype=torch.float32)
+        return source.finish(source.load(AutoModel, dtype=torch.float32))
 
 
 def longest_input(config: Any) -> int | None:

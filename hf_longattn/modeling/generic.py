@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, in_a_line
+from ..errors import BackendError, CheckpointError, checkpoint_errors
 from ..hub_errors import DOWNLOAD, translated_errors
 from ..private_apis import attention_implementation, can_set_implementation
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
@@ -113,10 +113,8 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
             "and load Long classes by AutoModel."
         )
     check_interface(base)
-    try:
+    with checkpoint_errors(f"The config.json of {named!r} is not valid for a {base.__name__}"):
         config = AutoConfig.for_model(**values, name_or_path=str(path))
-    except Exception as error:  # config classes raise any type of error
-        raise CheckpointError(f"The config.json of {named!r} is not valid for a {base.__name__}: {in_a_line(error)}.") from error
     attention = LongAttentionConfig.from_dict(chosen)
     model, found = load(_loading_class(base, attention), config)
     model.__class__ = base  # the class that loaded it adds no state

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
-from ..conversion.model_loading import auto_class_name
+from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan, open_asked
 from ..conversion.sources.base import Source
 from ..conversion.text import load_tokenizer
 from ..diagnostics import Candidate
-from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..modeling.attachment import attach_mechanisms
 from ..modeling.attention_sites import attention_sites
 from .design import Design
@@ -112,19 +111,10 @@ class SearchedModel:
         return self._model
 
     def _load(self, plan: ConversionPlan) -> nn.Module:
-        import transformers
-
-        name = auto_class_name(plan.config, plan.architecture.long_class)
-        model_class: Any = getattr(transformers, name) if name else plan.architecture.model_class
-        try:
-            model = self.source.finish(self.source.load(model_class, config=plan.config, dtype=torch.float32))
-        except LongAttentionError:
-            raise
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f"transformers cannot load {self.source.name!r}: {in_a_line(error)}.") from error
+        model: Any = load_as_result(self.source, plan.architecture, plan.config)
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
-        return model.eval().to(self.device)
+        return model.to(self.device)
 
 
 def layer_weights(model: nn.Module) -> dict[int, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.errors import CheckpointError, LengthError
+from hf_longattn.errors import CheckpointError, LengthError, checkpoint_errors
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_features import pad_lists
 from hf_longattn.evaluation.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, add_markers, marked_question, plain
@@ -199,10 +199,8 @@ def load_candidate_model(name: str, tokenizer: PreTrainedTokenizerBase | None = 
         CheckpointError: it cannot be loaded, or its tokenizer is not a fast one.
     """
     if tokenizer is None:
-        try:
+        with checkpoint_errors(f"cannot load {name!r}"):
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer of {name!r} makes no further inputs of a long text; candidates need a fast tokenizer")
     model = load_head(AutoModelForTokenClassification, name, tokenizer, num_labels=1, id2label={0: "candidate"}, label2id={"candidate": 0})

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, Value
 from transformers import TrainingArguments
 
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, needs_extra
+from hf_longattn.errors import OptionError, checkpoint_errors, needs_extra
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.data import DataError, held_back, read_source
 from hf_longattn.training.results import steps_of
@@ -132,7 +132,8 @@ def _embedder(
     class EmbeddingTrainer(TimedTrainer, SentenceTransformerTrainer):
         pass
 
-    model = _loaded(lambda: SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32), model_args.model)
+    with checkpoint_errors(f"cannot load {model_args.model!r}"):
+        model = SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32)
     if data_args.max_length is not None:
         model.max_seq_length = data_args.max_length
     loss = (
@@ -167,12 +168,8 @@ def _reranker(
     class RerankingTrainer(TimedTrainer, CrossEncoderTrainer):
         pass
 
-    model = _loaded(
-        lambda: CrossEncoder(
-            model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32
-        ),
-        model_args.model,
-    )
+    with checkpoint_errors(f"cannot load {model_args.model!r}"):
+        model = CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32)
     choose = random.Random(args.seed)
     wrong = data["negative"] if "negative" in data.column_names else [_other(data["positive"], text, choose) for text in data["positive"]]
     rows = {"anchor": [*data["anchor"]] * 2, "positive": [*data["positive"], *wrong], "label": [1.0] * len(data) + [0.0] * len(data)}
@@ -208,15 +205,6 @@ def _usual(args: EmbedTrainingArguments) -> dict[str, Any]:
     """The arguments that every trainer of transformers has."""
     values = {each.name: getattr(args, each.name) for each in dataclasses.fields(TrainingArguments) if each.init}
     return {**values, "remove_unused_columns": False}
-
-
-def _loaded(load: Any, name: str) -> Any:
-    try:
-        return load()
-    except LongAttentionError:
-        raise
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
 
 
 def describe_embeddings(log: dict[str, Any]) -> str:

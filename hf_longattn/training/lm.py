@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
 from hf_longattn.training.args import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, check_segments
 from hf_longattn.training.batching import DataCollatorForPackedText, RepeatableMasks, chosen_packing
 from hf_longattn.training.data import load_text
@@ -163,7 +163,7 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
     Raises:
         CheckpointError: it cannot be loaded, or has no head for the objective.
     """
-    try:
+    with checkpoint_errors(f"cannot load {name!r}"):
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
         objective = _objective(config, tokenizer, name) if objective == "auto" else objective
@@ -174,10 +174,6 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
                 f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
             )
         model = loader.from_config(config, dtype=torch.float32) if from_scratch else loader.from_pretrained(name, dtype=torch.float32)
-    except OptionError:
-        raise
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
     if objective == "mlm" and tokenizer.mask_token is None:
         raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens)")
     if tokenizer.pad_token is None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.errors import CheckpointError, LongAttentionError
+from hf_longattn.errors import CheckpointError, checkpoint_errors
 
 
 def load_start(name: str, head: str, names: Any) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
@@ -20,10 +20,8 @@ def load_start(name: str, head: str, names: Any) -> tuple[PreTrainedConfig, PreT
     Raises:
         CheckpointError: it cannot be loaded, has no such head, or a tokenizer without a token to pad with.
     """
-    try:
+    with checkpoint_errors(f"cannot load {name!r}"):
         config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
     if config.model_type not in names:
         raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; take a model of another architecture")
     if tokenizer.pad_token is None:
@@ -41,12 +39,8 @@ def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase, **conf
     Raises:
         CheckpointError: it cannot be loaded.
     """
-    try:
+    with checkpoint_errors(f"cannot load {name!r}"):
         model = loader.from_pretrained(name, dtype=torch.float32, ignore_mismatched_sizes=True, **config)
-    except LongAttentionError:
-        raise
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from hf_longattn.errors import CheckpointError, LengthError, OptionError
+from hf_longattn.errors import CheckpointError, LengthError, OptionError, checkpoint_errors
 from hf_longattn.evaluation.qa_features import QAFormat, encode_qa, kind_number, pad_lists
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
@@ -374,13 +374,11 @@ def qa_table(log: dict[str, Any]) -> str:
 def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer, which pads on the
     right, where answers keep their positions."""
-    try:
+    with checkpoint_errors(f"cannot load {name!r}"):
         model = AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
         if getattr(model.config, "has_evidence_heads", False):
             attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer")
     tokenizer.padding_side = "right"

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, in_a_line, nearest
+from ...errors import CheckpointError, checkpoint_errors, nearest
 from ...reading import NAMES, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
 from ..tensor_files import TensorHeader, read_headers, write_json
 from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
@@ -189,10 +189,8 @@ def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
     model_class: Any = getattr(transformers, class_name, None)
     if not hasattr(model_class, "from_pretrained"):
         raise CheckpointError(f"The base of {base.name!r} names the class {class_name!r}, which transformers does not have.")
-    try:
+    with checkpoint_errors(f"transformers cannot load {str(base.folder)!r}"):
         model = base.load(model_class, dtype="auto")
-    except Exception as error:  # transformers raises any type of error
-        raise CheckpointError(f"transformers cannot load {str(base.folder)!r}: {in_a_line(error)}.") from error
     return _merge(model, folder).state_dict()
 
 
@@ -207,10 +205,8 @@ def _merge(model: nn.Module, folder: Path) -> nn.Module:
         raise CheckpointError(
             f"The adapter brings {foreign!r}, which its base does not have (a new head?); convert it without --merge-adapter."
         )
-    try:
+    with checkpoint_errors(f"peft cannot merge the adapter {str(folder)!r}"):
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except Exception as error:  # peft raises any type of error
-        raise CheckpointError(f"peft cannot merge the adapter {str(folder)!r}: {in_a_line(error)}.") from error
 
 
 def _foreign(model: nn.Module, folder: Path) -> str | None:
