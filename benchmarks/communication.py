@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from .report import store_study
+
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "communication"
 HEADS, WIDTH, LENGTH, PROCESSES = 12, 64, 4096, 4
 LARGE = (64, 1 << 20)
@@ -147,8 +149,7 @@ def main() -> int:
         )
     small = ring(PROCESSES, 4)
     lines.append(f"| ring attention | | | {small[0]:,.0f} + {small[1]:,.0f} | {whole:,.0f} | 1 |")
-    OUTPUT.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    OUTPUT.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    store_study(OUTPUT, record, "\n".join(lines) + "\n")
     print("\n".join(lines))
     return 0
 

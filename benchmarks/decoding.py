@@ -7,7 +7,6 @@ size of the state alone, so that the state after a text is random numbers, and n
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.memory import cache_bytes
 
-from .report import machine, markdown_table
+from .report import machine, markdown_table, store_study
 
 CHECKED = 300
 """Tokens after which decoding is compared with the full forward pass before anything is timed."""
@@ -221,10 +220,7 @@ def _record(
 
 def save_decoding(record: dict[str, Any], folder: Path) -> Path:
     """Write ``decode.json``, or that of the record's kind, into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record['kind']}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    return store_study(folder / f"{record['kind']}.json", record)
 
 
 def decoding_table(record: dict[str, Any]) -> str:

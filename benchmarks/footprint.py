@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from hf_longattn.mechanisms.composite import read_choice
 
 from .case import Case
 from .memory import Memory, exponent, measure_memory
-from .report import machine, markdown_table
+from .report import machine, markdown_table, store_study
 
 
 def run_footprint(
@@ -46,10 +45,7 @@ def run_footprint(
 
 def save_footprint(record: dict[str, Any], folder: Path) -> Path:
     """Write ``memory.json`` (``memory-causal.json``) into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"memory{'-causal' if record['case']['causal'] else ''}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    return store_study(folder / f"memory{'-causal' if record['case']['causal'] else ''}.json", record)
 
 
 def footprint_table(record: dict[str, Any]) -> str:

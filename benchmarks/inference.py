@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import math
 import statistics
 import sys
@@ -32,7 +31,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertMo
 import hf_longattn
 from benchmarks.case import AttentionInputs, Case
 from benchmarks.definition import mask_of
-from benchmarks.report import machine, markdown_table
+from benchmarks.report import machine, markdown_table, store_study, stored_study
 from hf_longattn.families import LongBertConfig, LongBertModel
 from hf_longattn.modeling.inference import PRECISIONS
 
@@ -198,9 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure anew what OUTPUT.json has")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    file = options.output.with_suffix(".json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {} if options.again or not file.exists() else json.loads(file.read_text(encoding="utf-8"))
+    record = {} if options.again else stored_study(options.output)
     record.setdefault("machine", machine())
     record.setdefault("mechanism", MECHANISM)
     record.setdefault("mixed_lengths", mixed_lengths())
@@ -209,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def keep(store: dict[str, Any], name: str, measure: Callable[[], Any]) -> None:
         if name not in store:
             store[name] = measure()
-            file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            store_study(options.output, record)
 
     models = build()
     keep(record, "differences", lambda: differences(models))
@@ -221,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep(record, "losses", losses)
     for name in INPUTS:
         keep(record["seconds"], name, lambda name=name: time_in_turns(models, name))  # type: ignore[misc]
-    options.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+    store_study(options.output, record, markdown(record))
     print(markdown(record))
     return 0
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import DataCollatorForTokenClassification, PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.report import machine, markdown_table
+from benchmarks.report import machine, markdown_table, store_study, stored_study
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.families import (
@@ -327,15 +326,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    file = options.output.with_suffix(".json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    stored = stored_study(options.output)
     for setting in settings:
         kept = stored.get(setting.name) if options.keep_comparison else None
         stored[setting.name] = measure(setting, options.seed, kept)
         record = {one.name: stored[one.name] for one in SETTINGS if one.name in stored}
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+        store_study(options.output, record, markdown(record))
         print(f"{setting.name}: {stored[setting.name]['packed_over_padded']:.2f}", file=sys.stderr, flush=True)
     print(markdown({one.name: stored[one.name] for one in SETTINGS if one.name in stored}))
     return 0

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .memory import MiB
-from .report import machine, markdown_table
+from .report import machine, markdown_table, store_study
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "processes"
 COUNTS = (1, 2, 4)
@@ -237,8 +237,7 @@ def main() -> int:
         "",
         table_of_memory(record),
     ]
-    OUTPUT.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    OUTPUT.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    store_study(OUTPUT, record, "\n".join(lines) + "\n")
     print("\n".join(lines))
     return 0
 

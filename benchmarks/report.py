@@ -99,10 +99,25 @@ class BenchmarkResult:
 
     def save(self, folder: Path) -> Path:
         """Write ``NAME.json`` into ``folder`` and return its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.json"
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        return store_study(folder / f"{self.name}.json", self.to_dict())
+
+
+def store_study(output: Path, record: dict[str, Any], text: str | None = None) -> Path:
+    """Write ``OUTPUT.json`` and, with a text, ``OUTPUT.md``, each complete or not at all, and return the first's path."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    contents = {".json": json.dumps(record, indent=1, ensure_ascii=False) + "\n", ".md": text}
+    for suffix, content in contents.items():
+        if content is not None:
+            partial = output.with_suffix(f"{suffix}.partial")
+            partial.write_text(content, encoding="utf-8")
+            partial.replace(output.with_suffix(suffix))
+    return output.with_suffix(".json")
+
+
+def stored_study(output: Path) -> dict[str, Any]:
+    """What ``OUTPUT.json`` holds; empty if there is none."""
+    file = output.with_suffix(".json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -34,7 +34,7 @@ import numpy as np
 
 from hf_longattn.errors import LongAttentionError
 
-from .report import machine, markdown_table
+from .report import machine, markdown_table, store_study, stored_study
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = ROOT / "examples" / "serve_encoder.py"
@@ -356,13 +356,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     setting = Setting(layers=options.layers, threads=options.threads)
     file: Path = options.output.with_suffix(".json")
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    stored = stored_study(file)
     try:
         if "int8" not in stored or options.again:
             options.work_dir.mkdir(parents=True, exist_ok=True)
             stored["int8"] = quantise_references(options.work_dir)
         run(stored, setting, options.lengths, options.ways, options.work_dir, file, options.again)
-        save(stored, file)
+        store_study(file, stored, markdown(stored))
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -395,18 +395,11 @@ def run(
             part["rows"] = sorted(
                 [*(one for one in part["rows"] if one not in old), row], key=lambda one: (one["length"], WAYS.index(one["way"]))
             )
-            save(stored, file)
+            store_study(file, stored, markdown(stored))
             print(
                 f"{length:>6} {way:<13} {row['seconds_per_document']:8.2f} s/document {row['peak_mib']:8,.0f} MiB  lost {row['lost']}  "
                 f"{row['too_long']['status']}", file=sys.stderr, flush=True,
             )  # fmt: skip
-
-
-def save(stored: dict[str, Any], file: Path) -> None:
-    """Write the JSON, and the tables beside it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(markdown(stored), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hf_longattn
 from benchmarks.drawing import svg
-from benchmarks.report import machine, markdown_table
+from benchmarks.report import machine, markdown_table, store_study
 from hf_longattn.errors import LengthError, LongAttentionError
 from hf_longattn.training import distill_attention
 from hf_longattn.training.args import DISTILLATION, build_arguments
@@ -385,9 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    options.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+    store_study(options.output, record, markdown(record))
     plot(record, options.output.with_suffix(".svg"))
     print(markdown(record))
     return 0

@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import hf_longattn
-from benchmarks.report import machine, markdown_table
+from benchmarks.report import machine, markdown_table, store_study
 from hf_longattn import LongAttentionConfig, SearchResult
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms.composite import read_choice
@@ -174,9 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     about |= {name: getattr(options, name) for name in ("length", "window", "trials", "steps", "learning_rate", "seeds", "documents")}
     kept = {name: value for name, value in found.to_dict().items() if name != "command"}  # which has the work folder's path
     record = {"about": about, "share": share, "reason": found.reason, "search": kept, "rows": rows}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    options.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+    store_study(options.output, record, markdown(record))
     shutil.copy(options.work_dir / "search" / "pareto.svg", options.output.with_suffix(".svg"))
     print(markdown(record))
     return 0

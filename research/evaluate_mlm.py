@@ -9,7 +9,6 @@ window; with tiled positions and full attention. Writes OUTPUT.json and OUTPUT.m
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import hf_longattn
-from benchmarks.report import machine
+from benchmarks.report import machine, store_study
 from hf_longattn.errors import LongAttentionError
 from research.corpus import iter_modules
 from research.mlm import MaskedText, masked_loss, masked_texts, mlm_markdown, mlm_table
@@ -85,13 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    stem = Path(options.output)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     about = {**machine(), "model": options.model, "documents": len(texts), "masked": "15 %, all by the mask token"}
-    stem.with_suffix(".json").write_text(json.dumps({"about": about, "table": table}, indent=1), encoding="utf-8")
     heading = "# Masked-token loss by input length\n\nNats per masked token ± standard error over documents.\n\n"
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    stem.with_suffix(".md").write_text(f"{heading}{mlm_markdown(table)}\n{notes}\n", encoding="utf-8")
+    store_study(Path(options.output), {"about": about, "table": table}, f"{heading}{mlm_markdown(table)}\n{notes}\n")
     print(mlm_markdown(table))
     return 0
 

@@ -16,7 +16,6 @@ OUTPUT.json and OUTPUT.svg.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 import typer
 import yaml
 
-from benchmarks.report import machine
+from benchmarks.report import machine, store_study, stored_study
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from research.probes import (
@@ -107,7 +106,7 @@ def mqar(
         results, attention = [rows[name] for name in order], {name: attention[name] for name in order}
     about = {"task": asdict(task), "training": training, "attention": attention}
     timed = {name: where if speeds else kept[name] for name in (TIMED,) if speeds or name in kept}
-    store(output, {"machine": kept.get("machine", where), **timed, **about, "results": results})
+    store_study(output, {"machine": kept.get("machine", where), **timed, **about, "results": results})
     plot_recall(results, output.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
 
@@ -129,10 +128,10 @@ def stored(output: Path, task: dict[str, Any], training: dict[str, Any]) -> dict
     Raises:
         OptionError: it is of another task or training, so that its rows cannot be compared.
     """
-    file = output.with_suffix(".json")
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    record = stored_study(output)
     if record and (record["task"], record["training"]) != (task, training):
-        raise OptionError(f"{str(file)!r} was measured with {record['task']} and {record['training']}; give the same, or another --output")
+        file = str(output.with_suffix(".json"))
+        raise OptionError(f"{file!r} was measured with {record['task']} and {record['training']}; give the same, or another --output")
     return record
 
 
@@ -242,7 +241,7 @@ def learn(
         raise typer.Exit(1) from None
     results = list(({row["name"]: row for row in kept.get("results", ())} | found).values())
     attention = kept.get("attention", {}) | {one.name: one.attention.to_dict() for one in settings}
-    store(
+    store_study(
         path,
         {"machine": kept.get("machine", where), "task": asdict(task), "training": training, "attention": attention, "results": results},
     )
@@ -258,15 +257,9 @@ def performer_error(
 ) -> None:
     """Performer against softmax by the number of features, beside what theory says."""
     rows = [asdict(row) for row in measure_performer_error([int(count) for count in features.split(",")], draws)]
-    store(output, {"machine": machine(), "draws": draws, "results": rows})
+    store_study(output, {"machine": machine(), "draws": draws, "results": rows})
     plot_performer_error(rows, output.with_suffix(".svg"))
     typer.echo(performer_error_markdown(rows))
-
-
-def store(output: Path, record: dict[str, Any]) -> None:
-    """Write ``OUTPUT.json``."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

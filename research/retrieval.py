@@ -37,7 +37,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import hf_longattn
-from benchmarks.report import machine, markdown_table
+from benchmarks.report import machine, markdown_table, store_study
 from hf_longattn.errors import LongAttentionError, needs_extra
 from hf_longattn.evaluation.late_chunking import late_chunks
 from hf_longattn.training import finetune_embeddings
@@ -608,9 +608,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    options.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+    store_study(options.output, record, markdown(record))
     print(markdown(record))
     return 0
 

@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import hf_longattn
-from benchmarks.report import machine, markdown_table
+from benchmarks.report import machine, markdown_table, store_study
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from research.adaptation import adapt, paired, standard_error, training_losses, write_long_documents
 from research.corpus import iter_modules
@@ -245,9 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
         "window": options.window, "masked": "15 %, all by the mask token", "seed": options.seed,
     }  # fmt: skip
     record = {"about": about, "table": evaluate(rows, tokenizer, texts, short, options.length)}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    options.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+    store_study(options.output, record, markdown(record))
     print(markdown(record))
     return 0
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import machine
+from benchmarks.report import machine, store_study
 
 HIDDEN, INTERMEDIATE, HEADS, KEY_HEADS, VOCABULARY, LENGTH = 2560, 6912, 20, 4, 32_000, 2048
 ARGUMENTS = {"mechanism": "window", "window": LENGTH, "max_length": 16 * LENGTH}
@@ -241,9 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(options, Path(folder), before)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    store_study(output, result, markdown(result))
     print(markdown(result))
 
 

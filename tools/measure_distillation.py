@@ -10,7 +10,6 @@ decoders by next tokens. Rows are stored one by one; those that are there alread
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import statistics
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 
 import hf_longattn  # noqa: F401  (registers the long models with AutoModel)
-from benchmarks.report import machine
+from benchmarks.report import machine, store_study, stored_study
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms.composite import read_choice
 from hf_longattn.mechanisms.registry import build_mechanism
@@ -166,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     stem = Path(options.output)
-    stored = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")) if stem.with_suffix(".json").exists() else {}
+    stored = stored_study(stem)
     try:
         if options.mechanisms:
             if not options.text:
@@ -180,13 +179,12 @@ def main(arguments: list[str] | None = None) -> int:
         for mechanism in options.mechanisms:
             if mechanism not in part["rows"]:
                 part["rows"][mechanism] = measure(mechanism, options, length, score)
-                stem.parent.mkdir(parents=True, exist_ok=True)
-                stem.with_suffix(".json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
+                store_study(stem, stored)
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     page = markdown(stored)
-    stem.with_suffix(".md").write_text(page, encoding="utf-8")
+    store_study(stem, stored, page)
     print(page)
     return 0
 
