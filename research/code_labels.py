@@ -21,6 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from hf_longattn.staging import staged_file
 from research import corpus
 from research.code_questions import LEAST_PARAMETERS, LONGEST_ARGUMENT, Parsed, callee_of, decorators, own_calls, receiver_of, words
 from research.qa_stream import Curriculum, distinct
@@ -200,10 +201,8 @@ def label_files(modules: Iterable[corpus.Module], cache: str | Path | None = Non
             files.append(found)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        with unfinished.open("w", encoding="utf-8") as file:
+        with staged_file(path) as stage, stage.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(one)) + "\n" for one in files)
-        unfinished.rename(path)
     return files
 
 

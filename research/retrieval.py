@@ -40,6 +40,7 @@ import hf_longattn
 from benchmarks.report import machine, markdown_table, store_study
 from hf_longattn.errors import LongAttentionError, needs_extra
 from hf_longattn.evaluation.late_chunking import late_chunks
+from hf_longattn.staging import write_text
 from hf_longattn.training import finetune_embeddings
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.embed import EMBED
@@ -347,9 +348,7 @@ class Study:
         started = time.process_time()
         found = {name: {"better": ranks.better, "tied": ranks.tied} for name, ranks in task(*given).items()}
         self.cells[key] = {"seconds": time.process_time() - started, "ranks": found}
-        unfinished = self.cells_file.with_name(self.cells_file.name + PARTIAL)
-        unfinished.write_text(json.dumps(self.cells), encoding="utf-8")
-        unfinished.replace(self.cells_file)
+        write_text(self.cells_file, json.dumps(self.cells))
         first = {name: f"{100 * statistics.fmean(Ranks(**ranks).recall(10)):.1f}" for name, ranks in found.items()}
         print(f"{key}: recall@10 {first}, {self.cells[key]['seconds']:.0f} s", file=sys.stderr, flush=True)
 

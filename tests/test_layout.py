@@ -18,7 +18,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 LAYERS = (
     ("errors", "naming"),
     ("hub_errors", "private_apis", "reading"),
-    ("recipes",),
+    ("recipes", "staging"),
     ("engines",),
     ("positions",),
     ("mechanisms",),
@@ -39,7 +39,7 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "report", "text", "staging", "tensor_files"),
+    ("config", "report", "text", "tensor_files"),
     ("sources",),
     ("long_models",),
     ("architectures",),

@@ -24,6 +24,7 @@ import transformers
 from benchmarks.report import markdown_table
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.families import FAMILIES
+from hf_longattn.staging import write_text
 from tools import family_checks
 from tools.family_checkpoints import make_checkpoint
 
@@ -139,9 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     def store() -> None:
         text = json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         for path, content in ((file, text), (file.with_suffix(".md"), markdown(stored))):
-            part = path.with_name(f".{path.name}.part")
-            part.write_text(content, encoding="utf-8")
-            part.replace(path)
+            write_text(path, content)
 
     with quiet_libraries():
         for base in chosen:

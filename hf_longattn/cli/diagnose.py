@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ..staging import check_new_file, write_text
 from . import options as flags
-from .new_files import check_new, write_new
 
 __all__ = ["diagnose"]
 
@@ -79,7 +79,7 @@ def diagnose(
         raise typer.BadParameter("contradicts --needle.", param_hint="--no-needle")
     for file in (html, save):
         if file is not None:
-            check_new(file)
+            check_new_file(file)
 
     from ..diagnostics import diagnose as run
     from ..diagnostics import html_page
@@ -105,9 +105,9 @@ def diagnose(
             progress=progress,
         )
     if html is not None:
-        write_new(html, html_page(found))
+        write_text(html, html_page(found), overwrite=False)
     if save is not None:
-        write_new(save, json.dumps(found.to_dict(), ensure_ascii=False) + "\n")
+        write_text(save, json.dumps(found.to_dict(), ensure_ascii=False) + "\n", overwrite=False)
     if as_json:
         print_json(found.to_dict())
         return

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..staging import check_new_file, write_text
 from . import options as flags
-from .new_files import check_new, write_new
 
 __all__ = ["probe"]
 
@@ -79,7 +79,7 @@ def probe(
 
     for path in (save, plot):
         if path is not None:
-            check_new(path)
+            check_new_file(path)
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in types:
         raise OptionError(f"There is no dtype {dtype!r} for weights; give {', '.join(types)}.")
@@ -103,7 +103,7 @@ def probe(
             progress=progress,
         )
     if save is not None:
-        write_new(save, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_text(save, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", overwrite=False)
     if plot is not None:
         from .plot import draw_probe
 

@@ -30,9 +30,9 @@ from ..modeling.attention_sites import attention_sites
 from ..modeling.config import LongConfig
 from ..modeling.pruning import KEPT_HEADS, Heads, cut, heads_of
 from ..reading import is_generic, read_json_object
+from ..staging import check_destination, destination_path, staged_folder
 from .model_loading import quiet_libraries
 from .report import versions
-from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import write_json
 from .text import load_tokenizer, verification_text
 

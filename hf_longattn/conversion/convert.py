@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
+from ..staging import check_destination, destination_path, staged_folder
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .model_loading import quiet_libraries
@@ -17,7 +18,6 @@ from .native import export_native
 from .plan import ConversionPlan, open_asked, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import ResultInfo
-from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import verify as verify_result

@@ -23,6 +23,7 @@ from ..mechanisms import Mechanism
 from ..modeling.sliding_window import with_base_windows
 from ..private_apis import auto_mapping, trace_errors
 from ..reading import read_json_object
+from ..staging import check_destination, destination_path, staged_folder
 from .architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from .decoder_export import TASK as WITH_PAST
 from .decoder_export import DecoderGraph
@@ -34,7 +35,6 @@ from .pooling import SentencePooling, sentence_pooling, write_for_servers
 from .report import FAILED, PASSED, TOLERANCE, Check, versions
 from .sources.base import SIDECARS, ResultInfo, Source
 from .sources.sentence_transformers import SentenceSource
-from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import write_json
 from .text import VerificationText, load_tokenizer, verification_text
 

@@ -21,12 +21,12 @@ from torch import Tensor
 from ..errors import ExportError
 from ..modeling.sliding_window import FULL, SLIDING
 from ..private_apis import gguf_readers
+from ..staging import check_destination, destination_path, staged_folder
 from .export import ExportReport
 from .model_loading import quiet_libraries
 from .native import TwinPlan, plan_twin, tensor_values
 from .report import FAILED, PASSED, Check, require_passed, versions
 from .sources.base import open_source
-from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import write_json
 from .text import load_tokenizer
 

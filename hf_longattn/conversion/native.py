@@ -17,6 +17,7 @@ from transformers.core_model_loading import WeightRenaming as RenamedWhileLoadin
 
 from ..errors import ExportError, checkpoint_errors
 from ..hub import write_model_card
+from ..staging import check_destination, destination_path, staged_folder
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
@@ -24,7 +25,6 @@ from .model_loading import available_memory, choose_running, load_result, load_s
 from .plan_tensors import ResultPlan, TensorPlan, model_key
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality, require_passed, seconds, versions
 from .sources.base import ResultInfo, Source, open_source
-from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import read_tensor, write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin

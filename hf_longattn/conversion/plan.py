@@ -21,13 +21,13 @@ from ..modeling.token_globals import question_separator, takes_globals
 from ..naming import load_module
 from ..positions import DROPPED, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
 from ..positions.relative import relative_kind
+from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
 from .plan_tensors import RenamedTensor, ResultPlan, parse_dtype, plan_tensors, renamed_tensors
 from .sources.base import Source, open_source
-from .staging import check_destination
 from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
 

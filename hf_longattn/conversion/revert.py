@@ -21,6 +21,7 @@ from ..modeling.sliding_window import with_base_windows
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
+from ..staging import check_destination, destination_path, staged_folder
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, longest, read_long
 from .config import RevertConfig
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
@@ -42,7 +43,6 @@ from .report import (
 )
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
-from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import read_tensor, write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import check_tensors, check_tokenizer, run_steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..families import FAMILIES
 from ..mechanisms import mechanism_class
 from ..naming import TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
+from ..staging import staged_file
 from .metadata import check_metadata, inherited_metadata, read_card, source_card, with_inherited
 from .usage import SENTENCE_MODULES, class_to_load, head_of, next_step, tokens_of, usage_section
 
@@ -42,12 +42,8 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
     card = model_card(model_dir, **{**_kept(path, contents), **contents})
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        card.save(beside)
-        os.replace(beside, path)  # replaces a link, not its target
-    finally:
-        beside.unlink(missing_ok=True)
+    with staged_file(path) as stage:
+        card.save(stage)
     return path
 
 

@@ -32,6 +32,7 @@ from ..mechanisms import check_options, mechanism_class
 from ..modeling.attention_sites import CROSS_MECHANISM
 from ..modeling.family import family_of
 from ..private_apis import auto_classes, mapped_names
+from ..staging import write_text
 from .card import read_config
 
 PACKAGE = "hf_longattn"
@@ -94,7 +95,8 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
             imports = "".join(f"    from .{file} import __name__ as _\n" for file in sorted(set(files.values()) - {entry}))
             text += f"\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:  # never run: lists every file of this model\n{imports}"
         (place / f"{files[name]}.py").write_text(text, encoding="utf-8")
-    _write_config(place / "config.json", {**values, "auto_map": _auto_map(family, config.model_type, entry)})
+    values["auto_map"] = _auto_map(family, config.model_type, entry)
+    write_text(place / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     return [*(f"{file}.py" for file in sorted(files.values())), "config.json"]
 
 
@@ -390,10 +392,3 @@ def _auto_map(family: Family, model_type: str, entry: str) -> dict[str, str]:
         if names := mapped_names(table)[0].get(model_type):
             found[auto] = f"{entry}.{names if isinstance(names, str) else names[0]}"
     return found
-
-
-def _write_config(path: Path, values: dict[str, Any]) -> None:
-    """Replace the file in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)

@@ -30,6 +30,7 @@ from ..engines.call import AttentionCall
 from ..errors import LongAttentionError
 from ..mechanisms.registry import mechanism_from
 from ..reading import read_json_object
+from ..staging import staged_file
 
 TURNS = 6
 SLOW = 2.0
@@ -125,9 +126,8 @@ class LayerCosts:
                 self.known[name] = LayerCost(min(cost.seconds, _timed(run)), cost.bytes)
         if runs and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            stage = self.file.with_suffix(f".partial-{os.getpid()}")
-            write_json(stage, {"setting": asdict(self.setting), "costs": {name: asdict(cost) for name, cost in self.known.items()}})
-            stage.replace(self.file)
+            with staged_file(self.file) as stage:
+                write_json(stage, {"setting": asdict(self.setting), "costs": {name: asdict(cost) for name, cost in self.known.items()}})
         return self.known
 
     def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:

@@ -23,6 +23,7 @@ import yaml
 from ..conversion.tensor_files import write_json
 from ..errors import CheckpointError, DestinationExistsError, LongAttentionError
 from ..reading import check_name, read_json_object
+from ..staging import staged_file, write_text
 from .plot import draw_search
 from .result import SearchResult
 from .study import STUDY
@@ -49,17 +50,20 @@ class SearchFolder:
         if file.is_file():
             return read_json_object(file)
         found = compute()
-        write_whole(file, lambda stage: write_json(stage, found))
+        with staged_file(file) as stage:
+            write_json(stage, found)
         return found
 
     def write(self, result: SearchResult) -> None:
         """Recipe, report and picture; each appears whole, in place of an earlier one."""
         head = f"# longattn convert {result.model} DST --config {DESIGN}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
-        write_whole(self.file(PLOT), lambda stage: draw_search(result, stage))
-        write_whole(self.file(PAGE), lambda stage: _write_text(stage, result.to_markdown()))
-        write_whole(self.file(REPORT), lambda stage: write_json(stage, result.to_dict()))
-        write_whole(self.file(DESIGN), lambda stage: _write_text(stage, head + recipe))
+        with staged_file(self.file(PLOT)) as stage:
+            draw_search(result, stage)
+        write_text(self.file(PAGE), result.to_markdown())
+        with staged_file(self.file(REPORT)) as stage:
+            write_json(stage, result.to_dict())
+        write_text(self.file(DESIGN), head + recipe)
 
 
 @contextmanager
@@ -124,18 +128,5 @@ def _check(folder: SearchFolder, settings: dict[str, Any], *, resume: bool, over
                 f"The search in {name!r} was started with {first}={stored.get(first)!r:.80}, not {settings[first]!r:.80}; give the same "
                 "settings, add --overwrite to start again, or choose another --output."
             )
-    write_whole(file, lambda stage: write_json(stage, settings))
-
-
-def write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    """Write a file beside its place, and move it there when it is complete."""
-    stage = file.with_name(f".{file.stem}.partial-{os.getpid()}{file.suffix}")
-    try:
-        write(stage)
-        stage.replace(file)
-    finally:
-        stage.unlink(missing_ok=True)
-
-
-def _write_text(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
+    with staged_file(file) as stage:
+        write_json(stage, settings)

@@ -17,6 +17,7 @@ from transformers import AutoModel
 from ..diagnostics import Candidate
 from ..errors import OptionError, needs_extra
 from ..mechanisms.registry import prototype
+from ..staging import staged_file
 from .model import Weights, layer_weights
 from .objectives import Transferred
 
@@ -71,9 +72,8 @@ def _train(model: str, text: Path, candidate: Candidate, steps: int, length: int
     )  # fmt: skip
     trained = AutoModel.from_pretrained(work)
     values = {f"{layer}.{name}": value.contiguous() for layer, one in layer_weights(trained).items() for name, value in one.items()}
-    stage = file.with_suffix(".partial")
-    save_file(values, stage)
-    stage.replace(file)
+    with staged_file(file) as stage:
+        save_file(values, stage)
     shutil.rmtree(work, ignore_errors=True)
 
 

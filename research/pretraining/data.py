@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.staging import staged_file, write_text
 from research.corpus import SPLITS, Corpus, Module, without_near_duplicates
 from research.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -58,7 +58,7 @@ def prepare(corpus: Corpus, work_dir: Path, vocab_size: int = 8192, model_max_le
     tokenizer.save_pretrained(work_dir / "tokenizer")
     splits = {split: _write_tokens(modules, tokenizer, work_dir / f"{split}.bin") for split, modules in documents.items()}
     description = {"splits": splits, "versions": corpus.describe(), "vocab_size": len(tokenizer)}
-    _write_text(manifest, json.dumps(description, indent=1))
+    write_text(manifest, json.dumps(description, indent=1))
     return description
 
 
@@ -153,8 +153,7 @@ def _sample(modules: list[Module]) -> Iterator[str]:
 def _write_tokens(modules: Iterable[Module], tokenizer: PreTrainedTokenizerBase, path: Path) -> dict[str, int]:
     """Tokenise the documents into ``path``, each followed by ``[SEP]``; written beside and renamed."""
     counts = {"documents": 0, "characters": 0, "tokens": 0}
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with staged_file(path) as stage, stage.open("wb") as file:
         for group in _grouped(modules, 256):
             encoded = tokenizer(
                 [m.text for m in group], add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
@@ -164,7 +163,6 @@ def _write_tokens(modules: Iterable[Module], tokenizer: PreTrainedTokenizerBase,
                 counts["documents"] += 1
                 counts["characters"] += len(module.text)
                 counts["tokens"] += len(ids) + 1
-    os.replace(partial, path)
     return counts
 
 
@@ -177,9 +175,3 @@ def _grouped(modules: Iterable[Module], size: int) -> Iterator[list[Module]]:
             group = []
     if group:
         yield group
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

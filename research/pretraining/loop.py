@@ -11,7 +11,6 @@ Files in the work folder, below one sub-folder per architecture:
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.staging import staged_file
 from research.pretraining import data
 from research.pretraining.models import Optimizers, build_model, causal_twin, picked_loss
 from research.pretraining.schedule import Schedule, tokens_from
@@ -252,15 +252,14 @@ class Pretraining:
 
     def _save(self) -> None:
         """Write the checkpoint beside the old one, then rename."""
-        partial = self.checkpoint.with_suffix(".partial")
         state = {
             "recipe": asdict(self.recipe),
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimizers": self.optimizers.state_dict(),
         }
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        with staged_file(self.checkpoint) as stage:
+            torch.save(state, stage)
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -89,3 +91,18 @@ def test_a_conversion_killed_at_any_moment(overwrite: bool, built: Callable[[str
     runs.killed_after(None)
     assert contents(destination) == after
     assert os.listdir(destination.parent) == ["long"]
+
+
+def test_a_run_killed_while_writing_leaves_no_destination_and_a_rerun_cleans_up(built: Callable[[str], Path], tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from hf_longattn.conversion import convert_checkpoint\n"
+        "kill = lambda stage, done, total: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "convert_checkpoint(sys.argv[1], sys.argv[2], mechanism='full', max_length=128, progress=kill)\n"
+    )
+    destination = tmp_path / "long"
+    killed = subprocess.run([sys.executable, "-c", program, built("BertModel"), destination], check=False, cwd=Path.cwd())
+    assert killed.returncode == -9
+    assert [path.name.startswith(".long.partial-") for path in tmp_path.iterdir()] == [True]
+    convert_checkpoint(built("BertModel"), destination, mechanism="full", max_length=128, verify=False)
+    assert os.listdir(tmp_path) == ["long"]

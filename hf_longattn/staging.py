@@ -1,4 +1,4 @@
-"""Build a folder beside its destination and rename it into place when it is complete, so that nobody ever sees half of it."""
+"""Build a folder or a file beside its destination and rename it into place when it is complete, so that nobody ever sees half of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import CheckpointError, DestinationExistsError
-from ..reading import check_name
+from .errors import CheckpointError, DestinationExistsError
+from .reading import check_name
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
 """In the names of unfinished folders: on a shared file system, processes of several machines can have the same number."""
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+"""Of an OSError: no space, or no permission."""
 STALE = 24 * 3600
 """Seconds without a change after which another machine's unfinished folder counts as abandoned."""
 
@@ -91,12 +93,56 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
             _sync(path)
         _swap(stage, destination, overwrite)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in REFUSED:
             raise CheckpointError(_sentence(error, parent)) from error
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         _remove_empty(made)
+
+
+def check_new_file(file: Path) -> None:
+    """Refuse a file that exists, or whose folder does not.
+
+    Raises:
+        DestinationExistsError, CheckpointError: naming it.
+    """
+    check_name(file)
+    if os.path.lexists(file):
+        raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
+    if not file.absolute().parent.is_dir():
+        raise CheckpointError(f"The folder {str(file.absolute().parent)!r} does not exist; make it, or choose another file.")
+
+
+@contextlib.contextmanager
+def staged_file(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """A file beside `file`, with the same extension, that is renamed to it when the block succeeds, and removed when it fails.
+
+    A link is replaced, not its target.
+
+    Raises:
+        DestinationExistsError: without `overwrite`, if the file exists.
+        CheckpointError: not enough disk space, or no permission.
+    """
+    stage = file.absolute().with_name(f".partial-{MACHINE}-{os.getpid()}-{file.name[-100:]}")
+    try:
+        yield stage
+        if not overwrite and os.path.lexists(file):
+            raise DestinationExistsError(f"{str(file)!r} was created by another process; choose another file.")
+        _sync(stage)
+        os.replace(stage, file)
+    except OSError as error:
+        if error.errno in REFUSED:
+            raise CheckpointError(_sentence(error, stage.parent)) from error
+        raise
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
+    """Write a whole file in UTF-8 or nothing, as :func:`staged_file`."""
+    with staged_file(file, overwrite=overwrite) as stage:
+        stage.write_text(text, encoding="utf-8")
 
 
 def _remove_empty(folders: list[Path]) -> None:

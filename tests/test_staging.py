@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from hf_longattn.conversion import convert_checkpoint, staging, tensor_files
-from hf_longattn.conversion.staging import check_destination, staged_folder
 from hf_longattn.errors import CheckpointError, DestinationExistsError
+from hf_longattn.staging import check_destination, check_new_file, staged_file, staged_folder, write_text
 
 DEAD_PROCESS = 4_194_305  # above the largest process id of Linux
 
@@ -91,45 +85,6 @@ def test_a_checkpoint_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == ["long"]
 
 
-def test_a_run_killed_while_writing_leaves_no_destination_and_a_rerun_cleans_up(built: Callable[[str], Path], tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys\n"
-        "from hf_longattn.conversion import convert_checkpoint\n"
-        "kill = lambda stage, done, total: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "convert_checkpoint(sys.argv[1], sys.argv[2], mechanism='full', max_length=128, progress=kill)\n"
-    )
-    destination = tmp_path / "long"
-    killed = subprocess.run([sys.executable, "-c", program, built("BertModel"), destination], check=False, cwd=Path.cwd())
-    assert killed.returncode == -9
-    assert [path.name.startswith(".long.partial-") for path in tmp_path.iterdir()] == [True]
-    convert_checkpoint(built("BertModel"), destination, mechanism="full", max_length=128, verify=False)
-    assert os.listdir(tmp_path) == ["long"]
-
-
-@pytest.mark.parametrize("full_at", ["header", "middle", "sync"])
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(
-    full_at: str, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    place = {"header": (tensor_files, "_header"), "middle": (tensor_files, "_write_bytes"), "sync": (os, "fsync")}[full_at]
-    monkeypatch.setattr(*place, full)
-    with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
-        convert_checkpoint(built("BertModel"), tmp_path / "deep" / "long", mechanism="full", max_length=128)
-    assert os.listdir(tmp_path) == []
-
-
-def test_too_little_room_is_said_before_writing(built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Little:
-        free = 1_000_000
-
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: Little)
-    with pytest.raises(CheckpointError, match="has 1 MB free; nothing was written"):
-        convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="full", max_length=128)
-    assert os.listdir(tmp_path) == []
-
-
 def test_what_must_not_be_written_over_is_refused(tmp_path: Path) -> None:
     source = checkpoint_folder(tmp_path / "source")
     other = checkpoint_folder(tmp_path / "other")
@@ -155,28 +110,38 @@ def test_no_permission_is_a_sentence(tmp_path: Path) -> None:
         pass
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("a file system can be mounted by root only")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
+def half_written(file: Path) -> None:
+    file.write_text("half")
+    raise RuntimeError
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["seen before", "filled by another meanwhile"])
-def test_a_disk_that_is_really_full_is_a_sentence_and_stays_as_it_was(
-    known: bool, built: Callable[[str], Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = checkpoint_folder(small_disk / "long")
-    if not known:
-        monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
-    with pytest.raises(CheckpointError, match="has 2 MB free; nothing was written" if known else r"The disk of .* is full"):
-        convert_checkpoint(built("BertModel"), old, mechanism="full", max_length=128, overwrite=True)
-    assert os.listdir(small_disk) == ["long"]
-    assert (old / "config.json").read_text() == "old"
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "page.svg"
+    with staged_file(file) as stage:
+        assert stage.suffix == ".svg"
+        stage.write_text("first")
+        assert not file.exists()
+    with pytest.raises(RuntimeError), staged_file(file) as stage:
+        half_written(stage)
+    assert file.read_text() == "first"
+    with pytest.raises(DestinationExistsError, match="was created by another process"):
+        write_text(file, "second", overwrite=False)
+    write_text(file, "second")
+    assert file.read_text() == "second"
+    assert os.listdir(tmp_path) == ["page.svg"]
+
+
+def test_a_link_is_replaced_and_not_its_target(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "new")
+    assert [(tmp_path / name).read_text() for name in ("target", "link")] == ["kept", "new"]
+
+
+def test_a_new_file_must_not_exist_and_its_folder_must(tmp_path: Path) -> None:
+    (tmp_path / "old").touch()
+    with pytest.raises(DestinationExistsError, match="choose another file"):
+        check_new_file(tmp_path / "old")
+    with pytest.raises(CheckpointError, match="make it, or choose another file"):
+        check_new_file(tmp_path / "none" / "file")
+    check_new_file(tmp_path / "new")

@@ -1,0 +1,69 @@
+"""A conversion onto a full disk ends with a sentence, and leaves what was there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hf_longattn import staging
+from hf_longattn.conversion import convert_checkpoint, tensor_files
+from hf_longattn.errors import CheckpointError
+
+
+@pytest.mark.parametrize("full_at", ["header", "middle", "sync"])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    full_at: str, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    place = {"header": (tensor_files, "_header"), "middle": (tensor_files, "_write_bytes"), "sync": (os, "fsync")}[full_at]
+    monkeypatch.setattr(*place, full)
+    with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
+        convert_checkpoint(built("BertModel"), tmp_path / "deep" / "long", mechanism="full", max_length=128)
+    assert os.listdir(tmp_path) == []
+
+
+def test_too_little_room_is_said_before_writing(built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Little:
+        free = 1_000_000
+
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: Little)
+    with pytest.raises(CheckpointError, match="has 1 MB free; nothing was written"):
+        convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="full", max_length=128)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a file system can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["seen before", "filled by another meanwhile"])
+def test_a_disk_that_is_really_full_is_a_sentence_and_stays_as_it_was(
+    known: bool, built: Callable[[str], Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = small_disk / "long"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    if not known:
+        monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
+    with pytest.raises(CheckpointError, match="has 2 MB free; nothing was written" if known else r"The disk of .* is full"):
+        convert_checkpoint(built("BertModel"), old, mechanism="full", max_length=128, overwrite=True)
+    assert os.listdir(small_disk) == ["long"]
+    assert (old / "config.json").read_text() == "old"
