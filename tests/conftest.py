@@ -14,6 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.modeling.encoder_decoder_contract")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -17,17 +17,16 @@ from transformers.models.t5.modeling_t5 import T5Attention
 import hf_longattn
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, reference_attend, revert_checkpoint
-from hf_longattn.errors import MaskError, OptionError, PositionError
+from hf_longattn.errors import OptionError, PositionError
 from hf_longattn.mechanisms.registry import mechanism_class
+from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
+from tests.reference.small_models import tokens
 from tools.small_models import Shape, language_model, small_values
 
 BASES = ("t5", "mt5", "umt5")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
-SHAPE = Shape(width=32, layers=2, heads=4, inner=40, tokens=96, vocabulary=120)
+SHAPE = Shape(width=32, layers=2, heads=4, inner=40, tokens=96, vocabulary=200)
 EOS = 3
-FULL = {"mechanism": "full"}
-WINDOW = {"mechanism": "window", "window": 8}
-LONGFORMER = {"mechanism": "longformer", "window": 8}
 WHOLE = ("ForSequenceClassification", "ForQuestionAnswering", "EncoderModel", "ForTokenClassification")
 """Heads that read the text alone."""
 
@@ -51,10 +50,6 @@ def long_like(plain: Any, base: str, long_attention: Any, **changes: Any) -> Any
     assert not left.unexpected_keys
     assert all(".long_attention." in name for name in left.missing_keys)
     return model
-
-
-def tokens(batch: int, length: int, seed: int = 1) -> Tensor:
-    return torch.randint(5, SHAPE.vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def inputs_of(head: str = "", length: int = 40) -> dict[str, Tensor]:
@@ -100,8 +95,28 @@ def test_transformers_own_long_t5_is_another() -> None:
 
 
 @pytest.mark.parametrize("base", ["t5", "umt5"])
-class TestEitherAttention:
+class TestEitherAttention(EncoderDecoderContract):
     """mT5's is T5's."""
+
+    answer, end = "logits", EOS
+    decoder_layers, decoder_heads = 3, 4
+
+    def plain(self, base: str, generates: bool = False) -> Any:
+        return plain_model(base)
+
+    def long_like(self, plain: Any, base: str, long_attention: Any, **changes: Any) -> Any:
+        return long_like(plain, base, long_attention, **changes)
+
+    def inputs(self) -> dict[str, Tensor]:
+        return inputs_of()
+
+    def equal(self, a: Tensor, b: Tensor) -> None:
+        equal(a, b)
+
+    unchanged = equal
+
+    def test_left_padding_changes_nothing(self, base: str) -> None:
+        self.padding_changes_nothing(base, left=True)
 
     def test_where_the_mechanisms_are(self, base: str) -> None:
         model = long_like(plain_model(base), base, {**WINDOW, "layers": {1: {"window": 4}}})
@@ -110,100 +125,6 @@ class TestEitherAttention:
         assert encoder == [8, 4]
         assert [m.name for name, m in found.items() if name.startswith("decoder")] == ["full"] * 6
         assert [m.crosses for name, m in found.items() if name.startswith("decoder")] == [False, True] * 3
-
-    def test_the_encoder_runs_its_pattern(self, base: str) -> None:
-        """Against transformers' own encoder with the pattern as a mask (B, 1, N, N)."""
-        plain, inputs = plain_model(base), inputs_of()
-        longer = long_like(plain, base, WINDOW)
-        plain.set_attn_implementation("eager")
-        near = (torch.arange(40)[:, None] - torch.arange(40)).abs() <= 4
-        allowed = near & inputs["attention_mask"].bool()[:, None, None, :]
-        allowed |= torch.eye(40, dtype=torch.bool) & ~inputs["attention_mask"].bool()[:, None, :, None]
-        mask = torch.zeros(2, 1, 40, 40).masked_fill(~allowed, torch.finfo(torch.float32).min)
-        real = inputs["attention_mask"].bool()
-        with torch.no_grad():
-            encoded = plain.encoder(inputs["input_ids"], attention_mask=mask).last_hidden_state
-            expected = plain(**inputs, encoder_outputs=(encoded,)).logits
-            found = longer(**inputs)
-        equal(encoded[real], found.encoder_last_hidden_state[real])
-        equal(expected, found.logits)
-
-    @pytest.mark.parametrize("left", [False, True])
-    def test_padding_changes_nothing(self, base: str, left: bool) -> None:
-        model, inputs = long_like(plain_model(base), base, LONGFORMER), inputs_of()
-        is_global = torch.zeros(2, 40)
-        is_global[:, :2] = 1
-        text, decoded, marks = inputs["input_ids"][1:, :29], inputs["decoder_input_ids"][1:], is_global[1:, :29]
-        given = {**inputs, "global_attention_mask": is_global}
-        if left:
-            given |= {name: given[name].roll(11, 1) for name in ("input_ids", "attention_mask", "global_attention_mask")}
-        with torch.no_grad():
-            both = model(**given)
-            alone = model(text, decoder_input_ids=decoded, global_attention_mask=marks)
-        equal(alone.logits, both.logits[1:])
-        encoded = both.encoder_last_hidden_state[1:, 11:] if left else both.encoder_last_hidden_state[1:, :29]
-        equal(alone.encoder_last_hidden_state, encoded)
-
-    def test_global_tokens_are_the_encoder_s(self, base: str) -> None:
-        inputs, plain = inputs_of(), plain_model(base)
-        is_global = torch.zeros(2, 40)
-        is_global[:, 7] = 1
-        model = long_like(plain, base, LONGFORMER, decoder_long_attention=LONGFORMER)
-        with torch.no_grad():
-            without, given = model(**inputs), model(**inputs, global_attention_mask=is_global)
-            through = model(**inputs, encoder_outputs=(without.encoder_last_hidden_state,), global_attention_mask=is_global)
-        assert (without.encoder_last_hidden_state - given.encoder_last_hidden_state).abs().max() > 1e-3
-        assert torch.equal(without.logits, through.logits)
-        with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
-            long_like(plain, base, WINDOW)(**inputs, global_attention_mask=is_global)
-
-    def test_a_long_decoder(self, base: str) -> None:
-        plain = plain_model(base)
-        narrow = long_like(plain, base, {"mechanism": "full"}, decoder_long_attention={"mechanism": "window", "window": 3})
-        ids, targets = tokens(2, 20), tokens(2, 30, seed=3)
-        with torch.no_grad():
-            before = narrow(ids, decoder_input_ids=targets).logits
-            assert (before - plain(ids, decoder_input_ids=targets).logits).abs().max() > 1e-3
-            targets[:, 20:] = 7
-            equal(narrow(ids, decoder_input_ids=targets).logits[:, :20], before[:, :20])
-        with pytest.raises(OptionError, match="layer 5"):
-            long_like(plain, base, WINDOW, decoder_long_attention={"mechanism": "window", "layers": {5: {"window": 4}}})
-
-    @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
-    @pytest.mark.parametrize("decoder", [None, {"mechanism": "window", "window": 6}], ids=["full decoder", "long decoder"])
-    def test_generate(self, base: str, how: dict[str, Any], decoder: Any) -> None:
-        """Every token is the most probable one of the whole forward pass; with beams, the same as without a cache."""
-        model = long_like(plain_model(base), base, LONGFORMER, decoder_long_attention=decoder)
-        inputs = {name: value for name, value in inputs_of().items() if not name.startswith("decoder")}
-        inputs["global_attention_mask"] = torch.zeros(2, 40, dtype=torch.long).index_fill(1, torch.tensor([0, 7]), 1)
-        arguments = {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}
-        with torch.no_grad():
-            written = model.generate(**inputs, **arguments, **how)
-            if "num_beams" in how:
-                assert torch.equal(written, model.generate(**inputs, **arguments, **how, use_cache=False))
-                return
-            logits = model(**inputs, decoder_input_ids=written[:, :-1]).logits
-        logits[..., EOS] = -torch.inf  # min_new_tokens forbids it
-        assert torch.equal(logits.argmax(-1), written[:, 1:])
-
-    def test_base_attention_gives_the_plain_base(self, base: str) -> None:
-        plain = plain_model(base)
-        longer = long_like(plain, base, WINDOW)
-        for implementation in ("sdpa", "eager"):
-            plain.set_attn_implementation(implementation)
-            longer.use_base_attention(implementation)
-            with torch.no_grad():
-                assert torch.equal(plain(**inputs_of()).logits, longer(**inputs_of()).logits)
-
-    def test_attentions(self, base: str) -> None:
-        model = long_like(plain_model(base), base, WINDOW)
-        with torch.no_grad():
-            out = model(tokens(2, 30), decoder_input_ids=tokens(2, 7), output_attentions=True)
-        assert [w.shape for w in out.encoder_attentions] == [(2, 4, 30, 30)] * 2
-        assert [w.shape for w in out.decoder_attentions] == [(2, 4, 7, 7)] * 3
-        assert [w.shape for w in out.cross_attentions] == [(2, 4, 7, 30)] * 3
-        assert out.encoder_attentions[0][0, 0, 29, :20].max() == 0
-        assert out.cross_attentions[0].min() > 0
 
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_gradients_are_the_base_s_with_checkpointing_too(self, base: str, reentrant: bool) -> None:
@@ -222,20 +143,6 @@ class TestEitherAttention:
             assert found.keys() == gradients[0].keys()
             for name, gradient in gradients[0].items():
                 torch.testing.assert_close(found[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())), rtol=1e-3, msg=name)
-
-    def test_compiled(self, base: str) -> None:
-        model = long_like(plain_model(base), base, LONGFORMER)
-        inputs = {**inputs_of(), "global_attention_mask": torch.eye(2, 40), "use_cache": False}
-        with torch.no_grad():
-            expected = model(**inputs).logits
-            equal(expected, torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).logits)
-
-    def test_copied_and_pickled(self, base: str) -> None:
-        model = long_like(plain_model(base), base, LONGFORMER)
-        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert type(twin.encoder) is type(model.encoder)
-            with torch.no_grad():
-                assert torch.equal(twin(**inputs_of()).logits, model(**inputs_of()).logits)
 
     def test_a_mechanism_without_scores_is_refused(self, base: str) -> None:
         for name in ("performer", "nystrom"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import transformers
 from torch import Tensor
 
 import hf_longattn.families as families
-from hf_longattn.errors import MaskError, OptionError
-from tests.modeling.two_stacks import BASES, GENERATING, LONGFORMER, WINDOW, inputs_of, long_like, plain_model
+from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
+from tests.modeling.two_stacks import BASES, GENERATING, inputs_of, long_like, plain_model
 from tests.reference.small_models import TOKENS, tokens
 from tools.small_models import Shape, small_values
 
@@ -44,7 +43,25 @@ def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-class TestEveryBase:
+class TestEveryBase(EncoderDecoderContract):
+    answer, end = "last_hidden_state", TOKENS["eos_token_id"]
+    decoder_layers, decoder_heads = 2, 2
+
+    def plain(self, base: str, generates: bool = False) -> Any:
+        return plain_model(base, GENERATING[base] if generates else None)
+
+    def long_like(self, plain: Any, base: str, long_attention: Any, **changes: Any) -> Any:
+        return long_like(plain, base, long_attention, **changes)
+
+    def inputs(self) -> dict[str, Tensor]:
+        return inputs_of()
+
+    def equal(self, a: Tensor, b: Tensor) -> None:
+        assert (a - b).abs().max() < 1e-5
+
+    def unchanged(self, a: Tensor, b: Tensor) -> None:
+        assert torch.equal(a, b)
+
     def test_a_family_is_one_short_file(self, base: str) -> None:
         assert len(Path(families.__path__[0], f"{base}.py").read_text().splitlines()) <= 30
 
@@ -54,79 +71,6 @@ class TestEveryBase:
         assert [found[f"encoder.layers.{i}.self_attn"].options.window for i in range(2)] == [8, 4]
         others = [mechanism.name for name, mechanism in found.items() if name.startswith("decoder")]
         assert others == ["full"] * 4
-
-    def test_the_encoder_runs_its_pattern(self, base: str) -> None:
-        """Against transformers' own encoder with the pattern as a mask (B, 1, N, N)."""
-        plain, inputs = plain_model(base), inputs_of()
-        longer = long_like(plain, base, WINDOW)
-        plain.set_attn_implementation("eager")
-        near = (torch.arange(40)[:, None] - torch.arange(40)).abs() <= 4
-        allowed = near & inputs["attention_mask"].bool()[:, None, None, :]
-        allowed |= torch.eye(40, dtype=torch.bool) & ~inputs["attention_mask"].bool()[:, None, :, None]  # padding sees itself, not nothing
-        mask = torch.zeros(2, 1, 40, 40).masked_fill(~allowed, torch.finfo(torch.float32).min)
-        real = inputs["attention_mask"].bool()
-        with torch.no_grad():
-            encoded = plain.encoder(inputs["input_ids"], attention_mask=mask).last_hidden_state
-            expected = plain(**inputs, encoder_outputs=(encoded,)).last_hidden_state
-            found = longer(**inputs)
-        assert (encoded - found.encoder_last_hidden_state)[real].abs().max() < 1e-5
-        assert (expected - found.last_hidden_state).abs().max() < 1e-5
-
-    def test_padding_changes_nothing(self, base: str) -> None:
-        model, inputs = long_like(plain_model(base), base, LONGFORMER), inputs_of()
-        is_global = torch.zeros(2, 40)
-        is_global[:, :2] = 1
-        with torch.no_grad():
-            both = model(**inputs, global_attention_mask=is_global)
-            alone = model(
-                inputs["input_ids"][1:, :29], decoder_input_ids=inputs["decoder_input_ids"][1:], global_attention_mask=is_global[1:, :29]
-            )
-        assert (both.last_hidden_state[1:] - alone.last_hidden_state).abs().max() < 1e-5
-        assert (both.encoder_last_hidden_state[1:, :29] - alone.encoder_last_hidden_state).abs().max() < 1e-5
-
-    def test_global_tokens_are_the_encoder_s(self, base: str) -> None:
-        inputs, plain = inputs_of(), plain_model(base)
-        is_global = torch.zeros(2, 40)
-        is_global[:, 7] = 1
-        model = long_like(plain, base, LONGFORMER, decoder_long_attention=LONGFORMER)
-        with torch.no_grad():
-            without, given = model(**inputs), model(**inputs, global_attention_mask=is_global)
-            through = model(**inputs, encoder_outputs=(without.encoder_last_hidden_state,), global_attention_mask=is_global)
-        assert (without.encoder_last_hidden_state - given.encoder_last_hidden_state).abs().max() > 1e-3
-        assert torch.equal(without.last_hidden_state, through.last_hidden_state)
-        with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
-            long_like(plain, base, WINDOW)(**inputs, global_attention_mask=is_global)
-        with pytest.raises(MaskError, match=r"global_attention_mask has shape \(2, 39\)"):
-            model(**inputs, global_attention_mask=is_global[:, 1:])
-
-    def test_a_long_decoder(self, base: str) -> None:
-        plain = plain_model(base)
-        narrow = long_like(plain, base, {"mechanism": "full"}, decoder_long_attention={"mechanism": "window", "window": 3})
-        ids, targets = tokens(2, 20), tokens(2, 30, seed=3)
-        with torch.no_grad():
-            before = narrow(ids, decoder_input_ids=targets).last_hidden_state
-            assert (before - plain(ids, decoder_input_ids=targets).last_hidden_state).abs().max() > 1e-3
-            targets[:, 20:] = 7
-            assert torch.equal(narrow(ids, decoder_input_ids=targets).last_hidden_state[:, :20], before[:, :20])
-        with pytest.raises(OptionError, match="layer 5"):
-            long_like(plain, base, WINDOW, decoder_long_attention={"mechanism": "window", "layers": {5: {"window": 4}}})
-
-    @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
-    @pytest.mark.parametrize("decoder", [None, {"mechanism": "window", "window": 6}], ids=["full decoder", "long decoder"])
-    def test_generate(self, base: str, how: dict[str, Any], decoder: Any) -> None:
-        """Every token is the most probable one of the whole forward pass; with beams, the same as without a cache."""
-        model = long_like(plain_model(base, GENERATING[base]), base, LONGFORMER, decoder_long_attention=decoder)
-        inputs = {name: value for name, value in inputs_of().items() if not name.startswith("decoder")}
-        inputs["global_attention_mask"] = torch.zeros(2, 40, dtype=torch.long).index_fill(1, torch.tensor([0, 7]), 1)
-        arguments = {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}
-        with torch.no_grad():
-            written = model.generate(**inputs, **arguments, **how)
-            if "num_beams" in how:
-                assert torch.equal(written, model.generate(**inputs, **arguments, **how, use_cache=False))
-                return
-            logits = model(**inputs, decoder_input_ids=written[:, :-1]).logits
-        logits[..., TOKENS["eos_token_id"]] = -torch.inf  # min_new_tokens forbids it
-        assert torch.equal(logits.argmax(-1), written[:, 1:])
 
     def test_the_decoder_alone(self, base: str) -> None:
         head = GENERATING[base].replace("ForConditionalGeneration", "ForCausalLM").replace("MTModel", "ForCausalLM")
@@ -138,25 +82,6 @@ class TestEveryBase:
             logits = model(written[:, :-1]).logits
         logits[..., TOKENS["eos_token_id"]] = -torch.inf
         assert torch.equal(logits.argmax(-1)[:, 29:], written[:, 30:])
-
-    def test_base_attention_gives_the_plain_base(self, base: str) -> None:
-        plain = plain_model(base)
-        longer = long_like(plain, base, WINDOW)
-        for implementation in ("sdpa", "eager"):
-            plain.set_attn_implementation(implementation)
-            longer.use_base_attention(implementation)
-            with torch.no_grad():
-                assert torch.equal(plain(**inputs_of()).last_hidden_state, longer(**inputs_of()).last_hidden_state)
-
-    def test_attentions(self, base: str) -> None:
-        model = long_like(plain_model(base), base, WINDOW)
-        with torch.no_grad():
-            out = model(tokens(2, 30), decoder_input_ids=tokens(2, 7), output_attentions=True)
-        assert [w.shape for w in out.encoder_attentions] == [(2, 4, 30, 30)] * 2
-        assert [w.shape for w in out.decoder_attentions] == [(2, 2, 7, 7)] * 2
-        assert [w.shape for w in out.cross_attentions] == [(2, 2, 7, 30)] * 2
-        assert out.encoder_attentions[0][0, 0, 29, :20].max() == 0
-        assert out.cross_attentions[0].min() > 0
 
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
@@ -171,21 +96,6 @@ class TestEveryBase:
             gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
         assert gradients[0].keys() == gradients[1].keys()
         assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
-
-    def test_compiled(self, base: str) -> None:
-        model = long_like(plain_model(base), base, LONGFORMER)
-        inputs = {**inputs_of(), "global_attention_mask": torch.eye(2, 40), "use_cache": False}
-        with torch.no_grad():
-            expected = model(**inputs).last_hidden_state
-            found = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).last_hidden_state
-        assert (expected - found).abs().max() < 1e-5
-
-    def test_copied_and_pickled(self, base: str) -> None:
-        model = long_like(plain_model(base), base, LONGFORMER)
-        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert type(twin.encoder) is type(model.encoder)
-            with torch.no_grad():
-                assert torch.equal(twin(**inputs_of()).last_hidden_state, model(**inputs_of()).last_hidden_state)
 
 
 def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:

@@ -13,7 +13,8 @@ import transformers
 import hf_longattn.families as families
 from hf_longattn.errors import LengthError, PositionError
 from hf_longattn.positions.tables import extend_table, sinusoids
-from tests.modeling.two_stacks import BASES, COVERING, GENERATING, ROWS, WINDOW, inputs_of, long_config, on_the_fly, plain_model
+from tests.modeling.encoder_decoder_contract import WINDOW
+from tests.modeling.two_stacks import BASES, COVERING, GENERATING, ROWS, inputs_of, long_config, on_the_fly, plain_model
 from tests.reference.small_models import tokens
 
 

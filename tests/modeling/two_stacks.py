@@ -23,8 +23,6 @@ CHANGES: dict[str, Any] = {
     "encoder_layers": 2, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 40, "max_position_embeddings": ROWS,
     "dropout": 0.0, "decoder_start_token_id": TOKENS["eos_token_id"], "forced_eos_token_id": None,
 }  # fmt: skip
-WINDOW = {"mechanism": "window", "window": 8}
-LONGFORMER = {"mechanism": "longformer", "window": 8}
 COVERING = {"mechanism": "window", "window": 4096}
 
 
