@@ -64,7 +64,7 @@ def diagnose(
         str, typer.Option(metavar="SHARE,...", help="Where the needle is planted, as shares of the text before it.")
     ] = "0.1,0.5,0.9",
     no_needle: Annotated[bool, typer.Option("--no-needle", help="Plant no needle.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")] = None,
+    device: flags.Device = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,

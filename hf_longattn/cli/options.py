@@ -132,6 +132,7 @@ RemoteCode = Annotated[bool, _SHARED["remote_code"]]
 UserCode = Annotated[bool, _SHARED["user_code"]]
 Revision = Annotated[str | None, _SHARED["revision"]]
 Token = Annotated[str | None, _SHARED["token"]]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 

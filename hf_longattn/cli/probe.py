@@ -47,7 +47,7 @@ def probe(
     ] = None,
     choices: Annotated[int, typer.Option(min=2, help="Answers that are compared by likelihood, right ones included.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the texts.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
     save: Annotated[
         Path | None,
         typer.Option(
@@ -68,11 +68,9 @@ def probe(
     """
     import json
 
-    import torch
-
     from ..conversion.model_loading import quiet_libraries
+    from ..conversion.plan_tensors import parse_dtype
     from ..diagnostics.texts import read_depths, read_lengths
-    from ..errors import OptionError
     from ..evaluation.probes import probe_model
     from ..evaluation.probes.run import TASKS
     from .show import print_json, probe_progress, show_probe
@@ -80,9 +78,7 @@ def probe(
     for path in (save, plot):
         if path is not None:
             check_new_file(path)
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in types:
-        raise OptionError(f"There is no dtype {dtype!r} for weights; give {', '.join(types)}.")
+    weights = parse_dtype(dtype)
     if plot is not None:
         from .plot import check_image
 
@@ -97,7 +93,7 @@ def probe(
             mode=mode,
             choices=choices,
             seed=seed,
-            dtype=types[dtype],
+            dtype=weights,
             revision=revision,
             token=token,
             progress=progress,

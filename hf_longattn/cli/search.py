@@ -61,7 +61,7 @@ def search(
     ] = None,
     positions: Annotated[str, typer.Option(help="How positions are extended, as --positions of `longattn convert`.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of stage 2.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")] = None,
+    device: flags.Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --output with the same settings.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the search in --output.")] = False,
     as_json: flags.Json = False,

@@ -65,7 +65,7 @@ def test_one_json_object(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--task", "passkeys"], "Did you mean 'passkey'?"),
         (["--task", "passkey", "--lengths", "64"], "'passkey' does not fit into 64 tokens"),
-        (["--dtype", "float15"], "no dtype 'float15'"),
+        (["--dtype", "float15"], "Unknown dtype 'float15'"),
         (["--plot", "probe.docx"], "give a name that ends in one of"),
         (["--save", "no/such/folder/p.json"], "does not exist; make it"),
         (["--lengths", "many"], "'many' is no number of tokens"),
