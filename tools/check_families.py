@@ -2,9 +2,10 @@
 
     python -m tools.check_families                          what is not stored yet, or failed
     python -m tools.check_families bert gpt2 --again        these, from the beginning
-    python -m tools.check_families --no-model-tester        leave transformers' own suite out: it takes minutes for each family
 
-Each cell is stored as soon as it is known, in families.json and families.md, so that an interrupted run resumes where it stopped.
+Each cell is stored as soon as it is known, in families.json and families.md, so that an interrupted run resumes where it stopped. The
+column of transformers' own suite is read from model_tester.json, which `python -m tools.run_transformers_tests` writes; without a family
+to check, the page is made anew from both files.
 Exit code 1 when a stored cell of these families says "failed".
 """
 
@@ -27,6 +28,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.staging import write_text
 from tools import family_checks
 from tools.family_checkpoints import make_checkpoint
+from tools.run_transformers_tests import failed_here, failures, stored_suite
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -48,7 +50,7 @@ Written by `python -m tools.check_families` (torch {torch}, transformers {transf
 shape, scaled down, as transformers saves it; the command line converts it to four times its length.
 
 - *equal at old length*: largest difference from the base
-- *ModelTesterMixin*: transformers' own suite
+- *ModelTesterMixin*: transformers' own suite ([model_tester.md](model_tester.md))
 - *LoRA*: two steps through peft, then merged
 - *compile*: fullgraph, aot_eager
 - *export*: ONNX in onnxruntime for encoders, otherwise torch.export; three lengths with padding
@@ -57,15 +59,14 @@ shape, scaled down, as transformers saves it; the command line converts it to fo
 PASSED, FAILED, NOT_RUN = family_checks.PASSED, family_checks.FAILED, family_checks.NOT_RUN
 
 
-def check_family(base: str, record: dict[str, Any], store: Any, *, again: bool, model_tester: bool) -> None:
-    """Fill the cells of ``record`` that are missing, failed or were not run, and call ``store`` after each."""
+def check_family(base: str, record: dict[str, Any], store: Any, *, again: bool) -> None:
+    """Fill the cells of ``record`` that are missing or failed, and call ``store`` after each."""
     if again:
         record.clear()
     cells = record.setdefault("cells", {})
-    todo = [name for name in TITLES if cells.get(name, {}).get("status") in (None, FAILED, NOT_RUN)]
-    if not model_tester and "model_tester" in todo:
-        todo.remove("model_tester")
-        cells.setdefault("model_tester", {"status": NOT_RUN, "detail": "--no-model-tester"})
+    todo = [name for name in TITLES if name != "model_tester" and cells.get(name, {}).get("status") in (None, FAILED)]
+    if not todo:
+        return
     with tempfile.TemporaryDirectory(prefix=f"family-{base}-") as temporary:
         folder = Path(temporary)
         try:
@@ -88,25 +89,24 @@ def said(cell: dict[str, Any]) -> str:
     return cell["detail"] if cell["status"] == PASSED else f"{cell['status']}: {cell['detail']}"
 
 
-def in_brief(cells: dict[str, dict[str, Any]]) -> str:
-    """How many of the checks that were run passed, and which did not or were not run."""
-    if not cells:
-        return "not checked yet"
-    of = {
-        status: [name for name in TITLES if cells.get(name, {"status": NOT_RUN})["status"] == status]
-        for status in (PASSED, FAILED, NOT_RUN)
-    }
-    rest = [f"{', '.join(TITLES[name] for name in of[status])} {status}" for status in (FAILED, NOT_RUN) if of[status]]
-    return "; ".join([f"{len(of[PASSED])} of {len(of[PASSED]) + len(of[FAILED])}", *rest])
+def suite_cell(base: str, suite: dict[str, Any]) -> dict[str, Any]:
+    """What transformers' suite found, as `run_transformers_tests` stored it."""
+    entry = suite.get(f"long_{base}")
+    if entry is None:
+        return {"status": NOT_RUN, "detail": f"python -m tools.run_transformers_tests {base} --output docs/results"}
+    detail = f"{entry['passed']} passed, {entry['failed']} failed{failures(entry)}, {entry['skipped']} skipped"
+    return {"status": FAILED if failed_here(entry) else PASSED, "detail": detail}
 
 
-def markdown(stored: dict[str, Any]) -> str:
-    """The table of all stored families."""
+def markdown(stored: dict[str, Any], suite: dict[str, Any]) -> str:
+    """The table of all stored families; ``suite`` is what is stored of transformers' suite."""
+
+    def words(base: str, name: str, cells: dict[str, Any]) -> str:
+        cell = suite_cell(base, suite) if name == "model_tester" else cells.get(name)
+        return NOT_RUN if cell is None else said(cell)
+
     families = sorted(stored["families"].items())
-    rows = [
-        [f"`{base}`", record.get("kind", ""), *(said(record["cells"][name]) if name in record["cells"] else NOT_RUN for name in TITLES)]
-        for base, record in families
-    ]
+    rows = [[f"`{base}`", record.get("kind", ""), *(words(base, name, record["cells"]) for name in TITLES)] for base, record in families]
     heads = [[f"`{base}`", f"`{record.get('head', '')}`", record.get("tokenizer", ""), record.get("date", "")] for base, record in families]
     return "\n".join(
         [
@@ -125,8 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
     parser.add_argument("--again", action="store_true", help="also what is stored as passed")
-    parser.add_argument("--no-model-tester", action="store_true", help="leave transformers' own test suite out")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of families.json and families.md, default %(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder of families.json, families.md and model_tester.json, default %(default)s"
+    )
     options = parser.parse_args(arguments)
     unknown = [base for base in options.families if base not in FAMILIES]
     if unknown:
@@ -138,14 +139,13 @@ def main(arguments: list[str] | None = None) -> int:
     stored |= {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__}
 
     def store() -> None:
-        text = json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        for path, content in ((file, text), (file.with_suffix(".md"), markdown(stored))):
-            write_text(path, content)
+        write_text(file, json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        write_text(file.with_suffix(".md"), markdown(stored, stored_suite(options.output, stored["transformers"])))
 
     with quiet_libraries():
         for base in chosen:
             record = stored["families"].setdefault(base, {})
-            check_family(base, record, store, again=options.again, model_tester=not options.no_model_tester)
+            check_family(base, record, store, again=options.again)
     store()
     wrong = [(base, name) for base in chosen for name, cell in stored["families"][base]["cells"].items() if cell["status"] == FAILED]
     for base, name in wrong:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,6 @@ from hf_longattn import export_checkpoint
 from hf_longattn.conversion.long_models.base import checkpoint_converters
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
-from tools import run_transformers_tests as suite
 from tools.family_checkpoints import ROOT, Checkpoint, training_text
 
 PASSED, FAILED, NOT_RUN, NOT_APPLICABLE = "passed", "failed", "not run", "not applicable"
@@ -100,19 +98,6 @@ class Subject:
         if unequal := [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()]:
             raise Differs(f"{unequal[0]} has other bytes")
         return f"same bytes in {len(names)} files"
-
-    def model_tester(self) -> str:
-        folder = suite.unpacked_sdist(suite.CACHE, transformers.__version__)
-        with tempfile.TemporaryDirectory() as temporary:
-            report = Path(temporary) / "report.xml"
-            suite.run(folder, suite.prepare(folder), [self.checkpoint.base], False, 1, report)
-            result = next(iter(suite.table(report).values()), None)
-        if result is None:
-            raise Differs("the suite did not start")
-        counts = f"{result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped"
-        if result["failed"]:
-            raise Differs(f"{counts}: {', '.join(result['failures'][:3])}")
-        return counts
 
     def lora(self) -> str:
         import peft

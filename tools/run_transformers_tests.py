@@ -4,9 +4,11 @@
     python -m tools.run_transformers_tests bert gpt2 --jobs 2    some of them
     python -m tools.run_transformers_tests --with-base           the plain classes as well, for comparison
 
-The sdist is downloaded once into ``--cache``. It lacks a few helper modules; empty stand-ins for them are put beside it (generation
-and export are tested by this project's own tests). What is skipped on purpose stands with its reason in
-tests/reference/model_tester/skips.json; everything else that is skipped is skipped by the suite itself.
+A test that fails is run on the base's plain classes as well; one that fails there, too, is no failure of ours.
+
+The sdist is downloaded once into ``--cache``. It lacks a few helper modules; empty replacements for them are put beside it (generation
+and export are tested by this project's own tests). What is skipped on purpose is in tests/reference/model_tester/skips.json, with its
+reason; everything else that is skipped is skipped by the suite itself.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
 
 from hf_longattn import families
+from hf_longattn.staging import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "tests" / "reference" / "model_tester"
@@ -109,6 +113,31 @@ def table(report: Path) -> dict[str, dict]:
     return result
 
 
+def compare_with_bases(result: dict[str, dict], folder: Path, module: Path) -> None:
+    """Run the tests that failed on the bases' plain classes, and keep the names of those that fail there, too."""
+    for name, entry in result.items():
+        base = name.removeprefix("long_")
+        if name == base or not entry["failures"]:
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            report = Path(temporary) / "report.xml"
+            run(folder, module, [base], True, 1, report, [f"(Plain{base.capitalize()}Test and {test})" for test in entry["failures"]])
+            plain = table(report).get(base, {"failures": []})
+        entry["failures_of_base"] = sorted(set(entry["failures"]) & set(plain["failures"]))
+
+
+def failed_here(entry: dict[str, Any]) -> list[str]:
+    """The tests that fail on a family's Long classes and not on its base's."""
+    return sorted(set(entry["failures"]) - set(entry.get("failures_of_base", ())))
+
+
+def failures(entry: dict[str, Any]) -> str:
+    """Which tests failed, in parentheses: `` (test_config, as in the base)``."""
+    shared = entry.get("failures_of_base", ())
+    named = ", ".join(f"{name}, as in the base" if name in shared else name for name in sorted(entry["failures"]))
+    return f" ({named})" if named else ""
+
+
 def markdown(result: dict[str, dict], version: str) -> str:
     lines = [
         f"# transformers {version}: ModelTesterMixin on the Long families",
@@ -117,7 +146,10 @@ def markdown(result: dict[str, dict], version: str) -> str:
         "",
     ]
     lines += ["| family | passed | failed | skipped |", "|---|---|---|---|"]
-    lines += [f"| {family} | {entry['passed']} | {entry['failed']} | {entry['skipped']} |" for family, entry in sorted(result.items())]
+    lines += [
+        f"| {family} | {entry['passed']} | {entry['failed']}{failures(entry)} | {entry['skipped']} |"
+        for family, entry in sorted(result.items())
+    ]
     reasons: Counter[str] = Counter()
     for entry in result.values():
         reasons.update(entry["skips"])
@@ -128,20 +160,24 @@ def markdown(result: dict[str, dict], version: str) -> str:
         "| tests | reason |",
         "|---|---|",
     ]
-    lines += [f"| {count} | {' '.join(reason.split())} |" for reason, count in reasons.most_common()]
+    lines += [f"| {count} | {' '.join(reason.split())} |" for reason, count in sorted(reasons.items(), key=lambda one: (-one[1], one[0]))]
     return "\n".join(lines) + "\n"
+
+
+def stored_suite(folder: Path, version: str = transformers.__version__) -> dict[str, dict]:
+    """What ``folder``/model_tester.json says of every family, if it was written with this ``version`` of transformers."""
+    file = folder / "model_tester.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return stored["families"] if stored.get("transformers") == version else {}
 
 
 def store(result: dict[str, dict], folder: Path) -> None:
     """Write model_tester.json and .md; families that did not run stay as they are stored, if transformers is still the same."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "model_tester.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    kept = before["families"] if before.get("transformers") == transformers.__version__ else {}
-    families = {**kept, **result}
+    families = {**stored_suite(folder), **result}
     stored = {"transformers": transformers.__version__, "families": families}
-    file.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(markdown(families, transformers.__version__), encoding="utf-8")
+    write_text(folder / "model_tester.json", json.dumps(stored, indent=2, sort_keys=True) + "\n")
+    write_text(folder / "model_tester.md", markdown(families, transformers.__version__))
 
 
 def main() -> int:
@@ -167,14 +203,14 @@ def main() -> int:
         report = Path(temporary) / "report.xml"
         run(folder, module, families, options.with_base, options.jobs, report)
         result = table(report)
+    compare_with_bases(result, folder, module)
     print(markdown(result, transformers.__version__))
     for family, entry in sorted(result.items()):
-        for name in entry["failures"]:
+        for name in failed_here(entry):
             print(f"FAILED {family}: {name}", file=sys.stderr)
     if options.output:
         store(result, options.output)
-    ran = all(f"long_{family}" in result for family in families)
-    return 0 if ran and not any(entry["failed"] for entry in result.values()) else 1
+    return 0 if all(f"long_{family}" in result and not failed_here(result[f"long_{family}"]) for family in families) else 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers
 
-from tools.run_transformers_tests import store
+from tools.run_transformers_tests import failed_here, failures, markdown, store
 
 
 def entry(passed: int) -> dict[str, Any]:
@@ -22,6 +22,13 @@ def test_families_that_did_not_run_stay(tmp_path: Path) -> None:
     assert {name: one["passed"] for name, one in stored["families"].items()} == {"long_bert": 5, "long_gpt2": 8, "long_t5": 7}
     assert "| long_bert | 5 | 0 | 1 |" in (tmp_path / "model_tester.md").read_text()
     assert stored["transformers"] == transformers.__version__
+
+
+def test_a_failure_that_the_base_shares_is_told_apart() -> None:
+    shared = {**entry(5), "failed": 2, "failures": ["test_b", "test_a"], "failures_of_base": ["test_a"]}
+    assert failed_here(shared) == ["test_b"]
+    assert failures(shared) == " (test_a, as in the base, test_b)"
+    assert "| long_bert | 5 | 2 (test_a, as in the base, test_b) | 1 |" in markdown({"long_bert": shared}, "5.0")
 
 
 def test_those_of_another_transformers_do_not(tmp_path: Path) -> None:
