@@ -11,7 +11,7 @@ from hf_longattn.errors import LongAttentionError
 
 
 @contextmanager
-def svg(path: Path, panels: int = 1, width: float = 5.2, **subplots: Any) -> Iterator[tuple[Any, list[Any]]]:
+def svg(path: Path, panels: int = 1, width: float = 5.2, height: float = 3.8, **subplots: Any) -> Iterator[tuple[Any, list[Any]]]:
     """A figure and its panels side by side; written into ``path`` when the block ends.
 
     Raises:
@@ -23,7 +23,7 @@ def svg(path: Path, panels: int = 1, width: float = 5.2, **subplots: Any) -> Ite
     except ImportError as error:
         raise LongAttentionError("Drawing needs matplotlib, which is not installed; type: pip install matplotlib") from error
     with matplotlib.rc_context({"svg.hashsalt": "hf_longattn", "svg.fonttype": "none", "font.size": 10}):
-        figure = Figure(figsize=(width * panels, 3.8))  # without pyplot, whose backend is the caller's
+        figure = Figure(figsize=(width * panels, height))  # without pyplot, whose backend is the caller's
         axes = figure.subplots(1, panels, squeeze=False, **subplots)
         yield figure, list(axes[0])
         figure.tight_layout()

@@ -2,6 +2,7 @@
 
     python -m research.evaluate_probes mqar                                       # the curve of recall against state size
     python -m research.evaluate_probes mqar --only "nsa 8" --only full            # these settings; the others stay as they are stored
+    python -m research.evaluate_probes mqar --missing                             # the settings of the curve that are not stored
     python -m research.evaluate_probes mqar --speeds                              # decode with all stored settings again, train none
     python -m research.evaluate_probes mqar --mechanism window:window=16 --mechanism taylor:feature_dim=8
     python -m research.evaluate_probes forgetting --mechanism full --mechanism delta
@@ -9,9 +10,11 @@
 
 `mqar` is multi-query associative recall (Zoology, Arora et al. 2023): a text starts with key–value pairs, and each key is queried once
 later. `compositional` and `forgetting` are its forms with two keys, and with values that change; `induction` and `copy` ask what followed
-a token before; `listops` is Long Range Arena's. These take --mechanism, once for each row. Single settings join those that are stored in
-OUTPUT.json, if task and training are the same. `performer-error` is the error of Performer's features against softmax. Each writes
-OUTPUT.json and OUTPUT.svg.
+a token before; `listops` is Long Range Arena's. These take --mechanism, once for each row. `performer-error` is the error of Performer's
+features against softmax. Each writes OUTPUT.json and OUTPUT.svg.
+
+A row is stored when it is complete, and joins those in OUTPUT.json, if task and training are the same; only --steps may differ, which is
+stored with the row. --missing trains the rows that are not stored yet, so that a run that was stopped can be resumed.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ def mqar(
     curve: Annotated[Path, typer.Option(help="YAML of named settings, used when no --mechanism is given.")] = DEFAULT_CURVE,
     speeds: Annotated[bool, typer.Option("--speeds", help="Train nothing: time all stored settings again, in turns.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="A setting of the curve by its name, instead of all of them.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Train only settings that are not stored yet.")] = False,
     pairs: Annotated[int, typer.Option(help="Key–value pairs of a text.")] = Mqar.pairs,
     length: Annotated[int, typer.Option(help="Tokens of a text.")] = Mqar.length,
     vocab: Annotated[int, typer.Option(help="Tokens there are; half of them keys.")] = Mqar.vocab,
@@ -83,32 +87,44 @@ def mqar(
         all_settings = yaml.safe_load(curve.read_text(encoding="utf-8"))
         named = chosen(all_settings, only or ([] if mechanism else [*all_settings])) | {line: {"layers": line} for line in mechanism or ()}
         task = Mqar(pairs, length, vocab)
-        training: dict[str, Any] = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-        kept = stored(output, asdict(task), training) if only or mechanism or speeds else {}
+        training: dict[str, Any] = {"batch": batch, "learning_rate": learning_rate, "seed": seed}
+        kept = stored(output, asdict(task), training)
         if speeds:
             if not kept:
                 raise OptionError(f"{str(output.with_suffix('.json'))!r} does not exist, so no settings can be timed; leave --speeds out")
             named = kept["attention"]
-        settings = [RecallSetting(name, LongAttentionConfig.from_dict(attention), **training) for name, attention in named.items()]
+        if missing:
+            named = {name: attention for name, attention in named.items() if name not in kept.get("attention", {})}
+        settings = [RecallSetting(one, LongAttentionConfig.from_dict(named[one]), steps=steps, **training) for one in named]
         if speeds:
             rates = dict(zip(named, measure_speeds(settings, task), strict=True))
             results = [row | {"tokens_per_second": rates[row["name"]]} for row in kept["results"]]
+            store_study(output, kept | {TIMED: machine(), "results": results})
         else:
-            results = [asdict(result) for result in measure_recall(settings, task, lambda line: typer.echo(line, err=True))]
+            results = train_rows(output, settings, task, training, kept, [*all_settings])
     except (LongAttentionError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    where = machine()
-    attention = kept.get("attention", {}) | {setting.name: setting.attention.to_dict() for setting in settings}
-    if kept and not speeds:
-        rows = {row["name"]: row for row in kept["results"]} | {row["name"]: row | {"machine": where} for row in results}
-        order = [name for name in all_settings if name in rows] + [name for name in rows if name not in all_settings]
-        results, attention = [rows[name] for name in order], {name: attention[name] for name in order}
-    about = {"task": asdict(task), "training": training, "attention": attention}
-    timed = {name: where if speeds else kept[name] for name in (TIMED,) if speeds or name in kept}
-    store_study(output, {"machine": kept.get("machine", where), **timed, **about, "results": results})
     plot_recall(results, output.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
+
+
+def train_rows(
+    output: Path, settings: Sequence[RecallSetting], task: Any, training: dict[str, Any], kept: dict[str, Any], order: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Train and measure each setting, and store its row when it is complete, beside those that are ``kept``; return all rows."""
+    where = machine()
+    rows = {row["name"]: row for row in kept.get("results", ())}
+    attention = dict(kept.get("attention", {}))
+    for setting in settings:
+        (result,) = measure_recall([setting], task, lambda line: typer.echo(line, err=True))
+        rows[setting.name] = asdict(result) | {"machine": where}
+        attention[setting.name] = setting.attention.to_dict()
+        names = [name for name in order if name in rows] + [name for name in rows if name not in order]
+        timed = {TIMED: kept[TIMED]} if TIMED in kept else {}
+        about = {"machine": kept.get("machine", where), **timed, "task": asdict(task), "training": training}
+        store_study(output, about | {"attention": {name: attention[name] for name in names}, "results": [rows[name] for name in names]})
+    return [rows[name] for name in order if name in rows] + [row for name, row in rows.items() if name not in order]
 
 
 def chosen(settings: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -144,6 +160,7 @@ Pairs = Annotated[int, typer.Option(help="Pairs of a text.")]
 Steps = Annotated[int, typer.Option(help="Training batches at most.")]
 Seed = Annotated[int, typer.Option(help="Of weights and texts.")]
 Threads = Annotated[int, typer.Option(help="Processor threads; 0 is torch's own number.")]
+Missing = Annotated[bool, typer.Option("--missing", help="Train only rows that are not stored yet.")]
 Output = Annotated[Path | None, typer.Option(help="Path of the results without suffix.", show_default="docs/results/TASK")]
 
 
@@ -156,10 +173,11 @@ def compositional(
     steps: Steps = RecallSetting.steps,
     seed: Seed = 0,
     threads: Threads = 0,
+    missing: Missing = False,
     output: Output = None,
 ) -> None:
     """Recall by two keys, neither of which tells the value."""
-    learn("compositional", lambda: Compositional(side, length, vocab), mechanism, steps, seed, threads, output)
+    learn("compositional", lambda: Compositional(side, length, vocab), mechanism, steps, seed, threads, missing, output)
 
 
 @app.command()
@@ -172,10 +190,11 @@ def forgetting(
     steps: Steps = RecallSetting.steps,
     seed: Seed = 0,
     threads: Threads = 0,
+    missing: Missing = False,
     output: Output = None,
 ) -> None:
     """Recall of the latest value of keys, some of which change."""
-    learn("forgetting", lambda: Forgetting(pairs, updates, length, vocab), mechanism, steps, seed, threads, output)
+    learn("forgetting", lambda: Forgetting(pairs, updates, length, vocab), mechanism, steps, seed, threads, missing, output)
 
 
 @app.command()
@@ -186,10 +205,11 @@ def induction(
     steps: Steps = RecallSetting.steps,
     seed: Seed = 0,
     threads: Threads = 0,
+    missing: Missing = False,
     output: Output = None,
 ) -> None:
     """What followed the last token when it occurred before."""
-    learn("induction", lambda: Induction(length, vocab), mechanism, steps, seed, threads, output)
+    learn("induction", lambda: Induction(length, vocab), mechanism, steps, seed, threads, missing, output)
 
 
 @app.command("copy")
@@ -200,10 +220,11 @@ def copy_text(
     steps: Steps = RecallSetting.steps,
     seed: Seed = 0,
     threads: Threads = 0,
+    missing: Missing = False,
     output: Output = None,
 ) -> None:
     """A random text, and the same text again."""
-    learn("copy", lambda: Copy(length, vocab), mechanism, steps, seed, threads, output)
+    learn("copy", lambda: Copy(length, vocab), mechanism, steps, seed, threads, missing, output)
 
 
 @app.command()
@@ -215,36 +236,37 @@ def listops(
     steps: Steps = RecallSetting.steps,
     seed: Seed = 0,
     threads: Threads = 0,
+    missing: Missing = False,
     output: Output = None,
 ) -> None:
     """The value of nested operations on digits, ten classes (Long Range Arena)."""
-    learn("listops", lambda: ListOps(length, None, depth, arguments), mechanism, steps, seed, threads, output)
+    learn("listops", lambda: ListOps(length, None, depth, arguments), mechanism, steps, seed, threads, missing, output)
 
 
 def learn(
-    name: str, make: Callable[[], TrainedTask], mechanisms: Sequence[str], steps: int, seed: int, threads: int, output: Path | None
+    name: str,
+    make: Callable[[], TrainedTask],
+    mechanisms: Sequence[str],
+    steps: int,
+    seed: int,
+    threads: int,
+    missing: bool,
+    output: Path | None,
 ) -> None:
     """Train a small model for each mechanism, and write the results; rows that are stored already are kept, or measured again."""
     if threads:
         torch.set_num_threads(threads)
-    path, where = output or Path("docs/results") / name, machine()
+    path = output or Path("docs/results") / name
     try:
         task: Any = make()
-        training = {"steps": steps, "seed": seed}
+        training = {"seed": seed}
         kept = stored(path, asdict(task), training)
-        settings = [RecallSetting(one, LongAttentionConfig.from_dict({"layers": one}), steps=steps, seed=seed) for one in mechanisms]
-        found = {
-            one.name: asdict(one) | {"machine": where} for one in measure_recall(settings, task, lambda line: typer.echo(line, err=True))
-        }
+        wanted = [one for one in mechanisms if not (missing and one in kept.get("attention", {}))]
+        settings = [RecallSetting(one, LongAttentionConfig.from_dict({"layers": one}), steps=steps, seed=seed) for one in wanted]
+        results = train_rows(path, settings, task, training, kept)
     except (LongAttentionError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    results = list(({row["name"]: row for row in kept.get("results", ())} | found).values())
-    attention = kept.get("attention", {}) | {one.name: one.attention.to_dict() for one in settings}
-    store_study(
-        path,
-        {"machine": kept.get("machine", where), "task": asdict(task), "training": training, "attention": attention, "results": results},
-    )
     plot_recall(results, path.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
 

@@ -45,7 +45,7 @@ def probe(
             show_default="by the head: span, likelihood for masked models, else generate",
         ),
     ] = None,
-    choices: Annotated[int, typer.Option(min=2, help="Answers that are compared by likelihood, right ones included.")] = 8,
+    choices: Annotated[int, typer.Option(min=2, help="Answers compared by likelihood; half of them at least are wrong.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the texts.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
     save: Annotated[

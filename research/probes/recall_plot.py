@@ -8,7 +8,9 @@ from typing import Any
 
 from benchmarks.drawing import svg
 
-PANELS = (("state_bytes", "bytes of state of a sequence"), ("tokens_per_second", "tokens per second while decoding"))
+PANELS = (("state_bytes", 1024, "state of a sequence, KiB"), ("tokens_per_second", 1, "tokens per second while decoding"))
+COLOURS, MARKERS = 10, "osD^v<>"
+"""Families differ by colour, and from the eleventh on by marker, too."""
 
 
 def plot_recall(results: Sequence[dict[str, Any]], path: Path) -> Path:
@@ -18,13 +20,17 @@ def plot_recall(results: Sequence[dict[str, Any]], path: Path) -> Path:
     Raises:
         LongAttentionError: when matplotlib is not installed.
     """
-    with svg(path, len(PANELS), sharey=True) as (_, axes):
-        for panel, (key, label) in zip(axes, PANELS, strict=True):
-            for family in dict.fromkeys(row["name"].split(" ")[0] for row in results):
-                points = sorted((row[key], 100 * row["accuracy"]) for row in results if row["name"].split(" ")[0] == family)
-                panel.plot(*zip(*points, strict=True), marker="o", label=family)
-            panel.set(xlabel=label, xscale="log")
+    families = list(dict.fromkeys(row["name"].split(" ")[0] for row in results))
+    with svg(path, len(PANELS), sharey=True, height=max(3.8, 0.24 * len(families))) as (_, axes):
+        for panel, (key, unit, label) in zip(axes, PANELS, strict=True):
+            for number, family in enumerate(families):
+                points = sorted((row[key] / unit, 100 * row["accuracy"]) for row in results if row["name"].split(" ")[0] == family)
+                look = {"color": f"C{number % COLOURS}", "marker": MARKERS[number // COLOURS % len(MARKERS)]}
+                panel.plot(*zip(*points, strict=True), **look, alpha=0.8, label=family)
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:,g}")
+            panel.set(xlabel=label)
             panel.grid(alpha=0.3)
         axes[0].set(ylabel="recall, %", ylim=(-3, 103))
-        axes[1].legend(frameon=False, fontsize=8)
+        axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1.02))
     return path

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
-from hf_longattn import LongAttentionConfig
+from hf_longattn import LongAttentionConfig, list_mechanisms, mechanism_info
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.probes import IGNORED
-from research.evaluate_probes import app
+from research.evaluate_probes import DEFAULT_CURVE, app
 from research.probes import Mqar, RecallSetting, measure_performer_error, measure_recall, plot_recall, recall_markdown
 
 
@@ -72,19 +73,23 @@ def test_single_settings_join_those_that_are_stored(tmp_path: Path) -> None:
     curve = tmp_path / "curve.yaml"
     curve.write_text("full: {mechanism: full}\nwindow 4: {mechanism: window, window: 4}\n")
 
-    def run(*more: str, steps: str = "2") -> str:
-        done = CliRunner().invoke(app, ["mqar", "--curve", str(curve), *shape, "--steps", steps, *more])
+    def run(*more: str) -> str:
+        done = CliRunner().invoke(app, ["mqar", "--curve", str(curve), *shape, "--steps", "2", *more])
         return done.output if done.exit_code else ""
 
     assert not run("--only", "window 4")
     first = json.loads((tmp_path / "mqar.json").read_text())
     assert [row["name"] for row in first["results"]] == ["window 4"]
+    assert not run("--missing", "--steps", "3")
+    missing = json.loads((tmp_path / "mqar.json").read_text())
+    assert missing["results"][1] == first["results"][0], "the stored row is not trained again"
+    assert [(row["steps"], row["most_steps"]) for row in missing["results"]] == [(3, 3), (2, 2)]
     assert not run("--only", "full", "--mechanism", "window:window=2")
     record = json.loads((tmp_path / "mqar.json").read_text())
     assert [row["name"] for row in record["results"]] == [*record["attention"]] == ["full", "window 4", "window:window=2"]
     assert record["results"][1] == first["results"][0]
     assert record["results"][0]["machine"]["torch"] == torch.__version__
-    assert "give the same, or another --output" in run("--only", "full", steps="3")
+    assert "give the same, or another --output" in run("--only", "full", "--seed", "3")
     assert not run("--speeds")
     timed = json.loads((tmp_path / "mqar.json").read_text())
     assert timed["speeds_measured_on"]["torch"] == torch.__version__
@@ -93,6 +98,16 @@ def test_single_settings_join_those_that_are_stored(tmp_path: Path) -> None:
     (tmp_path / "mqar.json").write_text(json.dumps(record))
     assert "the curve has no setting 'ful'; it has full, window 4. Did you mean 'full'?" in run("--only", "ful")
     assert json.loads((tmp_path / "mqar.json").read_text()) == record
+
+
+def test_the_curve_has_every_mechanism_that_can_decode() -> None:
+    curve = yaml.safe_load(DEFAULT_CURVE.read_text(encoding="utf-8"))
+    shown = {name.split(" ")[0] for name in curve}
+    assert {name for name in list_mechanisms() if mechanism_info(name).causal} <= shown
+    for name, setting in curve.items():
+        if name.startswith("based"):
+            continue
+        assert LongAttentionConfig.from_dict(setting).mechanism == name.split(" ")[0]
 
 
 def test_the_error_of_random_features_follows_theory(tmp_path: Path) -> None:

@@ -153,15 +153,16 @@ class CommonWords(TextTask):
         question = "\nQuestion: What are the 10 most common words in the above list?"
         prefix = " Answer: The top 10 words that appear most often in the list are:"
         worked = f"{before}{numbered(example)}{question}{prefix} {numbered(shown)}"
-        wrong = sorted(set(words) - set(answers))
+        wrong, others = sorted(set(words) - set(answers)), sorted(set(example) - set(words))
         rng.shuffle(wrong)
+        rng.shuffle(others)
         return ProbeSample(
             f"{worked}\n{before}",
             numbered(words),
             question,
             prefix,
             tuple(answers),
-            tuple(wrong[:DISTRACTORS]),
+            tuple((wrong + others)[:DISTRACTORS]),  # a short list has few other words, the worked example has more
             self.new_tokens,
             lead=" 1.",
         )

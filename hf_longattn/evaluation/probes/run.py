@@ -137,7 +137,8 @@ def probe_model(
             "likelihood": the right answers are compared with wrong ones, from the same text if it has any. "span": a question-answering
             head marks the answer in the text, beyond its maximum in overlapping windows. If not given, "span" for question-answering
             heads, "likelihood" for masked language models, and "generate" for others.
-        choices: candidates that are compared by likelihood, right ones included.
+        choices: candidates that are compared by likelihood, right ones included; more where a task has more answers, since each question
+            has as many wrong candidates as right ones at least.
         seed: of the texts.
         dtype: of the weights; float32 if not given.
         revision, token: of the Hub repository.

@@ -47,9 +47,9 @@ class ProbeSample:
         return f"{self.before}{self.context}{self.question}{self.prefix}"
 
     def continuations(self, most: int) -> tuple[list[str], int]:
-        """Candidate continuations of :attr:`prompt`, and how many of them, the first ones, are answers; ``most`` in all, but every answer
-        and a distractor at least."""
-        kept = max(1, most - len(self.answers))
+        """Candidate continuations of :attr:`prompt`, and how many of them, the first ones, are answers: ``most`` in all, or more where
+        there are more answers, since as many distractors as answers are kept, so that guessing is right half of the time at most."""
+        kept = max(len(self.answers), most - len(self.answers))
         return [f"{self.lead} {one}" for one in (*self.answers, *self.distractors[:kept])], len(self.answers)
 
 

@@ -128,11 +128,23 @@ def test_common_words_and_their_counts() -> None:
         counts = Counter(word for _, word in listed)
         assert {word for word, count in counts.items() if count == often} == set(made.answers)
         assert set(counts.values()) == {often, seldom}
-        assert set(made.distractors) <= set(counts)
         example = Counter(word for _, word in re.findall(r"(\d+)\. ([a-z]+)", made.before.split("\nQuestion")[0]))
         assert set(example.values()) == set(shown)
+        seldom_listed = len(set(counts) - set(made.answers))
+        assert set(made.distractors[:seldom_listed]) <= set(counts)
+        assert set(made.distractors[seldom_listed:]) <= set(example) - set(counts)
     assert made.continuations(12)[0][0] == f" 1. {made.answers[0]}"
-    assert len(made.continuations(8)[0]) == 11, "all answers and a distractor at least"
+
+
+@pytest.mark.parametrize("length", [800, 1500, 5000])
+@pytest.mark.parametrize("name", [name for name in RULER if name != "niah_multikey_3"])
+def test_guessing_is_right_half_of_the_time_at_most(name: str, length: int) -> None:
+    made = sample(name, length)
+    for most in (2, 8, 40):
+        texts, right = made.continuations(most)
+        assert right == len(made.answers)
+        assert len(set(texts)) == len(texts) >= 2 * right
+        assert len(texts) <= max(most, 2 * right)
 
 
 def test_the_most_frequent_coded_words() -> None:
