@@ -123,5 +123,11 @@ def _piece_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
     for place in places:
         piece[place] = tokenizer.mask_token_id
     ids = torch.tensor([[tokenizer.cls_token_id, *piece, tokenizer.sep_token_id]], device=model.device)
-    logits: Tensor = model(input_ids=ids).logits[0, [place + 1 for place in places]]
+    index = torch.tensor([place + 1 for place in places], device=model.device)
+    # a small model's output layer costs as much as all others together, so it is only run at masked tokens
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][:, index], *args[1:]))
+    try:
+        logits: Tensor = model(input_ids=ids).logits[0]
+    finally:
+        hook.remove()
     return float(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))

@@ -292,13 +292,6 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         return config, named, family, family.model_class(named)(config)
 
 
-def longest(family: Family, config: Any) -> int:
-    """Maximum length of the text of a long model with this config."""
-    alone = family.two_stacks and not config.is_encoder_decoder
-    table = next((one for one in family.position_tables if one.decoder == alone), None)
-    return config.max_position_embeddings if table is None else table.tokens(config)
-
-
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 """LayerNorm parameters in the first checkpoints."""
 FIRST = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")

@@ -28,6 +28,7 @@ from ..errors import CheckpointError, LengthError, OptionError, checkpoint_error
 from ..mechanisms.base import Mechanism
 from ..modeling.attention_sites import attention_sites
 from ..modeling.config import LongConfig
+from ..modeling.family import longest_input
 from ..modeling.pruning import KEPT_HEADS, Heads, cut, heads_of
 from ..reading import is_generic, read_json_object
 from ..staging import check_destination, destination_path, staged_folder
@@ -368,8 +369,8 @@ def predicts_tokens(model: Any) -> bool:
 def pieces(subject: Subject, length: int) -> list[Tensor]:
     """Pieces ``(1, length)`` of the text, spread over it."""
     ids, count = subject.ids[0], subject.asked.documents
-    room = len(ids) - length
-    starts = sorted({round(number * room / max(1, count - 1)) for number in range(count)}) if count > 1 else [0]
+    last = len(ids) - length
+    starts = sorted({round(number * last / (count - 1)) for number in range(count)}) if count > 1 else [0]
     return [ids[None, start : start + length] for start in starts]
 
 
@@ -505,10 +506,7 @@ def _longest(subject: Subject) -> int:
     Raises:
         LengthError: it is asked for, and model or text is shorter.
     """
-    config = subject.model.config
-    most = getattr(config, "max_position_embeddings", None) or LONG
-    table = next(iter(getattr(getattr(subject.model, "family", None), "position_tables", ())), None)
-    most = most if table is None else table.tokens(config)
+    most = longest_input(subject.model.config) or LONG
     tokens = subject.ids.shape[1]
     asked = subject.asked.length
     if asked is None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..mechanisms import Mechanism
 from ..modeling.family import Family
-from .architectures import find_architecture, longest, read_long
+from .architectures import find_architecture, read_long
 from .flops import DecodeState, LengthCost, cost_at, decode_states, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
 from .sources.base import Source, open_source
@@ -58,7 +58,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     """
     source = open_source(model, revision=revision, token=token, headers_only=True)
     config, class_name, family, skeleton = read_long(source) if "long_attention" in source.config else _short(source)
-    max_length = longest(family, config)
+    max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
     return Inspection(

@@ -22,7 +22,7 @@ from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_t
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
 from ..staging import check_destination, destination_path, staged_folder
-from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, longest, read_long
+from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
 from .config import RevertConfig
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
@@ -96,7 +96,7 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
     long_config, long_class, family, long_skeleton = read_long(source)
     base_class = next(name for name, one in family.heads.items() if one == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
-    old_length = longest(family, long_config)
+    old_length = family.longest(long_config)
     before = _length_before(source, family, long_config)
     new_length = _length(source, before if asked.max_length is None else asked.max_length, old_length)
     if positions == AUTO:
@@ -145,7 +145,7 @@ def _length_before(source: Source, family: Family, config: Any) -> int | None:
     if isinstance(before, dict):
         values = {name: value for name, value in source.config.items() if name != "max_decoder_position_embeddings"}
         with checkpoint_errors(f"extended_from in the config.json of {source.name!r} makes no valid config"):
-            found: Any = longest(family, family.config_class.from_dict({**values, **before}))
+            found: Any = family.longest(family.config_class.from_dict({**values, **before}))
         return found if isinstance(found, int) else None
     if (source.folder / REPORT).is_file():
         plan = read_json_object(source.folder / REPORT).get("plan")

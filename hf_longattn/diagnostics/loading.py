@@ -12,13 +12,11 @@ from transformers import AutoModel
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
-from ..conversion.architectures import longest
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result
 from ..conversion.sources.base import Source, open_source
 from ..conversion.text import load_tokenizer
 from ..errors import LengthError, OptionError, checkpoint_errors
-from ..modeling.family import FAMILIES
 from ..modeling.generic import load_generic
 from ..reading import is_generic
 
@@ -69,16 +67,6 @@ def _load(source: Source) -> nn.Module:
         if is_generic(source.config):
             return load_generic(source.folder, dtype=torch.float32)
         return source.finish(source.load(AutoModel, dtype=torch.float32))
-
-
-def longest_input(config: Any) -> int | None:
-    """The most tokens that a model with this config reads, special ones included; ``None`` where nothing limits them."""
-    kind = getattr(config, "model_type", "")
-    family = FAMILIES[kind] if kind in FAMILIES else next((one for one in FAMILIES.values() if one.config_class.model_type == kind), None)
-    limit = getattr(config, "max_position_embeddings", None)
-    if family is not None and isinstance(limit, int):
-        limit = longest(family, config)
-    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def refuse_longer(name: str, length: int, limit: int) -> LengthError:

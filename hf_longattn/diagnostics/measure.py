@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from ..conversion.model_loading import quiet_libraries
 from ..errors import LengthError, OptionError
 from ..mechanisms.base import KeptKeys
+from ..modeling.family import longest_input
 from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, costs, reaches
-from .loading import load_for_diagnosis, longest_input, refuse_longer
+from .loading import load_for_diagnosis, refuse_longer
 from .rows import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
 from .texts import DiagnosisText, Needle
 from .watching import has_mechanisms, is_causal, run_stack, watched_stack, watching

@@ -225,6 +225,14 @@ class Family:
         field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field  # one for both stacks
         return int(getattr(config, field))
 
+    def longest(self, config: Any) -> int:
+        """The most tokens of one input of a model with this config, the family's or its base's; special rows of a table do not count."""
+        alone = self.two_stacks and not config.is_encoder_decoder
+        table = next((one for one in self.position_tables if one.decoder == alone), None)
+        if table is None:
+            return config.max_position_embeddings
+        return table.tokens(config) if hasattr(config, table.field) else self.base_length(config, table) - table.offset * table.counted
+
     def rotary(self, config: Any) -> bool:
         """Whether positions are rotary: in the whole family, or with this config."""
         return self.rope or getattr(config, "position_embedding_type", None) == "rotary"
@@ -316,6 +324,15 @@ class _Families(Mapping[str, Family]):
 
 
 FAMILIES: Mapping[str, Family] = _Families()
+
+
+def longest_input(config: Any) -> int | None:
+    """The most tokens that a model with this config reads, special ones included; ``None`` where nothing limits them."""
+    limit = getattr(config, "max_position_embeddings", None)
+    family = FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
+    if family is not None and isinstance(limit, int):
+        limit = family.longest(config)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def family_with(name: str) -> Family | None:

@@ -94,21 +94,21 @@ class PackedLinear(InferenceLinear):
 
     @property
     def weight(self) -> Tensor:
-        """A plain copy ``(out_features, in_features)``."""
-        return self.packed.to_dense()
+        """``(out_features, in_features)`` in oneDNN's layout; T5 asks for its dtype in every call."""
+        return self.packed
 
     def product(self, x: Tensor) -> Tensor:
         return packed_product(x, self.packed, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": self.weight}
+        return {**self.__dict__, "packed": self.packed.to_dense()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.packed = pack_weight(state["packed"])
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.weight
+        destination[f"{prefix}weight"] = self.packed.to_dense()
         if self.bias is not None:
             destination[f"{prefix}bias"] = self.bias
 

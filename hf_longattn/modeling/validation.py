@@ -11,15 +11,15 @@ from transformers import Cache, PreTrainedConfig
 
 from ..errors import LengthError, OptionError, PositionError
 from ..mechanisms.base import Mechanism
-from .family import Family, PositionTable
+from .family import Family, PositionTable, longest_input
 
 UNLIMITED = 1 << 30
 """A tokenizer without a length says 1e30."""
 
 
 def known_length(config: Any, tokenizer: Any | None) -> int | None:
-    """The most tokens of one input, special ones included, by ``max_position_embeddings`` and the tokenizer; ``None`` if neither tells."""
-    lengths = getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)
+    """The most tokens of one input, special ones included, by the config's positions and the tokenizer; ``None`` if neither tells."""
+    lengths = longest_input(config), getattr(tokenizer, "model_max_length", None)
     return min((int(one) for one in lengths if one and 0 < one < UNLIMITED), default=None)
 
 

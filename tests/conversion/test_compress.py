@@ -11,7 +11,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 import hf_longattn
 from hf_longattn import compress_checkpoint
@@ -20,6 +29,7 @@ from hf_longattn.errors import CheckpointError, DestinationExistsError, LengthEr
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.modeling.pruning import heads_of
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, long_model, tokens
 
 pytest.importorskip("torchao")
@@ -73,16 +83,43 @@ def test_every_method(method: str, saved: Saved, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list_mechanisms())
-def test_every_mechanism_in_8_bits_and_with_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
+def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
     base = "llama" if mechanism_class(name).causal is True else "bert"
     source = saved(base, {"mechanism": name, **mechanism_class(name).sample})
+    auto: Any = AutoModelForCausalLM if base == "llama" else AutoModelForMaskedLM
+    ids = tokens(1, 60)
+
+    def logits(folder: Path, **arguments: Any) -> Tensor:
+        with torch.no_grad():
+            return auto.from_pretrained(folder, **arguments).eval()(ids)[0]
+
+    compress_checkpoint(source, tmp_path / "bf16", method="bf16", **QUICK)
+    rounded = logits(tmp_path / "bf16", dtype="auto")
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(rounded, logits(source, dtype=torch.bfloat16))
     assert compress_checkpoint(source, tmp_path / "int8", method="int8", **QUICK).difference == 0
+    mistake = (logits(tmp_path / "int8").float() - logits(source)).norm() / logits(source).norm()
+    assert 0 < float(mistake) < 0.2
     if name in TOGETHER:
         with pytest.raises((OptionError, CheckpointError), match=r"no heads can be cut out|so nothing was kept"):
             compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
         assert not (tmp_path / "heads").exists()
     else:
-        assert compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK).difference <= 1e-4
+        report = compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
+        assert report.difference <= 1e-4
+        pruned = logits(tmp_path / "heads")
+        torch.testing.assert_close(pruned, logits_without(auto.from_pretrained(source).eval(), report.pruned, ids), rtol=1e-4, atol=1e-4)
+        auto.from_pretrained(tmp_path / "heads").save_pretrained(tmp_path / "once more")
+        assert torch.equal(logits(tmp_path / "once more"), pruned)
+
+
+@torch.no_grad()
+def logits_without(model: Any, pruned: dict[str, list[int]], ids: Tensor) -> Tensor:
+    """Of the source, when the outputs of the pruned heads (key-value heads with their queries) are zeros."""
+    for heads in heads_of(model):
+        for head in pruned[str(heads.site.layer)]:
+            heads.output.weight[:, head * heads.columns : (head + 1) * heads.columns] = 0
+    return model(ids)[0]
 
 
 @pytest.mark.parametrize("base", [base if base in QUICK_BASES else pytest.param(base, marks=pytest.mark.slow) for base in BASES])
@@ -150,6 +187,16 @@ def test_a_plain_model(tmp_path: Path) -> None:
     assert BertForMaskedLM.from_pretrained(tmp_path / "prune-ffn").config.intermediate_size == 36
     with pytest.raises(OptionError, match="convert it first"):
         compress_checkpoint(tmp_path / "bert", tmp_path / "heads", method="prune-heads", **QUICK)
+
+
+def test_rows_of_the_table_that_are_no_positions(tmp_path: Path) -> None:
+    """RoBERTa's table has two rows more than it reads tokens."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+    RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "roberta")
+    report = compress_checkpoint(tmp_path / "roberta", tmp_path / "bf16", method="bf16", documents=2)
+    assert list(report.measured["after"]["loss"]) == ["64"]
+    with pytest.raises(LengthError, match="--length is 66, but the model takes 64 tokens"):
+        compress_checkpoint(tmp_path / "roberta", tmp_path / "other", method="bf16", length=66)
 
 
 def test_refusals(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import transformers
-from transformers import GenerationMixin
+from transformers import BartConfig, GenerationMixin, GPT2Config, RobertaConfig, T5Config
 from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
-from hf_longattn.modeling.family import FAMILIES, family_of, long_prefix
+from hf_longattn.modeling.family import FAMILIES, family_of, long_prefix, longest_input
 from tests.reference.small_models import BASES, HEADS
 
 
@@ -68,3 +68,13 @@ def test_a_family_is_one_short_file(family: families.Family) -> None:
     """Short, unless attention modules of the base are replaced by subclasses."""
     file = Path(str(sys.modules[family.module].__file__))
     assert len(file.read_text(encoding="utf-8").splitlines()) <= (40 if family.mixin is None else 180), file
+
+
+def test_the_longest_input_of_a_long_config_and_of_its_base() -> None:
+    """Rows of the table that are no positions do not count, and BART's decoder alone has no length besides the base's."""
+    assert longest_input(RobertaConfig(max_position_embeddings=66)) == 64
+    assert longest_input(families.LongRobertaConfig(max_position_embeddings=66)) == 64
+    assert longest_input(BartConfig(max_position_embeddings=64)) == 64
+    assert longest_input(BartConfig(max_position_embeddings=64, is_encoder_decoder=False, is_decoder=True)) == 64
+    assert longest_input(GPT2Config(n_positions=32)) == 32
+    assert longest_input(T5Config()) is None

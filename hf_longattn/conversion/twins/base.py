@@ -24,7 +24,7 @@ from ...mechanisms.registry import prototype
 from ...modeling.family import Family
 from ...modeling.sliding_window import with_base_windows
 from ...naming import load_module, module_names
-from ..architectures import NAMES, OWN_FIELDS, longest
+from ..architectures import NAMES, OWN_FIELDS
 from ..long_models.base import WeightRenaming
 
 T = TypeVar("T", bound="type[NativeTwin]")
@@ -75,7 +75,7 @@ class LongModel:
     @cached_property
     def length(self) -> int:
         """Maximum number of tokens."""
-        return longest(self.family, self.config)
+        return self.family.longest(self.config)
 
     def values(self) -> dict[str, Any]:
         """The values of its config that are not ours."""
