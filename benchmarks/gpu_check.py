@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from hf_longattn import list_mechanisms, mechanism_info
 
 from .case import Case
 from .device_check import DeviceCheck, check_device
-from .report import machine
+from .report import machine, store_study
 from .run import run_attention
 
 CHECKED = [1, 77, 512, 1000, 2048]
@@ -57,6 +56,4 @@ def timings(device: str, quick: bool) -> list[dict[str, Any]]:
 
 def store(path: Path, checks: list[DeviceCheck], timed: list[dict[str, Any]]) -> None:
     """One JSON: the machine, every check with its errors, every timing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine(), "checks": [check.to_dict() for check in checks], "timings": timed}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    store_study(path, {"machine": machine(), "checks": [check.to_dict() for check in checks], "timings": timed})

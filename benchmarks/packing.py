@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import DataCollatorForTokenClassification, PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.report import machine, markdown_table, store_study, stored_study
+from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study, stored_study
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.families import (
@@ -310,6 +310,7 @@ def chosen(names: Sequence[str]) -> list[Setting]:
     return [known[name] for name in names or known]
 
 
+@one_sentence_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -321,11 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep-comparison", action="store_true", help="time again, and keep the losses that OUTPUT.json has")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # several threads that wait for one another would count as work
-    try:
-        settings = chosen(options.only)
-    except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    settings = chosen(options.only)
     stored = stored_study(options.output)
     for setting in settings:
         kept = stored.get(setting.name) if options.keep_comparison else None

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.staging import write_text
 
 from .case import Case
 from .memory import Memory
@@ -102,15 +107,27 @@ class BenchmarkResult:
         return store_study(folder / f"{self.name}.json", self.to_dict())
 
 
+def one_sentence_errors(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
+    """Decorator of a script's main: an error of this package is one sentence on stderr, and exit code 1."""
+
+    @functools.wraps(main)
+    def told(arguments: list[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except LongAttentionError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    return told
+
+
 def store_study(output: Path, record: dict[str, Any], text: str | None = None) -> Path:
     """Write ``OUTPUT.json`` and, with a text, ``OUTPUT.md``, each complete or not at all, and return the first's path."""
     output.parent.mkdir(parents=True, exist_ok=True)
     contents = {".json": json.dumps(record, indent=1, ensure_ascii=False) + "\n", ".md": text}
     for suffix, content in contents.items():
         if content is not None:
-            partial = output.with_suffix(f"{suffix}.partial")
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(output.with_suffix(suffix))
+            write_text(output.with_suffix(suffix), content)
     return output.with_suffix(".json")
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from hf_longattn.errors import LongAttentionError
 
-from .report import machine, markdown_table, store_study, stored_study
+from .report import machine, markdown_table, one_sentence_errors, store_study, stored_study
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = ROOT / "examples" / "serve_encoder.py"
@@ -341,6 +341,7 @@ def load_markdown(record: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+@one_sentence_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -357,15 +358,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setting = Setting(layers=options.layers, threads=options.threads)
     file: Path = options.output.with_suffix(".json")
     stored = stored_study(file)
-    try:
-        if "int8" not in stored or options.again:
-            options.work_dir.mkdir(parents=True, exist_ok=True)
-            stored["int8"] = quantise_references(options.work_dir)
-        run(stored, setting, options.lengths, options.ways, options.work_dir, file, options.again)
-        store_study(file, stored, markdown(stored))
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if "int8" not in stored or options.again:
+        options.work_dir.mkdir(parents=True, exist_ok=True)
+        stored["int8"] = quantise_references(options.work_dir)
+    run(stored, setting, options.lengths, options.ways, options.work_dir, file, options.again)
+    store_study(file, stored, markdown(stored))
     print(markdown(stored))
     return 0
 

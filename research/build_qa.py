@@ -16,12 +16,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from hf_longattn.errors import LongAttentionError
+from benchmarks.report import one_sentence_errors
 from hf_longattn.training.qa_data import save_qa
 from research.code_qa import SPLITS, TASKS, build_code_qa
 from research.variable_tracking import build_variable_tracking
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,30 +48,26 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="decides every choice")
     options = parser.parse_args(arguments)
     left_out: Counter[str] = Counter()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-        if options.task == "lookup":
-            records = build_variable_tracking(
-                options.split, tokenizer, lengths=options.lengths, documents=options.documents, seed=options.seed
-            ).to_list()
-        else:
-            records = build_code_qa(
-                options.task,
-                options.split,
-                tokenizer,
-                min_tokens=options.min_tokens,
-                max_tokens=options.max_tokens,
-                min_distance=options.min_distance,
-                per_file=options.per_file,
-                limit=options.limit,
-                short=options.short,
-                variants=options.variants,
-                seed=options.seed,
-                left_out=left_out,
-            )
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    if options.task == "lookup":
+        records = build_variable_tracking(
+            options.split, tokenizer, lengths=options.lengths, documents=options.documents, seed=options.seed
+        ).to_list()
+    else:
+        records = build_code_qa(
+            options.task,
+            options.split,
+            tokenizer,
+            min_tokens=options.min_tokens,
+            max_tokens=options.max_tokens,
+            min_distance=options.min_distance,
+            per_file=options.per_file,
+            limit=options.limit,
+            short=options.short,
+            variants=options.variants,
+            seed=options.seed,
+            left_out=left_out,
+        )
     save_qa(records, options.output)
     files = {record["title"].partition(" ")[0] for record in records}
     print(json.dumps({"questions": len(records), "files": len(files), "left out": dict(left_out.most_common())}, indent=1))

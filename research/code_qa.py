@@ -160,16 +160,6 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def places_of(links: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
-    """Return each argument's and parameter's place in its list, from the ``links`` to what they belong to: (character, place)."""
-    count: Counter[int] = Counter()
-    found = []
-    for start, name in links:
-        found.append((start, count[name]))
-        count[name] += 1
-    return found
-
-
 def build_code_qa(
     task: str,
     split: str,

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hf_longattn
 from benchmarks.drawing import svg
-from benchmarks.report import machine, markdown_table, store_study
+from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
 from hf_longattn.errors import LengthError, LongAttentionError
 from hf_longattn.training import distill_attention
 from hf_longattn.training.args import DISTILLATION, build_arguments
@@ -371,20 +371,17 @@ def plot(record: dict[str, Any], path: Path) -> Path:
     return path
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        prepare_data(InstalledPackages(), options.work_dir)
-        study = Study(options)
-        if not options.measured:
-            study.run()
-        record = study.record()
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    prepare_data(InstalledPackages(), options.work_dir)
+    study = Study(options)
+    if not options.measured:
+        study.run()
+    record = study.record()
     store_study(options.output, record, markdown(record))
     plot(record, options.output.with_suffix(".svg"))
     print(markdown(record))

@@ -19,8 +19,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import hf_longattn
-from benchmarks.report import machine, store_study
-from hf_longattn.errors import LongAttentionError
+from benchmarks.report import machine, one_sentence_errors, store_study
 from research.corpus import iter_modules
 from research.mlm import MaskedText, masked_loss, masked_texts, mlm_markdown, mlm_table
 
@@ -71,19 +70,16 @@ def build_systems(options: argparse.Namespace, folder: Path) -> dict[str, Callab
     return rows
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        texts = masked_texts(load_texts(options), tokenizer, max(options.lengths), options.documents, seed=options.seed)
-        with tempfile.TemporaryDirectory() as folder:
-            table = mlm_table(build_systems(options, Path(folder)), texts, options.lengths)
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    texts = masked_texts(load_texts(options), tokenizer, max(options.lengths), options.documents, seed=options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        table = mlm_table(build_systems(options, Path(folder)), texts, options.lengths)
     about = {**machine(), "model": options.model, "documents": len(texts), "masked": "15 %, all by the mask token"}
     heading = "# Masked-token loss by input length\n\nNats per masked token ± standard error over documents.\n\n"
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())

@@ -25,8 +25,8 @@ import yaml
 from rich.progress import Progress
 
 import hf_longattn
-from benchmarks.report import machine
-from hf_longattn.errors import LongAttentionError, OptionError
+from benchmarks.report import machine, one_sentence_errors
+from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
 from hf_longattn.hub import write_model_card
 from hf_longattn.training import load_qa_model, longest_input
@@ -237,22 +237,19 @@ def write_cards(options: argparse.Namespace, table: dict[str, Any]) -> None:
         write_model_card(folder, results=card_results(table, row), training=training, license="apache-2.0")
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as folder:
-            stored = StoredAnswers(options.work / "answers.jsonl") if options.work else None
-            answers: list[ScoredAnswer] = []
-            sets: dict[str, list[dict[str, Any]]] = {}
-            for readers in passes(options, Path(folder)):
-                answers += score(readers, sets, options, stored)
-            answers += [answer for path in options.merge for answer in read_answers(path)]
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as folder:
+        stored = StoredAnswers(options.work / "answers.jsonl") if options.work else None
+        answers: list[ScoredAnswer] = []
+        sets: dict[str, list[dict[str, Any]]] = {}
+        for readers in passes(options, Path(folder)):
+            answers += score(readers, sets, options, stored)
+        answers += [answer for path in options.merge for answer in read_answers(path)]
     table = write_report(options.output, answers, about(options), "Long question answering")
     write_cards(options, table)
     print(both_markdown(table))

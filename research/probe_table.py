@@ -25,8 +25,8 @@ import torch
 
 import hf_longattn
 from benchmarks.drawing import svg
-from benchmarks.report import machine, markdown_table, store_study
-from hf_longattn.errors import LengthError, LongAttentionError
+from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
+from hf_longattn.errors import LengthError
 from hf_longattn.evaluation.probes import ProbeCell
 from hf_longattn.evaluation.probes.run import Asker, open_model, probe_task
 from research.context import LONG, ROWS, TOKENS, pretrain, slug
@@ -262,20 +262,17 @@ def plot(record: dict[str, Any], path: Path) -> Path:
     return path
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        options.work_dir.mkdir(parents=True, exist_ok=True)
-        study = Study(options)
-        if not options.measured:
-            study.run()
-        record = study.record()
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    options.work_dir.mkdir(parents=True, exist_ok=True)
+    study = Study(options)
+    if not options.measured:
+        study.run()
+    record = study.record()
     store_study(options.output, record, markdown(record))
     plot(record, options.output.with_suffix(".svg"))
     print(markdown(record))

@@ -37,8 +37,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import hf_longattn
-from benchmarks.report import machine, markdown_table, store_study
-from hf_longattn.errors import LongAttentionError, needs_extra
+from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
+from hf_longattn.errors import needs_extra
 from hf_longattn.evaluation.late_chunking import late_chunks
 from hf_longattn.staging import write_text
 from hf_longattn.training import finetune_embeddings
@@ -592,21 +592,18 @@ def title(stage: str, way: str) -> str:
     return way if stage == BASELINE else f"{stage}: {way}"
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        with needs_extra("sentence"):
-            import sentence_transformers  # noqa: F401
-        study = Study(options)
-        if not options.measured:
-            study.run()
-        record = study.record()
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with needs_extra("sentence"):
+        import sentence_transformers  # noqa: F401
+    study = Study(options)
+    if not options.measured:
+        study.run()
+    record = study.record()
     store_study(options.output, record, markdown(record))
     print(markdown(record))
     return 0

@@ -25,8 +25,8 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import hf_longattn
-from benchmarks.report import machine, markdown_table, store_study
-from hf_longattn.errors import CheckpointError, LongAttentionError
+from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
+from hf_longattn.errors import CheckpointError
 from research.adaptation import adapt, paired, standard_error, training_losses, write_long_documents
 from research.corpus import iter_modules
 from research.mlm import MaskedText, masked_loss, masked_texts
@@ -223,23 +223,20 @@ def described(row: dict[str, Any], steps: int) -> str:
     return f"{name} + {row['steps']} steps ({100 * row['steps'] / steps:.0f} %)" if row["steps"] else name
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        steps = pretraining_steps(options.model)
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        short = AutoModelForMaskedLM.from_pretrained(options.model).config.max_position_embeddings
-        texts, validation = (
-            masked_texts((one.text for one in iter_modules(split)), tokenizer, options.length, count, seed=options.seed)
-            for split, count in (("test", options.documents), ("validation", options.validation_documents))
-        )
-        rows = make_models(options, steps, tokenizer, validation)
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    steps = pretraining_steps(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    short = AutoModelForMaskedLM.from_pretrained(options.model).config.max_position_embeddings
+    texts, validation = (
+        masked_texts((one.text for one in iter_modules(split)), tokenizer, options.length, count, seed=options.seed)
+        for split, count in (("test", options.documents), ("validation", options.validation_documents))
+    )
+    rows = make_models(options, steps, tokenizer, validation)
     about = {
         **machine(), "model": options.model.as_posix(), "pretraining_steps": steps, "tokens_per_step": TOKENS_PER_STEP,
         "window": options.window, "masked": "15 %, all by the mask token", "seed": options.seed,

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 import hf_longattn  # noqa: F401  (registers the long models with AutoModel)
-from benchmarks.report import machine, store_study, stored_study
-from hf_longattn.errors import LongAttentionError
+from benchmarks.report import machine, one_sentence_errors, store_study, stored_study
 from hf_longattn.mechanisms.composite import read_choice
 from hf_longattn.mechanisms.registry import build_mechanism
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
@@ -160,29 +159,26 @@ def _cell(value: dict[str, float]) -> str:
     return f"{value['loss']:.3f} ± {value['loss_se']:.3f}"
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     stem = Path(options.output)
     stored = stored_study(stem)
-    try:
-        if options.mechanisms:
-            if not options.text:
-                options.text = [str(Path(options.work) / "corpus.jsonl")]
-                write_jsonl("train", Path(options.text[0]))
-            score, length, objective = scorer(options)
-            about = {**machine(), "objective": objective, "documents": options.documents, "text": ", ".join(options.text)}
-            fresh = {"length": length, "pretraining_tokens": options.pretraining_tokens, "about": about, "rows": {}}
-            part = stored.setdefault(options.model, fresh)
-            part.setdefault("original", score(options.model))
-        for mechanism in options.mechanisms:
-            if mechanism not in part["rows"]:
-                part["rows"][mechanism] = measure(mechanism, options, length, score)
-                store_study(stem, stored)
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.mechanisms:
+        if not options.text:
+            options.text = [str(Path(options.work) / "corpus.jsonl")]
+            write_jsonl("train", Path(options.text[0]))
+        score, length, objective = scorer(options)
+        about = {**machine(), "objective": objective, "documents": options.documents, "text": ", ".join(options.text)}
+        fresh = {"length": length, "pretraining_tokens": options.pretraining_tokens, "about": about, "rows": {}}
+        part = stored.setdefault(options.model, fresh)
+        part.setdefault("original", score(options.model))
+    for mechanism in options.mechanisms:
+        if mechanism not in part["rows"]:
+            part["rows"][mechanism] = measure(mechanism, options, length, score)
+            store_study(stem, stored)
     page = markdown(stored)
     store_study(stem, stored, page)
     print(page)

@@ -75,12 +75,6 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
     return found
 
 
-def best_within(values: Numbers, costs: Numbers, budget: float) -> Choice | None:
-    """The choice with the greatest value that costs at most ``budget``; ``None`` if there is none."""
-    found = front(values, costs, budget)
-    return found[-1] if found else None
-
-
 def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Choice | None:
     """The choice with the greatest value where no layer alone exceeds ``limit``, as for memory that one layer frees before the next; of
     equal values the cheaper. ``None`` if some layer has no candidate."""

@@ -6,6 +6,7 @@ import ast
 import json
 import random
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.errors import LongAttentionError
 from research import corpus
 from research.build_qa import main
-from research.code_qa import SPLITS, build_code_qa, modules_of, places_of, read_records
+from research.code_qa import SPLITS, build_code_qa, modules_of, read_records
 from research.corpus import Module
 
 FILL = "".join(f"def filler_{n}(x):\n    '''Text between the two.'''\n    return x + {n}\n\n" for n in range(40))
@@ -87,6 +88,16 @@ def test_a_call_in_a_decorator_does_not_stop_the_cut(tokenizer: PreTrainedTokeni
     )
     records = build("import", [decorated, *FILES[1:]], tokenizer, min_distance=0, max_tokens=2000)
     assert {record["answers"]["text"][0] for record in records} == {"red", "green", "blue"}
+
+
+def places_of(links: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
+    """Return each argument's and parameter's place in its list, from the ``links`` to what they belong to: (character, place)."""
+    count: Counter[int] = Counter()
+    found = []
+    for start, name in links:
+        found.append((start, count[name]))
+        count[name] += 1
+    return found
 
 
 @pytest.mark.parametrize(("task", "files"), [("argument", [Module("a", "a/one.py", ONE)]), ("import", FILES)])

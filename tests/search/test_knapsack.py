@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_longattn.search.knapsack import best_under_peak, best_within, front, thinned
+from hf_longattn.search.knapsack import Choice, best_under_peak, front, thinned
 
 
 def all_choices(values: np.ndarray, costs: np.ndarray) -> list[tuple[float, float, tuple[int, ...]]]:
@@ -19,6 +19,11 @@ def all_choices(values: np.ndarray, costs: np.ndarray) -> list[tuple[float, floa
          float(sum(costs[layer, one] for layer, one in zip(layers, numbers, strict=True))), numbers)
         for numbers in itertools.product(range(values.shape[1]), repeat=len(values))
     ]  # fmt: skip
+
+
+def best_within(values: np.ndarray, costs: np.ndarray, budget: float) -> Choice | None:
+    """The last choice of the front, which has the greatest value within the budget."""
+    return next(reversed(front(values, costs, budget)), None)
 
 
 @pytest.mark.parametrize("seed", range(8))
