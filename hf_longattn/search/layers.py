@@ -1,22 +1,18 @@
-"""Which layers keep the checkpoint's attention, when all others run one cheap mechanism (Li et al. 2025, Distilling to Hybrid Attention
-Models via KL-Guided Layer Selection, arXiv 2512.20569).
+"""Which layers keep the checkpoint's attention, when all others run one candidate: :mod:`hf_longattn.evaluation.layer_choice` for designs.
 
-The importance of a layer is what restoring it alone gains: KL(checkpoint ‖ all cheap) - KL(checkpoint ‖ all cheap but this layer). The K
-layers with the greatest importance keep their attention. In the paper the cheap layers are linear and are trained a little by distillation
-before; `transfer_steps` is that training here.
+In the paper (Li et al. 2025, arXiv 2512.20569) the cheap layers are linear and are trained a little by distillation before;
+`transfer_steps` is that training here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..diagnostics import Candidate
 from ..errors import OptionError
+from ..evaluation.layer_choice import choose_layers
 from .design import Design
-
-NEGLIGIBLE = 1e-6
-"""Nats; a divergence below it is no difference."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +51,22 @@ def choose_full_layers(
             f"{model!r} has {layers} layers, so 1 to {layers - 1} of them can keep full attention; give --budget {layers // 2 or 1}."
         )
 
-    def restored(kept: set[int]) -> Design:
+    def restored(kept: frozenset[int]) -> Design:
         return Design(tuple(own.layers[one] if one in kept else cheap for one in range(layers)))
 
-    progress(f"{cheap} in every layer")
-    nothing = divergence(restored(set()))
-    if nothing < NEGLIGIBLE:
+    def divergences(sets: Sequence[frozenset[int]]) -> list[float]:
+        found = []
+        for kept in sets:
+            progress(f"{cheap}, full attention in {', '.join(map(str, sorted(kept))) or 'no layer'}")
+            found.append(divergence(restored(kept)))
+        return found
+
+    chosen = choose_layers(divergences, range(layers), count)
+    if chosen is None:
         raise OptionError(
             f"With {cheap} in every layer the predictions are those of {model!r}, so no layer is more important than another; give a "
             "cheaper --candidate."
         )
-    importance = []
-    for layer in range(layers):
-        progress(f"layer {layer} of {layers} restored")
-        importance.append(nothing - divergence(restored({layer})))
-    kept = set(sorted(range(layers), key=lambda one: (-importance[one], one))[:count])
-    others = {
-        "chosen": kept,
-        "evenly spaced": {(2 * one + 1) * layers // (2 * count) for one in range(count)},
-        "the first": set(range(count)),
-        "the last": set(range(layers - count, layers)),
-    }
-    compared: dict[str, float] = {}
-    for name, some in others.items():
-        progress(f"full layers: {name}")
-        compared[name] = divergence(restored(some))
-    compared["none"] = nothing
-    return FullLayers(tuple(sorted(kept)), restored(kept), importance, compared["chosen"], nothing, compared)
+    return FullLayers(
+        chosen.kept, restored(frozenset(chosen.kept)), list(chosen.importance.values()), chosen.divergence, chosen.nothing, chosen.compared
+    )

@@ -37,6 +37,8 @@ OBJECTIVES = ("auto", "mlm", "clm")
 LONG_DOCUMENTS = ("windows", "truncate", "refuse")
 QA_HEADS = ("auto", "span", "hotpot")
 STAGES = ("both", "1", "2")
+LM_LOSS, KL_LOSS, MIXED_LOSS = "lm", "kl", "mixed"
+EVERYWHERE, PREDICTED = "all", "predicted"
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", string_to_bool: "true or false"}
 """What the types of options are called in a message."""
 
@@ -497,13 +499,29 @@ class DistillationModelArguments(TextModelArguments):
 class DistillationTrainingArguments(TextTrainingArguments):
     """``TrainingArguments`` of attention distillation in two stages."""
 
-    stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune on the language-model loss) or both.")
+    stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune the model) or both.")
     transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
     transfer_learning_rate: float = argument(1e-2, "Highest learning rate of stage 1.")
     output_factor: float = argument(1.0, "Factor of the squared error of the attention outputs in stage 1.")
     weights_factor: float = argument(0.0, "Factor of the cross-entropy of the attention weights in stage 1 (Hedgehog); needs N×N memory.")
     finetune_steps: int = argument(800, "Optimiser steps of stage 2.")
     finetune_learning_rate: float = argument(2e-4, "Highest learning rate of stage 2.")
+    softmax_layers: float = argument(
+        0.0, "Layers that keep softmax attention: a number, or a share below 1; chosen after stage 1 by what restoring each alone gains in "
+        "KL divergence from the original (arXiv 2512.20569). 0 = none."
+    )  # fmt: skip
+    finetune_loss: str = argument(
+        LM_LOSS, "Stage 2's loss: lm, the model's own on the text; kl, the KL divergence of its predictions from those of the original, "
+        "which is the same checkpoint with softmax attention; mixed, both."
+    )  # fmt: skip
+    kl_factor: float = argument(1.0, "Factor of the KL divergence beside the language-model loss, in --finetune_loss mixed.")
+    kl_positions: str = argument(
+        EVERYWHERE, "Where predictions are compared: all tokens, or predicted, the masked ones. Decoders predict at all."
+    )
+    temperature: float = argument(1.0, "Temperature of both models' predictions in the KL divergence.")
+    hidden_factor: float = argument(
+        0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune_loss kl or mixed."
+    )
     full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
     lora_rank: int = argument(8, "LoRA's rank.")
     lora_alpha: float = argument(16.0, "LoRA's scale: an update is multiplied by alpha / rank.")
@@ -518,6 +536,9 @@ class DistillationTrainingArguments(TextTrainingArguments):
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
         if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:
             raise OptionError("output_factor and weights_factor must be 0 or more, and one of them above 0, so that stage 1 has a loss")
+        if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
+            raise OptionError(f"softmax_layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}")
+        self._check_finetune_loss()
         of_a_run = [
             name for name in ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy") if name in self.given
         ]
@@ -527,6 +548,36 @@ class DistillationTrainingArguments(TextTrainingArguments):
                 f"--{name} does not apply to the two stages of a distillation; give --transfer_steps, --transfer_learning_rate, "
                 "--finetune_steps and --finetune_learning_rate"
             )
+
+    def _check_finetune_loss(self) -> None:
+        for name, known in (("finetune_loss", (LM_LOSS, KL_LOSS, MIXED_LOSS)), ("kl_positions", (EVERYWHERE, PREDICTED))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.temperature <= 0:
+            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+        if min(self.kl_factor, self.hidden_factor) < 0 or self.kl_factor == 0:
+            raise OptionError("kl_factor must be above 0, and hidden_factor 0 or more; give --finetune_loss lm to leave both out")
+        unused = [name for name in ("kl_positions", "temperature", "hidden_factor", "kl_factor") if name in self.given]
+        if unused and not self.needs_teacher:
+            raise OptionError(f"{unused[0]} compares with the original, which --finetune_loss lm does not; add --finetune_loss kl or mixed")
+        if self.finetune_loss == KL_LOSS and "kl_factor" in self.given:
+            raise OptionError(
+                "kl_factor weighs the KL divergence against the language-model loss; add --finetune_loss mixed or leave it out"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether stage 2 compares with the original."""
+        return self.finetune_loss != LM_LOSS
+
+    @property
+    def finetune_factors(self) -> dict[str, float]:
+        """The factor of each part of stage 2's loss: ``lm``, ``kl`` and ``hidden``."""
+        return {
+            "lm": float(self.finetune_loss != KL_LOSS),
+            "kl": self.kl_factor * self.needs_teacher,
+            "hidden": self.hidden_factor * self.needs_teacher,
+        }
 
     def check_length(self, length: int) -> None:
         """Refuse inputs too long for a dense matrix of attention weights."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
+from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.args import TextDataArguments, TextModelArguments, TextTrainingArguments, argument
 from hf_longattn.training.batching import RepeatableMasks
 from hf_longattn.training.lengths import input_length, longest_input
@@ -26,6 +27,8 @@ from hf_longattn.training.training_loop import begin, finish, train
 METHODS = ("tinybert", "logits")
 PARTS = ("embeddings", "hidden", "attention", "logits")
 PROJECTION = "distillation_projection"
+ROWS = 256
+"""Rows of logits that are compared at a time."""
 
 
 @dataclass
@@ -138,9 +141,7 @@ class KnowledgeTrainer(MaskedTrainer):
     def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is the mean of a batch
-        self.teacher, self.layers = teacher.requires_grad_(False).eval().to(self.args.device), layers
-        if hasattr(self.teacher, "use_base_attention"):
-            self.teacher.use_base_attention()  # full attention, which it has learnt
+        self.teacher, self.layers = frozen_teacher(teacher).to(self.args.device), layers
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         if not model.training:
@@ -168,10 +169,55 @@ class KnowledgeTrainer(MaskedTrainer):
         return (loss, found) if return_outputs else loss
 
 
+def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:
+    """``model`` with the full attention that it has learnt; without gradients, dropout and cache."""
+    if isinstance(model, LongAttentionMixin):
+        model.use_base_attention()
+    if getattr(model.config, "use_cache", None):
+        model.config.use_cache = False
+    return model.requires_grad_(False).eval()
+
+
 def soft_cross_entropy(own: Tensor, theirs: Tensor, temperature: float) -> Tensor:
     """The cross-entropy of the student's distribution to the teacher's, both at this temperature, times its square, as gradients need."""
     wanted = (theirs.float() / temperature).softmax(-1)
     return -(wanted * (own.float() / temperature).log_softmax(-1)).sum(-1).mean() * temperature**2
+
+
+def kl_divergence(own: Tensor, theirs: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher ‖ student) of logits ``(n, classes)``, mean over n, times the temperature's square: :func:`soft_cross_entropy` less the
+    teacher's entropy, so that it is 0 where both predict the same. The gradients are the same; ``theirs`` gets none.
+
+    Computed in float32, some rows at a time: the only tensor of this size that is kept is the gradient.
+    """
+    return _KLDivergence.apply(own, theirs.detach(), temperature)
+
+
+class _KLDivergence(torch.autograd.Function):
+    """d/d own_i = (softmax(own / t) - softmax(theirs / t))_i · t / n."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+        gradient, total = torch.empty_like(own), own.new_zeros((), dtype=torch.float32)
+        for at in range(0, len(own), ROWS):
+            rows = slice(at, at + ROWS)
+            predicted, wanted = ((logits[rows].float() / temperature).log_softmax(-1) for logits in (own, theirs))
+            probability = wanted.exp()
+            total += (probability * wanted.sub_(predicted)).sum()
+            gradient[rows] = predicted.exp_().sub_(probability)
+        ctx.save_for_backward(gradient)
+        ctx.factor = temperature / max(1, len(own))
+        return total * (ctx.factor * temperature)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (gradients[0] * ctx.factor).to(gradient.dtype), None, None
+
+
+def relative_error(own: Tensor, theirs: Tensor) -> Tensor:
+    """The squared error as a share of the teacher's square, so that layers whose states differ in size count alike."""
+    return (own.float() - theirs.float()).square().sum() / theirs.float().square().sum()
 
 
 class AttentionScores:

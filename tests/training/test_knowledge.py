@@ -13,7 +13,7 @@ from hf_longattn.cli.train import distill
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.knowledge import KNOWLEDGE, distill_knowledge, layer_map, soft_cross_entropy
+from hf_longattn.training.knowledge import KNOWLEDGE, ROWS, distill_knowledge, kl_divergence, layer_map, soft_cross_entropy
 from tests.training.conftest import FAST, checkpoint
 
 
@@ -101,3 +101,26 @@ def test_the_method_may_be_set_in_a_recipe(tmp_path: Path, capfd: pytest.Capture
     assert "Did you mean 'temperature'?" in capfd.readouterr().err
     assert distill(["--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml does not exist; give a YAML file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kl_divergence_and_its_gradient_are_the_definition(temperature: float, dtype: torch.dtype) -> None:
+    """Over several pieces of rows, against float64."""
+    drawn = torch.Generator().manual_seed(0)
+    own, theirs = (torch.randn(2 * ROWS + 7, 11, generator=drawn).to(dtype) for _ in range(2))
+    own.requires_grad_(True)
+    (3 * kl_divergence(own, theirs, temperature)).backward()
+    exact = own.detach().double().requires_grad_(True)
+    predicted, wanted = ((logits / temperature).log_softmax(-1) for logits in (exact, theirs.double()))
+    expected = (wanted.exp() * (wanted - predicted)).sum(-1).mean() * temperature**2
+    (3 * expected).backward()
+    assert own.grad is not None
+    assert exact.grad is not None
+    close = {"atol": 1e-8, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-4, "rtol": 2e-2}
+    torch.testing.assert_close(own.grad.double(), exact.grad, **close)
+    assert float(kl_divergence(own.detach(), theirs, temperature)) == pytest.approx(float(expected), rel=1e-5)
+    entropy = -(wanted.exp() * wanted).sum(-1).mean() * temperature**2
+    assert float(soft_cross_entropy(own, theirs, temperature) - entropy) == pytest.approx(float(expected), rel=1e-3)
+    assert float(kl_divergence(theirs, theirs, temperature)) == pytest.approx(0.0, abs=1e-6)
+    assert float(kl_divergence(own[:0], theirs[:0])) == 0.0

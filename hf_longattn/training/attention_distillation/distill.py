@@ -18,21 +18,28 @@ import transformers
 from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
+from hf_longattn.naming import LOGGER
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TaskArguments, TextDataArguments
+from hf_longattn.training.attention_distillation.layers import keep_softmax
 from hf_longattn.training.attention_distillation.matching import Batch, Factors, MatchingModel, matching, measured, without_cache
 from hf_longattn.training.attention_distillation.student import load_student, low_rank_updates, processes
+from hf_longattn.training.attention_distillation.teacher import Teacher
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.lm import input_length, load_lm, read_documents, special_tokens
 from hf_longattn.training.training_loop import begin, versions, write_trained_card
 
+logger = logging.get_logger(LOGGER)
 LOG_NAME = "distillation_log.jsonl"
 REPORT_NAME = "distillation_report"
 STAGE_1 = "stage1"
-STAGE_TITLES = {"before": "converted", "stage1": "after stage 1", "stage2": "after stage 2"}
+STAGE_TITLES = {
+    "before": "converted", "stage1": "after stage 1", "softmax_layers": "with softmax layers", "stage2": "after stage 2"
+}  # fmt: skip
 
 
 MIXED_TOKENS = 2**18
@@ -70,7 +77,7 @@ def distill_attention(
         documents, held_out = read_documents(data_args, training_args.seed)
     collate = collator(tokenizer, objective, length, data_args.mask_probability, training_args.seed)
     batches = held_out_batches(held_out, tokenizer, collate, training_args.held_out_inputs, training_args.per_device_train_batch_size)
-    return Stages(run, data_args, training_args, tokenizer, objective, length, documents, batches).all_stages(model)
+    return Stages(run, model_args, data_args, training_args, tokenizer, objective, length, documents, batches).all_stages(model)
 
 
 def check_output(args: DistillationTrainingArguments) -> None:
@@ -106,6 +113,7 @@ class Stages:
     """What both stages share, and the report as it grows."""
 
     run: TaskArguments
+    model_args: DistillationModelArguments
     data_args: TextDataArguments
     args: DistillationTrainingArguments
     tokenizer: PreTrainedTokenizerBase
@@ -131,6 +139,9 @@ class Stages:
                 }  # fmt: skip
                 if args.runs(1):
                     self.stage_1(model)
+                if args.softmax_layers:
+                    kept = keep_softmax(model, args.softmax_layers, self.batches)
+                    self.report["softmax_layers"] = {**kept.to_dict(), **measured(model, self.batches)}
         if args.runs(1) and args.runs(2) and done is None:
             self.write(model, output / STAGE_1)
         if args.runs(2):
@@ -145,26 +156,36 @@ class Stages:
     def stage_1(self, model: PreTrainedModel) -> None:
         """All mechanisms at once, each against the softmax attention of its layer."""
         with matching(model, Factors(self.args.output_factor, self.args.weights_factor)) as layers:
-            self.train(MatchingModel(model, layers), 1)
+            self.train(MatchingModel(model, layers), 1, self.length)
         self.report["stage1"] = measured(model, self.batches)
 
     def stage_2(self, model: PreTrainedModel) -> None:
-        """The language-model loss with the mechanisms in place."""
+        """Fine-tuning with the mechanisms in place, on the language-model loss, against the original, or both."""
+        teacher, length = None, self.length
+        if self.args.needs_teacher:
+            teacher = Teacher.of(self.model_args, self.args, self.objective, self.args.device)
+            length = min(length, teacher.length)
+            if length < self.length:
+                logger.warning(f"Stage 2 reads inputs of {length} tokens, which the original was trained for, not {self.length}.")
+            divergence = {"input_length": length, "before": teacher.divergence(model.to(self.args.device), self.batches)}
         with nullcontext() if self.args.full else low_rank_updates(model, self.args.lora_rank, self.args.lora_alpha):
-            self.train(model, 2)
+            self.train(model, 2, length, teacher)
         self.report["stage2"] = measured(model, self.batches)
+        if teacher is not None:
+            self.report["kl"] = {**divergence, "after": teacher.divergence(model, self.batches)}
 
-    def train(self, model: nn.Module, stage: int) -> None:
+    def train(self, model: nn.Module, stage: int, length: int, teacher: Teacher | None = None) -> None:
         """Train, or resume from the latest checkpoint of this stage."""
         args, folder = self.args, self.args.checkpoints(stage)
         transformers.set_seed(args.seed)
         trainer = DistillationTrainer(
             model,
             args.of_stage(stage),
-            train_dataset=EndlessInputs(self.documents, self.tokenizer, self.length, args.seed),
-            data_collator=collator(self.tokenizer, self.objective, self.length, self.data_args.mask_probability, args.seed),
+            train_dataset=EndlessInputs(self.documents, self.tokenizer, length, args.seed),
+            data_collator=collator(self.tokenizer, self.objective, length, self.data_args.mask_probability, args.seed),
             stage=stage,
             log_path=args.folder / LOG_NAME,
+            teacher=teacher,
         )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
@@ -252,7 +273,7 @@ def recovered(original: float, before: float, after: float) -> float | None:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: loss by stage, tokens used, and each layer's error."""
-    before, tokens = report["before"], report["tokens"]
+    before, tokens, kl = report["before"], report["tokens"], report.get("kl")
     unit = {"mlm": "masked", "clm": "next"}[report["objective"]]
     lines = [
         "# Attention distillation",
@@ -271,6 +292,20 @@ def markdown(report: dict[str, Any]) -> str:
         won = recovered(before["original"], before["loss"], report[name]["loss"])
         share = "" if name == "before" or won is None else f"{100 * won:.1f} %"
         lines.append(f"| {title} | {report[name]['loss']:.3f} | {share} | {used:,} |")
+    if (chosen := report.get("softmax_layers")) is not None:
+        gains = ", ".join(f"{layer}: {gain:.4f}" for layer, gain in chosen["importance"].items())
+        choices = ", ".join(f"{name} {found:.4f}" for name, found in chosen["compared"].items())
+        lines += [
+            "",
+            f"Layers {', '.join(map(str, chosen['kept']))} keep softmax attention. What restoring a layer alone gains, in nats of KL "
+            f"divergence from the original: {gains}. The divergence by choice of these layers: {choices}.",
+        ]
+    if kl is not None:
+        lines += [
+            "",
+            f"KL divergence of its predictions from the original's, on inputs of {kl['input_length']:,} tokens: {kl['before']:.3f} nats "
+            f"before stage 2, {kl['after']:.3f} after.",
+        ]
     lines += [
         "",
         "Squared error of each layer's attention output, as a share of the softmax output's mean square:",

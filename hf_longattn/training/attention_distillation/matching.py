@@ -221,7 +221,7 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
     errors: torch.Tensor | None = None
     for batch in batches:
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        labels = batch["labels"][:, 1:] if _shifted(model) else batch["labels"]
+        labels = batch["labels"][:, 1:] if shifted(model) else batch["labels"]
         count = int((labels != -100).sum())
         total += float(model(**batch).loss) * count
         predictions += count
@@ -244,6 +244,6 @@ def measured(model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, Any]
     return {"original": original["loss"], "loss": held_out_loss(model, batches)["loss"], "layers": original["errors"]}
 
 
-def _shifted(model: PreTrainedModel) -> bool:
+def shifted(model: PreTrainedModel) -> bool:
     """Whether labels are compared with the outputs one position earlier, as in decoders."""
     return any(site.module.is_causal for site in attention_sites(model) if not site.cross)

@@ -1,4 +1,5 @@
-"""The Trainer of both stages: it logs to a JSONL file with the tokens seen, and stops at the first NaN."""
+"""The Trainer of both stages: it trains on the model's own loss or against a teacher, logs to a JSONL file with the tokens seen, and stops
+at the first NaN."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.modeling.attention_sites import attention_sites
+from hf_longattn.training.attention_distillation.teacher import Teacher
 from hf_longattn.training.trainer import TimedTrainer
 
 LAYER = re.compile(r".*?\.\d+\.")
@@ -25,27 +27,40 @@ class DivergenceError(LongAttentionError):
 
 
 class DistillationTrainer(TimedTrainer):
-    """Checks every loss and gradient before it reaches a parameter, so that every checkpoint is good."""
+    """Checks every loss and gradient before it reaches a parameter, so that every checkpoint is good.
 
-    def __init__(self, *args: Any, stage: int, log_path: Path, **kwargs: Any) -> None:
+    Args:
+        stage: 1 or 2.
+        log_path: of the JSONL log.
+        teacher: what the loss compares with; ``None`` = it is the model's own.
+        *args, **kwargs: Trainer's.
+    """
+
+    def __init__(self, *args: Any, stage: int, log_path: Path, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stage = stage
-        self.layer_sums: Tensor | None = None
-        self.layer_count = 0
+        self.stage, self.teacher = stage, teacher
+        if teacher is not None:
+            self.model_accepts_loss_kwargs = False  # the loss is the mean of a batch
+        self.sums: dict[str, Tensor] = {}
+        self.summed = 0
         self.layer_names = [site.name for site in attention_sites(_inner(self.model)) if not site.cross]
         self.add_callback(JSONLog(log_path, stage))
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        returned = super().compute_loss(model, inputs, True, **{k: v for k, v in kwargs.items() if k != "return_outputs"})
-        loss, outputs = returned
-        layers = outputs.get("layer_losses") if isinstance(outputs, dict) else None
+        if self.teacher is not None and model.training:
+            loss, parts, outputs = self.teacher.loss(model, inputs, self.accelerator.autocast())
+        else:
+            given = {name: value for name, value in kwargs.items() if name != "return_outputs"}
+            loss, outputs = super().compute_loss(model, inputs, True, **given)
+            layers = outputs.get("layer_losses") if isinstance(outputs, dict) else None
+            parts = {} if layers is None else {"layers": layers}
         if not bool(torch.isfinite(loss)):
-            self.diverged("the loss", self._layer_of_loss(model, inputs, layers))
-        if layers is not None:
-            self.layer_sums = layers.clone() if self.layer_sums is None else self.layer_sums + layers
-            self.layer_count += 1
-        return returned if kwargs.get("return_outputs") else loss
+            self.diverged("the loss", self._layer_of_loss(model, inputs, parts.get("layers")))
+        for name, part in parts.items():
+            self.sums[name] = self.sums[name] + part if name in self.sums else part.clone()
+        self.summed += bool(parts)
+        return (loss, outputs) if kwargs.get("return_outputs") else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -67,10 +82,10 @@ class DistillationTrainer(TimedTrainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.layer_sums is not None:
-            means = (self.layer_sums / self.layer_count).tolist()
-            logs = {**logs, "layers": [round(mean, 6) for mean in means]}  # type: ignore[dict-item]
-            self.layer_sums, self.layer_count = None, 0
+        means = {name: (total / self.summed).tolist() for name, total in self.sums.items()}
+        rounded = {name: [round(one, 6) for one in mean] if isinstance(mean, list) else round(mean, 6) for name, mean in means.items()}
+        logs = {**logs, **rounded}  # type: ignore[dict-item]
+        self.sums, self.summed = {}, 0
         super().log(logs, start_time)
 
     def _layer_of_loss(self, model: nn.Module, inputs: dict[str, Any], layers: Tensor | None) -> str:

@@ -3,52 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
-from hf_longattn.training.args import (
-    DISTILLATION,
-    DistillationModelArguments,
-    DistillationTrainingArguments,
-    TextDataArguments,
-    build_arguments,
-)
 from hf_longattn.training.attention_distillation.distill import LOG_NAME, distill_attention, recovered
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer, DivergenceError
-from tests.training.conftest import checkpoint
-
-FAST: dict[str, Any] = {
-    "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2, "logging_steps": 2,
-    "transfer_steps": 6, "finetune_steps": 6, "held_out_inputs": 4, "max_length": 64,
-}  # fmt: skip
-Start = Callable[..., tuple[DistillationModelArguments, TextDataArguments, DistillationTrainingArguments]]
-
-
-@pytest.fixture
-def start(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> Start:
-    """Settings of a quick run from a tiny checkpoint that has something to attend to."""
-
-    def settings(output: str = "out", kind: str = "mlm", **changes: Any) -> Any:
-        folder = tmp_path / kind
-        if not folder.exists():
-            checkpoint(kind, folder, tokenizer)
-            model = load_file(folder / "model.safetensors")
-            sharpened = {name: tensor * (8 if any(part in name for part in ("attn", "attention")) else 1) for name, tensor in model.items()}
-            save_file(sharpened, folder / "model.safetensors", metadata={"format": "pt"})
-        values = {"model": str(folder), "output_dir": str(tmp_path / output), "text": [texts], "mechanism": "hedgehog", **FAST, **changes}
-        return build_arguments(DISTILLATION, **values)
-
-    return settings
+from tests.training.attention_distillation.conftest import Start
 
 
 @pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])

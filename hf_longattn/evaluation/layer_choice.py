@@ -1,0 +1,74 @@
+"""Which layers keep softmax attention, when all others run one cheap mechanism (Li et al. 2025, Distilling to Hybrid Attention Models via
+KL-Guided Layer Selection, arXiv 2512.20569).
+
+The importance of a layer is what restoring it alone gains: KL(checkpoint ‖ all cheap) - KL(checkpoint ‖ all cheap but this layer). The
+layers with the greatest importance keep softmax attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_longattn.errors import OptionError
+
+NEGLIGIBLE = 1e-6
+"""Nats; a divergence below it is no difference."""
+Divergences = Callable[[Sequence[frozenset[int]]], Sequence[float]]
+"""Sets of layers that keep softmax attention -> KL(checkpoint ‖ model) in nats of each."""
+
+
+@dataclass(frozen=True)
+class KeptLayers:
+    """The choice.
+
+    kept: numbers of the layers that keep softmax attention.
+    importance: of every layer that could, in nats.
+    divergence: of the choice; ``nothing``, with the cheap mechanism in every layer.
+    compared: KL divergence of other choices of as many layers, by name.
+    """
+
+    kept: tuple[int, ...]
+    importance: dict[int, float]
+    divergence: float
+    nothing: float
+    compared: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "kept": list(self.kept), "importance": {str(layer): gain for layer, gain in self.importance.items()}, "kl": self.divergence,
+            "kl_without": self.nothing, "compared": self.compared,
+        }  # fmt: skip
+
+
+def choose_layers(divergences: Divergences, layers: Sequence[int], count: int) -> KeptLayers | None:
+    """The ``count`` most important of ``layers``; ``None`` where the cheap mechanism changes nothing, so that none is more important."""
+    nothing, *restored = divergences([frozenset(), *(frozenset({layer}) for layer in layers)])
+    if nothing < NEGLIGIBLE:
+        return None
+    importance = {layer: nothing - found for layer, found in zip(layers, restored, strict=True)}
+    others = {
+        "chosen": sorted(layers, key=lambda layer: (-importance[layer], layer))[:count],
+        "evenly spaced": [layers[(2 * one + 1) * len(layers) // (2 * count)] for one in range(count)],
+        "the first": layers[:count],
+        "the last": layers[-count:],
+    }
+    compared = dict(zip(others, divergences([frozenset(some) for some in others.values()]), strict=True))
+    return KeptLayers(tuple(sorted(others["chosen"])), importance, compared["chosen"], nothing, {**compared, "none": nothing})
+
+
+def number_of_layers(asked: float, layers: int, option: str) -> int:
+    """Layers that keep softmax attention: ``asked`` itself, or that share of them (below 1).
+
+    Raises:
+        OptionError: none or all of them.
+    """
+    count = max(1, round(asked * layers)) if 0 < asked < 1 else int(asked)
+    if not 0 < count < layers or (asked >= 1 and count != asked):
+        raise OptionError(
+            f"{option} is {asked:g}, but the model has {layers} layers, so 1 to {layers - 1} of them can keep softmax attention; give "
+            f"{option} {layers // 2 or 1}, or a share below 1"
+        )
+    return count
