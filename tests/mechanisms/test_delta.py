@@ -6,7 +6,7 @@ import torch
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
-from tests.reference.small_models import long_like, padding, plain_model, tokens
+from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 
 @pytest.mark.parametrize("options", [{}, {"gate": False}, {"expand": 2}, {"normalise": False, "gate": False}])
@@ -52,12 +52,5 @@ def test_a_model_hands_its_hidden_states_over_in_steps_as_well(base: str) -> Non
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
     model = long_like(plain_model(base, head), base, {"mechanism": "delta"})
     ids, mask = tokens(2, 90), padding(2, 90, left=True)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad():
-        whole = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        first = model(ids[:, :80], attention_mask=mask[:, :80], position_ids=positions[:, :80])
-        steps, cache = [first.logits], first.past_key_values
-        for i in range(80, 90):
-            out = model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], position_ids=positions[:, i : i + 1], past_key_values=cache)
-            steps.append(out.logits)
-    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    steps = in_pieces(model, None, ids, mask, [(0, 80), *singly(80, 90)])
+    assert (steps - in_one_pass(model, ids, mask))[mask.bool()].abs().max() < 1e-4

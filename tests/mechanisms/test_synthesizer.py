@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.errors import LengthError, OptionError
-from tests.reference.small_models import long_config, long_like, padding, plain_model, tokens
+from tests.reference.small_models import in_one_pass, in_pieces, long_config, long_like, padding, plain_model, singly, tokens
 
 LENGTH = 12
 MIXTURES = ["dense", "factorized_dense", "random", "factorized_random", "dense+dot_product", "random+dot_product", "dense+random"]
@@ -112,15 +112,8 @@ def test_token_by_token_equals_the_full_pass() -> None:
     attention = {"mechanism": "synthesizer", "variant": "dense+random+dot_product"}
     model = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention)
     ids, mask = tokens(3, 60), padding(3, 60, left=True)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad():
-        whole = model(ids, attention_mask=mask, position_ids=places, use_cache=False).logits
-        cache, steps = None, []
-        for i in range(60):
-            out = model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], position_ids=places[:, i : i + 1], past_key_values=cache)
-            cache = out.past_key_values
-            steps.append(out.logits)
-    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    steps = in_pieces(model, None, ids, mask, singly(0, 60))
+    assert (steps - in_one_pass(model, ids, mask))[mask.bool()].abs().max() < 1e-4
 
 
 def test_relative_positions_join_the_synthetic_scores() -> None:

@@ -16,7 +16,7 @@ from hf_longattn.mechanisms.base import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.memory import STATE_LAYER
 from tests.memory.test_kept_cache import HEAD
-from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
+from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 STATEFUL = [name for name in list_mechanisms(causal=True) if mechanism_class(name).stateful is True]
 CASES = [(base, name) for name in list_mechanisms(causal=True) for base in DECODERS]
@@ -35,17 +35,11 @@ def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: s
     length, longer = 150, model(base, name)
     longer = longer if dtype == torch.float32 else longer.double()
     ids, mask = tokens(3, length), padding(3, length, left=True)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cuts = [(0, 70), (70, 77), *((i, i + 1) for i in range(77, length))]
-    with torch.no_grad():
-        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        cache, steps = DynamicCache(config=longer.config), []
-        for begin, end in cuts:
-            if begin == 100:
-                cache = pickle.loads(pickle.dumps(copy.deepcopy(cache)))
-            out = longer(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end], past_key_values=cache)
-            steps.append(out.logits)
-    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < (1e-4 if dtype == torch.float32 else 1e-8)
+    cache = DynamicCache(config=longer.config)
+    first = in_pieces(longer, cache, ids, mask, [(0, 70), (70, 77), *singly(77, 100)])
+    cache = pickle.loads(pickle.dumps(copy.deepcopy(cache)))
+    steps = torch.cat([first, in_pieces(longer, cache, ids, mask, singly(100, length))], 1)
+    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < (1e-4 if dtype == torch.float32 else 1e-8)
     assert cache.get_seq_length() == length
 
 

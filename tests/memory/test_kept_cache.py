@@ -19,7 +19,7 @@ from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.masked import GatheredMechanism
 from hf_longattn.mechanisms.options import Options, option
 from hf_longattn.memory.kept_cache import SLACK
-from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
+from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 NAME = "scattered_for_tests"
@@ -64,15 +64,9 @@ def test_step_by_step_equals_the_full_forward_pass(base: str, left: bool) -> Non
     length = 190
     longer, ids = model(base), tokens(3, length)
     mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cuts = [(0, 60), (60, 67), *((i, i + 1) for i in range(67, 150)), (150, 155), *((i, i + 1) for i in range(155, length))]
-    with torch.no_grad():
-        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        cache, steps = DynamicCache(config=longer.config), []
-        for begin, end in cuts:
-            out = longer(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end], past_key_values=cache)
-            steps.append(out.logits)
-    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    cache, cuts = DynamicCache(config=longer.config), [(0, 60), (60, 67), *singly(67, 150), (150, 155), *singly(155, length)]
+    steps = in_pieces(longer, cache, ids, mask, cuts)
+    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
     assert cache.layers[0].pruned
     assert cache.get_seq_length() == length
 

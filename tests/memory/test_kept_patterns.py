@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from hf_longattn.memory.kept_cache import SLACK
-from tests.reference.small_models import long_like, padding, plain_model, tokens
+from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 PATTERNS: dict[str, tuple[dict[str, Any], int]] = {
     "sinks": ({"mechanism": "window", "window": 9, "num_sinks": 3}, 9 + 3),
@@ -32,15 +32,9 @@ def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) ->
     attention = PATTERNS[pattern][0] if pattern in PATTERNS else ALL_KEPT[pattern]
     longer, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention), tokens(3, length)
     mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cuts = [(0, 60), (60, 67), *((i, i + 1) for i in range(67, length))]
-    with torch.no_grad():
-        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        cache, steps = DynamicCache(config=longer.config), []
-        for begin, end in cuts:
-            out = longer(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end], past_key_values=cache)
-            steps.append(out.logits)
-    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    cache = DynamicCache(config=longer.config)
+    steps = in_pieces(longer, cache, ids, mask, [(0, 60), (60, 67), *singly(67, length)])
+    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
     assert getattr(cache.layers[0], "pruned", False) == (pattern in PATTERNS)
 
 

@@ -19,7 +19,7 @@ from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.base import Mechanism, visible_to_all
 from hf_longattn.mechanisms.options import Options
 from tests.memory.test_kept_cache import HEAD
-from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
+from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 NAME = "running_mean_for_tests"
 
@@ -65,14 +65,9 @@ def model(base: str) -> Any:
 def test_step_by_step_equals_the_full_forward_pass(base: str) -> None:
     longer, length = model(base), 60
     ids, mask = tokens(3, length), padding(3, length, left=True)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad():
-        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        cache, steps = DynamicCache(config=longer.config), []
-        for begin, end in [(0, 5), (5, 30), *((i, i + 1) for i in range(30, length))]:
-            given = {"attention_mask": mask[:, :end], "position_ids": positions[:, begin:end]}
-            steps.append(longer(ids[:, begin:end], past_key_values=cache, **given).logits)
-    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    cache = DynamicCache(config=longer.config)
+    steps = in_pieces(longer, cache, ids, mask, [(0, 5), (5, 30), *singly(30, length)])
+    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
     assert cache.layers[0].state_bytes() == 3 * (4 * 16 + 1) * 4
 
 

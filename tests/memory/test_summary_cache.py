@@ -15,7 +15,17 @@ from hf_longattn import build_mechanism
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.summaries import SummarisedMechanism
 from hf_longattn.memory import SUMMARY_LAYER, SummaryLayer, decode_layer_types
-from tests.reference.small_models import DECODERS, long_config, long_like, padding, plain_model, tokens
+from tests.reference.small_models import (
+    DECODERS,
+    in_one_pass,
+    in_pieces,
+    long_config,
+    long_like,
+    padding,
+    plain_model,
+    singly,
+    tokens,
+)
 
 HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 LSH = {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 8}
@@ -40,27 +50,10 @@ def model(base: str, attention: dict[str, Any]) -> Any:
     return long_like(plain_model(base, HEAD[base]), base, attention)
 
 
-def inputs(length: int, left: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and positions of three sequences."""
+def inputs(length: int, left: bool) -> tuple[Tensor, Tensor]:
+    """Ids and mask of three sequences."""
     mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
-    return tokens(3, length), mask, (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def pieces(model: Any, cache: Any, ids: Tensor, mask: Tensor, positions: Tensor, cuts: list[tuple[int, int]]) -> Tensor:
-    with torch.no_grad():
-        outs = [
-            model(ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], past_key_values=cache).logits for a, b in cuts
-        ]
-    return torch.cat(outs, 1)
-
-
-def singly(begin: int, end: int) -> list[tuple[int, int]]:
-    return [(i, i + 1) for i in range(begin, end)]
-
-
-def whole(model: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    return tokens(3, length), mask
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
@@ -71,8 +64,8 @@ def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: 
     given = inputs(length, left)
     cache = DynamicCache(config=longer.config)
     cuts = [(0, 10), (10, 45), (45, 52), *singly(52, 70), (70, 75), *singly(75, length)]
-    steps = pieces(longer, cache, *given, cuts)
-    assert (steps - whole(longer, *given))[given[1].bool()].abs().max() < 1e-4
+    steps = in_pieces(longer, cache, *given, cuts)
+    assert (steps - in_one_pass(longer, *given))[given[1].bool()].abs().max() < 1e-4
     assert all(isinstance(layer, SummaryLayer) and layer.summarised == length for layer in cache.layers)
 
 
@@ -80,14 +73,14 @@ def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: 
 @pytest.mark.parametrize("name", SUMMARISED)
 def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:
     length, longer = 85, model("gpt2", SUMMARISED[name])
-    ids, mask, positions = inputs(length, left)
+    ids, mask = inputs(length, left)
     other = torch.where(torch.arange(length) < 60, ids, (ids + 7) % 190 + 5)
     cache = DynamicCache(config=longer.config)
-    pieces(longer, cache, other, mask, positions, [(0, 50), *singly(50, 80)])
+    in_pieces(longer, cache, other, mask, [(0, 50), *singly(50, 80)])
     cache.crop(-20)
     assert cache.get_seq_length() == 60
-    steps = pieces(longer, cache, ids, mask, positions, [(60, 64), *singly(64, length)])
-    assert (steps - whole(longer, ids, mask, positions)[:, 60:]).abs().max() < 1e-4
+    steps = in_pieces(longer, cache, ids, mask, [(60, 64), *singly(64, length)])
+    assert (steps - in_one_pass(longer, ids, mask)[:, 60:]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", SUMMARISED)
@@ -95,17 +88,17 @@ def test_sequences_change_places_and_multiply(name: str) -> None:
     length, longer = 90, model("llama", SUMMARISED[name])
     given = inputs(length, True)
     cache = DynamicCache(config=longer.config)
-    pieces(longer, cache, *given, [(0, 60), *singly(60, 66)])
+    in_pieces(longer, cache, *given, [(0, 60), *singly(60, 66)])
     order = torch.tensor([2, 0, 0, 1])
     cache.batch_select_indices(order)
-    pieces(longer, cache, *(x[order] for x in given), singly(66, 70))
+    in_pieces(longer, cache, *(x[order] for x in given), singly(66, 70))
     cache.batch_repeat_interleave(2)
     cache.reorder_cache(torch.tensor([7, 1, 4, 3]))
     order = order.repeat_interleave(2)[[7, 1, 4, 3]]
     cache = pickle.loads(pickle.dumps(copy.deepcopy(cache)))
     moved = tuple(x[order] for x in given)
-    steps = pieces(longer, cache, *moved, singly(70, length))
-    assert (steps - whole(longer, *moved)[:, 70:]).abs().max() < 1e-4
+    steps = in_pieces(longer, cache, *moved, singly(70, length))
+    assert (steps - in_one_pass(longer, *moved)[:, 70:]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -186,25 +179,25 @@ def test_a_shallow_copy_goes_its_own_way() -> None:
     given, other = inputs(70, True), inputs(70, True)
     other = (torch.where(torch.arange(70) < 45, other[0], (other[0] + 7) % 190 + 5), *other[1:])
     cache = DynamicCache(config=longer.config)
-    pieces(longer, cache, *given, [(0, 40), *singly(40, 50)])
+    in_pieces(longer, cache, *given, [(0, 40), *singly(40, 50)])
     twin = copy.copy(cache)
     twin.layers = [copy.copy(layer) for layer in cache.layers]
     cache.crop(-5)
-    found = pieces(longer, cache, *other, singly(45, 70)), pieces(longer, twin, *given, singly(50, 70))
-    assert (found[0] - whole(longer, *other)[:, 45:]).abs().max() < 1e-4
-    assert (found[1] - whole(longer, *given)[:, 50:]).abs().max() < 1e-4
+    found = in_pieces(longer, cache, *other, singly(45, 70)), in_pieces(longer, twin, *given, singly(50, 70))
+    assert (found[0] - in_one_pass(longer, *other)[:, 45:]).abs().max() < 1e-4
+    assert (found[1] - in_one_pass(longer, *given)[:, 50:]).abs().max() < 1e-4
 
 
 def test_a_sequence_begins_anew() -> None:
     """Hidden by the mask, what a row has seen before counts no more, neither in its blocks nor in their means."""
-    longer, (ids, mask, positions) = model("gpt2", SUMMARISED["blocks"]), inputs(100, False)
+    longer, (ids, mask) = model("gpt2", SUMMARISED["blocks"]), inputs(100, False)
     cache = DynamicCache(config=longer.config)
-    pieces(longer, cache, ids, mask, positions, [(0, 20), *singly(20, 25)])
-    mask[1, :25], positions[1] = 0, (torch.arange(100) - 25).clamp(min=0)
+    in_pieces(longer, cache, ids, mask, [(0, 20), *singly(20, 25)])
+    mask[1, :25] = 0
     for layer in cache.layers:
         layer.restart(torch.tensor([False, True, False]))
-    steps = pieces(longer, cache, ids, mask, positions, singly(25, 100))
-    assert (steps - whole(longer, ids, mask, positions)[:, 25:]).abs().max() < 1e-4
+    steps = in_pieces(longer, cache, ids, mask, singly(25, 100))
+    assert (steps - in_one_pass(longer, ids, mask)[:, 25:]).abs().max() < 1e-4
 
 
 def test_gradients_flow_through_a_cache() -> None:

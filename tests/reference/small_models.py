@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -119,6 +120,34 @@ def padding(batch: int, length: int, *, left: bool = False) -> Tensor:
     real = torch.tensor([length - row * length // 6 for row in range(batch)])[:, None]
     position = torch.arange(length)[None]
     return (position >= length - real).long() if left else (position < real).long()
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions that count real tokens."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def in_one_pass(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits without a cache."""
+    with torch.no_grad():
+        return model(ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False).logits
+
+
+def in_pieces(model: Any, cache: Any, ids: Tensor, mask: Tensor, cuts: Iterable[tuple[int, int]]) -> Tensor:
+    """Logits of the pieces from ``begin`` to ``end``, read one after the other into the cache; ``None`` is the model's own."""
+    places, logits = positions_of(mask), []
+    with torch.no_grad():
+        for begin, end in cuts:
+            given = {"attention_mask": mask[:, :end], "position_ids": places[:, begin:end], "past_key_values": cache, "use_cache": True}
+            found = model(ids[:, begin:end], **given)
+            cache = found.past_key_values
+            logits.append(found.logits)
+    return torch.cat(logits, 1)
+
+
+def singly(begin: int, end: int) -> list[tuple[int, int]]:
+    """Pieces of one token."""
+    return [(i, i + 1) for i in range(begin, end)]
 
 
 def head_inputs(head: str, batch: int = 3, length: int = 100, pad_token: int = 1) -> dict[str, Tensor]:

@@ -9,7 +9,20 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from tests.reference.small_models import CAUSAL, DECODERS, LANGUAGE_MODELS, long_like, padding, pair, plain_model, tokens
+from tests.reference.small_models import (
+    CAUSAL,
+    DECODERS,
+    LANGUAGE_MODELS,
+    in_one_pass,
+    in_pieces,
+    long_like,
+    padding,
+    pair,
+    plain_model,
+    positions_of,
+    singly,
+    tokens,
+)
 
 WINDOW = 16
 MECHANISMS: dict[str, dict[str, Any]] = {
@@ -29,23 +42,13 @@ def model(base: str, mechanism: str) -> Any:
     return long_like(plain_model(base, LANGUAGE_MODELS[base]), base, MECHANISMS[mechanism])
 
 
-def position_ids(mask: torch.Tensor) -> torch.Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)
-
-
 @pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
 @pytest.mark.parametrize(("base", "mechanism"), STEPS)
 def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
     longer, ids = model(base, mechanism), tokens(3, 90)
     mask = padding(3, 90, left=True) if left else torch.ones(3, 90, dtype=torch.long)
-    positions = position_ids(mask)
-    with torch.no_grad():
-        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        start, cache, steps = 50, DynamicCache(config=longer.config), []
-        for begin, end in [(0, start), (start, start + 7), *((i, i + 1) for i in range(start + 7, 90))]:  # prompt, a chunk, single tokens
-            out = longer(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end], past_key_values=cache)
-            steps.append(out.logits)
-    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    steps = in_pieces(longer, DynamicCache(config=longer.config), ids, mask, [(0, 50), (50, 57), *singly(57, 90)])
+    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("base", DECODERS)
@@ -100,7 +103,7 @@ def test_global_tokens_are_seen_in_decoding(base: str) -> None:
     longer, ids, mask = model(base, "longformer"), tokens(2, 60), padding(2, 60, left=True)
     is_global = torch.zeros(2, 60, dtype=torch.long)
     is_global[:, [20, 25]] = 1
-    positions = position_ids(mask)
+    positions = positions_of(mask)
     with torch.no_grad():
         whole = longer(ids, attention_mask=mask, position_ids=positions, global_attention_mask=is_global).logits
         cache = DynamicCache(config=longer.config)

@@ -13,7 +13,7 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5Model
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.positions.relative import Alibi, T5Buckets, buckets, build_relative
-from tests.reference.small_models import long_like, padding, plain_model, tokens
+from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 
 def distances(length: int) -> torch.Tensor:
@@ -108,15 +108,8 @@ def test_token_by_token_equals_the_full_pass(base: str, kind: str, pattern: str)
         if ".relative." in name:
             torch.nn.init.normal_(parameter, std=0.5)
     ids, mask = tokens(3, length), padding(3, length, left=True)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad():
-        whole = model(ids, attention_mask=mask, position_ids=places, use_cache=False).logits
-        steps, cache = [], None
-        for i in range(length):
-            out = model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], position_ids=places[:, i : i + 1], past_key_values=cache)
-            steps.append(out.logits)
-            cache = out.past_key_values
-    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    steps = in_pieces(model, None, ids, mask, singly(0, length))
+    assert (steps - in_one_pass(model, ids, mask))[mask.bool()].abs().max() < 1e-4
 
 
 def test_parameters_are_saved_and_loaded(tmp_path: Any) -> None:
