@@ -1,11 +1,13 @@
 """What the reference checkpoints retrieve before and after conversion: RULER's tasks, passkeys, recall, induction and copies.
 
-    python -m research.probe_table --work-dir work          # converts and asks; some 12 minutes on one core, resumable
+    python -m research.probe_table --work-dir work                              # converts and asks; resumable
+    python -m research.probe_table --work-dir work --samples 4 --models encoder # four times as many texts; those that are stored count
 
 The reference encoder (assets/bert-python-512), the reference reader (assets/bert-python-512-qa), and the two decoders that
 `python -m research.context --work-dir work` pre-trains are asked as they are and as they are converted, without further training. The
 encoder's and the decoders' answers are compared with wrong ones by likelihood, since models of five million parameters generate no answer
-in words; the reader marks spans, the original one in windows of 512 tokens. Every cell that is complete is kept in the work folder.
+in words; the reader marks spans, the original one in windows of 512 tokens. Every text that was asked is kept in the work folder.
+What differs between models is shown by length, with more texts; where all of them guess, the lengths are shown together.
 Writes OUTPUT.json, OUTPUT.md, and OUTPUT.svg, heat maps of induction by depth and length.
 """
 
@@ -16,8 +18,9 @@ import itertools
 import json
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,6 @@ import hf_longattn
 from benchmarks.drawing import svg
 from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
 from hf_longattn.errors import LengthError
-from hf_longattn.evaluation.probes import ProbeCell
 from hf_longattn.evaluation.probes.run import Asker, open_model, probe_task
 from research.context import LONG, ROWS, TOKENS, pretrain, slug
 
@@ -36,6 +38,9 @@ LENGTHS = (512, 1024, 2048, 4096)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAPPED = "induction"
 """The task that is drawn by depth."""
+BY_LENGTH = {"encoder": {"mqar": 40, "induction": 8, "copy": 4}}
+"""Tasks that tell a model's conversions apart, and texts of them at 512 tokens, for induction at each depth; of longer texts, as many as
+take the same time. A text of mqar has eight questions, one of a copy hundreds of answers."""
 SAMPLES = {
     "copy": 1,
     "mqar": 2,
@@ -51,12 +56,20 @@ SAMPLES = {
     "niah_multikey_3": 2,
     "listops": 2,
 }
-"""Texts of a cell at --samples 1, for induction at each depth; a copy has hundreds of answers, three recall tasks have eight or nine."""
+"""Texts at each length, of tasks that are shown with all lengths together."""
 FIRST = list(SAMPLES)[:3]
 """Tasks that are measured first."""
 TEXTS = [name for name in SAMPLES if name not in ("copy", "mqar", "forgetting", "compositional", "induction")]
 """What a reader can be asked."""
 BERT = {"mechanism": "longformer", "window": 512}
+
+FURTHER: dict[str, dict[str, Any]] = {
+    "strided": {"mechanism": "strided", "window": 512, "stride": 64},
+    "block_top_k": {"mechanism": "block_top_k", "block_size": 64, "num_blocks": 8},
+    "bigbird": {"mechanism": "bigbird"},
+    "lsg": {"mechanism": "lsg"},
+}
+"""Further mechanisms of the encoder; asked only what :data:`BY_LENGTH` has."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ def rows() -> Iterator[Asked]:
         yield Asked(model, "original")
         yield Asked(model, "longformer", {**BERT, "max_length": 4096})
     yield Asked("encoder", "full attention, copied positions", {"mechanism": "full", "positions": "tile", "max_length": 4096})
+    for name, settings in FURTHER.items():
+        yield Asked("encoder", name, {**settings, "max_length": 4096})
     for model, wanted in (("llama", ("original", "window + sinks", "full attention, YaRN")), ("gpt2", ("window + sinks",))):
         for row in ROWS[model]:
             if row.name in wanted:
@@ -94,9 +109,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--work-dir", type=Path, required=True, help="folder of research.context's models, conversions and measured cells")
     add("--samples", type=int, default=1, help="factor of the numbers of texts (default: 1)")
+    add("--tasks", nargs="+", choices=list(SAMPLES), default=list(SAMPLES), help="what they are asked (default: all)")
     add("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens of a text (default: 512 1024 2048 4096)")
     add("--models", nargs="+", choices=list(TITLES), default=list(TITLES), help="what is asked (default: all)")
-    add("--measured", action="store_true", help="ask nothing; write the tables of the cells that are complete")
+    add("--measured", action="store_true", help="ask nothing; write the tables of what was asked")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     add("--output", type=Path, default=Path("docs/results/probes"), help="path without suffix (default: docs/results/probes)")
     return parser.parse_args(arguments)
@@ -122,7 +138,7 @@ class Study:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.file: Path = options.work_dir / f"probes-{options.samples}.json"
+        self.file: Path = options.work_dir / "probes.json"
         self.cells: dict[str, dict[str, Any] | None] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         self.rows = [one for one in rows() if one.model in options.models]
 
@@ -130,33 +146,53 @@ class Study:
         """Ask what is missing: :data:`FIRST` tasks first, short texts first."""
         for first, length in itertools.product((True, False), sorted(self.options.lengths)):
             for asked in self.rows:
-                missing = [key for key in self.keys(asked, length) if key[0] not in self.cells and (key[1] in FIRST) is first]
+                keys = [key for key in self.keys(asked, length) if key[1] in self.options.tasks and (key[1] in FIRST) is first]
+                missing = [key for key in keys if self.asks(*key)]
                 if not missing:
                     continue
                 model, tokenizer, head = open_model(folder_of(self.options.work_dir, asked))
                 model.eval()
                 asker = Asker(model, tokenizer, head, "span" if head == "span" else "likelihood", choices=8)
-                for key, task, depth in missing:
-                    self.cells[key] = self.ask(asker, task, length, depth)
+                for key, task, depth, texts in missing:
+                    self.cells[key] = self.ask(asker, task, length, depth, texts, self.cells.get(key))
                     self.store()
                 print(f"{asked.model}, {asked.row}: {length:,} tokens", file=sys.stderr)
 
-    def keys(self, asked: Asked, length: int) -> Iterator[tuple[str, str, float | None]]:
-        """(key, task, depth) of every cell of a row at a length."""
-        for task in TEXTS if asked.model == "reader" else SAMPLES:
-            for depth in DEPTHS if task == MAPPED else (None,):
-                yield f"{asked.model} | {asked.row} | {task} | {length} | {depth}", task, depth
+    def asks(self, key: str, task: str, depth: float | None, texts: int) -> bool:
+        """Whether a cell has fewer texts than wanted; one that cannot be asked has enough."""
+        cell = self.cells.get(key)
+        return texts > 0 and (key not in self.cells or (cell is not None and cell["samples"] < texts))
 
-    def ask(self, asker: Asker, task: str, length: int, depth: float | None) -> dict[str, Any] | None:
-        """A cell without its records; ``None`` where the task or the model cannot be asked at this length."""
+    def keys(self, asked: Asked, length: int) -> Iterator[tuple[str, str, float | None, int]]:
+        """(key, task, depth, wanted texts) of every cell of a row at a length."""
+        by_length = BY_LENGTH.get(asked.model, {})
+        for task in by_length if asked.row in FURTHER else TEXTS if asked.model == "reader" else SAMPLES:
+            texts = max(1, by_length[task] * LENGTHS[0] // max(length, LENGTHS[0])) if task in by_length else SAMPLES[task]
+            for depth in DEPTHS if task == MAPPED else (None,):
+                yield f"{asked.model} | {asked.row} | {task} | {length} | {depth}", task, depth, texts * self.options.samples
+
+    def ask(
+        self, asker: Asker, task: str, length: int, depth: float | None, texts: int, before: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """A cell with its scores, those that were asked ``before`` among them; ``None`` where the task or the model cannot be asked at this
+        length."""
+        told = before or {"task": task, "length": length, "depth": depth, "seconds": 0.0, "chance": None, "scores": []}
+        scores, chances, started = list(told["scores"]), [told["chance"]] * len(told["scores"]), time.perf_counter()
         try:
             asker.check_length(length)
-            cell: ProbeCell = asker.cell(probe_task(task), length, depth, SAMPLES[task] * self.options.samples, 0)
+            for number in range(len(scores), texts):
+                found = asker.ask(probe_task(task), asker.sample(probe_task(task), length, depth, f"0/{number}"), length)
+                scores.append(found.score)
+                chances.append(None if found.chance is None else 100 * found.chance)
         except LengthError:
             return None
-        told = asdict(cell)
-        scores = [record["score"] for record in told.pop("records")]
-        return {name: round(value, 4) if isinstance(value, float) else value for name, value in told.items()} | {"scores": scores}
+        return told | {
+            "score": round(100 * statistics.fmean(scores), 4),
+            "chance": None if chances[-1] is None else round(statistics.fmean(chances), 4),
+            "samples": len(scores),
+            "seconds": round(told["seconds"] + time.perf_counter() - started, 4),
+            "scores": scores,
+        }
 
     def store(self) -> None:
         partial = self.file.with_suffix(".partial")
@@ -170,7 +206,7 @@ class Study:
             found = [
                 {"key": [task, length, depth], "cell": self.cells[key]}
                 for length in self.options.lengths
-                for key, task, depth in self.keys(asked, length)
+                for key, task, depth, _ in self.keys(asked, length)
                 if key in self.cells
             ]
             told.append({"model": asked.model, "row": asked.row, "settings": asked.settings, "cells": found})
@@ -178,72 +214,83 @@ class Study:
         return {"machine": machine(), "samples": self.options.samples, "lengths": self.options.lengths, "seconds": seconds, "rows": told}
 
 
-def cells_of(row: dict[str, Any], task: str, length: int) -> list[dict[str, Any]]:
-    """The cells of a task at a length; several where depths differ."""
-    return [one["cell"] for one in row["cells"] if one["key"][:2] == [task, length] and one["cell"] is not None]
+def cells_of(row: dict[str, Any], task: str, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """The cells of a task at these lengths; several where depths differ."""
+    return [one["cell"] for one in row["cells"] if one["key"][0] == task and one["key"][1] in lengths and one["cell"] is not None]
 
 
-def mean(row: dict[str, Any], task: str, length: int) -> tuple[float, float] | None:
-    """Percent and its standard error over all texts; ``None`` if it was not asked."""
-    scores = [100 * score for cell in cells_of(row, task, length) for score in cell["scores"]]
+def in_a_cell(row: dict[str, Any], task: str, lengths: Sequence[int]) -> str:
+    """Percent ± standard error over texts; "–" where the task or the model cannot be asked, "·" where it was not."""
+    scores = [100 * score for cell in cells_of(row, task, lengths) for score in cell["scores"]]
     if not scores:
-        return None
-    return statistics.fmean(scores), statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+        return "–" if any(one["key"][0] == task and one["key"][1] in lengths for one in row["cells"]) else "·"
+    error = f" ± {statistics.stdev(scores) / len(scores) ** 0.5:.0f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.0f}{error}"
+
+
+def span(values: Sequence[float]) -> str:
+    """The range of some numbers, "" if there are none."""
+    found = sorted({f"{value:.0f}" for value in values}, key=float)
+    return found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}" if found else ""
+
+
+def texts_of(found: Sequence[dict[str, Any]], task: str, lengths: Sequence[int]) -> str:
+    """Texts of a row, at these lengths together."""
+    return span([n for row in found if (n := sum(cell["samples"] for cell in cells_of(row, task, lengths)))])
+
+
+def chance(found: Sequence[dict[str, Any]], task: str, lengths: Sequence[int]) -> str:
+    """What guessing scores, in percent."""
+    return span([cell["chance"] for row in found for cell in cells_of(row, task, lengths) if cell["chance"] is not None])
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """A table for each model: a line per task, and in each cell the scores at all lengths."""
+    """For each model, a table of :data:`BY_LENGTH` tasks, and one of the others with all lengths together."""
     lengths, parts = record["lengths"], []
     for model in dict.fromkeys(row["model"] for row in record["rows"]):
         found = [row for row in record["rows"] if row["model"] == model]
-        lines = []
-        for task in TEXTS if model == "reader" else SAMPLES:
-            chances = [cell["chance"] for row in found for length in lengths for cell in cells_of(row, task, length)]
-            chance = "" if not chances or chances[0] is None else shares(min(chances), max(chances))
-            lines.append([f"{task}, n = {count(found, task, lengths)}", chance, *(in_a_cell(row, task, lengths) for row in found)])
-        shown = " / ".join(f"{length:,}" for length in lengths)
-        parts.append(f"**{TITLES[model]}**, percent right at {shown} tokens:\n")
-        parts.append(markdown_table(["task", "chance", *(row["row"] for row in found)], lines) + "\n")
+        parts.append(f"**{TITLES[model]}**, percent right ± standard error over texts:\n")
+        by_length = [task for task in BY_LENGTH.get(model, ()) if any(cells_of(row, task, lengths) for row in found)]
+        lines = [
+            [
+                f"{task} (chance {chance(found, task, lengths) or 0})" if row is found[0] else "",
+                row["row"],
+                *(in_a_cell(row, task, [length]) for length in lengths),
+            ]
+            for task in by_length
+            for row in found
+            if cells_of(row, task, lengths)
+        ]
+        lines += [[f"texts of {task}", "", *(texts_of(found, task, [length]) for length in lengths)] for task in by_length]
+        if lines:
+            parts.append(markdown_table(["task", "conversion", *(f"{length:,} tokens" for length in lengths)], lines) + "\n")
+        pooled = [task for task in SAMPLES if task not in by_length and any(cells_of(row, task, lengths) for row in found)]
+        shown = [row for row in found if any(cells_of(row, task, lengths) for task in pooled)]
+        lines = [
+            [task, chance(shown, task, lengths), texts_of(shown, task, lengths), *(in_a_cell(row, task, lengths) for row in shown)]
+            for task in pooled
+        ]
+        if lines:
+            parts.append(markdown_table(["task, all lengths", "chance", "texts", *(row["row"] for row in shown)], lines) + "\n")
     about = record["machine"]
     parts.append(
-        "*n: texts at each length. Standard errors over texts are in probes.json; with few texts of one answer they are up to "
-        f"{worst(record):.0f} points. –: the task needs more tokens, or the model reads fewer; ·: not asked. "
-        f"{record['seconds'] / 60:.0f} minutes; "
+        f"*Lengths: {', '.join(f'{length:,}' for length in lengths)} tokens; an original is asked up to its length. –: the task needs more "
+        f"tokens, or the model reads fewer; ·: not asked. {record['seconds'] / 60:.0f} minutes; "
         f"{about['processor']}, {about['threads']} thread{'s' * (about['threads'] > 1)}, torch {about['torch']}, {about['date']}*"
     )
     return "\n".join(parts) + "\n"
 
 
-def shares(low: float, high: float) -> str:
-    return f"{low:.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f}"
-
-
-def count(found: Sequence[dict[str, Any]], task: str, lengths: Sequence[int]) -> str:
-    """Texts at a length."""
-    asked = [sum(cell["samples"] for cell in cells_of(row, task, length)) for row in found for length in lengths]
-    return shares(min(filter(None, asked), default=0), max(asked, default=0))
-
-
-def in_a_cell(row: dict[str, Any], task: str, lengths: Sequence[int]) -> str:
-    """The scores at all lengths; "–" where the task or the model cannot be asked, "·" where it was not."""
-    asked = {tuple(one["key"][:2]) for one in row["cells"]}
-    found = {length: mean(row, task, length) for length in lengths}
-    return " / ".join(f"{one[0]:.0f}" if one is not None else "–" if (task, length) in asked else "·" for length, one in found.items())
-
-
-def worst(record: dict[str, Any]) -> float:
-    """The largest standard error."""
-    found = [mean(row, task, length) for row in record["rows"] for task in SAMPLES for length in record["lengths"]]
-    return max((one[1] for one in found if one is not None), default=0.0)
-
-
-def plot(record: dict[str, Any], path: Path) -> Path:
-    """Heat maps of :data:`MAPPED` by depth and length, a panel for each row that was asked.
+def plot(record: dict[str, Any], path: Path) -> Path | None:
+    """Heat maps of :data:`MAPPED` by depth and length, a panel for each conversion of the models
+    that are shown by length; ``None`` if none was asked.
 
     Raises:
         LongAttentionError: matplotlib is not installed.
     """
-    drawn = [row for row in record["rows"] if any(one["key"][0] == MAPPED and one["cell"] for one in row["cells"])]
+    drawn = [row for row in record["rows"] if row["model"] in BY_LENGTH and cells_of(row, MAPPED, record["lengths"])]
+    if not drawn:
+        return None
     lengths = record["lengths"]
     with svg(path, len(drawn), width=2.7) as (figure, axes):
         for axis, row in zip(axes, drawn, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,18 @@ def test_a_study_is_resumed_and_told(
     few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = ["--work-dir", str(tmp_path / "work"), "--lengths", "80", "160", "--output", str(tmp_path / "probes")]
+    monkeypatch.setattr(probe_table, "BY_LENGTH", {"encoder": {"mqar": 3, "induction": 1}})
     assert main(typed) == 0
     told = (tmp_path / "probes.md").read_text()
-    line = next(line for line in told.split("Llama")[1].splitlines() if line.startswith("| mqar"))
-    assert line.count(" / ") == 1
-    assert "–" not in line
-    assert "| mqar, n = 2 |" in line
-    encoder = next(line for line in told.splitlines() if line.startswith("| mqar"))
-    assert encoder.endswith("/ – |"), "an encoder of 128 positions is not asked at 160"
-    passkey = next(line for line in told.splitlines() if line.startswith("| passkey"))
-    assert passkey.endswith("| – / – |")
+    encoder, llama = told.split("**Llama")
+    line = next(line for line in encoder.splitlines() if line.startswith("| mqar"))
+    assert re.match(r"\| mqar \(chance 1[234]\) \| original \|", line)
+    assert " ± " in line
+    assert line.endswith(" – |"), "an encoder of 128 positions is not asked at 160"
+    assert "| texts of mqar |  | 3 |  |" in encoder
+    line = next(line for line in llama.splitlines() if line.startswith("| mqar"))
+    assert re.match(r"\| mqar \| 1[234] \| 4 \|", line), "two texts at two lengths"
+    assert "| passkey" not in told, "no text fits"
     record = json.loads((tmp_path / "probes.json").read_text())
     cells = {(row["model"], *one["key"]): one["cell"] for row in record["rows"] for one in row["cells"]}
     assert sum(key[1] == "induction" for key in cells) == 2 * 2 * 5
@@ -56,3 +59,22 @@ def test_a_study_is_resumed_and_told(
     monkeypatch.setattr(probe_table, "open_model", never)
     assert main(typed) == 0
     assert (tmp_path / "probes.md").read_text() == told
+
+
+def test_more_texts_join_those_that_were_asked(few: None, tmp_path: Path) -> None:
+    typed = ["--work-dir", str(tmp_path / "work"), "--lengths", "80", "--tasks", "mqar", "--models", "llama"]
+    typed += ["--output", str(tmp_path / "probes")]
+
+    def scores(*more: str) -> list[float]:
+        assert main([*typed, *more]) == 0
+        (cell,) = json.loads((tmp_path / "probes.json").read_text())["rows"][0]["cells"]
+        assert cell["cell"]["samples"] == len(cell["cell"]["scores"])
+        return list(cell["cell"]["scores"])
+
+    two = scores()
+    four = scores("--samples", "2")
+    assert (len(two), len(four)) == (2, 4)
+    assert four[:2] == two
+    (tmp_path / "work" / "probes.json").unlink()
+    assert scores("--samples", "2") == four, "asked at once, they are the same texts"
+    assert scores() == four, "none is thrown away"
