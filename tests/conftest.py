@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ import torch
 pytest.register_assert_rewrite("tests.modeling.encoder_decoder_contract")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Modules and collected tests stay until the end; without them, the garbage collection after every training is ten times as fast."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
