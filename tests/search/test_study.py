@@ -66,10 +66,14 @@ import hf_longattn.search.objectives as objectives
 from hf_longattn.search import search_design
 
 measure = objectives.HeldOutLoss.__call__
-def slow(self, design):
-    time.sleep(1)
+judged = 0
+def stops_at_the_third(self, design):
+    global judged
+    judged += 1
+    if judged > 2:
+        time.sleep(600)
     return measure(self, design)
-objectives.HeldOutLoss.__call__ = slow
+objectives.HeldOutLoss.__call__ = stops_at_the_third
 search_design({encoder!r}, Path({text!r}), {study!r}, trials=40, **{settings!r})
 """
 
