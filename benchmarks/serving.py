@@ -128,7 +128,7 @@ def chunks(words: list[str]) -> list[str]:
     return [" ".join(words[start : start + CHUNK - 2]) for start in range(0, len(words), CHUNK - 2)]
 
 
-# ---- a server in a process of its own
+# ---- a server in a separate process
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ class Parsed:
         return match.end() if match and self.text.startswith(definition.name, match.end()) else -1
 
     def _visit(self, node: ast.AST, owner: ast.ClassDef | None) -> None:
-        """Fill functions and classes; a method belongs to the class that it stands in directly."""
+        """Fill functions and classes; a method belongs to the class whose body it is in."""
         for child in ast.iter_child_nodes(node):
             if isinstance(child, _FUNCTIONS):
                 name = f"{owner.name}.{child.name}" if owner else child.name

@@ -23,7 +23,7 @@ from research.qa_packing import packed_loss
 _NAME = "guides"
 _IMPLEMENTATION = "research_guided"
 PLACES = 8
-"""Places of arguments and parameters that are told apart; later ones count as the last."""
+"""Places of arguments and parameters that are distinguished; later ones count as the last."""
 _RARER = (0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0)
 
 HEADS: dict[str, tuple[tuple[int, int], ...]] = {

@@ -137,7 +137,7 @@ class CodeSearch:
 
 
 def code_search(modules: Iterable[Module]) -> CodeSearch:
-    """Every function of the modules, tests left out, and a query for each function with a docstring of its own.
+    """Every function of the modules, tests left out, and a query for each function with a docstring.
 
     A docstring asks for exactly one function: it has at least four words, no other function has the same docstring or the same code,
     and the text of its file (comments, messages) does not repeat it. The function has at least three lines.

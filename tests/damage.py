@@ -30,7 +30,7 @@ CONVERT = ["--mechanism", "window", "--option", "window=16", "--max-length", "12
 
 
 def make_checkpoint(name: str, folder: Path) -> Path:
-    """Save a small model with a tokenizer of its own."""
+    """Save a small model with its tokenizer."""
     torch.manual_seed(0)
     model = getattr(transformers, language_model(name))(small_config(name, Shape(tokens=LENGTH, vocabulary=40), **TOKENS))
     model.save_pretrained(folder, max_shard_size="20KB" if name in SHARDED else "1GB")

@@ -32,7 +32,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in sorted
 
 
 def test_made_parts_are_up_to_date(repository: Path) -> None:
-    """In a process of its own: transformers' HfArgumentParser changes the types in the signatures of argument classes that it has read."""
+    """In a separate process: transformers' HfArgumentParser changes the types in the signatures of argument classes that it has read."""
     done = subprocess.run(
         [sys.executable, "-m", "tools.update_docs", "--check"], cwd=repository, capture_output=True, text=True, check=False
     )  # fmt: skip

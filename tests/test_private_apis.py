@@ -177,7 +177,7 @@ INSTANCES = ("has_hooks", "attention_implementation", "parameter_dict", "tied_we
 
 
 def test_without_one_there_is_a_sentence(repository: Path) -> None:
-    """Each is removed in a process of its own making, where nothing else runs."""
+    """Each is removed in a separate process."""
     code = (
         USES
         + """

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "tests" / "reference" / "model_tester"
 CACHE = Path.home() / ".cache" / "hf_longattn"
 FAMILIES = tuple(families.FAMILIES)
-STAND_INS = {
+REPLACEMENTS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
@@ -59,10 +59,10 @@ def unpacked_sdist(cache: Path, version: str) -> Path:
 
 
 def prepare(folder: Path) -> Path:
-    """Put the stand-ins and our test module into the sdist's tests; returns the module."""
+    """Put the replacements and our test module into the sdist's tests; returns the module."""
     tests = folder / "tests"
     module = tests / "models" / "long" / "test_modeling_long.py"
-    for name, text in STAND_INS.items():
+    for name, text in REPLACEMENTS.items():
         path = tests / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

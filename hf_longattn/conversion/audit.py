@@ -295,7 +295,7 @@ def _pooled_rows(folder: Path | None) -> list[int] | None:
 def declared_layers(config: Any, ids: Tensor, leading: int = 0, trailing: int = 0) -> list[Declared]:
     """What every layer of the text's stack may see of ``ids (N,)``: an encoder's, or a decoder's if there is no encoder.
 
-    leading, trailing: how many special tokens stand before and after them; they are counted, but not told apart.
+    leading, trailing: how many special tokens come before and after them; they are counted, but not distinguished.
     """
     length = leading + len(ids) + trailing
     ours = getattr(config, "long_attention", None) is not None
@@ -579,7 +579,7 @@ def _measure(subject: Subject, ids: Tensor, words: Tensor, generator: torch.Gene
         for stage, state in found:
             if not state.isfinite().all():
                 raise OptionError(
-                    f"{subject.name} returns NaN or infinite values ({stage}), of which no change can be seen; mend it first."
+                    f"{subject.name} returns NaN or infinite values ({stage}), in which no change can be seen; fix the model first."
                 )
             known = sizes.setdefault(stage, state.shape[-1])
             if state.shape[-1] != known:

@@ -61,8 +61,8 @@ class LongGPTJAttention(GPTJAttention):
 
     def _rotated(self, states: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         """``(B, N, H, D)`` with its first ``rotary_dim`` components rotated."""
-        turned, left = states.split([sin.shape[-1] * 2, states.shape[-1] - sin.shape[-1] * 2], dim=-1)
-        return torch.cat([apply_rotary_pos_emb(turned, sin, cos), left], dim=-1)
+        rotary, rest = states.split([sin.shape[-1] * 2, states.shape[-1] - sin.shape[-1] * 2], dim=-1)
+        return torch.cat([apply_rotary_pos_emb(rotary, sin, cos), rest], dim=-1)
 
 
 GPTJ_ATTENTION_CLASSES.setdefault(BACKEND, LongGPTJAttention)  # by which the base builds its layers

@@ -414,8 +414,8 @@ def clusters(k: Tensor, real: Tensor, size: int, many: int, pre_rounds: int, see
     keys = k.to(exact_dtype(k.device)).masked_fill(~real[:, None, :, None], 0.0)
     found = F.pad(keys, (0, 0, 0, count * size - length)).unflatten(2, (count, size))
     group = place.expand(batch, heads, count, -1)
-    for clustered, turned in zip(rounds, directions(seed, heads, width, rounds, k.device), strict=True):
-        products = found @ turned[:, None]
+    for clustered, rotation in zip(rounds, directions(seed, heads, width, rounds, k.device), strict=True):
+        products = found @ rotation[:, None]
         index = torch.cat([products, -products], -1).argmax(-1)
         group = index.gather(-1, group)
         if clustered == size:  # a further round hashes the clusters' sums
@@ -434,7 +434,7 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
     def make() -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
         drawn = [torch.randn(heads, head_dim, many // 2, generator=generator, dtype=torch.float64, device="cpu") for many in rounds]
-        return [turned.to(device, exact_dtype(device)) for turned in drawn]
+        return [rotation.to(device, exact_dtype(device)) for rotation in drawn]
 
     return KEPT.get(("rotations of lsg", seed, heads, head_dim, tuple(rounds), device), make)
 
@@ -527,7 +527,7 @@ def _hashed(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor, together
     rounds = [cells.size] * options.lsh_pre_rounds + [cells.keys]
     keys = (k * real[:, None, :, None]).double()
     sums = keys
-    for turned in directions(options.seed + seed, k.shape[1], k.shape[3], rounds, k.device):
-        cluster = torch.cat([sums @ turned, -sums @ turned], -1).argmax(-1)
+    for rotation in directions(options.seed + seed, k.shape[1], k.shape[3], rounds, k.device):
+        cluster = torch.cat([sums @ rotation, -sums @ rotation], -1).argmax(-1)
         sums = (together & (cluster[..., None] == cluster[..., None, :])).double() @ keys
     return cluster

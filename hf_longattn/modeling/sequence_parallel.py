@@ -220,7 +220,7 @@ class _Cut:
         return outputs[0][:, :-1], outputs[1][:, :-1]
 
     def leave(self, base: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-        """Bring the hidden states together for heads that need them, and mend what reads the first token."""
+        """Bring the hidden states together for heads that need them, and adapt what reads the first token."""
         assert self.shard is not None
         shard, hidden = self.shard, outputs[0]
         if not self.by_token:

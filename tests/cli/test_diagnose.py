@@ -1,4 +1,4 @@
-"""`longattn diagnose`: a table within 80 columns, JSON, a page; refusals in one sentence with nothing left behind."""
+"""`longattn diagnose`: a table within 80 columns, JSON, a page; refusals in one sentence with no files left."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_leaves_nothing_behind(case: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused_leaves_no_files(case: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, sentence = REFUSED[case]
     taken = tmp_path / "taken"
     taken.write_text("mine")

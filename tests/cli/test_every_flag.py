@@ -65,7 +65,7 @@ FLAGS: list[Any] = [
 
 
 def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
-    """Whether it takes less than seconds: exports and compressions do not, nor does memory, which is measured in processes of their own."""
+    """Whether it takes less than seconds: exports and compressions do not, nor does memory, which is measured in separate processes."""
     return path not in (("export",), ("compress",)) and "memory" not in (*path, parameter.name)
 
 

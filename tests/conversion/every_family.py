@@ -16,7 +16,7 @@ NOT_AS_IT_IS = ("nystromformer",)
 
 
 def config_of(base: str) -> Any:
-    """A small config with fewer keys than queries, where the architecture has that, and with attention of its own left full."""
+    """A small config with fewer keys than queries, where the architecture has that, and with full attention."""
     return small_config(base, num_key_value_heads=2, attention_type="original_full", **TOKENS)
 
 

@@ -41,7 +41,7 @@ HEADS = ("albert", "gemma", "gpt2", "gpt_neox", "modernbert", "phi3")
 UNITS = ("albert", "gpt2", "modernbert", "phi3")
 """The same for feed-forward units."""
 TOGETHER = ("adaptive_span", "bigbird", "delta", "infini", "lsh", "per_head", "taylor")
-"""Mechanisms whose heads differ by their number (patterns or random draws of their own), or whose parameters are not laid out by heads."""
+"""Mechanisms whose heads differ by their number (patterns or random draws), or whose parameters are not laid out by heads."""
 Saved = Callable[..., Path]
 
 

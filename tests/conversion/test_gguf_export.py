@@ -51,7 +51,7 @@ def test_a_file_holds_the_twin(case: str, tmp_path: Path) -> None:
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf").eval()
     long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
     ids = torch.randint(5, 90, (1, 40), generator=torch.Generator().manual_seed(0))
-    if "layer_types" not in changes:  # transformers' reader makes up layer types and scales of its own for Gemma
+    if "layer_types" not in changes:  # transformers' reader makes up layer types and scales for Gemma
         with torch.no_grad():
             torch.testing.assert_close(read(ids).logits, long(ids).logits, atol=1e-4, rtol=1e-4)
 

@@ -23,7 +23,7 @@ ARGUMENTS: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 
 
 
 def run(source: Path, destination: Path, overwrite: bool, begun: Connection) -> None:
-    """A conversion in a process of its own, which says when the first byte is written."""
+    """A conversion in a separate process, which says when the first byte is written."""
     said: list[bool] = []
 
     def progress(stage: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""The example that generates from an exported decoder, as a process of its own without torch: the tokens of `model.generate`."""
+"""The example that generates from an exported decoder, in a process without torch: the tokens of `model.generate`."""
 
 from __future__ import annotations
 

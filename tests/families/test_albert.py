@@ -1,4 +1,4 @@
-"""ALBERT: one attention module serves several layers, each of which has a mechanism of its own."""
+"""ALBERT: one attention module serves several layers, each with its mechanism."""
 
 from __future__ import annotations
 

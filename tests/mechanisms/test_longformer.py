@@ -1,4 +1,4 @@
-"""Longformer's options beyond the contract: global rows with projections of their own, and globals chosen by token ids."""
+"""Longformer's options beyond the contract: global rows with separate projections, and globals chosen by token ids."""
 
 from __future__ import annotations
 

@@ -171,17 +171,17 @@ def test_near_keys_share_a_cluster_and_the_seed_draws_the_directions() -> None:
         assert not torch.equal(one, other)
 
 
-def rounds_of_the_authors(k: Tensor, real: list[bool], turned: list[Tensor]) -> list[int]:
+def rounds_of_the_authors(k: Tensor, real: list[bool], rotations: list[Tensor]) -> list[int]:
     """The cluster of every key of one cell ``(c, D)``: each round hashes the sums of the clusters before it, and joins whole clusters."""
     groups = [[j] for j in range(len(k))]
-    for round_, directions_ in enumerate(turned):
+    for round_, directions_ in enumerate(rotations):
         buckets: dict[int, list[int]] = {}
         for members in groups:
             total = sum((k[j] for j in members if real[j]), torch.zeros(k.shape[1], dtype=k.dtype))
             products = total @ directions_
             buckets.setdefault(int(torch.cat([products, -products]).argmax()), []).extend(members)
         groups = list(buckets.values())
-        if round_ == len(turned) - 1:
+        if round_ == len(rotations) - 1:
             return [next(bucket for bucket, members in buckets.items() if j in members) for j in range(len(k))]
     raise AssertionError
 
@@ -189,12 +189,12 @@ def rounds_of_the_authors(k: Tensor, real: list[bool], turned: list[Tensor]) -> 
 @pytest.mark.parametrize("pre_rounds", [0, 1, 2])
 def test_pre_rounds_merge_near_keys_as_in_the_authors_converter(pre_rounds: int) -> None:
     k, real = torch.randn(1, 2, 32, 6, dtype=torch.float64), torch.rand(1, 32) < 0.8
-    turned = directions(5, 2, 6, [16] * pre_rounds + [4], k.device)
+    rotations = directions(5, 2, 6, [16] * pre_rounds + [4], k.device)
     found = clusters(k, real, 16, 4, pre_rounds, 5)
     for head in range(2):
         for first in (0, 16):
             at = slice(first, first + 16)
-            expected = rounds_of_the_authors(k[0, head, at], real[0, at].tolist(), [t[head] for t in turned])
+            expected = rounds_of_the_authors(k[0, head, at], real[0, at].tolist(), [t[head] for t in rotations])
             got = found[0, head, at].tolist()
             assert [g for g, r in zip(got, real[0, at], strict=True) if r] == [e for e, r in zip(expected, real[0, at], strict=True) if r]
 

@@ -43,12 +43,12 @@ def token_major(batch: int, heads: int, length: int, grad: bool = False) -> Tens
 
 
 def alone(x: Tensor, row: int, first: int, last: int) -> Tensor:
-    """A document in storage of its own."""
+    """A document in separate storage."""
     return x[row : row + 1, :, first:last].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
 
 
 def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor], weight: Tensor, **arguments: Any) -> list[Tensor]:
-    """Output of every document in a call of its own, and gradients of q, k, v, put together."""
+    """Output of every document in a separate call, and gradients of q, k, v, put together."""
     found = [torch.zeros_like(x) for x in (tensors[0], *tensors)]
     hidden, chosen = arguments.pop("hidden_states", None), arguments.pop("global_mask", None)
     for row, lengths in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Bases with windows of their own: those layers stay as they are unless they are named, and everything equals transformers' own."""
+"""Bases with windows: those layers stay as they are unless they are named, and everything equals transformers' own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}
 
 
 def both(base: str, long_attention: Any = None, **changes: Any) -> tuple[Any, Any]:
-    """The plain language model, and the Long one whose layers without a window of their own have full attention."""
+    """The plain language model, and the Long one whose layers without a window have full attention."""
     plain = plain_model(base, LANGUAGE_MODELS[base], **CASES[base], **changes)
     chosen = long_attention or (None if base in ALL else {"mechanism": "full"})
     return plain, long_like(plain, base, chosen, **CASES[base], **changes)
@@ -128,7 +128,7 @@ def test_a_wider_window_than_the_base_has_is_not_called_equal(tmp_path: Path) ->
 
 
 def test_windows_once_taken_are_the_long_configs_own() -> None:
-    """They stand in long_attention, which says what runs, whatever the base's fields are changed to afterwards."""
+    """They are in long_attention, which says what runs, whatever the base's fields are changed to afterwards."""
     shape = {"num_hidden_layers": 2, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
     config = families.LongQwen2Config(**shape, long_attention={"mechanism": "full"})
     written = {name: value for name, value in config.to_dict().items() if name != "layer_types"}

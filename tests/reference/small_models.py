@@ -36,7 +36,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 """What makes a base harder to follow than its default config does; the others need nothing here."""
 APART = ("deberta-v2", "gpt_neo", "gptj", "mpnet", "nystromformer")
-"""Bases with one stack that have tests of their own: their attention adds relative positions, takes no global tokens, or is an
+"""Bases with one stack that have separate tests: their attention adds relative positions, takes no global tokens, or is an
 approximation."""
 BASES = tuple(base for base, family in families.FAMILIES.items() if not family.two_stacks and base not in APART)
 OFF_THE_INTERFACE = ("big_bird",)

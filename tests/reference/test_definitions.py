@@ -1,6 +1,6 @@
 """Every mechanism computes what its paper says: forward and backward, against loops in float64 that know nothing of our code.
 
-The definitions stand in ``definitions/``, one file per mechanism. Each is compared over options, lengths, padding, grouped heads and
+The definitions are in ``definitions/``, one file per mechanism. Each is compared over options, lengths, padding, grouped heads and
 scalings that are drawn at random and are the same in every run.
 """
 

@@ -73,7 +73,7 @@ def texts() -> Tensor:
 
 @pytest.fixture(scope="module")
 def pretrained(texts: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Longformer with a window of its own in each layer, trained on masked words for a few steps, and its tokenizer."""
+    """A small Longformer with another window in each layer, trained on masked words for a few steps, and its tokenizer."""
     torch.manual_seed(0)
     config = transformers.LongformerConfig(
         vocab_size=1000,

@@ -1,7 +1,7 @@
 """`lsh` with shared queries and keys is transformers' Reformer attention, with rotations drawn from the same seed.
 
 transformers joins the chunks of all rounds into one circle, so that the first chunk of a round looks back into the round before; here a
-round is a circle of its own. Outputs are equal where that does not matter, and everywhere when the rounds are joined by hand.
+round is a separate circle. Outputs are equal where that does not matter, and everywhere when the rounds are joined by hand.
 """
 
 from __future__ import annotations

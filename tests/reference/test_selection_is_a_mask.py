@@ -87,7 +87,7 @@ def test_lsg_over_appended_means(selection: str) -> None:
         options = {"block_size": 32, "sparse_block_size": 64, "sparsity_factor": 1, "selection": selection, "global_tokens": ()}
         same(attend(q, k, v, "lsg", **options), expected, (q, k, v))
         return
-    # One cluster per block: its mean, appended as a key of its own.
+    # One cluster per block: its mean, appended as a further key.
     means = [x.unflatten(2, (16, 32)).mean(3) for x in (k, v)]
     away = (block[:, None] - block).abs() <= 1
     far = (block[:, None] - torch.arange(16)).abs()

@@ -1,4 +1,4 @@
-"""The table of families: a result in every cell, stored as it comes, and taken up where a run was ended."""
+"""The table of families: a result in every cell, stored as it comes, and a run that was ended resumes."""
 
 from __future__ import annotations
 

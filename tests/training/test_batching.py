@@ -129,7 +129,7 @@ def test_no_document_sees_its_neighbour(options: dict[str, Any]) -> None:
     ("kind", "loader"), [("mlm", AutoModelForMaskedLM), ("clm", AutoModelForCausalLM), ("llama", AutoModelForCausalLM)]
 )
 def test_text_is_packed_without_a_leak(kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The loss of rows that hold several documents is that of the documents in rows of their own."""
+    """The loss of rows that hold several documents is that of the documents in separate rows."""
     torch.manual_seed(0)
     convert_checkpoint(
         checkpoint(kind, tmp_path / "short", tokenizer), tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False

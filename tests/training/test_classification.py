@@ -1,4 +1,4 @@
-"""Document classification: files of every shape, classes that are learned, a stopped run that goes on, bad input in a sentence."""
+"""Document classification: files of every shape, classes that are learned, a stopped run that resumes, bad input in a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: curves, a card with model-index metadata, and a sentence where the disk is full."""
+"""What a run writes: curves, a card with model-index metadata, and a sentence where the disk is full."""
 
 from __future__ import annotations
 

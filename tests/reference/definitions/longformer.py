@@ -1,7 +1,7 @@
 """Window and global tokens: Beltagy et al. 2020, Longformer, section 3.1.
 
 A token sees w/2 tokens on each side; a global token sees all and is seen by all. Linear projections for global attention: with
-``separate_global`` the rows of global tokens are softmax(Q_g K_gᵀ · scale) V_g with projections of their own.
+``separate_global`` the rows of global tokens are softmax(Q_g K_gᵀ · scale) V_g with separate projections.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ keys' own vectors, keys are divided by their root mean square (as transformers' 
 if it sees nothing else.
 
 The rotations are the module's buffer, (heads, D, rounds, sum of factors / 2). A large number of buckets is a product of factors, each with
-a rotation of its own, as in transformers' Reformer.
+another rotation, as in transformers' Reformer.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """transformers' own ModelTesterMixin on the Long families. Runs inside the unpacked sdist, where `tools/run_transformers_tests.py`
-puts it beside the stand-ins; it is no test module of this project's own suite."""
+puts it beside the replacements; it is no test module of this project's own suite."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 """What the suite should meet and the default config of a base has not."""
 PARTS_WITHOUT_LOSS = ("gpt2", "esm", "big_bird")
-"""The second head of two has a loss of its own; the contact head has none; BigBird's heads build a pooler that they do not use."""
+"""The second head of two has another loss; the contact head has none; BigBird's heads build a pooler that they do not use."""
 MECHANISMS = {"bart": "longformer", "nystromformer": "window", "mpnet": "window", "deberta-v2": "window"}
 """Of the others it is longformer where there is a masked-language head, and window in decoders."""
 
