@@ -19,6 +19,7 @@ from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
 from ..modeling.family import FAMILIES, MODEL_NAME, Family
 from ..modeling.generic import check_interface, enable_long_attention
+from ..modeling.pruning import KEPT_HEADS
 from ..modeling.recurrence import MemoryTokens
 from ..modeling.sliding_window import with_base_windows
 from ..positions import DROPPED, STRATEGIES
@@ -37,6 +38,7 @@ OWN_FIELDS = (
     "global_token_ids",
     "max_decoder_position_embeddings",
     "extended_from",
+    KEPT_HEADS,
 )
 """Fields that only a Long config has."""
 

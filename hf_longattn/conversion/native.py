@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from transformers.core_model_loading import WeightRenaming as RenamedWhileLoadin
 
 from ..errors import ExportError, checkpoint_errors
 from ..hub import write_model_card
+from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..staging import check_destination, destination_path, staged_folder
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
@@ -25,6 +27,7 @@ from .model_loading import available_memory, choose_running, load_result, load_s
 from .plan_tensors import ResultPlan, TensorPlan, model_key
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality, require_passed, seconds, versions
 from .sources.base import ResultInfo, Source, open_source
+from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor, write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
@@ -74,6 +77,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         raise ExportError(
             f"{source.name!r} is a short checkpoint, which is its own; convert it first (longattn convert {source.name} DST)."
         )
+    refuse_quantised(source)
     config, class_name, family, long_skeleton = read_long(source)
     model = LongModel(config, class_name, family, masked)
     choice = choose_twin(model)
@@ -82,9 +86,9 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    tensors, found, renamings = [], set(), {}
+    tensors, found, renamings, whole = [], set(), {}, whole_shapes(long_skeleton)
     for name in source.tensors:
-        renamings[name] = twin.rename(current_name(name), model)
+        renamings[name] = tuple(_with_all_heads(one, whole.get(name)) for one in twin.rename(current_name(name), model))
         for renaming in renamings[name]:
             planned, key = _planned(source, name, renaming, expected, skeleton)
             tensors.append(planned)
@@ -163,6 +167,18 @@ def _computed(name: str, skeleton: nn.Module, model: LongModel) -> bool:
     """Whether a stock model computes or can do without a tensor that no file has."""
     table = model.family.table(name)
     return (table is not None and not table.learned) or "pooler" in name or name in dict(skeleton.named_buffers())
+
+
+def _with_all_heads(renaming: WeightRenaming, shape: tuple[int, ...] | None) -> WeightRenaming:
+    """With zeros for heads that were pruned, since stock architectures have as many in every layer; ``shape`` is that with all heads."""
+    if shape is None:
+        return renaming
+
+    def change(values: Tensor) -> Tensor:
+        whole = with_silent_heads(values, shape)
+        return whole if renaming.change is None else renaming.change(whole)
+
+    return dataclasses.replace(renaming, change=change)
 
 
 def _planned(
@@ -408,8 +424,9 @@ def _compared_gradients(plan: TwinPlan, wanted: dict[str, Tensor], found: dict[s
     worst, where, compared = 0.0, "none", 0
     left = dict(found)
     for name, gradient in wanted.items():
-        copies = [left.pop(one.target, None) for one in plan.twin.rename(name, plan.model) if one.target is not None]
-        change = plan.twin.rename(name, plan.model)[0].change
+        renamings = plan.renamings.get(name) or plan.twin.rename(name, plan.model)
+        copies = [left.pop(one.target, None) for one in renamings if one.target is not None]
+        change = renamings[0].change
         gradient = gradient if change is None else change(gradient)
         shares = [one for one in copies if one is not None]
         difference = float((gradient - sum(shares, torch.zeros_like(gradient))).abs().max()) if copies else 0.0

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..hub import write_model_card
 from ..modeling.family import Family, PositionTable
+from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..modeling.sliding_window import with_base_windows
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
@@ -43,6 +45,7 @@ from .report import (
 )
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
+from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor, write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import check_tensors, check_tokenizer, run_steps
@@ -89,6 +92,7 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
         raise CheckpointError(
             f"{source.name!r} is not a long checkpoint, so there is nothing to revert: its config.json has no long_attention."
         )
+    refuse_quantised(source)
     cast, positions = parse_dtype(asked.dtype), asked.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
@@ -115,8 +119,11 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
     skeleton = _base_skeleton(source, base_class, config, long_skeleton)
     restored = before if positions == RESTORED else None
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    whole = whole_shapes(long_skeleton)
     tensors = [
-        _planned(source, name, model_key(name, expected, skeleton), expected, tables.get(name), new_length, positions, restored, cast)
+        _with_all_heads(source, name, whole[name], cast)
+        if name in whole and (key := model_key(name, expected, skeleton)) is not None and expected[key] == whole[name]
+        else _planned(source, name, model_key(name, expected, skeleton), expected, tables.get(name), new_length, positions, restored, cast)
         for name in source.tensors
     ]
     changed = _changed(long_config, config, tensors, new_length, positions)
@@ -204,6 +211,12 @@ def _base_skeleton(source: Source, base_class: str, config: Any, long_skeleton: 
             " use the checkpoint that it was converted from."
         )
     return skeleton
+
+
+def _with_all_heads(source: Source, name: str, shape: tuple[int, ...], cast: torch.dtype | None) -> TensorPlan:
+    """A tensor of a layer with fewer heads, in the plain model, whose layers all have as many."""
+    header = source.tensors[name]
+    return TensorPlan(name, "changed", cast or header.dtype, header.shape, shape, header, change=partial(with_silent_heads, shape=shape))
 
 
 def _planned(
@@ -300,6 +313,8 @@ def _warnings(source: Source, base_class: str, long_config: Any, tensors: list[T
     if dropped:
         named = f"{len(dropped)} parameters of the mechanism are dropped ({dropped[0].name}, …)"
         found.append(f"{named}: what it learned with them is lost.")
+    if any(tensor.action == "changed" for tensor in tensors):
+        found.append(f"A {base_class} has the same number of heads in all layers, so those that were pruned are there again, as zeros.")
     mechanisms = sorted({one.name for one in attached_mechanisms(skeleton).values()} - {"full"})
     if mechanisms:
         found.append(f"The plain model has the attention of a {base_class} in place of {', '.join(mechanisms)}.")

@@ -6,6 +6,7 @@ key-value heads, each with its queries.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,25 @@ def cut_as_configured(model: Any) -> None:
             raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")
         if count < heads.count:
             heads.keep(range(count))
+
+
+def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """What shapes the tensors of a model had before heads were cut out, by name, of those that lost some."""
+    if not getattr(model.config, KEPT_HEADS, None):
+        return {}
+    config = copy.deepcopy(model.config)
+    setattr(config, KEPT_HEADS, None)
+    with torch.device("meta"):
+        whole = type(model)(config).state_dict()
+    cut = model.state_dict()
+    return {name: tuple(values.shape) for name, values in whole.items() if name in cut and cut[name].shape != values.shape}
+
+
+def with_silent_heads(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor with zeros for the heads that were cut out, after those that were kept: whatever they attend to, they add nothing."""
+    whole = values.new_zeros(shape)
+    whole[tuple(slice(size) for size in values.shape)] = values
+    return whole
 
 
 def _configured(config: Any, heads: Heads) -> int:

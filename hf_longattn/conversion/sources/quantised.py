@@ -42,6 +42,19 @@ class Quantised(SourceFormat):
         )
 
 
+def refuse_quantised(source: Source) -> None:
+    """Refuse to change a long checkpoint that was quantised.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if (settings := _settings(source.config)) is not None:
+        raise CheckpointError(
+            f"{source.name!r} holds quantised weights ({_method(settings)}), which can only be loaded; give the checkpoint that it was "
+            "quantised from."
+        )
+
+
 def _settings(config: Mapping[str, Any]) -> Any:
     return config.get("quantization_config") or config.get("compression_config") or None
 
