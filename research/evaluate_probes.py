@@ -6,6 +6,7 @@
     python -m research.evaluate_probes mqar --speeds                              # decode with all stored settings again, train none
     python -m research.evaluate_probes mqar --mechanism window:window=16 --mechanism taylor:feature_dim=8
     python -m research.evaluate_probes forgetting --mechanism full --mechanism delta
+    python -m research.evaluate_probes learned                                    # these five tasks in small, with eight mechanisms
     python -m research.evaluate_probes performer-error                            # the error falls with the number of features
 
 `mqar` is multi-query associative recall (Zoology, Arora et al. 2023): a text starts with key–value pairs, and each key is queried once
@@ -32,6 +33,8 @@ from benchmarks.report import machine, store_study, stored_study
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from research.probes import (
+    MECHANISMS,
+    TASKS,
     Compositional,
     Copy,
     Forgetting,
@@ -40,10 +43,12 @@ from research.probes import (
     Mqar,
     RecallSetting,
     TrainedTask,
+    learned_markdown,
     measure_performer_error,
     measure_recall,
     measure_speeds,
     performer_error_markdown,
+    plot_learned,
     plot_performer_error,
     plot_recall,
     recall_markdown,
@@ -158,6 +163,7 @@ Length = Annotated[int, typer.Option(help="Tokens of a text.")]
 Vocab = Annotated[int, typer.Option(help="Tokens there are.")]
 Pairs = Annotated[int, typer.Option(help="Pairs of a text.")]
 Steps = Annotated[int, typer.Option(help="Training batches at most.")]
+Width = Annotated[int, typer.Option(help="Of the model; heads of 32 dimensions.")]
 Seed = Annotated[int, typer.Option(help="Of weights and texts.")]
 Threads = Annotated[int, typer.Option(help="Processor threads; 0 is torch's own number.")]
 Missing = Annotated[bool, typer.Option("--missing", help="Train only rows that are not stored yet.")]
@@ -171,13 +177,14 @@ def compositional(
     length: Length = Compositional.length,
     vocab: Vocab = Compositional.vocab,
     steps: Steps = RecallSetting.steps,
+    width: Width = RecallSetting.width,
     seed: Seed = 0,
     threads: Threads = 0,
     missing: Missing = False,
     output: Output = None,
 ) -> None:
     """Recall by two keys, neither of which tells the value."""
-    learn("compositional", lambda: Compositional(side, length, vocab), mechanism, steps, seed, threads, missing, output)
+    learn("compositional", lambda: Compositional(side, length, vocab), mechanism, steps, width, seed, threads, missing, output)
 
 
 @app.command()
@@ -188,13 +195,14 @@ def forgetting(
     length: Length = Forgetting.length,
     vocab: Vocab = Forgetting.vocab,
     steps: Steps = RecallSetting.steps,
+    width: Width = RecallSetting.width,
     seed: Seed = 0,
     threads: Threads = 0,
     missing: Missing = False,
     output: Output = None,
 ) -> None:
     """Recall of the latest value of keys, some of which change."""
-    learn("forgetting", lambda: Forgetting(pairs, updates, length, vocab), mechanism, steps, seed, threads, missing, output)
+    learn("forgetting", lambda: Forgetting(pairs, updates, length, vocab), mechanism, steps, width, seed, threads, missing, output)
 
 
 @app.command()
@@ -203,13 +211,14 @@ def induction(
     length: Length = Induction.length,
     vocab: Vocab = Induction.vocab,
     steps: Steps = RecallSetting.steps,
+    width: Width = RecallSetting.width,
     seed: Seed = 0,
     threads: Threads = 0,
     missing: Missing = False,
     output: Output = None,
 ) -> None:
     """What followed the last token when it occurred before."""
-    learn("induction", lambda: Induction(length, vocab), mechanism, steps, seed, threads, missing, output)
+    learn("induction", lambda: Induction(length, vocab), mechanism, steps, width, seed, threads, missing, output)
 
 
 @app.command("copy")
@@ -218,13 +227,14 @@ def copy_text(
     length: Length = Copy.length,
     vocab: Vocab = Copy.vocab,
     steps: Steps = RecallSetting.steps,
+    width: Width = RecallSetting.width,
     seed: Seed = 0,
     threads: Threads = 0,
     missing: Missing = False,
     output: Output = None,
 ) -> None:
     """A random text, and the same text again."""
-    learn("copy", lambda: Copy(length, vocab), mechanism, steps, seed, threads, missing, output)
+    learn("copy", lambda: Copy(length, vocab), mechanism, steps, width, seed, threads, missing, output)
 
 
 @app.command()
@@ -234,13 +244,25 @@ def listops(
     depth: Annotated[int, typer.Option(help="Depth of an expression at most.")] = ListOps.max_depth,
     arguments: Annotated[int, typer.Option(help="Arguments of an operation at most.")] = ListOps.max_arguments,
     steps: Steps = RecallSetting.steps,
+    width: Width = RecallSetting.width,
     seed: Seed = 0,
     threads: Threads = 0,
     missing: Missing = False,
     output: Output = None,
 ) -> None:
     """The value of nested operations on digits, ten classes (Long Range Arena)."""
-    learn("listops", lambda: ListOps(length, None, depth, arguments), mechanism, steps, seed, threads, missing, output)
+    learn("listops", lambda: ListOps(length, None, depth, arguments), mechanism, steps, width, seed, threads, missing, output)
+
+
+def setting_of(layers: str, width: int, steps: int, seed: int) -> RecallSetting:
+    """The model of a row and its training.
+
+    Raises:
+        LongAttentionError: an unknown mechanism or option, or a width that heads of 32 dimensions do not divide.
+    """
+    if width < 32 or width % 32:
+        raise OptionError(f"--width is {width}, but heads have 32 dimensions; give a multiple of 32")
+    return RecallSetting(layers, LongAttentionConfig.from_dict({"layers": layers}), width, width // 32, steps=steps, seed=seed)
 
 
 def learn(
@@ -248,6 +270,7 @@ def learn(
     make: Callable[[], TrainedTask],
     mechanisms: Sequence[str],
     steps: int,
+    width: int,
     seed: int,
     threads: int,
     missing: bool,
@@ -259,16 +282,50 @@ def learn(
     path = output or Path("docs/results") / name
     try:
         task: Any = make()
-        training = {"seed": seed}
+        training = {"width": width, "seed": seed}
         kept = stored(path, asdict(task), training)
         wanted = [one for one in mechanisms if not (missing and one in kept.get("attention", {}))]
-        settings = [RecallSetting(one, LongAttentionConfig.from_dict({"layers": one}), steps=steps, seed=seed) for one in wanted]
+        settings = [setting_of(one, width, steps, seed) for one in wanted]
         results = train_rows(path, settings, task, training, kept)
     except (LongAttentionError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     plot_recall(results, path.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
+
+
+@app.command()
+def learned(
+    mechanism: Annotated[
+        list[str] | None, typer.Option(help="A row, instead of the usual ones.", show_default=", ".join(MECHANISMS))
+    ] = None,
+    steps: Steps = 400,
+    width: Width = 32,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    output: Annotated[Path, typer.Option(help="Path of the results without suffix.")] = Path("docs/results/learned"),
+) -> None:
+    """The five tasks in small; what is stored already is not trained again."""
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        about = {name: asdict(task) for name, task in TASKS.items()}  # type: ignore[call-overload]
+        training = {"steps": steps, "width": width, "seed": seed}
+        kept = stored(output, about, training)
+        record = {"machine": kept.get("machine", machine()), "task": about, "training": training, "results": kept.get("results", [])}
+        for name in mechanism or MECHANISMS:
+            setting = setting_of(name, width, steps, seed)
+            for task in TASKS:
+                if any((row["name"], row["task"]) == (name, task) for row in record["results"]):
+                    continue
+                (result,) = measure_recall([setting], TASKS[task], lambda line: typer.echo(line, err=True))
+                record["results"].append({"task": task} | asdict(result))
+                store_study(output, record)
+    except (LongAttentionError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    plot_learned(record["results"], output.with_suffix(".svg"))
+    typer.echo(learned_markdown(record["results"]))
 
 
 @app.command("performer-error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hf_longattn import LongAttentionConfig, list_mechanisms, mechanism_info
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.probes import IGNORED
 from research.evaluate_probes import DEFAULT_CURVE, app
-from research.probes import Mqar, RecallSetting, measure_performer_error, measure_recall, plot_recall, recall_markdown
+from research.probes import TASKS, Mqar, RecallSetting, measure_performer_error, measure_recall, plot_recall, recall_markdown
 
 
 def test_every_key_is_asked_for_once_behind_the_pairs() -> None:
@@ -144,6 +145,23 @@ def test_every_task_is_learned_by_any_mechanism(task: str, shape: list[str], tmp
     refused = CliRunner().invoke(app, [*typed, "--seed", "5", "--mechanism", "full"])
     assert refused.exit_code == 1
     assert "give the same, or another --output" in refused.output
+
+
+def test_all_tasks_in_small_are_one_resumable_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ["learned", "--steps", "1", "--output", str(tmp_path / "learned"), "--mechanism", "full"]
+    done = CliRunner().invoke(app, typed)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"\| `full` \|( \d+\.\d \(1\) \|){5}", done.output)
+    first = json.loads((tmp_path / "learned.json").read_text())
+    done = CliRunner().invoke(app, [*typed, "--mechanism", "window:window=8"])
+    record = json.loads((tmp_path / "learned.json").read_text())
+    assert record["results"][:5] == first["results"], "what is stored is not trained again"
+    assert [(row["name"], row["task"]) for row in record["results"][5:]] == [("window:window=8", task) for task in TASKS]
+    assert (tmp_path / "learned.svg").exists()
+    refused = CliRunner().invoke(app, [*typed, "--width", "48"])
+    assert (refused.exit_code, "give the same, or another --output" in refused.output) == (1, True)
+    refused = CliRunner().invoke(app, [*typed, "--width", "48", "--output", str(tmp_path / "other")])
+    assert (refused.exit_code, "give a multiple of 32" in refused.output) == (1, True)
 
 
 def test_a_task_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
