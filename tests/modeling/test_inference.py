@@ -84,15 +84,19 @@ def test_bf16_is_the_checkpoint_loaded_in_bf16(base: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("base", FAMILIES)
 def test_int8_is_close_to_bf16(base: str) -> None:
-    model = long_model(base, None, WINDOW)
+    small = {"initializer_range": 0.1, "init_std": 0.1}  # the usual ones of tests are so large that three layers make much of rounding
+    model = long_model(base, None, WINDOW, **small)
     inputs = batch(60)
     expected = run(copy.deepcopy(model).optimize_for_inference("bf16"), base, **inputs).float()
     fast = copy.deepcopy(model).optimize_for_inference("int8")
     found = run(fast, base, **inputs).float()
     linears = [module for module in fast.base_model.modules() if isinstance(module, Int8Linear | FusedPart)]
     assert len(linears) >= 6
-    bound = 0.3 if hasattr(model.config, "num_experts_per_tok") else 0.1  # rounding sends some tokens to other experts
-    assert (found - expected).norm() / expected.norm() < bound
+    if hasattr(model.config, "num_experts_per_tok"):  # rounding sends some tokens to other experts
+        real = inputs["attention_mask"].bool()
+        assert ((found - expected)[real].norm(dim=-1) / expected[real].norm(dim=-1)).median() < 0.1
+    else:
+        assert (found - expected).norm() / expected.norm() < 0.1
 
 
 @pytest.mark.parametrize("name", list_mechanisms())
