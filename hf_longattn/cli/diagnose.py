@@ -111,7 +111,7 @@ def diagnose(
     if as_json:
         print_json(found.to_dict())
         return
-    show_diagnosis(found)
+    show_diagnosis(found, text)
     for file in (html, save):
         if file is not None:
             print(f"written: {file}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -34,8 +36,8 @@ def diagnosis_progress() -> Iterator[Callable[[str], None]]:
         yield lambda sentence: status.update(sentence)
 
 
-def show_diagnosis(found: Diagnosis) -> None:
-    """Conclusion, layers, mechanisms, and what to type."""
+def show_diagnosis(found: Diagnosis, text: Path) -> None:
+    """Conclusion, layers, mechanisms, and what to type; ``text`` is the file that was read."""
     console = Console(width=min(WIDTH, Console().width), soft_wrap=False)
     console.print(found.conclusion(), style="bold", highlight=False)
     for sentence in (found.dilution(), *found.notes):
@@ -61,6 +63,8 @@ def show_diagnosis(found: Diagnosis) -> None:
     if best is not None:
         console.print("To convert so, type:", highlight=False)
         print(f"  {best.command}")
+    words = ["longattn", "search", found.model, str(text), "--length", str(found.last.length), "--output", "study"]
+    print(f"For a mechanism in every layer under a budget of measured time, type:\n  {shlex.join(words)}")
 
 
 def _layers(found: Diagnosis) -> Table:

@@ -71,10 +71,11 @@ def _designs(title: str, found: SearchResult, designs: Sequence[Priced]) -> Tabl
     table.add_column("score", justify="right")
     if any(one.loss is not None for one in designs):
         table.add_column(found.objective or "loss", justify="right")
-    table.add_column("cost", justify="right")
+    of_time = found.budget is None or not found.budget.of_memory
+    table.add_column("cost (of full)" if of_time else "cost", justify="right", no_wrap=True)
     for one in designs:
         name = str(one.design).removesuffix(" in every layer")
         score = "" if one.score is None else f"{one.score:.3f}"
         loss = [f"{one.loss:.4f}"] if one.loss is not None else []
-        table.add_row(escape(name), score, *loss, found.cost_of(one))
+        table.add_row(escape(name), score, *loss, found.cost_of(one).replace(" of full attention", ""))
     return table

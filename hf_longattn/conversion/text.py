@@ -100,7 +100,7 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
     try:
         text = read_text(Path(file), LARGEST_TEXT)
     except CheckpointError as error:
-        raise CheckpointError(f"Cannot read the text {Path(file).name!r:.80}: {error}") from error
+        raise CheckpointError(f"The text {error}") from error
     if not text.strip():
         raise CheckpointError(f"The text {str(file)!r} is empty.")
     return text, Path(file).name

@@ -65,6 +65,7 @@ class DiagnosisText:
         self.prefix: list[int] = []
         self.suffix: list[int] = []
         self.name = "token ids" if isinstance(text, Tensor) else text.name if isinstance(text, Path) else "text"
+        self.described = f"text {self.name!r}" if isinstance(text, Path) else "text"
         if isinstance(text, Tensor):
             if text.dim() != 1:
                 raise LengthError(f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,).")
@@ -100,7 +101,7 @@ class DiagnosisText:
         """Raise :class:`LengthError` if there are fewer than ``length`` tokens."""
         if self.tokens < length:
             raise LengthError(
-                f"The {self.name!r} has {self.tokens:,} tokens, but {length:,} were asked for; give a longer text, or --lengths "
+                f"The {self.described} has {self.tokens:,} tokens, but {length:,} were asked for; give a longer text, or --lengths "
                 f"{self.tokens}."
             )
 
@@ -132,7 +133,7 @@ def _read(text: str | Path) -> str:
         try:
             found = read_text(text, LARGEST_TEXT)
         except CheckpointError as error:
-            raise CheckpointError(f"Cannot read the text {text.name!r:.80}: {error}") from error
+            raise CheckpointError(f"The text {error}") from error
     else:
         found = text
         if len(text) < NAME and "\n" not in text and Path(text).is_file():

@@ -9,9 +9,10 @@ from ..errors import OptionError
 from ..mechanisms.registry import mechanism_class, prototype
 
 USUAL = (
-    "window:window=64", "window:window=128", "window:window=192", "window:window=256", "window:window=384", "window:window=512",
-    "window:window=768", "window:window=1024", "longformer:window=128", "longformer:window=256", "longformer:window=384",
-    "longformer:window=512", "bigbird", "lsg", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8",
+    "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",
+    "window:window=320", "window:window=384", "window:window=512", "window:window=768", "window:window=1024", "longformer:window=128",
+    "longformer:window=256", "longformer:window=384", "longformer:window=512", "bigbird", "lsg", "block_top_k:num_blocks=4",
+    "block_top_k:num_blocks=8",
 )  # fmt: skip
 """Tried by default, besides full attention."""
 FULL = Candidate("full")

@@ -330,7 +330,7 @@ class Search:
         names = {str(one) for one in candidates}
         within = [one for one in found[1:] if set(one.design.names) <= names and self._price(prices, one.design) <= limit * (1 + 1e-9)]
         same = [one for one in uniform if set(one.design.names) <= names and self._price(prices, one.design) <= limit * (1 + 1e-9)]
-        spread = [found[0], *thinned_priced(within, SEEDS), *sorted(same, key=lambda one: -one.seconds)]
+        spread = [found[0], *thinned_priced(within[::-1], SEEDS), *sorted(same, key=lambda one: -one.seconds)]  # the dearest first
         seeds = unique([one.design for one in spread])[: max(2, asked.trials // 2)]
         each = {str(one): prices.costs[str(one)].seconds if peak else prices.price(str(one), asked.budget) for one in candidates}
         job = Job(asked, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit)

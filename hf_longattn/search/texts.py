@@ -44,8 +44,8 @@ class SearchText:
             found.append(torch.tensor(self.source.prefix + ids[start : start + body] + self.source.suffix))
         if not found:
             raise LengthError(
-                f"The {self.name!r} has {self.source.tokens:,} tokens, but the search reads {length:,} at once; give a longer text, or "
-                f"--length {self.source.tokens}."
+                f"The {self.source.described} has {self.source.tokens:,} tokens, but the search reads {length:,} at once; give a longer "
+                f"text, or --length {self.source.tokens}."
             )
         return found
 

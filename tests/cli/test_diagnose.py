@@ -46,8 +46,9 @@ def test_a_table_a_page_and_numbers(place: Path, tmp_path: Path, capsys: pytest.
     code, out, err = run(capsys, place / "bert", place / "text.txt", *FEW, "--html", html, "--save", save)
     assert (code, err) == (0, "")
     assert out.startswith("At 128 tokens the heads of layer")
-    assert all(len(line) <= 80 or "longattn convert" in line or str(tmp_path) in line for line in out.splitlines())
-    for told in ("window:window=32", "no such number for: linear", "To convert so, type:\n  longattn convert", f"written: {html}"):
+    assert all(len(line) <= 80 or line.startswith("  longattn") or str(tmp_path) in line for line in out.splitlines())
+    commands = ("To convert so, type:\n  longattn convert", "type:\n  longattn search")
+    for told in ("window:window=32", "no such number for: linear", *commands, f"written: {html}"):
         assert told in out
     assert html.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     values = json.loads(save.read_text(encoding="utf-8"))

@@ -153,7 +153,7 @@ def test_what_cannot_begin_is_refused(checkpoint: Callable[..., Path], text: Pat
     with pytest.raises(CheckpointError, match=r"'text.txt' has \d+ tokens, but init_from_text needs at least \d+; give a longer text"):
         convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=8, init_from_text=text)
     text.unlink()
-    with pytest.raises(CheckpointError, match=r"Cannot read the text .*text.txt"):
+    with pytest.raises(CheckpointError, match=r"The text .*text.txt' (cannot be read|is )"):
         convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=8, init_from_text=text)
     text.write_text(TEXT, encoding="utf-8")
     (source / "tokenizer.json").unlink()

@@ -144,7 +144,7 @@ def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: 
 REFUSED = {
     "a text that is too short": ({"lengths": [128], "text": "three short words"}, LengthError, "has .* tokens, but 128 were asked for"),
     "an empty text": ({"text": " \n"}, CheckpointError, "is empty"),
-    "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "Cannot read the text 'text.txt'"),
+    "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "The text '/nowhere/text.txt' cannot be read"),
     "a length beyond the model": ({"lengths": [512]}, LengthError, "ends at 256 tokens.*longattn convert"),
     "a length that is too small": ({"lengths": [3]}, LengthError, "start at 16"),
     "an unknown mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
