@@ -90,7 +90,7 @@ def say(text: str, err: bool = False) -> None:
 
 def finish(result: BenchmarkResult, folder: Path) -> None:
     """Store and plot the result; exit with 1 if a check failed."""
-    from .plot import plot
+    from .drawing import draw_result
 
     path = result.save(folder)
     say(f"stored {path}")
@@ -101,7 +101,7 @@ def finish(result: BenchmarkResult, folder: Path) -> None:
             f"{wrong.implementation} differs from the definition at {wrong.length} tokens ({found}), so nothing was timed.", err=True
         )
         raise typer.Exit(1)
-    say(f"drawn  {plot(result, path.with_suffix('.svg'))}")
+    say(f"drawn  {draw_result(result, path.with_suffix('.svg'))}")
 
 
 def measure(

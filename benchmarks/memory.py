@@ -17,9 +17,8 @@ import torch
 
 from hf_longattn.errors import LongAttentionError
 
-from .case import Case
+from .case import Case, build_inputs
 from .implementations import build_implementation
-from .inputs import build_inputs
 
 MiB = 2**20
 

@@ -12,7 +12,7 @@ from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
 from ..mechanisms.base import KeptKeys
 from ..mechanisms.composite import read_choice, write_choice
 from ..mechanisms.registry import check_options, mechanism_class, mechanism_from
-from .rows import LayerAttention
+from .layer_attention import LayerAttention
 
 USUAL = (
     "window:window=128", "window:window=256", "window:window=512", "window:window=1024", "window:window=512,num_sinks=4",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .candidates import Candidate, full_pairs
-from .rows import MEANS, SINK
+from .layer_attention import MEANS, SINK
 from .texts import Needle
 
 FORMAT = 1
@@ -34,7 +34,7 @@ class LayerDiagnosis:
 
     name: of the attention module.
     mechanism: what the layer runs.
-    numbers: :data:`~hf_longattn.diagnostics.rows.MEANS` by name, ``(H,)``.
+    numbers: :data:`~hf_longattn.diagnostics.layer_attention.MEANS` by name, ``(H,)``.
     distance: mass in each bin of distances, ``(H, bins)``.
     captured: mass that each candidate keeps, ``(H, candidates)``; nan where that is not applicable.
     needle: mass on the needle, mean over the question's tokens, ``(H, depths)``; nan without a needle.
@@ -77,7 +77,7 @@ class LengthDiagnosis:
         return torch.stack([layer.captured for layer in self.layers])
 
     def number(self, name: str) -> Tensor:
-        """One of :data:`~hf_longattn.diagnostics.rows.MEANS`, ``(layers, H)``."""
+        """One of :data:`~hf_longattn.diagnostics.layer_attention.MEANS`, ``(layers, H)``."""
         return torch.stack([layer.numbers[name] for layer in self.layers])
 
 

@@ -19,8 +19,8 @@ from ..mechanisms.base import KeptKeys
 from ..modeling.family import longest_input
 from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, costs, reaches
+from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
 from .loading import load_for_diagnosis, refuse_longer
-from .rows import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
 from .texts import DiagnosisText, Needle
 from .watching import has_mechanisms, is_causal, run_stack, watched_stack, watching
 
@@ -71,9 +71,9 @@ def diagnose(
         print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
 
     Numbers come from the queries and keys with which the layers attend, under the softmax over all keys that the base's own attention sees;
-    :mod:`hf_longattn.diagnostics.rows` defines them. A long model runs its mechanisms, so its states are those of real use, and the softmax
-    is nevertheless over all keys, unless ``within_mechanism``. Of an encoder-decoder model the encoder is diagnosed. Memory is linear in
-    the length.
+    :mod:`hf_longattn.diagnostics.layer_attention` defines them. A long model runs its mechanisms, so its states are those of real use, and
+    the softmax is nevertheless over all keys, unless ``within_mechanism``. Of an encoder-decoder model the encoder is diagnosed. Memory is
+    linear in the length.
 
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .diagnosis import ENOUGH, Diagnosis, LengthDiagnosis, percent
-from .rows import SINK
+from .layer_attention import SINK
 from .svg import Axis, Line, Mark, chart, colour_of, grid
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -29,7 +29,7 @@ from ..modeling.attention_sites import AttentionSite, attention_sites
 from ..modeling.generic import check_interface
 from ..modeling.sliding_window import FULL, SLIDING, own_windows
 from ..private_apis import attention_implementation
-from .rows import LayerAttention
+from .layer_attention import LayerAttention
 
 See = Callable[[int, LayerAttention], None]
 """Called in every layer of self-attention, in the order in which they run: ``see(layer, attention)``."""

@@ -8,7 +8,7 @@ import torch
 from hf_longattn.diagnostics import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis, html_page
 from hf_longattn.diagnostics.candidates import full_pairs
 from hf_longattn.diagnostics.diagnosis import percent
-from hf_longattn.diagnostics.rows import MEANS, distance_bins
+from hf_longattn.diagnostics.layer_attention import MEANS, distance_bins
 from hf_longattn.diagnostics.texts import read_depths, read_lengths
 from hf_longattn.errors import OptionError
 

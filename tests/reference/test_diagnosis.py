@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from hf_longattn.diagnostics import diagnose
-from hf_longattn.diagnostics.rows import MEANS
+from hf_longattn.diagnostics.layer_attention import MEANS
 from tests.reference.small_models import BASES, SHAPE, in_float64, long_like, plain_model, tokens
 
 LENGTH = 41

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from hf_longattn.diagnostics import rows as module
-from hf_longattn.diagnostics.rows import LayerAttention, RowSums, bin_of, distance_bins, mass_on, sampled_rows
+from hf_longattn.diagnostics import layer_attention as module
+from hf_longattn.diagnostics.layer_attention import LayerAttention, RowSums, bin_of, distance_bins, mass_on, sampled_rows
 from hf_longattn.engines.call import AttentionCall
 
 HEADS, WIDTH = 4, 8
