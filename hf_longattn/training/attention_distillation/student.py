@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
@@ -65,10 +65,8 @@ def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
         CheckpointError: the teacher cannot be loaded, or differs in shape.
     """
     check_shape(teacher, student)
-    try:
+    with checkpoint_errors(f"cannot load teacher {teacher!r}"):
         model = type(student).from_pretrained(teacher, config=student.config, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"cannot load teacher {teacher!r}: {str(error).splitlines()[0]}") from error
     for name, module in student.named_modules():
         if isinstance(module, Mechanism):
             model.get_submodule(name).load_state_dict(module.state_dict())
@@ -77,10 +75,8 @@ def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
 
 def check_shape(teacher: str, student: PreTrainedModel) -> None:
     """Refuse a teacher whose attention outputs or weights do not fit the student."""
-    try:
+    with checkpoint_errors(f"cannot load teacher {teacher!r}"):
         config = AutoConfig.from_pretrained(teacher)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load teacher {teacher!r}: {str(error).splitlines()[0]}") from error
     own = student.config
     kinds = [str(one.model_type).removeprefix("long_") for one in (config, own)]
     differing = [f"model_type is {kinds[0]!r}, not {kinds[1]!r}"] if kinds[0] != kinds[1] else []
