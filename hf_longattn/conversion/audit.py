@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..errors import CheckpointError, LengthError, LongAttentionError, MissingExtraError, OptionError, in_a_line
+from ..errors import CheckpointError, LengthError, MissingExtraError, OptionError, checkpoint_errors, in_a_line
 from ..mechanisms import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import mechanism_from
@@ -239,17 +239,13 @@ def _opened(folder: Path, name: str, weights: bool, attention: str | None) -> tu
     if attention is not None:
         source["attn_implementation"] = attention
     load = load_generic if is_generic(values) else AutoModel.from_pretrained
-    try:
+    with checkpoint_errors(f"{name!r} cannot be loaded"):
         if not weights:
             if is_generic(values):
                 return None, AutoConfig.for_model(**plain_names(values))
             exported = folder / LONG_CONFIG  # a graph's folder, whose config.json is for programs that know the base only
             return None, AutoConfig.from_pretrained(exported if exported.is_file() else folder, **source)
         loaded: Any = load(folder, dtype=torch.float32, use_safetensors=True, **source)
-    except LongAttentionError:
-        raise
-    except Exception as error:  # a damaged file can make the libraries raise anything
-        raise CheckpointError(f"{name!r} cannot be loaded: {in_a_line(error)}.") from error
     return loaded, loaded.config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, in_a_line
+from ..errors import CheckpointError, checkpoint_errors
 from ..reading import read_text
 
 LARGEST_TEXT = 2**30
@@ -76,10 +76,7 @@ class VerificationText:
     def _encoded(self) -> Tensor:
         if self._ids is None:
             assert self.tokenizer is not None
-            try:
-                ids = self.tokenizer(self.text, truncation=False, verbose=False)["input_ids"]
-            except Exception as error:  # tokenizers raise any type of error
-                raise CheckpointError(f"The source's tokenizer cannot tokenise a text ({in_a_line(error)}); is it damaged?") from error
+            ids = token_ids(self.tokenizer, self.text)
             if not ids or max(ids) >= self.vocab_size:
                 raise CheckpointError(
                     f"The source's tokenizer gives token ids up to {max(ids, default=-1)}, but its model has"
@@ -97,13 +94,32 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
     """
     if file is None:
         return PARAGRAPHS + _python_manual(), "built-in English text"
+    return text_of(Path(file)), Path(file).name
+
+
+def text_of(file: Path) -> str:
+    """The text of a file that the user gave.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not UTF-8 text or is empty.
+    """
     try:
-        text = read_text(Path(file), LARGEST_TEXT)
+        text = read_text(file, LARGEST_TEXT)
     except CheckpointError as error:
         raise CheckpointError(f"The text {error}") from error
     if not text.strip():
         raise CheckpointError(f"The text {str(file)!r} is empty.")
-    return text, Path(file).name
+    return text
+
+
+def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
+    """Ids of the whole text.
+
+    Raises:
+        CheckpointError: the tokenizer fails.
+    """
+    with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
+        return list(tokenizer(text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
 
 
 def excerpt(text: str, count: int) -> str:
@@ -125,10 +141,8 @@ def load_tokenizer(folder: Path) -> Any | None:
         if file.stat().st_size > LARGEST_TOKENIZER:
             size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
             raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read.")
-    try:
+    with checkpoint_errors(f"The tokenizer of {str(folder)!r} cannot be loaded"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers raise plain Exception for a damaged file
-        raise CheckpointError(f"The tokenizer of {str(folder)!r} cannot be loaded ({in_a_line(error)}).") from error
 
 
 def _python_manual() -> str:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion.text import LARGEST_TEXT, excerpt
-from ..errors import CheckpointError, LengthError, OptionError, in_a_line
+from ..conversion.text import excerpt, text_of, token_ids
+from ..errors import CheckpointError, LengthError, OptionError
 from ..modeling.validation import special_ids
-from ..reading import read_text
 
 NEEDLE = " The secret number of Lisbon is 7481. "
 QUESTION = " What is the secret number of Lisbon? The secret number of Lisbon is"
@@ -87,10 +86,7 @@ class DiagnosisText:
     def encode(self, text: str) -> list[int]:
         """Ids of a text without special tokens."""
         assert self.tokenizer is not None
-        try:
-            return list(self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
-        except Exception as error:  # tokenizers raise any type of error
-            raise CheckpointError(f"The tokenizer cannot tokenise the text ({in_a_line(error)}); is it damaged?") from error
+        return token_ids(self.tokenizer, text, special_tokens=False)
 
     @property
     def tokens(self) -> int:
@@ -130,17 +126,12 @@ class DiagnosisText:
 
 def _read(text: str | Path) -> str:
     if isinstance(text, Path):
-        try:
-            found = read_text(text, LARGEST_TEXT)
-        except CheckpointError as error:
-            raise CheckpointError(f"The text {error}") from error
-    else:
-        found = text
-        if len(text) < NAME and "\n" not in text and Path(text).is_file():
-            raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
-    if not found.strip():
-        raise CheckpointError(f"The text {text.name if isinstance(text, Path) else 'given'!r:.80} is empty.")
-    return found
+        return text_of(text)
+    if len(text) < NAME and "\n" not in text and Path(text).is_file():
+        raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
+    if not text.strip():
+        raise CheckpointError("The text is empty.")
+    return text
 
 
 def read_lengths(texts: Sequence[str]) -> list[int]:

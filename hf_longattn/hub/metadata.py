@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from ..errors import CheckpointError, LongAttentionError, in_a_line
+from ..errors import CheckpointError, LongAttentionError, checkpoint_errors
 from ..reading import read_text
 
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
@@ -55,12 +55,10 @@ def read_card(path: Path) -> ModelCard:
         CheckpointError: the file or its metadata cannot be read.
     """
     text = read_text(path)
-    try:
+    with checkpoint_errors(f"The metadata of {str(path)!r} cannot be read"):
         card = ModelCard(text, ignore_metadata_errors=False)
         str(card).encode()  # YAML escapes can encode half a surrogate pair
         return card
-    except Exception as error:  # huggingface_hub raises various errors on metadata of unexpected types
-        raise CheckpointError(f"The metadata of {str(path)!r} cannot be read: {in_a_line(error, 200)}.") from error
 
 
 def source_card(source: str | Path) -> Path | None:
