@@ -39,6 +39,8 @@ QA_HEADS = ("auto", "span", "hotpot")
 STAGES = ("both", "1", "2")
 LM_LOSS, KL_LOSS, MIXED_LOSS = "lm", "kl", "mixed"
 EVERYWHERE, PREDICTED = "all", "predicted"
+LORA_RATE, FULL_RATE = 2e-4, 5e-5
+"""Learning rates of stage 2: LoLCATs' order of size for LoRA, and fine-tuning of BERT-base (2e-5 to 5e-5) for all parameters."""
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", string_to_bool: "true or false"}
 """What the types of options are called in a message."""
 
@@ -505,7 +507,9 @@ class DistillationTrainingArguments(TextTrainingArguments):
     output_factor: float = argument(1.0, "Factor of the squared error of the attention outputs in stage 1.")
     weights_factor: float = argument(0.0, "Factor of the cross-entropy of the attention weights in stage 1 (Hedgehog); needs N×N memory.")
     finetune_steps: int = argument(800, "Optimiser steps of stage 2.")
-    finetune_learning_rate: float = argument(2e-4, "Highest learning rate of stage 2.")
+    finetune_learning_rate: float | None = argument(
+        None, "Highest learning rate of stage 2; default: 2e-4 with LoRA, 5e-5 with --full, for models of base size (110M parameters)."
+    )  # fmt: skip
     softmax_layers: float = argument(
         0.0, "Layers that keep softmax attention: a number, or a share below 1; chosen after stage 1 by what restoring each alone gains in "
         "KL divergence from the original (arXiv 2512.20569). 0 = none."
@@ -525,17 +529,24 @@ class DistillationTrainingArguments(TextTrainingArguments):
     full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
     lora_rank: int = argument(8, "LoRA's rank.")
     lora_alpha: float = argument(16.0, "LoRA's scale: an update is multiplied by alpha / rank.")
+    rate_trials: int = argument(
+        0, "Learning rates to try for each stage: so many short runs with rates around the stage's, each 3.2 times the one before; the one "
+        "with the lowest held-out loss is taken. 0 = none. Needs Optuna (the extra 'search')."
+    )  # fmt: skip
+    rate_steps: int = argument(20, "Optimiser steps of each of these runs.")
     held_out_inputs: int = argument(32, "Inputs on which the report's losses are measured.")
 
     def check(self) -> None:
         super().check()
         if self.stage not in STAGES:
             raise OptionError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
-        for name in ("transfer_steps", "finetune_steps", "lora_rank", "held_out_inputs"):
+        for name in ("transfer_steps", "finetune_steps", "lora_rank", "held_out_inputs", "rate_steps"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
         if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:
             raise OptionError("output_factor and weights_factor must be 0 or more, and one of them above 0, so that stage 1 has a loss")
+        if self.rate_trials < 0 or self.rate_trials == 1:
+            raise OptionError(f"rate_trials must be 2 or more rates to choose from, or 0 to choose none, not {self.rate_trials}")
         if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
             raise OptionError(f"softmax_layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}")
         self._check_finetune_loss()
@@ -595,21 +606,40 @@ class DistillationTrainingArguments(TextTrainingArguments):
         """The folder of a stage's checkpoints."""
         return self.folder / "checkpoints" / f"stage{stage}"
 
-    def of_stage(self, stage: int) -> LongTrainingArguments:
-        """The arguments of one stage as of a single run."""
+    def learning_rate_of(self, stage: int) -> float:
+        """The highest learning rate that is asked for."""
+        if stage == 1:
+            return self.transfer_learning_rate
+        return (FULL_RATE if self.full else LORA_RATE) if self.finetune_learning_rate is None else self.finetune_learning_rate
+
+    def of_stage(self, stage: int, learning_rate: float | None = None) -> LongTrainingArguments:
+        """The arguments of one stage as of a single run; ``learning_rate``: in place of the one that is asked for."""
+        return self._single_run(
+            stage,
+            output_dir=str(self.checkpoints(stage)),
+            max_steps=self.transfer_steps if stage == 1 else self.finetune_steps,
+            learning_rate=self.learning_rate_of(stage) if learning_rate is None else learning_rate,
+        )
+
+    def of_trials(self, stage: int) -> LongTrainingArguments:
+        """The arguments of a short run of a stage that tries a learning rate."""
+        return self._single_run(
+            stage, output_dir=str(self.folder / "checkpoints" / "rates"), max_steps=self.rate_steps, save_strategy="no", report_to="none",
+            learning_rate=self.learning_rate_of(stage),
+        )  # fmt: skip
+
+    def _single_run(self, stage: int, **changes: Any) -> LongTrainingArguments:
         values = {each.name: getattr(self, each.name) for each in fields(LongTrainingArguments) if each.init}
         return LongTrainingArguments(
             **{
                 **values,
-                "output_dir": str(self.checkpoints(stage)),
-                "max_steps": self.transfer_steps if stage == 1 else self.finetune_steps,
-                "learning_rate": self.transfer_learning_rate if stage == 1 else self.finetune_learning_rate,
                 "gradient_checkpointing": self.gradient_checkpointing and stage == 2,
                 "include_num_input_tokens_seen": "non_padding",
                 "label_names": ["labels"],
                 "remove_unused_columns": False,
                 "push_to_hub": False,
                 "total_batch_size": 0,  # is in gradient_accumulation_steps
+                **changes,
             }
         )
 

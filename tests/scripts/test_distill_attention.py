@@ -93,15 +93,32 @@ def test_the_table_of_stages(
     page = output.with_suffix(".md").read_text()
     assert script.main(["--model", model, "--work", str(tmp_path / "work"), "--output", str(output)]) == 0
     assert output.with_suffix(".md").read_text() == page
-    assert f"| `{fixed}` |" in page
+    assert f"| `{fixed}` | lm |" in page
+
+    monkeypatch.setattr("hf_longattn.evaluation.layer_choice.NEGLIGIBLE", -1.0)  # a random model predicts the same with any attention
+    beside = ["--softmax-layers", "1", "--finetune-loss", "mixed", "--beside", str(articles)]
+    text = tmp_path / "code.jsonl"
+    text.write_text("".join(json.dumps({"text": source}) + "\n" for source in SOURCES))
+    assert script.main(["--model", model, "--mechanisms", "hedgehog", "--text", str(text), *beside, *options]) == 0
+    row = json.loads(output.with_suffix(".json").read_text())[model]["rows"]["hedgehog + 1 softmax, mixed"]
+    assert len(row["softmax_layers"]) == 1
+    assert f"| `hedgehog` [{row['softmax_layers'][0]}] | mixed + wiki |" in output.with_suffix(".md").read_text()
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given: list[str]) -> None:
+@pytest.mark.parametrize(
+    "further",
+    [
+        [],
+        ["--finetune_loss", "mixed", "--hidden_factor", "0.5", "--softmax_layers", "1"],
+        ["--finetune_loss", "kl", "--rate_trials", "2", "--rate_steps", "2"],
+    ],
+)
+def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given: list[str], further: list[str]) -> None:
     script = str(repository / "scripts" / "distill_attention.py")
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Stage 2 masks tokens and drops units in each process by its own draws: in the first steps of a warm-up these hardly count.
-    common = [*given, "--mechanism", "hedgehog", "--full", "True", "--save_steps", "2", "--warmup_steps", "30"]
+    common = [*given, "--mechanism", "hedgehog", "--full", "True", "--save_steps", "2", "--warmup_steps", "30", *further]
     two = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
     launch = [sys.executable, "-m", "accelerate.commands.launch", *two.split(), script]
     for output, command, accumulation in (("one", [sys.executable, script], "2"), ("two", launch, "1")):
@@ -110,6 +127,9 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / output / "distillation_report.json").read_text()) for output in ("one", "two"))
     assert one["tokens"] == two["tokens"]
+    assert one.get("softmax_layers", {}).get("kept") == two.get("softmax_layers", {}).get("kept")
+    for stage, found in one.get("learning_rates", {}).items():
+        assert found["held_out"] == pytest.approx(two["learning_rates"][stage]["held_out"], abs=1e-3)
     assert two["stage2"]["loss"] == pytest.approx(one["stage2"]["loss"], abs=1e-4)
     weights = [load_file(tmp_path / output / "model.safetensors") for output in ("one", "two")]
     for name, tensor in weights[0].items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,7 +25,25 @@ from hf_longattn.mechanisms import Mechanism
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TaskArguments, TextDataArguments
 from hf_longattn.training.attention_distillation.layers import keep_softmax
-from hf_longattn.training.attention_distillation.matching import Batch, Factors, MatchingModel, matching, measured, without_cache
+from hf_longattn.training.attention_distillation.matching import (
+    Batch,
+    Factors,
+    MatchingModel,
+    held_out_loss,
+    matching,
+    measured,
+    without_cache,
+)
+from hf_longattn.training.attention_distillation.rates import (
+    RATES,
+    RateTrials,
+    chosen_rate,
+    rates_around,
+    read_rates,
+    readable,
+    remove_trials,
+    write_rates,
+)
 from hf_longattn.training.attention_distillation.student import load_student, low_rank_updates, processes
 from hf_longattn.training.attention_distillation.teacher import Teacher
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
@@ -67,6 +85,7 @@ def distill_attention(
     if training_args.overwrite and not training_args.resume and processes().is_main_process:
         for old in (training_args.folder / STAGE_1, training_args.checkpoints(1), training_args.checkpoints(2)):
             shutil.rmtree(old, ignore_errors=True)
+        (training_args.folder / RATES).unlink(missing_ok=True)
     processes().wait_for_everyone()
     model, tokenizer, objective = load_student(model_args, data_args, training_args)
     length = input_length(model, tokenizer, data_args.max_length)
@@ -156,7 +175,14 @@ class Stages:
     def stage_1(self, model: PreTrainedModel) -> None:
         """All mechanisms at once, each against the softmax attention of its layer."""
         with matching(model, Factors(self.args.output_factor, self.args.weights_factor)) as layers:
-            self.train(MatchingModel(model, layers), 1, self.length)
+
+            def error() -> float:
+                """Squared error of the layers that learn, as a share of the softmax output's mean square; their mean."""
+                learn = [layer.learns for layer in layers.values()]
+                rows = held_out_loss(model, self.batches, layers)["errors"]
+                return sum(row["share"] for row, learns in zip(rows, learn, strict=True) if learns) / sum(learn)
+
+            self.train(MatchingModel(model, layers), 1, self.length, error)
         self.report["stage1"] = measured(model, self.batches)
 
     def stage_2(self, model: PreTrainedModel) -> None:
@@ -169,29 +195,62 @@ class Stages:
                 logger.warning(f"Stage 2 reads inputs of {length} tokens, which the original was trained for, not {self.length}.")
             divergence = {"input_length": length, "before": teacher.divergence(model.to(self.args.device), self.batches)}
         with nullcontext() if self.args.full else low_rank_updates(model, self.args.lora_rank, self.args.lora_alpha):
-            self.train(model, 2, length, teacher)
+
+            def loss() -> float:
+                """What this stage lowers, on held-out inputs."""
+                if teacher is None or teacher.lm:
+                    return float(held_out_loss(model, self.batches)["loss"])
+                return teacher.divergence(model, self.batches)
+
+            self.train(model, 2, length, loss, teacher)
         self.report["stage2"] = measured(model, self.batches)
         if teacher is not None:
             self.report["kl"] = {**divergence, "after": teacher.divergence(model, self.batches)}
 
-    def train(self, model: nn.Module, stage: int, length: int, teacher: Teacher | None = None) -> None:
-        """Train, or resume from the latest checkpoint of this stage."""
+    def train(
+        self, model: nn.Module, stage: int, length: int, measure: Callable[[], float], teacher: Teacher | None = None
+    ) -> None:  # fmt: skip
+        """Train, or resume from the latest checkpoint of this stage; ``measure`` the held-out loss, to choose a learning rate by."""
         args, folder = self.args, self.args.checkpoints(stage)
+        rate = self.learning_rate(model, stage, length, measure, teacher)
         transformers.set_seed(args.seed)
         trainer = DistillationTrainer(
-            model,
-            args.of_stage(stage),
-            train_dataset=EndlessInputs(self.documents, self.tokenizer, length, args.seed),
-            data_collator=collator(self.tokenizer, self.objective, length, self.data_args.mask_probability, args.seed),
-            stage=stage,
-            log_path=args.folder / LOG_NAME,
-            teacher=teacher,
+            model, args.of_stage(stage, rate), log_path=args.folder / LOG_NAME, **self.of_trainer(stage, length, teacher)
         )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
         trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if args.resume else None)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step
+
+    def of_trainer(self, stage: int, length: int, teacher: Teacher | None) -> dict[str, Any]:
+        """What every run of a stage is given; a new data set and collator each time, so that all see the same inputs."""
+        return {
+            "train_dataset": EndlessInputs(self.documents, self.tokenizer, length, self.args.seed),
+            "data_collator": collator(self.tokenizer, self.objective, length, self.data_args.mask_probability, self.args.seed),
+            "stage": stage,
+            "teacher": teacher,
+        }
+
+    def learning_rate(
+        self, model: nn.Module, stage: int, length: int, measure: Callable[[], float], teacher: Teacher | None
+    ) -> float | None:  # fmt: skip
+        """The best of the rates that are to be tried, which the report lists; ``None`` = the one that is asked for."""
+        args = self.args
+        if not args.rate_trials:
+            return None
+        tried = read_rates(args.folder, stage) if args.resume else None
+        if tried is None:
+            transformers.set_seed(args.seed)
+            trials = RateTrials(model, args.of_trials(stage), measure=measure, log_path=None, **self.of_trainer(stage, length, teacher))
+            tried = trials.best(rates_around(args.learning_rate_of(stage), args.rate_trials))
+            if processes().is_main_process:
+                remove_trials(Path(str(trials.args.output_dir)))
+                write_rates(args.folder, stage, tried)
+            processes().wait_for_everyone()
+        chosen = chosen_rate(tried)
+        self.report.setdefault("learning_rates", {})[f"stage{stage}"] = {"chosen": chosen, "held_out": readable(tried)}
+        return chosen
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
         """Write checkpoint, tokenizer and report; the first process does, the others wait."""
@@ -292,6 +351,9 @@ def markdown(report: dict[str, Any]) -> str:
         won = recovered(before["original"], before["loss"], report[name]["loss"])
         share = "" if name == "before" or won is None else f"{100 * won:.1f} %"
         lines.append(f"| {title} | {report[name]['loss']:.3f} | {share} | {used:,} |")
+    for stage, found in report.get("learning_rates", {}).items():
+        losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found["held_out"].items())
+        lines += ["", f"Learning rate of stage {stage[-1]}: {found['chosen']:g}. Held-out loss after short runs: {losses}."]
     if (chosen := report.get("softmax_layers")) is not None:
         gains = ", ".join(f"{layer}: {gain:.4f}" for layer, gain in chosen["importance"].items())
         choices = ", ".join(f"{name} {found:.4f}" for name, found in chosen["compared"].items())

@@ -31,12 +31,12 @@ class DistillationTrainer(TimedTrainer):
 
     Args:
         stage: 1 or 2.
-        log_path: of the JSONL log.
+        log_path: of the JSONL log; ``None`` = there is none.
         teacher: what the loss compares with; ``None`` = it is the model's own.
         *args, **kwargs: Trainer's.
     """
 
-    def __init__(self, *args: Any, stage: int, log_path: Path, teacher: Teacher | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stage: int, log_path: Path | None, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stage, self.teacher = stage, teacher
         if teacher is not None:
@@ -44,7 +44,8 @@ class DistillationTrainer(TimedTrainer):
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
         self.layer_names = [site.name for site in attention_sites(_inner(self.model)) if not site.cross]
-        self.add_callback(JSONLog(log_path, stage))
+        if log_path is not None:
+            self.add_callback(JSONLog(log_path, stage))
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

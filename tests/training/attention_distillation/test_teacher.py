@@ -55,7 +55,7 @@ def test_accumulated_batches_are_one_batch(kind: str, changes: dict[str, Any], s
         torch.testing.assert_close(one[name], four[name], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_run_resumes_to_the_same_result(stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With both losses, hidden states and a layer that keeps softmax attention."""
     loss = {"finetune_loss": "mixed", "kl_factor": 2.0, "hidden_factor": 0.5, "softmax_layers": 1.0, "save_steps": 2, "held_out_inputs": 2}
