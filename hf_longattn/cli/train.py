@@ -90,7 +90,8 @@ def distill(arguments: Arguments = None) -> int:
     """Teach a converted model's mechanisms to reproduce softmax attention; with --method, distil a teacher into a student (TinyBERT).
 
     Without --method, stage 1 trains the mechanisms of all layers in one pass of the frozen original; stage 2 fine-tunes on the
-    language-model loss, with LoRA or, with --full, all parameters (Zhang et al. 2024, LoLCATs). Options of TrainingArguments apply to both.
+    language-model loss (Zhang et al. 2024, LoLCATs), the original's predictions (Goldstein et al. 2025, RADLADS) or both, with LoRA or,
+    with --full, all parameters. Options of TrainingArguments apply to both.
     """
     from ..training.args import DISTILLATION, sets
     from ..training.attention_distillation.distill import distill_attention, markdown
