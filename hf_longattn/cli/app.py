@@ -62,14 +62,14 @@ app.add_typer(train.app, name="train", help="Train a model, short or converted, 
 
 
 TALKATIVE = ("torchao", "torch.utils._pytree")
-"""Loggers that warn of torchao's kernels for other devices whenever transformers imports it."""
+"""Loggers that warn of torchao's kernels for other devices whenever transformers imports it, also in processes that a command starts."""
+for _name in TALKATIVE:
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

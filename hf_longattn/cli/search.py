@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -77,31 +78,35 @@ def search(
     from .show import print_json
     from .show_search import search_progress, show_search
 
-    with search_progress() as progress:
-        found = search_design(
-            model,
-            text,
-            output,
-            budget=budget,
-            length=length,
-            candidates=candidate,
-            mode=mode,
-            score=score,
-            trials=trials,
-            objective=objective,
-            workers=workers,
-            transfer_steps=transfer_steps,
-            pieces=pieces,
-            compare_at=compare_at,
-            positions=positions,
-            seed=seed,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            revision=revision,
-            token=token,
-            progress=progress,
-        )
+    try:
+        with search_progress() as progress:
+            found = search_design(
+                model,
+                text,
+                output,
+                budget=budget,
+                length=length,
+                candidates=candidate,
+                mode=mode,
+                score=score,
+                trials=trials,
+                objective=objective,
+                workers=workers,
+                transfer_steps=transfer_steps,
+                pieces=pieces,
+                compare_at=compare_at,
+                positions=positions,
+                seed=seed,
+                device=device,
+                resume=resume,
+                overwrite=overwrite,
+                revision=revision,
+                token=token,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print("Stopped; type the same command with --resume to continue.", file=sys.stderr)
+        raise typer.Exit(130) from None
     if as_json:
         print_json(found.to_dict())
     else:

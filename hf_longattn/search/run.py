@@ -250,11 +250,14 @@ class Search:
         tried = self._try(prices, [best, *front], uniform, transferred, table)
         limit = self._limit(prices)
         within = [one for one in tried if self._price(prices, one.design) <= limit * (1 + 1e-9)]
-        chosen = min(within, key=lambda one: (one.loss, one.seconds))
-        first = next(one for one in tried if one.design.names == best.design.names)
         what = "held-out loss" if asked.objective == "loss" else "KL divergence"
+        if not within:  # the search was stopped at its first designs, and resumed with fewer trials
+            reason = f"{best.design} is what stage 1 chooses; none of the {len(tried)} designs tried is within {asked.budget}."
+            return self._result(best, reason, prices, table, front, uniform, tuple(tried))
+        chosen = min(within, key=lambda one: (one.loss, one.seconds))
+        first = next((one for one in tried if one.design.names == best.design.names), None)
         reason = f"{chosen.design} has the lowest {what} of the {len(tried)} designs tried, {chosen.loss:.4f} nats within {asked.budget}"
-        alone = f"stage 1 alone would choose {best.design}, {first.loss:.4f} nats"
+        alone = f"stage 1 alone would choose {best.design}, {'not tried' if first is None else f'{first.loss:.4f} nats'}"
         reason += f"; {alone}." if first is not chosen else ", and is what stage 1 alone would choose."
         return self._result(chosen, reason, prices, table, front, uniform, tuple(tried))
 
@@ -331,7 +334,7 @@ class Search:
         within = [one for one in found[1:] if set(one.design.names) <= names and self._price(prices, one.design) <= limit * (1 + 1e-9)]
         same = [one for one in uniform if set(one.design.names) <= names and self._price(prices, one.design) <= limit * (1 + 1e-9)]
         spread = [found[0], *thinned_priced(within[::-1], SEEDS), *sorted(same, key=lambda one: -one.seconds)]  # the dearest first
-        seeds = unique([one.design for one in spread])[: max(2, asked.trials // 2)]
+        seeds = unique([one.design for one in spread])[: max(min(2, asked.trials), asked.trials // 2)]
         each = {str(one): prices.costs[str(one)].seconds if peak else prices.price(str(one), asked.budget) for one in candidates}
         job = Job(asked, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit)
         study = job.study()

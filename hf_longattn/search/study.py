@@ -11,7 +11,9 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sqlite3
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -179,8 +181,9 @@ def run_workers(work: Work, arguments: tuple[Any, ...], count: int) -> None:
     threads, sentences = max(1, torch.get_num_threads() // count), context.SimpleQueue()
     processes = [context.Process(target=_worker, args=(work, arguments, threads, sentences), daemon=True) for _ in range(count)]
     try:
-        for process in processes:
-            process.start()
+        with _ignoring_interrupts():  # which new processes inherit: Ctrl-C in a terminal reaches them, too
+            for process in processes:
+                process.start()
         waiting = list(processes)
         while waiting:
             multiprocessing.connection.wait([process.sentinel for process in waiting])
@@ -208,6 +211,18 @@ def _worker(work: Work, arguments: tuple[Any, ...], threads: int, sentences: Any
     except LongAttentionError as error:
         sentences.put(str(error))
         raise SystemExit(1) from None
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # no other may change how signals are handled
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ending(code: int | None) -> str:

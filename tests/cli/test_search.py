@@ -55,6 +55,21 @@ def test_a_search_then_its_conversion(places: dict[str, Path], tmp_path: Path, c
     assert json.loads(out)["length"] == 256
 
 
+def test_an_interrupt(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    def interrupted(self: object, design: object) -> float:
+        raise KeyboardInterrupt
+
+    arguments = (*places.values(), "--output", tmp_path / "study", "--budget", "9.5", *FEW, "--trials", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr("hf_longattn.search.objectives.HeldOutLoss.__call__", interrupted)
+        code, out, err = run(capsys, *arguments)
+    assert (code, out, err) == (130, "", "Stopped; type the same command with --resume to continue.\n")
+    code, _, err = run(capsys, *arguments, "--resume")
+    assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
