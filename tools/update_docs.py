@@ -26,6 +26,7 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES
 from hf_longattn.recipes import ready_recipes
+from research.compression import markdown as compression_markdown
 from research.context import markdown as context_markdown
 from research.design_search import markdown as search_markdown
 from research.mlm import mlm_markdown
@@ -260,6 +261,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
     "inference": partial(study, "inference", inference_markdown, "python -m benchmarks.inference"),
+    "compress": partial(study, "compress", compression_markdown, "python -m research.compression --work-dir work"),
     "packing": partial(study, "packing", packing_markdown, "python -m benchmarks.packing"),
     "serving": partial(study, "serving", load_markdown, "python -m benchmarks.serving"),
     "int8": partial(study, "serving", int8_markdown, "python -m benchmarks.serving"),

@@ -343,7 +343,7 @@ def importance(subject: Subject, readers: Mapping[nn.Linear, int]) -> dict[nn.Li
 
     handles = [layer.register_forward_pre_hook(remember) for layer in readers]
     try:
-        for piece in pieces(subject, min(SHORT, subject.ids.shape[-1])):
+        for piece in pieces(subject, min(SHORT, _longest(subject))):
             with torch.enable_grad():
                 loss = loss_on(subject, model, piece)
             tensors = [one for found in seen.values() for one in found]

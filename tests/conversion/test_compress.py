@@ -197,6 +197,7 @@ def test_rows_of_the_table_that_are_no_positions(tmp_path: Path) -> None:
     RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "roberta")
     report = compress_checkpoint(tmp_path / "roberta", tmp_path / "bf16", method="bf16", documents=2)
     assert list(report.measured["after"]["loss"]) == ["64"]
+    compress_checkpoint(tmp_path / "roberta", tmp_path / "ffn", method="prune-ffn", documents=2)
     with pytest.raises(LengthError, match="--length is 66, but the model takes 64 tokens"):
         compress_checkpoint(tmp_path / "roberta", tmp_path / "other", method="bf16", length=66)
 
