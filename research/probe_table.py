@@ -66,8 +66,6 @@ BERT = {"mechanism": "longformer", "window": 512}
 FURTHER: dict[str, dict[str, Any]] = {
     "strided": {"mechanism": "strided", "window": 512, "stride": 64},
     "block_top_k": {"mechanism": "block_top_k", "block_size": 64, "num_blocks": 8},
-    "bigbird": {"mechanism": "bigbird"},
-    "lsg": {"mechanism": "lsg"},
 }
 """Further mechanisms of the encoder; asked only what :data:`BY_LENGTH` has."""
 
@@ -244,34 +242,48 @@ def chance(found: Sequence[dict[str, Any]], task: str, lengths: Sequence[int]) -
     return span([cell["chance"] for row in found for cell in cells_of(row, task, lengths) if cell["chance"] is not None])
 
 
+def shown_by_length(found: Sequence[dict[str, Any]], lengths: Sequence[int]) -> str:
+    """The table of a model's :data:`BY_LENGTH` tasks, given its rows; "" if it has none."""
+    tasks = [task for task in BY_LENGTH.get(found[0]["model"], ()) if any(cells_of(row, task, lengths) for row in found)]
+    lines = [
+        [
+            f"{task} (chance {chance(found, task, lengths) or 0})" if row is found[0] else "",
+            row["row"],
+            *(in_a_cell(row, task, [length]) for length in lengths),
+        ]
+        for task in tasks
+        for row in found
+        if cells_of(row, task, lengths)
+    ]
+    lines += [[f"texts of {task}", "", *(texts_of(found, task, [length]) for length in lengths)] for task in tasks]
+    return markdown_table(["task", "conversion", *(f"{length:,} tokens" for length in lengths)], lines) + "\n" if lines else ""
+
+
+def shown_together(found: Sequence[dict[str, Any]], lengths: Sequence[int]) -> str:
+    """The table of a model's other tasks, all lengths together; "" if none was asked."""
+    tasks = [
+        task for task in SAMPLES if task not in BY_LENGTH.get(found[0]["model"], ()) and any(cells_of(row, task, lengths) for row in found)
+    ]
+    rows = [row for row in found if any(cells_of(row, task, lengths) for task in tasks)]
+    lines = [
+        [task, chance(rows, task, lengths), texts_of(rows, task, lengths), *(in_a_cell(row, task, lengths) for row in rows)]
+        for task in tasks
+    ]
+    return markdown_table(["task, all lengths", "chance", "texts", *(row["row"] for row in rows)], lines) + "\n" if lines else ""
+
+
+def encoder_markdown(record: dict[str, Any]) -> str:
+    """The encoder's table by length."""
+    return shown_by_length([row for row in record["rows"] if row["model"] == "encoder"], record["lengths"]).strip()
+
+
 def markdown(record: dict[str, Any]) -> str:
     """For each model, a table of :data:`BY_LENGTH` tasks, and one of the others with all lengths together."""
     lengths, parts = record["lengths"], []
     for model in dict.fromkeys(row["model"] for row in record["rows"]):
         found = [row for row in record["rows"] if row["model"] == model]
         parts.append(f"**{TITLES[model]}**, percent right ± standard error over texts:\n")
-        by_length = [task for task in BY_LENGTH.get(model, ()) if any(cells_of(row, task, lengths) for row in found)]
-        lines = [
-            [
-                f"{task} (chance {chance(found, task, lengths) or 0})" if row is found[0] else "",
-                row["row"],
-                *(in_a_cell(row, task, [length]) for length in lengths),
-            ]
-            for task in by_length
-            for row in found
-            if cells_of(row, task, lengths)
-        ]
-        lines += [[f"texts of {task}", "", *(texts_of(found, task, [length]) for length in lengths)] for task in by_length]
-        if lines:
-            parts.append(markdown_table(["task", "conversion", *(f"{length:,} tokens" for length in lengths)], lines) + "\n")
-        pooled = [task for task in SAMPLES if task not in by_length and any(cells_of(row, task, lengths) for row in found)]
-        shown = [row for row in found if any(cells_of(row, task, lengths) for task in pooled)]
-        lines = [
-            [task, chance(shown, task, lengths), texts_of(shown, task, lengths), *(in_a_cell(row, task, lengths) for row in shown)]
-            for task in pooled
-        ]
-        if lines:
-            parts.append(markdown_table(["task, all lengths", "chance", "texts", *(row["row"] for row in shown)], lines) + "\n")
+        parts += [table for table in (shown_by_length(found, lengths), shown_together(found, lengths)) if table]
     about = record["machine"]
     parts.append(
         f"*Lengths: {', '.join(f'{length:,}' for length in lengths)} tokens; an original is asked up to its length. –: the task needs more "

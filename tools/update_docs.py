@@ -30,7 +30,8 @@ from research.compression import markdown as compression_markdown
 from research.context import markdown as context_markdown
 from research.design_search import markdown as search_markdown
 from research.mlm import mlm_markdown
-from research.probes import recall_markdown
+from research.probe_table import encoder_markdown
+from research.probes import learned_markdown, recall_markdown
 from research.qa_table import above, summary_markdown, to_markdown
 from research.retrieval import markdown as retrieval_markdown
 from research.table5 import markdown as table5_markdown
@@ -272,6 +273,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search": partial(study, "search", search_markdown, "python -m research.design_search"),
     "distillation": partial(distillation, "distillation"),
     "mqar": partial(recall, "mqar"),
+    "learned": partial(study, "learned", lambda record: learned_markdown(record["results"]), "python -m research.evaluate_probes learned"),
+    "probes-encoder": partial(study, "probes", encoder_markdown, "python -m research.probe_table --work-dir work"),
     "recipes": recipes,
     "conversions": conversions,
     "mechanism-options": mechanism_pages.sections,
