@@ -39,6 +39,8 @@ from research.mlm import first_tokens, masked_loss, masked_texts
 
 STAGES = {"converted": CONVERTED, "stage 1": STAGE_1, "stage 2": "."}
 ARTICLE = re.compile(r"^ = [^=].*[^=] = $", re.MULTILINE)
+TINY = 1e-3
+"""Nats; a conversion that costs less costs nothing, and there is nothing to recover."""
 PIECE = 8000
 """Characters of a piece of text."""
 Score = Callable[[str], dict[str, dict[str, float]]]
@@ -127,8 +129,6 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
         "full": not options.lora,
         "seed": options.seed,
     }
-    if options.finetune_loss != "lm":
-        trained["kl_positions"] = "predicted"
     if options.finetune_loss == "mixed":
         trained["kl_factor"] = options.kl_factor
     report = distill_attention(
@@ -205,7 +205,7 @@ def tables(stored: dict[str, Any]) -> str:
                 won = recovered(original["loss"], before, after)
                 used = [row["tokens"].get(stage, 0) for stage in ("stage1", "stage2")]
                 share = f"{100 * sum(used) / part['pretraining_tokens']:.1f} %"
-                gained = "–" if won is None else f"{100 * won:.1f} %"
+                gained = "–" if won is None or before - original["loss"] < TINY else f"{100 * won:.1f} %"
                 kept = f" [{', '.join(map(str, row['softmax_layers']))}]" if "softmax_layers" in row else ""
                 loss = row["settings"].get("finetune_loss", "lm") + (" + wiki" if row.get("beside") else "")
                 mechanism = name.split(" + ")[0].removesuffix(", kl").removesuffix(", mixed")

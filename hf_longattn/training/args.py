@@ -520,7 +520,7 @@ class DistillationTrainingArguments(TextTrainingArguments):
     )  # fmt: skip
     kl_factor: float = argument(1.0, "Factor of the KL divergence beside the language-model loss, in --finetune_loss mixed.")
     kl_positions: str = argument(
-        EVERYWHERE, "Where predictions are compared: all tokens, or predicted, the masked ones. Decoders predict at all."
+        PREDICTED, "Where an encoder's predictions are compared: predicted, the masked tokens, or all. Decoders predict at every token."
     )
     temperature: float = argument(1.0, "Temperature of both models' predictions in the KL divergence.")
     hidden_factor: float = argument(

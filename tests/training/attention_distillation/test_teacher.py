@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
+from hf_longattn.families import FAMILIES
 from hf_longattn.training.attention_distillation.distill import LOG_NAME, distill_attention
 from hf_longattn.training.attention_distillation.teacher import Teacher, predictions_at
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer, DivergenceError
 from hf_longattn.training.knowledge import frozen_teacher
 from tests.training.attention_distillation.conftest import Start
 from tests.training.conftest import checkpoint
+from tools.small_models import language_model, small_config
 
 
 @pytest.mark.parametrize(("kind", "full"), [("mlm", False), ("clm", True), ("llama", False)])
@@ -43,7 +46,7 @@ def test_predictions_approach_the_originals(kind: str, full: bool, start: Start,
 def test_accumulated_batches_are_one_batch(kind: str, changes: dict[str, Any], start: Start, tmp_path: Path) -> None:
     """The same inputs in one batch of four, and in four of one; an encoder's masks depend on the batch, so it is asked at all tokens, and
     masks one in a thousand."""
-    masks = {"mask_probability": 1e-9} if kind == "mlm" else {}
+    masks = {"mask_probability": 1e-9, "kl_positions": "all"} if kind == "mlm" else {}
     loss = {
         "finetune_loss": "mixed" if kind == "clm" else "kl", "stage": "2", "full": True, "finetune_steps": 2, "certain": True,
         "optim": "sgd", "finetune_learning_rate": 0.1, **masks, **changes,
@@ -93,9 +96,7 @@ def test_the_original_reads_no_more_than_it_was_trained_for(converted_before: bo
 
 
 def test_the_parts_of_the_loss_add_up(start: Start) -> None:
-    model_args, _, args = start(
-        certain=True, finetune_loss="mixed", kl_factor=3.0, hidden_factor=0.25, temperature=2.0, kl_positions="predicted"
-    )
+    model_args, _, args = start(certain=True, finetune_loss="mixed", kl_factor=3.0, hidden_factor=0.25, temperature=2.0)
     teacher = Teacher.of(model_args, args, "mlm", "cpu")
     student = AutoModelForMaskedLM.from_pretrained(model_args.model).eval()
     with torch.no_grad():
@@ -133,6 +134,18 @@ def test_the_head_runs_where_predictions_are_compared(kind: str, tmp_path: Path,
     torch.testing.assert_close(some, model(input_ids=ids).logits[at])
 
 
+def test_the_heads_of_all_families_can_run_at_some_tokens() -> None:
+    ids, at = torch.randint(10, 60, (2, 12)), torch.rand(2, 12) > 0.5
+    for base in FAMILIES:
+        config = small_config(base, pad_token_id=0, mask_token_id=5)
+        if not config.is_encoder_decoder:
+            model = getattr(transformers, language_model(base))(config).eval()
+            with torch.no_grad(), predictions_at(model, at):
+                some = model(input_ids=ids).logits
+            with torch.no_grad():
+                torch.testing.assert_close(some, model(input_ids=ids).logits[at], msg=base)
+
+
 def test_nan_is_found_in_its_layer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = Teacher.loss
 
@@ -153,7 +166,8 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path) -> None:
         ("temperature must be above 0", {"finetune_loss": "kl", "temperature": 0.0}),
         ("kl_factor must be above 0", {"finetune_loss": "mixed", "kl_factor": 0.0}),
         ("add --finetune_loss kl or mixed", {"hidden_factor": 1.0}),
-        ("add --finetune_loss mixed, or leave it out", {"finetune_loss": "kl", "kl_factor": 2.0}),
+        ("add --finetune_loss kl or mixed", {"kl_positions": "all"}),
+        ("add --finetune_loss mixed or leave it out", {"finetune_loss": "kl", "kl_factor": 2.0}),
         ("cannot be its own teacher; add --teacher", {"finetune_loss": "kl", "model": str(tmp_path / "done"), "mechanism": ""}),
     ]
     for words, changes in cases:
