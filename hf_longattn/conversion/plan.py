@@ -250,7 +250,10 @@ def _generic_config(
     new = old if max_length is None else int(max_length)
     if isinstance(getattr(config, "rope_parameters", None), dict) and old:
         if new < old:
-            raise LengthError(f"The source takes {old} tokens and conversion only extends it: --max-length {new} is too small.")
+            raise LengthError(
+                f"The source takes {old} tokens and conversion only extends it: a maximum length of {new} is too small, give at least "
+                f"{old}."
+            )
         rope = plan_rotary(config, attention, positions, StackLength(old, new))
         config.rope_parameters, config.max_position_embeddings = rope.parameters, rope.max_position_embeddings
         position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
@@ -356,19 +359,20 @@ def stack_lengths(
         LengthError: a length is shorter than the source's, or is the decoder's of a model that is not an encoder-decoder.
     """
 
-    def stack(decoder: bool, wanted: int | None, unasked: int, flag: str) -> StackLength:
+    def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
         old = _source_length(source, architecture, renamed, tables, decoder=decoder)
         new = max(old, unasked) if wanted is None else int(wanted)
         if new < old:
             raise LengthError(
-                f"The source takes {old} tokens and conversion only extends it: {flag} {new} is too small, give at least {old}."
+                f"The source takes {old} tokens and conversion only extends it: a maximum {what} of {new} is too small, give at least "
+                f"{old}."
             )
         return StackLength(old, new)
 
-    text = stack(architecture.decoder_alone, asked.max_length, 0, "--max-length")
+    text = stack(architecture.decoder_alone, asked.max_length, 0, "length")
     if architecture.encoder_decoder:
         follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
-        return text, stack(True, asked.max_decoder_length, follows, "--max-decoder-length")
+        return text, stack(True, asked.max_decoder_length, follows, "decoder length")
     if asked.max_decoder_length is not None:
         raise LengthError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
     return text, None

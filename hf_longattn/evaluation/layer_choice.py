@@ -59,6 +59,11 @@ def choose_layers(divergences: Divergences, layers: Sequence[int], count: int) -
     return KeptLayers(tuple(sorted(others["chosen"])), importance, compared["chosen"], nothing, {**compared, "none": nothing})
 
 
+def layers_keep(kept: Sequence[int]) -> str:
+    """The beginning of a sentence, subject and verb: "Layers 0, 3 keep"."""
+    return f"Layer {kept[0]} keeps" if len(kept) == 1 else f"Layers {', '.join(map(str, sorted(kept)))} keep"
+
+
 def number_of_layers(asked: float, layers: int, option: str) -> int:
     """Layers that keep softmax attention: ``asked`` itself, or that share of them (below 1).
 

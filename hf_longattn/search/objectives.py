@@ -38,11 +38,7 @@ class HeldOutLoss:
     what = "nats per predicted token"
 
     def __init__(self, model: SearchedModel, text: SearchText, pieces: int, transferred: Transferred | None = None) -> None:
-        if not predicts_tokens(model):
-            raise OptionError(
-                f"{model.source.name!r} is a {model.original.architecture.source_class}, which predicts no tokens, so it has no held-out "
-                "loss; add --objective kl, or give a checkpoint with its language-modelling head."
-            )
+        check_predicts_tokens(model)
         self.model, self.transferred = model, transferred or {}
         self.inputs: list[tuple[Tensor, Tensor]] = []
         causal = model.original.shape.causal
@@ -118,6 +114,19 @@ def predicts_tokens(model: SearchedModel) -> bool:
     architecture: Any = model.original.architecture
     config: Any = model.original.config
     return not getattr(config, "is_encoder_decoder", False) and architecture.source_class.endswith(LANGUAGE_MODELS)
+
+
+def check_predicts_tokens(model: SearchedModel) -> None:
+    """Refuse a checkpoint that has no held-out loss.
+
+    Raises:
+        OptionError: it has no language-modelling head.
+    """
+    if not predicts_tokens(model):
+        raise OptionError(
+            f"{model.source.name!r} is a {model.original.architecture.source_class}, which predicts no tokens, so it has no held-out "
+            "loss; add --objective kl, or give a checkpoint with its language-modelling head."
+        )
 
 
 def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:

@@ -20,6 +20,7 @@ from ..conversion.report import versions
 from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
 from ..errors import LengthError, OptionError
+from ..evaluation.layer_choice import layers_keep
 from .budget import Budget
 from .candidates import FULL, read_candidates, unsuitable
 from .costs import LayerCosts
@@ -27,7 +28,7 @@ from .design import Design, Priced, unique
 from .folder import COSTS, SCORES, SearchFolder, opened_folder
 from .layers import choose_full_layers
 from .model import SearchedModel
-from .objectives import Divergence, HeldOutLoss, Transferred
+from .objectives import Divergence, HeldOutLoss, Transferred, check_predicts_tokens
 from .plot import check_drawing
 from .result import LayerRow, SearchResult
 from .study import DesignStudy, check_trials, run_workers
@@ -231,7 +232,8 @@ class Search:
     def run(self) -> SearchResult:
         model, asked = self.model, self.asked
         found = len(self.text.pieces(self.length, asked.pieces))
-        if asked.trials:
+        if asked.trials and asked.objective == "loss":
+            check_predicts_tokens(model)
             found = min(found, len(self.text.pieces(model.length, asked.pieces)))
         if found < asked.pieces:
             self.notes.append(f"The text is enough for {found} of {asked.pieces} pieces; a longer one gives a surer choice.")
@@ -352,10 +354,9 @@ class Search:
         divergence = Divergence(model, self.text, asked.pieces, self.length, transferred)
         found = choose_full_layers(divergence, self.candidates[0], model.own_design, asked.full_layers, asked.model, self.progress)
         table = Table([{} for _ in range(model.layers)])
-        kept = ", ".join(str(one) for one in sorted(found.kept))
         reason = (
-            f"Layers {kept} keep the checkpoint's attention: restoring each of them alone reduces the KL divergence from the checkpoint "
-            f"most; with them it is {found.divergence:.4f} nats, {found.nothing:.4f} without any."
+            f"{layers_keep(found.kept)} the checkpoint's attention: of all layers, restored one at a time, the KL divergence from the "
+            f"checkpoint falls most there. It is {found.divergence:.4f} nats with this choice, {found.nothing:.4f} without any full layer."
         )
         chosen = prices.priced(found.design, loss=found.divergence)
         return self._result(

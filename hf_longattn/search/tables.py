@@ -146,5 +146,5 @@ def refuse_budget(budget: Budget, cheapest: Design, least: float, prices: Prices
     offered = budget.like(least, prices.full_seconds)
     return OptionError(
         f"No design meets the budget of {budget}: the cheapest, {cheapest}, needs {offered}; give --budget {offered}, or a cheaper "
-        "--candidate."
+        "--candidate of `longattn search`."
     )

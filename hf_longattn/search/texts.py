@@ -45,7 +45,7 @@ class SearchText:
         if not found:
             raise LengthError(
                 f"The {self.source.described} has {self.source.tokens:,} tokens, but the search reads {length:,} at once; give a longer "
-                f"text, or --length {self.source.tokens}."
+                "text."
             )
         return found
 

@@ -109,7 +109,7 @@ def test_lengths_beside_the_weights_follow(checkpoint: Callable[..., Path], tmp_
 
 
 def test_bad_input(built: Built, checkpoint: Callable[..., Path]) -> None:
-    with pytest.raises(LengthError, match=r"--max-decoder-length 10 is too small, give at least 64"):
+    with pytest.raises(LengthError, match=r"a maximum decoder length of 10 is too small, give at least 64"):
         plan_conversion(built(BART), max_decoder_length=10)
     with pytest.raises(LengthError, match=r"--max-length 10 is too small"):
         plan_conversion(built(BART), max_length=10)

@@ -139,6 +139,7 @@ def test_a_checkpoint_without_a_head_has_no_loss(encoder: Path, text: Path, tmp_
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "headless")
     with pytest.raises(OptionError, match="is a BertModel, which predicts no tokens"):
         search_design(tmp_path / "headless", text, tmp_path / "study", trials=3, **SETTINGS)
+    assert not (tmp_path / "study").exists()  # so that the command can be typed again with --objective kl
     with pytest.raises(OptionError, match="has no head whose predictions could be compared"):
         search_design(tmp_path / "headless", text, tmp_path / "other", score="kl", **SETTINGS)
 

@@ -21,6 +21,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.layer_choice import layers_keep
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TaskArguments, TextDataArguments
@@ -359,8 +360,8 @@ def markdown(report: dict[str, Any]) -> str:
         choices = ", ".join(f"{name} {found:.4f}" for name, found in chosen["compared"].items())
         lines += [
             "",
-            f"Layers {', '.join(map(str, chosen['kept']))} keep softmax attention. What restoring a layer alone gains, in nats of KL "
-            f"divergence from the original: {gains}. The divergence by choice of these layers: {choices}.",
+            f"{layers_keep(chosen['kept'])} softmax attention. What restoring a layer alone gains, in nats of KL divergence from the "
+            f"original: {gains}. The divergence by choice of these layers: {choices}.",
         ]
     if kl is not None:
         lines += [

@@ -121,7 +121,7 @@ def test_one_option_of_a_distillation(kind: str, stage: str, start: Start, tmp_p
         assert config["long_attention"]["layers"] == {str(kept[0]): {"mechanism": "full"}}
         assert len({name.split("long_attention")[0] for name in load_file(folder / "model.safetensors") if "long_attention" in name}) == 1
     page = (tmp_path / "out" / "distillation_report.md").read_text()
-    assert f"Layers {kept[0]} keep softmax attention" in page
+    assert f"Layer {kept[0]} keeps softmax attention" in page
     assert "with softmax layers" in page
 
 
