@@ -25,7 +25,7 @@ from hf_longattn.evaluation.layer_choice import layers_keep
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TaskArguments, TextDataArguments
-from hf_longattn.training.attention_distillation.layers import keep_softmax
+from hf_longattn.training.attention_distillation.layers import keep_softmax, number_to_restore
 from hf_longattn.training.attention_distillation.matching import (
     Batch,
     Factors,
@@ -46,7 +46,7 @@ from hf_longattn.training.attention_distillation.rates import (
     write_rates,
 )
 from hf_longattn.training.attention_distillation.student import load_student, low_rank_updates, processes
-from hf_longattn.training.attention_distillation.teacher import Teacher
+from hf_longattn.training.attention_distillation.teacher import Teacher, check_original
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.lm import input_length, load_lm, read_documents, special_tokens
@@ -93,6 +93,10 @@ def distill_attention(
     training_args.check_length(length)
     if training_args.runs(1):
         check_learns(model)
+    if training_args.softmax_layers:  # what later steps refuse is refused before stage 1, which may take hours
+        number_to_restore(model, training_args.softmax_layers)
+    if training_args.runs(2) and training_args.needs_teacher:
+        check_original(model_args)
     with processes().main_process_first():
         documents, held_out = read_documents(data_args, training_args.seed)
     collate = collator(tokenizer, objective, length, data_args.mask_probability, training_args.seed)

@@ -35,15 +35,10 @@ def keep_softmax(model: PreTrainedModel, asked: float, batches: Sequence[Batch])
         asked: how many layers keep softmax attention: a number, or below 1 a share of all layers. Those that have it already count.
         batches: held-out inputs with labels.
     Raises:
-        OptionError: none or all of the layers, as many as have it already, or mechanisms that change nothing on these inputs.
+        OptionError: as of :func:`number_to_restore`, or mechanisms that change nothing on these inputs.
     """
-    sites = own_sites(model)
-    count = number_of_layers(asked, len(sites), "softmax_layers")
-    cheap = [layer for layer, site in sites.items() if _mechanism(site).name != SOFTMAX]
-    already = len(sites) - len(cheap)
-    if count <= already:
-        raise OptionError(f"softmax_layers asks for {count}, and {already} of the layers have softmax attention already; leave it out")
-    found = choose_layers(lambda sets: divergences(model, sets, batches), cheap, count - already)
+    cheap = [layer for layer, site in own_sites(model).items() if _mechanism(site).name != SOFTMAX]
+    found = choose_layers(lambda sets: divergences(model, sets, batches), cheap, number_to_restore(model, asked))
     if found is None:
         raise OptionError(
             "the predictions are those of softmax attention with the mechanism in every layer, so no layer is more important than another; "
@@ -52,6 +47,20 @@ def keep_softmax(model: PreTrainedModel, asked: float, batches: Sequence[Batch])
     found = broadcast_object_list([found])[0]  # sums may differ in the last digit between processes
     restore_softmax(model, found.kept)
     return found
+
+
+def number_to_restore(model: PreTrainedModel, asked: float) -> int:
+    """How many layers are given softmax attention back, if ``asked`` have it in the end.
+
+    Raises:
+        OptionError: none or all of the layers, or as many as have it already.
+    """
+    sites = own_sites(model)
+    count = number_of_layers(asked, len(sites), "softmax_layers")
+    already = sum(_mechanism(site).name == SOFTMAX for site in sites.values())
+    if count <= already:
+        raise OptionError(f"softmax_layers asks for {count}, and {already} of the layers have softmax attention already; leave it out")
+    return count - already
 
 
 def own_sites(model: PreTrainedModel) -> dict[int, AttentionSite]:

@@ -56,12 +56,8 @@ class Teacher:
             CheckpointError: it cannot be loaded.
             OptionError: only a fine-tuned model is given, so that the original is unknown.
         """
+        check_original(model_args)
         name = model_args.teacher or model_args.model
-        if not model_args.teacher and not model_args.mechanism and _was_finetuned(Path(name)):
-            raise OptionError(
-                f"stage 2 has changed the weights of {name!r}, so it cannot be its own teacher; add --teacher with the checkpoint that it "
-                "was converted from"
-            )
         model, tokenizer, _ = load_lm(name, objective)
         length = _length_before_conversion(Path(name)) or longest_input(model, tokenizer)
         factors = args.finetune_factors
@@ -129,6 +125,19 @@ def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
     """``(B, N)`` bool: the tokens that are not padding."""
     mask = inputs.get("attention_mask")
     return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def check_original(model_args: DistillationModelArguments) -> None:
+    """Refuse a model whose original is unknown.
+
+    Raises:
+        OptionError: the original is ``--model`` itself, and stage 2 has changed its weights.
+    """
+    if not model_args.teacher and not model_args.mechanism and _was_finetuned(Path(model_args.model)):
+        raise OptionError(
+            f"stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
+            "that it was converted from"
+        )
 
 
 def _was_finetuned(folder: Path) -> bool:

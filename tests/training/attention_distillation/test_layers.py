@@ -16,7 +16,7 @@ import hf_longattn  # noqa: F401 (registers the long models)
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.layer_choice import choose_layers, number_of_layers
-from hf_longattn.training.attention_distillation.distill import distill_attention
+from hf_longattn.training.attention_distillation.distill import Stages, distill_attention
 from hf_longattn.training.attention_distillation.layers import divergences, keep_softmax, own_sites, with_softmax
 from tests.training.attention_distillation.conftest import Start
 from tests.training.conftest import checkpoint
@@ -136,3 +136,9 @@ def test_bad_input_is_a_sentence(start: Start) -> None:
     for words, changes in cases:
         with pytest.raises(OptionError, match=re.escape(words)):
             distill_attention(*start(certain=True, transfer_steps=1, overwrite=True, **changes))
+
+
+def test_too_many_softmax_layers_are_refused_before_stage_1(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stages, "all_stages", lambda *given: pytest.fail("trained"))
+    with pytest.raises(OptionError, match="1 to 1 of them can keep"):
+        distill_attention(*start(certain=True, softmax_layers=2.0))
