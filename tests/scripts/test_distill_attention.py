@@ -116,9 +116,10 @@ def test_the_table_of_stages(
 )
 def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given: list[str], further: list[str]) -> None:
     script, weights_file = str(repository / "scripts" / "distill_attention.py"), tmp_path / "short" / "model.safetensors"
-    scales = {"attention": 30.0, "word_embeddings": 20.0}  # predictions depend on the attention
-    scaled = {name: value * next((scales[part] for part in scales if part in name), 1.0) for name, value in load_file(weights_file).items()}
-    save_file(scaled, weights_file, metadata={"format": "pt"})
+    if further:  # predictions shall depend on the attention
+        scales, weights = {"attention": 30.0, "word_embeddings": 20.0}, load_file(weights_file)
+        scaled = {name: value * next((scales[part] for part in scales if part in name), 1.0) for name, value in weights.items()}
+        save_file(scaled, weights_file, metadata={"format": "pt"})
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Stage 2 masks tokens and drops units in each process by its own draws: in the first steps of a warm-up these hardly count.
     common = [*given, "--mechanism", "hedgehog", "--full", "True", "--save_steps", "2", "--warmup_steps", "30", *further]
@@ -133,10 +134,10 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
     assert one.get("softmax_layers", {}).get("kept") == two.get("softmax_layers", {}).get("kept")
     for stage, found in one.get("learning_rates", {}).items():
         assert found["held_out"] == pytest.approx(two["learning_rates"][stage]["held_out"], abs=1e-3)
-    assert two["stage2"]["loss"] == pytest.approx(one["stage2"]["loss"], abs=1e-4)
-    weights = [load_file(tmp_path / output / "model.safetensors") for output in ("one", "two")]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
+    assert two["stage2"]["loss"] == pytest.approx(one["stage2"]["loss"], abs=1e-3 if further else 1e-4)
+    trained = [load_file(tmp_path / output / "model.safetensors") for output in ("one", "two")]
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
 
 
 def test_settings_come_from_recipe_and_command_line(repository: Path, tmp_path: Path) -> None:
