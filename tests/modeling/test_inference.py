@@ -17,6 +17,7 @@ from hf_longattn.errors import BackendError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.modeling import inference
 from hf_longattn.modeling.fast_linear import FusedPart, Int8Linear, PackedLinear
 from hf_longattn.modeling.inference import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
@@ -198,6 +199,24 @@ class TestPacking:
         expected = model.generate(**inputs, **options)
         assert torch.equal(copy.deepcopy(model).optimize_for_inference("fp32").generate(**inputs, **options), expected)
         assert model.optimize_for_inference("int8").generate(**inputs, **options).shape == expected.shape
+
+
+def test_feed_forward_blocks_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a copy of the model runs its own blocks."""
+    model = long_model("bert", None, WINDOW)
+    inputs, whole = batch(100), copy.deepcopy(model).optimize_for_inference("int8", pack=False)
+    with torch.no_grad():
+        expected = whole(**inputs).last_hidden_state
+        monkeypatch.setattr(inference, "PIECE", 48)  # 16 tokens of each of three rows
+        copied = copy.deepcopy(whole)
+        seen: list[int] = []
+        block = copied.encoder.layer[0]
+        block.intermediate.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+        assert torch.equal(copied(**inputs).last_hidden_state, expected)
+        assert seen == [16] * 6 + [4]
+        assert torch.equal(whole(**inputs).last_hidden_state, expected)
+        assert len(seen) == 7
+    assert "feed_forward_chunk" not in vars(copy.deepcopy(model).optimize_for_inference("bf16").encoder.layer[0])
 
 
 def test_models_without_a_long_class() -> None:
