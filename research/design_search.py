@@ -97,7 +97,7 @@ class Walk:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.work = options, options.work_dir
         self.work.mkdir(parents=True, exist_ok=True)
-        self.model = options.model.resolve()
+        self.model = options.model
         self.tokenizer = AutoTokenizer.from_pretrained(self.model)
 
     def longattn(self, name: str, *words: str | Path) -> None:
