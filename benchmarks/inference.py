@@ -177,13 +177,14 @@ def markdown(record: dict[str, Any]) -> str:
         rows.append([key, *cells, *(f"{loss[str(length)]['loss']:.3f}" if loss else "" for length in LOSS_LENGTHS)])
     header = ["model", *INPUTS, *(f"loss, {length:,} tokens" for length in LOSS_LENGTHS)]
     about, lengths = record["machine"], mixed_lengths()
+    note = f" {record['note']}" if "note" in record else ""
     equal = ", ".join(f"{name}: {value:.0e}" if value else f"{name}: 0" for name, value in record["differences"].items())
     return (
         "Seconds of processor time of one thread for a base-sized encoder with `longformer`, window 512; how many times as fast as BERT "
         f"with SDPA in fp32 (in the same precision). *Mixed lengths*: {len(lengths)} documents of {statistics.fmean(lengths):,.0f} tokens "
         f"on average, padded to {max(lengths):,}. Losses are nats per masked token of the trained reference encoder (4 layers of width "
         f"256) on {TEXTS} held-out source files; BERT reads them in pieces of 512 tokens.\n\n"
-        f"{markdown_table(header, rows)}\n\nLargest differences of hidden states, before timing: {equal} (relative).\n\n"
+        f"{markdown_table(header, rows)}\n\nLargest differences of hidden states, before timing: {equal} (relative).{note}\n\n"
         f"*{about['processor']}, 1 thread, torch {about['torch']}, transformers {about['transformers']}, {about['date']}*\n"
     )
 

@@ -171,9 +171,9 @@ class Study:
                     settings: dict[str, Any] = {"mechanism": row.mechanism, "max_length": LENGTHS[-1], "dtype": "fp32", "verify": False}
                     hf_longattn.convert_checkpoint(self.original(row.model), source, **settings, **row.settings)
                 if name != BEFORE:
-                    hf_longattn.compress_checkpoint(
-                        source, target, method=name, text=importance_text(self.work), length=LENGTHS[0], documents=PIECES.get(name, 1)
-                    )
+                    length = LENGTHS[-1] if name == "prune-heads" else LENGTHS[0]  # patterns by head number show at length only
+                    given: dict[str, Any] = {"text": importance_text(self.work), "length": length, "documents": PIECES.get(name, 1)}
+                    hf_longattn.compress_checkpoint(source, target, method=name, **given)
                 cell = measured(row.model, source if name == BEFORE else target, read, self.count(row))
             except LongAttentionError as error:
                 cell = {"refused": str(error)}

@@ -153,6 +153,15 @@ def test_pruning_twice_and_training_goes_on(saved: Saved, tmp_path: Path) -> Non
     assert torch.equal(outputs(tmp_path / "again"), outputs(tmp_path / "twice"))
 
 
+def test_heads_that_differ_on_long_inputs_only(saved: Saved, tmp_path: Path) -> None:
+    """BigBird's random blocks are drawn by head number; an input of 512 tokens is within the blocks that every head sees."""
+    words = long_model("bert", "BertForMaskedLM", {"mechanism": "bigbird"}, max_position_embeddings=1024)
+    words.save_pretrained(tmp_path / "bigbird")
+    with pytest.raises(CheckpointError, match="so nothing was kept"):
+        compress_checkpoint(tmp_path / "bigbird", tmp_path / "heads", method="prune-heads", documents=2)
+    assert not (tmp_path / "heads").exists()
+
+
 def test_the_least_important_head_goes(saved: Saved, tmp_path: Path) -> None:
     source = saved()
     model = AutoModelForMaskedLM.from_pretrained(source)
