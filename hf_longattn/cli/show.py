@@ -208,7 +208,7 @@ def show_compression(report: CompressionReport) -> None:
     for column in ("", "before", "after"):
         table.add_column(column, overflow="fold", justify="left" if not column else "right")
     for length, loss in before["loss"].items():
-        both = (f"{one['loss']:.3f} ± {one['loss_se']:.3f}" for one in (loss, after["loss"][length]))
+        both = (f"{one['loss']:.3f}" + f" ± {one['loss_se']:.3f}" * (one["documents"] > 1) for one in (loss, after["loss"][length]))
         table.add_row(f"loss at {int(length):,} tokens, nats", *both)
     table.add_row("one pass, seconds", *(f"{one['seconds']:.2f}" for one in (before, after)))
     table.add_row("weights, MB", *(f"{one['bytes'] / 1e6:,.1f}" for one in (before, after)))

@@ -95,7 +95,7 @@ def _mechanisms(found: Diagnosis) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     front = set(found.front())
     for number in found.applicable():
-        candidate, kept = found.candidates[number], at.captured()[..., number].mean(1)
+        candidate, kept = found.candidates[number], at.captured()[..., number].nanmean(1)
         chosen = best is not None and candidate is best.candidate
         style = "bold green" if chosen else "" if number in front else "dim"
         least = f"{percent(float(kept.min()))} ({int(kept.argmin())})"

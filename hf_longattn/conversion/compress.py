@@ -151,12 +151,27 @@ def _quantised(subject: Subject, config: Callable[[Any], Any]) -> Compressed:
     from transformers import TorchAoConfig
 
     model = subject.model
+    check_linear_layers(model)
     outside = {name for name, module in model.named_children() if module is not model.base_model}
     left = [r".*long_attention", *sorted(outside)]
     chosen = TorchAoConfig(config(quantization), modules_to_not_convert=left)
     with checkpoint_errors(f"torchao cannot quantise {type(model).__name__}"):
         made = subject.load(subject.folder, quantization_config=chosen, dtype=torch.bfloat16)
     return Compressed(made, made)
+
+
+def check_linear_layers(model: Any) -> None:
+    """Refuse a model of which torchao would quantise nothing, and say nothing.
+
+    Raises:
+        OptionError: its layers are no ``nn.Linear`` (those of GPT-2 are transformers' ``Conv1D``).
+    """
+    layers = (name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear))
+    if not any("long_attention" not in name for name in layers):
+        raise OptionError(
+            f"{type(model).__name__} has no nn.Linear layers, which torchao quantises (GPT-2 has Conv1D); choose --method bf16 or "
+            "magnitude."
+        )
 
 
 def int8(subject: Subject) -> Compressed:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .candidates import Candidate, full_pairs
 from .layer_attention import MEANS, SINK
@@ -73,12 +73,16 @@ class LengthDiagnosis:
     seconds: float
 
     def captured(self) -> Tensor:
-        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan where not applicable."""
-        return torch.stack([layer.captured for layer in self.layers])
+        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan where not applicable, and for heads that a layer lacks."""
+        return stack_heads([layer.captured for layer in self.layers])
 
     def number(self, name: str) -> Tensor:
-        """One of :data:`~hf_longattn.diagnostics.layer_attention.MEANS`, ``(layers, H)``."""
-        return torch.stack([layer.numbers[name] for layer in self.layers])
+        """One of :data:`~hf_longattn.diagnostics.layer_attention.MEANS`, ``(layers, H)``; nan for heads that a layer does not have."""
+        return stack_heads([layer.numbers[name] for layer in self.layers])
+
+    def needle(self) -> Tensor:
+        """Mass on the needle, mean over depths, ``(layers, H)``; nan for heads that a layer does not have."""
+        return stack_heads([layer.needle for layer in self.layers]).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Diagnosis:
 
     def mass(self, number: int, length: int | None = None) -> float:
         """The mass that a candidate keeps, mean over layers and heads."""
-        return float(self.at(length).captured()[..., number].mean())
+        return float(self.at(length).captured()[..., number].nanmean())
 
     def cost(self, number: int, length: int | None = None) -> float:
         """A candidate's query–key products as a share of full attention's."""
@@ -174,7 +178,7 @@ class Diagnosis:
         does, the one that keeps most for at most half of that cost. Costs are those at the longest length. Where
         positions were extended, only candidates count that see no further than the model did, if there are any: beyond, positions are
         seen that were never trained together. ``None`` if no candidate is cheaper than full attention."""
-        at, kept = self.judged.length, self.judged.captured().mean((0, 1)).tolist()
+        at, kept = self.judged.length, self.judged.captured().nanmean((0, 1)).tolist()
         cheaper = [number for number in self.applicable() if self.cost(number) < 1]
         if self.trained_length is not None:
             cheaper = [number for number in cheaper if (self.last.reaches[number] or self.last.length) <= self.trained_length] or cheaper
@@ -183,7 +187,7 @@ class Diagnosis:
         if not half:
             return None
         chosen = keeping[0] if keeping else max(half, key=kept.__getitem__)
-        by_layer = self.judged.captured()[..., chosen].mean(1)
+        by_layer = self.judged.captured()[..., chosen].nanmean(1)
         layer = int(by_layer.argmin())
         candidate = self.candidates[chosen]
         words = ["SHORT" if self.is_long else self.model, "DST", *candidate.flags, "--max-length", str(self.last.length)]
@@ -192,7 +196,7 @@ class Diagnosis:
 
     def conclusion(self) -> str:
         """What the numbers say at the longest length, in one sentence or two."""
-        spread = self.last.number("effective_tokens").mean(1)
+        spread = self.last.number("effective_tokens").nanmean(1)
         widest, narrowest = int(spread.argmax()), int(spread.argmin())
         told = f"At {self.last.length:,} tokens the heads of layer {widest} spread over {_tokens(float(spread[widest]))}"
         if widest != narrowest:
@@ -208,8 +212,8 @@ class Diagnosis:
         first, last = self.lengths[0], self.last
         if first is last:
             return ""
-        before, after = (float(one.number("effective_tokens").mean()) for one in (first, last))
-        largest = [float(one.number("largest_weight").mean()) for one in (first, last)]
+        before, after = (float(one.number("effective_tokens").nanmean()) for one in (first, last))
+        largest = [float(one.number("largest_weight").nanmean()) for one in (first, last)]
         growth = math.log(after / before) / math.log(last.length / first.length)
         kind = "almost as fast as the text" if growth > 0.8 else "more slowly than the text" if growth > 0.2 else "hardly"
         return (
@@ -222,9 +226,10 @@ class Diagnosis:
         """``(layer, head, share)`` of the heads with the most mass on the needle at the longest length, mean over depths."""
         if self.needle is None:
             return []
-        shares = torch.stack([layer.needle for layer in self.last.layers]).mean(-1)
+        shares = self.last.needle().nan_to_num(-1)
         order = shares.flatten().argsort(descending=True)[:count].tolist()
-        return [(one // shares.shape[1], one % shares.shape[1], float(shares.flatten()[one])) for one in order]
+        found = [(one // shares.shape[1], one % shares.shape[1], float(shares.flatten()[one])) for one in order]
+        return [one for one in found if one[2] >= 0]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -287,6 +292,11 @@ class Diagnosis:
                 for layer in found.layers
             ],
         }
+
+
+def stack_heads(layers: Sequence[Tensor]) -> Tensor:
+    """``(layers, H, ...)`` of one tensor ``(heads, ...)`` per layer; nan where a layer has fewer than ``H`` heads, as after pruning."""
+    return pad_sequence(list(layers), batch_first=True, padding_value=math.nan)
 
 
 def costs(candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int) -> list[int]:

@@ -18,7 +18,7 @@ from ..errors import LengthError, OptionError
 from ..mechanisms.base import KeptKeys
 from ..modeling.family import longest_input
 from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates
-from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, costs, reaches
+from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, costs, reaches, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
 from .loading import load_for_diagnosis, refuse_longer
 from .texts import DiagnosisText, Needle
@@ -166,7 +166,7 @@ def captured_mass(
     layers = _Layers(chosen, reasons, sampled_rows(len(ids), queries, seed))
     with watching(stack, layers.see):
         run_stack(stack, ids)
-    mass = torch.stack([found["captured"] for found in layers.means()])
+    mass = stack_heads([found["captured"] for found in layers.means()])
     length, causal = len(ids), is_causal(stack)
     return CapturedMass(
         tuple(chosen), mass, tuple(costs(chosen, reasons, length, causal, *layers.shape)), full_pairs(length, causal), reasons

@@ -8,7 +8,6 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-import torch
 from torch import Tensor
 
 from .diagnosis import ENOUGH, Diagnosis, LengthDiagnosis, percent
@@ -84,7 +83,7 @@ def _advice(diagnosis: Diagnosis) -> str:
 def _spread(diagnosis: Diagnosis) -> str:
     """Effective tokens against length, a line for each layer."""
     lengths = [one.length for one in diagnosis.lengths]
-    means = [one.number("effective_tokens").mean(1).tolist() for one in diagnosis.lengths]
+    means = [one.number("effective_tokens").nanmean(1).tolist() for one in diagnosis.lengths]
     count = len(means[0])
     low = max(1.0, min(min(row) for row in means) / 1.5)
     order = sorted(range(count), key=lambda layer: means[-1][layer])
@@ -112,7 +111,8 @@ def _heads(diagnosis: Diagnosis) -> str:
     for name, words, meaning in views:
         for found in diagnosis.lengths:
             values = _values(found, name)
-            shades = (values / values.max().clamp(min=1e-9)).clamp(min=0).sqrt() if name in SCALED else values
+            known = values.nan_to_num(0.0)
+            shades = (known / known.max().clamp(min=1e-9)).clamp(min=0).sqrt() if name in SCALED else known
             shown = [[_cell(value, name) for value in row] for row in values.tolist()]
             titles = [[f"layer {layer}, head {head}: {text}" for head, text in enumerate(row)] for layer, row in enumerate(shown)]
             rows, heads = ([str(one) for one in range(size)] for size in values.shape)
@@ -171,7 +171,7 @@ def _needle(diagnosis: Diagnosis) -> str:
 
     lines = [
         line("equal weights", [one.needle_uniform for one in diagnosis.lengths], "equal", "var(--mark)", dashed=True),
-        line("mean of all heads", [float(value.mean()) for value in values], "mean", "var(--ink)"),
+        line("mean of all heads", [float(value.nanmean()) for value in values], "mean", "var(--ink)"),
     ]
     for place, (layer, head, _) in enumerate(found):
         shares = [float(value[layer, head]) for value in values]
@@ -217,7 +217,7 @@ def _mechanisms(diagnosis: Diagnosis) -> str:
     places = {number: place for place, number in enumerate(order, 1)}
     marks, rows = [], []
     for number in order:
-        candidate, kept, place = diagnosis.candidates[number], at.captured()[..., number].mean(1), places[number]
+        candidate, kept, place = diagnosis.candidates[number], at.captured()[..., number].nanmean(1), places[number]
         told = f"{place}. {candidate}: keeps {percent(mass[number])}, costs {percent(cost[number])} of full attention"
         chosen = best is not None and candidate is best.candidate
         marks.append(Mark(cost[number], mass[number], str(place), told, number in front, chosen))
@@ -248,7 +248,7 @@ def _mechanisms(diagnosis: Diagnosis) -> str:
 
 def _by_layer(diagnosis: Diagnosis, front: Sequence[int], places: Mapping[int, int]) -> str:
     """Layers × the candidates of the front, under their numbers in the table."""
-    kept = diagnosis.judged.captured().mean(1)[:, list(front)].tolist()
+    kept = diagnosis.judged.captured().nanmean(1)[:, list(front)].tolist()
     texts = [[f"{100 * share:.0f}" for share in row] for row in kept]
     titles = [
         [f"layer {layer}: {diagnosis.candidates[number]} keeps {percent(share)}" for number, share in zip(front, row, strict=True)]
@@ -322,10 +322,12 @@ def _length_axis(lengths: Sequence[int]) -> Axis:
 
 def _values(found: LengthDiagnosis, name: str) -> Tensor:
     """``(layers, H)`` of a number of :data:`VIEWS`."""
-    return torch.stack([layer.needle for layer in found.layers]).mean(-1) if name == "needle" else found.number(name)
+    return found.needle() if name == "needle" else found.number(name)
 
 
 def _cell(value: float, name: str) -> str:
+    if math.isnan(value):
+        return "–"
     if name == "effective_tokens":
         return _thousands(value) if value >= 9.95 else f"{value:.1f}"
     return percent(value).replace(" %", "%")

@@ -187,10 +187,19 @@ def _looks_both_ways(config: Any) -> bool:
     return both and not getattr(config, "is_decoder", False)
 
 
+def check_trains(config: Any, name: str) -> None:
+    """Refuse a family without a model that predicts masked or next tokens.
+
+    Raises:
+        CheckpointError: with one sentence.
+    """
+    if config.model_type not in {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head")
+
+
 def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    check_trains(config, name)
     architecture = (config.architectures or [""])[0]
     if architecture.endswith(("ForCausalLM", "LMHeadModel")) or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head")
         return "clm"
     return "mlm" if tokenizer.mask_token is not None else "clm"

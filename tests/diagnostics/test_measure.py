@@ -13,7 +13,8 @@ import torch
 import transformers
 
 import hf_longattn
-from hf_longattn.diagnostics import Diagnosis, Needle, captured_mass, diagnose
+from hf_longattn import compress_checkpoint, convert_checkpoint
+from hf_longattn.diagnostics import Diagnosis, Needle, captured_mass, diagnose, html_page
 from hf_longattn.diagnostics.candidates import Candidate, usual_candidates
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, LongAttentionError, OptionError, UnknownMechanismError
 from hf_longattn.mechanisms import list_mechanisms
@@ -243,3 +244,19 @@ def test_memory_is_linear_in_the_length() -> None:
         found.append(float(out.stdout.split()[-1]))
     assert found[2] < 1500, found
     assert found[2] / found[0] < 6, found
+
+
+def test_layers_may_have_different_numbers_of_heads(checkpoint: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", window=32, verify=False)
+    compress_checkpoint(tmp_path / "long", tmp_path / "pruned", method="prune-heads", share=0.25, documents=1, length=64)
+    fewer = json.loads((tmp_path / "pruned" / "config.json").read_text())["kept_heads"]
+    kept = [fewer.get(str(layer), 4) for layer in range(3)]
+    assert len(set(kept)) > 1
+    found = diagnose(tmp_path / "pruned", text, lengths=[64, 128], candidates=["window:window=16"], queries=16)
+    entropy = found.last.number("entropy")
+    assert (~entropy.isnan()).sum(1).tolist() == kept
+    assert found.mass(0) == pytest.approx(float(torch.cat([layer.captured[:, 0] for layer in found.last.layers]).mean()))
+    assert all(head < kept[layer] for layer, head, _ in found.needle_heads(12))
+    page = html_page(found)
+    assert "nan" not in page
+    assert "nan" not in (found.conclusion() + found.dilution() + json.dumps(found.to_dict())).lower()

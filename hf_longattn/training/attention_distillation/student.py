@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion.convert import LANGUAGE_MODELS
 from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
-from hf_longattn.training.lm import load_lm
+from hf_longattn.training.lm import check_trains, load_lm
 
 CONVERTED = "converted"
 SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
@@ -37,13 +38,16 @@ def load_student(
 
     Raises:
         CheckpointError: it cannot be loaded, or the teacher differs in shape.
-        OptionError: it has not been converted and no mechanism is given.
+        OptionError: it has not been converted and no mechanism is given, or it predicts no tokens.
     """
     source = model_args.model
     if model_args.mechanism:
         source = str(training_args.folder / CONVERTED)
         if processes().is_main_process and not (training_args.resume and Path(source, "config.json").exists()):
-            length = _grown(model_args.model, data_args.max_length)
+            plan = plan_conversion(model_args.model, long_attention=model_args.attention())
+            check_trains(plan.architecture.source_config, model_args.model)
+            check_head(model_args.model, plan.architecture.source_class, training_args.runs(2))
+            length = max(plan.old_length, data_args.max_length or 0)  # training inputs may be shorter than the model
             convert_checkpoint(model_args.model, source, long_attention=model_args.attention(), max_length=length, overwrite=True)
         processes().wait_for_everyone()
     model, tokenizer, objective = load_lm(source, model_args.objective)
@@ -52,6 +56,7 @@ def load_student(
             f"{model_args.model!r} has no long attention yet; add --mechanism NAME, or convert it first: "
             f"longattn convert {model_args.model} DST --mechanism NAME"
         )
+    check_head(model_args.model, (model.config.architectures or [""])[0], training_args.runs(2))
     if model_args.teacher:
         model = with_weights_of(model_args.teacher, model)
     return model, tokenizer, objective
@@ -91,13 +96,20 @@ def check_shape(teacher: str, student: PreTrainedModel) -> None:
         )
 
 
-def _grown(model: str, max_length: int | None) -> int | None:
-    """The length to convert to; ``None`` keeps the model's if training inputs are no longer."""
-    try:
-        own = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 0)
-    except (OSError, ValueError):
-        return max_length  # the conversion reports what is wrong
-    return max_length if max_length is not None and max_length > own else None
+def check_head(name: str, architecture: str, stage_2: bool) -> None:
+    """Refuse a checkpoint whose head predicts no tokens: a language-modelling head of random weights would replace it.
+
+    Without a head at all, stage 1 can run, since it compares attention outputs alone.
+
+    Raises:
+        OptionError: it has another head, or none for stage 2.
+    """
+    predicts = architecture.endswith((*LANGUAGE_MODELS, "ForConditionalGeneration"))
+    if not architecture or predicts or (architecture.endswith("Model") and not stage_2):
+        return
+    raise OptionError(
+        f"{name!r} is a {architecture}, which predicts no tokens; give the checkpoint with a language-modelling head that it was made from"
+    )
 
 
 @contextmanager

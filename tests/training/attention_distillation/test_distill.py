@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
@@ -145,6 +153,22 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTra
     for error, words, changes in cases:
         with pytest.raises(error, match=words):
             distill_attention(*start(**changes))
+
+
+@pytest.mark.parametrize(("family", "sentence"), [("bert", "is a BertForQuestionAnswering, which predicts no tokens"),
+                                                  ("t5", "has no language-modelling head")])  # fmt: skip
+def test_a_checkpoint_that_predicts_no_tokens(family: str, sentence: str, start: Start, tokenizer: PreTrainedTokenizerBase) -> None:
+    arguments = start(stage="1", mechanism="hedgehog" if family == "bert" else "adaptive_span")
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(tokenizer)}
+    model = (
+        BertForQuestionAnswering(BertConfig(**small))
+        if family == "bert"
+        else T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+    )
+    model.save_pretrained(arguments[0].model)
+    with pytest.raises(LongAttentionError, match=sentence):
+        distill_attention(*arguments)
+    assert not Path(arguments[2].output_dir, "converted").exists()
 
 
 def test_the_recovered_share() -> None:
