@@ -13,7 +13,6 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.conversion.convert import LANGUAGE_MODELS
 from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
@@ -21,6 +20,8 @@ from hf_longattn.training.args import DistillationModelArguments, DistillationTr
 from hf_longattn.training.lm import check_trains, load_lm
 
 CONVERTED = "converted"
+PREDICT_TOKENS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration")
+"""Endings of classes with a language-modelling head."""
 SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
 
 
@@ -104,7 +105,7 @@ def check_head(name: str, architecture: str, stage_2: bool) -> None:
     Raises:
         OptionError: it has another head, or none for stage 2.
     """
-    predicts = architecture.endswith((*LANGUAGE_MODELS, "ForConditionalGeneration"))
+    predicts = architecture.endswith(PREDICT_TOKENS)
     if not architecture or predicts or (architecture.endswith("Model") and not stage_2):
         return
     raise OptionError(
