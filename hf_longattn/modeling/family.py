@@ -64,6 +64,11 @@ class PositionTable:
         """The first value of ``position_ids``."""
         return 0 if self.added else self.offset
 
+    def first_id_with(self, config: Any) -> int:
+        """The same for a checkpoint: where padding takes no position (RoBERTa), the model counts from its padding token's id."""
+        pad = getattr(config, "pad_token_id", None)
+        return pad + 1 if self.skips_padding and not self.added and pad is not None else self.first_id
+
     def matches(self, name: str) -> bool:
         """Whether the parameter called ``name`` is this table."""
         return re.search(self.pattern, name) is not None

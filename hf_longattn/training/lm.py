@@ -174,6 +174,8 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
                 f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
             )
         model = loader.from_config(config, dtype=torch.float32) if from_scratch else loader.from_pretrained(name, dtype=torch.float32)
+    if getattr(model, "is_quantized", False):
+        raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from")
     if objective == "mlm" and tokenizer.mask_token is None:
         raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens)")
     if tokenizer.pad_token is None:

@@ -72,6 +72,17 @@ def run(model: Any, base: str, **inputs: Any) -> Tensor:
         return model(**inputs).last_hidden_state
 
 
+def test_a_padding_token_other_than_one_in_roberta() -> None:
+    model = long_model("roberta", None, WINDOW, pad_token_id=0)
+    ids, mask = tokens(2, 40).clamp(min=3), torch.ones(2, 40, dtype=torch.long)
+    mask[1, 25:] = 0
+    ids[mask == 0] = 0
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask)[0]
+        packed = model.optimize_for_inference("fp32")(ids, attention_mask=mask)[0]
+    torch.testing.assert_close(packed[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("base", FAMILIES)
 def test_bf16_is_the_checkpoint_loaded_in_bf16(base: str, tmp_path: Path) -> None:
     model = long_model(base, None, WINDOW)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
@@ -108,3 +108,10 @@ def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrain
     for error, words, kind, changes in cases:
         with pytest.raises(error, match=words):
             finetune_lm(*build_arguments(kind, **{**given, **changes}))
+
+
+def test_quantised_weights_cannot_be_trained(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = checkpoint("clm", tmp_path / "short", tokenizer)
+    monkeypatch.setattr(PreTrainedModel, "is_quantized", True, raising=False)
+    with pytest.raises(CheckpointError, match="holds quantised weights, which cannot be trained"):
+        load_lm(short, "auto")
