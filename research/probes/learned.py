@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ MECHANISMS = (
     "strided:window=4,stride=4",
     "hybrid:window=8",
 )
+LAYER = re.compile(r"(?:^|,)(\w+)(?=[:,]|$)")
+"""The mechanism of each layer in a row's name."""
 
 
 def accuracies(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -64,6 +67,6 @@ def plot_learned(results: Sequence[dict[str, Any]], path: Path) -> Path:
             axis.barh(range(len(found)), scores, color=[f"C{place % 10}" for place in range(len(found))])
             axis.axvline(100 * GUESSES[task], color="black", linestyle=":", linewidth=1)
             axis.set(xlim=(0, 103), xlabel="percent right", title=task)
-        axes[0].set_yticks(range(len(found)), [name.split(":")[0] if "," not in name.split(":")[-1] else name for name in found])
+        axes[0].set_yticks(range(len(found)), [" + ".join(LAYER.findall(name)) for name in found])
         axes[0].invert_yaxis()
     return path
