@@ -302,11 +302,13 @@ def _int8(made: dict[str, Any]) -> str:
 def show_inspection(found: Inspection) -> None:
     """A checkpoint: its model, mechanisms, state and cost."""
     console = _console()
+    pruned = ", ".join(f"{heads} in layer {layer}" for layer, heads in found.kept_heads.items())
     console.print(
         _facts(
             ("model", f"{found.source.name}  ({found.class_name}, model type {found.model_type})"),
             ("input", f"up to {found.max_length:,} tokens, {'causal' if found.causal else 'bidirectional'}"),
             ("parameters", f"{found.parameters:,}  ({size(found.nbytes)} in {len(found.source.tensors)} tensors)"),
+            *([("pruned heads", f"{pruned} kept")] if pruned else []),
         )
     )
     console.print()

@@ -211,7 +211,7 @@ def prune_heads(subject: Subject) -> Compressed:
     if not isinstance(model.config, LongConfig):
         raise OptionError(
             f"{type(model).__name__} has no config for layers with different numbers of heads; convert it first (longattn convert), or "
-            "choose --method prune-ffn."
+            "choose --method magnitude."
         )
     layers = heads_of(model)
     if len({id(heads.site.module) for heads in layers}) < model.config.num_hidden_layers:

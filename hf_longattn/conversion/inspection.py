@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..mechanisms import Mechanism
 from ..modeling.family import Family
+from ..modeling.pruning import KEPT_HEADS
 from .architectures import find_architecture, read_long
 from .flops import DecodeState, LengthCost, cost_at, decode_states, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
@@ -31,6 +32,8 @@ class Inspection:
     costs: tuple[LengthCost, ...]
     states: tuple[DecodeState, ...]
     """What each layer keeps while decoding ``max_length`` tokens; empty for a model that does not decode."""
+    kept_heads: dict[str, int] = field(default_factory=dict)
+    """Number of heads of the layers whose heads were pruned (of keys and values, where queries share them)."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -41,6 +44,7 @@ class Inspection:
             "long_attention": self.attention.to_dict(),
             "layers": [{"mechanism": one.name, **one.options.to_dict()} for one in self.mechanisms],
             "decode_states": [asdict(state) for state in self.states],
+            "kept_heads": self.kept_heads,
             "causal": self.causal,
             "max_length": self.max_length,
             "parameters": self.parameters,
@@ -73,6 +77,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         nbytes=source.total_bytes,
         states=tuple(decode_states(mechanisms, shape, max_length)) if shape.causal else (),
         costs=tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, max_length), max_length)),
+        kept_heads=dict(getattr(config, KEPT_HEADS, None) or {}),
     )
 
 

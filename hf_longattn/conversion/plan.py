@@ -435,6 +435,13 @@ def plan_positions(
             )
         of_decoder = {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
         return PositionPlan("relative", True, None, {"max_position_embeddings": text.new, **of_decoder})
+    for table in family.position_tables:
+        if (first := table.first_id_with(base)) != table.first_id:
+            raise PositionError(
+                f"The padding token has id {first - 1}, from which a {architecture.source_class} counts its positions, so they start at "
+                f"row {first} of the table; only tables whose positions start at row {table.first_id} (pad_token_id {table.first_id - 1}) "
+                "can be converted."
+            )
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new)
         for table in family.position_tables

@@ -15,6 +15,7 @@ from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result
 from ..conversion.sources.base import Source, open_source
+from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.text import load_tokenizer
 from ..errors import LengthError, OptionError, checkpoint_errors
 from ..modeling.generic import load_generic
@@ -50,6 +51,7 @@ def load_for_diagnosis(
         raise OptionError("Positions are extended to the longest length; give for example --lengths 512,2K,8K.")
     place = chosen_device(device)
     source = open_source(name, revision=revision, token=token)
+    refuse_quantised(source)
     if extend is None:
         model, trained = _load(source), None
     elif "long_attention" in source.config:

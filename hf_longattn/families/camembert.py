@@ -15,6 +15,8 @@ class LongCamembertConfig(LongConfig, CamembertConfig):
     model_type = "long_camembert"
 
 
-FAMILY = Family(LongCamembertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
+FAMILY = Family(
+    LongCamembertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),)
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

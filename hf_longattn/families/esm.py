@@ -20,7 +20,7 @@ class LongEsmConfig(LongConfig, EsmConfig):
 
 FAMILY = Family(
     LongEsmConfig,
-    position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),),
+    position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),),
     classes=("EsmModel", "EsmForMaskedLM", "EsmForSequenceClassification", "EsmForTokenClassification"),
 )
 

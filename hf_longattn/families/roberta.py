@@ -16,6 +16,8 @@ class LongRobertaConfig(LongConfig, RobertaConfig):
     model_type = "long_roberta"
 
 
-FAMILY = Family(LongRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
+FAMILY = Family(
+    LongRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),)
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

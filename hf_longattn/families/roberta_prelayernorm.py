@@ -16,7 +16,8 @@ class LongRobertaPreLayerNormConfig(LongConfig, RobertaPreLayerNormConfig):
 
 
 FAMILY = Family(
-    LongRobertaPreLayerNormConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),)
+    LongRobertaPreLayerNormConfig,
+    position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -15,6 +15,8 @@ class LongXLMRobertaConfig(LongConfig, XLMRobertaConfig):
     model_type = "long_xlm-roberta"
 
 
-FAMILY = Family(LongXLMRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
+FAMILY = Family(
+    LongXLMRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),)
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -15,6 +15,9 @@ class LongXLMRobertaXLConfig(LongConfig, XLMRobertaXLConfig):
     model_type = "long_xlm-roberta-xl"
 
 
-FAMILY = Family(LongXLMRobertaXLConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
+FAMILY = Family(
+    LongXLMRobertaXLConfig,
+    position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

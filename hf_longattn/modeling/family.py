@@ -30,6 +30,7 @@ class PositionTable:
     counted: whether the config's length includes those rows (RoBERTa) or not (BART).
     added: whether the model adds the offset itself, so that ``position_ids`` start at 0 (OPT).
     skips_padding: whether padding tokens take no position (RoBERTa, OPT).
+    from_padding: whether positions are counted from the id of the padding token in the config (RoBERTa; MPNet always counts from 1).
     learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
     decoder: whether it is the decoder's in an encoder-decoder.
     """
@@ -39,6 +40,7 @@ class PositionTable:
     counted: bool = True
     added: bool = False
     skips_padding: bool = False
+    from_padding: bool = False
     learned: bool = True
     decoder: bool = False
 
@@ -65,9 +67,9 @@ class PositionTable:
         return 0 if self.added else self.offset
 
     def first_id_with(self, config: Any) -> int:
-        """The same for a checkpoint: where padding takes no position (RoBERTa), the model counts from its padding token's id."""
+        """The same for a checkpoint, whose padding token need not have the usual id."""
         pad = getattr(config, "pad_token_id", None)
-        return pad + 1 if self.skips_padding and not self.added and pad is not None else self.first_id
+        return pad + 1 if self.from_padding and pad is not None else self.first_id
 
     def matches(self, name: str) -> bool:
         """Whether the parameter called ``name`` is this table."""

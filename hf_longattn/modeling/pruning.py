@@ -112,7 +112,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
         if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
             raise OptionError(
                 f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and outputs are not projected "
-                "by four linear layers; choose --method prune-ffn, or int8."
+                "by four linear layers; choose --method magnitude, or bf16."
             )
         count = parts[1].out_features // width
         found.append(Heads(site, tuple(parts), output, count, parts[0].out_features // parts[1].out_features, width))

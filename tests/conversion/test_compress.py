@@ -26,7 +26,7 @@ from transformers import (
 
 import hf_longattn
 from hf_longattn import compress_checkpoint, convert_checkpoint, revert_checkpoint
-from hf_longattn.conversion import export_checkpoint, export_native
+from hf_longattn.conversion import export_checkpoint, export_native, inspect_checkpoint
 from hf_longattn.conversion.compress import METHODS, REPORT
 from hf_longattn.errors import CheckpointError, DestinationExistsError, LengthError, MissingExtraError, OptionError
 from hf_longattn.families import FAMILIES
@@ -152,6 +152,7 @@ def test_pruning_twice_and_training_goes_on(saved: Saved, tmp_path: Path) -> Non
     compress_checkpoint(tmp_path / "once", tmp_path / "twice", method="prune-heads", share=0.3, **QUICK)
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "twice")
     assert sum(model.config.kept_heads.values()) < 12
+    assert inspect_checkpoint(tmp_path / "twice").kept_heads == model.config.kept_heads
     ids = tokens(2, 40)
     model.train()
     model(input_ids=ids, labels=ids).loss.backward()

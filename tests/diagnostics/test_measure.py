@@ -180,6 +180,11 @@ def test_a_quantised_checkpoint_is_refused(checkpoint: Make, text: Path, tmp_pat
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
     with pytest.raises(CheckpointError, match="quantised weights"):
         diagnose(folder, text, lengths=[64])
+    hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", max_length=512)
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(CheckpointError, match=r"quantised weights \(torchao\)"):
+        diagnose(tmp_path / "long", text, lengths=[64])
 
 
 def test_an_architecture_off_the_interface_is_refused(text: Path) -> None:

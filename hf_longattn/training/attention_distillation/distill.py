@@ -56,6 +56,8 @@ logger = logging.get_logger(LOGGER)
 LOG_NAME = "distillation_log.jsonl"
 REPORT_NAME = "distillation_report"
 STAGE_1 = "stage1"
+NO_GAP = 0.01
+"""Nats; a share of a smaller gap says nothing."""
 STAGE_TITLES = {
     "before": "converted", "stage1": "after stage 1", "softmax_layers": "with softmax layers", "stage2": "after stage 2"
 }  # fmt: skip
@@ -331,8 +333,8 @@ def read_report(folder: Path) -> dict[str, Any] | None:
 
 
 def recovered(original: float, before: float, after: float) -> float | None:
-    """The fraction of the loss added by the conversion that training has recovered; ``None`` if it added none."""
-    return (before - after) / (before - original) if before > original else None
+    """The fraction of the loss added by the conversion that training has recovered; ``None`` if it added less than ``NO_GAP``."""
+    return (before - after) / (before - original) if before - original >= NO_GAP else None
 
 
 def markdown(report: dict[str, Any]) -> str:

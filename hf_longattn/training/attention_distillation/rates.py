@@ -20,6 +20,7 @@ from torch import nn
 
 from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.reading import read_json_object
+from hf_longattn.staging import write_text
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
 
 RATES = "learning_rates.json"
@@ -114,11 +115,10 @@ def read_rates(folder: Path, stage: int) -> dict[float, float] | None:
 
 def write_rates(folder: Path, stage: int, tried: Mapping[float, float]) -> None:
     """Keep it for a run that resumes."""
-    path, partial = folder / RATES, folder / f"{RATES}.partial"
+    path = folder / RATES
     values = read_json_object(path) if path.is_file() else {}
     folder.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps({**values, f"stage{stage}": readable(tried)}), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps({**values, f"stage{stage}": readable(tried)}))
 
 
 def readable(tried: Mapping[float, float]) -> dict[str, float | None]:

@@ -174,3 +174,4 @@ def test_a_checkpoint_that_predicts_no_tokens(family: str, sentence: str, start:
 def test_the_recovered_share() -> None:
     assert recovered(2.0, 6.0, 3.0) == pytest.approx(0.75)
     assert recovered(2.0, 2.0, 1.9) is None
+    assert recovered(2.0, 2.001, 1.9) is None
