@@ -1,6 +1,6 @@
 """Does a searched design beat the same mechanism in every layer at equal measured cost? Diagnose, search, convert, fine-tune, measure.
 
-    python -m research.design_search --work-dir work          # some 45 minutes on one core
+    python -m research.design_search --work-dir work          # some 50 minutes on one core
 
 The four commands of docs/how-to/search.md, `longattn diagnose`, `longattn search` on the validation packages under a budget
 of time, `longattn convert --config design.yaml`, `longattn train mlm` on modules of the test packages, which the checkpoint never read.
@@ -64,8 +64,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--score", default="kl", help="of stage 1 of the search: mass or kl (default: kl)")
     add("--trials", type=int, default=24, help="designs that stage 2 of the search tries (default: 24)")
     add("--also", nargs="*", default=[], metavar="MECHANISM", help="other mechanisms in every layer, whatever they cost")
-    add("--steps", type=int, default=32, help="optimiser steps of the training, one input each (default: 32)")
-    add("--longer", type=int, default=80, help="steps of a longer training with the first seed; 0 = none (default: 80)")
+    add("--steps", type=int, default=80, help="optimiser steps of the training, one input each (default: 80)")
+    add("--rate-steps", type=int, default=32, help="steps of the training with each learning rate (default: 32)")
     add("--learning-rates", nargs="+", default=["1e-4", "3e-4", "1e-3"], help="tried ones (default: 1e-4 3e-4 1e-3)")
     add("--seeds", type=int, default=3, help="trainings of each conversion (default: 3)")
     add("--documents", type=int, default=12, help="held-out documents (default: 12)")
@@ -248,7 +248,7 @@ def systems(walk: Walk, report: Mapping[str, Any], by_mass: Mapping[str, Any]) -
 
 def chosen_rate(walk: Walk, system: System) -> tuple[str, dict[str, float]]:
     """The learning rate with the least loss of one system and the first seed, and the losses of all."""
-    steps = walk.options.steps
+    steps = walk.options.rate_steps
     tried = {rate: statistics.fmean(walk.loss(walk.train(system, rate, 0, steps), "rate")) for rate in walk.options.learning_rates}
     return min(tried, key=lambda rate: tried[rate]), tried
 
@@ -285,9 +285,6 @@ def table(walk: Walk, found: Sequence[System], costs: Mapping[str, float], rate:
         for system in trained:
             loss = statistics.fmean(walk.loss(walk.train(system, rate, seed, walk.options.steps), "test"))
             print(f"seed {seed}, {system.name}: {loss:.4f}", flush=True)
-    for system in trained if walk.options.longer else []:
-        loss = statistics.fmean(walk.loss(walk.train(system, rate, 0, walk.options.longer), "test"))
-        print(f"{walk.options.longer} steps, {system.name}: {loss:.4f}", flush=True)
     for system, folder, forward in zip(found, folders, forwards, strict=True):
         seconds = sum(costs[name] for name in system.layers)
         row: dict[str, Any] = {"name": system.name, "layers": list(system.layers), "attention_seconds": seconds}
@@ -302,9 +299,6 @@ def table(walk: Walk, found: Sequence[System], costs: Mapping[str, float], rate:
         best, mine = ([statistics.fmean(one) for one in zip(*each["trained"], strict=True)] for each in (rows[0], row))
         row["above_search"], row["above_search_se"] = paired(mine, best)
         row["gained"], row["gained_se"] = paired(row["untrained"], mine)
-        if walk.options.longer:
-            row["longer"] = walk.loss(walk.train(system, rate, 0, walk.options.longer), "test")
-            row["gained_longer"], row["gained_longer_se"] = paired(row["untrained"], row["longer"])
     return rows
 
 
@@ -320,19 +314,16 @@ def markdown(record: dict[str, Any]) -> str:
     about, search = record["about"], record["search"]
     rows = []
     for row in record["rows"]:
-        after, above, longer = "not trained", "", ""
+        after, above = "not trained", ""
         if "loss" in row:
             after = f"{row['loss']:.4f} ± {row['sd']:.4f} ({-row['gained']:+.3f} ± {row['gained_se']:.3f})"
             above = "" if row["name"] == FOUND else f"{row['above_search']:+.4f} ± {row['above_search_se']:.4f}"
-        if "longer" in row:
-            longer = f"{statistics.fmean(row['longer']):.4f} ({-row['gained_longer']:+.3f} ± {row['gained_longer_se']:.3f})"
         rows.append([
             row["name"], layers_text(row["layers"]), f"{row['share_of_full_time']:.4f}", f"{1e3 * row['model_seconds']:.0f}",
-            f"{row['untrained_loss']:.4f}", after, above, *([longer] if about["longer"] else []),
+            f"{row['untrained_loss']:.4f}", after, above,
         ])  # fmt: skip
     header = ["system", "layers", "attention's time / full", "whole model (ms)", "before training"]
     header += [f"after {about['steps']} steps, mean ± sd over seeds", "above the search"]
-    header += [f"after {about['longer']} steps, first seed"] if about["longer"] else []
     rates = ", ".join(f"{rate}: {loss:.4f}" for rate, loss in record["learning_rates"].items())
     return (
         f"{markdown_table(header, rows)}\n\n"
@@ -341,8 +332,9 @@ def markdown(record: dict[str, Any]) -> str:
         "search the difference from the searched design after training, seeds averaged: means over documents, paired, ± standard error. "
         f"Baselines have the narrowest width, in steps of {STEP} tokens, that costs at least "
         f"as much as the searched design, which was found under a budget of {about['budget']} of full attention's time in "
-        f"{len(search['tried'])} designs tried. Learning rate {about['learning_rate']}, by the uniform window's loss on other documents "
-        f"({rates}). {about['processor']}, {about['threads']} thread, torch {about['torch']}, {about['date']}*\n\n"
+        f"{len(search['tried'])} designs tried. Learning rate {about['learning_rate']}, by the uniform window's loss on other "
+        f"documents after {about['rate_steps']} steps ({rates}). {about['processor']}, {about['threads']} thread, "
+        f"torch {about['torch']}, {about['date']}*\n\n"
         f"{search['reason']}\n"
     )
 
@@ -363,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     about = {**machine(), "model": str(options.model), "learning_rate": rate}
-    about |= {name: getattr(options, name) for name in ("length", "budget", "score", "trials", "steps", "longer", "seeds", "documents")}
+    about |= {name: getattr(options, name) for name in ("length", "budget", "score", "trials", "steps", "rate_steps", "seeds", "documents")}
     kept = {name: value for name, value in report.items() if name != "command"} | {
         "model": str(options.model)
     }  # without this machine's paths

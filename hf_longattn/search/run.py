@@ -1,4 +1,4 @@
-"""Search a design for a checkpoint: measure candidates, choose one per layer, and try designs."""
+"""Search for a design for a checkpoint: measure candidates, choose one per layer, and try designs."""
 
 from __future__ import annotations
 
