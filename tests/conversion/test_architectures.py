@@ -130,7 +130,7 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
             "decoder options, --init-from-text and adapters do not apply",
         ),
         ("ViTForImageClassification", {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
-        ("ArceeForCausalLM", {"max_length": 8}, LongAttentionError, "--max-length 8 is too small"),
+        ("ArceeForCausalLM", {"max_length": 8}, LongAttentionError, "a maximum length of 8 is too small"),
         ("LlamaForCausalLM", {}, CheckpointError, "has Long classes; leave --generic out"),
         ("BloomForCausalLM", {}, BackendError, "BloomForCausalLM does not take its attention from transformers' AttentionInterface"),
     ],

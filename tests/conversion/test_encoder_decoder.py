@@ -111,7 +111,7 @@ def test_lengths_beside_the_weights_follow(checkpoint: Callable[..., Path], tmp_
 def test_bad_input(built: Built, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(LengthError, match=r"a maximum decoder length of 10 is too small, give at least 64"):
         plan_conversion(built(BART), max_decoder_length=10)
-    with pytest.raises(LengthError, match=r"--max-length 10 is too small"):
+    with pytest.raises(LengthError, match=r"a maximum length of 10 is too small"):
         plan_conversion(built(BART), max_length=10)
     with pytest.raises(OptionError, match="layer 7"):
         plan_conversion(built(BART), decoder_long_attention={**WINDOW, "layers": {7: {"window": 3}}})
