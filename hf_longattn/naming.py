@@ -25,6 +25,9 @@ LOGGER = "transformers.hf_longattn"
 TAGS = ("hf_longattn", "long-context")
 """Of every long model on the Hub."""
 
+CONVERSION_REPORT = "conversion_report.json"
+"""The file of a converted checkpoint that says how it was made."""
+
 FLAT_FILES: dict[str, dict[str, str]] = {}
 """Package -> module -> flat file name. Filled in a bundled copy, which has no folders (:mod:`hf_longattn.hub.remote_code`)."""
 

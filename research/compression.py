@@ -31,11 +31,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 import hf_longattn
-from benchmarks.report import machine, markdown_table
+from benchmarks.report import machine, markdown_table, store_study
 from hf_longattn.conversion.compress import METHODS
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.staging import write_text
 from research.adaptation import paired
 from research.context import TOKENS, pretrain
 from research.corpus import iter_modules
@@ -179,9 +180,7 @@ class Study:
                 cell = {"refused": str(error)}
             shutil.rmtree(target, ignore_errors=True)
             self.cells[f"{row.key} | {name}"] = cell
-            partial = self.file.with_suffix(".partial")
-            partial.write_text(json.dumps(self.cells), encoding="utf-8")
-            partial.replace(self.file)
+            write_text(self.file, json.dumps(self.cells))
             told = cell.get("refused") or [round(statistics.fmean(values), 4) for values in cell["losses"].values()]
             print(f"{row.key} | {name}: {told}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
@@ -295,9 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.measured:
         study.run()
     record = study.record()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    options.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+    store_study(options.output, record, markdown(record))
     print(markdown(record))
     return 0
 

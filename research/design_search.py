@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from benchmarks.report import machine, markdown_table, store_study
+from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
 from hf_longattn.cli.app import app
 from hf_longattn.conversion.config import ConversionConfig
 from hf_longattn.diagnostics import Candidate
@@ -339,21 +339,18 @@ def markdown(record: dict[str, Any]) -> str:
     )
 
 
+@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    try:
-        walk = Walk(options)
-        walk.diagnose()
-        report, by_mass = walk.search("search", options.score, options.trials), walk.search("mass", "mass", 0)
-        found, costs = systems(walk, report, by_mass)
-        rate, tried = chosen_rate(walk, next(system for system in found if system.name.startswith("window:")))
-        print(f"learning rate {rate}: {tried}", flush=True)
-        rows = table(walk, found, costs, rate)
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    walk = Walk(options)
+    walk.diagnose()
+    report, by_mass = walk.search("search", options.score, options.trials), walk.search("mass", "mass", 0)
+    found, costs = systems(walk, report, by_mass)
+    rate, tried = chosen_rate(walk, next(system for system in found if system.name.startswith("window:")))
+    print(f"learning rate {rate}: {tried}", flush=True)
+    rows = table(walk, found, costs, rate)
     about = {**machine(), "model": str(options.model), "learning_rate": rate}
     about |= {name: getattr(options, name) for name in ("length", "budget", "score", "trials", "steps", "rate_steps", "seeds", "documents")}
     kept = {name: value for name, value in report.items() if name != "command"} | {

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
+from ..modeling.family import LANGUAGE_MODELS
 from ..staging import check_destination, destination_path, staged_folder
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
@@ -109,9 +110,6 @@ def _native(
         long = Path(folder) / target.name
         report = convert_checkpoint(source, long, dataclasses.replace(asked, native=False, overwrite=False), progress=progress)
         return export_native(long, target, verify=asked.verify, overwrite=asked.overwrite, progress=progress, converted=report)
-
-
-LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 
 
 def next_step(plan: ConversionPlan) -> dict[str, Any]:

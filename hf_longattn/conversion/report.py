@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..hub import next_step
+from ..naming import CONVERSION_REPORT
 
-REPORT = "conversion_report.json"
+REPORT = CONVERSION_REPORT
 TOLERANCE = 1e-4
 """Largest difference that counts as equal, relative to the largest value (at least 1): fp32 sums in another order."""
 PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"

@@ -16,14 +16,14 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LongAttentionError
 from ..families import FAMILIES
 from ..mechanisms import mechanism_class
-from ..naming import TAGS
+from ..naming import CONVERSION_REPORT, TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
 from ..staging import staged_file
 from .metadata import check_metadata, inherited_metadata, read_card, source_card, with_inherited
 from .usage import SENTENCE_MODULES, class_to_load, head_of, next_step, tokens_of, usage_section
 
 TEMPLATE = Path(__file__).with_name("template.md")
-REPORT = "conversion_report.json"
+REPORT = CONVERSION_REPORT
 MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is pushed, unless you remove this line -->"
 END = "<!-- end -->"
 MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)

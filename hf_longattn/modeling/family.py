@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
+LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
+"""Endings of classes with one stack that predict tokens."""
 ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification"), ("ForCausalLM",)
 """Endings of the classes of an encoder-decoder that have one stack."""
 

@@ -7,36 +7,17 @@ In the paper (Li et al. 2025, arXiv 2512.20569) the cheap layers are linear and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ..diagnostics import Candidate
 from ..errors import OptionError
-from ..evaluation.layer_choice import choose_layers
+from ..evaluation.layer_choice import KeptLayers, choose_layers
 from .design import Design
-
-
-@dataclass(frozen=True)
-class FullLayers:
-    """The choice.
-
-    kept: numbers of the layers that keep their attention. design: with them.
-    importance: of every layer, in nats.
-    divergence: of the design; ``nothing``, with the cheap mechanism in every layer.
-    compared: KL divergence of other choices of as many layers, by name.
-    """
-
-    kept: tuple[int, ...]
-    design: Design
-    importance: list[float]
-    divergence: float
-    nothing: float
-    compared: dict[str, float]
 
 
 def choose_full_layers(
     divergence: Callable[[Design], float], cheap: Candidate, own: Design, count: int, model: str, progress: Callable[[str], None]
-) -> FullLayers:
-    """The ``count`` most important layers.
+) -> tuple[KeptLayers, Design]:
+    """The ``count`` most important layers, and the design in which they keep their attention.
 
     Args:
         divergence: KL of a design from the checkpoint.
@@ -67,6 +48,4 @@ def choose_full_layers(
             f"With {cheap} in every layer the predictions are those of {model!r}, so no layer is more important than another; give a "
             "cheaper --candidate."
         )
-    return FullLayers(
-        chosen.kept, restored(frozenset(chosen.kept)), list(chosen.importance.values()), chosen.divergence, chosen.nothing, chosen.compared
-    )
+    return chosen, restored(frozenset(chosen.kept))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion.convert import LANGUAGE_MODELS
 from ..diagnostics import Candidate
 from ..errors import OptionError
+from ..modeling.family import LANGUAGE_MODELS
 from .design import Design
 from .model import SearchedModel, Weights
 from .texts import SearchText

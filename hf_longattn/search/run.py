@@ -352,15 +352,15 @@ class Search:
         asked, model = self.asked, self.model
         assert asked.full_layers is not None
         divergence = Divergence(model, self.text, asked.pieces, self.length, transferred)
-        found = choose_full_layers(divergence, self.candidates[0], model.own_design, asked.full_layers, asked.model, self.progress)
+        found, design = choose_full_layers(divergence, self.candidates[0], model.own_design, asked.full_layers, asked.model, self.progress)
         table = Table([{} for _ in range(model.layers)])
         reason = (
             f"{layers_keep(found.kept)} the checkpoint's attention: of all layers, restored one at a time, the KL divergence from the "
             f"checkpoint falls most there. It is {found.divergence:.4f} nats with this choice, {found.nothing:.4f} without any full layer."
         )
-        chosen = prices.priced(found.design, loss=found.divergence)
+        chosen = prices.priced(design, loss=found.divergence)
         return self._result(
-            chosen, reason, prices, table, [], [], importance=tuple(found.importance), compared=found.compared, objective="kl"
+            chosen, reason, prices, table, [], [], importance=tuple(found.importance.values()), compared=found.compared, objective="kl"
         )  # fmt: skip
 
     def _result(

@@ -42,11 +42,10 @@ from hf_longattn.training.attention_distillation.rates import (
     rates_around,
     read_rates,
     readable,
-    remove_trials,
     write_rates,
 )
 from hf_longattn.training.attention_distillation.student import load_student, low_rank_updates, processes
-from hf_longattn.training.attention_distillation.teacher import Teacher, check_original
+from hf_longattn.training.attention_distillation.teacher import DISTILLATION_REPORT, Teacher, check_original
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.lm import input_length, load_lm, read_documents, special_tokens
@@ -54,7 +53,6 @@ from hf_longattn.training.training_loop import begin, versions, write_trained_ca
 
 logger = logging.get_logger(LOGGER)
 LOG_NAME = "distillation_log.jsonl"
-REPORT_NAME = "distillation_report"
 STAGE_1 = "stage1"
 NO_GAP = 0.01
 """Nats; a share of a smaller gap says nothing."""
@@ -114,7 +112,7 @@ def check_output(args: DistillationTrainingArguments) -> None:
     """
     if args.resume or args.overwrite:
         return
-    if (args.folder / f"{REPORT_NAME}.json").exists():
+    if (args.folder / DISTILLATION_REPORT).exists():
         raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it")
     if any(args.checkpoints(stage).exists() for stage in (1, 2)):
         raise OptionError(
@@ -252,7 +250,7 @@ class Stages:
             trials = RateTrials(model, args.of_trials(stage), measure=measure, log_path=None, **self.of_trainer(stage, length, teacher))
             tried = trials.best(rates_around(args.learning_rate_of(stage), args.rate_trials))
             if processes().is_main_process:
-                remove_trials(Path(str(trials.args.output_dir)))
+                shutil.rmtree(str(trials.args.output_dir), ignore_errors=True)
                 write_rates(args.folder, stage, tried)
             processes().wait_for_everyone()
         chosen = chosen_rate(tried)
@@ -322,13 +320,13 @@ def held_out_batches(documents: Dataset, tokenizer: PreTrainedTokenizerBase, col
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """Write ``distillation_report.json`` and ``.md`` into the checkpoint's folder."""
-    (folder / f"{REPORT_NAME}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (folder / f"{REPORT_NAME}.md").write_text(markdown(report), encoding="utf-8")
+    (folder / DISTILLATION_REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (folder / DISTILLATION_REPORT).with_suffix(".md").write_text(markdown(report), encoding="utf-8")
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
     """What :func:`write_report` wrote there, or ``None``."""
-    path = folder / f"{REPORT_NAME}.json"
+    path = folder / DISTILLATION_REPORT
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

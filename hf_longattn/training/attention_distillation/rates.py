@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,8 +140,3 @@ def quiet_optuna() -> Iterator[Any]:
         yield optuna
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def remove_trials(folder: Path) -> None:
-    """Remove what the runs of a search left."""
-    shutil.rmtree(folder, ignore_errors=True)

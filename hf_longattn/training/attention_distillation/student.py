@@ -16,11 +16,12 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
+from hf_longattn.modeling.family import LANGUAGE_MODELS
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
 from hf_longattn.training.lm import check_trains, load_lm
 
 CONVERTED = "converted"
-PREDICT_TOKENS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration")
+PREDICT_TOKENS = (*LANGUAGE_MODELS, "ForConditionalGeneration")
 """Endings of classes with a language-modelling head."""
 SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
 

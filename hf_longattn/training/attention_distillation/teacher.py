@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_longattn.errors import OptionError
+from hf_longattn.naming import CONVERSION_REPORT
 from hf_longattn.reading import read_json_object
 from hf_longattn.training.args import EVERYWHERE, DistillationModelArguments, DistillationTrainingArguments
 from hf_longattn.training.attention_distillation.matching import Batch, shifted
@@ -25,7 +26,7 @@ from hf_longattn.training.knowledge import frozen_teacher, kl_divergence, relati
 from hf_longattn.training.lengths import longest_input
 from hf_longattn.training.lm import load_lm
 
-CONVERSION_REPORT, DISTILLATION_REPORT = "conversion_report.json", "distillation_report.json"
+DISTILLATION_REPORT = "distillation_report.json"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from hf_longattn.training.args import (
     TextDataArguments,
     build_arguments,
 )
+from hf_longattn.training.attention_distillation.distill import distill_attention
+from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
 from tests.training.conftest import checkpoint
 
 FAST: dict[str, Any] = {
@@ -25,7 +27,28 @@ FAST: dict[str, Any] = {
     "gradient_accumulation_steps": 2, "logging_steps": 2,
     "transfer_steps": 6, "finetune_steps": 6, "held_out_inputs": 4, "max_length": 64,
 }  # fmt: skip
+Kill = Callable[[int, Any], None]
 Start = Callable[..., tuple[DistillationModelArguments, TextDataArguments, DistillationTrainingArguments]]
+
+
+@pytest.fixture
+def kill(monkeypatch: pytest.MonkeyPatch) -> Kill:
+    """Run a distillation that is killed in the fourth step of a stage."""
+
+    def run(stage: int, settings: Any) -> None:
+        step = DistillationTrainer.training_step
+
+        def killed(self: DistillationTrainer, *args: Any, **kwargs: Any) -> Any:
+            if (self.stage, self.state.global_step) == (stage, 3):
+                raise KeyboardInterrupt
+            return step(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DistillationTrainer, "training_step", killed)
+            with pytest.raises(KeyboardInterrupt):
+                distill_attention(*settings)
+
+    return run
 
 
 @pytest.fixture

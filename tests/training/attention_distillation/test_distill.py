@@ -23,8 +23,8 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.training.attention_distillation.distill import LOG_NAME, distill_attention, recovered
-from hf_longattn.training.attention_distillation.trainer import DistillationTrainer, DivergenceError
-from tests.training.attention_distillation.conftest import Start
+from hf_longattn.training.attention_distillation.trainer import DivergenceError
+from tests.training.attention_distillation.conftest import Kill, Start
 
 
 @pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])
@@ -61,19 +61,9 @@ def test_full_fine_tuning_changes_everything_and_weights_can_be_matched(start: S
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_killed_run_goes_on_to_the_same_result(stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_to_the_same_result(stage: int, start: Start, tmp_path: Path, kill: Kill) -> None:
     distill_attention(*start("whole", save_steps=2))
-    step = DistillationTrainer.training_step
-
-    def killed(self: DistillationTrainer, *args: Any, **kwargs: Any) -> Any:
-        if (self.stage, self.state.global_step) == (stage, 3):
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistillationTrainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            distill_attention(*start("killed", save_steps=2))
+    kill(stage, start("killed", save_steps=2))
     report = distill_attention(*start("killed", save_steps=2, resume=True))
     whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -18,9 +18,9 @@ from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.training.attention_distillation.distill import LOG_NAME, distill_attention
 from hf_longattn.training.attention_distillation.teacher import Teacher, predictions_at
-from hf_longattn.training.attention_distillation.trainer import DistillationTrainer, DivergenceError
+from hf_longattn.training.attention_distillation.trainer import DivergenceError
 from hf_longattn.training.knowledge import frozen_teacher
-from tests.training.attention_distillation.conftest import Start
+from tests.training.attention_distillation.conftest import Kill, Start
 from tests.training.conftest import checkpoint
 from tools.small_models import language_model, small_config
 
@@ -59,21 +59,11 @@ def test_accumulated_batches_are_one_batch(kind: str, changes: dict[str, Any], s
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_killed_run_resumes_to_the_same_result(stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_to_the_same_result(stage: int, start: Start, tmp_path: Path, kill: Kill) -> None:
     """With both losses, hidden states and a layer that keeps softmax attention."""
     loss = {"finetune_loss": "mixed", "kl_factor": 2.0, "hidden_factor": 0.5, "softmax_layers": 1.0, "save_steps": 2, "held_out_inputs": 2}
     whole_report = distill_attention(*start("whole", **loss))
-    step = DistillationTrainer.training_step
-
-    def killed(self: DistillationTrainer, *args: Any, **kwargs: Any) -> Any:
-        if (self.stage, self.state.global_step) == (stage, 3):
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistillationTrainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            distill_attention(*start("killed", **loss))
+    kill(stage, start("killed", **loss))
     report = distill_attention(*start("killed", resume=True, **loss))
     whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
