@@ -83,7 +83,7 @@ def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, repo
     code = textwrap.dedent(SEARCH).format(encoder=str(encoder), text=str(text), study=str(study), settings=SETTINGS)
     running = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(repository)})
     try:
-        late = time.monotonic() + 120
+        late = time.monotonic() + 300
         while time.monotonic() < late and not ((study / "study.db").is_file() and states_or_none(study).count("COMPLETE") >= 2):
             assert running.poll() is None
             time.sleep(0.1)
