@@ -75,7 +75,7 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
         shape: the sizes.
         others: values of further fields, of which those are taken that the architecture has.
     """
-    default = CONFIG_MAPPING[base]()
+    default = CONFIG_MAPPING[base](**{name: value for name, value in others.items() if name == "pad_token_id"})
     fields, heads = default.to_dict(), default.num_attention_heads
     named = {name: size for size, names in NAMES.items() for name in names} | dict(FAMILIES[base].sizes)
     sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
@@ -86,7 +86,7 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
     sizes["vocab_size"] = shape.vocabulary
     table = next(iter(FAMILIES[base].position_tables), None)
     length = "n_positions" if FAMILIES[base].relative else "max_position_embeddings"  # T5's checkpoints have it, its config class not
-    sizes[length] = shape.tokens if table is None else table.config_value(shape.tokens)
+    sizes[length] = shape.tokens if table is None else table.config_value(shape.tokens, default)
     known = {*fields, *default.attribute_map, *(("decoder_start_token_id",) if default.is_encoder_decoder else ())}
     return {**sizes, **{name: value for name, value in others.items() if name in known}}
 

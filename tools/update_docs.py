@@ -177,12 +177,15 @@ def recall(name: str) -> str:
     return NOT_MEASURED.format(name, "python -m research.evaluate_probes mqar") if record is None else recall_markdown(record["results"])
 
 
+OFFSETS: dict[int | str, str] = {0: "", "padding": ", after padding"}
+
+
 def families() -> str:
     """All families: the base, its Long classes, and how positions are encoded."""
     rows = []
     for base, family in sorted(FAMILIES.items()):
         prefix = family.config_class.__name__.removesuffix("Config")
-        kinds = {f"learned{f', offset {table.offset}' * bool(table.offset)}" for table in family.position_tables if table.learned}
+        kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
         kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
         heads = ", ".join(f"`{head.removeprefix(prefix)}`" for head in sorted(family.heads.values()))
         rows.append([f"`{base}`", f"`{prefix}…`", heads, "rotary" if family.rope else "; ".join(sorted(kinds)) or "relative"])

@@ -120,7 +120,7 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
         opened,
         renamed,
         skeleton,
-        {name: (table.offset, table.rows(config)) for name, table in tables.items()},
+        {name: (table.leading(config), table.rows(config)) for name, table in tables.items()},
         length.old,
         cast,
         zeroed=planned.rule in DROPPED,
@@ -391,13 +391,25 @@ def _source_length(
     said = architecture.family.base_length(config, table)
     if table is None:
         return said
-    tokens = said - table.config_value(0)
+    if table.offset == "padding":
+        _check_padding(source, architecture, said)
+    tokens = said - table.config_value(0, config)
     for one in renamed:
-        if one.target is not None and tables.get(one.target) is table and one.shape[:1] != (tokens + table.offset,):
+        if one.target is not None and tables.get(one.target) is table and one.shape[:1] != (tokens + table.leading(config),):
             rows = one.shape[0] if one.shape else "no"
             field = table.field if hasattr(config, table.field) else "max_position_embeddings"
             raise CheckpointError(f"The config of {source.name!r} says {field}={said}, but its table {one.header.name!r} has {rows} rows.")
     return tokens
+
+
+def _check_padding(source: Source, architecture: Architecture, rows: int) -> None:
+    """Refuse a padding token after which no position follows in a table of ``rows``."""
+    pad = architecture.source_config.pad_token_id
+    if pad is None or not -1 <= pad < rows - 1:
+        raise CheckpointError(
+            f"The config of {source.name!r} says pad_token_id={pad}, after which a {architecture.source_class} counts its positions, and "
+            f"max_position_embeddings={rows}; set pad_token_id in its config.json to the id with which it was trained."
+        )
 
 
 @dataclass(frozen=True)
@@ -435,15 +447,8 @@ def plan_positions(
             )
         of_decoder = {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
         return PositionPlan("relative", True, None, {"max_position_embeddings": text.new, **of_decoder})
-    for table in family.position_tables:
-        if (first := table.first_id_with(base)) != table.first_id:
-            raise PositionError(
-                f"The padding token has id {first - 1}, from which a {architecture.source_class} counts its positions, so they start at "
-                f"row {first} of the table; only tables whose positions start at row {table.first_id} (pad_token_id {table.first_id - 1}) "
-                "can be converted."
-            )
     lengths = {
-        table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new)
+        table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
         for table in family.position_tables
     }
     if family.rotary(base):

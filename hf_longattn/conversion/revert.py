@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..hub import write_model_card
-from ..modeling.family import Family, PositionTable
+from ..modeling.family import Family
 from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..modeling.sliding_window import with_base_windows
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
@@ -107,10 +107,11 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
         stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
         positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
     for name, table in tables.items():
-        if source.tensors[name].shape[0] < new_length + table.offset:
+        own_length = source.tensors[name].shape[0] - table.leading(long_config)
+        if own_length < new_length:
             raise LengthError(
-                f"{name!r} of {source.name!r} has {source.tensors[name].shape[0] - table.offset} positions, fewer than {new_length},"
-                f" and a plain {base_class} has the same length for all tables; give a smaller --max-length."
+                f"{name!r} of {source.name!r} has {own_length} positions, fewer than {new_length}, and a plain {base_class} has the same"
+                " length for all tables; give a smaller --max-length."
             )
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {base_class}"):
         config = _base_config(family, long_config, new_length, cast)
@@ -120,11 +121,13 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
     restored = before if positions == RESTORED else None
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     whole = whole_shapes(long_skeleton)
+    keys = {name: model_key(name, expected, skeleton) for name in source.tensors}
+    leading = {name: table.leading(long_config) for name, table in tables.items()}
     tensors = [
         _with_all_heads(source, name, whole[name], cast)
-        if name in whole and (key := model_key(name, expected, skeleton)) is not None and expected[key] == whole[name]
-        else _planned(source, name, model_key(name, expected, skeleton), expected, tables.get(name), new_length, positions, restored, cast)
-        for name in source.tensors
+        if name in whole and key is not None and expected[key] == whole[name]
+        else _planned(source, name, key, expected, leading.get(name), new_length, positions, restored, cast)
+        for name, key in keys.items()
     ]
     changed = _changed(long_config, config, tensors, new_length, positions)
     return RevertPlan(
@@ -184,13 +187,13 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
         return plain
     plain = family.base_config_class.from_dict({**values, **before})
     table = next(iter(family.position_tables), None)
-    short = plain.max_position_embeddings - (table.config_value(0) if table is not None else 0)
+    short = plain.max_position_embeddings - (table.config_value(0, plain) if table is not None else 0)
     if length > short:  # longer than before the conversion: rotary positions stay scaled
         plain = family.base_config_class.from_dict(
             {**values, **{k: v for k, v in before.items() if "rope" not in k and "position" not in k}}
         )
     if length != short or table is not None:
-        plain.max_position_embeddings = length if table is None else table.config_value(length)
+        plain.max_position_embeddings = length if table is None else table.config_value(length, plain)
     if cast is not None:
         plain.dtype = cast
     return plain
@@ -224,7 +227,7 @@ def _planned(
     name: str,
     key: str | None,
     expected: Mapping[str, tuple[int, ...]],
-    table: PositionTable | None,
+    leading: int | None,
     length: int,
     positions: str,
     restored: int | None,
@@ -233,6 +236,7 @@ def _planned(
     """What happens to one tensor.
 
     key: its name in the plain model, of which `expected` has the shapes.
+    leading: rows that are not positions, in a position table.
     restored: tokens of the original table that an interpolated one is solved for, before it is cut to `length`.
     """
     header = source.tensors[name]
@@ -241,20 +245,19 @@ def _planned(
         return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason="not a parameter of the plain model")
     action, shape = "kept", header.shape
     change: Callable[[Tensor], Tensor] | None = None
-    if table is not None and header.shape[0] > length + table.offset:
-        offset = table.offset
+    if leading is not None and header.shape[0] > length + leading:
 
         def shorter(values: Tensor) -> Tensor:
             if restored is not None:
-                if restored + offset < len(values):
-                    values = shorten_table(values, restored + offset, offset=offset, strategy="interpolate")
-                return shorten_table(values, length + offset, offset=offset)
-            return shorten_table(values, length + offset, offset=offset, strategy=positions)
+                if restored + leading < len(values):
+                    values = shorten_table(values, restored + leading, offset=leading, strategy="interpolate")
+                return shorten_table(values, length + leading, offset=leading)
+            return shorten_table(values, length + leading, offset=leading, strategy=positions)
 
-        action, shape, change = "shortened", (length + offset, *header.shape[1:]), shorter
+        action, shape, change = "shortened", (length + leading, *header.shape[1:]), shorter
     if key is not None and expected[key] != shape:
         raise CheckpointError(f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config requires {expected[key]}.")
-    return TensorPlan(name, action, dtype, header.shape, shape, header, 0 if table is None else table.offset, change)
+    return TensorPlan(name, action, dtype, header.shape, shape, header, leading or 0, change)
 
 
 def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: int, positions: str) -> str:

@@ -224,7 +224,7 @@ def _all_finite(found: dict[str, Tensor]) -> bool:
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
     """Positions counted from the first real token; padding has the first position."""
-    offset = max((table.first_id for table in plan.architecture.family.position_tables), default=0)
+    offset = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
     return (mask.cumsum(-1) - 1).clamp(min=0) + offset
 
 

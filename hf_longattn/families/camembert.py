@@ -1,5 +1,5 @@
-"""LongCamembert: CamemBERT (Martin et al. 2020), RoBERTa for French: its position table starts with two rows that are not positions, and
-``max_position_embeddings`` counts them.
+"""LongCamembert: CamemBERT (Martin et al. 2020), RoBERTa for French, with RoBERTa's positions: they start after the row of the padding
+token, and ``max_position_embeddings`` counts the rows.
 """
 
 from transformers.models.camembert.configuration_camembert import CamembertConfig
@@ -16,7 +16,7 @@ class LongCamembertConfig(LongConfig, CamembertConfig):
 
 
 FAMILY = Family(
-    LongCamembertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),)
+    LongCamembertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset="padding", skips_padding=True),)
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

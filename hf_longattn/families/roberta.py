@@ -1,6 +1,6 @@
-"""LongRoberta: RoBERTa (Liu et al. 2019), whose position table starts with two rows that are not positions.
+"""LongRoberta: RoBERTa (Liu et al. 2019), whose positions start after the row of its padding token in the table.
 
-``max_position_embeddings`` counts the rows, as in RobertaConfig: 4,098 for 4,096 tokens.
+``max_position_embeddings`` counts the rows, as in RobertaConfig: 4,098 for 4,096 tokens with ``pad_token_id=1``.
 """
 
 from transformers.models.roberta.configuration_roberta import RobertaConfig
@@ -16,8 +16,6 @@ class LongRobertaConfig(LongConfig, RobertaConfig):
     model_type = "long_roberta"
 
 
-FAMILY = Family(
-    LongRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),)
-)
+FAMILY = Family(LongRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset="padding", skips_padding=True),))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -1,5 +1,5 @@
-"""LongRobertaPreLayerNorm: RoBERTa with its norms before the layers (Ott et al. 2019, fairseq), and RoBERTa's positions: two rows of the
-table are none, and ``max_position_embeddings`` counts them.
+"""LongRobertaPreLayerNorm: RoBERTa with its norms before the layers (Ott et al. 2019, fairseq), and RoBERTa's positions: they start after
+the row of the padding token, and ``max_position_embeddings`` counts the rows.
 """
 
 from transformers.models.roberta_prelayernorm.configuration_roberta_prelayernorm import RobertaPreLayerNormConfig
@@ -17,7 +17,7 @@ class LongRobertaPreLayerNormConfig(LongConfig, RobertaPreLayerNormConfig):
 
 FAMILY = Family(
     LongRobertaPreLayerNormConfig,
-    position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),),
+    position_tables=(PositionTable(r"position_embeddings\.weight$", offset="padding", skips_padding=True),),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

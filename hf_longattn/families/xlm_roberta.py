@@ -1,5 +1,5 @@
-"""LongXLMRoberta: XLM-RoBERTa (Conneau et al. 2020), RoBERTa over a hundred languages: its position table starts with two rows that are
-not positions, and ``max_position_embeddings`` counts them.
+"""LongXLMRoberta: XLM-RoBERTa (Conneau et al. 2020), RoBERTa over a hundred languages, with RoBERTa's positions: they start after the row
+of the padding token, and ``max_position_embeddings`` counts the rows.
 """
 
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
@@ -16,7 +16,7 @@ class LongXLMRobertaConfig(LongConfig, XLMRobertaConfig):
 
 
 FAMILY = Family(
-    LongXLMRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),)
+    LongXLMRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset="padding", skips_padding=True),)
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

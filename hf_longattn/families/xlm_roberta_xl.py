@@ -1,5 +1,5 @@
-"""LongXLMRobertaXL: XLM-RoBERTa XL and XXL (Goyal et al. 2021), with its norms before the layers, and RoBERTa's positions: two rows of the
-table are none, and ``max_position_embeddings`` counts them.
+"""LongXLMRobertaXL: XLM-RoBERTa XL and XXL (Goyal et al. 2021), with its norms before the layers, and RoBERTa's positions: they start after
+the row of the padding token, and ``max_position_embeddings`` counts the rows.
 """
 
 from transformers.models.xlm_roberta_xl.configuration_xlm_roberta_xl import XLMRobertaXLConfig
@@ -17,7 +17,7 @@ class LongXLMRobertaXLConfig(LongConfig, XLMRobertaXLConfig):
 
 FAMILY = Family(
     LongXLMRobertaXLConfig,
-    position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True, from_padding=True),),
+    position_tables=(PositionTable(r"position_embeddings\.weight$", offset="padding", skips_padding=True),),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..configuration import LongAttentionConfig
@@ -220,8 +221,9 @@ def head_of(architecture: str) -> tuple[str, str | None, str] | None:
 def tokens_of(config: dict[str, Any]) -> int:
     """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
-    offset = max((table.config_value(0) for table in family.position_tables), default=0) if family else 0
-    return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - offset
+    known = SimpleNamespace(**{"pad_token_id": None, **config})
+    leading = max((table.config_value(0, known) for table in family.position_tables), default=0) if family else 0
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - leading
 
 
 def _quoted(name: str) -> str:

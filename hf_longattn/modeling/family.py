@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import RegistrationError
 from ..naming import load_module, module_names
@@ -21,6 +21,8 @@ LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel"
 """Endings of classes with one stack that predict tokens."""
 ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification"), ("ForCausalLM",)
 """Endings of the classes of an encoder-decoder that have one stack."""
+PADDING = 1
+"""The id of the padding token of RoBERTa's vocabulary, for a config that does not say; the model itself needs it in the config."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,20 @@ class PositionTable:
     """A position table of the base architecture.
 
     pattern: regular expression that matches the name of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
-    offset: number of leading rows that are not positions (RoBERTa, BART: 2).
+    offset: number of leading rows that are not positions (BART, MPNet: 2), or ``"padding"`` where positions start after the row of the
+        config's ``pad_token_id`` (RoBERTa); :meth:`leading` is the number with a config.
     counted: whether the config's length includes those rows (RoBERTa) or not (BART).
     added: whether the model adds the offset itself, so that ``position_ids`` start at 0 (OPT).
     skips_padding: whether padding tokens take no position (RoBERTa, OPT).
-    from_padding: whether positions are counted from the id of the padding token in the config (RoBERTa; MPNet always counts from 1).
     learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
     decoder: whether it is the decoder's in an encoder-decoder.
     """
 
     pattern: str
-    offset: int = 0
+    offset: int | Literal["padding"] = 0
     counted: bool = True
     added: bool = False
     skips_padding: bool = False
-    from_padding: bool = False
     learned: bool = True
     decoder: bool = False
 
@@ -51,27 +52,27 @@ class PositionTable:
         """The config's field with the table's length."""
         return "max_decoder_position_embeddings" if self.decoder else "max_position_embeddings"
 
-    def config_value(self, tokens: int) -> int:
-        """The value of :attr:`field` for this many tokens."""
-        return tokens + self.offset * self.counted
+    def leading(self, config: Any) -> int:
+        """The number of leading rows that are not positions, with this config."""
+        if self.offset != "padding":
+            return self.offset
+        return (PADDING if config.pad_token_id is None else config.pad_token_id) + 1
+
+    def config_value(self, tokens: int, config: Any) -> int:
+        """The value of :attr:`field` for this many tokens, in a config that is otherwise ``config``."""
+        return tokens + self.leading(config) * self.counted
 
     def tokens(self, config: Any) -> int:
         """The maximum number of tokens with this config."""
-        return getattr(config, self.field) - self.offset * self.counted
+        return getattr(config, self.field) - self.leading(config) * self.counted
 
     def rows(self, config: Any) -> int:
         """The number of rows with this config."""
-        return self.tokens(config) + self.offset
+        return self.tokens(config) + self.leading(config)
 
-    @property
-    def first_id(self) -> int:
-        """The first value of ``position_ids``."""
-        return 0 if self.added else self.offset
-
-    def first_id_with(self, config: Any) -> int:
-        """The same for a checkpoint, whose padding token need not have the usual id."""
-        pad = getattr(config, "pad_token_id", None)
-        return pad + 1 if self.from_padding and pad is not None else self.first_id
+    def first_id(self, config: Any) -> int:
+        """The first value of ``position_ids`` with this config."""
+        return 0 if self.added else self.leading(config)
 
     def matches(self, name: str) -> bool:
         """Whether the parameter called ``name`` is this table."""
@@ -240,7 +241,7 @@ class Family:
         table = next((one for one in self.position_tables if one.decoder == alone), None)
         if table is None:
             return config.max_position_embeddings
-        return table.tokens(config) if hasattr(config, table.field) else self.base_length(config, table) - table.offset * table.counted
+        return table.tokens(config) if hasattr(config, table.field) else self.base_length(config, table) - table.config_value(0, config)
 
     def rotary(self, config: Any) -> bool:
         """Whether positions are rotary: in the whole family, or with this config."""

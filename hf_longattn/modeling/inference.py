@@ -293,7 +293,9 @@ def _run_packed(base: Any, *_: Any, forward: Any, given: Any, tensors: Any, real
     packed["documents"] = (places // length)[None]
     table = base.position_table
     if table is not None and not table.skips_padding and "position_ids" not in given and any(one.start for one in sequences):
-        packed["position_ids"] = (places % length)[None] + table.first_id  # padding on the left takes positions in these models
+        packed["position_ids"] = (places % length)[None] + table.first_id(
+            base.config
+        )  # padding on the left takes positions in these models
     wants_tuple = packed.pop("return_dict", base.config.return_dict) is False
     counts = real.sum(1)
     pooling = _POOLING.set(Pooling((counts.cumsum(0) - counts).clamp(max=len(places) - 1)))

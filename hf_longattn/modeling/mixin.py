@@ -322,7 +322,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             raise MaskError(refusal)
         kwargs["documents"] = documents
         if positions is None and self._takes_positions:
-            first = self.position_table.first_id_with(self.config) if self.position_table is not None else 0
+            first = self.position_table.first_id(self.config) if self.position_table is not None else 0
             kwargs["position_ids"] = positions_in(documents) + first
         if kwargs.get("use_cache") is None and getattr(self.config, "use_cache", False):
             kwargs["use_cache"] = False

@@ -78,7 +78,7 @@ def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ..
         given |= following.extend(_real(given.get("attention_mask"), tokens))
         table = next((table for table in model.family.position_tables if not table.decoder), None)
         if table is not None:
-            given["position_ids"] = given["position_ids"] + table.offset
+            given["position_ids"] = given["position_ids"] + table.first_id(model.config)
             check_positions(table, model.config, given["position_ids"])
     returns_tuple = given.get("return_dict") is False
     outputs = forward(model, **{**given, "return_dict": True})

@@ -199,7 +199,7 @@ class _Cut:
         """The positions that the model itself would give the tokens of the whole rows."""
         config = self.base.config
         table = None if getattr(config, "position_embedding_type", None) == "rotary" else self.base.position_table
-        first = 0 if table is None else table.first_id_with(config)
+        first = 0 if table is None else table.first_id(config)
         real: Tensor | None = None
         if table is not None and table.skips_padding:
             ids = kwargs.get("input_ids")

@@ -53,7 +53,7 @@ def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwarg
     if needed <= limit:
         return
     if kwargs.get("position_ids") is not None:
-        needed = int(kwargs["position_ids"].max()) + 1 - table.first_id
+        needed = int(kwargs["position_ids"].max()) + 1 - table.first_id(config)
     elif table.added and table.skips_padding and isinstance(mask := kwargs.get("attention_mask"), Tensor):
         needed = int(mask.sum(1).max())
     elif table.skips_padding and not table.added and tokens.dim() == 2:
@@ -63,7 +63,7 @@ def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwarg
 
 def check_positions(table: PositionTable, config: Any, position_ids: Tensor) -> None:
     """The same for given positions, where the cache does not hold all past tokens."""
-    _refuse_beyond(table, int(position_ids.max()) + 1 - table.first_id, table.tokens(config))
+    _refuse_beyond(table, int(position_ids.max()) + 1 - table.first_id(config), table.tokens(config))
 
 
 def _refuse_beyond(table: PositionTable, needed: int, limit: int) -> None:

@@ -270,17 +270,6 @@ def test_a_mechanisms_own_parameters_are_added_with_fixed_initial_values(built: 
     assert all(torch.equal(one[name], loaded[name]) for name in added)
 
 
-def test_positions_that_start_after_another_padding_token_are_refused(tmp_path: Path) -> None:
-    config = transformers.RobertaConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=66,
-        pad_token_id=0,
-    )  # fmt: skip
-    transformers.RobertaForMaskedLM(config).save_pretrained(tmp_path / "short")
-    with pytest.raises(PositionError, match=r"start at row 1 of the table; only tables whose positions start at row 2 \(pad_token_id 1\)"):
-        convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", max_length=128)
-    assert not (tmp_path / "long").exists()
-
-
 def test_rotary_positions_without_parameters_stay_as_they_are(built: Callable[[str], Path], tmp_path: Path) -> None:
     source = built("EsmForTokenClassification")
     with pytest.raises(PositionError, match="expected auto or rope:none"):

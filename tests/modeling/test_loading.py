@@ -79,7 +79,7 @@ def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path
     plain.save_pretrained(tmp_path)
     longer = converted(tmp_path, base, 1200, position_extension=strategy)
     name, table = table_of(base)
-    expected = extend_table(plain.state_dict()[name], table.rows(longer.config), offset=table.offset, strategy=strategy)
+    expected = extend_table(plain.state_dict()[name], table.rows(longer.config), offset=table.leading(longer.config), strategy=strategy)
     assert torch.equal(longer.state_dict()[name], expected)
     others = plain.state_dict().keys() - {name}
     assert all(torch.equal(longer.state_dict()[name], plain.state_dict()[name]) for name in others)
