@@ -17,7 +17,7 @@ from .design import Design
 def choose_full_layers(
     divergence: Callable[[Design], float], cheap: Candidate, own: Design, count: int, model: str, progress: Callable[[str], None]
 ) -> tuple[KeptLayers, Design]:
-    """The ``count`` most important layers, and the design in which they keep their attention.
+    """The ``count`` layers that need their attention most, and the design in which they keep it.
 
     Args:
         divergence: KL of a design from the checkpoint.

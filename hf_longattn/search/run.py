@@ -156,8 +156,8 @@ def search_design(
         length: of the target, in tokens; the checkpoint's own if not given.
         candidates: mechanisms such as ``"window:window=256"``; usual ones if not given. In the mode "full-layers" the one that the other
             layers run.
-        mode: "mechanisms", or "full-layers" (Li et al. 2025, arXiv 2512.20569: the layers whose restoration reduces the KL divergence
-            most keep the checkpoint's attention).
+        mode: "mechanisms", or "full-layers" (after Li et al. 2025, arXiv 2512.20569: the layers whose restoration reduces the KL
+            divergence most keep the checkpoint's attention).
         score: of stage 1: "mass", captured softmax, or "kl", the divergence of the model in which one layer alone runs the candidate.
         trials: of stage 2, designs tried in all.
         objective: of stage 2: "loss", masked or causal, at the target length, or "kl", the divergence from the checkpoint.
@@ -355,8 +355,8 @@ class Search:
         found, design = choose_full_layers(divergence, self.candidates[0], model.own_design, asked.full_layers, asked.model, self.progress)
         table = Table([{} for _ in range(model.layers)])
         reason = (
-            f"{layers_keep(found.kept)} the checkpoint's attention: of all layers, restored one at a time, the KL divergence from the "
-            f"checkpoint falls most there. It is {found.divergence:.4f} nats with this choice, {found.nothing:.4f} without any full layer."
+            f"{layers_keep(found.kept)} the checkpoint's attention: of the choices compared, this has the lowest KL divergence from the "
+            f"checkpoint, {found.divergence:.4f} nats; without any full layer it is {found.nothing:.4f}."
         )
         chosen = prices.priced(design, loss=found.divergence)
         return self._result(

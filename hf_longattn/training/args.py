@@ -511,8 +511,8 @@ class DistillationTrainingArguments(TextTrainingArguments):
         None, "Highest learning rate of stage 2; default: 2e-4 with LoRA, 5e-5 with --full, for models of base size (110M parameters)."
     )  # fmt: skip
     softmax_layers: float = argument(
-        0.0, "Layers that keep softmax attention: a number, or a share below 1; chosen after stage 1 by what restoring each alone gains in "
-        "KL divergence from the original (arXiv 2512.20569). 0 = none."
+        0.0, "Layers that keep softmax attention: a number, or a share below 1; restored one after another after stage 1, each time "
+        "the one that lowers the KL divergence from the original most (after arXiv 2512.20569). 0 = none."
     )  # fmt: skip
     finetune_loss: str = argument(
         LM_LOSS, "Stage 2's loss: lm, the model's own on the text; kl, the KL divergence of its predictions from those of the original, "

@@ -123,7 +123,9 @@ def test_full_layers_are_those_whose_restoration_gains_most(encoder: Path, text:
     assert found.importance[kept] == max(found.importance)
     assert found.compared["chosen"] <= found.compared["none"]
     assert found.compared["chosen"] == pytest.approx(found.compared["none"] - found.importance[kept], abs=1e-6)
-    assert set(found.compared) == {"chosen", "evenly spaced", "the first", "the last", "none"}
+    assert set(found.compared) == {
+        "chosen", "one after another", "the most important alone", "evenly spaced", "the first", "the last", "none"
+    }  # fmt: skip
     with pytest.raises(OptionError, match="1 to 2 of them can keep full attention; give --budget 1"):
         search_design(encoder, text, budget=3, length=128, candidates=["window:window=8"], mode="full-layers", pieces=1)
     with pytest.raises(OptionError, match="give a cheaper --candidate"):

@@ -28,7 +28,7 @@ COMPARED = 256
 
 
 def keep_softmax(model: PreTrainedModel, asked: float, batches: Sequence[Batch]) -> KeptLayers:
-    """Give the layers whose mechanisms cost most their softmax attention back; ``config.long_attention`` says so too.
+    """Give the layers whose mechanisms cost most their softmax attention back, in the model and in ``config.long_attention``.
 
     Args:
         model: the student, with the weights of the original.

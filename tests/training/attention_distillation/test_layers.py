@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,36 @@ def test_the_layers_whose_restoration_gains_most_are_chosen() -> None:
     assert found is not None
     assert found.kept == (1, 3)
     assert found.importance == cost
-    assert found.compared == {"chosen": 1.5, "evenly spaced": 1.5, "the first": 3.5, "the last": 6.0, "none": 9.5}
+    assert found.compared == {
+        "chosen": 1.5, "one after another": 1.5, "the most important alone": 1.5, "evenly spaced": 1.5, "the first": 3.5, "the last": 6.0,
+        "none": 9.5,
+    }  # fmt: skip
     assert choose_layers(lambda sets: [0.0 for _ in sets], [0, 1], 1) is None
+
+
+def test_a_layer_that_gains_only_after_another_is_chosen_after_it() -> None:
+    """As measured in assets/bert-python-512 with hedgehog: wrong inputs from layer 0 hide what softmax attention gains in layer 1."""
+    asked: list[frozenset[int]] = []
+
+    def divergences(sets: Sequence[frozenset[int]]) -> list[float]:
+        asked.extend(sets)
+        return [0.09 if {0, 1} <= kept else 0.84 if 0 in kept else 2.9 if 1 in kept else 2.7 - 0.01 * len(kept) for kept in sets]
+
+    found = choose_layers(divergences, [0, 1, 2, 3], 2)
+    assert found is not None
+    assert found.kept == (0, 1)
+    assert found.importance[1] < 0 < found.importance[3]
+    assert found.compared["the most important alone"] == 0.84
+    assert len(asked) == len(set(asked)), "no set is measured twice"
+
+
+def test_of_the_choices_compared_the_best_is_taken() -> None:
+    """Two layers that gain only together are found if they are evenly spaced, first or last."""
+    found = choose_layers(lambda sets: [0.1 if {2, 3} <= kept else 1.0 - 0.1 * (0 in kept) for kept in sets], [0, 1, 2, 3], 2)
+    assert found is not None
+    assert found.kept == (2, 3)
+    assert found.compared["one after another"] == 0.9
+    assert found.compared["chosen"] == found.compared["the last"] == found.divergence == 0.1
 
 
 @pytest.mark.parametrize(("asked", "count"), [(1.0, 1), (3.0, 3), (0.25, 1), (0.5, 2), (0.01, 1), (0.74, 3)])
