@@ -31,7 +31,7 @@ from .model import SearchedModel
 from .objectives import Divergence, HeldOutLoss, Transferred, check_predicts_tokens
 from .plot import check_drawing
 from .result import LayerRow, SearchResult
-from .study import DesignStudy, check_trials, run_workers
+from .study import ROUNDING, DesignStudy, check_trials, run_workers
 from .tables import QUERIES, Prices, Table, choose, divergence_table, mass_table
 from .texts import SearchText
 from .transfer import transfer_attention
@@ -250,8 +250,7 @@ class Search:
             what = "keeps the most of the layers' attention" if asked.score == "mass" else "changes the predictions least"
             return self._result(best, f"{best.design} {what} within {asked.budget}.", prices, table, front, uniform)
         tried = self._try(prices, [best, *front], uniform, transferred, table)
-        limit = self._limit(prices)
-        within = [one for one in tried if self._price(prices, one.design) <= limit * (1 + 1e-9)]
+        within = [one for one in tried if self._affordable(prices, one.design)]
         what = "held-out loss" if asked.objective == "loss" else "KL divergence"
         if not within:  # the search was stopped at its first designs, and resumed with fewer trials
             reason = f"{best.design} is what stage 1 chooses; none of the {len(tried)} designs tried is within {asked.budget}."
@@ -323,6 +322,9 @@ class Search:
         assert self.asked.budget is not None
         return self.asked.budget.limit(prices.full_seconds)
 
+    def _affordable(self, prices: Prices, design: Design) -> bool:
+        return self._price(prices, design) <= self._limit(prices) * (1 + ROUNDING)
+
     def _try(
         self, prices: Prices, found: Sequence[Priced], uniform: Sequence[Priced], transferred: Transferred, table: Table
     ) -> list[Priced]:  # fmt: skip
@@ -333,9 +335,12 @@ class Search:
         peak = asked.budget.of_memory and not prices.sums
         candidates = [one for one in self.candidates if not peak or prices.price(str(one), asked.budget) <= limit]
         names = {str(one) for one in candidates}
-        within = [one for one in found[1:] if set(one.design.names) <= names and self._price(prices, one.design) <= limit * (1 + 1e-9)]
-        same = [one for one in uniform if set(one.design.names) <= names and self._price(prices, one.design) <= limit * (1 + 1e-9)]
-        spread = [found[0], *thinned_priced(within[::-1], SEEDS), *sorted(same, key=lambda one: -one.seconds)]  # the dearest first
+
+        def possible(designs: Sequence[Priced]) -> list[Priced]:
+            return [one for one in designs if names.issuperset(one.design.names) and self._affordable(prices, one.design)]
+
+        dearest_first = thinned_priced(possible(found[1:])[::-1], SEEDS)
+        spread = [found[0], *dearest_first, *sorted(possible(uniform), key=lambda one: -one.seconds)]
         seeds = unique([one.design for one in spread])[: max(min(2, asked.trials), asked.trials // 2)]
         each = {str(one): prices.costs[str(one)].seconds if peak else prices.price(str(one), asked.budget) for one in candidates}
         job = Job(asked, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit)
@@ -416,7 +421,10 @@ def try_designs(job: Job) -> None:
 
 def unique_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Without repetitions, the first of each kept."""
-    return list({str(one): one for one in reversed(candidates)}.values())[::-1]
+    found: dict[str, Candidate] = {}
+    for one in candidates:
+        found.setdefault(str(one), one)
+    return list(found.values())
 
 
 def thinned_priced(found: Sequence[Priced], count: int) -> list[Priced]:

@@ -45,8 +45,8 @@ class DesignStudy:
         folder: of the search; the study is its file ``study.db``.
         candidates: for every layer.
         layers: of the model.
-        seconds: of one layer with each candidate, by its text.
-        limit: seconds of all layers that a design may take; dearer ones rank after all others.
+        costs: of one layer with each candidate, by its text, in the unit of ``limit``.
+        limit: what all layers of a design may cost together; dearer designs rank after all others.
         seed: of the sampler.
     Raises:
         MissingExtraError: Optuna is not installed.
@@ -54,11 +54,11 @@ class DesignStudy:
     """
 
     def __init__(
-        self, folder: Path, candidates: Sequence[Candidate], layers: int, seconds: Mapping[str, float], limit: float, seed: int
+        self, folder: Path, candidates: Sequence[Candidate], layers: int, costs: Mapping[str, float], limit: float, seed: int
     ) -> None:  # fmt: skip
         with needs_extra("search"):
             import optuna
-        self.candidates, self.layers, self.seconds, self.limit, self.seed = list(candidates), layers, dict(seconds), limit, seed
+        self.candidates, self.layers, self.costs, self.limit, self.seed = list(candidates), layers, dict(costs), limit, seed
         file, self.asking = folder / STUDY, folder / ASKING
         try:
             with _quiet():
@@ -155,8 +155,8 @@ class DesignStudy:
         return len(self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
 
     def cost(self, design: Design) -> float:
-        """Seconds of the attention of all layers."""
-        return sum(self.seconds[name] for name in design.names)
+        """Of all layers, in the unit of ``limit``."""
+        return sum(self.costs[name] for name in design.names)
 
     def _as_trial(self, design: Design) -> dict[str, int]:
         names = [str(one) for one in self.candidates]
@@ -170,9 +170,9 @@ Work = Callable[..., None]
 
 
 def run_workers(work: Work, arguments: tuple[Any, ...], count: int) -> None:
-    """Call ``work(*arguments, threads)`` in ``count`` new processes, and wait for all of them.
+    """Call ``work(*arguments)`` in ``count`` new processes, and wait for all of them.
 
-    ``work`` is a function of a module; the processes share this one's threads.
+    ``work`` is a function of a module; each process gets an equal part of this one's threads.
 
     Raises:
         LongAttentionError: one of them ended early, with its sentence; the others are stopped.
