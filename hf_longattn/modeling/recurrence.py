@@ -396,6 +396,7 @@ class SegmentDecoder:
     def __init__(self, model: Any, forward: Forward, recursion: Recursion, text: Text) -> None:
         self.model, self.forward, self.text = model, forward, text
         self.slots, self.count = recursion.length - recursion.memory, recursion.memory
+        self.first_id = 0 if model.position_table is None else model.position_table.first_id(model.config)
         if text.others.get("output_hidden_states"):
             raise OptionError("Hidden states of every layer were asked for while decoding with memory tokens; pass use_cache=False.")
         past = text.others.pop("past_key_values", None)
@@ -444,7 +445,7 @@ class SegmentDecoder:
         before = rows.real.gather(1, columns.clamp(0, self.slots - 1)) & (columns >= 0)
         mask = torch.cat([before, real], 1).long()
         out = self.forward(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions.clamp(max=self.slots + self.count - 1),
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions.clamp(max=self.slots + self.count - 1) + self.first_id,
             past_key_values=inner, use_cache=True, return_dict=True, **along, **self.text.others,
         )  # fmt: skip
         slots = torch.where(there, positions, self.slots)

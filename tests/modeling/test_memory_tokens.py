@@ -175,9 +175,13 @@ def test_generation_keeps_one_segment(base: str, options: dict[str, str]) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("base", DECODERS)
-def test_single_tokens_equal_the_full_forward_pass_in_float32(base: str) -> None:
-    usual = {"initializer_range": 0.02}
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [*((base, {}) for base in (*DECODERS, "opt")), *(("roberta", {"is_decoder": True, "pad_token_id": pad}) for pad in (1, 0))],
+    ids=str,
+)
+def test_single_tokens_equal_the_full_forward_pass_in_float32(base: str, changes: dict[str, Any]) -> None:
+    usual = {"initializer_range": 0.02, "init_std": 0.02, **changes}
     longer = long_like(plain_model(base, **usual), base, RMT, **usual)
     ids, mask = tokens(3, 150), padding(3, 150, left=True)
     whole = longer(ids, attention_mask=mask, use_cache=False).last_hidden_state

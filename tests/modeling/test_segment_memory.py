@@ -33,12 +33,16 @@ def segment_by_segment(longer: Any, ids: Tensor, size: int, positions: str | Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("base", DECODERS)
-def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str) -> None:
-    covering = model(base, {**XL, "memory_length": 400})
-    ids = tokens(2, 300)
-    found, _ = segment_by_segment(covering, ids, 32)
-    assert (found - plain_model(base, HEAD[base])(ids).logits).abs().max() < 1e-4
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [*((base, {}) for base in (*DECODERS, "opt")), *(("roberta", {"is_decoder": True, "pad_token_id": pad}) for pad in (1, 4))],
+    ids=str,
+)
+def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, changes: dict[str, Any]) -> None:
+    head, ids = {**HEAD, "opt": "OPTForCausalLM", "roberta": "RobertaForCausalLM"}[base], tokens(2, 300).clamp(min=5)
+    plain = plain_model(base, head, **changes)
+    found, _ = segment_by_segment(long_like(plain, base, {**XL, "memory_length": 400}, **changes), ids, 32)
+    assert (found - plain(ids, use_cache=False).logits).abs().max() < 1e-4
 
 
 @torch.no_grad()
