@@ -1,9 +1,9 @@
 # Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
 """LongEsm: ESM-1b and ESM-2 (Rives et al. 2021; Lin et al. 2022), encoders of proteins: a token is an amino acid.
 
-``position_embedding_type`` says where positions are: ``"rotary"``, or ``"absolute"`` in a table that starts with two rows that are not
-positions. ``max_position_embeddings`` counts those in either case: 1,026 for 1,024 tokens. The folding model, whose trunk computes on all
-pairs of tokens, has no long form.
+``position_embedding_type`` says where positions are: ``"rotary"``, or ``"absolute"`` in a table where they start after the row of the
+padding token. ``max_position_embeddings`` counts the rows in either case: 1,026 for 1,024 tokens. The folding model, whose trunk computes
+on all pairs of tokens, has no long form.
 """
 
 from ..configuration import LongAttentionConfig

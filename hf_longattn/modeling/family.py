@@ -74,6 +74,10 @@ class PositionTable:
         """The first value of ``position_ids`` with this config."""
         return 0 if self.added else self.leading(config)
 
+    def padding_id(self, config: Any) -> int:
+        """The token that takes no position, where the model tells padding by its id (RoBERTa, MPNet)."""
+        return self.leading(config) - 1
+
     def matches(self, name: str) -> bool:
         """Whether the parameter called ``name`` is this table."""
         return re.search(self.pattern, name) is not None

@@ -282,20 +282,18 @@ def packed_call(base: Any, forward: Callable[..., Any], args: tuple[Any, ...], k
     sequences = Batch(real).sequences
     if not sequences or sum(one.stop - one.start for one in sequences) == real.numel() or any(one.holes for one in sequences):
         return None
-    return partial(_run_packed, forward=forward, given=given, tensors=tensors, real=real, sequences=sequences)
+    return partial(_run_packed, forward=forward, given=given, tensors=tensors, real=real)
 
 
-def _run_packed(base: Any, *_: Any, forward: Any, given: Any, tensors: Any, real: Tensor, sequences: Any, **__: Any) -> Any:
+def _run_packed(base: Any, *_: Any, forward: Any, given: Any, tensors: Any, real: Tensor, **__: Any) -> Any:
     """Run the rows of a batch as one, and give the outputs their places."""
     rows, length = real.shape
     places = real.flatten().nonzero()[:, 0]
     packed = {**given, **{name: values.flatten(0, 1)[places][None] for name, values in tensors.items()}}
     packed["documents"] = (places // length)[None]
-    table = base.position_table
-    if table is not None and not table.skips_padding and "position_ids" not in given and any(one.start for one in sequences):
-        packed["position_ids"] = (places % length)[None] + table.first_id(
-            base.config
-        )  # padding on the left takes positions in these models
+    if base.position_table is not None and base.takes_positions and "position_ids" not in given:
+        positions = base.own_positions({**given, "attention_mask": real}, (rows, length), real.device)
+        packed["position_ids"] = positions.flatten()[places][None]
     wants_tuple = packed.pop("return_dict", base.config.return_dict) is False
     counts = real.sum(1)
     pooling = _POOLING.set(Pooling((counts.cumsum(0) - counts).clamp(max=len(places) - 1)))

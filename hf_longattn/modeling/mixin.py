@@ -321,7 +321,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if (refusal := self.refusal_of_documents(kwargs)) is not None:
             raise MaskError(refusal)
         kwargs["documents"] = documents
-        if positions is None and self._takes_positions:
+        if positions is None and self.takes_positions:
             first = self.position_table.first_id(self.config) if self.position_table is not None else 0
             kwargs["position_ids"] = positions_in(documents) + first
         if kwargs.get("use_cache") is None and getattr(self.config, "use_cache", False):
@@ -329,8 +329,21 @@ class LongBaseModelMixin(LongAttentionMixin):
         if unmasked:  # otherwise transformers makes an N×N mask for positions that restart
             self._rule_out_packing(args, kwargs)
 
+    def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
+        """The ``position_ids`` ``(B, N)`` that the model gives the tokens of a call without them."""
+        table = None if self.family.rotary(self.config) else self.position_table
+        first = 0 if table is None else table.first_id(self.config)
+        real: Tensor | None = None
+        if table is not None and table.skips_padding:
+            ids = kwargs.get("input_ids")
+            real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != table.padding_id(self.config)
+        if real is None:
+            return torch.arange(first, first + shape[1], device=device).expand(shape)
+        return real.long().cumsum(1) * real.long() + first - 1
+
     @property
-    def _takes_positions(self) -> bool:
+    def takes_positions(self) -> bool:
+        """Whether ``forward`` takes ``position_ids``."""
         return "position_ids" in inspect.signature(type(self).forward).parameters
 
     def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
@@ -341,7 +354,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             return f"{PACKED} {type(self).__name__} cannot tell its attention where each starts; {OWN_ROWS}"
         if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
             return f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
-        if self.position_table is not None and kwargs.get("position_ids") is None and not self._takes_positions:
+        if self.position_table is not None and kwargs.get("position_ids") is None and not self.takes_positions:
             return f"{PACKED} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
         return None
 

@@ -169,7 +169,7 @@ class _Cut:
             kwargs["global_attention_mask"] = global_tokens_of(rule, (), kwargs, documents)
         chosen = kwargs.get("global_attention_mask")
         if "position_ids" in signature.parameters and kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = self._positions(kwargs, shape, tokens.device)
+            kwargs["position_ids"] = self.base.own_positions(kwargs, shape, tokens.device)
         if kwargs.get("position_ids") is not None:
             self.last = kwargs["position_ids"].max()
         if kwargs.get("attention_mask") is None:  # a part's positions say nothing about documents
@@ -194,19 +194,6 @@ class _Cut:
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise MaskError("A sequence that is cut over processes takes an attention_mask (batch, tokens) only.")
-
-    def _positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
-        """The positions that the model itself would give the tokens of the whole rows."""
-        config = self.base.config
-        table = None if getattr(config, "position_embedding_type", None) == "rotary" else self.base.position_table
-        first = 0 if table is None else table.first_id(config)
-        real: Tensor | None = None
-        if table is not None and table.skips_padding:
-            ids = kwargs.get("input_ids")
-            real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != config.pad_token_id
-        if real is None:
-            return torch.arange(first, first + shape[1], device=device).expand(shape)
-        return real.long().cumsum(1) * real.long() + first - 1
 
     def ask_for_last(self, rotary: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add the last position of the whole batch, on which the frequencies depend; :meth:`drop_last` takes it away again."""

@@ -57,7 +57,7 @@ def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwarg
     elif table.added and table.skips_padding and isinstance(mask := kwargs.get("attention_mask"), Tensor):
         needed = int(mask.sum(1).max())
     elif table.skips_padding and not table.added and tokens.dim() == 2:
-        needed = int(seen) + int((tokens != config.pad_token_id).sum(1).max())
+        needed = int(seen) + int((tokens != table.padding_id(config)).sum(1).max())
     _refuse_beyond(table, needed, limit)
 
 

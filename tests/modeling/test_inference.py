@@ -72,15 +72,18 @@ def run(model: Any, base: str, **inputs: Any) -> Tensor:
         return model(**inputs).last_hidden_state
 
 
-def test_a_padding_token_other_than_one_in_roberta() -> None:
-    model = long_model("roberta", None, WINDOW, pad_token_id=0)
-    ids, mask = tokens(2, 40).clamp(min=3), torch.ones(2, 40, dtype=torch.long)
-    mask[1, 25:] = 0
-    ids[mask == 0] = 0
-    with torch.no_grad():
-        expected = model(ids, attention_mask=mask)[0]
-        packed = model.optimize_for_inference("fp32")(ids, attention_mask=mask)[0]
-    torch.testing.assert_close(packed[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(("pad", "filled"), [(0, 0), (1, 1), (3, 3), (1, 0)])
+def test_positions_where_padding_takes_none(pad: int, filled: int, left: bool) -> None:
+    """The padding token of RoBERTa's config takes no position; another one of the tokenizer does, and so does padding of embeddings."""
+    model, mask = long_model("roberta", None, WINDOW, pad_token_id=pad), padding(3, 40, left=left)
+    ids = torch.where(mask.bool(), tokens(3, 40).clamp(min=5), filled)
+    fast, embedded = copy.deepcopy(model).optimize_for_inference("fp32"), model.get_input_embeddings()(ids)
+    for inputs in ({"input_ids": ids}, {"inputs_embeds": embedded}):
+        with torch.no_grad():
+            expected, packed = (one(**inputs, attention_mask=mask).last_hidden_state for one in (model, fast))
+        torch.testing.assert_close(packed[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
+    assert packs(fast, input_ids=ids, attention_mask=mask)
 
 
 @pytest.mark.parametrize("base", FAMILIES)

@@ -31,7 +31,7 @@ CASES = [
     ("LongBertForQuestionAnswering", {**SHAPE, **NONE, "max_position_embeddings": 256, "sep_token_id": 4},
      {**L, "global_first_segment": True, "separate_global": True}, "spans"),
     ("LongBertForSequenceClassification", {**SHAPE, **NONE, "max_position_embeddings": 256}, L, "class"),
-    ("LongRobertaForMaskedLM", {**SHAPE, **NONE, "max_position_embeddings": 256, "pad_token_id": 1}, {"mechanism": "lsg", "block_size": 16,
+    ("LongRobertaForMaskedLM", {**SHAPE, **NONE, "max_position_embeddings": 256, "pad_token_id": 3}, {"mechanism": "lsg", "block_size": 16,
      "sparse_block_size": 16}, "labels"),
     ("LongGPT2LMHeadModel", dict(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=256, attn_pdrop=0.0, embd_pdrop=0.0,
      resid_pdrop=0.0), {"mechanism": "window", "window": 32, "num_sinks": 4}, "labels"),

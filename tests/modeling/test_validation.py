@@ -9,7 +9,7 @@ import torch
 
 import hf_longattn.families as families
 from hf_longattn.errors import LengthError, PositionError
-from tests.reference.small_models import long_config, plain_model, tokens
+from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 WINDOW = {"mechanism": "window", "window": 8}
 
@@ -29,12 +29,17 @@ def test_a_text_longer_than_the_table(base: str, name: str, limit: int) -> None:
             model(inputs_embeds=torch.zeros(1, limit + 1, 64))
 
 
-def test_roberta_s_padding_takes_no_position() -> None:
-    model = families.LongRobertaModel(long_config("roberta", WINDOW)).eval()
-    padded = torch.cat([tokens(1, 512), torch.full((1, 10), 1)], 1)
+@pytest.mark.parametrize(("base", "pad", "filled"), [("roberta", 1, 1), ("roberta", 0, 0), ("roberta", 4, 4), ("mpnet", 0, 1)])
+def test_roberta_s_padding_takes_no_position(base: str, pad: int, filled: int) -> None:
+    model = long_like(plain_model(base, pad_token_id=pad), base, WINDOW, pad_token_id=pad)
+    length = 512 if base == "mpnet" else 513 - pad  # the table has 514 rows
+    ids = tokens(1, length).clamp(min=5)
+    padded = torch.cat([ids, torch.full((1, 10), filled)], 1)
     with torch.no_grad():
-        out = model(padded, attention_mask=(padded != 1).long()).last_hidden_state
-        assert torch.allclose(out[:, :512], model(tokens(1, 512)).last_hidden_state, atol=1e-5)
+        out = model(padded, attention_mask=(padded != filled).long()).last_hidden_state
+        assert torch.allclose(out[:, :length], model(ids).last_hidden_state, atol=1e-5)
+    with pytest.raises(LengthError, match=f"needs {length + 1} positions, but this model has {length};"):
+        model(torch.cat([padded, ids[:, :1]], 1))
 
 
 def test_generation_beyond_the_table() -> None:
