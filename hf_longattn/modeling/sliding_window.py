@@ -42,6 +42,11 @@ def own_windows(config: Any) -> list[int | None]:
     return [width if types is None or kind == SLIDING else None for kind in types or [SLIDING] * layers]
 
 
+def base_attention(windows: list[int | None]) -> LongAttentionConfig:
+    """What the base computes: full attention, and its windows (:func:`own_windows`) in the layers that have one, each of which is named."""
+    return LongAttentionConfig("full", layers={layer: _kept(width) for layer, width in enumerate(windows) if width is not None})
+
+
 def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
     """``chosen``, or the default for ``None``, with the base's windows (:func:`own_windows`) in the layers that keep theirs."""
     given = LongAttentionConfig.from_dict(chosen)

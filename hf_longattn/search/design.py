@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..configuration import LongAttentionConfig
@@ -14,14 +14,18 @@ from ..mechanisms.composite import write_numbers
 
 @dataclass(frozen=True)
 class Design:
-    """A candidate for each layer, from the first to the last."""
+    """A candidate for each layer, from the first to the last.
+
+    named: layers with a sliding window of the base, which they would keep if a configuration did not name them.
+    """
 
     layers: tuple[Candidate, ...]
+    named: frozenset[int] = field(default=frozenset(), compare=False)
 
     @classmethod
-    def uniform(cls, candidate: Candidate, layers: int) -> Design:
+    def uniform(cls, candidate: Candidate, layers: int, named: frozenset[int] = frozenset()) -> Design:
         """The same in every layer."""
-        return cls((candidate,) * layers)
+        return cls((candidate,) * layers, named)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,13 +41,17 @@ class Design:
     def attention(self) -> LongAttentionConfig:
         """The configuration: the default, and overrides for the other layers."""
         default = self.default
-        others = {number: {"mechanism": one.mechanism, **one.options} for number, one in enumerate(self.layers) if str(one) != str(default)}
+        others = {number: {"mechanism": one.mechanism, **one.options} for number, one in enumerate(self.layers) if self._is_named(number)}
         return LongAttentionConfig(default.mechanism, layers=others or None, **default.options)
 
-    def rules(self) -> list[tuple[str, Candidate]]:
-        """Layer numbers such as ``0-2,5`` and what they run, in the order of their first layers."""
+    def _is_named(self, layer: int) -> bool:
+        return layer in self.named or self.names[layer] != str(self.default)
+
+    def rules(self, layers: Iterable[int] | None = None) -> list[tuple[str, Candidate]]:
+        """Layer numbers such as ``0-2,5`` and what they run, in the order of their first layers; of all layers, or those given."""
         numbers: dict[str, list[int]] = {}
-        for number, name in enumerate(self.names):
+        for number in range(len(self.layers)) if layers is None else layers:
+            name = self.names[number]
             numbers.setdefault(name, []).append(number)
         return [(write_numbers(where), self.layers[where[0]]) for where in numbers.values()]
 
@@ -54,7 +62,7 @@ class Design:
         values["mechanism"] = default.mechanism
         if default.options:
             values["option"] = [f"{name}={value}" for name, value in default.options.items()]
-        others = [f"{where}={one}" for where, one in self.rules() if str(one) != str(default)]
+        others = [f"{where}={one}" for where, one in self.rules(filter(self._is_named, range(len(self.layers))))]
         if others:
             values["layers"] = others
         return values

@@ -7,6 +7,7 @@ In the paper (Li et al. 2025, arXiv 2512.20569) the cheap layers are linear and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..diagnostics import Candidate
 from ..errors import OptionError
@@ -33,7 +34,7 @@ def choose_full_layers(
         )
 
     def restored(kept: frozenset[int]) -> Design:
-        return Design(tuple(own.layers[one] if one in kept else cheap for one in range(layers)))
+        return replace(own, layers=tuple(own.layers[one] if one in kept else cheap for one in range(layers)))
 
     def divergences(sets: Sequence[frozenset[int]]) -> list[float]:
         found = []

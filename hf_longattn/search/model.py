@@ -20,6 +20,7 @@ from ..conversion.text import load_tokenizer
 from ..diagnostics import Candidate
 from ..modeling.attachment import attach_mechanisms
 from ..modeling.attention_sites import attention_sites
+from ..modeling.sliding_window import base_attention, own_windows
 from .design import Design
 
 Weights = Mapping[str, Tensor]
@@ -63,15 +64,24 @@ class SearchedModel:
 
     @property
     def own_attention(self) -> LongAttentionConfig:
-        """What the checkpoint's layers run before the conversion: full attention, unless it is a long model."""
-        found = self.original.architecture.original_attention() if not self.asked.generic else None
-        return LongAttentionConfig("full") if found is None else found
+        """What the checkpoint's layers run before the conversion: full attention or sliding windows, unless it is a long model."""
+        found = self.original.architecture.original_attention()
+        return base_attention(self._windows) if found is None else found
+
+    @property
+    def _windows(self) -> list[int | None]:
+        return own_windows(self.original.architecture.source_config)
+
+    @property
+    def named(self) -> frozenset[int]:
+        """Layers that keep a sliding window of the base where a configuration does not name them."""
+        return frozenset(layer for layer, width in enumerate(self._windows) if width is not None)
 
     @property
     def own_design(self) -> Design:
         """The same, as a design."""
         chosen = map(self.own_attention.for_layer, range(self.layers))
-        return Design(tuple(Candidate(name, options) for name, options in chosen))
+        return Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
         """The plan of a conversion with this attention; full attention for ``None``.

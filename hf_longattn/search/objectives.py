@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -148,6 +149,6 @@ def divergence_by_layer(
         for candidate in candidates:
             if progress is not None:
                 progress(f"layer {layer}: {candidate}")
-            row.append(divergence(Design((*own.layers[:layer], candidate, *own.layers[layer + 1 :]))))
+            row.append(divergence(replace(own, layers=(*own.layers[:layer], candidate, *own.layers[layer + 1 :]))))
         table.append(row)
     return table

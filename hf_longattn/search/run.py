@@ -272,7 +272,10 @@ class Search:
                 self.reasons[str(candidate)] = why
             else:
                 found.append(candidate)
-        return found
+        if str(FULL) in map(str, found):  # a layer with a window of the base can keep that, too
+            own = self.model.own_design.layers
+            found += [own[layer] for layer in sorted(self.model.named)]
+        return unique_candidates(found)
 
     def _prices(self) -> Prices:
         model = self.model
@@ -284,7 +287,7 @@ class Search:
         known = costs.measure(unique_candidates([*self.candidates, FULL, *own]), self.progress, memory)
         self.reasons |= costs.refused
         self.candidates = [one for one in self.candidates if str(one) not in costs.refused]
-        return Prices(known, model.layers, model.original.shape.causal)
+        return Prices(known, model.layers, model.original.shape.causal, model.named)
 
     def _transferred(self) -> Transferred:
         if not self.asked.transfer_steps:
@@ -310,7 +313,7 @@ class Search:
         return table
 
     def _uniform(self, prices: Prices, table: Table | None) -> list[Priced]:
-        designs = [Design.uniform(one, prices.layers) for one in self.candidates]
+        designs = [prices.uniform(one) for one in self.candidates]
         return sorted((prices.priced(one, table, self.asked.score) for one in designs), key=lambda one: one.seconds)
 
     def _price(self, prices: Prices, design: Design) -> float:
@@ -343,7 +346,7 @@ class Search:
         spread = [found[0], *dearest_first, *sorted(possible(uniform), key=lambda one: -one.seconds)]
         seeds = unique([one.design for one in spread])[: max(min(2, asked.trials), asked.trials // 2)]
         each = {str(one): prices.costs[str(one)].seconds if peak else prices.price(str(one), asked.budget) for one in candidates}
-        job = Job(asked, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit)
+        job = Job(asked, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit, prices.named)
         study = job.study()
         study.begin(seeds)
         if asked.workers > 1 and study.complete < asked.trials:
@@ -379,7 +382,7 @@ class Search:
             "positions": None if asked.conversion.positions == "auto" else asked.conversion.positions,
         }
         rows = tuple(LayerRow(row, name) for row, name in zip(table.scores, chosen.design.names, strict=True))
-        full = prices.priced(Design.uniform(FULL, prices.layers))
+        full = prices.priced(prices.uniform(FULL))
         return SearchResult(
             model=asked.model, text=self.text.name, length=model.length, compared_at=self.length, budget=asked.budget, score=asked.score,
             full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason, front=tuple(front), uniform=tuple(uniform),
@@ -400,10 +403,11 @@ class Job:
     layers: int
     prices: dict[str, float]
     limit: float
+    named: frozenset[int]
 
     def study(self) -> DesignStudy:
         """The study, made by whoever opens it first."""
-        return DesignStudy(Path(self.folder), self.candidates, self.layers, self.prices, self.limit, self.asked.seed)
+        return DesignStudy(Path(self.folder), self.candidates, self.layers, self.prices, self.limit, self.asked.seed, self.named)
 
 
 def try_designs(job: Job) -> None:

@@ -48,17 +48,20 @@ class DesignStudy:
         costs: of one layer with each candidate, by its text, in the unit of ``limit``.
         limit: what all layers of a design may cost together; dearer designs rank after all others.
         seed: of the sampler.
+        named: as of :class:`~hf_longattn.search.design.Design`.
     Raises:
         MissingExtraError: Optuna is not installed.
         CheckpointError: the file is no study.
     """
 
     def __init__(
-        self, folder: Path, candidates: Sequence[Candidate], layers: int, costs: Mapping[str, float], limit: float, seed: int
+        self, folder: Path, candidates: Sequence[Candidate], layers: int, costs: Mapping[str, float], limit: float, seed: int,
+        named: frozenset[int] = frozenset(),
     ) -> None:  # fmt: skip
         with needs_extra("search"):
             import optuna
         self.candidates, self.layers, self.costs, self.limit, self.seed = list(candidates), layers, dict(costs), limit, seed
+        self.named = named
         file, self.asking = folder / STUDY, folder / ASKING
         try:
             with _quiet():
@@ -163,7 +166,7 @@ class DesignStudy:
         return {f"layer{number}": names.index(name) for number, name in enumerate(design.names)}
 
     def _design(self, parameters: Mapping[str, int]) -> Design:
-        return Design(tuple(self.candidates[parameters[f"layer{number}"]] for number in range(self.layers)))
+        return Design(tuple(self.candidates[parameters[f"layer{number}"]] for number in range(self.layers)), self.named)
 
 
 Work = Callable[..., None]

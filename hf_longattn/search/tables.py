@@ -65,11 +65,17 @@ class Prices:
 
     costs: of one layer, by the candidate's text, full attention's among them.
     sums: whether the bytes of all layers count together, as in a decoder, or those of the largest, as in an encoder.
+    named: layers of designs, as of :class:`~hf_longattn.search.design.Design`.
     """
 
     costs: Mapping[str, LayerCost]
     layers: int
     sums: bool
+    named: frozenset[int] = frozenset()
+
+    def uniform(self, candidate: Candidate) -> Design:
+        """The same in every layer."""
+        return Design.uniform(candidate, self.layers, self.named)
 
     @property
     def full_seconds(self) -> float:
@@ -116,7 +122,7 @@ def choose(
     peak = budget.of_memory and not prices.sums
 
     def design(numbers: tuple[int, ...]) -> Priced:
-        return prices.priced(Design(tuple(judged[one] for one in numbers)), table, score)
+        return prices.priced(Design(tuple(judged[one] for one in numbers), prices.named), table, score)
 
     best = best_under_peak(values, seconds, costs, limit) if peak else next(iter(front(values, costs, limit)[-1:]), None)
     if best is None:  # a rounding error of the last unit
@@ -132,7 +138,7 @@ def choose(
 
 def cheapest_design(candidates: Sequence[Candidate], prices: Prices, budget: Budget) -> Design:
     """The candidate with the lowest price in every layer."""
-    return Design.uniform(min(candidates, key=lambda one: prices.price(str(one), budget)), prices.layers)
+    return prices.uniform(min(candidates, key=lambda one: prices.price(str(one), budget)))
 
 
 def cheapest_price(design: Design, prices: Prices, budget: Budget) -> float:

@@ -52,6 +52,20 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 2 with three layers, of which the first and the last have a window of 16 tokens."""
+    folder, tokenizer = tmp_path_factory.mktemp("search") / "gemma2", tokenizer_of("gpt2", LENGTH)
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        intermediate_size=16, max_position_embeddings=LENGTH, sliding_window=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    seeded(transformers.Gemma2ForCausalLM(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some thousand tokens of English."""
     file = tmp_path_factory.mktemp("text") / "text.txt"

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 import hf_longattn
+from hf_longattn.cli import main
 from hf_longattn.diagnostics import Candidate, captured_mass
 from hf_longattn.errors import DestinationExistsError, LengthError, LongAttentionError, OptionError, UnknownMechanismError
 from hf_longattn.search import search_design
@@ -58,6 +59,40 @@ def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Pat
     mass = captured_mass(model, piece, CANDIDATES, queries=62, seed=0).mass.mean(1)
     for row, expected in zip(found.rows, mass, strict=True):
         assert list(row.scores.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.usefixtures("priced")
+def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp_path: Path) -> None:
+    """Layers with a window keep it in a conversion unless they are named: what is measured, reported and converted is the design."""
+    output, names = tmp_path / "study", ["window:window=8", "full"]
+    found = search_design(windowed, text, output, budget="0.2", length=128, candidates=names, score="kl", pieces=1, trials=3)
+    rows = [row.scores for row in found.rows]
+    assert [set(row) for row in rows] == [{*names, "window:window=16"}] * 3
+    assert [row["window:window=8"] < -1e-6 for row in rows] == [True] * 3
+    assert [abs(row["window:window=16"]) < 1e-9 for row in rows] == [True, False, True]
+    assert [abs(row["full"]) < 1e-9 for row in rows] == [False, True, False]
+    assert found.chosen.design.names.count("full") == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(windowed), str(tmp_path / "long"), "--config", str(output / "design.yaml"), "--no-verify"])
+    assert not ended.value.code
+    attention = found.chosen.design.attention()
+    hf_longattn.convert_checkpoint(windowed, tmp_path / "same", long_attention=attention, max_length=128, verify=False)
+    for folder in ("long", "same"):
+        config = AutoConfig.from_pretrained(tmp_path / folder)
+        runs = [str(Candidate(*config.long_attention.for_layer(layer))) for layer in range(3)]
+        assert runs == list(found.chosen.design.names)
+
+
+@pytest.mark.usefixtures("priced")
+def test_full_layers_keep_the_windows_of_the_base(windowed: Path, text: Path) -> None:
+    found = search_design(windowed, text, mode="full-layers", budget=2, length=128, candidates=["window:window=8"], pieces=1)
+    assert found.chosen.loss == pytest.approx(found.compared["chosen"])
+    own = ["window:window=16", "full", "window:window=16"]
+    assert sorted(found.chosen.design.names) == sorted([*(own[layer] for layer in kept_layers(found)), "window:window=8"])
+
+
+def kept_layers(found: Any) -> list[int]:
+    return [layer for layer, name in enumerate(found.chosen.design.names) if name != "window:window=8"]
 
 
 @pytest.mark.usefixtures("priced")

@@ -15,14 +15,13 @@ from transformers import PreTrainedModel
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.layer_choice import KeptLayers, choose_layers, number_of_layers
-from hf_longattn.mechanisms import Mechanism, build_mechanism
+from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attachment import attach_mechanisms
 from hf_longattn.modeling.attention_sites import AttentionSite, attention_sites
-from hf_longattn.training.attention_distillation.matching import Batch
+from hf_longattn.training.attention_distillation.matching import Batch, own_attention, own_softmax
 from hf_longattn.training.attention_distillation.teacher import places_of_predictions, predictions_at
 from hf_longattn.training.knowledge import kl_divergence
 
-SOFTMAX = "full"
 COMPARED = 256
 """Predictions of an input that are compared."""
 
@@ -37,7 +36,7 @@ def keep_softmax(model: PreTrainedModel, asked: float, batches: Sequence[Batch])
     Raises:
         OptionError: as of :func:`number_to_restore`, or mechanisms that change nothing on these inputs.
     """
-    cheap = [layer for layer, site in own_sites(model).items() if _mechanism(site).name != SOFTMAX]
+    cheap = [layer for layer, site in own_sites(model).items() if not _has_own(model, site)]
     found = choose_layers(lambda sets: divergences(model, sets, batches), cheap, number_to_restore(model, asked))
     if found is None:
         raise OptionError(
@@ -57,7 +56,7 @@ def number_to_restore(model: PreTrainedModel, asked: float) -> int:
     """
     sites = own_sites(model)
     count = number_of_layers(asked, len(sites), "softmax_layers")
-    already = sum(_mechanism(site).name == SOFTMAX for site in sites.values())
+    already = sum(_has_own(model, site) for site in sites.values())
     if count <= already:
         raise OptionError(f"softmax_layers asks for {count}, and {already} of the layers have softmax attention already; leave it out")
     return count - already
@@ -72,7 +71,9 @@ def restore_softmax(model: PreTrainedModel, layers: Collection[int]) -> None:
     """Replace these layers' mechanisms by softmax attention, in the model and in its configuration."""
     trained = {layer: _mechanism(site).state_dict() for layer, site in own_sites(model).items() if layer not in layers}
     values = LongAttentionConfig.from_dict(model.config.long_attention).to_dict()
-    overrides = {**values.pop("layers", {}), **{str(layer): {"mechanism": SOFTMAX} for layer in layers}}
+    own = own_attention(model.config)
+    restored = {str(layer): {"mechanism": name, **options} for layer in layers for name, options in [own.for_layer(layer)]}
+    overrides = {**values.pop("layers", {}), **restored}
     model.config.long_attention = LongAttentionConfig(layers=overrides, **values)
     attach_mechanisms(model, model.config.long_attention)
     for layer, site in own_sites(model).items():
@@ -85,7 +86,7 @@ def with_softmax(model: PreTrainedModel, layers: Collection[int]) -> Iterator[No
     """Within the context these layers run softmax attention."""
     placed = {layer: (site, _mechanism(site)) for layer, site in own_sites(model).items() if layer in layers}
     for site, own in placed.values():
-        softmax = build_mechanism(SOFTMAX, num_heads=own.num_heads, head_dim=own.head_dim, max_length=own.max_length)
+        softmax = own_softmax(model.config, site.layer, own)
         softmax.layer, softmax.crosses = own.layer, own.crosses
         site.put(softmax)
     try:
@@ -123,6 +124,12 @@ def _some(at: Tensor) -> Tensor:
         found = torch.nonzero(places).flatten()
         row[found[:: max(1, -(-len(found) // COMPARED))]] = True
     return kept
+
+
+def _has_own(model: PreTrainedModel, site: AttentionSite) -> bool:
+    """Whether a layer runs what the base does: full attention, or the base's window."""
+    (name, options), running = own_attention(model.config).for_layer(site.layer), _mechanism(site)
+    return running.name == name and all(getattr(running.options, option) == value for option, value in options.items())
 
 
 def _mechanism(site: AttentionSite) -> Mechanism:

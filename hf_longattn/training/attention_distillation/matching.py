@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism
 from hf_longattn.modeling.attention_sites import attention_sites
+from hf_longattn.modeling.sliding_window import base_attention, own_windows
 
 TINY = 1e-12
 Batch = Mapping[str, Tensor]
@@ -34,7 +36,7 @@ class Factors:
 
 
 class Matching(Mechanism):
-    """Softmax attention, to which ``student`` is compared; replaces the student in an attention module.
+    """``teacher``, softmax attention, to which ``student`` is compared; replaces the student in an attention module.
 
     After a forward pass ``errors`` holds the mean squared error of the outputs before the output projection, and that error as a share
     of the teacher's mean square, over tokens that are not padding; ``loss`` trains the student.
@@ -43,10 +45,9 @@ class Matching(Mechanism):
     name = "matching"
     whole_batch = True
 
-    def __init__(self, student: Mechanism, factors: Factors, learns: bool) -> None:
+    def __init__(self, student: Mechanism, teacher: Mechanism, factors: Factors, learns: bool) -> None:
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
-        self.teacher = build_mechanism("full", num_heads=student.num_heads, head_dim=student.head_dim, max_length=student.max_length)
-        self.student, self.factors, self.learns = student, factors, learns
+        self.student, self.teacher, self.factors, self.learns = student, teacher, factors, learns
         self.takes_hidden_states, self.layer = student.takes_hidden_states, student.layer
         self.causal, self.ignores_padding = student.causal, student.ignores_padding
         self.loss: Tensor | None = None
@@ -94,6 +95,17 @@ class Matching(Mechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return True
+
+
+def own_attention(config: Any) -> LongAttentionConfig:
+    """The softmax attention of every layer of the base: over all keys, or over its sliding window."""
+    return base_attention(own_windows(config))
+
+
+def own_softmax(config: Any, layer: int, like: Mechanism) -> Mechanism:
+    """The softmax attention of a layer of the base, with as many heads as ``like``."""
+    name, options = own_attention(config).for_layer(layer)
+    return build_mechanism(name, num_heads=like.num_heads, head_dim=like.head_dim, max_length=like.max_length, **options)
 
 
 def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
@@ -174,7 +186,7 @@ def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator
         for parameter in parameters:
             parameter.requires_grad_(True)
     placed = {
-        site.mechanism_name: Matching(student, factors or Factors(), bool(own))
+        site.mechanism_name: Matching(student, own_softmax(model.config, site.layer, student), factors or Factors(), bool(own))
         for site, student, own in zip(sites, students, learning, strict=True)
     }
     for site in sites:

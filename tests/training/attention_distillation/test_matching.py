@@ -14,10 +14,17 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
+from hf_longattn.training.attention_distillation.layers import number_to_restore, restore_softmax, with_softmax
 from hf_longattn.training.attention_distillation.matching import Factors, Matching, MatchingModel, matching
+from tests.modeling.test_sliding_window import CASES
+from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
 from tests.training.conftest import checkpoint
 
 LENGTH = 96
+
+
+def softmax(heads: int, width: int) -> Mechanism:
+    return build_mechanism("full", num_heads=heads, head_dim=width)
 
 
 @pytest.fixture(params=["mlm", "clm", "llama"])
@@ -44,6 +51,28 @@ def test_the_model_gives_what_the_original_gives(model: PreTrainedModel, side: s
         expected = model(**batch).logits
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["mistral", "gemma2", "smollm3"])
+def test_the_original_of_a_base_with_windows_has_its_windows(base: str) -> None:
+    """In all layers or some: what is imitated, and what layers that keep softmax attention are given back."""
+    plain = plain_model(base, LANGUAGE_MODELS[base], **CASES[base])
+    cheap = {"mechanism": "block_top_k", "block_size": 8, "num_blocks": 2}
+    layers = range(plain.config.num_hidden_layers)
+    model = long_like(plain, base, {"mechanism": "full", "layers": dict.fromkeys(layers, cheap)}, **CASES[base])
+    ids = tokens(2, 100)
+    with torch.no_grad():
+        expected = plain(ids).logits
+        assert (model(ids).logits - expected).abs().max() > 1e-3
+        with matching(model):
+            torch.testing.assert_close(model(ids).logits, expected, atol=2e-5, rtol=1e-5)
+        with with_softmax(model, set(layers)):
+            torch.testing.assert_close(model(ids).logits, expected, atol=2e-5, rtol=1e-5)
+        assert number_to_restore(model, 1) == 1
+        restore_softmax(model, set(layers))
+        torch.testing.assert_close(model(ids).logits, expected, atol=2e-5, rtol=1e-5)
+    with pytest.raises(OptionError, match="already"):
+        number_to_restore(model, 1)
 
 
 def test_only_the_mechanisms_take_gradients_each_from_its_own_layer(model: PreTrainedModel) -> None:
@@ -80,7 +109,7 @@ def test_the_loss_is_its_definition_over_the_real_tokens(causal: bool) -> None:
     student = build_mechanism("hedgehog", num_heads=4, head_dim=8)
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter)
-    layer = Matching(student, Factors(output=2.0, weights=0.5), learns=True)
+    layer = Matching(student, softmax(4, 8), Factors(output=2.0, weights=0.5), learns=True)
     q, k, v = torch.randn(2, 4, 20, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8)
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[1, 13:] = False
@@ -110,7 +139,7 @@ def test_the_loss_is_its_definition_over_the_real_tokens(causal: bool) -> None:
 
 
 def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
-    layer = Matching(build_mechanism("window", num_heads=2, head_dim=8, window=64), Factors(), learns=False)
+    layer = Matching(build_mechanism("window", num_heads=2, head_dim=8, window=64), softmax(2, 8), Factors(), learns=False)
     attend(*torch.randn(3, 1, 2, 16, 8), mechanism=layer)
     assert layer.errors is not None
     assert float(layer.errors.max()) < 1e-10
@@ -120,7 +149,7 @@ def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
 def test_every_mechanism_that_trains_can_be_matched(name: str) -> None:
     cls = mechanism_class(name)
     student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})
-    layer = Matching(student, Factors(), learns=True).train()
+    layer = Matching(student, softmax(4, 16), Factors(), learns=True).train()
     hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.takes_hidden_states else {}
     inputs, causal = torch.randn(3, 2, 4, 96, 16), student.causal is True
     if not attend(*inputs, mechanism=student, causal=causal, **hidden).requires_grad:
