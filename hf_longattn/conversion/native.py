@@ -358,9 +358,11 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     probes = [(length, probe) for length in lengths for probe in probes_of(plan, text, length)]
     step = probes_of(plan, text, lengths[-1] if len(lengths) == 1 else min(lengths[-1], GRADIENT_LENGTH))[-1]
     why_not = _why_no_gradients(plan, scratch)
+    pooler = [renamings for name, renamings in plan.renamings.items() if "pooler." in name]
+    lacking = ("pooler_output",) if pooler and all(one.target is None for renamings in pooler for one in renamings) else ()
 
     def run(model: Any) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[tuple[Tensor, list[Tensor]]]]:
-        found = {} if why_not else _with_tied(model, gradients(model, step.inputs, step))
+        found = {} if why_not else _with_tied(model, gradients(model, step.inputs, step, lacking))
         outputs, tokens = [], []
         for _, probe in probes:
             _as_configured(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -429,13 +430,13 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
     return None
 
 
-def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe) -> dict[str, Tensor]:
-    """Gradients of every parameter by name, of the mean sine of all outputs at real tokens, which needs no labels."""
+def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """Gradients of every parameter by name, of the mean sine of all outputs but ``without`` at real tokens, which needs no labels."""
     returned = model(**_for_part(model, inputs), return_dict=True)
     terms = [
         probe.rows(name, value).float().sin().mean()
         for name, value in returned.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and value.requires_grad
+        if isinstance(value, Tensor) and value.is_floating_point() and value.requires_grad and name not in without
     ]
     model.zero_grad(set_to_none=True)
     torch.stack(terms).sum().backward()

@@ -85,6 +85,7 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "big_bird": ("big_bird", BIG_BIRD, "BigBirdForSequenceClassification", {}, "BigBirdForSequenceClassification"),
     "bigbird_pegasus": ("bigbird_pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
     "bert, nystrom without convolution": ("bert", NYSTROM, "BertForTokenClassification", {}, "NystromformerForTokenClassification"),
+    "roberta, nystrom without its pooler": ("roberta", NYSTROM, "RobertaModel", {}, "NystromformerModel"),
     "nystromformer": ("nystromformer", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
     "nystromformer, full": ("nystromformer", FULL, None, {}, "NystromformerForMaskedLM"),
     "t5": ("t5", WINDOW, None, {}, "LongT5ForConditionalGeneration"),
