@@ -171,6 +171,16 @@ class LongAttentionMixin(ModelHooks, _Base):
         freeze_tables(model, cls.family)  # transformers loads them as trainable
         return loaded
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As the base's; the config names the padding token from which the model counts its positions (RoBERTa), where a tokenizer's was
+        put in its place, as Trainer does."""
+        for module in self.modules():
+            table = getattr(module, "position_table", None)
+            counted = getattr(getattr(module, "embeddings", None), "padding_idx", None)
+            if table is not None and table.offset == "padding" and counted is not None:
+                self.config.pad_token_id = counted
+        super().save_pretrained(*args, **kwargs)
+
     @property
     def runs_mechanisms(self) -> bool:
         """Whether the mechanisms run, rather than an attention implementation of transformers."""

@@ -19,6 +19,7 @@ from tests.reference.small_models import (
     LANGUAGE_MODELS,
     SHAPE,
     head_inputs,
+    long_like,
     plain_config,
     plain_model,
     tokens,
@@ -83,6 +84,18 @@ def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path
     assert torch.equal(longer.state_dict()[name], expected)
     others = plain.state_dict().keys() - {name}
     assert all(torch.equal(longer.state_dict()[name], plain.state_dict()[name]) for name in others)
+
+
+@pytest.mark.parametrize("head", ["RobertaForMaskedLM", "RobertaModel"])
+def test_a_tokenizer_s_padding_token_does_not_move_the_positions(head: str, tmp_path: Path) -> None:
+    model, ids = long_like(plain_model("roberta", head), "roberta", {"mechanism": "window", "window": 16}), tokens(1, 50)
+    with torch.no_grad():
+        expected = model(ids)[0]
+        model.config.pad_token_id = 0  # as Trainer does with a tokenizer that pads with it
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path)
+        assert again.config.pad_token_id == 1
+        assert torch.equal(again(ids)[0], expected)
 
 
 def test_buffers_have_the_new_length(tmp_path: Path) -> None:
