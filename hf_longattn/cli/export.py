@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 
 from ..conversion import RevertConfig
+from ..errors import ExportError, nearest
 from . import options as flags
 
 __all__ = ["export", "revert"]
+
+EXPORT_FORMATS = ("onnx", "torch", "native", "gguf")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint: a folder or a Hub repository id.")]
 
@@ -56,6 +59,8 @@ def export(
     from ..conversion import export_checkpoint, export_gguf, export_native
     from .show import print_json, show_export, show_report
 
+    if format not in EXPORT_FORMATS:
+        raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
     if int8 and format != "onnx":
         raise typer.BadParameter("is a copy of an ONNX graph; leave it out, or --format.", param_hint="--int8")
     if format == "gguf" and not global_attention_mask:

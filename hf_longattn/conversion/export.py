@@ -34,6 +34,7 @@ from .model_loading import newly_initialised, quiet_libraries, without_random_po
 from .pooling import SentencePooling, sentence_pooling, write_for_servers
 from .report import FAILED, PASSED, TOLERANCE, Check, versions
 from .sources.base import SIDECARS, ResultInfo, Source
+from .sources.peft import refuse_adapter
 from .sources.quantised import refuse_quantised
 from .sources.sentence_transformers import SentenceSource
 from .tensor_files import write_json
@@ -139,6 +140,7 @@ def export_checkpoint(
     if "long_attention" not in found.source.config:
         raise ExportError(f"{found.source.name!r} is a short checkpoint; convert it first (longattn convert {found.source.name} DST).")
     refuse_quantised(found.source)
+    refuse_adapter(found.source)
     loaded = _load(found.source, found.class_name, task)
     _check_mechanisms(loaded)
     text, origin = verification_text(None)

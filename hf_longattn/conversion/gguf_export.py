@@ -27,6 +27,7 @@ from .model_loading import quiet_libraries
 from .native import TwinPlan, plan_twin, tensor_values
 from .report import FAILED, PASSED, Check, require_passed, versions
 from .sources.base import open_source
+from .sources.peft import refuse_adapter
 from .tensor_files import write_json
 from .text import load_tokenizer
 
@@ -106,7 +107,8 @@ def _rotary_refusal(config: Any) -> str | None:
     other = sorted(name for name, value in rope.items() if name not in SIMPLE and value is not None)
     if kind not in allowed or other:
         said = f"{other[0]}={rope[other[0]]}" if other else f"rope_type={kind!r}"
-        return f"The rotary positions have {said}, which this GGUF writer does not know; expected {' or '.join(sorted(allowed))}."
+        how = " (convert with --positions rope:linear)" if kind == "yarn" and not other else ""
+        return f"The rotary positions have {said}, which this GGUF writer does not know; expected {' or '.join(sorted(allowed))}{how}."
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         return f"Rotary positions turn {rope['partial_rotary_factor']:.0%} of layer 0's heads, which this GGUF writer does not know."
     near = (config.rope_parameters or {}).get(SLIDING)
@@ -161,6 +163,7 @@ def export_gguf(
     source = open_source(model, revision=revision, token=token)
     check_destination(target, *source.protected, overwrite=overwrite)
     plan = plan_twin(source)
+    refuse_adapter(source)
     if (reason := gguf_refusal(plan.config)) is not None:
         raise ExportError(f"{source.name!r} has a native twin, but no GGUF file: {reason}")
     tokenizer = _tokenizer(source.folder, plan.config)

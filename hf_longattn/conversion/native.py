@@ -27,6 +27,7 @@ from .model_loading import available_memory, choose_running, load_result, load_s
 from .plan_tensors import ResultPlan, TensorPlan, model_key
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality, require_passed, seconds, versions
 from .sources.base import ResultInfo, Source, open_source
+from .sources.peft import refuse_adapter, with_kept_adapter
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor, write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
@@ -245,9 +246,11 @@ def export_native(
     """
     with quiet_libraries():
         target = destination_path(destination)
-        opened = open_source(model, revision=revision, token=token)
+        opened = with_kept_adapter(open_source(model, revision=revision, token=token))
         check_destination(target, *opened.protected, overwrite=overwrite)
         plan = plan_twin(opened, masked=global_attention_mask)
+        if any(one.name not in opened.tensors for one in plan.tensors):
+            refuse_adapter(opened)  # it has the long model's names
         named = str(model) if converted is None else converted.plan["source"]
         return _written(opened, target, plan, named, verify, overwrite, progress, converted)
 
@@ -456,6 +459,8 @@ def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:
         ids, mask = torch.stack(rows), mask.flip(-1)
     if "global_attention_mask" in probe.inputs and "global_attention_mask" in inspect.signature(model.forward).parameters:
         more["global_attention_mask"] = probe.inputs["global_attention_mask"]
+    if "output_router_logits" in inspect.signature(model.forward).parameters:
+        more["output_router_logits"] = False  # transformers cannot balance the experts' load with a cache and a padding mask
     count = GENERATED
     with torch.no_grad():
         returned = model.generate(

@@ -69,6 +69,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
                              "original_max_position_embeddings": 32}},
         "high_freq_factor=4.0, which this GGUF writer does not know",
     ),
+    "yarn": (
+        "gemma3_text", FULL,
+        {**GEMMA3, "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 8.0, "original_max_position_embeddings": 32}}},
+        "rope_type='yarn', which .* expected default or linear .convert with --positions rope:linear",
+    ),
     "no twin": ("llama", {"mechanism": "strided"}, {}, "has no native twin: Layer 0 has 'strided'"),
 }  # fmt: skip
 

@@ -219,6 +219,13 @@ def test_global_tokens_can_be_left_to_the_caller(tmp_path: Path) -> None:
     assert {check.name for check in report.checks if "global tokens" in check.name}
 
 
+def test_experts_whose_router_logits_are_returned_generate_with_padding(tmp_path: Path) -> None:
+    save_long(tmp_path / "long", "mixtral", WINDOW, output_router_logits=True)
+    report = export_native(tmp_path / "long", tmp_path / "twin")
+    assert {check.status for check in report.checks if check.name.startswith("generates")} == {"passed"}
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "twin").output_router_logits
+
+
 BLOCKER = """
 import sys
 class Blocker:
@@ -288,7 +295,7 @@ def test_the_plan_says_whether_there_is_one(checkpoint: Callable[..., Path], cap
     [
         (["export", "LONG", "OUT", "--format", "native"], "Layer 0 has 'strided'"),
         (["export", "SHORT", "OUT", "--format", "native"], "is a short checkpoint"),
-        (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'"),
+        (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch, native, gguf."),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

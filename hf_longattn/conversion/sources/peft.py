@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, checkpoint_errors, nearest
+from ...errors import CheckpointError, ExportError, checkpoint_errors, nearest
 from ...reading import NAMES, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
 from ..tensor_files import TensorHeader, read_headers, write_json
 from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
@@ -68,6 +68,28 @@ class AdapterSource(WrappedSource):
     def tensors_beside(self) -> Mapping[str, TensorHeader]:
         adapter = read_headers(self.adapter / ADAPTER_WEIGHTS)
         return {**super().tensors_beside(), **{f"{name} (of the adapter)": header for name, header in adapter.items()}}
+
+
+def with_kept_adapter(source: Source) -> Source:
+    """The source with the adapter that a conversion kept beside its weights, if there is one."""
+    adapter = source.folder / ADAPTER_FOLDER
+    if isinstance(source, AdapterSource) or not (adapter / ADAPTER_CONFIG).is_file():
+        return source
+    return AdapterSource.around(source, paths=(*source.paths, adapter), adapter=adapter)
+
+
+def refuse_adapter(source: Source) -> None:
+    """Refuse to export weights without the adapter that belongs to them.
+
+    Raises:
+        ExportError: there is an adapter that is not merged.
+    """
+    found = with_kept_adapter(source)
+    if isinstance(found, AdapterSource):
+        raise ExportError(
+            f"The export would leave out the adapter in {str(found.adapter)!r}; convert with --merge-adapter, or merge it with peft "
+            "(merge_and_unload) and save the model."
+        )
 
 
 @dataclass(frozen=True)

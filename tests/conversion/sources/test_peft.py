@@ -15,8 +15,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError
+from hf_longattn.conversion import convert_checkpoint, export_checkpoint, export_gguf, export_native, plan_conversion
+from hf_longattn.errors import CheckpointError, ExportError
 
 from ...trained import tokenizer_of
 from ..conftest import LENGTH
@@ -69,6 +69,34 @@ def test_an_adapter_stands_beside_its_converted_base(name: str, adapter: Callabl
     assert logits(model, 4 * LENGTH).isfinite().all()
     again = peft.AutoPeftModel.from_pretrained(tmp_path / "long" / "adapter", import_allowlist=["hf_longattn"])
     torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside the weights", "alone"])
+def test_no_export_leaves_an_adapter_out(beside: bool, adapter: Callable[..., Path], tmp_path: Path) -> None:
+    convert_checkpoint(adapter("LlamaForCausalLM"), tmp_path / "long", verify=False, **CAUSAL)
+    long = tmp_path / "long" if beside else tmp_path / "long" / "adapter"
+    with pytest.raises(ExportError, match=r"would leave out the adapter in '.*adapter'; convert with --merge-adapter"):
+        export_checkpoint(long, tmp_path / "out", format="torch")
+    export_native(long, tmp_path / "twin", verify=False)
+    converted, twin = (
+        peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / one), tmp_path / one / "adapter")
+        for one in ("long", "twin")
+    )
+    torch.testing.assert_close(logits(twin, 2 * LENGTH), logits(converted, 2 * LENGTH), atol=1e-4, rtol=1e-4)
+
+
+def test_no_gguf_file_leaves_an_adapter_out(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra hf-longattn[gguf] is not installed")
+    convert_checkpoint(adapter("LlamaForCausalLM"), tmp_path / "long", verify=False, mechanism="full")
+    with pytest.raises(ExportError, match="would leave out the adapter"):
+        export_gguf(tmp_path / "long", tmp_path / "out")
+
+
+def test_an_adapter_is_merged_before_a_twin_with_other_names(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    convert_checkpoint(adapter("BertForMaskedLM"), tmp_path / "long", verify=False, **COVERING)
+    with pytest.raises(ExportError, match="would leave out the adapter"):
+        export_native(tmp_path / "long", tmp_path / "twin")
+    assert not (tmp_path / "twin").exists()
 
 
 @pytest.mark.parametrize("name", TARGETS)
