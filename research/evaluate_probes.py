@@ -20,7 +20,8 @@ stored with the row. --missing trains the rows that are not stored yet, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,6 +67,18 @@ TIMED = "speeds_measured_on"
 DEFAULT_CURVE = Path(__file__).parent / "configs" / "probe_mqar.yaml"
 
 
+@contextmanager
+def command(threads: int) -> Iterator[None]:
+    """Within it torch has so many threads, if not 0; what is refused is one sentence on stderr, and exit code 1."""
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    except (LongAttentionError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
 @app.command()
 def mqar(
     mechanism: Annotated[
@@ -86,9 +99,7 @@ def mqar(
     output: Annotated[Path, typer.Option(help="Path of the results without suffix.")] = Path("docs/results/mqar"),
 ) -> None:
     """Multi-query associative recall: recall against state size and speed."""
-    if threads:
-        torch.set_num_threads(threads)
-    try:
+    with command(threads):
         all_settings = yaml.safe_load(curve.read_text(encoding="utf-8"))
         named = chosen(all_settings, only or ([] if mechanism else [*all_settings])) | {line: {"layers": line} for line in mechanism or ()}
         task = Mqar(pairs, length, vocab)
@@ -107,9 +118,6 @@ def mqar(
             store_study(output, kept | {TIMED: machine(), "results": results})
         else:
             results = train_rows(output, settings, task, training, kept, [*all_settings])
-    except (LongAttentionError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     plot_recall(results, output.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
 
@@ -277,19 +285,14 @@ def learn(
     output: Path | None,
 ) -> None:
     """Train a small model for each mechanism, and write the results; rows that are stored already are kept, or measured again."""
-    if threads:
-        torch.set_num_threads(threads)
     path = output or Path("docs/results") / name
-    try:
+    with command(threads):
         task: Any = make()
         training = {"width": width, "seed": seed}
         kept = stored(path, asdict(task), training)
         wanted = [one for one in mechanisms if not (missing and one in kept.get("attention", {}))]
         settings = [setting_of(one, width, steps, seed) for one in wanted]
         results = train_rows(path, settings, task, training, kept)
-    except (LongAttentionError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     plot_recall(results, path.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
 
@@ -306,9 +309,7 @@ def learned(
     output: Annotated[Path, typer.Option(help="Path of the results without suffix.")] = Path("docs/results/learned"),
 ) -> None:
     """The five tasks in small; what is stored already is not trained again."""
-    if threads:
-        torch.set_num_threads(threads)
-    try:
+    with command(threads):
         about = {name: asdict(task) for name, task in TASKS.items()}  # type: ignore[call-overload]
         training = {"steps": steps, "width": width, "seed": seed}
         kept = stored(output, about, training)
@@ -321,9 +322,6 @@ def learned(
                 (result,) = measure_recall([setting], TASKS[task], lambda line: typer.echo(line, err=True))
                 record["results"].append({"task": task} | asdict(result))
                 store_study(output, record)
-    except (LongAttentionError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     plot_learned(record["results"], output.with_suffix(".svg"))
     typer.echo(learned_markdown(record["results"]))
 
