@@ -28,6 +28,7 @@ from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import mechanism_from
 from ..modeling.attention_sites import attention_sites
 from ..modeling.config import LongConfig
+from ..modeling.family import CAUSAL_LANGUAGE_MODELS
 from ..modeling.generic import enable_long_attention, load_generic
 from ..modeling.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.token_globals import token_rule
@@ -337,7 +338,7 @@ def _stock_layers(config: Any) -> list[tuple[Mechanism | None, bool]]:
     """The same for a model that is not ours, by what transformers' configs say of windows."""
     sites = _text_sites(config)
     named = (getattr(config, "architectures", None) or [""])[0]
-    causal = [site.decoding for site in sites] or [named.endswith(("ForCausalLM", "LMHeadModel"))] * config.num_hidden_layers
+    causal = [site.decoding for site in sites] or [named.endswith(CAUSAL_LANGUAGE_MODELS)] * config.num_hidden_layers
     kinds = config.__dict__.get("layer_types") or []
     if getattr(config, "attention_type", None) == "block_sparse" or set(kinds) - {FULL, SLIDING}:
         return [(None, one) for one in causal]

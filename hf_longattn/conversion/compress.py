@@ -28,7 +28,7 @@ from ..errors import CheckpointError, LengthError, OptionError, checkpoint_error
 from ..mechanisms.base import Mechanism
 from ..modeling.attention_sites import attention_sites
 from ..modeling.config import LongConfig
-from ..modeling.family import longest_input
+from ..modeling.family import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..modeling.pruning import KEPT_HEADS, Heads, cut, heads_of
 from ..reading import is_generic, read_json_object
 from ..staging import check_destination, destination_path, staged_folder
@@ -378,7 +378,7 @@ def importance(subject: Subject, readers: Mapping[nn.Linear, int]) -> dict[nn.Li
 
 def predicts_tokens(model: Any) -> bool:
     """Whether it is a masked or causal language model."""
-    return type(model).__name__.endswith(("ForMaskedLM", "ForCausalLM", "LMHeadModel")) and not model.config.is_encoder_decoder
+    return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder
 
 
 def pieces(subject: Subject, length: int) -> list[Tensor]:

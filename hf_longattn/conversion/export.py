@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, nearest
 from ..mechanisms import Mechanism
+from ..modeling.family import family_of, family_with
 from ..modeling.sliding_window import with_base_windows
 from ..private_apis import auto_mapping, trace_errors
 from ..reading import read_json_object
@@ -198,9 +199,8 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     """The model with the head of the task, in float32."""
     import transformers
 
-    from ..families import FAMILIES
-
-    family = next(one for one in FAMILIES.values() if one.config_class.model_type == source.config["model_type"])
+    family = family_with(class_name)
+    assert family is not None
     model_class = family.model_class(class_name)
     if task is not None:
         if task not in TASKS:
@@ -250,12 +250,9 @@ def _quantise(
 
 def _write_configs(model: Any, stage: Path) -> None:
     """The base's config as config.json, and the Long one beside it."""
-    from ..families import FAMILIES
-
-    family = next(one for one in FAMILIES.values() if one.config_class.model_type == model.config.model_type)
     values = with_base_windows(model.config.to_dict())
     plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
-    heads = [name for name, one in family.heads.items() if one == type(model).__name__]
+    heads = [name for name, one in family_of(model.config).heads.items() if one == type(model).__name__]
     (stage / "config.json").rename(stage / LONG_CONFIG)
     write_json(stage / "config.json", {"architectures": heads, "model_type": model.config.base_model_type, **plain})
     settings = stage / "tokenizer_config.json"

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
-LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
+CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+"""Endings of classes with one stack that predict the next token."""
+LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", *CAUSAL_LANGUAGE_MODELS, "DoubleHeadsModel")
 """Endings of classes with one stack that predict tokens."""
 ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification"), ("ForCausalLM",)
 """Endings of the classes of an encoder-decoder that have one stack."""

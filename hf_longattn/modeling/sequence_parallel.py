@@ -25,11 +25,12 @@ from ..engines.shards import Shard, cut_evenly
 from ..errors import BackendError, MaskError, OptionError
 from ..mechanisms.base import Mechanism
 from ..private_apis import attention_implementation
+from .family import CAUSAL_LANGUAGE_MODELS
 from .mixin import LongBaseModelMixin, auxiliary_loss
 from .recurrence import arguments_by_name
 from .token_globals import global_tokens_of, token_rule
 
-BY_TOKEN = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForTokenClassification")
+BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
 """Heads whose logits depend on one token's hidden state each: they stay cut."""
 BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
 """Heads that compare tokens or read one of them: the last hidden states of the whole sequence are brought together before them."""

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
+from hf_longattn.modeling.family import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, check_segments
 from hf_longattn.training.batching import DataCollatorForPackedText, RepeatableMasks, chosen_packing
 from hf_longattn.training.data import load_text
@@ -202,6 +203,6 @@ def check_trains(config: Any, name: str) -> None:
 def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     check_trains(config, name)
     architecture = (config.architectures or [""])[0]
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")) or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if architecture.endswith(CAUSAL_LANGUAGE_MODELS) or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "clm"
     return "mlm" if tokenizer.mask_token is not None else "clm"

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import LongAttentionError
+from ...modeling.family import CAUSAL_LANGUAGE_MODELS
 from ...modeling.validation import special_ids
 from ..qa_reader import QAReader, Span, whole
 from .task import ProbeSample, TokenSample
@@ -246,7 +247,7 @@ def head_of(model: Any) -> str:
         return "span"
     if name.endswith("ForMaskedLM"):
         return "masked"
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
+    if name.endswith(CAUSAL_LANGUAGE_MODELS):
         return "decoder"
     if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:
         return "encoder-decoder"
