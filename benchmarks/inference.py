@@ -5,15 +5,17 @@
 
 Both have base size (12 layers of width 768, random weights) and are measured in fp32, bf16 and int8, so that each is compared with BERT in
 fp32 and in its own precision. Inputs: one sequence of 4,096 and of 8,192 tokens, and eight documents of log-normal lengths, padded to the
-longest. Equality comes first. Times are processor time of one thread, which other jobs on the machine change little; the models take turns
-in one process. Since random weights have no loss worth the name, the loss beside each precision is that of the trained reference encoder
-(assets/bert-python-512, converted to 8,192 tokens with the same mechanism) on held-out source files. Writes OUTPUT.json and OUTPUT.md.
+longest. Equality comes first, then losses and memory. Times are processor time of one thread, which other jobs on the machine change
+little; the models take turns in one process. Since random weights have no loss worth the name, the loss beside each precision is that of
+the trained reference encoder (assets/bert-python-512, converted to 8,192 tokens with the same mechanism) on held-out source files. Writes
+OUTPUT.json and OUTPUT.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import gc
 import math
 import statistics
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertMo
 import hf_longattn
 from benchmarks.case import AttentionInputs, Case
 from benchmarks.definition import mask_of
+from benchmarks.memory import MiB, growth
 from benchmarks.report import machine, markdown_table, store_study, stored_study
 from hf_longattn.families import LongBertConfig, LongBertModel
+from hf_longattn.modeling.fast_linear import FusedPart, InferenceLinear
 from hf_longattn.modeling.inference import PRECISIONS
 
 MECHANISM: dict[str, Any] = {"mechanism": "longformer", "window": 512}
@@ -129,6 +134,25 @@ def time_in_turns(models: dict[str, Any], name: str) -> dict[str, list[float]]:
     return seconds
 
 
+@torch.inference_mode()
+def memory(models: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Model and precision -> MiB of its weights, and MiB that the process grows by at most during a pass over the longest input."""
+    inputs = inputs_of(INPUTS[len(LENGTHS) - 1])
+    found: dict[str, dict[str, float]] = {}
+    for model in MODELS:
+        for precision in PRECISIONS:
+            chosen = hf_longattn.optimize_for_inference(copy.deepcopy(models[model]), precision)
+            chosen(**{key: values[:, :512] for key, values in inputs.items()})
+            layers = [*chosen.modules(), *{part.fused.layer for part in chosen.modules() if isinstance(part, FusedPart)}]
+            packed = [layer.weight for layer in layers if isinstance(layer, InferenceLinear)]
+            weights = sum(one.numel() * one.element_size() for one in (*chosen.parameters(), *packed)) / MiB
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what other models left in the heap would be used again
+            found[f"{model}, {precision}"] = {"weights": weights, "pass": growth(partial(chosen, **inputs))}
+            print(f"memory: {model}, {precision}: {found[f'{model}, {precision}']}", file=sys.stderr, flush=True)
+    return found
+
+
 def losses() -> dict[str, dict[str, dict[str, float]]]:
     """Model and precision -> length -> nats per masked token of the reference encoder, with the standard error over documents.
 
@@ -174,15 +198,18 @@ def markdown(record: dict[str, Any]) -> str:
             faster = speedups(seconds)[key] if seconds else None
             cells.append("" if faster is None else f"{min(seconds[key]):.1f} s, {faster['fp32']:.1f} × ({faster['same']:.1f} ×)")
         loss = record.get("losses", {}).get(key, {})
+        used = record.get("memory", {}).get(key)
+        cells.append("" if used is None else f"{used['weights']:,.0f} + {used['pass']:,.0f}")
         rows.append([key, *cells, *(f"{loss[str(length)]['loss']:.3f}" if loss else "" for length in LOSS_LENGTHS)])
-    header = ["model", *INPUTS, *(f"loss, {length:,} tokens" for length in LOSS_LENGTHS)]
+    header = ["model", *INPUTS, "MiB", *(f"loss, {length:,} tokens" for length in LOSS_LENGTHS)]
     about, lengths = record["machine"], mixed_lengths()
     note = f" {record['note']}" if "note" in record else ""
     equal = ", ".join(f"{name}: {value:.0e}" if value else f"{name}: 0" for name, value in record["differences"].items())
     return (
         "Seconds of processor time of one thread for a base-sized encoder with `longformer`, window 512; how many times as fast as BERT "
         f"with SDPA in fp32 (in the same precision). *Mixed lengths*: {len(lengths)} documents of {statistics.fmean(lengths):,.0f} tokens "
-        f"on average, padded to {max(lengths):,}. Losses are nats per masked token of the trained reference encoder (4 layers of width "
+        f"on average, padded to {max(lengths):,}. *MiB*: of the weights, and by how much more the process grows during a pass over "
+        f"{max(LENGTHS):,} tokens. Losses are nats per masked token of the trained reference encoder (4 layers of width "
         f"256) on {TEXTS} held-out source files; BERT reads them in pieces of 512 tokens.\n\n"
         f"{markdown_table(header, rows)}\n\nLargest differences of hidden states, before timing: {equal} (relative).{note}\n\n"
         f"*{about['processor']}, 1 thread, torch {about['torch']}, transformers {about['transformers']}, {about['date']}*\n"
@@ -217,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {name}: the difference is {value:.1e} and not at most {TOLERANCE[name]:.0e}, so nothing was timed.", file=sys.stderr)
         return 1
     keep(record, "losses", losses)
+    keep(record, "memory", lambda: memory(models))
     for name in INPUTS:
         keep(record["seconds"], name, lambda name=name: time_in_turns(models, name))  # type: ignore[misc]
     store_study(options.output, record, markdown(record))

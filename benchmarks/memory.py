@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -62,6 +62,14 @@ def _resident(field: str) -> int:
     return int(found.group(1)) * 1024
 
 
+def growth(call: Callable[[], object]) -> float:
+    """MiB by which this process grows at most during a call."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _resident("VmRSS")
+    call()
+    return (_resident("VmHWM") - before) / MiB
+
+
 def _child(request: str, threads: str) -> Memory:
     torch.set_num_threads(int(threads))
     task = json.loads(request)
@@ -75,10 +83,8 @@ def _child(request: str, threads: str) -> Memory:
         before = torch.cuda.memory_allocated()
         implementation.run(case.backward)
         return Memory(implementation.name, case.length, before / MiB, (torch.cuda.max_memory_allocated() - before) / MiB)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _resident("VmRSS")
-    implementation.run(case.backward)
-    return Memory(implementation.name, case.length, before / MiB, (_resident("VmHWM") - before) / MiB)
+    held = _resident("VmRSS") / MiB
+    return Memory(implementation.name, case.length, held, growth(lambda: implementation.run(case.backward)))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from ..private_apis import int8_product, pack_int8, pack_weight, packed_product
 
 MOST = 127
 """The largest magnitude of 8 bits, symmetric."""
-CELLS, FEWEST, MOST_ROWS = 3 * 2**17, 32, 256
-"""Values of an input that are quantised at a time, and rows: few enough to stay in the cache between the steps, in multiples of AMX's tiles
-(measured from 32 to 512 rows of 768 and 3,072 values)."""
+ROWS, CELLS = 512, 3 * 2**16
+"""Rows of a product in 8 bits, and values of its input that are quantised at a time: these stay in the cache between the steps of rounding,
+while a product of fewer rows reads the weight too often (measured from 32 to 2,048 rows of 768 and 3,072 values)."""
 SMALLEST = 1e-8
 """Of scales, so that a row of zeros has one."""
 
@@ -45,9 +45,13 @@ class InferenceLinear(nn.Module):
         Raises:
             BackendError: the input needs gradients.
         """
+        return self.product(self.rows(x)).view(*x.shape[:-1], self.out_features)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """``(…, in_features)`` -> ``(M, in_features)``."""
         if torch.is_grad_enabled() and x.requires_grad:
             raise BackendError("A model after optimize_for_inference computes no gradients; load it again to train it.")
-        return self.product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        return x.reshape(-1, self.in_features)
 
     def product(self, x: Tensor) -> Tensor:
         """``(M, in_features)`` -> ``(M, out_features)``."""
@@ -137,20 +141,31 @@ class Int8Linear(InferenceLinear):
         """In 8 bits and oneDNN's layout; T5 asks for its dtype."""
         return self.packed
 
+    def parts(self, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """``(…, in_features)`` -> ``(…, size)`` for each of ``sizes``, which add up to the outputs; each is stored by itself."""
+        return tuple(out.view(*x.shape[:-1], size) for out, size in zip(self.products(self.rows(x), sizes), sizes, strict=True))
+
     def product(self, x: Tensor) -> Tensor:
-        out = x.new_empty(len(x), self.out_features)
-        rows = min(MOST_ROWS, max(FEWEST, CELLS // self.in_features // FEWEST * FEWEST))
-        space = x.new_empty(min(rows, len(x)), self.in_features, dtype=torch.float32)
-        codes = torch.empty_like(space, dtype=torch.int8)
-        for at in range(0, len(x), rows):
-            piece = x[at : at + rows]
-            quantised, scale = quantise(piece, space[: len(piece)], codes[: len(piece)])
-            sums = int8_product(quantised, self.packed, self.scale, self.zeros, self.dtype)
-            if self.bias is None:
-                torch.mul(sums, scale.to(self.dtype), out=out[at : at + rows])
-            else:
-                torch.addcmul(self.bias, sums, scale.to(self.dtype), out=out[at : at + rows])
-        return out
+        return self.products(x, (self.out_features,))[0]
+
+    def products(self, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """``(M, in_features)`` -> ``(M, size)`` for each of ``sizes``."""
+        outs = tuple(x.new_empty(x.shape[0], size) for size in sizes)
+        biases = (None,) * len(sizes) if self.bias is None else self.bias.split(sizes)
+        codes = torch.empty(min(ROWS, x.shape[0]), self.in_features, dtype=torch.int8)
+        few = max(1, CELLS // self.in_features)
+        space = torch.empty(min(few, codes.shape[0]), self.in_features)
+        for rows, *into in zip(*(one.split(ROWS) for one in (x, *outs)), strict=True):
+            size = rows.shape[0]
+            pieces = zip(rows.split(few), codes[:size].split(few), strict=True)
+            scale = torch.cat([quantise(piece, of_piece, space[: piece.shape[0]])[1] for piece, of_piece in pieces]).to(self.dtype)
+            sums = int8_product(codes[:size], self.packed, self.scale, self.zeros, self.dtype)
+            for part, bias, out in zip(sums.split(sizes, -1), biases, into, strict=True):
+                if bias is None:
+                    torch.mul(part, scale, out=out)
+                else:
+                    torch.addcmul(bias, part, scale, out=out)
+        return outs
 
     def __getstate__(self) -> NoReturn:
         refuse_saving()
@@ -159,16 +174,22 @@ class Int8Linear(InferenceLinear):
         refuse_saving()
 
 
-def quantise(x: Tensor, space: Tensor | None = None, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """8 bits and the scale of every row of ``x (M, K)``: int8 ``(M, K)`` and float32 ``(M, 1)``.
+def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """8 bits and the scale of every row of ``x (M, K)``: int8 ``(M, K)``, x · (1 / scale) rounded as in torchao, and float32 ``(M, 1)``.
 
-    ``space (M, K)`` float32 and ``codes (M, K)`` int8 are written to where they are given, which saves allocating them.
+    ``codes (M, K)`` int8 and ``space (M, K)`` float32 are written to where they are given, which saves allocating them.
     """
     values = torch.empty(x.shape, dtype=torch.float32, device=x.device) if space is None else space
-    values.copy_(x)
-    scale = torch.maximum(values.amax(-1, keepdim=True), values.amin(-1, keepdim=True).neg_()).div_(MOST).clamp_(min=SMALLEST)
-    values.div_(scale).round_()
+    scale = largest_magnitudes(x).div_(MOST).clamp_(min=SMALLEST)
+    values.copy_(x).mul_(scale.reciprocal()).round_()
     return values.to(torch.int8) if codes is None else codes.copy_(values), scale
+
+
+def largest_magnitudes(x: Tensor) -> Tensor:
+    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``: magnitudes are ordered as their bits are, and integers are
+    compared faster."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()
 
 
 def refuse_saving() -> NoReturn:
@@ -182,22 +203,22 @@ class FusedLinear:
     """Several projections of the same input in one product.
 
     The parts are called one after the other by modelling code that knows nothing of this: the first to see an input computes all of them,
-    the others take their columns. What is kept belongs to one thread, and to one input.
+    the others take their outputs. What is kept belongs to one thread, and to one input.
 
     Args:
         layer: all projections, their outputs one after the other.
         sizes: outputs of each.
     """
 
-    def __init__(self, layer: InferenceLinear, sizes: tuple[int, ...]) -> None:
+    def __init__(self, layer: Int8Linear, sizes: tuple[int, ...]) -> None:
         self.layer, self.sizes = layer, sizes
         self.kept = threading.local()
 
     def part(self, index: int, x: Tensor) -> Tensor:
-        """The columns of one projection, ``(…, sizes[index])``, a view."""
+        """The outputs of one projection, ``(…, sizes[index])``."""
         found: dict[int, Tensor] = getattr(self.kept, "outputs", {})
         if getattr(self.kept, "input", None) is not x or index not in found:
-            found = dict(enumerate(self.layer(x).split(self.sizes, -1)))
+            found = dict(enumerate(self.layer.parts(x, self.sizes)))
             self.kept.input = x
         out = found.pop(index)
         self.kept.outputs = found

@@ -31,7 +31,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 PRECISIONS = ("fp32", "bf16", "int8")
 """Of linear layers. ``fp32`` leaves them as they are, ``int8`` computes everything else as ``bf16`` does."""
 PIECE = 512
-"""Tokens that a feed-forward block runs on at a time (measured from 128 to 512)."""
+"""Tokens that the layers after an attention run on at a time (measured from 128 to 2,048)."""
 OPTIMISED = "inference_precision"
 """The attribute of a model after :func:`optimize_for_inference`, its precision."""
 FREQUENCIES = "inv_freq"
@@ -47,8 +47,8 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
     - Linear layers of the model are packed once for oneDNN's kernels: ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)``
       does (rotary frequencies stay in float32); ``int8`` has 8-bit weights, one scale per output, and 8-bit inputs, one scale per token.
       The layer that predicts tokens stays in bf16, as do heads and what mechanisms train. ``fp32`` leaves all layers as they are.
-    - The projections of queries, keys and values are one product in ``int8``, and feed-forward blocks with a ``feed_forward_chunk`` (BERT,
-      RoBERTa …) run on 512 tokens at a time, so that what is between their layers stays in the cache; neither changes a result.
+    - The projections of queries, keys and values are one product in ``int8``, and in layers with a ``feed_forward_chunk`` (BERT, RoBERTa …)
+      all that follows the attention runs on 512 tokens at a time, so that it stays in the cache; neither changes a result.
     - Base models of Long classes run a batch with padding as one packed row, so that no layer works on padding; documents see what they
       see alone. Rows of padding in ``last_hidden_state`` become zeros. A batch is run as it is, if it asks for attentions or for a cache
       (``use_cache=False`` packs decoders), has padding between real tokens, or is given to a compiled model.
@@ -79,7 +79,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
         _cast(model, torch.bfloat16)
         _replace(model, Int8Linear if precision == "int8" else PackedLinear)
     if precision == "int8":
-        _feed_forward_in_pieces(model)
+        _run_in_pieces(model)
     for base, refused in refusals.items():
         if pack is not False and refused is None:
             _pool_first_tokens(base)
@@ -135,7 +135,7 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
-    """Replace the linear layers of ``model``: those below its base model by ``layer``, others packed."""
+    """Replace the linear layers of ``model``: those inside its base model by ``layer``, others packed."""
     inside = {id(module) for module in model.base_model.modules()}
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module, parent, name in _linears(model):
@@ -147,7 +147,7 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
         if any(bias is not None for bias in biases):
             empty = [weight.new_zeros(len(module.weight)) for module in modules]
             whole = torch.cat([zeros if bias is None else bias for bias, zeros in zip(biases, empty, strict=True)])
-        fused = FusedLinear(layer(weight, whole), tuple(module.out_features for module in modules))
+        fused = FusedLinear(Int8Linear(weight, whole), tuple(module.out_features for module in modules))
         for index, module in enumerate(modules):
             for parent, name in places.pop(module):
                 setattr(parent, name, FusedPart(fused, index))
@@ -158,26 +158,36 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
             setattr(parent, name, made)
 
 
-def _feed_forward_in_pieces(model: nn.Module) -> None:
-    """Run feed-forward blocks piece by piece, where transformers has a method for pieces of any length.
+def _run_in_pieces(model: nn.Module) -> None:
+    """Run the feed-forward block piece by piece, where transformers has a method for pieces of any length, and what is between it and the
+    attention: the output layer with the residual and the normalisation.
 
     In 8 bits a token's result depends on no other token, so this changes no bit; products in bf16 may depend on their number of rows.
     """
     for module in model.modules():
         if callable(whole := getattr(module, "feed_forward_chunk", None)):
             setattr(module, "feed_forward_chunk", partial(_in_pieces, whole))  # noqa: B010 - a method of some modules only
+            output = getattr(getattr(module, "attention", None), "output", None)
+            if isinstance(output, nn.Module):
+                output.forward = partial(_in_pieces, output.forward)
 
 
-def _in_pieces(whole: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function of each token of ``x (B, N, D)``, for :data:`PIECE` tokens at a time."""
-    size = max(1, PIECE // len(x)) if x.dim() == 3 and len(x) else 0
-    if not size or in_graph() or x.shape[1] <= size:
-        return whole(x)
-    first = whole(x[:, :size])
-    out = first.new_empty(*x.shape[:2], *first.shape[2:])
-    out[:, :size] = first
-    for start in range(size, x.shape[1], size):
-        out[:, start : start + size] = whole(x[:, start : start + size])
+def _in_pieces(whole: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """A function of each token of ``tensors (B, N, …)``, for :data:`PIECE` tokens at a time.
+
+    transformers counts the parameters of a ``feed_forward_chunk``: one, however many tensors there are.
+    """
+    shape = tensors[0].shape[:2]
+    size = max(1, PIECE // max(1, shape[0])) if tensors[0].dim() == 3 else 0
+    if not size or in_graph() or shape[1] <= size:
+        return whole(*tensors)
+    out = None
+    for start in range(0, shape[1], size):
+        made = whole(*(x[:, start : start + size] for x in tensors))
+        if out is None:
+            out = made.new_empty(*shape, *made.shape[2:])
+        out[:, start : start + size] = made
+    assert out is not None
     return out
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_longattn import build_mechanism, reference_attend
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.batch import Batch
-from hf_longattn.engines.block_sparse import cpu_band
+from hf_longattn.engines.block_sparse import WIDE, cpu_band
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.flex import flex_band
 from hf_longattn.engines.plain import blockwise_attention
@@ -58,6 +58,31 @@ def test_path_equals_the_definition(path, visited: str, causal: bool, length: in
     rows = real[:, None, -q.shape[2] :, None]
     assert out.isfinite().all()
     torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-5 if path is flex_band else 1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)])
+@pytest.mark.parametrize("visited", MECHANISMS)
+def test_wide_bands_in_bf16(visited: str, causal: bool, side: str, few_queries: bool) -> None:
+    """They run in larger blocks."""
+    torch.manual_seed(0)
+    length = 1100
+    name, options = MECHANISMS[visited]
+    module = build_mechanism(name, num_heads=4, head_dim=16, window=400, **options)
+    pattern = module.pattern(causal)
+    assert pattern.left + pattern.right >= WIDE
+    q, k, v = (torch.randn(2, 4, length, 16).bfloat16() for _ in range(3))
+    q = q[:, :, -300:] if few_queries else q
+    mask, chosen = masks(length, side), torch.rand(2, length) < 0.01
+    call = AttentionCall(causal, Batch.of(mask), chosen, 0.25)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return run_cpu_band(q, k, v, pattern, call.replace(global_mask=module.resolve_globals(k, call)))
+
+    out = run_batch(module, q, k, v, call, run)
+    exact = (x.double() for x in (q, k, v))
+    expected = reference_attend(*exact, module, causal=causal, padding_mask=mask, global_mask=chosen, scaling=0.25)
+    rows = (torch.ones(2, length, dtype=torch.bool) if mask is None else mask)[:, None, -q.shape[2] :, None]
+    torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("chosen", [False, True])

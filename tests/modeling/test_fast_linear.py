@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_longattn.errors import BackendError
-from hf_longattn.modeling.fast_linear import CELLS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
+from hf_longattn.modeling.fast_linear import ROWS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
 from hf_longattn.private_apis import cpu_computes_bf16
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
@@ -46,7 +46,7 @@ def int8_by_hand(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     def rounded(values: Tensor) -> Tensor:
         scale = values.float().abs().amax(-1, keepdim=True) / 127
-        return ((values.float() / scale).round() * scale).double()
+        return ((values.float() * (1 / scale)).round() * scale).double()
 
     return rounded(x) @ rounded(weight).T + (0 if bias is None else bias.double())
 
@@ -65,7 +65,7 @@ def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bo
 
 
 def test_int8_of_a_token_depends_on_no_other() -> None:
-    rows = CELLS // 512 + 3  # more than are quantised at a time
+    rows = ROWS + 3  # more than are in one product
     quantised = Int8Linear(torch.randn(40, 512, dtype=torch.bfloat16), torch.randn(40, dtype=torch.bfloat16))
     x = torch.randn(rows, 512, dtype=torch.bfloat16) * torch.logspace(-3, 3, rows)[:, None].bfloat16()
     whole = quantised(x)

@@ -215,7 +215,7 @@ class TestPacking:
         assert model.optimize_for_inference("int8").generate(**inputs, **options).shape == expected.shape
 
 
-def test_feed_forward_blocks_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a copy of the model runs its own blocks."""
     model = long_model("bert", None, WINDOW)
     inputs, whole = batch(100), copy.deepcopy(model).optimize_for_inference("int8", pack=False)
@@ -225,11 +225,12 @@ def test_feed_forward_blocks_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyP
         copied = copy.deepcopy(whole)
         seen: list[int] = []
         block = copied.encoder.layer[0]
-        block.intermediate.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+        for layer in (block.attention.output.dense, block.intermediate):
+            layer.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
         assert torch.equal(copied(**inputs).last_hidden_state, expected)
-        assert seen == [16] * 6 + [4]
+        assert seen == ([16] * 6 + [4]) * 2
         assert torch.equal(whole(**inputs).last_hidden_state, expected)
-        assert len(seen) == 7
+        assert len(seen) == 14
     assert "feed_forward_chunk" not in vars(copy.deepcopy(model).optimize_for_inference("bf16").encoder.layer[0])
 
 
