@@ -63,7 +63,9 @@ def show_diagnosis(found: Diagnosis, text: Path) -> None:
     if best is not None:
         console.print("To convert so, type:", highlight=False)
         print(f"  {best.command}")
-    words = ["longattn", "search", found.model, str(text), "--length", str(found.last.length), "--output", "study"]
+    if found.generic:  # which a search does not take
+        return
+    words = ["longattn", "search", found.source, str(text), "--length", str(found.last.length), "--output", "study"]
     print(f"For a mechanism in every layer under a budget of measured time, type:\n  {shlex.join(words)}")
 
 

@@ -98,13 +98,15 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
 
 
 def text_of(file: Path) -> str:
-    """The text of a file that the user gave.
+    """The text of a file that the user gave, without the mark that some editors write before it.
 
     Raises:
-        CheckpointError: the file cannot be read, is not UTF-8 text or is empty.
+        CheckpointError: the file cannot be read, is a folder, is not UTF-8 text or is empty.
     """
+    if file.is_dir():
+        raise CheckpointError(f"The text {str(file)!r} is a folder; give one file, for example a book.")
     try:
-        text = read_text(file, LARGEST_TEXT)
+        text = read_text(file, LARGEST_TEXT).removeprefix("\ufeff")
     except CheckpointError as error:
         raise CheckpointError(f"The text {error}") from error
     if not text.strip():

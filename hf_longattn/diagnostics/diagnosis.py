@@ -114,7 +114,7 @@ class Diagnosis:
     within_mechanism: whether the softmax is over the keys that each layer's mechanism keeps, not over all.
     needle: that was planted, or ``None``.
     candidates: the mechanisms compared; ``reasons`` says of those that are not applicable why not, by their text.
-    is_long: whether the checkpoint has mechanisms already.
+    is_long: whether the checkpoint has mechanisms already; ``generic``: whether its class has no Long class.
     trained_length: where its positions were extended for this diagnosis, the tokens that it read before; else ``None``.
     """
 
@@ -131,6 +131,12 @@ class Diagnosis:
     reasons: Mapping[str, str]
     lengths: tuple[LengthDiagnosis, ...]
     notes: tuple[str, ...] = ()
+    generic: bool = False
+
+    @property
+    def source(self) -> str:
+        """The checkpoint to convert or search for: the model, or SHORT, which stands for the one that a long model was made from."""
+        return "SHORT" if self.is_long else self.model
 
     @property
     def last(self) -> LengthDiagnosis:
@@ -190,7 +196,8 @@ class Diagnosis:
         by_layer = self.judged.captured()[..., chosen].nanmean(1)
         layer = int(by_layer.argmin())
         candidate = self.candidates[chosen]
-        words = ["SHORT" if self.is_long else self.model, "DST", *candidate.flags, "--max-length", str(self.last.length)]
+        how = ["--generic"] if self.generic else ["--max-length", str(self.last.length)]
+        words = [self.source, "DST", *candidate.flags, *how]
         command = shlex.join(["longattn", "convert", *words])
         return Recommendation(candidate, kept[chosen], self.cost(chosen), (float(by_layer[layer]), layer), at, bool(keeping), command)
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..conversion.long_models.base import checkpoint_converters
 from ..conversion.model_loading import quiet_libraries
 from ..errors import LengthError, OptionError
 from ..mechanisms.base import KeptKeys
-from ..modeling.family import longest_input
+from ..modeling.family import FAMILIES, longest_input
+from ..modeling.mixin import LongAttentionMixin
 from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, costs, reaches, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
@@ -141,7 +143,7 @@ def diagnose(
     return Diagnosis(
         model=name, model_class=type(loaded).__name__, text=source.name, device=_device_name(stack), causal=is_causal(stack),
         is_long=has_mechanisms(stack) and extend is None, trained_length=trained, within_mechanism=within_mechanism, needle=planted,
-        candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=tuple(notes),
+        candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=tuple(notes), generic=_is_generic(loaded),
     )  # fmt: skip
 
 
@@ -264,6 +266,12 @@ def _notes(source: DiagnosisText, wanted: Sequence[int], limit: int | None, chos
     if chosen_here and wanted and source.tokens < wanted[-1]:
         notes.append(f"The text has {source.tokens:,} tokens; a longer one shows greater lengths.")
     return notes
+
+
+def _is_generic(model: PreTrainedModel) -> bool:
+    """Whether conversions take the class with ``--generic`` only."""
+    known = {*FAMILIES, *(one.model_type for one in checkpoint_converters())}
+    return not isinstance(model, LongAttentionMixin) and model.config.model_type not in known
 
 
 def _device_name(stack: PreTrainedModel) -> str:

@@ -61,13 +61,20 @@ class InferenceLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Called by ``to``, ``half``, ``cuda`` …: refused if it changes anything, since packed weights stay as they are."""
+        self.check_stays(fn)
+        return self
+
+    def check_stays(self, fn: Any) -> None:
+        """Refuse ``to``, ``half``, ``cuda`` …, which apply ``fn`` to all tensors, if they change anything: packed weights stay as they are.
+
+        Raises:
+            BackendError: the dtype or the device would change.
+        """
         probe = torch.empty(0, dtype=self.dtype)
         if (moved := fn(probe)).dtype != probe.dtype or moved.device != probe.device:
             raise BackendError(
                 f"A model after optimize_for_inference stays on the CPU in {self.dtype}; load it again to move or convert it."
             )
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InferenceLinear:
         """The copy shares the weight, which never changes."""
@@ -249,7 +256,7 @@ class FusedPart(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, part {self.index} of {type(self.fused.layer).__name__}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.fused.layer._apply(fn)
+        self.fused.layer.check_stays(fn)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

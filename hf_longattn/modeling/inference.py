@@ -34,6 +34,8 @@ PIECE = 512
 """Tokens that the layers after an attention run on at a time (measured from 128 to 2,048)."""
 OPTIMISED = "inference_precision"
 """The attribute of a model after :func:`optimize_for_inference`, its precision."""
+APPLY = "_apply"
+"""The method of modules by which torch moves and converts them."""
 FREQUENCIES = "inv_freq"
 """The end of the names of rotary frequencies, which stay in float32: rounded, distant positions would be mistaken for one another."""
 
@@ -85,7 +87,17 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
             _pool_first_tokens(base)
             setattr(base, RUN_PACKED, partial(packed_call, causal=_causal(base)))
     setattr(model, OPTIMISED, precision)
+    if precision != "fp32":
+        setattr(model, APPLY, partial(_apply_to_all, model))
     return model
+
+
+def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
+    """``to``, ``half`` … of a model whose packed layers refuse them: before any other tensor is changed, not after."""
+    for module in model.modules():
+        if isinstance(module, InferenceLinear):
+            module.check_stays(fn)
+    return type(model)._apply(model, fn, recurse)
 
 
 def _check(model: Any, precision: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -56,7 +57,7 @@ class SearchFolder:
 
     def write(self, result: SearchResult) -> None:
         """Recipe, report and picture; each appears whole, in place of an earlier one."""
-        head = f"# longattn convert {result.model} DST --config {DESIGN}\n# {' '.join(result.reason.split())}\n"
+        head = f"# longattn convert {shlex.quote(result.model)} DST --config {DESIGN}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
         with staged_file(self.file(PLOT)) as stage:
             draw_search(result, stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,9 +70,9 @@ class SearchResult:
 
     @property
     def command(self) -> str:
-        """What converts the checkpoint so."""
+        """What converts the checkpoint so, as a shell reads it."""
         file = f"{self.folder}/design.yaml" if self.folder else "design.yaml"
-        return f"longattn convert {self.model} DST --config {file}"
+        return shlex.join(["longattn", "convert", self.model, "DST", "--config", file])
 
     def cost_of(self, one: Priced) -> str:
         """A design's cost in words."""

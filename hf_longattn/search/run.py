@@ -148,7 +148,7 @@ def search_design(
     to the model as a whole, starting with those of stage 1.
 
     Args:
-        model: a checkpoint of transformers, short or long: a folder or a Hub repository id.
+        model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
         text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens.
         output: the folder of the search, with report, picture and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
         budget: of the attention of all layers for one text: a share of full attention's time (0.25), seconds ("1.5s") or memory ("200MB");

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.conversion.text import PARAGRAPHS
 from tests.trained import tokenizer_of
@@ -105,3 +107,37 @@ def test_wrong_usage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         code, _, err = run(capsys, place / "bert", place / "text.txt", *arguments)
         assert code == 2
         assert "--needle" in err
+
+
+def test_what_to_type_next_is_for_the_short_checkpoint(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert_checkpoint(place / "bert", tmp_path / "long", mechanism="window", options={"window": 16}, verify=False)
+    code, out, _ = run(capsys, tmp_path / "long", place / "text.txt", *FEW)
+    assert code == 0
+    assert "\n  longattn convert SHORT DST --mechanism" in out
+    assert f"\n  longattn search SHORT {place / 'text.txt'} --length" in out
+
+
+def test_a_class_without_long_classes_is_converted_as_it_says(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = transformers.ErnieConfig(**{**transformers.BertConfig.from_pretrained(place / "bert").to_diff_dict(), "model_type": "ernie"})
+    transformers.ErnieModel(config).save_pretrained(tmp_path / "ernie")
+    transformers.AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path / "ernie")
+    code, out, _ = run(capsys, tmp_path / "ernie", place / "text.txt", *FEW)
+    assert code == 0
+    assert "longattn search" not in out
+    (command,) = (line for line in out.splitlines() if line.startswith("  longattn convert"))
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(command.replace(" DST ", f" {tmp_path / 'long'} "))[1:], "--no-verify"])
+    assert not ended.value.code
+
+
+def test_texts_of_other_editors(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--lengths", "64", "--candidate", "window:window=32", "--json", "--queries", 8)
+    found = []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "book.txt").write_bytes(mark + PARAGRAPHS.replace("\n", "\r\n").encode())
+        code, out, _ = run(capsys, place / "bert", tmp_path / "book.txt", *few)
+        assert code == 0
+        found.append([one["layers"] for one in json.loads(out)["lengths"]])
+    assert found[0] == found[1]
+    code, out, err = run(capsys, place / "bert", tmp_path, *few)
+    assert (code, err) == (1, f"Error: The text {str(tmp_path)!r} is a folder; give one file, for example a book.\n")

@@ -292,3 +292,14 @@ def test_refusals() -> None:
         model.optimize_for_inference("bf16")
     with pytest.raises(BackendError, match="is for CPUs, but this model is on 'meta'"):
         long_model("bert", None, WINDOW).to("meta").optimize_for_inference()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_refused_conversion_changes_nothing(precision: str) -> None:
+    model = long_model("bert", None, WINDOW).optimize_for_inference(precision)
+    expected = model(**batch()).last_hidden_state
+    for change in (model.half, model.float, lambda: model.to("meta"), lambda: nn.Sequential(model).double()):
+        with pytest.raises(BackendError, match="load it again to move or convert it"):
+            change()
+    for same in (model, copy.deepcopy(model), model.to("cpu").bfloat16()):
+        assert torch.equal(same(**batch()).last_hidden_state, expected)
