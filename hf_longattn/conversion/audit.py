@@ -340,9 +340,12 @@ def _stock_layers(config: Any) -> list[tuple[Mechanism | None, bool]]:
     named = (getattr(config, "architectures", None) or [""])[0]
     causal = [site.decoding for site in sites] or [named.endswith(CAUSAL_LANGUAGE_MODELS)] * config.num_hidden_layers
     kinds = config.__dict__.get("layer_types") or []
-    if getattr(config, "attention_type", None) == "block_sparse" or set(kinds) - {FULL, SLIDING}:
+    local = getattr(config, "encoder_attention_type", None)  # LongT5's
+    if getattr(config, "attention_type", None) == "block_sparse" or set(kinds) - {FULL, SLIDING} or local == "transient-global":
         return [(None, one) for one in causal]
     widths = getattr(config, "attention_window", None)
+    if local == "local":
+        widths = 2 * config.local_radius
     if isinstance(widths, int):
         widths = [widths] * len(causal)
     windows: Sequence[int | None] = widths or own_windows(config)

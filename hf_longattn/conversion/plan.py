@@ -17,7 +17,7 @@ from ..mechanisms.options import RELATIVE
 from ..modeling.family import PositionTable
 from ..modeling.generic import mark_generic
 from ..modeling.sliding_window import own_windows, with_own_windows
-from ..modeling.token_globals import question_separator, takes_globals
+from ..modeling.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..naming import load_module
 from ..positions import DROPPED, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
 from ..positions.relative import relative_kind
@@ -112,7 +112,7 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
-    if answers and takes_globals(skeleton):  # the question is global
+    if answers and takes_globals(skeleton) and not chooses_by_ids(skeleton):  # the question is global
         config.question_separator_id = separator
     opened.check_result(skeleton, lambda name: architecture.family.table(name) is not None)
 

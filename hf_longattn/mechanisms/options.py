@@ -173,8 +173,9 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
         if origin is tuple:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 value = [value]  # one entry
-            items = value.replace("+", ",").split(",") if isinstance(value, str) else list(value)
-            return tuple(_coerce(mechanism, name, item, args[0]) for item in items if item != "")
+            if isinstance(value, str):
+                value = [] if value.lower() == "none" else value.replace("+", ",").split(",")
+            return tuple(_coerce(mechanism, name, item, args[0]) for item in value if item != "")
         if hint is bool:
             return _to_bool(value)
         if hint is int:
@@ -189,6 +190,8 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
             return float(value)
     except (TypeError, ValueError, OverflowError):
         wanted = "a finite number" if hint is float else _type_name(hint)
+        if args and args[0] is int:
+            wanted = f"whole numbers, for example {name}=1+2, or {name}=none"
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {wanted}.") from None
     if hint is str and not isinstance(value, str):
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be a string.")

@@ -55,6 +55,11 @@ def fixed_globals(mechanisms: Iterable[Mechanism]) -> tuple[int, ...]:
     return tuple(sorted({position for part in parts for position in getattr(part.options, "global_tokens", ())}))
 
 
+def chooses_by_ids(model: nn.Module) -> bool:
+    """Whether the mechanisms of ``model`` choose global tokens by their ids: segments or given ids."""
+    return any(module.token_rule is not None for module in model.modules() if isinstance(module, Mechanism) and module.takes_globals)
+
+
 def takes_globals(model: nn.Module) -> bool:
     """Whether any layer of ``model`` takes global tokens."""
     return any(isinstance(module, Mechanism) and module.takes_globals for module in model.modules())
@@ -84,7 +89,7 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     if not takes_globals(model):
         return False
     config: Any = model.config
-    if any(module.token_rule is not None for module in model.modules() if isinstance(module, Mechanism) and module.takes_globals):
+    if chooses_by_ids(model):
         return True
     if getattr(config, "question_separator_id", None) is None:
         config.question_separator_id = question_separator(tokenizer)

@@ -28,6 +28,8 @@ from transformers import (
     ErnieModel,
     LongformerConfig,
     LongformerModel,
+    LongT5Config,
+    LongT5Model,
     MistralConfig,
     MistralModel,
     ModernBertConfig,
@@ -54,6 +56,9 @@ STOCK: dict[str, Callable[[], PreTrainedModel]] = {
     "windows in some layers": lambda: ModernBertModel(ModernBertConfig(local_attention=12, max_position_embeddings=200, **SMALL)),
     "Longformer": lambda: LongformerModel(LongformerConfig(attention_window=[8, 16, 16], max_position_embeddings=202, **SMALL)),
     "BigBird": lambda: BigBirdModel(BigBirdConfig(block_size=8, num_random_blocks=2, max_position_embeddings=200, **SMALL)),
+    "LongT5": lambda: LongT5Model(
+        LongT5Config(d_model=32, d_kv=16, d_ff=48, num_layers=3, num_heads=2, vocab_size=300, local_radius=7, pad_token_id=0)
+    ),
     "encoder and decoder": lambda: BartModel(
         BartConfig(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=300)
     ),
@@ -69,6 +74,8 @@ def test_models_of_transformers_agree_with_their_configs(name: str) -> None:
     if name == "causal windows":
         assert measured == [(15, 0), (30, 0), (45, 0)]
         assert [stage.declared for stage in audit.stages] == measured
+    if name == "LongT5":
+        assert measured == [(7, 7), (14, 14), (21, 21)]
     if name == "Longformer":
         assert measured == [(4, 4), (12, 12), (20, 20)]
     if name == "encoder and decoder":

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longattn import convert_checkpoint, export_gguf
-from hf_longattn.errors import ExportError
+from hf_longattn.errors import CheckpointError, ExportError
 from tools.native_cases import save_long
 
 gguf = pytest.importorskip("gguf", reason="the extra hf-longattn[gguf] is not installed")
@@ -106,6 +106,16 @@ def test_the_tokenizer_is_in_the_file(checkpoint: Callable[..., Path], tmp_path:
     ids = own("a long document " * 5, return_tensors="pt").input_ids
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, long(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_scaled_rotary_positions_are_not_lost_when_the_file_is_converted(tmp_path: Path) -> None:
+    save_long(
+        tmp_path / "long", "llama", FULL,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16},
+    )  # fmt: skip
+    export_gguf(tmp_path / "long", tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"scales its rotary positions \(yarn, 4 times\), which transformers does not read"):
+        convert_checkpoint(tmp_path / "out" / "model.gguf", tmp_path / "back", mechanism="full")
 
 
 def test_without_gguf_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

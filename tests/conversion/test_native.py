@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,6 +225,24 @@ def test_experts_whose_router_logits_are_returned_generate_with_padding(tmp_path
     report = export_native(tmp_path / "long", tmp_path / "twin")
     assert {check.status for check in report.checks if check.name.startswith("generates")} == {"passed"}
     assert transformers.AutoConfig.from_pretrained(tmp_path / "twin").output_router_logits
+
+
+@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "RobertaForQuestionAnswering"])
+def test_a_refusal_for_global_tokens_names_the_options_that_make_a_twin(name: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("RobertaForMaskedLM", tokenizer="roberta")
+    getattr(transformers, name).from_pretrained(source).save_pretrained(source)
+    arguments = ["convert", str(source), str(tmp_path / "long"), "--mechanism", "longformer"]
+    arguments += ["--option", "window=8", "--max-length", "100", "--no-verify", "--overwrite"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    with pytest.raises(ExportError) as refused:
+        export_native(tmp_path / "long", tmp_path / "twin", verify=False)
+    advised = re.search(r"convert with (--option .+), or export", str(refused.value))
+    assert advised is not None, str(refused.value)
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *advised[1].split()])
+    assert ended.value.code == 0
+    assert export_native(tmp_path / "long", tmp_path / "twin").passed
 
 
 BLOCKER = """

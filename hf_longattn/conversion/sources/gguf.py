@@ -75,6 +75,7 @@ class Gguf(SourceFormat):
         (folder / file.name).symlink_to(file)
         try:
             config, skeleton = _skeleton(folder, file.name)
+            _check_rotary(reader, file.name, config)
             _save_tokenizer(reader, folder, file.name)
             tensors = _headers(reader, file, config, skeleton)
         except BaseException as error:
@@ -214,6 +215,20 @@ def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
     for unset in ("_name_or_path", "transformers_version", "quantization_config"):
         values.pop(unset, None)
     return {**values, "architectures": [type(skeleton).__name__], "dtype": "float32"}, skeleton
+
+
+def _check_rotary(reader: Any, file: str, config: dict[str, Any]) -> None:
+    """Refuse scaled rotary positions, unless transformers has read them: its reader takes the base alone."""
+    said = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items() if ".rope.scal" in key}
+    kind = said.get("rope.scaling.type", "linear")
+    factor = said.get("rope.scaling.factor", said.get("rope.scale_linear", 1.0))
+    rope = config.get("rope_parameters") or {}
+    if kind == "none" or factor == 1.0 or kind in {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}:
+        return
+    raise CheckpointError(
+        f"{file!r} scales its rotary positions ({kind}, {factor:g} times), which transformers does not read from GGUF, so its model would"
+        " differ; convert the checkpoint that the file was made from."
+    )
 
 
 def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:

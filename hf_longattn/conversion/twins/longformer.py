@@ -85,8 +85,8 @@ def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], own: tuple[
         if rule != own or question is not None:
             marks = "the question" if question is not None else told(rule)
             return (
-                f"Layer {index} makes {marks} global and a {stock} by itself {told(own)}; convert with other global tokens "
-                "(--option global_tokens=none makes none global), or export with --global-attention-mask and give every call that mask."
+                f"Layer {index} makes {marks} global and a {stock} by itself {told(own)}; convert with {_options(own)}, or export with "
+                "--global-attention-mask and give every call that mask."
             )
     return None
 
@@ -98,6 +98,14 @@ def told(rule: tuple[Any, ...]) -> str:
     parts += [f"token ids {', '.join(map(str, ids))}"] if ids else []
     parts += ["the first segment"] * first + ["the second segment"] * second
     return " and ".join(parts) or "no token"
+
+
+def _options(rule: tuple[Any, ...]) -> str:
+    """A rule as options of the command line."""
+    positions, _, first, second, _ = rule
+    parts = [f"global_tokens={'+'.join(map(str, positions)) or 'none'}"]
+    parts += ["global_first_segment=true"] * first + ["global_second_segment=true"] * second
+    return " ".join(f"--option {one}" for one in parts)
 
 
 @register_twin("longformer")
