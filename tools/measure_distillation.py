@@ -52,6 +52,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, help="short checkpoint with a language-modelling head")
     add("--mechanisms", nargs="+", default=[], help="each MECHANISM[:NAME=VALUE,...]; none: write the tables of what is stored")
+    add("--layers", default="", help="other mechanisms in some layers, as for `longattn convert --layers`: 0=hybrid:window=64")
     add("--work", required=True, help="folder for the checkpoints")
     add("--text", nargs="+", help="text to train on (default: the training packages of the reference corpus)")
     add("--wikitext", help="WikiText-2's test.txt, to score on as well")
@@ -132,7 +133,7 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
     if options.finetune_loss == "mixed":
         trained["kl_factor"] = options.kl_factor
     report = distill_attention(
-        DistillationModelArguments(model=options.model, mechanism=mechanism),
+        DistillationModelArguments(model=options.model, mechanism=mechanism, layers=options.layers),
         TextDataArguments(text=options.text, max_length=length, max_documents=options.max_documents),
         DistillationTrainingArguments(
             output_dir=str(output), stage="both" if learns else "2", gradient_accumulation_steps=1, warmup_steps=10,
@@ -145,12 +146,13 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
     found = {"stages": stages, "tokens": report["tokens"], "settings": trained, "layer_errors": errors, "about": machine()}
     if "softmax_layers" in report:
         found["softmax_layers"] = report["softmax_layers"]["kept"]
-    return {**found, "kl": report.get("kl"), "beside": bool(options.beside)}
+    return {**found, "kl": report.get("kl"), "beside": bool(options.beside), "mechanism": mechanism, "layers": options.layers}
 
 
 def row_name(mechanism: str, options: argparse.Namespace) -> str:
     """What a row is called: the mechanism, and what else of its training differs from the plain two stages."""
     kept = f" + {options.softmax_layers:g} softmax" if options.softmax_layers else ""
+    kept = f"; {options.layers}{kept}" if options.layers else kept
     return f"{mechanism}{kept}{'' if options.finetune_loss == 'lm' else f', {options.finetune_loss}'}"
 
 
@@ -208,8 +210,11 @@ def tables(stored: dict[str, Any]) -> str:
                 gained = "–" if won is None or before - original["loss"] < TINY else f"{100 * won:.1f} %"
                 kept = f" [{', '.join(map(str, row['softmax_layers']))}]" if "softmax_layers" in row else ""
                 loss = row["settings"].get("finetune_loss", "lm") + (" + wiki" if row.get("beside") else "")
-                mechanism = name.split(" + ")[0].removesuffix(", kl").removesuffix(", mixed")
-                lines.append(f"| `{mechanism}`{kept} | {loss} | {' | '.join(cells)} | {gained} | {used[0]:,} + {used[1]:,} | {share} |")
+                mechanism = row.get("mechanism") or name.split(" + ")[0].removesuffix(", kl").removesuffix(", mixed")
+                other = f", `{row['layers']}`" if row.get("layers") else ""
+                lines.append(
+                    f"| `{mechanism}`{other}{kept} | {loss} | {' | '.join(cells)} | {gained} | {used[0]:,} + {used[1]:,} | {share} |"
+                )
     return "\n".join(lines)
 
 

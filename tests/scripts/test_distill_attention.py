@@ -96,13 +96,13 @@ def test_the_table_of_stages(
     assert f"| `{fixed}` | lm |" in page
 
     monkeypatch.setattr("hf_longattn.evaluation.layer_choice.NEGLIGIBLE", -1.0)  # a random model predicts the same with any attention
-    beside = ["--softmax-layers", "1", "--finetune-loss", "mixed", "--beside", str(articles)]
+    beside = ["--softmax-layers", "1", "--finetune-loss", "mixed", "--beside", str(articles), "--layers", "1=hybrid:window=4"]
     text = tmp_path / "code.jsonl"
     text.write_text("".join(json.dumps({"text": source}) + "\n" for source in SOURCES))
     assert script.main(["--model", model, "--mechanisms", "hedgehog", "--text", str(text), *beside, *options]) == 0
-    row = json.loads(output.with_suffix(".json").read_text())[model]["rows"]["hedgehog + 1 softmax, mixed"]
+    row = json.loads(output.with_suffix(".json").read_text())[model]["rows"]["hedgehog; 1=hybrid:window=4 + 1 softmax, mixed"]
     assert len(row["softmax_layers"]) == 1
-    assert f"| `hedgehog` [{row['softmax_layers'][0]}] | mixed + wiki |" in output.with_suffix(".md").read_text()
+    assert f"| `hedgehog`, `1=hybrid:window=4` [{row['softmax_layers'][0]}] | mixed + wiki |" in output.with_suffix(".md").read_text()
 
 
 @pytest.mark.slow
