@@ -6,15 +6,19 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, errors
+from huggingface_hub import constants, errors, snapshot_download
 from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
 
 from .errors import CheckpointError, HubError, LongAttentionError, in_a_line
 
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
+DESCRIBED = ("config.json", "modules.json", "adapter_config.json")
+"""The files of which a saved model has one: transformers', sentence-transformers' and peft's."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
 
 
@@ -79,6 +83,25 @@ def translated_errors(repo_id: str, token: str | bool | None = None, operation: 
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
         sentence = redacted(" ".join(_sentence(repo_id, error, operation).split()), token)
         raise operation.error(sentence) from (None if sentence == str(error) else _clean(error, token))
+
+
+def check_saved_model(name: str, revision: str | None = None, token: str | bool | None = None) -> None:
+    """Refuse a name that transformers could not load, before it tries: without a connection, it tries for half a minute.
+
+    Raises:
+        CheckpointError: neither the folder of a saved model, nor a repository on the Hub that can be read.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / file).is_file() for file in DESCRIBED):
+            raise CheckpointError(f"{name!r} has no config.json; give the folder of a saved model, or a Hub repository id.")
+    elif path.exists():
+        raise CheckpointError(f"{name!r} is a file; give the folder of a saved model, or a Hub repository id.")
+    elif not HUB_ID.fullmatch(name):
+        raise CheckpointError(f"There is no folder {name!r}; give the folder of a saved model, or a Hub repository id.")
+    else:
+        with translated_errors(name, token, DOWNLOAD):
+            snapshot_download(name, revision=revision, token=token, allow_patterns=list(DESCRIBED))
 
 
 def is_broken_connection(error: BaseException) -> bool:

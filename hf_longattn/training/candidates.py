@@ -21,14 +21,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.errors import CheckpointError, LengthError, checkpoint_errors
+from hf_longattn.errors import CheckpointError, LengthError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_features import pad_lists
 from hf_longattn.evaluation.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, add_markers, marked_question, plain
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.data import DataError, read_source
 from hf_longattn.training.lengths import input_length
-from hf_longattn.training.loading import load_head
+from hf_longattn.training.loading import load_head, loading
 from hf_longattn.training.trainer import TimedTrainer
 
 QANGAROO = {"query", "candidates", "supports"}
@@ -199,7 +199,7 @@ def load_candidate_model(name: str, tokenizer: PreTrainedTokenizerBase | None = 
         CheckpointError: it cannot be loaded, or its tokenizer is not a fast one.
     """
     if tokenizer is None:
-        with checkpoint_errors(f"cannot load {name!r}"):
+        with loading(name):
             tokenizer = AutoTokenizer.from_pretrained(name)
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer of {name!r} makes no further inputs of a long text; candidates need a fast tokenizer")

@@ -17,9 +17,10 @@ import torch
 from datasets import Dataset, Value
 from transformers import TrainingArguments
 
-from hf_longattn.errors import OptionError, checkpoint_errors, needs_extra
+from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.data import DataError, held_back, read_source
+from hf_longattn.training.loading import loading
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
@@ -132,7 +133,7 @@ def _embedder(
     class EmbeddingTrainer(TimedTrainer, SentenceTransformerTrainer):
         pass
 
-    with checkpoint_errors(f"cannot load {model_args.model!r}"):
+    with loading(model_args.model):
         model = SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32)
     if data_args.max_length is not None:
         model.max_seq_length = data_args.max_length
@@ -168,7 +169,7 @@ def _reranker(
     class RerankingTrainer(TimedTrainer, CrossEncoderTrainer):
         pass
 
-    with checkpoint_errors(f"cannot load {model_args.model!r}"):
+    with loading(model_args.model):
         model = CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32)
     choose = random.Random(args.seed)
     wrong = data["negative"] if "negative" in data.column_names else [_other(data["positive"], text, choose) for text in data["positive"]]

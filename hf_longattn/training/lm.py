@@ -20,12 +20,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
+from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, check_segments
 from hf_longattn.training.batching import DataCollatorForPackedText, RepeatableMasks, chosen_packing
 from hf_longattn.training.data import load_text
 from hf_longattn.training.lengths import input_length
+from hf_longattn.training.loading import loading
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.segments import SegmentCollator, SegmentStream, SegmentTrainer, tokenised
 from hf_longattn.training.trainer import TimedTrainer
@@ -164,7 +165,7 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
     Raises:
         CheckpointError: it cannot be loaded, or has no head for the objective.
     """
-    with checkpoint_errors(f"cannot load {name!r}"):
+    with loading(name):
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
         objective = _objective(config, tokenizer, name) if objective == "auto" else objective

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.errors import CheckpointError, checkpoint_errors
+from hf_longattn.hub_errors import check_saved_model
+
+
+@contextlib.contextmanager
+def loading(name: str, what: str = "") -> Iterator[None]:
+    """Around the first call that loads ``name``, a folder or a Hub repository id: what goes wrong is one sentence, about ``what`` it is.
+
+    Raises:
+        CheckpointError: it is neither, or cannot be loaded.
+    """
+    check_saved_model(name)
+    with checkpoint_errors(f"cannot load {what}{name!r}"):
+        yield
 
 
 def load_start(name: str, head: str, names: Any) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
@@ -20,7 +35,7 @@ def load_start(name: str, head: str, names: Any) -> tuple[PreTrainedConfig, PreT
     Raises:
         CheckpointError: it cannot be loaded, has no such head, or a tokenizer without a token to pad with.
     """
-    with checkpoint_errors(f"cannot load {name!r}"):
+    with loading(name):
         config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     if config.model_type not in names:
         raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; take a model of another architecture")

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from hf_longattn.errors import CheckpointError, LengthError, OptionError, checkpoint_errors
+from hf_longattn.errors import CheckpointError, LengthError, OptionError
 from hf_longattn.evaluation.qa_features import QAFormat, encode_qa, kind_number, pad_lists
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
@@ -35,6 +35,7 @@ from hf_longattn.training.batching import chosen_packing, packed
 from hf_longattn.training.collators import DataCollatorWithGlobals
 from hf_longattn.training.data import DataError
 from hf_longattn.training.lengths import PositionRange, input_length, longest_input
+from hf_longattn.training.loading import loading
 from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
@@ -374,7 +375,7 @@ def qa_table(log: dict[str, Any]) -> str:
 def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer, which pads on the
     right, where answers keep their positions."""
-    with checkpoint_errors(f"cannot load {name!r}"):
+    with loading(name):
         model = AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
         if getattr(model.config, "has_evidence_heads", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,27 @@ def test_a_source_that_is_nowhere(name: str, sentence: str, tmp_path: Path, caps
     assert sentence in err
     assert err.count("\n") == 1
     assert not (tmp_path / "long").exists()
+
+
+@pytest.mark.parametrize("command", ["probe {}", "train mlm --model {} --text {text} --output {out}", "inspect {}", "audit {}"])
+def test_a_model_that_is_nowhere_is_refused_before_transformers_looks_for_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a connection, transformers tries again for half a minute."""
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **kwargs: pytest.fail("transformers was asked"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("A text.")
+    for name, sentence in (
+        ("someone/bert", "'someone/bert' is not a folder, and it cannot be downloaded"),
+        (f"{tmp_path}/empty", "has no config.json"),
+        (f"{tmp_path}/none", "There is no folder|does not exist"),
+        (f"{tmp_path}/text.txt", "is a file; give the folder"),
+    ):
+        code, out, err = run(capsys, *command.format(name, text=tmp_path / "text.txt", out=tmp_path / "out").split())
+        *_, last = err.splitlines()
+        assert (code, out) == (1, "")
+        assert re.search(sentence, last)
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_destination_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

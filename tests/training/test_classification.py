@@ -139,7 +139,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (OptionError, "no data given", {"data": []}),
         (OptionError, "name two columns", {"label_column": "text"}),
-        (CheckpointError, "cannot load", {"model": str(tmp_path / "none")}),
+        (CheckpointError, "There is no folder", {"model": str(tmp_path / "none")}),
         (OptionError, "exceeds the 64 tokens", {"max_length": 65}),
         (DataError, "not 'body'; name one with --text-column", {"text_column": "body"}),
         (DataError, "columns text, label, not 'labels'; name one with --label-column. Did you mean 'label'", {"label_column": "labels"}),

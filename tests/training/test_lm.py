@@ -93,7 +93,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrain
     cases: list[tuple[type[LongAttentionError], str, Any, dict[str, Any]]] = [
         (OptionError, "no text given", LM, {"text": []}),
         (OptionError, "objective must be", LM, {"objective": "rtd"}),
-        (CheckpointError, "cannot load", LM, {"model": str(tmp_path / "none")}),
+        (CheckpointError, "There is no folder", LM, {"model": str(tmp_path / "none")}),
         (OptionError, "exceeds the 64 tokens", LM, {"max_length": 65}),
         (OptionError, "does not predict masked tokens", LM, {"objective": "mlm"}),
         (OptionError, "does not predict masked tokens", MLM, {}),

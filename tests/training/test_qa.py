@@ -177,7 +177,7 @@ def test_a_short_run_logs_its_losses(checkpoint: str, data: str, tmp_path: Path)
 
 
 def test_missing_data_are_told_before_a_missing_checkpoint(data: str, tmp_path: Path) -> None:
-    for source, error, words in ((data, CheckpointError, "cannot load"), ("d.json", DataError, "does not exist")):
+    for source, error, words in ((data, CheckpointError, "There is no folder"), ("d.json", DataError, "does not exist")):
         with pytest.raises(error, match=words):
             finetune_qa(*build_arguments(QA, model=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "o"), data=[source]))
 

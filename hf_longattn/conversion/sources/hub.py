@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,11 +11,10 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from ...errors import CheckpointError
-from ...hub_errors import DOWNLOAD, translated_errors
+from ...hub_errors import DOWNLOAD, HUB_ID, translated_errors
 from ..tensor_files import TORCH_DTYPES, TensorHeader
 from .base import SIDECARS, Source, SourceFormat, SourceRequest, open_request, register_source
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 SMALL = (*SIDECARS, "README.md")
 WEIGHTS = "*.safetensors"
 PICKLED = "pytorch_model*.bin"

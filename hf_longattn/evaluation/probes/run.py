@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest
+from ...hub_errors import check_saved_model
 from ...modeling.validation import known_length, special_ids
 from ...reading import check_name
 from .scoring import Found, by_generation, by_likelihood, by_span, head_of, score_tokens
@@ -302,8 +303,7 @@ def open_model(
 
     name = str(model)
     check_name(name)
-    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
-        raise CheckpointError(f"{name!r} does not exist; give the folder of a checkpoint, or a Hub repository id.")
+    check_saved_model(name, revision, token)
     source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(name, **source)

@@ -19,6 +19,7 @@ from hf_longattn.modeling.attention_sites import attention_projections, attentio
 from hf_longattn.modeling.family import LANGUAGE_MODELS
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
 from hf_longattn.training.lm import check_trains, load_lm
+from hf_longattn.training.loading import loading
 
 CONVERTED = "converted"
 PREDICT_TOKENS = (*LANGUAGE_MODELS, "ForConditionalGeneration")
@@ -82,7 +83,7 @@ def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
 
 def check_shape(teacher: str, student: PreTrainedModel) -> None:
     """Refuse a teacher whose attention outputs or weights do not fit the student."""
-    with checkpoint_errors(f"cannot load teacher {teacher!r}"):
+    with loading(teacher, "teacher "):
         config = AutoConfig.from_pretrained(teacher)
     own = student.config
     kinds = [str(one.model_type).removeprefix("long_") for one in (config, own)]

@@ -107,7 +107,7 @@ def test_an_encoder_decoder_is_asked(tokenizer: Any) -> None:
         ("span", {"tasks": ["copy"]}, LongAttentionError, "asked about texts, but the probe 'copy' is rows of tokens"),
         ("classes", {}, LongAttentionError, "BertForSequenceClassification has no head that a probe can ask"),
         ("bare", {}, LongAttentionError, "BertModel has no head that a probe can ask"),
-        ("/nowhere/llama", {}, CheckpointError, "'/nowhere/llama' does not exist"),
+        ("/nowhere/llama", {}, CheckpointError, "There is no folder '/nowhere/llama'"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(

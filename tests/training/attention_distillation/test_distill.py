@@ -129,7 +129,7 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTra
         (OptionError, "'window' has none with these options; give --stage 2", {"model": str(tmp_path / "windowed"), "mechanism": ""}),
         (OptionError, "has no long attention yet", {"mechanism": ""}),
         (CheckpointError, "num_hidden_layers is 3, not 2; num_attention_heads is 4, not 2", {"teacher": str(tmp_path / "other")}),
-        (CheckpointError, "cannot load teacher", {"teacher": str(tmp_path / "none")}),
+        (CheckpointError, "There is no folder", {"teacher": str(tmp_path / "none")}),
         (OptionError, "max_steps does not apply to the two stages", {"max_steps": 7}),
         (OptionError, "stage must be one of", {"stage": "3"}),
         (OptionError, "transfer_steps must be at least 1", {"transfer_steps": 0}),
