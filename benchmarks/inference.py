@@ -159,7 +159,7 @@ def losses() -> dict[str, dict[str, dict[str, float]]]:
     BERT reads pieces of its 512 tokens; its conversion reads whole inputs.
     """
     from research.corpus import iter_modules
-    from research.mlm import masked_loss, masked_texts, shortened
+    from research.text_loss import masked_loss, masked_texts, shortened
 
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
     texts = masked_texts((module.text for module in iter_modules("test")), tokenizer, max(LOSS_LENGTHS), TEXTS)

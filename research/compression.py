@@ -40,7 +40,7 @@ from hf_longattn.staging import write_text
 from research.adaptation import paired
 from research.context import TOKENS, pretrain
 from research.corpus import iter_modules
-from research.mlm import MaskedText, first_tokens, masked_loss, masked_texts, shortened
+from research.text_loss import MaskedText, first_tokens, masked_loss, masked_texts, shortened
 
 LENGTHS = (512, 1024, 4096)
 BEFORE = "before"

@@ -38,7 +38,7 @@ from hf_longattn.search.folder import COSTS
 from hf_longattn.search.model import SearchedModel
 from research.adaptation import PARTIAL, paired
 from research.corpus import iter_modules, without_near_duplicates
-from research.mlm import masked_loss, masked_texts
+from research.text_loss import masked_loss, masked_texts
 
 FOUND, BY_MASS = "searched design", "stage 1 by captured mass"
 LONG = 5

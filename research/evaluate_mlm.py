@@ -21,7 +21,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import hf_longattn
 from benchmarks.report import machine, one_sentence_errors, store_study
 from research.corpus import iter_modules
-from research.mlm import MaskedText, masked_loss, masked_texts, mlm_markdown, mlm_table
+from research.text_loss import MaskedText, masked_loss, masked_texts, mlm_markdown, mlm_table
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -29,7 +29,7 @@ from benchmarks.report import machine, markdown_table, one_sentence_errors, stor
 from hf_longattn.errors import CheckpointError
 from research.adaptation import adapt, paired, standard_error, training_losses, write_long_documents
 from research.corpus import iter_modules
-from research.mlm import MaskedText, masked_loss, masked_texts
+from research.text_loss import MaskedText, masked_loss, masked_texts
 
 PAPER = {
     "original": "1.846", "random positions": "10.299", "copied positions": "1.957", "copied positions + 0.02": "1.753 (+ 2K steps)",

@@ -33,9 +33,8 @@ from hf_longattn.training.args import DistillationModelArguments, DistillationTr
 from hf_longattn.training.attention_distillation.distill import STAGE_1, distill_attention, recovered
 from hf_longattn.training.attention_distillation.student import CONVERTED
 from hf_longattn.training.lm import input_length, load_lm
-from research.clm import next_token_loss
 from research.corpus import iter_modules, write_jsonl
-from research.mlm import first_tokens, masked_loss, masked_texts
+from research.text_loss import first_tokens, masked_loss, masked_texts, next_token_loss
 
 STAGES = {"converted": CONVERTED, "stage 1": STAGE_1, "stage 2": "."}
 ARTICLE = re.compile(r"^ = [^=].*[^=] = $", re.MULTILINE)

@@ -29,12 +29,12 @@ from hf_longattn.recipes import ready_recipes
 from research.compression import markdown as compression_markdown
 from research.context import markdown as context_markdown
 from research.design_search import markdown as search_markdown
-from research.mlm import mlm_markdown
 from research.probe_table import encoder_markdown
 from research.probes import learned_markdown, recall_markdown
 from research.qa_table import above, summary_markdown, to_markdown
 from research.retrieval import markdown as retrieval_markdown
 from research.table5 import markdown as table5_markdown
+from research.text_loss import mlm_markdown
 from tools import api_reference, measure_diagnosis, measure_distillation, mechanism_pages
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from hf_longattn.errors import LengthError
 from research import table5
 from research.adaptation import adapt, paired, standard_error, training_losses, write_long_documents
 from research.corpus import TextFolder
-from research.mlm import MaskedText
+from research.text_loss import MaskedText
 
 TABLE = "bert.embeddings.position_embeddings.weight"
 

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from research import compression
 from research.compression import Row, Texts, main
-from research.mlm import first_tokens, masked_texts
+from research.text_loss import first_tokens, masked_texts
 from tests.evaluation.probes.small import byte_tokenizer, small_decoder
 
 pytest.importorskip("torchao")

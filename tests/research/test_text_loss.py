@@ -1,4 +1,4 @@
-"""The masked-token loss: same places for all, pieces that add up to the whole."""
+"""The losses of long texts: the same masked places for all, pieces that add up to the whole, the model's own next-token loss."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
-from research.mlm import masked_loss, masked_texts, mlm_markdown, mlm_table, shortened
+from research.text_loss import first_tokens, masked_loss, masked_texts, mlm_markdown, mlm_table, next_token_loss, shortened
 from research.tokenizer import train_tokenizer
 
 TEXTS = [f"word{i} and then some more words of text number {i} " * 12 for i in range(4)] + ["short"]
@@ -53,6 +53,18 @@ def test_loss_of_an_untrained_model_is_that_of_chance(model: BertForMaskedLM, to
 def test_one_chunk_is_the_whole(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
     texts = masked_texts(TEXTS, tokenizer, 64, 2)
     assert masked_loss(model, tokenizer, texts) == pytest.approx(masked_loss(model, tokenizer, texts, chunk=64))
+
+
+def test_next_token_loss_is_the_model_s_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = first_tokens(TEXTS, tokenizer, 20, 2)
+    assert [len(text) for text in texts] == [20, 20]
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    model = GPT2LMHeadModel(config).eval()
+    for text, loss in zip(texts, next_token_loss(model, tokenizer, texts), strict=True):
+        ids = torch.tensor([[tokenizer.cls_token_id, *text]])
+        assert loss == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
+    with pytest.raises(LengthError, match="only 4 of the texts have 20 tokens"):
+        first_tokens(TEXTS, tokenizer, 20, 5)
 
 
 def test_table(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,4 +1,4 @@
-"""Masked-token loss of long inputs: the same documents and the same masked tokens for every model."""
+"""The loss of long inputs, of masked tokens or of next ones: the same documents and the same masked tokens for every model."""
 
 from __future__ import annotations
 
@@ -81,6 +81,24 @@ def masked_loss(
         for start in range(0, len(text.tokens), size):
             total += _piece_loss(model, tokenizer, text, start, size)
         losses.append(total / len(text.places))
+    return losses
+
+
+@torch.inference_mode()
+def next_token_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]]) -> list[float]:
+    """Return the mean cross-entropy in nats of each text's tokens, given those before.
+
+    Args:
+        model: a causal language model.
+        tokenizer: gives the token that stands before a text, where it has one.
+        texts: tokens without special ones, see :func:`first_tokens`.
+    """
+    first = next((token for token in (tokenizer.cls_token_id, tokenizer.bos_token_id) if token is not None), None)
+    losses = []
+    for text in texts:
+        ids = torch.tensor([[*([first] if first is not None else []), *text]], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        losses.append(float(nn.functional.cross_entropy(logits.float(), ids[0, 1:])))
     return losses
 
 
