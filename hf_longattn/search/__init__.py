@@ -4,7 +4,7 @@ budget, candidates   what is asked
 design, result       what is found: a candidate for each layer, with its costs; the report
 costs                seconds and bytes of candidates in one layer, measured on this machine
 texts, model         pieces of the text; the checkpoint with any design in its layers
-tables, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget
+scores, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget
 objectives, study    stage 2: loss or KL divergence of whole designs, tried by Optuna
 layers               which layers keep full attention
 transfer             attention transfer of mechanisms with parameters before they are judged

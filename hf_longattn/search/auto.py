@@ -14,7 +14,7 @@ from ..conversion.text import verification_text
 from .budget import Budget
 from .candidates import read_candidates
 from .run import PIECES, Asked, Search
-from .tables import QUERIES
+from .scores import QUERIES
 
 BUDGET = "0.25"
 """Of full attention's time, if none is given."""

@@ -31,8 +31,8 @@ from .model import SearchedModel
 from .objectives import Divergence, HeldOutLoss, Transferred, check_predicts_tokens
 from .plot import check_drawing
 from .result import LayerRow, SearchResult
+from .scores import QUERIES, Prices, ScoreTable, choose, divergence_table, mass_table
 from .study import ROUNDING, DesignStudy, check_trials, run_workers
-from .tables import QUERIES, Prices, Table, choose, divergence_table, mass_table
 from .texts import SearchText
 from .transfer import transfer_attention
 
@@ -296,7 +296,7 @@ class Search:
         return transfer_attention(self.asked.model, self.asked.text, self.candidates, self.asked.transfer_steps, self.length,
                                   self.folder.file("transfer"), self.asked.seed, self.progress)  # fmt: skip
 
-    def _table(self, transferred: Transferred) -> Table:
+    def _table(self, transferred: Transferred) -> ScoreTable:
         asked = self.asked
 
         def compute() -> dict[str, Any]:
@@ -307,12 +307,12 @@ class Search:
                 table = divergence_table(self.model, divergence, self.candidates, self.progress)
             return {"scores": table.scores, "reasons": table.reasons}
 
-        table = Table(**(compute() if self.folder is None else self.folder.stored(SCORES, compute)))
+        table = ScoreTable(**(compute() if self.folder is None else self.folder.stored(SCORES, compute)))
         for name, why in table.reasons.items():
             self.reasons[name] = why if asked.trials == 0 else f"{why.rstrip('.')}, so stage 1 left it to stage 2."
         return table
 
-    def _uniform(self, prices: Prices, table: Table | None) -> list[Priced]:
+    def _uniform(self, prices: Prices, table: ScoreTable | None) -> list[Priced]:
         designs = [prices.uniform(one) for one in self.candidates]
         return sorted((prices.priced(one, table, self.asked.score) for one in designs), key=lambda one: one.seconds)
 
@@ -329,7 +329,7 @@ class Search:
         return self._price(prices, design) <= self._limit(prices) * (1 + ROUNDING)
 
     def _try(
-        self, prices: Prices, found: Sequence[Priced], uniform: Sequence[Priced], transferred: Transferred, table: Table
+        self, prices: Prices, found: Sequence[Priced], uniform: Sequence[Priced], transferred: Transferred, table: ScoreTable
     ) -> list[Priced]:  # fmt: skip
         asked, folder = self.asked, self.folder
         assert folder is not None
@@ -361,7 +361,7 @@ class Search:
         assert asked.full_layers is not None
         divergence = Divergence(model, self.text, asked.pieces, self.length, transferred)
         found, design = choose_full_layers(divergence, self.candidates[0], model.own_design, asked.full_layers, asked.model, self.progress)
-        table = Table([{} for _ in range(model.layers)])
+        table = ScoreTable([{} for _ in range(model.layers)])
         reason = (
             f"{layers_keep(found.kept)} the checkpoint's attention: of the choices compared, this has the lowest KL divergence from the "
             f"checkpoint, {found.divergence:.4f} nats; without any full layer it is {found.nothing:.4f}."
@@ -372,7 +372,7 @@ class Search:
         )  # fmt: skip
 
     def _result(
-        self, chosen: Priced, reason: str, prices: Prices, table: Table, front: Sequence[Priced], uniform: Sequence[Priced],
+        self, chosen: Priced, reason: str, prices: Prices, table: ScoreTable, front: Sequence[Priced], uniform: Sequence[Priced],
         tried: tuple[Priced, ...] = (), **more: Any,
     ) -> SearchResult:  # fmt: skip
         asked, model = self.asked, self.model

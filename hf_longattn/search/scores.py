@@ -25,7 +25,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """Scores of candidates by layer, the greater the better.
 
     scores: ``[layer][candidate's text]``; candidates that cannot be judged are missing.
@@ -38,7 +38,7 @@ class Table:
 
 def mass_table(
     model: SearchedModel, text: SearchText, candidates: Sequence[Candidate], length: int, pieces: int, queries: int, progress: Progress
-) -> Table:
+) -> ScoreTable:
     """Captured mass, from 0 to 1, mean over heads and pieces, in the checkpoint as it was trained."""
     found, reasons = list[torch.Tensor](), dict[str, str]()
     for number, piece in enumerate(text.pieces(length, pieces)):
@@ -48,15 +48,15 @@ def mass_table(
         found.append(measured.mass.mean(1))
     mean = torch.stack(found).mean(0)
     judged = [number for number, one in enumerate(candidates) if str(one) not in reasons]
-    return Table([{str(candidates[number]): float(row[number]) for number in judged} for row in mean], reasons)
+    return ScoreTable([{str(candidates[number]): float(row[number]) for number in judged} for row in mean], reasons)
 
 
 def divergence_table(
     model: SearchedModel, divergence: Divergence, candidates: Sequence[Candidate], progress: Progress
-) -> Table:  # fmt: skip
+) -> ScoreTable:  # fmt: skip
     """Minus the KL divergence of the model in which this layer alone runs the candidate."""
     found = divergence_by_layer(divergence, candidates, model.own_design, progress)
-    return Table([{str(one): -value for one, value in zip(candidates, row, strict=True)} for row in found])
+    return ScoreTable([{str(one): -value for one, value in zip(candidates, row, strict=True)} for row in found])
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Prices:
     def full_seconds(self) -> float:
         return self.layers * self.costs[str(FULL)].seconds
 
-    def priced(self, design: Design, table: Table | None = None, score: str = "mass", loss: float | None = None) -> Priced:
+    def priced(self, design: Design, table: ScoreTable | None = None, score: str = "mass", loss: float | None = None) -> Priced:
         """A design with its costs and, if every layer was judged, its score."""
         costs = [self.costs[name] for name in design.names]
         sizes = [one.bytes for one in costs if one.bytes is not None]
@@ -99,7 +99,7 @@ class Prices:
 
 
 def choose(
-    table: Table, candidates: Sequence[Candidate], prices: Prices, budget: Budget, score: str, points: int = 40
+    table: ScoreTable, candidates: Sequence[Candidate], prices: Prices, budget: Budget, score: str, points: int = 40
 ) -> tuple[Priced, list[Priced]]:
     """The best design within the budget, and the best ones under every budget, cheapest first.
 
