@@ -154,12 +154,9 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
         places.setdefault(module, []).append((parent, name))
     for modules in _projections(model, places) if layer is Int8Linear else ():
         weight = torch.cat([_weight(module) for module in modules])
-        biases = [module.bias for module in modules]
-        whole = None
-        if any(bias is not None for bias in biases):
-            empty = [weight.new_zeros(len(module.weight)) for module in modules]
-            whole = torch.cat([zeros if bias is None else bias for bias, zeros in zip(biases, empty, strict=True)])
-        fused = FusedLinear(Int8Linear(weight, whole), tuple(module.out_features for module in modules))
+        biases: list[Tensor] = [weight.new_zeros(module.out_features) if module.bias is None else module.bias for module in modules]
+        bias = None if all(module.bias is None for module in modules) else torch.cat(biases)
+        fused = FusedLinear(Int8Linear(weight, bias), tuple(module.out_features for module in modules))
         for index, module in enumerate(modules):
             for parent, name in places.pop(module):
                 setattr(parent, name, FusedPart(fused, index))
