@@ -158,20 +158,16 @@ class Int8Linear(InferenceLinear):
     def products(self, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """``(M, in_features)`` -> ``(M, size)`` for each of ``sizes``."""
         outs = tuple(x.new_empty(x.shape[0], size) for size in sizes)
-        biases = (None,) * len(sizes) if self.bias is None else self.bias.split(sizes)
-        codes = torch.empty(min(ROWS, x.shape[0]), self.in_features, dtype=torch.int8)
-        few = max(1, CELLS // self.in_features)
-        space = torch.empty(min(few, codes.shape[0]), self.in_features)
-        for rows, *into in zip(*(one.split(ROWS) for one in (x, *outs)), strict=True):
-            size = rows.shape[0]
-            pieces = zip(rows.split(few), codes[:size].split(few), strict=True)
-            scale = torch.cat([quantise(piece, of_piece, space[: piece.shape[0]])[1] for piece, of_piece in pieces]).to(self.dtype)
-            sums = int8_product(codes[:size], self.packed, self.scale, self.zeros, self.dtype)
-            for part, bias, out in zip(sums.split(sizes, -1), biases, into, strict=True):
-                if bias is None:
-                    torch.mul(part, scale, out=out)
+        for at in range(0, x.shape[0], ROWS):
+            codes, scale = quantise_in_pieces(x[at : at + ROWS])
+            sums = int8_product(codes, self.packed, self.scale, self.zeros, self.dtype)
+            scale, first = scale.to(self.dtype), 0
+            for out, size in zip(outs, sizes, strict=True):
+                columns = slice(first, first := first + size)
+                if self.bias is None:
+                    torch.mul(sums[:, columns], scale, out=out[at : at + ROWS])
                 else:
-                    torch.addcmul(bias, part, scale, out=out)
+                    torch.addcmul(self.bias[columns], sums[:, columns], scale, out=out[at : at + ROWS])
         return outs
 
     def __getstate__(self) -> NoReturn:
@@ -186,10 +182,21 @@ def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None
 
     ``codes (M, K)`` int8 and ``space (M, K)`` float32 are written to where they are given, which saves allocating them.
     """
-    values = torch.empty(x.shape, dtype=torch.float32, device=x.device) if space is None else space
     scale = largest_magnitudes(x).div_(MOST).clamp_(min=SMALLEST)
-    values.copy_(x).mul_(scale.reciprocal()).round_()
+    values = x.to(torch.float32, copy=True) if space is None else space.copy_(x)
+    values.mul_(scale.reciprocal()).round_()
     return values.to(torch.int8) if codes is None else codes.copy_(values), scale
+
+
+def quantise_in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`quantise` for about :data:`CELLS` values at a time."""
+    few = max(1, CELLS // x.shape[1])
+    if x.shape[0] <= few:
+        return quantise(x)
+    codes, space = torch.empty_like(x, dtype=torch.int8), torch.empty_like(x[:few], dtype=torch.float32)
+    starts = range(0, x.shape[0], few)
+    pieces = [(x[at : at + few], codes[at : at + few]) for at in starts]
+    return codes, torch.cat([quantise(piece, of_piece, space[: piece.shape[0]])[1] for piece, of_piece in pieces])
 
 
 def largest_magnitudes(x: Tensor) -> Tensor:

@@ -73,6 +73,18 @@ def test_int8_of_a_token_depends_on_no_other() -> None:
         assert torch.equal(quantised(x[row : row + 1])[0], whole[row])
 
 
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
+def test_a_token_that_is_not_finite_stays_so_and_changes_no_other(value: float) -> None:
+    quantised = Int8Linear(torch.randn(40, 64, dtype=torch.bfloat16), torch.randn(40, dtype=torch.bfloat16))
+    x = torch.randn(9, 64, dtype=torch.bfloat16)
+    expected = quantised(x)
+    x[3, 5] = value
+    found = quantised(x)
+    assert not found[3].isfinite().any()
+    others = torch.arange(9) != 3
+    assert torch.equal(found[others], expected[others])
+
+
 def test_rows_of_zeros_are_finite() -> None:
     values, scale = quantise(torch.zeros(2, 3))
     assert not values.any()
