@@ -215,6 +215,21 @@ class TestPacking:
         assert model.optimize_for_inference("int8").generate(**inputs, **options).shape == expected.shape
 
 
+IN_PIECES = (
+    "bert", "big_bird", "camembert", "electra", "esm", "nystromformer", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+"""Those whose layers have a ``feed_forward_chunk``."""
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = long_model(base, None, WINDOW).optimize_for_inference("int8", pack=False)
+    assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)
+    expected = run(model, base, **batch(100))
+    monkeypatch.setattr(inference, "PIECE", 48)
+    assert torch.equal(run(model, base, **batch(100)), expected)
+
+
 def test_layers_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a copy of the model runs its own blocks."""
     model = long_model("bert", None, WINDOW)
