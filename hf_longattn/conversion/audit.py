@@ -246,7 +246,15 @@ def _opened(folder: Path, name: str, weights: bool, attention: str | None) -> tu
                 return None, AutoConfig.for_model(**plain_names(values))
             exported = folder / LONG_CONFIG  # a graph's folder, whose config.json is for programs that know the base only
             return None, AutoConfig.from_pretrained(exported if exported.is_file() else folder, **source)
-        loaded: Any = load(folder, dtype=torch.float32, use_safetensors=True, **source)
+        try:
+            loaded: Any = load(folder, dtype=torch.float32, use_safetensors=True, **source)
+        except Exception as error:
+            if not values.get("quantization_config"):
+                raise
+            raise CheckpointError(
+                f"{name!r} holds quantised weights, out of which transformers cannot read the base model; audit the checkpoint that it was "
+                "made from."
+            ) from error
     return loaded, loaded.config
 
 

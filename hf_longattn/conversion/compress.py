@@ -344,9 +344,12 @@ def importance(subject: Subject, readers: Mapping[nn.Linear, int]) -> dict[nn.Li
     """
     model = subject.model
     if not predicts_tokens(model):
+        if model.config.is_encoder_decoder:
+            why = "is an encoder-decoder; choose --method magnitude."
+        else:
+            why = "predicts no tokens; prune the language model before it gets another head, or choose --method magnitude."
         raise OptionError(
-            f"The importance of heads and units is measured by a loss on text, and {type(model).__name__} predicts no tokens; prune the "
-            "language model before it gets another head, or choose --method magnitude."
+            f"The importance of heads and units is measured by a masked or causal loss on text, and {type(model).__name__} {why}"
         )
     scores = {layer: torch.zeros(layer.in_features // width) for layer, width in readers.items()}
     seen: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in readers}

@@ -67,6 +67,26 @@ def mark_generic(config: Any, attention: LongAttentionConfig) -> None:
         config.__class__ = _generic_class(base)
 
 
+def check_read_alone(name: str) -> None:
+    """Refuse a folder that transformers' Auto classes cannot read by itself.
+
+    Raises:
+        CheckpointError: it holds an adapter without its model, or a plain class with mechanisms.
+    """
+    config = Path(name) / "config.json"
+    if not config.is_file():
+        if config.with_name("adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{name!r} holds an adapter, not a model; merge it with peft (merge_and_unload), or convert it with `longattn convert`, "
+                "which merges it."
+            )
+    elif is_generic(read_json_object(config)):
+        raise CheckpointError(
+            f"{name!r} was written by `longattn convert --generic`, which this command does not read; load it with "
+            "hf_longattn.load_generic, and use transformers' Trainer or generate."
+        )
+
+
 def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
     """Load a folder written by ``longattn convert --generic``: a model of transformers' class, with mechanisms and their parameters.
 

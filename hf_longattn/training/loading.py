@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from hf_longattn.errors import CheckpointError, checkpoint_errors
 from hf_longattn.hub_errors import check_saved_model
+from hf_longattn.modeling.generic import check_read_alone
 
 
 @contextlib.contextmanager
@@ -21,6 +22,7 @@ def loading(name: str, what: str = "") -> Iterator[None]:
         CheckpointError: it is neither, or cannot be loaded.
     """
     check_saved_model(name)
+    check_read_alone(name)
     with checkpoint_errors(f"cannot load {what}{name!r}"):
         yield
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from transformers import PreTrainedTokenizerBase
 
+import hf_longattn
 from hf_longattn.cli.train import TASKS
+from hf_longattn.errors import CheckpointError
 from tests.training.conftest import checkpoint
 from tests.training.test_seq2seq import bart
 
@@ -107,3 +111,27 @@ def test_of_every_task(task: Callable[[list[str]], int], sentence: Callable[...,
     said = sentence(task, [good, {**good, column: 5}, good, {**good, column: [1]}])
     assert re.search(rf"{column}|JSON|different types|must be|not text", said), said
     assert len(said) < 700, said
+
+
+def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dict[str, str], tmp_path: Path) -> None:
+    """An adapter without its model, a plain class with mechanisms, and a teacher whose heads were pruned."""
+    adapter, plain, pruned = (tmp_path / name for name in ("adapter", "plain", "pruned"))
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    transformers.ErnieModel(transformers.ErnieConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
+        tmp_path / "ernie"
+    )
+    hf_longattn.convert_checkpoint(tmp_path / "ernie", plain, generic=True, mechanism="window", verify=False)
+    shutil.copytree(models["distill"], pruned)
+    config = json.loads((pruned / "config.json").read_text(encoding="utf-8"))
+    (pruned / "config.json").write_text(json.dumps({**config, "model_type": "long_bert", "kept_heads": {"0": 1}}), encoding="utf-8")
+    for folder, words in ((adapter, "holds an adapter, not a model; merge it"), (plain, "load it with hf_longattn.load_generic")):
+        for task in TASKS:
+            if task.__name__ in ("mlm", "classify", "qa"):
+                assert words in sentence(task, [ROWS[task.__name__]] * 4, "--model", str(folder))
+        with pytest.raises(CheckpointError, match=words):
+            hf_longattn.probe_model(folder)
+    (distill,) = (task for task in TASKS if task.__name__ == "distill")
+    assert "differs in shape from the student (kept_heads is {'0': 1}, not None)" in sentence(
+        distill, [TEXT] * 4, "--teacher", str(pruned), "--max_length", "32"
+    )

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest
 from ...hub_errors import check_saved_model
+from ...modeling.generic import check_read_alone
 from ...modeling.validation import known_length, special_ids
 from ...reading import check_name
 from .scoring import Found, by_generation, by_likelihood, by_span, head_of, score_tokens
@@ -304,6 +305,7 @@ def open_model(
     name = str(model)
     check_name(name)
     check_saved_model(name, revision, token)
+    check_read_alone(name)
     source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(name, **source)

@@ -17,6 +17,7 @@ from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.family import LANGUAGE_MODELS
+from hf_longattn.modeling.pruning import KEPT_HEADS
 from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
 from hf_longattn.training.lm import check_trains, load_lm
 from hf_longattn.training.loading import loading
@@ -24,7 +25,7 @@ from hf_longattn.training.loading import loading
 CONVERTED = "converted"
 PREDICT_TOKENS = (*LANGUAGE_MODELS, "ForConditionalGeneration")
 """Endings of classes with a language-modelling head."""
-SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
+SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size", KEPT_HEADS)
 
 
 def processes() -> PartialState:
