@@ -210,7 +210,8 @@ def measure(setting: Setting, seed: int = 0, compared: dict[str, Any] | None = N
     """Compare the losses, unless a result that has them is given, then time the ways in turns."""
     first = build(setting, seed)
     if setting.base:
-        first.gradient_checkpointing_enable()  # padded rows would not fit into the memory
+        # padded rows would not fit into the memory; the second name is that before transformers 5.23
+        getattr(first, "activation_checkpointing_enable", first.gradient_checkpointing_enable)()
     first.train()
     rows = draw_documents(setting, first.config.vocab_size, seed)
     batch = setting.batch_size

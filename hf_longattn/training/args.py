@@ -37,6 +37,8 @@ OBJECTIVES = ("auto", "mlm", "clm")
 LONG_DOCUMENTS = ("windows", "truncate", "refuse")
 QA_HEADS = ("auto", "span", "hotpot")
 STAGES = ("both", "1", "2")
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
+"""What recomputes activations, in every supported transformers and since 5.23, where the first name repeats the second."""
 LM_LOSS, KL_LOSS, MIXED_LOSS = "lm", "kl", "mixed"
 EVERYWHERE, PREDICTED = "all", "predicted"
 LORA_RATE, FULL_RATE = 2e-4, 5e-5
@@ -633,7 +635,7 @@ class DistillationTrainingArguments(TextTrainingArguments):
         return LongTrainingArguments(
             **{
                 **values,
-                "gradient_checkpointing": self.gradient_checkpointing and stage == 2,
+                **{name: getattr(self, name) and stage == 2 for name in CHECKPOINTING if name in values},
                 "include_num_input_tokens_seen": "non_padding",
                 "label_names": ["labels"],
                 "remove_unused_columns": False,

@@ -138,8 +138,11 @@ class MultiTaskModel(nn.Module):
             model.training = mode
         return super().train(mode)
 
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Trainer, before transformers 5.23 as :meth:`gradient_checkpointing_enable`."""
+        next(iter(self.models.values())).activation_checkpointing_enable(*args, **kwargs)
+
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Called by Trainer."""
         next(iter(self.models.values())).gradient_checkpointing_enable(*args, **kwargs)
 
     def forward(self, task: str, **inputs: Any) -> Any:

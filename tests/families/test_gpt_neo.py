@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_longattn import convert_checkpoint, plan_conversion
 from hf_longattn.errors import MaskError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
-from tests.reference.small_models import head_inputs, long_model, padding, pair, plain_model, tokens
+from tests.reference.small_models import checkpoint_activations, head_inputs, long_model, padding, pair, plain_model, tokens
 from tools.small_models import language_model
 
 FULL = {"mechanism": "full"}
@@ -80,7 +80,7 @@ class TestEitherBase:
         for checkpointing, model in enumerate(pair(base, language_model(base), FULL)):
             model.train()
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+                checkpoint_activations(model, use_reentrant=reentrant)
                 model.enable_input_require_grads()
             model(tokens(2, 50), labels=tokens(2, 50)).loss.backward()
             gradients.append({name: p.grad for name, p in model.named_parameters()})

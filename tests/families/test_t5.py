@@ -20,7 +20,7 @@ from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, re
 from hf_longattn.errors import OptionError, PositionError
 from hf_longattn.mechanisms.registry import mechanism_class
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
-from tests.reference.small_models import tokens
+from tests.reference.small_models import checkpoint_activations, tokens
 from tools.small_models import Shape, language_model, small_values
 
 BASES = ("t5", "mt5", "umt5")
@@ -134,7 +134,7 @@ class TestEitherAttention(EncoderDecoderContract):
         for checkpointing, model in ((False, plain), (False, long_like(plain, base, FULL)), (True, long_like(plain, base, FULL))):
             model.train()
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+                checkpoint_activations(model, use_reentrant=reentrant)
                 model.enable_input_require_grads()
             model(**inputs, labels=tokens(2, 9, seed=4)).loss.backward()
             gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})

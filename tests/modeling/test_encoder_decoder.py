@@ -14,7 +14,7 @@ from torch import Tensor
 import hf_longattn.families as families
 from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
 from tests.modeling.two_stacks import BASES, GENERATING, inputs_of, long_like, plain_model
-from tests.reference.small_models import TOKENS, tokens
+from tests.reference.small_models import TOKENS, checkpoint_activations, tokens
 from tools.small_models import Shape, small_values
 
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
@@ -89,7 +89,7 @@ class TestEveryBase(EncoderDecoderContract):
         for checkpointing in (False, True):
             model = long_like(plain_model(base, GENERATING[base]), base, LONGFORMER).train()
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+                checkpoint_activations(model, use_reentrant=reentrant)
                 model.enable_input_require_grads()
             inputs = {name: value for name, value in inputs_of().items() if not name.startswith("decoder")}
             model(**inputs, labels=tokens(2, 9, seed=4), global_attention_mask=torch.eye(2, 40)).loss.backward()

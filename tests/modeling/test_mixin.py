@@ -25,6 +25,7 @@ from tests.reference.small_models import (
     HEADS,
     LANGUAGE_MODELS,
     base_class,
+    checkpoint_activations,
     head_inputs,
     long_like,
     pair,
@@ -99,7 +100,7 @@ class TestEveryBase:
     def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
         if not base_class(base).supports_gradient_checkpointing:
             with pytest.raises(ValueError, match="does not support"):
-                long_model(base).gradient_checkpointing_enable()
+                checkpoint_activations(long_model(base))
             return
         gradients = []
         for checkpointing in (False, True):
@@ -107,7 +108,7 @@ class TestEveryBase:
                 base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
             ).train()
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+                checkpoint_activations(model, use_reentrant=reentrant)
                 model.enable_input_require_grads()
             is_global = torch.zeros(2, 40)
             is_global[:, 3] = 1

@@ -157,3 +157,8 @@ def head_inputs(head: str, batch: int = 3, length: int = 100, pad_token: int = 1
     if head.endswith(("MultipleChoice", "DoubleHeadsModel")):
         return {name: value[:, None].expand(-1, 2, -1).contiguous() for name, value in inputs.items()}
     return inputs
+
+
+def checkpoint_activations(model: PreTrainedModel, **options: Any) -> None:
+    """Compute activations again in the backward pass; the method's first name is deprecated since transformers 5.23."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(options or None)

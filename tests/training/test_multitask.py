@@ -20,7 +20,7 @@ from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 from tests.training.test_tokens import tagged, write
 
-MIXED = {**FAST, "gradient_accumulation_steps": 2}
+MIXED = {**FAST, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
 
 
 def test_tasks_are_drawn_with_the_temperature() -> None:
