@@ -181,20 +181,21 @@ def _run_in_pieces(model: nn.Module) -> None:
                 output.forward = partial(_in_pieces, output.forward)
 
 
-def _in_pieces(whole: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """A function of each token of ``tensors (B, N, …)``, for :data:`PIECE` tokens at a time.
+def _in_pieces(whole: Callable[..., Tensor], *given: Any) -> Tensor:
+    """A function of each token of tensors ``(B, N, D)``, for :data:`PIECE` tokens at a time; of anything else, as it is.
 
-    transformers counts the parameters of a ``feed_forward_chunk``: one, however many tensors there are.
+    transformers counts the parameters of a ``feed_forward_chunk``: one here, however many tensors there are.
     """
-    shape = tensors[0].shape[:2]
-    size = max(1, PIECE // max(1, shape[0])) if tensors[0].dim() == 3 else 0
-    if not size or in_graph() or shape[1] <= size:
-        return whole(*tensors)
+    shapes = {tuple(x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else () for x in given}
+    rows, length = shapes.pop() or (0, 0)
+    size = max(1, PIECE // max(1, rows))
+    if shapes or in_graph() or length <= size:
+        return whole(*given)
     out = None
-    for start in range(0, shape[1], size):
-        made = whole(*(x[:, start : start + size] for x in tensors))
+    for start in range(0, length, size):
+        made = whole(*(x[:, start : start + size] for x in given))
         if out is None:
-            out = made.new_empty(*shape, *made.shape[2:])
+            out = made.new_empty(rows, length, *made.shape[2:])
         out[:, start : start + size] = made
     assert out is not None
     return out

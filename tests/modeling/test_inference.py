@@ -230,6 +230,22 @@ def test_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(run(model, base, **batch(100)), expected)
 
 
+def test_what_is_not_of_tokens_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-BERT gives its blocks a scale beside the hidden states."""
+    monkeypatch.setattr(inference, "PIECE", 4)
+    seen: list[Any] = []
+
+    def whole(x: Tensor, factor: Any) -> Tensor:
+        seen.append(x.shape)
+        return x * factor
+
+    x = torch.randn(2, 9, 3)
+    for factor, calls in ((torch.tensor([2.0]), 1), (2.0, 1), (torch.randn(2, 9, 3), 5), (torch.randn(2, 9, 1), 5)):
+        seen.clear()
+        assert torch.equal(inference._in_pieces(whole, x, factor), x * factor)
+        assert len(seen) == calls
+
+
 def test_layers_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a copy of the model runs its own blocks."""
     model = long_model("bert", None, WINDOW)
