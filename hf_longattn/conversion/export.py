@@ -22,6 +22,7 @@ from ..errors import ExportError, nearest
 from ..mechanisms import Mechanism
 from ..modeling.family import family_of, family_with
 from ..modeling.sliding_window import with_base_windows
+from ..modeling.validation import known_length
 from ..private_apis import auto_mapping, trace_errors
 from ..reading import read_json_object
 from ..staging import check_destination, destination_path, staged_folder
@@ -169,7 +170,7 @@ def export_checkpoint(
         _write_configs(loaded, stage)
         if isinstance(found.source, SentenceSource):
             found.source.write_beside(stage, ResultInfo(target, found.class_name, type(loaded).__module__, found.max_length))
-            write_for_servers(stage, found.max_length)
+            write_for_servers(stage, known_length(loaded.config, words.source_tokenizer) or found.max_length)
         files = sorted(path.name for path in stage.iterdir())
         written = sum(path.stat().st_size for path in stage.iterdir())
         report = ExportReport(

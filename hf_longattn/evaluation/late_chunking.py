@@ -84,11 +84,15 @@ def late_chunks(
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed} other tokens; "
             "give a smaller overlap, or convert the model to a greater length."
         )
-    found = []
-    for number, text in enumerate(texts):
-        starts, states = _token_states(model, tokenizer, prefix, text, longest, overlap)
-        wanted = list(_even_spans(starts, len(text), chunk_tokens)) if spans is None else list(spans[number])
-        found.append([_chunk(text, one, starts, states, normalize, number) for one in wanted])
+    found, training = [], model.training
+    model.eval()  # as sentence-transformers does
+    try:
+        for number, text in enumerate(texts):
+            starts, states = _token_states(model, tokenizer, prefix, text, longest, overlap)
+            wanted = list(_even_spans(starts, len(text), chunk_tokens)) if spans is None else list(spans[number])
+            found.append([_chunk(text, one, starts, states, normalize, number) for one in wanted])
+    finally:
+        model.train(training)
     return found
 
 
@@ -97,12 +101,16 @@ def _token_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, longest: int | None, overlap: int
 ) -> tuple[Tensor, Tensor]:
     """The first characters ``(T,)`` of the document's tokens, and their last hidden states ``(T, hidden_size)`` in fp32."""
-    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, starts = read["input_ids"], torch.tensor([start for start, _ in read["offset_mapping"]], dtype=torch.long)
-    frame = tokenizer(prefix)["input_ids"]
+    read = tokenizer(
+        prefix + text, add_special_tokens=False, return_offsets_mapping=True
+    )  # a token may hold both, such as the space between
+    places = read["offset_mapping"]
+    begin = next((at for at, (start, end) in enumerate(places) if max(start + 1, end) > len(prefix)), len(places))
+    ids, starts = read["input_ids"][begin:], torch.tensor([max(start - len(prefix), 0) for start, _ in places[begin:]], dtype=torch.long)
+    frame = tokenizer("")["input_ids"]
     _, after = special_ids(tokenizer)
-    before = frame[: len(frame) - len(after)]
-    body = len(ids) if longest is None else longest - len(frame)
+    before = [*frame[: len(frame) - len(after)], *read["input_ids"][:begin]]
+    body = len(ids) if longest is None else longest - len(before) - len(after)
     states: Tensor | None = None
     margins = torch.full((len(ids),), -1)
     for first in range(0, max(len(ids), 1), max(body - overlap, 1)):

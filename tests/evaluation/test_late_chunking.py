@@ -13,6 +13,7 @@ import hf_longattn.families as families
 from hf_longattn.errors import LengthError, LongAttentionError
 from hf_longattn.evaluation.late_chunking import late_chunks
 from tests.reference.small_models import long_config
+from tests.trained import tokenizer_of
 
 WORDS = ["tree", "file", "node", "path", "line", "value", "name", "house", "river", "stone", ".", "read", "##er"]
 DOCUMENT = "the tree reader .  a file node path. line value name house, river stone tree. " * 12
@@ -67,6 +68,31 @@ def test_a_prefix_is_read_and_in_no_passage(model: PreTrainedModel, tokenizer: B
     (chunks,) = late_chunks(model, tokenizer, DOCUMENT, prefix="the value ", chunk_tokens=10_000, normalize=False)
     states = hidden(model, tokenizer("the value " + DOCUMENT)["input_ids"])
     torch.testing.assert_close(chunks[0].embedding, states[3:-1].mean(0))
+
+
+def test_the_space_after_a_prefix_is_in_the_first_token_of_byte_level_tokenizers() -> None:
+    tokenizer = tokenizer_of("roberta", 512)
+    config = long_config("roberta", {"mechanism": "window", "window": 16}, max_position_embeddings=514, vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    model = families.LongRobertaModel(config).eval()
+    prefix = "search_document: "
+    read = tokenizer(prefix + DOCUMENT[:200], return_offsets_mapping=True)
+    states = hidden(model, read["input_ids"])
+    (chunks,) = late_chunks(model, tokenizer, DOCUMENT[:200], prefix=prefix, chunk_tokens=10, normalize=False)
+    own = [at for at, (_, end) in enumerate(read["offset_mapping"]) if end > len(prefix)]
+    assert len(own) + len(tokenizer(prefix, add_special_tokens=False)["input_ids"]) > len(read["input_ids"]) - 2, "one token has both"
+    torch.testing.assert_close(chunks[0].embedding, states[own[:10]].mean(0))
+    assert "".join(chunk.text for chunk in chunks) == DOCUMENT[:200]
+
+
+def test_a_model_in_training_mode_embeds_as_in_evaluation_mode(tokenizer: BertTokenizerFast) -> None:
+    config = long_config("bert", {"mechanism": "window", "window": 16}, max_position_embeddings=512, hidden_dropout_prob=0.5)
+    model = families.LongBertModel(config).eval()
+    (expected,) = late_chunks(model, tokenizer, DOCUMENT)
+    model.train()
+    (found,) = late_chunks(model, tokenizer, DOCUMENT)
+    assert model.training
+    torch.testing.assert_close([one.embedding for one in found], [one.embedding for one in expected])
 
 
 def test_longer_documents_are_read_in_windows(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
