@@ -4,7 +4,8 @@
     python examples/serve_encoder.py ./encoder-onnx --port 8080
 
 Routes, which are those of text-embeddings-inference:
-    POST /embed of a sentence encoder: {"inputs": "text" or ["text", …]} -> [[…], …]
+    POST /embed of a sentence encoder: {"inputs": "text" or ["text", …]} -> [[…], …]; "prompt_name": "query" puts that prompt of the model
+        before each text, its default prompt if there is one and none is named
     POST /v1/embeddings, the same as OpenAI's: {"input": …} -> {"data": [{"embedding": […]}, …]}
     POST /rerank of a re-ranker: {"query": "…", "texts": ["…", …]} -> [{"index": 2, "score": 0.9}, …], the best first
     POST /predict of a classifier of texts or pairs: {"inputs": "text"} -> [{"label": "…", "score": 0.9}, …], the best first
@@ -76,6 +77,23 @@ class Encoder:
         if self.route == RERANKS and given is not None and not given.endswith(("Identity", "Sigmoid")):
             raise ValueError(f"its scores go through {given}, and this server knows Sigmoid and Identity")
         self.raw = given is not None and given.endswith("Identity")
+        self.prompts, self.prompt_name = beside.get("prompts") or {}, beside.get("default_prompt_name")
+        self.averages_prompts = read_json(folder / "1_Pooling" / "config.json").get("include_prompt", True)
+
+    def prompt(self, name: Any) -> str:
+        """What the model was trained to read before texts of this kind, as sentence-transformers knows it.
+
+        Raises:
+            ValueError: the model has no such prompt, or leaves it out of the average, which the graph cannot.
+        """
+        name = self.prompt_name if name is None else name
+        if name is None:
+            return ""
+        if not isinstance(name, str) or name not in self.prompts:
+            raise ValueError(f"The model has no prompt {name!r}; its prompts are {', '.join(self.prompts) or 'none'}.")
+        if self.prompts[name] and not self.averages_prompts:
+            raise ValueError(f"The model leaves the prompt {name!r} out of the average (include_prompt), which its graph cannot.")
+        return str(self.prompts[name])
 
     def read(self, text: str, second: str | None = None) -> Encoding:
         """The tokens of a text, or of two, with special ones."""
@@ -208,19 +226,23 @@ def application(
             raise HTTPException(413, f"{what} {longest:,} tokens, but the model reads at most {encoder.max_length:,}; send parts.")
         return await queue.run(rows)
 
-    async def embed(texts: Any) -> list[list[float]]:
+    async def embed(texts: Any, prompt_name: Any) -> list[list[float]]:
         texts = [texts] if isinstance(texts, str) else texts
         if not are_texts(texts):
             raise HTTPException(422, "Send a text or a list of texts.")
-        return await run(EMBEDS, [(one,) for one in texts])
+        try:
+            prompt = encoder.prompt(prompt_name)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        return await run(EMBEDS, [(prompt + one,) for one in texts])
 
     @app.post(EMBEDS)
     async def of_inference(body: Body) -> list[list[float]]:
-        return await embed(body.get("inputs"))
+        return await embed(body.get("inputs"), body.get("prompt_name"))
 
     @app.post("/v1/embeddings")
     async def of_openai(body: Body) -> dict[str, Any]:
-        found = await embed(body.get("input"))
+        found = await embed(body.get("input"), body.get("prompt_name"))
         data = [{"object": "embedding", "index": number, "embedding": one} for number, one in enumerate(found)]
         return {"object": "list", "model": folder.name, "data": data}
 

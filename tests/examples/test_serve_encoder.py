@@ -99,6 +99,27 @@ def test_the_routes_agree(url: str) -> None:
         assert json.load(info)["max_length"] == LENGTH
 
 
+def test_prompts_are_those_of_sentence_transformers(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "encoder")
+    settings = tmp_path / "encoder" / "config_sentence_transformers.json"
+    settings.write_text(json.dumps({"prompts": {"query": "the value ", "document": ""}, "default_prompt_name": "query"}))
+    with serving(tmp_path / "encoder") as url:
+        plain = ask(f"{url}/embed", inputs=["tree", "the value tree"], prompt_name="document")
+        assert ask(f"{url}/embed", inputs=["tree"], prompt_name="query")[0] == pytest.approx(plain[1], abs=1e-6)
+        assert ask(f"{url}/embed", inputs="tree")[0] == pytest.approx(plain[1], abs=1e-6), "the default"
+        assert ask(f"{url}/v1/embeddings", input="tree")["data"][0]["embedding"] == pytest.approx(plain[1], abs=1e-6)
+        assert plain[0] != pytest.approx(plain[1], abs=1e-3)
+        assert refusal(f"{url}/embed", inputs="tree", prompt_name="code") == (
+            422,
+            "The model has no prompt 'code'; its prompts are query, document.",
+        )
+    (tmp_path / "encoder" / "1_Pooling").mkdir()
+    (tmp_path / "encoder" / "1_Pooling" / "config.json").write_text(json.dumps({"include_prompt": False}))
+    with serving(tmp_path / "encoder") as url:
+        assert refusal(f"{url}/embed", inputs="tree")[0] == 422
+        assert ask(f"{url}/embed", inputs="tree", prompt_name="document")
+
+
 def test_refusals_are_sentences(url: str) -> None:
     assert refusal(f"{url}/embed", inputs="tree " * 300) == (
         413,
