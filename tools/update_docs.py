@@ -53,7 +53,13 @@ def where(record: dict[str, Any]) -> str:
     """One line about the machine."""
     about = record["machine"]
     versions = f"torch {about['torch']}, transformers {about['transformers']}"
-    return f"{about.get('gpu') or about['processor']}, {about['threads']} threads, {versions}, {about['date']}"
+    threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
+    return f"{about.get('gpu') or about['processor']}, {threads}, {versions}, {about['date']}"
+
+
+def on_machine(table: Callable[[Any], str]) -> Callable[[Any], str]:
+    """A table of a record, and below it the machine."""
+    return lambda record: f"{table(record)}\n\n*{where(record)}*"
 
 
 def speed(name: str, command: str = "make bench") -> str:
@@ -174,7 +180,10 @@ def distillation(name: str) -> str:
 def recall(name: str) -> str:
     """The table of associative recall."""
     record = stored(name)
-    return NOT_MEASURED.format(name, "python -m research.evaluate_probes mqar") if record is None else recall_markdown(record["results"])
+    if record is None:
+        return NOT_MEASURED.format(name, "python -m research.evaluate_probes mqar")
+    speeds = where({"machine": record["speeds_measured_on"]})
+    return f"{recall_markdown(record['results'])}\n\n*Speeds: {speeds}*"
 
 
 OFFSETS: dict[int | str, str] = {0: "", "padding": ", after padding"}
@@ -276,8 +285,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search": partial(study, "search", search_markdown, "python -m research.design_search"),
     "distillation": partial(distillation, "distillation"),
     "mqar": partial(recall, "mqar"),
-    "learned": partial(study, "learned", lambda record: learned_markdown(record["results"]), "python -m research.evaluate_probes learned"),
-    "probes-encoder": partial(study, "probes", encoder_markdown, "python -m research.probe_table --work-dir work"),
+    "learned": partial(
+        study, "learned", on_machine(lambda record: learned_markdown(record["results"])), "python -m research.evaluate_probes learned"
+    ),
+    "probes-encoder": partial(study, "probes", on_machine(encoder_markdown), "python -m research.probe_table --work-dir work"),
     "recipes": recipes,
     "conversions": conversions,
     "mechanism-options": mechanism_pages.sections,

@@ -125,9 +125,10 @@ def _check(folder: SearchFolder, settings: dict[str, Any], *, resume: bool, over
             )
         if differing := [one for one in settings if stored.get(one) != settings[one]]:
             first = differing[0]
+            before = f"{first}={stored.get(first)!r:.80}, not {settings[first]!r:.80}" if first != "text" else "another text"
             raise DestinationExistsError(
-                f"The search in {name!r} was started with {first}={stored.get(first)!r:.80}, not {settings[first]!r:.80}; give the same "
-                "settings, add --overwrite to start again, or choose another --output."
+                f"The search in {name!r} was started with {before}; give the same settings, add --overwrite to start again, or choose "
+                "another --output."
             )
     with staged_file(file) as stage:
         write_json(stage, settings)

@@ -217,6 +217,9 @@ def test_a_folder_takes_one_search(encoder: Path, text: Path, tmp_path: Path) ->
         search_design(encoder, text, output, **settings)
     with pytest.raises(DestinationExistsError, match=r"was started with budget=.*; give the same settings"):
         search_design(encoder, text, output, resume=True, **{**settings, "budget": "0.5"})
+    (tmp_path / "other.txt").write_text(text.read_text(encoding="utf-8")[1:], encoding="utf-8")
+    with pytest.raises(DestinationExistsError, match="was started with another text; give the same settings"):
+        search_design(encoder, tmp_path / "other.txt", output, resume=True, **settings)
     assert search_design(encoder, text, output, resume=True, **settings).chosen == first.chosen
     assert search_design(encoder, text, output, overwrite=True, **{**settings, "budget": "0.5"}).budget != first.budget
     (tmp_path / "mine").mkdir()
