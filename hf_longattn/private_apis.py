@@ -151,6 +151,7 @@ PRIVATE_APIS = {
             "transformers:PreTrainedModel._can_set_attn_implementation",
             "transformers:GenerationMixin._update_model_kwargs_for_generation",
             "transformers:GenerationMixin._valid_auto_compile_criteria",
+            "transformers:GenerationMixin._prepare_position_ids_for_generation",
             "transformers.utils:PushToHubMixin._upload_modified_files",
         ),
         "take part in choosing an attention implementation, in generation and in push_to_hub",
@@ -522,12 +523,21 @@ class ModelHooks:
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)  # type: ignore[misc]
         return self.after_generated_token(updated)
 
+    def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers counts from 0, also where the model itself does not."""
+        return super()._prepare_position_ids_for_generation(*args, **kwargs) + self.first_position_id  # type: ignore[misc]
+
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
         return self.may_compile_generation() and super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore[misc]
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         self.before_upload(working_dir, repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
+
+    @property
+    def first_position_id(self) -> int:
+        """The first of a text's ``position_ids``."""
+        return 0
 
     def after_generated_token(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the next call of the model during generation."""

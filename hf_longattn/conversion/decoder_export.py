@@ -61,6 +61,7 @@ class DecoderGraph(ExportedGraph):
         plain = config.score_cap is None or getattr(config, config.score_cap) is None
         self.states = [graph_state(one, held, plain) for one, held in zip(self.mechanisms, cache.layers, strict=True)]
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.first_position_id = getattr(model, "first_position_id", 0)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, past: list[Tensor] | None = None
@@ -70,7 +71,7 @@ class DecoderGraph(ExportedGraph):
         Args:
             input_ids: ``(B, n)``.
             attention_mask: ``(B, tokens so far)``, the new ones included.
-            position_ids: ``(B, n)``, where the model takes them.
+            position_ids: ``(B, n)`` counted from 0, where the model takes them.
             past: the state before them.
         """
         before = attention_mask.shape[1] - input_ids.shape[1]
@@ -79,7 +80,7 @@ class DecoderGraph(ExportedGraph):
             graph_layer(tensors, mechanism, {tensor.name: next(held) for tensor in tensors}, before)
             for tensors, mechanism in zip(self.states, self.mechanisms, strict=True)
         ]
-        positions = {"position_ids": position_ids} if self.takes_positions else {}
+        positions = {} if position_ids is None else {"position_ids": position_ids + self.first_position_id}
         returned = self.model(
             input_ids=input_ids, attention_mask=attention_mask, **positions, past_key_values=Cache(layers=layers), use_cache=True,
             return_dict=True,
@@ -219,6 +220,8 @@ class _Decoding:
         if self.graph.takes_positions:
             inputs["position_ids"] = self.positions[:, here].contiguous()
         found = self.run(self.graph.named(inputs, self.past))
+        if self.graph.takes_positions:
+            inputs["position_ids"] = inputs["position_ids"] + self.graph.first_position_id
         want = self.graph.model(**inputs, past_key_values=self.cache, use_cache=True).logits
         self.past, self.at = [found[name] for name in self.graph.outputs[1:]], here.stop
         real = self.mask[:, here] != 0  # outputs at padding are undefined

@@ -186,6 +186,12 @@ class LongAttentionMixin(ModelHooks, _Base):
         """Whether the mechanisms run, rather than an attention implementation of transformers."""
         return attention_implementation(self.config) == BACKEND
 
+    @property
+    def first_position_id(self) -> int:
+        """The first of a text's ``position_ids``: not 0 where the position table starts with other rows (RoBERTa)."""
+        table = getattr(self.base_model, "position_table", None)
+        return 0 if table is None or self.family.rotary(self.config) else table.first_id(self.config)
+
     def after_generated_token(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Extend ``global_attention_mask`` by the generated token, which is not global; an encoder's mask stays."""
         if not self.config.is_encoder_decoder and (given := model_kwargs.get("global_attention_mask")) is not None:

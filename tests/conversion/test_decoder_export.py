@@ -112,6 +112,14 @@ def test_llama_with_windows_generates_in_constant_memory(tmp_path: Path) -> None
     assert axes["past_key_values.1.key"] == ["batch_size", 2, "past_sequence_length_up_to_31", 16]
 
 
+def test_positions_count_from_0_where_the_model_itself_starts_later(tmp_path: Path) -> None:
+    """RoBERTa's first position is that after the padding token's."""
+    decoder = {"is_decoder": True, "pad_token_id": 3, "max_position_embeddings": LENGTH, "num_hidden_layers": 2}
+    long_model("roberta", "RobertaForCausalLM", WINDOW, **decoder).save_pretrained(tmp_path / "long")
+    reader = check(tmp_path / "long", tmp_path / "graph")
+    assert "position_ids" in reader.report["inputs"]
+
+
 def test_the_command_says_how_many_tensors_the_state_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = [{"input": f"past_key_values.{layer}.kv", "output": f"present.{layer}.kv"} for layer in range(12)]
     ends = [tuple(one[end] for one in state) for end in ("input", "output")]

@@ -51,6 +51,21 @@ def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, le
     assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
+@pytest.mark.parametrize("pad", [1, 0, 4])
+def test_a_generating_roberta_counts_from_its_padding_token(pad: int, left: bool) -> None:
+    """transformers' ``generate`` counts from 0, also where the model itself does not."""
+    decoder = {"is_decoder": True, "pad_token_id": pad}
+    longer = long_like(plain_model("roberta", "RobertaForCausalLM", **decoder), "roberta", MECHANISMS["window"], **decoder)
+    mask = padding(3, 40, left=True) if left else torch.ones(3, 40, dtype=torch.long)
+    ids = torch.where(mask.bool(), tokens(3, 40).clamp(min=5), pad)
+    with torch.no_grad():
+        written = longer.generate(ids, attention_mask=mask, **{**GREEDY, "suppress_tokens": [pad]})
+        full = longer(written, attention_mask=torch.cat([mask, mask.new_ones(3, 30)], 1), use_cache=False).logits
+    full[..., pad] = -torch.inf
+    assert torch.equal(full[:, 39:-1].argmax(-1), written[:, 40:])
+
+
 @pytest.mark.parametrize("base", DECODERS)
 def test_the_cache_stays_as_large_as_the_window(base: str) -> None:
     longer, ids = model(base, "windows by layer"), tokens(2, 80)
