@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .errors import CheckpointError, DestinationExistsError
 from .reading import check_name
 
@@ -95,6 +97,10 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
     except OSError as error:
         if error.errno in REFUSED:
             raise CheckpointError(_sentence(error, parent)) from error
+        raise
+    except SafetensorError as error:  # which names the system's error in its text only
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise CheckpointError(_sentence(OSError(errno.ENOSPC, ""), parent)) from error
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -30,6 +30,8 @@ from .design import Design
 STUDY, ASKING = "study.db", ".asking"
 NAME = "design"
 ROUNDING = 1e-9
+FULL_DISK = "database or disk is full"
+"""SQLite's words."""
 POPULATION = 20
 """Designs in a generation of NSGA-II, at most."""
 PATIENCE = 60
@@ -63,6 +65,7 @@ class DesignStudy:
         self.candidates, self.layers, self.costs, self.limit, self.seed = list(candidates), layers, dict(costs), limit, seed
         self.named = named
         file, self.asking = folder / STUDY, folder / ASKING
+        fresh = not file.exists()
         try:
             with _quiet():
                 # by a connection, since a URL cannot hold every path
@@ -71,6 +74,10 @@ class DesignStudy:
                 self.study = optuna.create_study(
                     study_name=NAME, storage=storage, directions=["minimize", "minimize"], load_if_exists=True, sampler=self._sampler()
                 )
+        except LongAttentionError:
+            if fresh:  # half of its tables, which Optuna would take for all
+                file.unlink(missing_ok=True)
+            raise
         except Exception as error:  # SQLAlchemy, sqlite3 and Optuna each raise their own
             raise CheckpointError(
                 f"{str(file)!r} is not a study that Optuna can open ({in_a_line(error, 120)}); remove it, or search into another folder."
@@ -234,7 +241,7 @@ def _ending(code: int | None) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's own lines about trials and its warnings about what is experimental."""
+    """Without Optuna's own lines about trials and its warnings about what is experimental; a full disk is a sentence."""
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -244,6 +251,13 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:  # Optuna's error, SQLAlchemy's, SQLite's
+            if FULL_DISK in str(cause):
+                raise CheckpointError("The disk of the search is full; free some space, and add --resume to continue.") from error
+            cause = cause.__cause__ or cause.__context__
+        raise
     finally:
         optuna.logging.set_verbosity(before)
 

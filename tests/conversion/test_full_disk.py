@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors import SafetensorError
 
-from hf_longattn import staging
+from hf_longattn import compress_checkpoint, staging
 from hf_longattn.conversion import convert_checkpoint, tensor_files
 from hf_longattn.errors import CheckpointError
 
@@ -67,3 +68,14 @@ def test_a_disk_that_is_really_full_is_a_sentence_and_stays_as_it_was(
         convert_checkpoint(built("BertModel"), old, mechanism="full", max_length=128, overwrite=True)
     assert os.listdir(small_disk) == ["long"]
     assert (old / "config.json").read_text() == "old"
+
+
+def test_a_full_disk_of_safetensors_own_writer(built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    source = built("BertForMaskedLM")
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
+        compress_checkpoint(source, tmp_path / "deep" / "bf16", method="bf16", documents=1)
+    assert os.listdir(tmp_path) == []

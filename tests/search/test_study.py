@@ -148,3 +148,24 @@ def test_a_path_of_any_name_is_a_study(encoder: Path, text: Path, tmp_path: Path
     folder = tmp_path / "with space #1? ü%41"
     search_design(encoder, text, folder, trials=2, **SETTINGS)
     assert (folder / "study.db").is_file()
+
+
+def test_a_full_disk_is_a_sentence_and_the_search_resumes(
+    encoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, pages = sqlite3.connect, [2]
+
+    def limited(*arguments: Any, **more: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **more)
+        connection.execute(f"pragma max_page_count = {pages[0]}")  # at least as many as the file has
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", limited)
+    for allowed in (2, 10**6, 1):
+        pages[0] = allowed
+        resume = {"resume": (tmp_path / "study").exists(), "trials": {2: 2, 10**6: 2, 1: 60}[allowed]}
+        if allowed == 10**6:
+            assert search_design(encoder, text, tmp_path / "study", **resume, **SETTINGS).tried
+            continue
+        with pytest.raises(CheckpointError, match="The disk of the search is full; free some space, and add --resume to continue"):
+            search_design(encoder, text, tmp_path / "study", **resume, **SETTINGS)
