@@ -188,6 +188,14 @@ class OnnxStandIn:
     __call__ = forward
 
 
+def test_servers_are_told_the_shorter_limit_of_the_tokenizer(tmp_path: Path) -> None:
+    encoder = sentence_encoder(tmp_path)
+    settings = json.loads((encoder / "tokenizer_config.json").read_text())
+    (encoder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": LENGTH // 2}))
+    export_checkpoint(encoder, tmp_path / "graph", format="torch")
+    assert json.loads((tmp_path / "graph" / "sentence_bert_config.json").read_text())["max_seq_length"] == LENGTH // 2
+
+
 @pytest.mark.slow
 def test_a_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
