@@ -30,6 +30,7 @@ from ..modeling.attention_sites import attention_sites
 from ..modeling.config import LongConfig
 from ..modeling.family import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..modeling.pruning import KEPT_HEADS, Heads, cut, heads_of
+from ..modeling.quantised import warn_of_overflow
 from ..reading import is_generic, read_json_object
 from ..staging import check_destination, destination_path, staged_folder
 from .model_loading import quiet_libraries
@@ -176,7 +177,9 @@ def check_linear_layers(model: Any) -> None:
 
 def int8(subject: Subject) -> Compressed:
     """8-bit weights, and inputs rounded to 8 bits when they are seen, one scale per token (torchao)."""
-    return _quantised(subject, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
+    made = _quantised(subject, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
+    warn_of_overflow(made.model)  # loading it was quiet
+    return made
 
 
 def int8_weight_only(subject: Subject) -> Compressed:

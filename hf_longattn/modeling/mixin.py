@@ -23,6 +23,7 @@ from .attachment import attach_mechanisms
 from .config import BASE_ATTENTION
 from .family import Family, PositionTable
 from .pruning import cut_as_configured
+from .quantised import warn_of_overflow
 from .recurrence import MemoryTokens, attach_memory_tokens, new_memory, run_in_segments, run_with_memory
 from .token_globals import global_tokens_of, token_rule
 from .validation import check_length, check_tables, input_of, refuse_scoreless
@@ -169,6 +170,7 @@ class LongAttentionMixin(ModelHooks, _Base):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         freeze_tables(model, cls.family)  # transformers loads them as trainable
+        warn_of_overflow(model)
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
