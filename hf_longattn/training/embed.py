@@ -49,7 +49,7 @@ class EmbedDataArguments(LabelledDataArguments):
     data: list[str] = argument(
         [], "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "
         "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
-        "or score."
+        "or score (embeddings only)."
     )  # fmt: skip
 
 
@@ -83,12 +83,17 @@ def finetune_embeddings(
         The log, as written to ``training_log.json``: arguments, versions, retrieval scores before and after, Trainer's history.
 
     Raises:
-        LongAttentionError: sentence-transformers is not installed.
+        LongAttentionError: sentence-transformers is not installed, or pairs for a reranker have scores.
     """
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
     run = begin(model_args, data_args, training_args)
     data, held = held_back(data_args, read_pairs, least=3)
+    if model_args.reranker and "score" in data.column_names:
+        raise DataError(
+            f"a reranker learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave the column "
+            "out and keep the pairs that belong together, or train embeddings, without --reranker"
+        )
     trainer, measure = (_reranker if model_args.reranker else _embedder)(model_args, data_args, training_args, data, held)
     before = train(trainer, run, measure)
     log = {"pairs": len(data), "held_out": {"before": before, "after": measure()}}

@@ -87,6 +87,15 @@ def test_sources_of_different_columns_are_refused(tmp_path: Path) -> None:
         held_back(EmbedDataArguments(data=data), read_pairs)
 
 
+def test_a_reranker_does_not_ignore_scores(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    pytest.importorskip("sentence_transformers")
+    folder = checkpoint("mlm", tmp_path / "short", tokenizer)
+    data = write([{"anchor": f"query {number}", "positive": f"text {number}", "score": 0.5} for number in range(8)], tmp_path / "p.jsonl")
+    arguments = build_arguments(EMBED, model=folder, output_dir=str(tmp_path / "out"), data=[data], reranker=True, **FAST)
+    with pytest.raises(DataError, match=r"not from a score, which .*p\.jsonl has; .*without --reranker"):
+        finetune_embeddings(*arguments)
+
+
 def test_a_length_below_two_is_refused_by_every_task(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="max_length must be at least 2"):
         build_arguments(EMBED, model="m", output_dir=str(tmp_path / "o"), data=["d"], max_length=1)
