@@ -12,7 +12,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from ..modeling.generic import enable_long_attention, load_generic
 from ..modeling.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.token_globals import token_rule
 from ..modeling.validation import known_length
-from ..reading import check_name, is_generic, plain_names
+from ..reading import check_name, is_generic, named_class, plain_names
 from .export import LONG_CONFIG
 from .flops import with_storage
 from .model_loading import quiet_libraries
@@ -239,7 +239,7 @@ def _opened(folder: Path, name: str, weights: bool, attention: str | None) -> tu
     source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if attention is not None:
         source["attn_implementation"] = attention
-    load = load_generic if is_generic(values) else AutoModel.from_pretrained
+    load = load_generic if is_generic(values) else (_quantised_class(values) or AutoModel).from_pretrained
     with checkpoint_errors(f"{name!r} cannot be loaded"):
         if not weights:
             if is_generic(values):
@@ -252,10 +252,22 @@ def _opened(folder: Path, name: str, weights: bool, attention: str | None) -> tu
             if not values.get("quantization_config"):
                 raise
             raise CheckpointError(
-                f"{name!r} holds quantised weights, out of which transformers cannot read the base model; audit the checkpoint that it was "
-                "made from."
+                f"{name!r} holds quantised weights, which transformers cannot load here; audit the checkpoint that it was made from."
             ) from error
     return loaded, loaded.config
+
+
+def _quantised_class(values: Mapping[str, Any]) -> Any | None:
+    """The class that a model with quantised weights was saved with; transformers cannot read the base out of a model with a head."""
+    import transformers
+
+    import hf_longattn
+
+    if not values.get("quantization_config"):
+        return None
+    name = named_class(values, "AutoModel")
+    found: Any = getattr(hf_longattn if name.startswith("Long") and hasattr(hf_longattn, name) else transformers, name, None)
+    return found if hasattr(found, "from_pretrained") else None
 
 
 def _special_ids(config: Any, tokenizer: Any | None) -> set[int]:
