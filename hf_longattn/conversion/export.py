@@ -366,9 +366,14 @@ def write_graph(
         except OSError:
             raise
         except Exception as error:  # tracing, translation and checks raise any type of error
+            failed = f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)})"
+            if any(type(module).__name__.endswith("Experts") for module in graph.model.modules()):
+                raise ExportError(
+                    f"{failed}: transformers loops over the experts that the tokens chose, whatever the mechanism; run the model itself, "
+                    "or write one with windows for serving engines with --format native."
+                ) from error
             raise ExportError(
-                f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)}); "
-                f"run the model itself, or export one with another mechanism, for example {graph.advised}."
+                f"{failed}; run the model itself, or export one with another mechanism, for example {graph.advised}."
             ) from error
         assert onnx is not None
         graph.name_axes(onnx.model)
