@@ -87,7 +87,8 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
         values, _ = family.config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
     except OSError:
         return  # weights without a config file, so of unknown length
-    before = family.config_class(**{key: value for key, value in values.items() if not key.endswith("long_attention")})
+    apart = ("long_attention", "attn_implementation")  # lengths do not depend on them, and a warning would name the default mechanism
+    before = family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
     for table in learned:
         rows = getattr(before, table.field)
         if rows > getattr(config, table.field):

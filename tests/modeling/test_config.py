@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from transformers import AutoConfig, Qwen2Config
+from transformers.utils import logging
 
 import hf_longattn
 import hf_longattn.families as families
@@ -17,6 +18,7 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, UnknownMechanismError
 from hf_longattn.modeling.config import LongConfig
 from hf_longattn.modeling.sliding_window import own_windows, with_own_windows
+from hf_longattn.naming import LOGGER
 from tests.reference.small_models import BASES, long_config, plain_config
 
 CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "layers": {"1": {"mechanism": "window", "window": 16}}}
@@ -144,3 +146,14 @@ def test_a_decoder_beside_an_encoder_needs_causal_forms() -> None:
         hf_longattn.LongBartConfig(decoder_long_attention=one_way)
     with pytest.raises(OptionError, match="layer 0 needs causal=True"):
         hf_longattn.LongBertConfig(is_decoder=True, long_attention=one_way)
+
+
+def test_a_warning_about_an_implementation_names_the_model_s_mechanism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(logging.get_logger(LOGGER), "warning_once", messages.append)
+    families.LongBertModel(long_config("bert", {"mechanism": "window", "window": 8})).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attn_implementation": "sdpa"}))
+    families.LongBertModel.from_pretrained(tmp_path)
+    assert messages
+    assert all("would leave out the mechanism 'window'" in message for message in messages)
