@@ -245,6 +245,12 @@ class Stages:
         if not args.rate_trials:
             return None
         tried = read_rates(args.folder, stage) if args.resume else None
+        if tried is not None and (asked := rates_around(args.learning_rate_of(stage), args.rate_trials)) != sorted(tried):
+            before, now = (", ".join(f"{rate:g}" for rate in rates) for rates in (sorted(tried), asked))
+            logger.warning(
+                f"Stage {stage} resumes with the best of the rates that were tried before ({before}), not of {now}; start anew, without "
+                "--resume, to try those."
+            )
         if tried is None:
             transformers.set_seed(args.seed)
             trials = RateTrials(model, args.of_trials(stage), measure=measure, log_path=None, **self.of_trainer(stage, length, teacher))

@@ -71,6 +71,20 @@ def test_a_resumed_run_does_not_try_again(start: Start, tmp_path: Path, monkeypa
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_resumed_run_says_that_other_rates_are_not_tried(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {**QUICK, "stage": "1", "transfer_steps": 1, "save_steps": 1, "rate_trials": 2}
+    messages: list[str] = []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / RATES).write_text(json.dumps({"stage1": {"0.003": 2.0, "0.01": 1.0}}))
+    monkeypatch.setattr("hf_longattn.training.attention_distillation.distill.logger.warning", messages.append)
+    report = distill_attention(*start("other", resume=True, **settings))
+    assert report["learning_rates"]["stage1"]["chosen"] == 0.01
+    assert messages == [
+        "Stage 1 resumes with the best of the rates that were tried before (0.003, 0.01), not of 0.00562, 0.0178; start anew, without "
+        "--resume, to try those."
+    ]
+
+
 def test_rates_that_diverge_lose(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     step, limit = DistillationTrainer.training_step, 5e-3
 
