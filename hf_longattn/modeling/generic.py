@@ -179,7 +179,9 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
     Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). The mechanism also
     replaces sliding windows. ``save_pretrained`` writes a folder that :func:`load_generic` reads and others refuse. Unlike with Long
-    classes, the decode cache keeps every token. ``model.set_attn_implementation("sdpa")`` switches back in memory.
+    classes, the decode cache keeps every token, and ``generate`` is transformers', which counts the positions of RoBERTa's decoders from
+    0 while their forward pass starts after the padding id (``LongRobertaForCausalLM`` generates with those of its forward pass).
+    ``model.set_attn_implementation("sdpa")`` switches back in memory.
 
     Args:
         model: any model of transformers.
