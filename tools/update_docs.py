@@ -18,6 +18,7 @@ import typer
 
 from benchmarks.decoding import decoding_table
 from benchmarks.footprint import footprint_table
+from benchmarks.inference import PRECISIONS, speedups
 from benchmarks.inference import markdown as inference_markdown
 from benchmarks.packing import markdown as packing_markdown
 from benchmarks.report import markdown_table, memory_table, timing_table
@@ -214,6 +215,22 @@ def speed_in_brief(name: str) -> str:
     )
 
 
+def models_in_brief(name: str) -> str:
+    """How many times as fast as BERT in fp32 whole models are, in one sentence."""
+    record = stored(name)
+    if record is None:
+        return NOT_MEASURED.format(name, "python -m benchmarks.inference")
+    gains = [speedups(record["seconds"][length]) for length in ("4,096 tokens", "8,192 tokens")]
+    told = []
+    for precision in PRECISIONS:
+        faster = (gain[f"LongBert, {precision}"]["fp32"] for gain in gains)
+        told.append(f"{' / '.join(f'{one:.1f}×' for one in faster)} in {precision}")
+    return (
+        "Speed of a whole model of BERT-base's size, with `longformer` and `model.optimize_for_inference()`, relative to BERT with SDPA in "
+        f"fp32 on one CPU thread, at 4,096 / 8,192 tokens: {', '.join(told)} ([details](docs/how-to/compress.md))."
+    )
+
+
 def quality_line(name: str) -> str:
     """What a conversion keeps, in one sentence."""
     record = stored(name)
@@ -294,6 +311,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mechanism-options": mechanism_pages.sections,
     "families": families,
     "speed-brief": partial(speed_in_brief, "attention-window-window512-fp32"),
+    "models-brief": partial(models_in_brief, "inference"),
     "quality-line": partial(quality_line, "qa"),
     "reference": api_reference.reference,
     "commands": commands,
