@@ -45,7 +45,7 @@ def test_prints_a_readable_table() -> None:
         ({"mechanism": "lsh", "num_hashes": 0}, OptionError, "for example num_hashes=4"),
         ({"mechanism": "window", "windwo": 3}, OptionError, "Did you mean 'window'?"),
         ({"mechanism": "window", "window": "wide"}, OptionError, "must be int"),
-        ({"mechanism": "longformer", "global_tokens": "first"}, OptionError, "whole numbers, for example global_tokens=1.2, or .*none"),
+        ({"mechanism": "longformer", "global_tokens": "first"}, OptionError, "whole numbers joined by .*, for example global_tokens=1"),
         ({"mechanism": "window", "window": 0}, OptionError, "at least 1"),
         ({"mechanism": "window", "layers": {0: {"mechanism": "ful"}}}, UnknownMechanismError, "Did you mean 'full'?"),
         ({"mechanism": "window", "layers": {"first": {}}}, OptionError, "numbered from 0"),

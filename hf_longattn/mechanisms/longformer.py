@@ -37,7 +37,9 @@ from .token_rules import TokenRule, check_counted, global_tokens
 class LongformerOptions(Options):
     window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
     global_tokens: tuple[int, ...] = option(
-        (0,), "positions, counted from the first real token, that are global if no global_attention_mask is given", "positions"
+        (0,),
+        "positions, counted from the first real token, that are global if no global_attention_mask is given; none = no token",
+        "positions",
     )
     global_token_ids: tuple[int, ...] = option(
         (), "also make tokens with these ids global if no global_attention_mask is given", "token ids"

@@ -67,7 +67,9 @@ class LsgOptions(Options):
     sparsity_factor: int = option(4, "f, tokens for each sparse key", "tokens", least=1)
     selection: str = option("max_norm", f"how sparse keys are found: {', '.join(SELECTIONS)}", choices=SELECTIONS)
     global_tokens: tuple[int, ...] = option(
-        (0,), "positions, counted from the first real token, that are global if no global_attention_mask is given", "positions"
+        (0,),
+        "positions, counted from the first real token, that are global if no global_attention_mask is given; none = no token",
+        "positions",
     )
     seed: int = option(0, "seed of the hash directions of selection='lsh'", least=0)
     lsh_pre_rounds: int = option(

@@ -191,7 +191,7 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         wanted = "a finite number" if hint is float else _type_name(hint)
         if args and args[0] is int:
-            wanted = f"whole numbers, for example {name}=1+2, or {name}=none"
+            wanted = f"whole numbers joined by +, for example {name}=1"
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {wanted}.") from None
     if hint is str and not isinstance(value, str):
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be a string.")
