@@ -183,7 +183,8 @@ def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None
     ``codes (M, K)`` int8 and ``space (M, K)`` float32 are written to where they are given, which saves allocating them.
     """
     scale = largest_magnitudes(x).div_(MOST).clamp_(min=SMALLEST)
-    values = x.to(torch.float32, copy=True) if space is None else space.copy_(x)
+    # the product reads rows, also where x is a transposed weight (Conv1D)
+    values = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format) if space is None else space.copy_(x)
     values.mul_(scale.reciprocal()).round_()
     return values.to(torch.int8) if codes is None else codes.copy_(values), scale
 
@@ -193,7 +194,7 @@ def quantise_in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
     few = max(1, CELLS // x.shape[1])
     if x.shape[0] <= few:
         return quantise(x)
-    codes, space = torch.empty_like(x, dtype=torch.int8), torch.empty_like(x[:few], dtype=torch.float32)
+    codes, space = torch.empty(x.shape, dtype=torch.int8), torch.empty(few, x.shape[1])
     starts = range(0, x.shape[0], few)
     pieces = [(x[at : at + few], codes[at : at + few]) for at in starts]
     return codes, torch.cat([quantise(piece, of_piece, space[: piece.shape[0]])[1] for piece, of_piece in pieces])

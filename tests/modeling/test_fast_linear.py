@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_longattn.errors import BackendError
-from hf_longattn.modeling.fast_linear import ROWS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
+from hf_longattn.modeling.fast_linear import CELLS, ROWS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
 from hf_longattn.private_apis import cpu_computes_bf16
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
@@ -62,6 +62,14 @@ def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bo
     away = (found.double() - expected).norm() / expected.norm()
     assert away < (6e-3 if dtype == torch.bfloat16 else 1e-6)
     assert (found.double() - plain(x).double()).norm() / expected.norm() < 2e-2
+
+
+@pytest.mark.parametrize("features", [64, 512])  # rounded at once, and in pieces
+def test_int8_of_transposed_tensors(features: int) -> None:
+    weight, x = torch.randn(features, 96, dtype=torch.bfloat16), torch.randn(features, ROWS, dtype=torch.bfloat16)
+    expected = Int8Linear(weight.t().contiguous(), None)(x.t().contiguous())
+    assert torch.equal(Int8Linear(weight.t(), None)(x.t()), expected)
+    assert CELLS // 512 < ROWS < CELLS // 64
 
 
 def test_int8_of_a_token_depends_on_no_other() -> None:
