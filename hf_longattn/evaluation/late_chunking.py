@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import LengthError, LongAttentionError
+from ..modeling.inference import evaluating
 from ..modeling.validation import known_length, special_ids
 
 Span = tuple[int, int]
@@ -84,15 +85,12 @@ def late_chunks(
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed} other tokens; "
             "give a smaller overlap, or convert the model to a greater length."
         )
-    found, training = [], model.training
-    model.eval()  # as sentence-transformers does
-    try:
+    found = []
+    with evaluating(model):  # as sentence-transformers does
         for number, text in enumerate(texts):
             starts, states = _token_states(model, tokenizer, prefix, text, longest, overlap)
             wanted = list(_even_spans(starts, len(text), chunk_tokens)) if spans is None else list(spans[number])
             found.append([_chunk(text, one, starts, states, normalize, number) for one in wanted])
-    finally:
-        model.train(training)
     return found
 
 

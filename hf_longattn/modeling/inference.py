@@ -7,6 +7,7 @@ replaces them (:mod:`.fast_linear`), and lets base models run a padded batch as 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +39,17 @@ APPLY = "_apply"
 """The method of modules by which torch moves and converts them."""
 FREQUENCIES = "inv_freq"
 """The end of the names of rotary frequencies, which stay in float32: rounded, distant positions would be mistaken for one another."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in evaluation mode; afterwards in the mode that it had."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool | None = None) -> Model:

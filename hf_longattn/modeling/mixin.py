@@ -340,8 +340,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             raise MaskError(refusal)
         kwargs["documents"] = documents
         if positions is None and self.takes_positions:
-            first = self.position_table.first_id(self.config) if self.position_table is not None else 0
-            kwargs["position_ids"] = positions_in(documents) + first
+            kwargs["position_ids"] = positions_in(documents) + self.first_position_id
         if kwargs.get("use_cache") is None and getattr(self.config, "use_cache", False):
             kwargs["use_cache"] = False
         if unmasked:  # otherwise transformers makes an N×N mask for positions that restart
@@ -350,7 +349,7 @@ class LongBaseModelMixin(LongAttentionMixin):
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """The ``position_ids`` ``(B, N)`` that the model gives the tokens of a call without them."""
         table = None if self.family.rotary(self.config) else self.position_table
-        first = 0 if table is None else table.first_id(self.config)
+        first = self.first_position_id
         real: Tensor | None = None
         if table is not None and table.skips_padding:
             ids = kwargs.get("input_ids")

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.training.trainer import TimedTrainer
 
 IGNORED = -100
@@ -189,10 +190,9 @@ class SegmentTrainer(TimedTrainer):
         stream = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(stream, SegmentStream)
         model = self.accelerator.unwrap_model(self.model)
-        was_training, memory, total, count = model.training, model.new_memory(), 0.0, 0
-        model.eval()
+        memory, total, count = model.new_memory(), 0.0, 0
         collate = self.data_collator if isinstance(self.data_collator, SegmentCollator) else SegmentCollator()
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with evaluating(model), torch.no_grad(), self.compute_loss_context_manager():
             for batch in DataLoader(stream, batch_size=stream.rows, collate_fn=collate):
                 batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
                 outputs = model(**batch, memory=memory)
@@ -200,7 +200,6 @@ class SegmentTrainer(TimedTrainer):
                 items = int((self._predicted(batch["labels"]) != IGNORED).sum())
                 if items:
                     total, count = total + float(outputs["loss"]) * items, count + items
-        model.train(was_training)
         metrics = {f"{metric_key_prefix}_loss": total / max(1, count)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest
 from ...hub_errors import check_saved_model
 from ...modeling.generic import check_read_alone
+from ...modeling.inference import evaluating
 from ...modeling.validation import known_length, special_ids
 from ...reading import check_name
 from .scoring import Found, by_generation, by_likelihood, by_span, head_of, score_tokens
@@ -165,17 +166,13 @@ def probe_model(
     for task in chosen:  # before anything is asked
         asker.sample(task, min(lengths), None, seed)
     cells = []
-    training = loaded.training
-    loaded.eval()
-    try:
+    with evaluating(loaded):
         for task in chosen:
             for length in lengths:
                 for depth in depths if depths is not None and task.placed else (None,):
                     cells.append(asker.cell(task, length, depth, samples, seed))
                     if progress is not None:
                         progress(cells[-1])
-    finally:
-        loaded.train(training)
     return ProbeReport(name, type(loaded).__name__, found_mode, seed, tuple(cells))
 
 

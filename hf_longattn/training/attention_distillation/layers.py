@@ -18,6 +18,7 @@ from hf_longattn.evaluation.layer_choice import KeptLayers, choose_layers, numbe
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attachment import attach_mechanisms
 from hf_longattn.modeling.attention_sites import AttentionSite, attention_sites
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.training.attention_distillation.matching import Batch, own_attention, own_softmax
 from hf_longattn.training.attention_distillation.teacher import places_of_predictions, predictions_at
 from hf_longattn.training.knowledge import kl_divergence
@@ -99,21 +100,22 @@ def with_softmax(model: PreTrainedModel, layers: Collection[int]) -> Iterator[No
 @torch.no_grad()
 def divergences(model: PreTrainedModel, sets: Sequence[Collection[int]], batches: Sequence[Batch]) -> list[float]:
     """KL(softmax attention in every layer ‖ in these alone) in nats, mean over predictions of the batches, for each set of layers."""
-    training, totals, count = model.training, [0.0] * len(sets), 0
-    model.eval()
-    for batch in batches:
-        inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
-        at = _some(places_of_predictions(model, inputs))
-        inputs.pop("labels")
+    totals, count = [0.0] * len(sets), 0
+    with evaluating(model):
+        for batch in batches:
+            inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
+            at = _some(places_of_predictions(model, inputs))
+            inputs.pop("labels")
 
-        def logits(layers: Collection[int], inputs: dict[str, Any] = inputs, at: Tensor = at) -> Tensor:
-            with with_softmax(model, layers), predictions_at(model, at):
-                return model(**inputs).logits
+            def logits(layers: Collection[int], inputs: dict[str, Any] = inputs, at: Tensor = at) -> Tensor:
+                with with_softmax(model, layers), predictions_at(model, at):
+                    return model(**inputs).logits
 
-        wanted = logits(own_sites(model))
-        totals = [total + float(kl_divergence(logits(layers), wanted)) * len(wanted) for total, layers in zip(totals, sets, strict=True)]
-        count += len(wanted)
-    model.train(training)
+            wanted = logits(own_sites(model))
+            totals = [
+                total + float(kl_divergence(logits(layers), wanted)) * len(wanted) for total, layers in zip(totals, sets, strict=True)
+            ]
+            count += len(wanted)
     return [total / max(1, count) for total in totals]
 
 

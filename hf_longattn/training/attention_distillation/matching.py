@@ -21,6 +21,7 @@ from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism
 from hf_longattn.modeling.attention_sites import attention_sites
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.sliding_window import base_attention, own_windows
 
 TINY = 1e-12
@@ -227,20 +228,18 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
         ``loss``: nats per predicted token; ``predictions``: their number; and with ``layers`` ``errors``: for each layer its name, the mean
         squared error of its mechanism's output, absolute and as a share of the softmax output's mean square.
     """
-    training = model.training
-    model.eval()
     total = predictions = 0.0
     errors: torch.Tensor | None = None
-    for batch in batches:
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        labels = batch["labels"][:, 1:] if shifted(model) else batch["labels"]
-        count = int((labels != -100).sum())
-        total += float(model(**batch).loss) * count
-        predictions += count
-        if layers is not None:
-            found = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
-            errors = found if errors is None else errors + found
-    model.train(training)
+    with evaluating(model):
+        for batch in batches:
+            batch = {name: value.to(model.device) for name, value in batch.items()}
+            labels = batch["labels"][:, 1:] if shifted(model) else batch["labels"]
+            count = int((labels != -100).sum())
+            total += float(model(**batch).loss) * count
+            predictions += count
+            if layers is not None:
+                found = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
+                errors = found if errors is None else errors + found
     result: dict[str, Any] = {"loss": total / max(1, predictions), "predictions": int(predictions)}
     if layers is not None and errors is not None:
         inputs = sum(len(batch["labels"]) for batch in batches)

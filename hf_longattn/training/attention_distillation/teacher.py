@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_longattn.errors import OptionError
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.naming import CONVERSION_REPORT
 from hf_longattn.reading import read_json_object
 from hf_longattn.training.args import EVERYWHERE, DistillationModelArguments, DistillationTrainingArguments
@@ -91,16 +92,15 @@ class Teacher:
     @torch.no_grad()
     def divergence(self, student: nn.Module, batches: Sequence[Batch]) -> float:
         """KL(original ‖ student) in nats, mean over the predictions of held-out inputs, which are cut to the teacher's length."""
-        training, total, count = student.training, 0.0, 0
-        student.eval()
-        for batch in batches:
-            inputs = {name: value[:, : self.length].to(self.model.device) for name, value in batch.items()}
-            at = places_of_predictions(self.model, inputs)
-            inputs.pop("labels")
-            with predictions_at(student, at), predictions_at(self.model, at):
-                own, theirs = (model(**inputs)["logits"] for model in (student, self.model))
-            total, count = total + float(kl_divergence(own, theirs)) * len(own), count + len(own)
-        student.train(training)
+        total, count = 0.0, 0
+        with evaluating(student):
+            for batch in batches:
+                inputs = {name: value[:, : self.length].to(self.model.device) for name, value in batch.items()}
+                at = places_of_predictions(self.model, inputs)
+                inputs.pop("labels")
+                with predictions_at(student, at), predictions_at(self.model, at):
+                    own, theirs = (model(**inputs)["logits"] for model in (student, self.model))
+                total, count = total + float(kl_divergence(own, theirs)) * len(own), count + len(own)
         return total / max(1, count)
 
 
