@@ -95,12 +95,13 @@ class PackedLinear(InferenceLinear):
     Args:
         weight: ``(out_features, in_features)``, on the CPU.
         bias: ``(out_features,)``, or ``None``.
+        transposed: save the weight as ``(in_features, out_features)``, which is how the layer that this one replaces has it (Conv1D).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.kept = weight.dtype
+        self.kept, self.transposed = weight.dtype, transposed
         self.packed = pack_weight(weight.detach().contiguous())
         self.bias = None if bias is None else bias.detach().clone()
 
@@ -120,7 +121,8 @@ class PackedLinear(InferenceLinear):
         self.packed = pack_weight(state["packed"])
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.packed.to_dense()
+        weight = self.packed.to_dense()
+        destination[f"{prefix}weight"] = weight.t().contiguous() if self.transposed else weight
         if self.bias is not None:
             destination[f"{prefix}bias"] = self.bias
 

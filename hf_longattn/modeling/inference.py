@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -172,11 +172,14 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
         for index, module in enumerate(modules):
             for parent, name in places.pop(module):
                 setattr(parent, name, FusedPart(fused, index))
-    for module, found in places.items():
-        kind = layer if id(module) in inside else PackedLinear
-        made = kind(_weight(module), module.bias)  # type: ignore[arg-type]
-        for parent, name in found:
-            setattr(parent, name, made)
+    for module, owners in places.items():
+        weight, bias = _weight(module), cast("Tensor | None", module.bias)
+        if layer is Int8Linear and id(module) in inside:
+            replacement: InferenceLinear = Int8Linear(weight, bias)
+        else:
+            replacement = PackedLinear(weight, bias, transposed=isinstance(module, Conv1D))
+        for parent, name in owners:
+            setattr(parent, name, replacement)
 
 
 def _run_in_pieces(model: nn.Module) -> None:

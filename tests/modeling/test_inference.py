@@ -9,8 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    DecisionTransformerModel,
+    ImageGPTModel,
+    OpenAIGPTModel,
+    ViTConfig,
+    ViTModel,
+)
 
 import hf_longattn
 from hf_longattn.errors import BackendError, OptionError
@@ -95,6 +105,33 @@ def test_bf16_is_the_checkpoint_loaded_in_bf16(base: str, tmp_path: Path) -> Non
     fast = type(model).from_pretrained(tmp_path).optimize_for_inference("bf16", pack=False)
     assert any(isinstance(module, PackedLinear) for module in fast.modules())
     assert torch.equal(run(fast, base, input_ids=tokens(2, 40)), expected)
+
+
+@pytest.mark.parametrize("base", FAMILIES)
+def test_a_model_saved_after_bf16_has_the_files_of_one_loaded_in_bf16(base: str, tmp_path: Path) -> None:
+    long_model(base, None, WINDOW).save_pretrained(tmp_path / "fp32")
+    for folder, optimised in (("loaded", False), ("optimised", True)):
+        model = AutoModel.from_pretrained(tmp_path / "fp32", dtype=torch.float32 if optimised else torch.bfloat16)
+        if optimised:
+            model.optimize_for_inference("bf16", pack=False)
+        model.save_pretrained(tmp_path / folder)
+    saved, expected = (load_file(tmp_path / folder / "model.safetensors") for folder in ("optimised", "loaded"))
+    assert saved.keys() == expected.keys()
+    for name, values in expected.items():
+        assert torch.equal(saved[name], values), name
+
+
+@pytest.mark.parametrize("model_class", [OpenAIGPTModel, ImageGPTModel, DecisionTransformerModel])
+def test_transposed_layers_of_any_model_are_saved_as_they_were(model_class: Any, tmp_path: Path) -> None:
+    config = model_class.config_class(
+        n_layer=2, n_head=2, n_embd=16, hidden_size=16, n_positions=32, vocab_size=50
+    )
+    model = model_class(config).to(torch.bfloat16)
+    expected = {name: values.clone() for name, values in model.state_dict().items()}
+    hf_longattn.optimize_for_inference(model, "bf16").save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], values) for name, values in expected.items())
 
 
 @pytest.mark.parametrize("base", FAMILIES)
