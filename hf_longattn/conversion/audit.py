@@ -30,6 +30,7 @@ from ..modeling.attention_sites import attention_sites
 from ..modeling.config import LongConfig
 from ..modeling.family import CAUSAL_LANGUAGE_MODELS
 from ..modeling.generic import enable_long_attention, load_generic
+from ..modeling.inference import evaluating
 from ..modeling.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.token_globals import token_rule
 from ..modeling.validation import known_length
@@ -430,13 +431,13 @@ class Layers:
         self.name = type(model).__name__
         base: Any = getattr(model, "base_model", model)
         self.model: Any = base.get_encoder() if base.config.is_encoder_decoder else base
-        self.model.eval()
 
     @torch.no_grad()
     def run(self, ids: Tensor) -> list[tuple[str, Tensor]]:
         device = next(self.model.parameters()).device
         row = ids[None].to(device)
-        found = self.model(input_ids=row, attention_mask=torch.ones_like(row), output_hidden_states=True, return_dict=True)
+        with evaluating(self.model):
+            found = self.model(input_ids=row, attention_mask=torch.ones_like(row), output_hidden_states=True, return_dict=True)
         states = found.hidden_states
         if states is None or states[0].shape[-2] != len(ids):
             raise OptionError(

@@ -27,6 +27,7 @@ from ..mechanisms import Mechanism
 from ..modeling.attachment import attach_mechanisms
 from ..modeling.attention_sites import AttentionSite, attention_sites
 from ..modeling.generic import check_interface
+from ..modeling.inference import evaluating
 from ..modeling.sliding_window import FULL, SLIDING, own_windows
 from ..private_apis import attention_implementation
 from .layer_attention import LayerAttention
@@ -76,7 +77,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
     Raises:
         OptionError: ``within_mechanism``, and a layer's mechanism is no softmax over some of the keys.
     """
-    with _evaluating(stack), _with_mechanisms(stack):
+    with evaluating(stack), _with_mechanisms(stack):
         windows, passed = _own_windows(stack), itertools.count()
 
         def start(module: nn.Module, args: Any) -> None:
@@ -151,18 +152,6 @@ def _check_kinds(stack: PreTrainedModel) -> None:
             f"{type(stack).__name__} has layers of {sorted(kinds)[0]!r}, for whose keys there is no mechanism; full attention and sliding "
             "windows can be diagnosed."
         )
-
-
-@contextlib.contextmanager
-def _evaluating(stack: PreTrainedModel) -> Iterator[None]:
-    """Within the context nothing is dropped out, as in use; afterwards every module is in the mode that it was in."""
-    training = [module for module in stack.modules() if module.training]
-    stack.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_features import QAFeature, QAFormat, encode_qa, kind_number, pad_features, pad_targets
 from hf_longattn.evaluation.qa_heads import KINDS, chosen_evidence, evidence_scores, qa_loss
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.token_globals import takes_globals, token_rule
 
 RECORDS_AT_ONCE = 256
@@ -58,7 +59,7 @@ class QAReader:
             form = dataclasses.replace(form, global_question=False)
         if getattr(getattr(model, "config", None), "has_evidence_heads", False):
             form = dataclasses.replace(form, markers=True)
-        self.name, self.model, self.tokenizer, self.form, self.seed = name, model.eval(), tokenizer, form, seed
+        self.name, self.model, self.tokenizer, self.form, self.seed = name, model, tokenizer, form, seed
         self.batch_size, self.dtype = batch_size, dtype
         self.max_answer_tokens, self.n_best = max_answer_tokens, n_best
         config = getattr(model, "config", None)
@@ -81,8 +82,9 @@ class QAReader:
     def _read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
         inputs = [_Input(number, feature, record) for number, record in enumerate(records) for feature in self.encode(record)]
         order = sorted(inputs, key=lambda one: len(one.feature), reverse=True)
-        for place in range(0, len(order), self.batch_size):
-            self._score(order[place : place + self.batch_size])
+        with evaluating(self.model):
+            for place in range(0, len(order), self.batch_size):
+                self._score(order[place : place + self.batch_size])
         by_record: list[list[_Input]] = [[] for _ in records]
         for one in inputs:
             by_record[one.record_number].append(one)

@@ -43,13 +43,14 @@ FREQUENCIES = "inv_freq"
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in evaluation mode; afterwards in the mode that it had."""
-    training = model.training
+    """Within the context nothing is dropped out; afterwards every module is in the mode that it was in, also where modes are mixed."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool | None = None) -> Model:

@@ -25,6 +25,7 @@ from hf_longattn.errors import CheckpointError, LengthError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_features import pad_lists
 from hf_longattn.evaluation.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, add_markers, marked_question, plain
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.data import DataError, read_source
 from hf_longattn.training.lengths import input_length
@@ -237,13 +238,14 @@ class CandidateReader:
         batch_size: int = 8,
         truncate: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.batch_size, self.truncate = model.eval(), tokenizer, batch_size, truncate
+        self.model, self.tokenizer, self.batch_size, self.truncate = model, tokenizer, batch_size, truncate
         self.length = input_length(model, tokenizer, max_length)
         self.collate = CandidateCollator(tokenizer)
 
     def read(self, records: Iterable[Mapping[str, Any]]) -> list[Choice]:
         """The choices for records with question, candidates and supports."""
-        return [self._choose(record) for record in records]
+        with evaluating(self.model):
+            return [self._choose(record) for record in records]
 
     @torch.inference_mode()
     def _choose(self, record: Mapping[str, Any]) -> Choice:

@@ -31,6 +31,7 @@ from hf_longattn.evaluation.qa_features import QAFormat
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.args import (
     ClassificationDataArguments,
@@ -241,8 +242,8 @@ def finetune_multitask(
     trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=tokenizer, max_minutes=training_args.max_minutes)
 
     def measured() -> dict[str, Scores]:
-        model.eval()
-        found = {name: task.scores() for name, task in tasks.items()} if trainer.is_world_process_zero() else {}
+        with evaluating(model):
+            found = {name: task.scores() for name, task in tasks.items()} if trainer.is_world_process_zero() else {}
         trainer.accelerator.wait_for_everyone()
         return found
 

@@ -247,7 +247,6 @@ class QATrainer(TimedTrainer):
     def answers(self) -> list[Answer]:
         """The reader's answers to the evaluation data, in their order; each process reads its share."""
         assert self.reader is not None
-        self.model.eval()
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.reader.model = self.model_wrapped if sharded else self.model
         records = self.eval_dataset.to_list()

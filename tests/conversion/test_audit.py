@@ -90,9 +90,12 @@ def test_every_mechanism_reaches_what_it_says(mechanism: str, causal: bool) -> N
     options = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
     config = long_config("gpt2" if causal else "bert", options, **{"n_positions" if causal else "max_position_embeddings": 256})
     model = getattr(families, "LongGPT2Model" if causal else "LongBertModel")(config)
+    model.train().base_model.get_input_embeddings().eval()
+    modes = [module.training for module in model.modules()]
     audit = audit_reach(model, length=144)
     assert audit.agrees, audit.to_dict()
     assert audit.noise == 0
+    assert [module.training for module in model.modules()] == modes
 
 
 def window(folder: Path, name: str = "window", **options: Any) -> Path:

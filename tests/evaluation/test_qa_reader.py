@@ -39,6 +39,14 @@ class PointsAt(nn.Module):
         return SimpleNamespace(start_logits=5.0 * (ids == self.ids[0]), end_logits=5.0 * (ids == self.ids[-1]))
 
 
+def test_a_reader_leaves_every_module_in_its_mode(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"]).train()
+    model.attention.eval()
+    assert QAReader("row", model, tokenizer, whole(2048)).answer(RECORD) == "needle"  # type: ignore[arg-type]
+    assert model.training
+    assert not model.attention.training
+
+
 @pytest.mark.parametrize(("form", "answer"), [("whole", "needle"), ("windows", "needle"), ("cut", None)])
 def test_formats(form: str, answer: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])

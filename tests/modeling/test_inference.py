@@ -29,7 +29,7 @@ from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.modeling import inference
 from hf_longattn.modeling.fast_linear import FusedPart, Int8Linear, PackedLinear
-from hf_longattn.modeling.inference import packing_refusal
+from hf_longattn.modeling.inference import evaluating, packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
 from tests.reference.small_models import BASES, CAUSAL, head_inputs, long_model, padding, tokens
 
@@ -123,9 +123,7 @@ def test_a_model_saved_after_bf16_has_the_files_of_one_loaded_in_bf16(base: str,
 
 @pytest.mark.parametrize("model_class", [OpenAIGPTModel, ImageGPTModel, DecisionTransformerModel])
 def test_transposed_layers_of_any_model_are_saved_as_they_were(model_class: Any, tmp_path: Path) -> None:
-    config = model_class.config_class(
-        n_layer=2, n_head=2, n_embd=16, hidden_size=16, n_positions=32, vocab_size=50
-    )
+    config = model_class.config_class(n_layer=2, n_head=2, n_embd=16, hidden_size=16, n_positions=32, vocab_size=50)
     model = model_class(config).to(torch.bfloat16)
     expected = {name: values.clone() for name, values in model.state_dict().items()}
     hf_longattn.optimize_for_inference(model, "bf16").save_pretrained(tmp_path)
@@ -360,6 +358,17 @@ def test_refusals() -> None:
         model.optimize_for_inference("bf16")
     with pytest.raises(BackendError, match="is for CPUs, but this model is on 'meta'"):
         long_model("bert", None, WINDOW).to("meta").optimize_for_inference()
+
+
+def test_every_module_has_its_mode_again_after_an_evaluation() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.Dropout())).train()
+    model[1].eval()
+    model[1][0].train()
+    modes = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        model.train()
+    assert [module.training for module in model.modules()] == modes
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

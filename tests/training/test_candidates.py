@@ -102,7 +102,10 @@ def test_it_is_learned_saved_and_found_again(tmp_path: Path, tokenizer: PreTrain
     saved = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
     model, marked = load_candidate_model(str(tmp_path / "out"))
     assert all(torch.equal(one, other) for one, other in zip(saved.parameters(), model.parameters(), strict=True))
+    model.train().base_model.eval()
     choices = CandidateReader(model, marked, 64).read(records)
+    assert model.training
+    assert not model.base_model.training
     assert {record["id"]: choice.text for record, choice in zip(records, choices, strict=True)} == predictions
     assert sum(choices[0].probabilities) == pytest.approx(1)
     batch = CandidateCollator(marked)(to_candidates(read_qangaroo(data, "train"), marked, 64).to_list()[:3])
