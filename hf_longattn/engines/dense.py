@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,9 @@ def dense_attention(
     """
     causal, key_mask, scaling, dropout_p, score_mod = call.causal, call.key_mask, call.scale, call.dropout, call.score_mod
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
-    grouped = k.shape[1] != heads
     last = q_idx is None
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
+        return fused_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling)
     seen = None if key_mask is None else key_mask[:, None, None, :]
     causal = causal and not (last and q_len == 1)
     if causal or mask_mod is not None or score_mod is not None:
@@ -45,13 +45,39 @@ def dense_attention(
     if score_mod is None and (last or not torch.compiler.is_exporting()):
         if seen is not None:
             seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
+        return fused_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling)
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     scores = products(q, k) * call.scale_for(head_dim)
     if score_mod is not None:
         scores = score_mod(scores, b, h, rows, kv_idx)
     weights = masked_softmax(scores, seen)
     return F.dropout(weights, dropout_p).to(v.dtype) @ v
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
+    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, never by its unfused kernel, whose memory is N×N.
+
+    On CUDA no fused kernel but cuDNN's takes grouped heads together with a mask, or heads wider than 256. There keys and values are
+    repeated, as in transformers' sdpa attention; for a single query, the heads of a group become its rows.
+
+    Args:
+        attn_mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
+        settings: the other arguments of scaled_dot_product_attention.
+    """
+    heads, groups = q.shape[1], k.shape[1]
+    if heads == groups or groups_are_fused(k, v, attn_mask):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=heads != groups, **settings)
+    if q.shape[2] == 1 and not torch.compiler.is_compiling():
+        if attn_mask is not None and attn_mask.shape[1] == heads:
+            attn_mask = attn_mask[:, :, 0].unflatten(1, (groups, -1))
+        out = F.scaled_dot_product_attention(q[:, :, 0].unflatten(1, (groups, -1)), k, v, attn_mask=attn_mask, **settings)
+        return out.flatten(1, 2)[:, :, None]
+    return F.scaled_dot_product_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask=attn_mask, **settings)
+
+
+def groups_are_fused(k: Tensor, v: Tensor, attn_mask: Tensor | None) -> bool:
+    """Whether a fused kernel of the tensors' device takes grouped heads: always on the CPU, elsewhere transformers' ``use_gqa_in_sdpa``."""
+    return k.device.type == "cpu" or (attn_mask is None and k.shape[-1] == v.shape[-1] <= 256)
 
 
 def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,13 +7,12 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.dense import dense_attention, fused_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.shards import Locality
@@ -72,14 +71,14 @@ class MaskedMechanism(Mechanism):
             ``(B, H, Nq, D)``.
         """
         seen = self.kept_visible(q_positions, k_positions, real)
-        grouped, dtype = k.shape[1] != q.shape[1], q.dtype
+        dtype = q.dtype
         if self.relative is not None:
             distance = q_positions[:, :, None] - k_positions[:, None, :]
             term = self.relative.term(q, k, distance, True, call.scale_for(self.head_dim))
             wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
             seen = torch.where(seen, term.to(wide), torch.finfo(wide).min)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, enable_gqa=grouped)
+        out = fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
         return out.to(dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""Full attention with grouped heads keeps to kernels that are fused on the tensors' device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hf_longattn import build_mechanism
+from hf_longattn.engines import dense
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.call import AttentionCall
+
+
+class KernelCalls(TorchFunctionMode):
+    """The keywords and the numbers of key heads of all calls of scaled_dot_product_attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[dict[str, Any]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            self.calls.append({**kwargs, "key_heads": args[1].shape[1]})
+        return function(*args, **kwargs or {})
+
+
+def grouped_inputs(q_len: int, head_dim: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.randn(2, heads, length, head_dim, device=device) for heads, length in ((4, q_len), (2, 40), (2, 40)))
+
+
+@pytest.mark.parametrize("q_len", [1, 40])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 512])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_no_grouped_heads_where_only_the_unfused_kernel_takes_them(device: str, head_dim: int, padded: bool, q_len: int) -> None:
+    """On CUDA it takes N×N memory for all heads; on the CPU, the fused kernel takes groups with and without a mask. Tensors on meta stand
+    for those on every other device than the CPU."""
+    with KernelCalls() as kernel:
+        mask = torch.ones(2, 40, dtype=torch.bool, device=device) if padded else None
+        out = dense.dense_attention(*grouped_inputs(q_len, head_dim, device), AttentionCall(causal=True, batch=Batch.of(mask)))
+        assert out.shape == (2, 4, q_len, head_dim)
+    (call,) = kernel.calls
+    fused = device == "cpu" or (call.get("attn_mask") is None and head_dim <= 256)
+    assert call.get("enable_gqa", False) is fused
+    assert fused or call["key_heads"] == (2 if q_len == 1 else 4)
+
+
+@pytest.mark.parametrize("q_len", [1, 7, 40])
+@pytest.mark.parametrize("mask_heads", [None, 1, 4])
+def test_grouped_heads_without_a_kernel_for_them(mask_heads: int | None, q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = grouped_inputs(q_len, 16, "cpu")
+    mask = None if mask_heads is None else torch.randn(2, mask_heads, q_len, 40)
+    expected = dense.fused_attention(q, k, v, attn_mask=mask, scale=0.3)
+    monkeypatch.setattr(dense, "groups_are_fused", lambda *_: False)
+    torch.testing.assert_close(dense.fused_attention(q, k, v, attn_mask=mask, scale=0.3), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("q_len", [1, 7])
+def test_cached_keys_of_grouped_heads(q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = build_mechanism("window", num_heads=4, head_dim=16, window=16)
+    positions = torch.arange(40).expand(2, -1)
+    arguments = (*grouped_inputs(q_len, 16, "cpu"), positions[:, -q_len:], positions, torch.ones(2, 40, dtype=torch.bool), AttentionCall())
+    expected = module.attend_kept(*arguments)
+    monkeypatch.setattr(dense, "groups_are_fused", lambda *_: False)
+    torch.testing.assert_close(module.attend_kept(*arguments), expected, atol=1e-5, rtol=0)
