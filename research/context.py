@@ -31,7 +31,8 @@ from benchmarks.drawing import svg
 from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
 from hf_longattn.errors import LengthError, LongAttentionError
 from hf_longattn.training import distill_attention
-from hf_longattn.training.args import DISTILLATION, build_arguments
+from hf_longattn.training.args import build_arguments
+from hf_longattn.training.attention_distillation.distill import DISTILLATION
 from research.adaptation import adapt, paired, standard_error, write_long_documents
 from research.corpus import InstalledPackages
 from research.pretraining.data import CLS, SEP, load_tokens

@@ -38,9 +38,19 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.long_qa import score_answer
 from hf_longattn.evaluation.qa_features import QAFormat, pad_features, pad_lists
 from hf_longattn.evaluation.qa_reader import QAReader
-from hf_longattn.training.args import QADataArguments, QAModelArguments, QATrainingArguments, argument
+from hf_longattn.training.args import argument
 from hf_longattn.training.lengths import PositionRange
-from hf_longattn.training.qa import QACollator, QATrainer, describe_qa_training, format_for, load_qa_model, to_features
+from hf_longattn.training.qa import (
+    QACollator,
+    QADataArguments,
+    QAModelArguments,
+    QATrainer,
+    QATrainingArguments,
+    describe_qa_training,
+    format_for,
+    load_qa_model,
+    to_features,
+)
 from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.training_loop import begin, finish, run_training, train
 from research import corpus

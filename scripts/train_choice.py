@@ -7,8 +7,11 @@ accelerate launch --multi_gpu --num_processes 2 scripts/train_choice.py --model 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
-from hf_longattn.cli.train import choice as main
+from hf_longattn.cli.train import train
+
+main = partial(train, "choice")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,8 +7,11 @@ accelerate launch --multi_gpu --num_processes 2 scripts/train_clm.py --model MOD
 from __future__ import annotations
 
 import sys
+from functools import partial
 
-from hf_longattn.cli.train import clm as main
+from hf_longattn.cli.train import train
+
+main = partial(train, "clm")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
-from hf_longattn.cli.train import qa
+from hf_longattn.cli.train import train
 
 REFERENCE_TASKS = {"program", "lookup"}
 
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else arguments
     data = takewhile(lambda word: not word.startswith("--"), typed[typed.index("--data") + 1 :] if "--data" in typed else [])
     if REFERENCE_TASKS.isdisjoint(data):
-        return qa(typed)
+        return train("qa", typed)
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # research/ is part of the checkout, not of the installed package
     from research.qa_finetune import main as train_reference_tasks
 

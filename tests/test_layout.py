@@ -16,7 +16,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
-    ("errors", "naming"),
+    ("errors", "naming", "tasks"),
     ("hub_errors", "private_apis", "reading"),
     ("recipes", "staging"),
     ("engines",),

@@ -29,10 +29,10 @@ import hf_longattn  # noqa: F401  (registers the long models with AutoModel)
 from benchmarks.report import machine, one_sentence_errors, store_study, stored_study
 from hf_longattn.mechanisms.composite import read_choice
 from hf_longattn.mechanisms.registry import build_mechanism
-from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
+from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
 from hf_longattn.training.attention_distillation.distill import STAGE_1, distill_attention, recovered
 from hf_longattn.training.attention_distillation.student import CONVERTED
-from hf_longattn.training.lm import input_length, load_lm
+from hf_longattn.training.lm import TextDataArguments, input_length, load_lm
 from research.corpus import iter_modules, write_jsonl
 from research.text_loss import first_tokens, masked_loss, masked_texts, next_token_loss
 

@@ -3,6 +3,7 @@
 Names are loaded when first used, so that importing one task does not import the others.
 """
 
+# ruff: noqa: F401 (names for editors and type checkers)
 from __future__ import annotations
 
 from importlib import import_module
@@ -11,141 +12,70 @@ from typing import TYPE_CHECKING, Any
 from hf_longattn.errors import needs_extra
 
 with needs_extra("train"):  # every module of this package needs them
-    import accelerate  # noqa: F401
-    import datasets  # noqa: F401
+    import accelerate
+    import datasets
 
 if TYPE_CHECKING:
-    from .args import (
-        ClassificationDataArguments,
-        ClassificationTrainingArguments,
-        CLMDataArguments,
-        CLMModelArguments,
-        DistillationModelArguments,
-        DistillationTrainingArguments,
-        LMDataArguments,
-        LMModelArguments,
-        MLMDataArguments,
-        MLMModelArguments,
-        ModelArguments,
-        QADataArguments,
-        QAModelArguments,
-        QATrainingArguments,
-        TextDataArguments,
-        TextModelArguments,
-        TextTrainingArguments,
-    )
+    from .args import ModelArguments
+    from .attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
     from .attention_distillation.distill import distill_attention
     from .batching import DataCollatorWithPacking
     from .choice import ChoiceDataArguments, ChoiceTrainingArguments, finetune_choice
-    from .classification import finetune_classification
+    from .classification import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
     from .collators import DataCollatorWithGlobals
     from .data import load_labelled, load_text
     from .embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
     from .lengths import longest_input
-    from .lm import finetune_lm
+    from .lm import (
+        CLMDataArguments,
+        CLMModelArguments,
+        LMDataArguments,
+        LMModelArguments,
+        MLMDataArguments,
+        MLMModelArguments,
+        TextDataArguments,
+        TextModelArguments,
+        TextTrainingArguments,
+        finetune_lm,
+    )
     from .multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask, load_multitask_head
-    from .qa import finetune_qa, load_qa_model
+    from .qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model
     from .qa_data import load_qa, save_qa
     from .seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
     from .tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
 
-_HOME = {
-    "CLMDataArguments": "args",
-    "CLMModelArguments": "args",
-    "ChoiceDataArguments": "choice",
-    "ChoiceTrainingArguments": "choice",
-    "ClassificationDataArguments": "args",
-    "ClassificationTrainingArguments": "args",
-    "DataCollatorWithGlobals": "collators",
-    "DataCollatorWithPacking": "batching",
-    "DistillationModelArguments": "args",
-    "DistillationTrainingArguments": "args",
-    "EmbedDataArguments": "embed",
-    "EmbedModelArguments": "embed",
-    "EmbedTrainingArguments": "embed",
-    "LMDataArguments": "args",
-    "MLMDataArguments": "args",
-    "LMModelArguments": "args",
-    "MLMModelArguments": "args",
-    "ModelArguments": "args",
-    "MultiTaskDataArguments": "multitask",
-    "MultiTaskTrainingArguments": "multitask",
-    "QADataArguments": "args",
-    "QAModelArguments": "args",
-    "QATrainingArguments": "args",
-    "Seq2SeqDataArguments": "seq2seq",
-    "Seq2SeqLongTrainingArguments": "seq2seq",
-    "TextDataArguments": "args",
-    "TextModelArguments": "args",
-    "TextTrainingArguments": "args",
-    "TokenDataArguments": "tokens",
-    "TokenTrainingArguments": "tokens",
-    "distill_attention": "attention_distillation.distill",
-    "finetune_choice": "choice",
-    "finetune_classification": "classification",
-    "finetune_embeddings": "embed",
-    "finetune_lm": "lm",
-    "finetune_multitask": "multitask",
-    "finetune_qa": "qa",
-    "finetune_seq2seq": "seq2seq",
-    "finetune_tokens": "tokens",
-    "load_labelled": "data",
-    "load_multitask_head": "multitask",
-    "load_qa": "qa_data",
-    "load_qa_model": "qa",
-    "load_text": "data",
-    "longest_input": "lengths",
-    "save_qa": "qa_data",
+_NAMES = {
+    "args": ("ModelArguments",),
+    "attention_distillation.args": ("DistillationModelArguments", "DistillationTrainingArguments"),
+    "attention_distillation.distill": ("distill_attention",),
+    "batching": ("DataCollatorWithPacking",),
+    "choice": ("ChoiceDataArguments", "ChoiceTrainingArguments", "finetune_choice"),
+    "classification": ("ClassificationDataArguments", "ClassificationTrainingArguments", "finetune_classification"),
+    "collators": ("DataCollatorWithGlobals",),
+    "data": ("load_labelled", "load_text"),
+    "embed": ("EmbedDataArguments", "EmbedModelArguments", "EmbedTrainingArguments", "finetune_embeddings"),
+    "lengths": ("longest_input",),
+    "lm": (
+        "CLMDataArguments",
+        "CLMModelArguments",
+        "LMDataArguments",
+        "LMModelArguments",
+        "MLMDataArguments",
+        "MLMModelArguments",
+        "TextDataArguments",
+        "TextModelArguments",
+        "TextTrainingArguments",
+        "finetune_lm",
+    ),
+    "multitask": ("MultiTaskDataArguments", "MultiTaskTrainingArguments", "finetune_multitask", "load_multitask_head"),
+    "qa": ("QADataArguments", "QAModelArguments", "QATrainingArguments", "finetune_qa", "load_qa_model"),
+    "qa_data": ("load_qa", "save_qa"),
+    "seq2seq": ("Seq2SeqDataArguments", "Seq2SeqLongTrainingArguments", "finetune_seq2seq"),
+    "tokens": ("TokenDataArguments", "TokenTrainingArguments", "finetune_tokens"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "CLMDataArguments",
-    "CLMModelArguments",
-    "ChoiceDataArguments",
-    "ChoiceTrainingArguments",
-    "ClassificationDataArguments",
-    "ClassificationTrainingArguments",
-    "DataCollatorWithGlobals",
-    "DataCollatorWithPacking",
-    "DistillationModelArguments",
-    "DistillationTrainingArguments",
-    "EmbedDataArguments",
-    "EmbedModelArguments",
-    "EmbedTrainingArguments",
-    "LMDataArguments",
-    "MLMDataArguments",
-    "LMModelArguments",
-    "MLMModelArguments",
-    "ModelArguments",
-    "MultiTaskDataArguments",
-    "MultiTaskTrainingArguments",
-    "QADataArguments",
-    "QAModelArguments",
-    "QATrainingArguments",
-    "Seq2SeqDataArguments",
-    "Seq2SeqLongTrainingArguments",
-    "TextDataArguments",
-    "TextModelArguments",
-    "TextTrainingArguments",
-    "TokenDataArguments",
-    "TokenTrainingArguments",
-    "distill_attention",
-    "finetune_choice",
-    "finetune_classification",
-    "finetune_embeddings",
-    "finetune_lm",
-    "finetune_multitask",
-    "finetune_qa",
-    "finetune_seq2seq",
-    "finetune_tokens",
-    "load_labelled",
-    "load_multitask_head",
-    "load_qa",
-    "load_qa_model",
-    "load_text",
-    "longest_input",
-    "save_qa",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,14 @@
 """Fine-tune a model, short or converted, to classify long documents."""
 
+# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -22,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.long_classification import summarise
-from hf_longattn.training.args import ClassificationDataArguments, ClassificationTrainingArguments, ModelArguments
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.batching import chosen_packing, first_tokens, packed, pooling_module
 from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.lengths import input_length
@@ -30,6 +32,44 @@ from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
+
+
+@dataclass
+class ClassificationDataArguments(LabelledDataArguments):
+    """Documents to classify."""
+
+    hub_task: ClassVar[str] = "text-classification"
+    shape: ClassVar[str] = "a labelled file"
+
+    data: list[str] = argument(
+        [], "One or several of: a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label, a folder "
+        "written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
+    )  # fmt: skip
+    text_column: str = argument("text", "The column that holds the text.")
+    label_column: str = argument("label", "The column that holds the label: a name or a whole number.")
+    validation: str = argument("", "Labelled data to evaluate on; default: a tenth of --data, chosen by --seed.")
+    max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
+    packing: bool | None = argument(
+        None, "Pack the documents of a training batch into one row without padding; default: yes where model and head allow it."
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.text_column == self.label_column:
+            raise OptionError(f"text_column and label_column are both {self.text_column!r}; name two columns")
+
+
+@dataclass
+class ClassificationTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of document classification."""
+
+    per_device_train_batch_size: int = argument(2, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Documents per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
+    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+
+
+CLASSIFICATION = (ModelArguments, ClassificationDataArguments, ClassificationTrainingArguments)
 
 
 def finetune_classification(

@@ -17,10 +17,18 @@ from transformers import PreTrainedModel
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
-from hf_longattn.training.args import TextDataArguments, TextModelArguments, TextTrainingArguments, argument
+from hf_longattn.training.args import argument
 from hf_longattn.training.batching import RepeatableMasks
 from hf_longattn.training.lengths import input_length, longest_input
-from hf_longattn.training.lm import MaskedTrainer, load_lm, read_documents, to_inputs
+from hf_longattn.training.lm import (
+    MaskedTrainer,
+    TextDataArguments,
+    TextModelArguments,
+    TextTrainingArguments,
+    load_lm,
+    read_documents,
+    to_inputs,
+)
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.training_loop import begin, finish, train
 

@@ -1,10 +1,12 @@
 """Continue training a converted model on long text, by the objective of its head."""
 
+# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -22,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family import CAUSAL_LANGUAGE_MODELS
-from hf_longattn.training.args import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, check_segments
+from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.batching import DataCollatorForPackedText, RepeatableMasks, chosen_packing
 from hf_longattn.training.data import load_text
 from hf_longattn.training.lengths import input_length
@@ -37,6 +39,130 @@ _HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
 }
+
+
+OBJECTIVES = ("auto", "mlm", "clm")
+
+
+@dataclass
+class TextModelArguments(ModelArguments):
+    """What a training on plain text starts from."""
+
+    objective: str = argument("auto", "mlm (predict masked tokens), clm (predict the next token), or auto: what the model has a head for.")
+
+    def check(self) -> None:
+        super().check()
+        if self.objective not in OBJECTIVES:
+            raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
+
+
+@dataclass
+class LMModelArguments(TextModelArguments):
+    """What a training of a language model starts from."""
+
+    from_scratch: bool = argument(False, "Start from random weights of the model's architecture, which --model then only describes.")
+
+
+@dataclass
+class MLMModelArguments(LMModelArguments):
+    """An encoder, which predicts masked tokens."""
+
+    objective: str = field(default="mlm", init=False)
+
+
+@dataclass
+class CLMModelArguments(LMModelArguments):
+    """A decoder, which predicts the next token."""
+
+    objective: str = field(default="clm", init=False)
+
+
+@dataclass
+class TextDataArguments(DataArguments):
+    """Plain text, and how inputs are made from it."""
+
+    text: list[str] = argument(
+        [], "One or several of: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by datasets, the "
+        "name of a dataset on the Hub (NAME:SUBSET)."
+    )  # fmt: skip
+    column: str = argument("text", "The column that holds the text.")
+    template: list[str] = argument(
+        [], "Format strings that make the text from several columns, '{title}: {body}', in place of --column; each row takes the first "
+        "one whose columns all have a value."
+    )  # fmt: skip
+    split: str = argument("train", "Split to train on, if the data have several.")
+    validation: str = argument("", "Text to measure the loss on; default: the last hundredth of the documents.")
+    max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
+    mask_probability: float = argument(0.15, "Fraction of tokens that mlm chooses.")
+
+    def check(self) -> None:
+        super().check()
+        if not self.text:
+            raise OptionError("no text given; add --text with a file, a folder or a dataset's name")
+        if not 0 < self.mask_probability < 1:
+            raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
+
+
+@dataclass
+class LMDataArguments(TextDataArguments):
+    """Text for continued language-model training."""
+
+    segments: int = argument(
+        0, "Read each document in consecutive segments of this many tokens, with the model's memory of earlier ones; 0 = independent "
+        "inputs. For mechanisms with a memory: transformer_xl, infini, recurrent_memory, linear, window."
+    )  # fmt: skip
+    packing: bool | None = argument(
+        None, "Keep the documents that share an input apart, so that none sees another and positions restart; default: yes where the model "
+        "can (Long models). Without, documents are joined by the end token."
+    )  # fmt: skip
+
+
+@dataclass
+class MLMDataArguments(LMDataArguments):
+    """Text for masked-token prediction."""
+
+    hub_task: ClassVar[str] = "fill-mask"
+
+
+@dataclass
+class CLMDataArguments(LMDataArguments):
+    """Text for next-token prediction."""
+
+    hub_task: ClassVar[str] = "text-generation"
+
+    mask_probability: float = field(default=0.15, init=False)
+
+
+@dataclass
+class TextTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` with the batch sizes of long text."""
+
+    per_device_train_batch_size: int = argument(1, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(1, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
+
+
+LM = (LMModelArguments, LMDataArguments, TextTrainingArguments)
+MLM = (MLMModelArguments, MLMDataArguments, TextTrainingArguments)
+CLM = (CLMModelArguments, CLMDataArguments, TextTrainingArguments)
+
+
+def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> None:
+    """Refuse what documents read in segments do not go with; without steps or minutes there are 1,000 steps, as segments never end.
+
+    Raises:
+        OptionError: segments too short, or with epochs, ``max_length`` or checkpointed activations.
+    """
+    if not data.segments:
+        return
+    checkpointing = training.gradient_checkpointing or getattr(training, "activation_checkpointing", None)
+    if data.segments < 2 or "num_train_epochs" in training.given or checkpointing or data.max_length is not None:
+        raise OptionError(
+            f"segments is {data.segments}: give at least 2 tokens, max_steps or max_minutes instead of epochs, and neither max_length "
+            "nor gradient_checkpointing, which drops what the layers remember"
+        )
+    if training.max_minutes is None and training.max_steps <= 0:
+        training.max_steps = 1000
 
 
 def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, training_args: TextTrainingArguments) -> dict[str, Any]:

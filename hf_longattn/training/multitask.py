@@ -33,15 +33,8 @@ from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.token_globals import carry_question
-from hf_longattn.training.args import (
-    ClassificationDataArguments,
-    DataArguments,
-    LongTrainingArguments,
-    ModelArguments,
-    TaskArguments,
-    argument,
-)
-from hf_longattn.training.classification import DocumentCollator, class_names, read_labelled, to_documents
+from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, TaskArguments, argument
+from hf_longattn.training.classification import ClassificationDataArguments, DocumentCollator, class_names, read_labelled, to_documents
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.qa import TARGETS, QACollator, training_features

@@ -5,15 +5,17 @@ as in BERT's SQuAD 2 fine-tuning. With several correct spans the loss is that of
 yes, no and supporting sentences get heads beside the span's, as in Longformer.
 """
 
+# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import dataclasses
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -30,7 +32,7 @@ from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
-from hf_longattn.training.args import QADataArguments, QAModelArguments, QATrainingArguments
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.batching import chosen_packing, packed
 from hf_longattn.training.collators import DataCollatorWithGlobals
 from hf_longattn.training.data import DataError
@@ -44,6 +46,83 @@ TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "paragraphs", "re
 """Columns of a batch that the loss takes, and not the model."""
 LISTS = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs": -1, "relevant": -1}
 """Columns with several numbers for each input, and their padding."""
+
+
+LONG_DOCUMENTS = ("windows", "truncate", "refuse")
+QA_HEADS = ("auto", "span", "hotpot")
+
+
+@dataclass
+class QAModelArguments(ModelArguments):
+    """What extractive question answering starts from, and is compared with."""
+
+    heads: str = argument(
+        "auto", "span, or hotpot: also yes and no answers and supporting sentences, as in Longformer; auto: what the data have."
+    )
+    global_question: bool | None = argument(
+        None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
+        "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
+    )  # fmt: skip
+    baseline: str = argument("", "A short model to compare with on --validation, read in windows of 512 tokens that share 128.")
+
+    def check(self) -> None:
+        super().check()
+        if self.heads not in QA_HEADS:
+            raise OptionError(f"heads must be one of {', '.join(QA_HEADS)}, not {self.heads!r}")
+
+
+@dataclass
+class QADataArguments(LabelledDataArguments):
+    """Questions about documents, and how documents become inputs."""
+
+    hub_task: ClassVar[str] = "question-answering"
+    shape: ClassVar[str] = "a SQuAD-shaped file"
+
+    data: list[str] = argument(
+        [], "One or several of: a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
+        "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
+    )  # fmt: skip
+    validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
+    evidence: str = argument(
+        "", "Folder 'evidence' of TriviaQA's release, with the documents of its own JSON; default: the one beside the file or its folder."
+    )  # fmt: skip
+    skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
+    max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
+    long_documents: str = argument(
+        "windows", "What to do with documents longer than max_length: windows (overlapping, see stride), truncate (questions whose answer "
+        "is cut off are left out of the training), or refuse."
+    )  # fmt: skip
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length (BERT, run_qa).")
+    packing: bool | None = argument(
+        None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
+    )
+    max_question_tokens: int = argument(64, "Tokens at which a question is cut, with a warning.")
+
+    def check(self) -> None:
+        super().check()
+        if self.long_documents not in LONG_DOCUMENTS:
+            raise OptionError(f"long_documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}")
+        if self.max_question_tokens < 1:
+            raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
+
+
+@dataclass
+class QATrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of extractive question answering."""
+
+    random_positions: bool = argument(False, "Place question and document at random rows of the position table, so that all are trained.")
+    windows: list[int] = argument(
+        [], "For short models: train under the attention of their later conversion. In every step document tokens see the question and "
+        "this many tokens on either side, drawn from these numbers; 0 = full attention."
+    )  # fmt: skip
+    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
+    learning_rate: float = argument(3e-5, "Highest learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
+    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+
+
+QA = (QAModelArguments, QADataArguments, QATrainingArguments)
 
 
 def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
 from hf_longattn.errors import HubError
 from hf_longattn.hub import keep_model_card, write_model_card
-from hf_longattn.training.args import LM, build_arguments
-from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.args import build_arguments
+from hf_longattn.training.lm import LM, finetune_lm
 
 from ..hub_server import serve
 from ..hub_state import WRITER, Hub

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.args import DISTILLATION, parse_arguments
+from hf_longattn.training.args import parse_arguments
+from hf_longattn.training.attention_distillation.distill import DISTILLATION
 from research.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 from tools import measure_distillation

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.cli import train
+import hf_longattn
+from hf_longattn.tasks import task_names
 from research.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 
@@ -43,7 +44,13 @@ def test_help_names_what_the_objective_has(capsys: pytest.CaptureFixture[str]) -
     assert [name for name, text in said.items() if "--mask-probability" in text] == ["train_mlm"]
 
 
-@pytest.mark.parametrize("task", [name for name in train.__all__ if name not in ("app", "distill")])
-def test_each_task_has_its_script(task: str) -> None:
-    assert import_module(f"scripts.train_{task}").main.__module__ in (train.__name__, f"scripts.train_{task}")  # qa adds research/
-    assert f"`train_{task}.py`" in (Path(train.__file__).parents[2] / "scripts" / "README.md").read_text()
+@pytest.mark.parametrize("task", task_names())
+def test_each_task_has_its_script_and_its_row_in_the_documents(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script = "distill_attention" if task == "distill" else f"train_{task}"
+    with pytest.raises(SystemExit, match="0"):
+        import_module(f"scripts.{script}").main(["--help"])
+    assert f"usage: longattn train {task} --model" in capsys.readouterr().out
+    root = Path(hf_longattn.__file__).parents[1]
+    assert f"`{script}.py`" in (root / "scripts" / "README.md").read_text()
+    rows = [line.split("|")[1] for line in (root / "docs" / "how-to" / "train.md").read_text().splitlines() if line.startswith("| `")]
+    assert any(f"`{task}`" in row for row in rows)

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from transformers import TrainerState
 
-from hf_longattn.cli import train
+from hf_longattn.cli.train import train
 from hf_longattn.training.data import DataError
 from hf_longattn.training.trainer import TimedTrainer
 
@@ -91,7 +91,7 @@ def run(task: str, arguments: list[str], point: str = "", count: int = 1) -> Non
     """`longattn train TASK` in a process that a test started; its exit code is the command's."""
     torch.set_num_threads(1)
     with Ending(point, count):
-        code = getattr(train, task)(arguments)
+        code = train(task, arguments)
     os._exit(code)
 
 

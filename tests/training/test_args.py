@@ -10,19 +10,12 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_longattn.errors import OptionError
-from hf_longattn.training.args import (
-    CLASSIFICATION,
-    DISTILLATION,
-    ENDLESS,
-    LM,
-    MLM,
-    QA,
-    QATrainingArguments,
-    TaskArguments,
-    build_arguments,
-    parse_arguments,
-)
+from hf_longattn.training.args import ENDLESS, TaskArguments, build_arguments, parse_arguments
+from hf_longattn.training.attention_distillation.distill import DISTILLATION
+from hf_longattn.training.classification import CLASSIFICATION
+from hf_longattn.training.lm import LM, MLM
 from hf_longattn.training.multitask import MULTITASK
+from hf_longattn.training.qa import QA, QATrainingArguments
 from hf_longattn.training.training_loop import begin
 
 TASKS = (QA, CLASSIFICATION, LM, DISTILLATION)

@@ -14,8 +14,9 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 import hf_longattn
-from hf_longattn.cli.train import TASKS
+from hf_longattn.cli.train import train
 from hf_longattn.errors import CheckpointError
+from hf_longattn.tasks import task_names
 from tests.training.conftest import checkpoint
 from tests.training.test_seq2seq import bart
 
@@ -64,8 +65,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
 def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What a task says about data, which it must refuse."""
 
-    def run(task: Callable[[list[str]], int], source: str | list[dict[str, Any]], *more: str) -> str:
-        name = task.__name__
+    def run(name: str, source: str | list[dict[str, Any]], *more: str) -> str:
         if not isinstance(source, str):
             path = tmp_path / "data.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in source))
@@ -75,7 +75,7 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
         mechanism = ["--mechanism", "hedgehog"] if name == "distill" else []
         line = ["--model", models[name], "--output", str(tmp_path / "out"), "--no_bf16", flag, *given, *mechanism, *more]
         capsys.readouterr()
-        assert task(line) == 1, capsys.readouterr().err
+        assert train(name, line) == 1, capsys.readouterr().err
         said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
         assert len(said) == 1
         assert not (tmp_path / "out" / "config.json").exists()
@@ -84,10 +84,10 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
     return run
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
-def test_of_every_task(task: Callable[[list[str]], int], sentence: Callable[..., str], tmp_path: Path) -> None:
-    good = ROWS[task.__name__]
-    if task.__name__ == "embed":
+@pytest.mark.parametrize("task", task_names())
+def test_of_every_task(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+    good = ROWS[task]
+    if task == "embed":
         pytest.importorskip("sentence_transformers")
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "header.csv").write_text(",".join(good) + "\n")
@@ -99,15 +99,13 @@ def test_of_every_task(task: Callable[[list[str]], int], sentence: Callable[...,
         ("broken.jsonl", "cannot be read|not valid JSON"),
     ):
         assert re.search(words, sentence(task, str(tmp_path / file))), file
-    left_out = LEFT_OUT[task.__name__]
+    left_out = LEFT_OUT[task]
     said = sentence(task, [{name: value for name, value in {**good, "other": 1}.items() if name != left_out}] * 4)
     assert "other" in said, said
-    for changes, words in WRONG[task.__name__]:
+    for changes, words in WRONG[task]:
         said = sentence(task, [{**good, **changes}] * 4)
         assert re.search(words, said), said
-    column = (
-        next(name for name, value in good.items() if isinstance(value, str) and name != "id") if task.__name__ != "tokens" else "tokens"
-    )
+    column = next(name for name, value in good.items() if isinstance(value, str) and name != "id") if task != "tokens" else "tokens"
     said = sentence(task, [good, {**good, column: 5}, good, {**good, column: [1]}])
     assert re.search(rf"{column}|JSON|different types|must be|not text", said), said
     assert len(said) < 700, said
@@ -126,12 +124,10 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
     config = json.loads((pruned / "config.json").read_text(encoding="utf-8"))
     (pruned / "config.json").write_text(json.dumps({**config, "model_type": "long_bert", "kept_heads": {"0": 1}}), encoding="utf-8")
     for folder, words in ((adapter, "holds an adapter, not a model; merge it"), (plain, "load it with hf_longattn.load_generic")):
-        for task in TASKS:
-            if task.__name__ in ("mlm", "classify", "qa"):
-                assert words in sentence(task, [ROWS[task.__name__]] * 4, "--model", str(folder))
+        for task in ("mlm", "classify", "qa"):
+            assert words in sentence(task, [ROWS[task]] * 4, "--model", str(folder))
         with pytest.raises(CheckpointError, match=words):
             hf_longattn.probe_model(folder)
-    (distill,) = (task for task in TASKS if task.__name__ == "distill")
     assert "differs in shape from the student (kept_heads is {'0': 1}, not None)" in sentence(
-        distill, [TEXT] * 4, "--teacher", str(pruned), "--max_length", "32"
+        "distill", [TEXT] * 4, "--teacher", str(pruned), "--max_length", "32"
     )

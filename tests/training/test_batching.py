@@ -35,7 +35,7 @@ from hf_longattn.families import (
     LongRobertaConfig,
     LongRobertaForSequenceClassification,
 )
-from hf_longattn.training.args import CLASSIFICATION, CLM, MLM, build_arguments
+from hf_longattn.training.args import build_arguments
 from hf_longattn.training.batching import (
     DataCollatorForPackedText,
     DataCollatorWithPacking,
@@ -45,8 +45,8 @@ from hf_longattn.training.batching import (
     packing_refusal,
     pooling_module,
 )
-from hf_longattn.training.classification import finetune_classification
-from hf_longattn.training.lm import finetune_lm, to_inputs
+from hf_longattn.training.classification import CLASSIFICATION, finetune_classification
+from hf_longattn.training.lm import CLM, MLM, finetune_lm, to_inputs
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
-from hf_longattn.cli.train import distill
+from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import build_arguments
@@ -91,19 +91,19 @@ def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrain
         (["--teacher", teacher], "add --attention_factor 0"),
         (["--teacher", teacher, "--temperature", "0"], "temperature must be above 0"),
     ):
-        assert distill([*given, *more]) == 1
+        assert train("distill", [*given, *more]) == 1
         assert words in capfd.readouterr().err
 
 
 def test_the_method_may_be_set_in_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: logits\ntext: [texts]\nmodel: student\noutput_dir: out\n")
-    assert distill(["--config", str(recipe)]) == 1
+    assert train("distill", ["--config", str(recipe)]) == 1
     assert "add --teacher" in capfd.readouterr().err
     recipe.write_text("method: logits\ntempreature: 2\n")
-    assert distill(["--config", str(recipe)]) == 1
+    assert train("distill", ["--config", str(recipe)]) == 1
     assert "Did you mean 'temperature'?" in capfd.readouterr().err
-    assert distill(["--config", str(tmp_path / "none.yaml")]) == 1
+    assert train("distill", ["--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml does not exist; give a YAML file" in capfd.readouterr().err
 
 

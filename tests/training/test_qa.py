@@ -30,11 +30,12 @@ from hf_longattn.errors import CheckpointError, LengthError, OptionError
 from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
 from hf_longattn.evaluation.qa_markers import marked_texts
 from hf_longattn.evaluation.qa_reader import QAReader, whole
-from hf_longattn.training.args import QA, build_arguments
+from hf_longattn.training.args import build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.data import DataError
 from hf_longattn.training.lengths import PositionRange
 from hf_longattn.training.qa import (
+    QA,
     QACollator,
     QATrainer,
     describe_qa_training,

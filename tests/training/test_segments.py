@@ -20,8 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, T
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.args import LM, build_arguments
-from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.args import build_arguments
+from hf_longattn.training.lm import LM, finetune_lm
 from hf_longattn.training.segments import IGNORED, SegmentCollator, SegmentStream, SegmentTrainer, tokenised
 from tests.training.conftest import FAST, SOURCES
 

@@ -24,7 +24,8 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.layer_choice import layers_keep
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.naming import LOGGER
-from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TaskArguments, TextDataArguments
+from hf_longattn.training.args import TaskArguments
+from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
 from hf_longattn.training.attention_distillation.layers import keep_softmax, number_to_restore
 from hf_longattn.training.attention_distillation.matching import (
     Batch,
@@ -48,7 +49,7 @@ from hf_longattn.training.attention_distillation.student import load_student, lo
 from hf_longattn.training.attention_distillation.teacher import DISTILLATION_REPORT, Teacher, check_original
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
 from hf_longattn.training.checkpoints import newest_checkpoint
-from hf_longattn.training.lm import input_length, load_lm, read_documents, special_tokens
+from hf_longattn.training.lm import TextDataArguments, input_length, load_lm, read_documents, special_tokens
 from hf_longattn.training.training_loop import begin, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
@@ -64,6 +65,9 @@ STAGE_TITLES = {
 MIXED_TOKENS = 2**18
 """Tokens of the buffer from which the next input is drawn, so that a batch does not come from one document."""
 Input = dict[str, list[int]]
+
+
+DISTILLATION = (DistillationModelArguments, TextDataArguments, DistillationTrainingArguments)
 
 
 def distill_attention(

@@ -18,8 +18,8 @@ from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.family import LANGUAGE_MODELS
 from hf_longattn.modeling.pruning import KEPT_HEADS
-from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
-from hf_longattn.training.lm import check_trains, load_lm
+from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
+from hf_longattn.training.lm import TextDataArguments, check_trains, load_lm
 from hf_longattn.training.loading import loading
 
 CONVERTED = "converted"

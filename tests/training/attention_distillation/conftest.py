@@ -11,15 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.args import (
-    DISTILLATION,
-    DistillationModelArguments,
-    DistillationTrainingArguments,
-    TextDataArguments,
-    build_arguments,
-)
-from hf_longattn.training.attention_distillation.distill import distill_attention
+from hf_longattn.training.args import build_arguments
+from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
+from hf_longattn.training.attention_distillation.distill import DISTILLATION, distill_attention
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
+from hf_longattn.training.lm import TextDataArguments
 from tests.training.conftest import checkpoint
 
 FAST: dict[str, Any] = {
