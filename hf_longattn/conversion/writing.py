@@ -207,7 +207,7 @@ def check_can_initialise(plan: ConversionPlan) -> None:
     """Refuse a result without a mechanism that can be initialised from text, or a source that cannot be run with full attention."""
     skeleton = plan.architecture.skeleton(plan.config)
     added = attached_mechanisms(skeleton).values()
-    if not any(type(one).init_from_activations is not Mechanism.init_from_activations for one in added):
+    if not any(mechanism.fits_activations for mechanism in added):
         raise OptionError(f"Mechanism {plan.attention.mechanism!r} has no parameters to initialise from text; leave --init-from-text out.")
     shared = any(site.shared for site in attention_sites(skeleton))
     if plan.architecture.converter is not None or plan.decoder is not None or shared:

@@ -123,13 +123,31 @@ class TokenTerm(ABC):
         """As every ``score_mod``, for the tokens of which this was made."""
 
     @abstractmethod
-    def of(self, q: Tensor, k: Tensor, heads: slice) -> TokenTerm:
-        """The term of ``q (B, h, Nq, D)``, the last queries of ``k (B, h, Nk, D)``, for some of the heads."""
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
+        """The term of ``q (B, h, Nq, D)``, the last queries of ``k (B, h, Nk, D)``, which belong to h of this term's heads."""
+
+    def of_heads(self, heads: Sequence[int]) -> TokenTerm:
+        """The term of some heads, renumbered from 0."""
+        return _TermOfHeads(self, tuple(heads))
+
+
+class _TermOfHeads(TokenTerm):
+    """A term for some of its heads, still one that can be made anew for other tokens."""
+
+    def __init__(self, term: TokenTerm, heads: tuple[int, ...]) -> None:
+        self.term, self.heads = term, heads
+        self.numbers = torch.tensor(heads)
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.term(score, b, self.numbers.to(h.device)[h], q_idx, kv_idx)
+
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
+        return self.term.of(q, k, [self.heads[head] for head in heads])
 
 
 def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int]) -> ScoreMod | None:
-    """``score_mod`` for a group of heads, renumbered from 0."""
-    if score_mod is None or isinstance(score_mod, DistanceBias):
+    """``score_mod`` for a group of heads, renumbered from 0; a bias by distance and a :class:`TokenTerm` stay what they are."""
+    if score_mod is None or isinstance(score_mod, DistanceBias | TokenTerm):
         return None if score_mod is None else score_mod.of_heads(heads)
     numbers = torch.tensor(heads)
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers.to(h.device)[h], q_idx, kv_idx)

@@ -186,7 +186,7 @@ class Shard:
             own = own.replace(hidden_states=self.reach(call.hidden_states, ranges, 1))
         queries = F.pad(q, (0, 0, 0, high - self.stop + beyond))
         if isinstance(call.score_mod, TokenTerm):
-            own = own.replace(score_mod=call.score_mod.of(queries, found[0], slice(None)))
+            own = own.replace(score_mod=call.score_mod.of(queries, found[0], range(q.shape[1])))
         return run(queries, found[0], found[1], own)[:, :, : self.stop - self.start]
 
     def _with_globals(

@@ -7,7 +7,7 @@ is also a position table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +67,8 @@ class Disentangled(TokenTerm):
     scaling: float
     buckets: Callable[[Tensor], Tensor]
 
-    def of(self, q: Tensor, k: Tensor, heads: slice) -> Disentangled:
-        by_query, by_key = (None if table is None else table[heads] for table in (self.by_query, self.by_key))
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> Disentangled:
+        by_query, by_key = (None if table is None else table[list(heads)] for table in (self.by_query, self.by_key))
         return Disentangled(q, k, by_query, by_key, self.scaling, self.buckets)
 
     def __post_init__(self) -> None:

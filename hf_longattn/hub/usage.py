@@ -12,7 +12,7 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..families import FAMILIES
-from ..mechanisms import mechanism_class
+from ..mechanisms.registry import prototype
 from ..reading import is_generic, named_class, plain_names, read_json_object
 
 _QA = """
@@ -163,7 +163,7 @@ def snippet(folder: Path, config: dict[str, Any], name: str, length: int, *, tru
         name,
         length,
         is_long=is_long,
-        takes_globals=attention is not None and mechanism_class(attention.mechanism).takes_globals and not marks_question,
+        takes_globals=attention is not None and prototype(attention.mechanism, attention.options).takes_globals and not marks_question,
         trusts_code=trusts_code,
         adapted=(folder / ADAPTER).is_file(),
     )

@@ -105,6 +105,8 @@ class Mechanism(nn.Module, ABC):
     depends on which or how many they are: a process can then compute some of the heads (:meth:`of_heads`). ``None``: not so."""
     among: tuple[int, int] | None = None
     """Of a part that :meth:`of_heads` made, its first head and the number of all."""
+    fits_activations: bool = False
+    """Whether :meth:`init_from_activations` has parameters to set."""
     copies: Mapping[str, str] = MappingProxyType({})
     """Parameters initialised as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
     shared_by_layers: tuple[str, ...] = ()
@@ -385,7 +387,7 @@ class Mechanism(nn.Module, ABC):
         first, last = divided[shard.rank]
         q, k, v = shard.whole(divided, groups, q, k, v)
         term = call.score_mod
-        term = term.of(q, k, slice(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last))
+        term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last))
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         tensors = {f"mechanism.{name}": named[name][first:last] for name in self.by_head}
         whole = shard.call(call.replace(score_mod=term), 0, shard.length)

@@ -288,8 +288,8 @@ class Composite(Mechanism):
         """Set the members; called once by ``__init__``.
 
         Raises:
-            OptionError: one member is causal only and another bidirectional only, or relative positions were requested and one member has
-                no scores to add them to.
+            OptionError: one member is causal only and another bidirectional only, one counts padding, or relative positions were requested
+                and one member has no scores to add them to.
         """
         self.members = nn.ModuleList(members)
         forms = {member.causal for member in self.mechanisms} - {"both"}
@@ -305,10 +305,19 @@ class Composite(Mechanism):
                 f"Mechanism {self.name!r} was given relative={self.options.relative!r}, but its member {scoreless!r} has no scores that "
                 "relative positions could be added to; leave one of them out."
             )
+        counting = next((member.name for member in self.mechanisms if not member.ignores_padding), None)
+        if counting is not None:
+            raise OptionError(
+                f"Mechanism {counting!r} counts padding with these options, as the implementation that it reproduces does, which single "
+                f"members of {self.name!r} cannot; leave them out, or use it for the whole layer."
+            )
         self.takes_score_mod = scoreless is None
         self.causal = forms.pop() if forms else "both"
         self.trains = any(member.trains for member in self.mechanisms)
         self.takes_globals = any(member.takes_globals for member in self.mechanisms)
+        self.fits_activations = any(member.fits_activations for member in self.mechanisms)
+        self.exports = self.exports if all(member.exports for member in self.mechanisms) else ""
+        self.shared_by_layers = tuple(f"members.{i}.{name}" for i, member in enumerate(self.mechanisms) for name in member.shared_by_layers)
 
     def of_heads(self, first: int, last: int) -> Mechanism:
         part = super().of_heads(first, last)

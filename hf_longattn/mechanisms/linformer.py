@@ -106,6 +106,7 @@ class Linformer(Mechanism):
             self.by_head = ("key_projection", "value_projection")
         if options.sharing == "layerwise":
             self.shared_by_layers = ("key_projection",)
+        self.fits_activations = options.projection == "linear"
         self.reset_parameters()
 
     @property
@@ -124,7 +125,7 @@ class Linformer(Mechanism):
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
         """Fit E and F by :func:`fitted_projections`; positions beyond the measured length repeat the fit, with their share of the rows."""
-        if self.options.projection != "linear":
+        if not self.fits_activations:
             return False
         if real is not None:
             k, v = k * real[:, None, :, None], v * real[:, None, :, None]

@@ -163,6 +163,13 @@ class PerHead(Composite):
         order = [head for heads in self.groups for head in heads]
         return _take(torch.cat(parts, 1), sorted(range(len(order)), key=order.__getitem__))
 
+    def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
+        done = []
+        for member, heads in self._heads():
+            queries, keys, values = (_take(x, heads) for x in (q, k, v))
+            done.append(member.init_from_activations(queries, keys, values, real, causal=causal))
+        return any(done)
+
     def stops_gradients(self, length: int) -> bool:
         return any(member.stops_gradients(length) for member in self.mechanisms)
 

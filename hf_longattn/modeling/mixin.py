@@ -15,7 +15,7 @@ from ..backend import BACKEND, documents_of, packing_refused, takes_masked_docum
 from ..engines.batch import in_graph, positions_in
 from ..errors import BackendError, MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
-from ..mechanisms.registry import mechanism_class
+from ..mechanisms.registry import prototype
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
 from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, tie_parameters
@@ -93,10 +93,10 @@ class LongAttentionMixin(ModelHooks, _Base):
         """Refuse mechanisms with global tokens in models that cannot pass a global mask to their layers."""
         if self.hands_globals_down:
             return
-        names = {self.config.long_attention.for_layer(layer)[0] for layer in range(self.config.num_hidden_layers)}
-        if found := sorted(name for name in names if mechanism_class(name).takes_globals):
+        chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
+        if refused := sorted(name for name, options in chosen if prototype(name, options).takes_globals):
             raise OptionError(
-                f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {found[0]!r} needs; "
+                f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {refused[0]!r} needs; "
                 "choose one without, for example mechanism='nystrom' or 'window'."
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..diagnostics import Candidate
 from ..errors import OptionError
-from ..mechanisms.registry import mechanism_class, prototype
+from ..mechanisms.registry import prototype
 
 USUAL = (
     "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",
@@ -40,9 +40,8 @@ def unsuitable(candidate: Candidate, causal: bool, length: int) -> str:
     Raises:
         LongAttentionError: options that contradict one another.
     """
-    form = mechanism_class(candidate.mechanism).causal
     built = prototype(candidate.mechanism, candidate.options)
-    if form not in ("both", causal) or built.causal not in ("both", causal):
+    if built.causal not in ("both", causal):
         return f"{candidate} has no {'causal' if causal else 'bidirectional'} form, which the model's layers need."
     if built.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."

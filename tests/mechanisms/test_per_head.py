@@ -125,3 +125,32 @@ def test_seeded_members_differ_from_layer_to_layer() -> None:
     assert torch.equal(first, again)
     assert not torch.allclose(first, second)
     torch.testing.assert_close(second, reference_attend(q, k, v, modules[1]).float(), atol=1e-5, rtol=0)
+
+
+def test_what_its_members_are_holds_for_the_whole() -> None:
+    """Facts that depend on the members are asked of the instance: its class cannot know them."""
+
+    def built(heads: str) -> Any:
+        return build_mechanism("per_head", num_heads=4, head_dim=8, max_length=64, heads=heads)
+
+    assert not built("window,strided").takes_globals
+    assert built("window,longformer").takes_globals
+    assert (built("window,hierarchical").exports, built("window,full").exports) == ("", "definition")
+    assert built("linformer:rank=8,sharing=layerwise,full").shared_by_layers == ("members.0.key_projection",)
+    assert built("linformer:rank=8,full").fits_activations
+    assert not built("linformer:rank=8,projection=convolution,full").fits_activations
+
+
+def test_a_member_that_counts_padding_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"'nystrom' counts padding with these options.*use it for the whole layer"):
+        build_mechanism("per_head", num_heads=4, head_dim=8, heads="nystrom:landmarks_over=input,full")
+
+
+def test_members_are_initialised_from_the_activations_of_their_heads() -> None:
+    module = build_mechanism("per_head", num_heads=4, head_dim=8, max_length=32, heads="1,3=linformer:rank=8;full")
+    q, k, v = torch.randn(3, 6, 4, 32, 8)
+    assert module.init_from_activations(q, k, v)
+    alone = build_mechanism("linformer", num_heads=2, head_dim=8, max_length=32, rank=8)
+    alone.init_from_activations(*(x[:, [1, 3]] for x in (q, k, v)))
+    member = next(one for one in module.mechanisms if one.name == "linformer")
+    assert torch.equal(member.key_projection, alone.key_projection)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import hf_longattn
 from hf_longattn.attend import run_batch
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall, TokenTerm
 from hf_longattn.engines.shards import Shard, cut_evenly
 from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.mechanisms.registry import mechanism_class
@@ -74,6 +74,28 @@ CASES += [
     *(("bigbird", {"block_size": 16, "random_pattern": pattern}, False, {}) for pattern in ("hf", "hf_eval")),
 ]
 
+class Content(TokenTerm):  # depends on the contents of queries and keys, as DeBERTa's does; indices beyond the tokens are errors
+    def __init__(self, q, k, weights):
+        self.weights = weights
+        self.of_query, self.of_key = q @ weights[:, :, :1], k @ weights[:, :, 1:]
+
+    def __call__(self, score, b, h, q_idx, kv_idx):
+        row = q_idx - (self.of_key.shape[2] - self.of_query.shape[2])
+        return score + self.of_query[b, h, row.clamp(min=0), 0] * torch.cos(q_idx - kv_idx) + self.of_key[b, h, kv_idx, 0]
+
+    def of(self, q, k, heads):
+        return Content(q, k, self.weights[list(heads)])
+
+
+T = {"contents": True}
+for causal in (True, False):
+    CASES += [
+        *((name, options, causal, {**T, **given}) for given in ({}, {"padding": "right"}) for name, options in (
+            ("window", W), ("per_head", {"heads": "2=window:window=32;1,3=segmented:block_size=24;window:window=16,dilation=2"}),
+            ("union", {"of": "window:window=9+strided:stride=16"}))),
+        ("per_head", {"heads": "2=window:window=32;window:window=16"}, causal, {**T, "padding": "left"}),
+    ]
+
 torch.set_default_dtype(torch.float64)
 ranks, wrong = dist.get_world_size(), []
 for name, options, causal, kwargs in CASES:
@@ -86,7 +108,7 @@ for name, options, causal, kwargs in CASES:
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1 if name != "adaptive_span" else 0.0)
     q = torch.randn(batch, heads, length, width)
-    k, v = torch.randn(2, batch, heads // 2, length, width).unbind()
+    k, v = torch.randn(2, batch, heads if kwargs.get("contents") else heads // 2, length, width).unbind()
     hidden = torch.randn(batch, length, hidden_size) if module.takes_hidden_states else None
     grad = torch.randn(batch, heads, length, width)
     mask = torch.ones(batch, length, dtype=torch.bool)
@@ -122,6 +144,9 @@ for name, options, causal, kwargs in CASES:
 
     start, stop = 0, length
     inputs = [x.clone().requires_grad_() for x in tensors]
+    if kwargs.get("contents"):
+        weights = torch.randn(heads, width, 2)
+        term = Content(inputs[0], inputs[1], weights)
     call = AttentionCall.of(padding_mask=padding, documents=documents, causal=causal, global_mask=globals_, score_mod=term,
                             hidden_states=inputs[3] if hidden is not None else None)
     whole = run_batch(module, *inputs[:3], call)
@@ -132,6 +157,8 @@ for name, options, causal, kwargs in CASES:
     start, stop = shard.start, shard.stop
     own = [x[:, :, start:stop] if x.dim() == 4 else x[:, start:stop] for x in tensors]
     own = [x.clone().requires_grad_() for x in own]
+    if kwargs.get("contents"):
+        term = Content(own[0], own[1], weights)
     call = AttentionCall(causal=causal, score_mod=term, hidden_states=own[3] if hidden is not None else None)
     try:
         out = module.attend_sharded(*own[:3], call, shard)

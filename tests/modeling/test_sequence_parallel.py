@@ -45,7 +45,8 @@ CASES = [
     ("LongMPNetForMaskedLM", {**SHAPE, **NONE, "max_position_embeddings": 256}, {"mechanism": "window", "window": 32}, "labels"),
     ("LongMPNetForMaskedLM", {**SHAPE, **NONE, "max_position_embeddings": 256}, {"mechanism": "strided", "window": 16}, "labels"),
     *(("LongDebertaV2ForMaskedLM", {**SHAPE, **NONE, **DEBERTA}, mechanism, "labels") for mechanism in (
-        {"mechanism": "window", "window": 32}, {"mechanism": "window", "window": 16, "num_sinks": 3}, {"mechanism": "top_k"})),
+        {"mechanism": "window", "window": 32}, {"mechanism": "window", "window": 16, "num_sinks": 3}, {"mechanism": "top_k"},
+        {"mechanism": "per_head", "heads": "2=window:window=32;1,3=segmented:block_size=24;window:window=16"})),
     ("LongLlamaForCausalLM", {**SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 256},
      {"mechanism": "transformer_xl", "segment_length": 24, "memory_length": 40}, "labels"),
 ]
