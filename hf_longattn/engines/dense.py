@@ -115,6 +115,11 @@ def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
     return weights * seen
 
 
+def nothing_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The output ``(B, H, Nq, D)`` of queries that see no key: zeros, whose gradients are zeros for q, k and v."""
+    return torch.zeros_like(q) + sum(x[..., :0].sum().to(q.dtype) for x in (q, k, v))
+
+
 def wide(x: Tensor) -> Tensor:
     """``x`` in fp32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

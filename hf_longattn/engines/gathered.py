@@ -34,7 +34,7 @@ from .block_sparse import (
 )
 from .byte_cache import KEPT
 from .call import AttentionCall, GatherTile
-from .dense import same_dtype
+from .dense import nothing_seen, same_dtype
 from .dispatch import Facts, choose
 from .flex import flex_gathered
 from .plain import plain_gathered
@@ -46,12 +46,15 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     Args:
         q: ``(B, H, Nq, D)``; position i of the queries' axis is position i of the keys' axis.
         k, v: ``(B, H, Nk, D)``; Nk may exceed Nq, for instance by summaries after the tokens' keys.
-        tiles: the pairs.
+        tiles: the pairs; a tile may list none.
         call: its padding mask, scale, dropout and score term; causality is the tiles'.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q. Queries that see nothing are zeros, with zero gradients.
     """
     q, k, v = same_dtype(q, k, v)
+    tiles = [tile for tile in tiles if tile.keys.shape[3] and 0 not in tile.queries.shape[2:]]
+    if not tiles:
+        return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
     facts = Facts(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned)
     path = choose("tiles", facts)

@@ -50,7 +50,12 @@ class TransformerXLOptions(Options):
     )
 
     def is_mask(self) -> bool:
-        return self.bptt
+        return not self.stops
+
+    @property
+    def stops(self) -> bool:
+        """Whether there is a memory into which gradients must not flow."""
+        return not self.bptt and self.memory_length > 0
 
 
 @register_mechanism("transformer_xl")
@@ -115,7 +120,7 @@ class TransformerXL(GatheredMechanism):
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
         """Whether a pass over these keys and values has a memory into which gradients must not flow."""
-        stops = not self.options.bptt and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
+        stops = self.options.stops and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
         return stops and k.shape[2] > self.options.segment_length
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
@@ -147,11 +152,11 @@ class TransformerXL(GatheredMechanism):
         return folded
 
     def stops_gradients(self, length: int) -> bool:
-        return not self.options.bptt and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
+        return self.options.stops and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition in float64; without ``bptt`` the memory's keys and values are ``call.stopped``, or k and v as constants."""
-        if self.options.bptt:
+        if not self.options.stops:
             return super().reference(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
         q, k, v, *remembered = (x.double() for x in (q, k, v, *_remembered(k, v, call.stopped)))

@@ -116,6 +116,22 @@ def test_output_and_gradients_equal_the_pairs_counted_one_by_one(path, case, sto
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, atol=1e-9, rtol=0)
 
 
+def test_parts_may_list_nothing() -> None:
+    """No queries, no keys, or no part at all: zeros where a query sees nothing, with zero gradients."""
+    q, k, v = inputs(10, 10)
+    rows = rows_of(10, 5)
+    nothing = [GatherTile(rows, rows[..., :0]), GatherTile(rows[..., :0], rows), GatherTile(rows[:, :, :0], rows[:, :, :0])]
+    whole = [GatherTile(rows, rows)]
+    expected = gathered_attention(q, k, v, whole, AttentionCall())
+    assert torch.equal(gathered_attention(q, k, v, [*nothing, *whole], AttentionCall()), expected)
+    for parts in (nothing, []):
+        out = gathered_attention(q, k, v, parts, AttentionCall())
+        assert torch.equal(out, torch.zeros_like(q))
+        assert all(
+            torch.equal(grad, torch.zeros_like(x)) for grad, x in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True)
+        )
+
+
 def local_parts(length: int) -> list[GatherTile]:
     """Blocks of 8 with their neighbours, and 4 scattered keys for every row and head, in causal order."""
     rows = rows_of(length, 8)

@@ -153,6 +153,42 @@ def test_a_refusal_recommends_what_works(name: str, option: str) -> None:
                     build(name, **{recommended: form})
 
 
+LEAST = [
+    (name, field.name, field.metadata["least"])
+    for name in list_mechanisms()
+    for field in mechanism_class(name).options_type.__dataclass_fields__.values()
+    if field.metadata.get("least") is not None
+]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(("name", "option", "least"), LEAST)
+def test_the_least_value_of_an_option_computes_the_definition_with_its_gradients(
+    name: str, option: str, least: int, training: bool
+) -> None:  # fmt: skip
+    """At a length for which no mask over all pairs is taken."""
+    length = 280
+    options = {key: value for key, value in mechanism_class(name).sample.items() if (key, value) != ("bptt", True)}
+    no, module = refused(lambda: mechanism_from(name, options | {option: least}, num_heads=HEADS, head_dim=HEAD_DIM, max_length=length))
+    if no:
+        return
+    module = module.double().train(training)
+    for causal in (False, True):
+        if module.causal not in ("both", causal):
+            continue
+        q, k, v = torch.randn(3, 1, HEADS, length, HEAD_DIM, dtype=torch.float64).unbind()
+        twins = [[x.clone().requires_grad_() for x in (q, k, v)] for _ in range(2)]
+        no, out = refused(partial(attend, *twins[0], module, causal=causal))
+        if no:
+            continue
+        expected = reference_attend(*twins[1], module, causal=causal)
+        torch.testing.assert_close(out, expected, atol=1e-8, rtol=0)
+        weight = torch.randn_like(out)
+        gradients = (torch.autograd.grad((x * weight).sum(), twin) for x, twin in zip((out, expected), twins, strict=True))
+        for got, wanted in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-8, rtol=0)
+
+
 def test_one_number_stands_for_a_tuple_of_one() -> None:
     assert mechanism_class("window").options_type.build("window", {"dilation": 2}).dilation == (2,)
     assert mechanism_class("longformer").options_type.build("longformer", {"global_tokens": 0}).global_tokens == (0,)

@@ -66,11 +66,16 @@ def test_one_call_equals_segment_after_segment() -> None:
 
 
 def test_without_memory_segments_stand_alone() -> None:
-    q, k, v = (torch.randn(2, 2, 300, 8) for _ in range(3))
+    q, k, v = (torch.randn(2, 2, 300, 8, requires_grad=True) for _ in range(3))
+    assert not build_mechanism("transformer_xl", num_heads=2, head_dim=8, segment_length=64, memory_length=0).stops_gradients(300)
     for causal in (False, True):
-        found = attend(q, k, v, "transformer_xl", causal=causal, segment_length=64, memory_length=0)
+        out = attend(q, k, v, "transformer_xl", causal=causal, segment_length=64, memory_length=0)
         expected = attend(q, k, v, "segmented", causal=causal, block_size=64, integration="none")
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+        weight = torch.randn_like(out)
+        gradients = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected))
+        for got, wanted in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
 def test_pairs_are_counted() -> None:
