@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks, packing_refusal
+from hf_longattn.data.sources import load_text
 from hf_longattn.errors import LengthError
-from hf_longattn.training.batching import DataCollatorForPackedText, RepeatableMasks, packing_refusal
-from hf_longattn.training.data import load_text
 from hf_longattn.training.lm import MaskedTrainer, TextTrainingArguments, load_lm, to_inputs
 from research.corpus import Corpus, InstalledPackages, without_near_duplicates
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from benchmarks.report import one_sentence_errors
-from hf_longattn.training.qa_data import save_qa
+from hf_longattn.data.qa_schemas import save_qa
 from research.code_qa import SPLITS, TASKS, build_code_qa
 from research.variable_tracking import build_variable_tracking
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
-from hf_longattn.training.data import DataError
 from research import corpus
 from research.code_questions import Imported, Parsed, Question, argument_questions, askable, base_questions
 

@@ -34,12 +34,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_longattn.data.lengths import PositionRange
+from hf_longattn.data.qa_features import QAFormat, pad_features, pad_lists
+from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.long_qa import score_answer
-from hf_longattn.evaluation.qa_features import QAFormat, pad_features, pad_lists
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.training.args import argument
-from hf_longattn.training.lengths import PositionRange
 from hf_longattn.training.qa import (
     QACollator,
     QADataArguments,
@@ -51,7 +52,6 @@ from hf_longattn.training.qa import (
     load_qa_model,
     to_features,
 )
-from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.training_loop import begin, finish, run_training, train
 from research import corpus
 from research.code_labels import Code, Names, label_files

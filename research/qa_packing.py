@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.evaluation.qa_features import QAFeature, QAFormat, cut_question, encode_qa
+from hf_longattn.data.qa_features import QAFeature, QAFormat, cut_question, encode_qa
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.evaluation.metrics.long_qa import BUCKETS, score_answer
-from hf_longattn.training.qa_data import load_qa
 from research.code_qa import TASKS, build_code_qa
 from research.variable_tracking import build_variable_tracking
 

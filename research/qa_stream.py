@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.errors import LengthError
-from hf_longattn.evaluation.qa_features import QAFormat
 from research.qa_packing import PackedFeature, encode_packed
 from research.variable_tracking import NAMES, VALUES, DocumentShape, Filler, make_document, question_of
 

@@ -21,8 +21,8 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.data.qa_schemas import QA_FEATURES
 from hf_longattn.errors import LengthError
-from hf_longattn.training.qa_data import QA_FEATURES
 from research import corpus
 
 MARKER = "# lookup"

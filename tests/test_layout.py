@@ -27,6 +27,7 @@ LAYERS = (
     ("backend",),
     ("modeling",),
     ("families",),
+    ("data",),
     ("evaluation",),
     ("conversion", "training", "hub"),
     ("diagnostics",),
@@ -160,7 +161,8 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert forbidden("conversion", "hf_longattn.hub.card")
     assert not forbidden("conversion", "hf_longattn.hub")
     assert forbidden("evaluation", "hf_longattn.training.qa")
-    assert not forbidden("training", "hf_longattn.evaluation.qa_features")
+    assert forbidden("data", "hf_longattn.evaluation.qa_heads")
+    assert not forbidden("training", "hf_longattn.evaluation.qa_heads")
     assert not forbidden("families", "hf_longattn.backend")
     assert forbidden("mechanisms", "hf_longattn.LongBertModel")
     assert not forbidden("cli", "hf_longattn.convert_checkpoint")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.evaluation.qa_markers import EVIDENCE, SENTENCE, TITLE, add_markers, make_global
+from hf_longattn.data.qa_markers import EVIDENCE, SENTENCE, TITLE, add_markers, make_global
 
 KINDS = ("span", "yes", "no")
 """Kinds of answers, by their number."""

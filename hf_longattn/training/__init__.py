@@ -16,16 +16,16 @@ with needs_extra("train"):  # every module of this package needs them
     import datasets
 
 if TYPE_CHECKING:
+    from ..data.batching import DataCollatorWithGlobals, DataCollatorWithPacking
+    from ..data.lengths import longest_input
+    from ..data.qa_schemas import load_qa, save_qa
+    from ..data.sources import load_labelled, load_text
     from .args import ModelArguments
     from .attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
     from .attention_distillation.distill import distill_attention
-    from .batching import DataCollatorWithPacking
     from .choice import ChoiceDataArguments, ChoiceTrainingArguments, finetune_choice
     from .classification import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
-    from .collators import DataCollatorWithGlobals
-    from .data import load_labelled, load_text
     from .embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
-    from .lengths import longest_input
     from .lm import (
         CLMDataArguments,
         CLMModelArguments,
@@ -40,21 +40,20 @@ if TYPE_CHECKING:
     )
     from .multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask, load_multitask_head
     from .qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model
-    from .qa_data import load_qa, save_qa
     from .seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
     from .tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
 
 _NAMES = {
+    ".data.batching": ("DataCollatorWithGlobals", "DataCollatorWithPacking"),
+    ".data.lengths": ("longest_input",),
+    ".data.qa_schemas": ("load_qa", "save_qa"),
+    ".data.sources": ("load_labelled", "load_text"),
     "args": ("ModelArguments",),
     "attention_distillation.args": ("DistillationModelArguments", "DistillationTrainingArguments"),
     "attention_distillation.distill": ("distill_attention",),
-    "batching": ("DataCollatorWithPacking",),
     "choice": ("ChoiceDataArguments", "ChoiceTrainingArguments", "finetune_choice"),
     "classification": ("ClassificationDataArguments", "ClassificationTrainingArguments", "finetune_classification"),
-    "collators": ("DataCollatorWithGlobals",),
-    "data": ("load_labelled", "load_text"),
     "embed": ("EmbedDataArguments", "EmbedModelArguments", "EmbedTrainingArguments", "finetune_embeddings"),
-    "lengths": ("longest_input",),
     "lm": (
         "CLMDataArguments",
         "CLMModelArguments",
@@ -69,7 +68,6 @@ _NAMES = {
     ),
     "multitask": ("MultiTaskDataArguments", "MultiTaskTrainingArguments", "finetune_multitask", "load_multitask_head"),
     "qa": ("QADataArguments", "QAModelArguments", "QATrainingArguments", "finetune_qa", "load_qa_model"),
-    "qa_data": ("load_qa", "save_qa"),
     "seq2seq": ("Seq2SeqDataArguments", "Seq2SeqLongTrainingArguments", "finetune_seq2seq"),
     "tokens": ("TokenDataArguments", "TokenTrainingArguments", "finetune_tokens"),
 }

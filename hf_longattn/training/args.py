@@ -228,7 +228,7 @@ class LabelledDataArguments(DataArguments):
         "(NAME:SUBSET).",
     )
     split: str = argument("train", "Split to train on, if the data have several.")
-    validation: str = argument("", "Data to evaluate on; default: the last tenth of --data.")
+    validation: str = argument("", "Data to evaluate on, all of them; default: a tenth of every source of --data, chosen by --seed.")
     validation_split: str = argument("validation", "Split of --validation, if it has several.")
     max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum.")
 

@@ -21,14 +21,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.qa_features import pad_lists
+from hf_longattn.data.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, add_markers, marked_question, plain
+from hf_longattn.data.sources import DataError, read_source
 from hf_longattn.errors import CheckpointError, LengthError
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.qa_features import pad_lists
-from hf_longattn.evaluation.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, add_markers, marked_question, plain
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.token_globals import carry_question
-from hf_longattn.training.data import DataError, read_source
-from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, loading
 from hf_longattn.training.trainer import TimedTrainer
 

@@ -17,6 +17,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from hf_longattn.data.batching import WithoutLengths
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.sources import DataError, held_back, read_source
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
@@ -31,9 +34,6 @@ from hf_longattn.training.candidates import (
     to_candidates,
     write_choices,
 )
-from hf_longattn.training.collators import WithoutLengths
-from hf_longattn.training.data import DataError, held_back, read_source
-from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
@@ -102,7 +102,7 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
         joint = is_qangaroo(read_source(data_args.data[0], data_args.split))
     known = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES if joint else MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
     _, tokenizer = load_start(model_args.model, "candidates" if joint else "multiple choice", known)
-    data, held = held_back(data_args, read_joint if joint else read_choices)
+    data, held = held_back(data_args, read_joint if joint else read_choices, training_args.seed)
     if joint:
         model, tokenizer = load_candidate_model(model_args.model, tokenizer)
     else:

@@ -3,15 +3,13 @@
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
@@ -21,13 +19,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from hf_longattn.data.batching import chosen_packing, first_tokens, packed, pooling_module
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.sources import DataError, held_back, load_labelled
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.long_classification import summarise
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.batching import chosen_packing, first_tokens, packed, pooling_module
-from hf_longattn.training.data import DataError, load_labelled
-from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
@@ -47,7 +45,9 @@ class ClassificationDataArguments(LabelledDataArguments):
     )  # fmt: skip
     text_column: str = argument("text", "The column that holds the text.")
     label_column: str = argument("label", "The column that holds the label: a name or a whole number.")
-    validation: str = argument("", "Labelled data to evaluate on; default: a tenth of --data, chosen by --seed.")
+    validation: str = argument(
+        "", "Labelled data to evaluate on, all of them; default: a tenth of every source of --data, chosen by --seed."
+    )
     max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
     packing: bool | None = argument(
         None, "Pack the documents of a training batch into one row without padding; default: yes where model and head allow it."
@@ -173,24 +173,16 @@ class ClassificationTrainer(TimedTrainer):
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents to train on and those to evaluate on: ``validation``, or else a tenth.
+    """The documents to train on and those to evaluate on: see :func:`held_back`.
 
     Raises:
         DataError: as :func:`load_labelled`; or fewer than two classes.
         OptionError: too few documents to hold some back.
     """
-    columns = {"text_column": args.text_column, "label_column": args.label_column}
-    data = concatenate_datasets([load_labelled(source, split=args.split, **columns) for source in args.data])
-    order = list(range(len(data)))
-    random.Random(seed).shuffle(order)
-    data = data.select(order[: args.max_documents or None])
-    if args.validation:
-        train, held_out = data, load_labelled(args.validation, split=args.validation_split, **columns)
-    else:
-        count = math.ceil(len(data) / 10)
-        if len(data) - count < 2:
-            raise OptionError(f"there are {len(data)} documents, too few to hold some back for evaluation; give --validation DATA")
-        train, held_out = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
+    columns: dict[str, str] = {"text_column": args.text_column, "label_column": args.label_column}
+    train, held_out = held_back(
+        args, lambda source, split: load_labelled(source, split=split, **columns), seed, limit=args.max_documents, least=3
+    )
     if not len(held_out):
         raise DataError(f"there is no text in {args.validation}")
     if len(set(train["label"])) < 2:

@@ -17,9 +17,9 @@ import torch
 from datasets import Dataset, Value
 from transformers import TrainingArguments
 
+from hf_longattn.data.sources import DataError, held_back, read_source
 from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.data import DataError, held_back, read_source
 from hf_longattn.training.loading import loading
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
@@ -88,7 +88,7 @@ def finetune_embeddings(
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
     run = begin(model_args, data_args, training_args)
-    data, held = held_back(data_args, read_pairs, least=3)
+    data, held = held_back(data_args, read_pairs, training_args.seed, least=3)
     if model_args.reranker and "score" in data.column_names:
         raise DataError(
             f"a reranker learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave the column "

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_longattn.data.batching import RepeatableMasks
+from hf_longattn.data.lengths import input_length, longest_input
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.args import argument
-from hf_longattn.training.batching import RepeatableMasks
-from hf_longattn.training.lengths import input_length, longest_input
 from hf_longattn.training.lm import (
     MaskedTrainer,
     TextDataArguments,

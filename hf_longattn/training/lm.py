@@ -22,18 +22,20 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks, chosen_packing
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.sources import read_texts, shuffled, split_held_out
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.batching import DataCollatorForPackedText, RepeatableMasks, chosen_packing
-from hf_longattn.training.data import load_text
-from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import loading
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.segments import SegmentCollator, SegmentStream, SegmentTrainer, tokenised
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
+MOST_HELD_OUT = 1000
+"""Documents of a source that are held out at most: the loss of so many is known well enough."""
 _TASKS = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it"}
 _HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
@@ -91,7 +93,9 @@ class TextDataArguments(DataArguments):
         "one whose columns all have a value."
     )  # fmt: skip
     split: str = argument("train", "Split to train on, if the data have several.")
-    validation: str = argument("", "Text to measure the loss on; default: the last hundredth of the documents.")
+    validation: str = argument(
+        "", "Text to measure the loss on, all of it; default: a tenth of the documents of every source (1,000 at most), chosen by --seed."
+    )
     max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
     mask_probability: float = argument(0.15, "Fraction of tokens that mlm chooses.")
 
@@ -243,15 +247,16 @@ def describe_lm_result(log: dict[str, Any]) -> str:
 
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents to train on and those to evaluate on: ``validation``, or else the last hundredth."""
-    where: dict[str, Any] = {"column": args.column, "template": args.template, "seed": seed}
-    data = load_text(args.text, split=args.split, limit=args.max_documents, **where)
+    """The documents to train on and those to evaluate on: all of ``validation``, or else a tenth of every source."""
+    where: dict[str, Any] = {"column": args.column, "template": args.template}
+    parts = read_texts(args.text, split=args.split, **where)
     if args.validation:
-        return data, load_text([args.validation], split="validation", limit=max(1, len(data) // 100), **where)
-    if len(data) < 2:
+        validation = read_texts([args.validation], split="validation", **where)
+        return shuffled(parts, seed, args.max_documents), shuffled(validation, seed)
+    documents, held_out = split_held_out(parts, seed, limit=args.max_documents, most=MOST_HELD_OUT)
+    if not len(held_out):
         raise OptionError("there is only one document, and the loss is measured on another one; give --validation TEXT")
-    held_out = max(1, len(data) // 100)
-    return data.select(range(len(data) - held_out)), data.select(range(len(data) - held_out, len(data)))
+    return documents, held_out
 
 
 def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:

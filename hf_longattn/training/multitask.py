@@ -25,9 +25,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_schemas import load_qa
+from hf_longattn.data.sources import split_held_out
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.evaluation.metrics.long_classification import summarise
-from hf_longattn.evaluation.qa_features import QAFormat
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
@@ -35,10 +38,8 @@ from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, TaskArguments, argument
 from hf_longattn.training.classification import ClassificationDataArguments, DocumentCollator, class_names, read_labelled, to_documents
-from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.qa import TARGETS, QACollator, training_features
-from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.results import PERCENT, steps_of
 from hf_longattn.training.tokens import TokenCollator, TokenDataArguments, read_tagged, tag_scores, to_windows
 from hf_longattn.training.trainer import TimedTrainer
@@ -284,7 +285,7 @@ def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str,
 
 
 def _tokens(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
-    texts, held_texts = read_tagged(TokenDataArguments(data=[data], validation=held))
+    texts, held_texts = read_tagged(TokenDataArguments(data=[data], validation=held), run.training.seed)
     names = sorted({tag for tags in texts["tags"] for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
     model = load_head(LOADERS["tokens"], run.model.model, tokenizer, **numbered(names))
     length = input_length(model, tokenizer, run.data.max_length)
@@ -303,8 +304,7 @@ def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held:
     length = input_length(model, tokenizer, run.data.max_length)
     form = QAFormat(length, min(128, length // 4))
     records = load_qa(data, "train")
-    validation = load_qa(held, "validation") if held else records.select(range(len(records) - max(1, len(records) // 10), len(records)))
-    records = records if held else records.select(range(len(records) - len(validation)))
+    records, validation = (records, load_qa(held, "validation")) if held else split_held_out([records], run.training.seed)
     rows = training_features(records, tokenizer, form, "windows")
 
     def scores() -> Scores:

@@ -25,20 +25,19 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from hf_longattn.data.batching import DataCollatorWithGlobals, chosen_packing, packed
+from hf_longattn.data.lengths import PositionRange, input_length, longest_input
+from hf_longattn.data.qa_features import QAFormat, encode_qa, kind_number, pad_lists
+from hf_longattn.data.qa_schemas import load_qa
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LengthError, OptionError
-from hf_longattn.evaluation.qa_features import QAFormat, encode_qa, kind_number, pad_lists
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.batching import chosen_packing, packed
-from hf_longattn.training.collators import DataCollatorWithGlobals
-from hf_longattn.training.data import DataError
-from hf_longattn.training.lengths import PositionRange, input_length, longest_input
 from hf_longattn.training.loading import loading
-from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 

@@ -18,12 +18,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
+from hf_longattn.data.batching import WithoutLengths
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.sources import DataError, check_column, held_back, read_source
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge_scores
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.collators import WithoutLengths
-from hf_longattn.training.data import DataError, check_column, held_back, read_source
-from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
@@ -82,7 +82,7 @@ def finetune_seq2seq(
     """
     run = begin(model_args, data_args, training_args)
     _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-    data, held = held_back(data_args, lambda source, split: read_pairs(source, data_args, split))
+    data, held = held_back(data_args, lambda source, split: read_pairs(source, data_args, split), training_args.seed)
     model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
     training_args.generation_max_length = training_args.generation_max_length or data_args.max_summary_length

@@ -17,13 +17,12 @@ from datasets import ClassLabel, Dataset, List
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
+from hf_longattn.data.batching import DataCollatorWithPacking, WithoutLengths, chosen_packing
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.sources import DataError, check_column, held_back, read_source
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.entities import entity_scores
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.batching import DataCollatorWithPacking, chosen_packing
-from hf_longattn.training.collators import WithoutLengths
-from hf_longattn.training.data import DataError, check_column, held_back, read_source
-from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
@@ -81,7 +80,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
         raise CheckpointError(
             f"the tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer"
         )
-    texts, held_texts = read_tagged(data_args)
+    texts, held_texts = read_tagged(data_args, training_args.seed)
     names = sorted({tag for tags in texts["tags"] for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
     model = load_head(AutoModelForTokenClassification, model_args.model, tokenizer, **numbered(names))
     length = input_length(model, tokenizer, data_args.max_length)
@@ -111,13 +110,13 @@ class TokenCollator(WithoutLengths, DataCollatorForTokenClassification):
     """transformers' collator, without lengths."""
 
 
-def read_tagged(args: TokenDataArguments) -> tuple[Dataset, Dataset]:
+def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """Documents to train on and to evaluate on, with the columns ``words`` and ``tags`` (names).
 
     Raises:
         DataError: a missing column, words without tags, or a tag that only the validation data have.
     """
-    data, held_out = held_back(args, lambda source, split: _load(source, args, split))
+    data, held_out = held_back(args, lambda source, split: _load(source, args, split), seed)
     known = {tag for tags in data["tags"] for tag in tags}
     unknown = sorted({tag for tags in held_out["tags"] for tag in tags} - known)
     if unknown:

@@ -21,13 +21,13 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from hf_longattn.data.batching import TokenBudget
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attachment import mark_for_zero3
 from hf_longattn.modeling.mixin import LongAttentionMixin, divides_by_items
 from hf_longattn.modeling.sequence_parallel import sequence_parallel
 from hf_longattn.private_apis import TrainerHooks, leave_context_parallelism
-from hf_longattn.training.batching import TokenBudget
 from hf_longattn.training.processes import saving
 
 LEAST_LOGS = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_longattn.evaluation.qa_features import QAFeature
+from hf_longattn.data.qa_features import QAFeature
 from hf_longattn.evaluation.qa_reader import n_best_spans
 
 CONTEXT = "aa bb cc dd"

@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForQuestionAnswering
 
 from hf_longattn import convert_checkpoint
-from hf_longattn.training.qa_data import save_qa
+from hf_longattn.data.qa_schemas import save_qa
 from research.evaluate_qa import main
 from tests.trained import tokenizer_of
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import BertForQuestionAnswering, PreTrainedTokenizerBase
 
+from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.qa_features import QAFormat
 from hf_longattn.training.args import build_arguments, parse_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
-from hf_longattn.training.qa_data import save_qa
 from research.qa_finetune import READER, ReaderCollator, add_waves, deepen, describe_training, finetune_qa
 from research.qa_packing import encode_packed
 from research.variable_tracking import DocumentShape, Filler, make_document

@@ -7,7 +7,7 @@ import random
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
+from hf_longattn.data.qa_features import QAFormat, encode_qa
 from research.qa_packing import encode_packed, packed_loss, share_found
 from research.variable_tracking import DocumentShape, Filler, make_document
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.errors import LengthError
-from hf_longattn.evaluation.qa_features import QAFormat
 from research.code_labels import Code, Names, label_files
 from research.code_qa import build_code_qa
 from research.corpus import Module

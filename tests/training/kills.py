@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerState
 
 from hf_longattn.cli.train import train
-from hf_longattn.training.data import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.training.trainer import TimedTrainer
 
 POINTS = ("half model", "no optimizer", "half optimizer", "no state", "half state", "half deleted")

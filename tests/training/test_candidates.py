@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.candidates import (
@@ -25,7 +26,6 @@ from hf_longattn.training.candidates import (
     to_candidates,
 )
 from hf_longattn.training.choice import CHOICE, choice_result, finetune_choice
-from hf_longattn.training.data import DataError
 from tests.training.conftest import checkpoint
 
 FAST: dict[str, Any] = {

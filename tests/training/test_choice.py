@@ -11,9 +11,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.sources import DataError
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.choice import CHOICE, finetune_choice, read_choices, to_choices
-from hf_longattn.training.data import DataError
 from tests.training.conftest import FAST, checkpoint
 
 

@@ -12,11 +12,11 @@ from datasets import ClassLabel, Dataset
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.sources import DataError, load_labelled
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.training import classification
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.classification import CLASSIFICATION, class_names, finetune_classification, to_documents
-from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.training_loop import LOG_NAME
 from scripts import train_classify
 from tests.training.conftest import FAST, checkpoint

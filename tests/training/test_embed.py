@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.data import DataError, held_back
 from hf_longattn.training.embed import EMBED, EmbedDataArguments, finetune_embeddings, read_pairs
 from tests.training.conftest import FAST, checkpoint
 
@@ -84,7 +84,7 @@ def test_sources_of_different_columns_are_refused(tmp_path: Path) -> None:
     pairs = [{"anchor": "a", "positive": "b"}]
     data = [write(pairs, tmp_path / "1.jsonl"), write([{**pairs[0], "score": 0.5}], tmp_path / "2.jsonl")]
     with pytest.raises(DataError, match=r"but .*2\.jsonl has anchor, positive, score"):
-        held_back(EmbedDataArguments(data=data), read_pairs)
+        held_back(EmbedDataArguments(data=data), read_pairs, seed=0)
 
 
 def test_a_reranker_does_not_ignore_scores(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

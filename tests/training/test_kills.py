@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.lm import MLM, finetune_lm
-from hf_longattn.training.qa_data import save_qa
 from tests.training.conftest import FAST, checkpoint
 from tests.training.kills import POINTS, Ending, run
 from tests.training.test_classification import rows, table

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.sources import DataError, load_text
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.data import DataError, load_text
 from hf_longattn.training.lm import CLM, LM, MLM, finetune_lm, load_lm, to_inputs
 from hf_longattn.training.training_loop import LOG_NAME
 from tests.training.conftest import FAST, SOURCES, checkpoint

@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.multitask import MULTITASK, TaskBatches, finetune_multitask, load_multitask_head, multitask_result
-from hf_longattn.training.qa_data import save_qa
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 from tests.training.test_tokens import tagged, write

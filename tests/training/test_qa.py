@@ -26,14 +26,15 @@ from transformers import (
 )
 
 from hf_longattn import convert_checkpoint
+from hf_longattn.data.lengths import PositionRange
+from hf_longattn.data.qa_features import QAFormat, encode_qa
+from hf_longattn.data.qa_markers import marked_texts
+from hf_longattn.data.qa_schemas import load_qa, save_qa
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LengthError, OptionError
-from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
-from hf_longattn.evaluation.qa_markers import marked_texts
 from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
-from hf_longattn.training.data import DataError
-from hf_longattn.training.lengths import PositionRange
 from hf_longattn.training.qa import (
     QA,
     QACollator,
@@ -46,7 +47,6 @@ from hf_longattn.training.qa import (
     to_features,
     window_mask,
 )
-from hf_longattn.training.qa_data import load_qa, save_qa
 from hf_longattn.training.training_loop import LOG_NAME
 from tests.training.conftest import FAST
 

@@ -11,10 +11,10 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge, rouge_scores
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.data import DataError
 from hf_longattn.training.seq2seq import SEQ2SEQ, finetune_seq2seq
 from tests.training.conftest import FAST, checkpoint
 

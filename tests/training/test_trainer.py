@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_longattn.training.batching import TokenBudget
+from hf_longattn.data.batching import TokenBudget
 from hf_longattn.training.trainer import Clock, OrderOfPass, SeededGroups, timed_schedule
 from tests.ranks import run_two_ranks
 

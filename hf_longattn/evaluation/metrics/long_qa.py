@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import string
 from collections import Counter
 from collections.abc import Sequence
@@ -12,11 +11,12 @@ from typing import Any
 import datasets
 import evaluate
 
+from hf_longattn.data.answers import ARTICLES
+
 BUCKETS = (512, 1024, 2048, 4096, 8192)
 """Upper bounds of the length buckets, in tokens of the document."""
 
 _PUNCTUATION = frozenset(string.punctuation)
-ARTICLES = re.compile(r"\b(a|an|the)\b")
 _DESCRIPTION = """
 Exact match and token F1 of extractive question answering (SQuAD's definitions), in per cent, over all questions and by
 the length of the document in tokens.

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.evaluation.qa_features import QAFeature, QAFormat, encode_qa, kind_number
+from hf_longattn.data.qa_features import QAFeature, QAFormat, encode_qa, kind_number
+from hf_longattn.data.qa_markers import EVIDENCE, insert, marked_document, marked_texts
+from hf_longattn.data.qa_schemas import SCHEMAS, _convert
 from hf_longattn.evaluation.qa_heads import chosen_evidence
-from hf_longattn.evaluation.qa_markers import EVIDENCE, insert, marked_document, marked_texts
 from hf_longattn.evaluation.qa_reader import n_best_spans
-from hf_longattn.training.qa_data import SCHEMAS, _convert
 from research.tokenizer import train_tokenizer
 from tests.trained import tokenizer_of
 from tests.training.conftest import SOURCES

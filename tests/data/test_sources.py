@@ -1,4 +1,4 @@
-"""Names on the Hub with subsets (a folder with a card that lists subsets is read as a repository is), and texts from several columns."""
+"""Subsets on the Hub (a folder with a card is read as a repository is), texts from several columns, and which rows are held out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from hf_longattn.data.qa_schemas import load_qa
+from hf_longattn.data.sources import DataError, held_back, load_or_refuse, load_text, read_source, split_held_out
 from hf_longattn.errors import OptionError
-from hf_longattn.training.data import DataError, load_or_refuse, load_text, read_source
-from hf_longattn.training.qa_data import load_qa
+from hf_longattn.training.args import LabelledDataArguments
+from hf_longattn.training.lm import TextDataArguments, read_documents
 
 CARD = """---
 configs:
@@ -99,3 +101,52 @@ def test_a_damaged_folder_of_datasets(name: str, damage: Callable[[Path], Any], 
     damage(tmp_path / "saved" / name)
     with pytest.raises(DataError, match="saved' is damaged; write it again with save_to_disk"):
         read(str(tmp_path / "saved"))
+
+
+def numbered(*sizes: int) -> list[Dataset]:
+    """Sources whose rows are numbered from 0, 1000, 2000 …"""
+    return [Dataset.from_dict({"row": list(range(1000 * place, 1000 * place + size))}) for place, size in enumerate(sizes)]
+
+
+def saved(parts: list[Dataset], folder: Path) -> list[str]:
+    names = [str(folder / f"source{place}") for place in range(len(parts))]
+    for part, name in zip(parts, names, strict=True):
+        part.save_to_disk(name)
+    return names
+
+
+def test_a_random_tenth_of_every_source_is_held_out() -> None:
+    parts = numbered(100, 40, 5, 1)
+    train, held_out = split_held_out(parts, seed=0)
+    assert sorted([*train["row"], *held_out["row"]]) == sorted(row for part in parts for row in part["row"])
+    assert [sum(row // 1000 == place for row in held_out["row"]) for place in range(4)] == [10, 4, 1, 0]
+    assert sorted(row for row in held_out["row"] if row < 1000) != list(range(90, 100)), "not the last rows"
+    assert split_held_out(parts, seed=0)[1]["row"] == held_out["row"]
+    assert split_held_out(parts, seed=1)[1]["row"] != held_out["row"]
+
+
+@pytest.mark.parametrize(("sizes", "held"), [((1, 1, 1), 1), ((2,), 1), ((1,), 0)])
+def test_few_rows_are_divided_too(sizes: tuple[int, ...], held: int) -> None:
+    assert [len(part) for part in split_held_out(numbered(*sizes), seed=0)] == [sum(sizes) - held, held]
+
+
+def test_a_limit_counts_all_rows_and_most_those_held_out() -> None:
+    assert [len(part) for part in split_held_out(numbered(100, 100), seed=0, limit=50)] in ([45, 5], [46, 4])
+    assert [len(part) for part in split_held_out(numbered(100, 100), seed=0, most=3)] == [194, 6]
+
+
+def test_given_data_to_evaluate_on_are_used_whole(tmp_path: Path) -> None:
+    first, second = saved(numbered(20, 90), tmp_path)
+    _, held_out = held_back(LabelledDataArguments(data=[first], validation=second), read_source, seed=0)
+    assert sorted(held_out["row"]) == list(range(1000, 1090))
+
+
+def test_given_text_to_evaluate_on_is_used_whole(tmp_path: Path) -> None:
+    """As many as the training documents' hundredth were used once."""
+    files = [tmp_path / name for name in ("train.jsonl", "held.jsonl")]
+    for file, count in zip(files, (300, 200), strict=True):
+        file.write_text("".join(json.dumps({"text": f"{file.stem} {number}"}) + "\n" for number in range(count)))
+    train, held_out = read_documents(TextDataArguments(text=[str(files[0])], validation=str(files[1])), seed=0)
+    assert (len(train), len(held_out)) == (300, 200)
+    train, held_out = read_documents(TextDataArguments(text=[str(file) for file in files]), seed=0)
+    assert [sum(text.startswith(name) for text in held_out["text"]) for name in ("train", "held")] == [30, 20]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hf_longattn.training.data import DataError
-from hf_longattn.training.qa_data import load_qa, occurrences, save_qa
+from hf_longattn.data.answers import occurrences
+from hf_longattn.data.qa_schemas import load_qa, save_qa
+from hf_longattn.data.sources import DataError
 
 RECORD = {"id": "1", "context": "The fox is red.", "question": "What is red?", "answers": {"text": ["fox"], "answer_start": [4]}}
 QAS = [{"id": "1", "question": RECORD["question"], "answers": [{"text": "fox", "answer_start": 4}]}]

@@ -11,7 +11,6 @@ import csv
 import functools
 import gzip
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
@@ -22,9 +21,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers.utils import logging
 
-from hf_longattn.evaluation.metrics import trivia
+from hf_longattn.data.answers import normalised_alias, occurrences
+from hf_longattn.data.sources import DataError, choose_split, load_or_refuse, load_saved, saved_by_datasets
 from hf_longattn.naming import LOGGER
-from hf_longattn.training.data import DataError, choose_split, load_or_refuse, load_saved, saved_by_datasets
 
 logger = logging.get_logger(LOGGER)
 
@@ -61,8 +60,6 @@ AT_ONCE = 500
 """Rows that are converted before they are written to disk."""
 PEEKED = 1000
 """Rows of a file whose columns are looked at to recognise its schema."""
-MOST_MATCHES = 64
-"""Occurrences of an answer that distant supervision takes from one document."""
 SHOWN = 3
 """Bad rows that a message quotes."""
 IDS = ("id", "_id", "qid", "question_id", "QuestionId", "example_id")
@@ -125,23 +122,6 @@ def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
     with Path(path).open("w", encoding="utf-8") as file:
         for record in data:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
-    """Every whole-word occurrence of any of ``texts`` in ``context``, whatever its case and spaces, as SQuAD's answers; ``normalised``:
-    also whatever punctuation and articles stand between its words, as TriviaQA compares answers."""
-    gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
-    wanted = {trivia.normalise(text) for text in texts} if normalised else texts
-    found: dict[int, str] = {}
-    lowered = context.lower()
-    for text in wanted:
-        words = text.split()
-        if not words or not all(word.lower() in lowered for word in words):  # most of an answer's aliases are not there
-            continue
-        for match in re.finditer(rf"(?<!\w){gap.join(map(re.escape, words))}(?!\w)", context, re.IGNORECASE):
-            found[match.start()] = max(found.get(match.start(), ""), match.group(), key=len)
-    starts = sorted(found)[:MOST_MATCHES]
-    return {"text": [found[start] for start in starts], "answer_start": starts}
 
 
 def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +222,7 @@ def _trivia_answer(answer: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     people = list(told.get("humananswers") or [])
     texts = [told.get("value"), *(told.get("aliases") or []), *(told.get("normalizedaliases") or []), *people]
     looked_for = list(dict.fromkeys(str(text) for text in texts if text))
-    gold = [*(told.get("normalizedaliases") or []), *map(trivia.normalise, people)] or [trivia.normalise(text) for text in looked_for]
+    gold = [*(told.get("normalizedaliases") or []), *map(normalised_alias, people)] or [normalised_alias(text) for text in looked_for]
     return looked_for, list(dict.fromkeys(text for text in gold if text))
 
 

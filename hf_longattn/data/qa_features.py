@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_longattn.data.qa_markers import Marked, insert, marked_document, marked_question
 from hf_longattn.errors import LengthError
-from hf_longattn.evaluation.qa_markers import Marked, insert, marked_document, marked_question
 from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
@@ -31,7 +31,7 @@ class QAFormat:
         stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input, the rest cut off.
         global_question: give ``global_attention_mask``: everything before the document is global.
         max_question_tokens: a longer question is cut, with a warning.
-        markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.evaluation.qa_markers`.
+        markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.data.qa_markers`.
     """
 
     max_length: int = 512

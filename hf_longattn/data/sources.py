@@ -8,14 +8,15 @@ from __future__ import annotations
 import random
 import re
 import string
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
 
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
-from hf_longattn.training.args import LabelledDataArguments
 
 FORMATS = {
     ".txt": ("text", {"sample_by": "document"}),
@@ -28,6 +29,8 @@ FORMATS = {
 TEXT_FILES = ("*.txt", "*.md", "*.rst", "*.py")
 SUBSETS = re.compile(r"[Aa]vailable(?: configs)?: \[('.+')\]")
 """Where a message of ``datasets`` lists the subsets, which one of was not named, or another."""
+TENTH = 10
+"""One row in so many of every source is held out."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
 
 
@@ -63,11 +66,24 @@ def read_source(source: str, split: str = "train") -> Dataset:
     return choose_split(found, split, source)
 
 
-def held_back(args: LabelledDataArguments, read: Callable[[str, str], Dataset], least: int = 2) -> tuple[Dataset, Dataset]:
-    """The rows to train on and those to evaluate on: of ``--validation``, or else the last tenth.
+class LabelledSources(Protocol):
+    """Arguments that name labelled data: sources to train on and, if not empty, one to evaluate on."""
+
+    data: list[str]
+    split: str
+    validation: str
+    validation_split: str
+
+
+def held_back(
+    args: LabelledSources, read: Callable[[str, str], Dataset], seed: int, *, limit: int = 0, least: int = 2
+) -> tuple[Dataset, Dataset]:
+    """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source.
 
     Args:
         read: reads a split of a source.
+        seed: chooses the rows; see :func:`split_held_out`.
+        limit: maximum number of rows; 0 = all.
         least: rows without which nothing is held back.
 
     Raises:
@@ -78,14 +94,48 @@ def held_back(args: LabelledDataArguments, read: Callable[[str, str], Dataset], 
     if other := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
         columns = [", ".join(part.column_names) for part in (parts[0], parts[other])]
         raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[other]} has {columns[1]}; give data of one shape")
-    data = concatenate_datasets(parts)
     if args.validation:
+        data = shuffled(parts, seed, limit) if limit else concatenate_datasets(parts)
         return data, read(args.validation, args.validation_split)
-    if len(data) < least:
-        rows = "is only one row" if len(data) == 1 else f"are {len(data)} rows"
-        raise OptionError(f"there {rows} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA")
-    count = max(1, len(data) // 10)
-    return data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
+    rows = sum(map(len, parts))
+    if min(rows, limit or rows) < least:
+        count = "is only one row" if rows == 1 else f"are {rows} rows"
+        raise OptionError(f"there {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA")
+    return split_held_out(parts, seed, limit=limit)
+
+
+def shuffled(parts: Sequence[Dataset], seed: int, limit: int = 0) -> Dataset:
+    """The rows of all parts in an order that depends on the seed; the first ``limit``, 0 = all."""
+    data = concatenate_datasets(parts)
+    return data.select(_order(len(data), seed, limit))
+
+
+def split_held_out(parts: Sequence[Dataset], seed: int, *, limit: int = 0, most: int | None = None) -> tuple[Dataset, Dataset]:
+    """Divide data into rows to train on and rows to evaluate on: of every source a tenth, drawn by the seed.
+
+    A source of two rows or more gives at least one; if none has two, the last row of all is held out.
+
+    Args:
+        parts: the rows of each source, with the same columns.
+        limit: of the rows of all sources together, how many to use, drawn by the seed; 0 = all.
+        most: rows of a source that are held out at most; ``None`` = no limit.
+    """
+    ends = list(accumulate(map(len, parts)))
+    data = concatenate_datasets(parts)
+    order = _order(len(data), seed, limit)
+    by_source: list[list[int]] = [[] for _ in parts]
+    for row in order:
+        by_source[bisect_right(ends, row)].append(row)
+    held_out = [row for rows in by_source if len(rows) > 1 for row in rows[: min(max(1, len(rows) // TENTH), most or len(rows))]]
+    held_out = held_out or order[1:][-1:]
+    chosen = set(held_out)
+    return data.select([row for row in order if row not in chosen]), data.select(held_out)
+
+
+def _order(count: int, seed: int, limit: int) -> list[int]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order[: limit or None]
 
 
 def is_plain_text(source: str) -> bool:
@@ -111,11 +161,7 @@ def load_text(
     """Read documents.
 
     Args:
-        sources: see :func:`read_source`.
-        split: which split, if a source has several.
-        column: which column holds the text.
-        template: format strings that make the text from several columns, ``"{title}\\n{body}"``, in place of ``column``; each row takes the
-            first one whose columns all have a value.
+        sources, split, column, template: see :func:`read_texts`.
         limit: maximum number of documents, chosen by ``seed``; 0 = all.
         seed: the order of the documents.
 
@@ -123,18 +169,37 @@ def load_text(
         A dataset with the column ``text``.
 
     Raises:
+        DataError, OptionError: as :func:`read_texts`.
+    """
+    return shuffled(read_texts(sources, split=split, column=column, template=template), seed, limit)
+
+
+def read_texts(sources: list[str], *, split: str = "train", column: str = "text", template: Sequence[str] = ()) -> list[Dataset]:
+    """The documents of each source, in their order, without empty ones.
+
+    Args:
+        sources: see :func:`read_source`.
+        split: which split, if a source has several.
+        column: which column holds the text.
+        template: format strings that make the text from several columns, ``"{title}\\n{body}"``, in place of ``column``; each row takes
+            the first one whose columns all have a value.
+
+    Returns:
+        Datasets with the column ``text``.
+
+    Raises:
         DataError: missing file, unknown split or column, or nothing to read.
         OptionError: a template that is no format string, or names no column.
     """
     forms = [(form, template_columns(form)) for form in template]
-    data = concatenate_datasets([_load_text(source, split, column, forms) for source in sources]).filter(
-        lambda row: bool((row["text"] or "").strip())
-    )
-    if not len(data):
+    parts = [_load_text(source, split, column, forms).filter(_has_text) for source in sources]
+    if not any(map(len, parts)):
         raise DataError(f"there is no text in {', '.join(sources)}")
-    order = list(range(len(data)))
-    random.Random(seed).shuffle(order)
-    return data.select(order[: limit or None])
+    return parts
+
+
+def _has_text(row: dict[str, Any]) -> bool:
+    return bool((row["text"] or "").strip())
 
 
 def load_labelled(source: str, *, split: str = "train", text_column: str = "text", label_column: str = "label") -> Dataset:

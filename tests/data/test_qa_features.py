@@ -8,9 +8,9 @@ import random
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.data import qa_features
+from hf_longattn.data.qa_features import QAFormat, cut_question, encode_qa, token_at
 from hf_longattn.errors import LengthError
-from hf_longattn.evaluation import qa_features
-from hf_longattn.evaluation.qa_features import QAFormat, cut_question, encode_qa, token_at
 from research.variable_tracking import DocumentShape, Filler, make_document
 
 

@@ -1,0 +1,35 @@
+"""Answers as texts: what TriviaQA takes as equal, and where a text occurs in a document."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterable
+from typing import Any
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+MOST_MATCHES = 64
+"""Occurrences of an answer that distant supervision takes from one document."""
+_SPACES = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
+
+
+def normalised_alias(text: str) -> str:
+    """Lower case, single spaces instead of punctuation, no articles: TriviaQA's normalisation (SQuAD's deletes punctuation)."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(_SPACES)).split())
+
+
+def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
+    """Every whole-word occurrence of any of ``texts`` in ``context``, whatever its case and spaces, as SQuAD's answers; ``normalised``:
+    also whatever punctuation and articles stand between its words, as TriviaQA compares answers."""
+    gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
+    wanted = {normalised_alias(text) for text in texts} if normalised else texts
+    found: dict[int, str] = {}
+    lowered = context.lower()
+    for text in wanted:
+        words = text.split()
+        if not words or not all(word.lower() in lowered for word in words):  # most of an answer's aliases are not there
+            continue
+        for match in re.finditer(rf"(?<!\w){gap.join(map(re.escape, words))}(?!\w)", context, re.IGNORECASE):
+            found[match.start()] = max(found.get(match.start(), ""), match.group(), key=len)
+    starts = sorted(found)[:MOST_MATCHES]
+    return {"text": [found[start] for start in starts], "answer_start": starts}
