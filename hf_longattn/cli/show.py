@@ -56,6 +56,7 @@ def show_plan(plan: ConversionPlan) -> None:
     console.print()
     if plan.choice is not None:
         console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
+    _show_warnings(console, [*map(str, plan.warnings)])
     console.print(plan.attention.table(plan.shape.layers), highlight=False)
     if plan.decoder is not None:
         console.print(f"\ndecoder, {plan.decoder.old} → {plan.decoder.new} tokens", highlight=False)
@@ -142,6 +143,8 @@ def show_costs(costs: Sequence[LengthCost]) -> None:
 
 def show_report(report: ConversionReport) -> None:
     """What was written, and the checks."""
+    from ..conversion.report import POSITIONS
+
     console = _console()
     plan = report.plan
     made = plan.get("class", plan["long_class"])
@@ -154,8 +157,8 @@ def show_report(report: ConversionReport) -> None:
     )
     if "choice" in plan:
         console.print(f"\n{escape(plan['choice']['reason'])}", style="bold", highlight=False)
-    for sentence in plan.get("warnings", ()):
-        console.print(f"\n{escape(sentence)}", style="yellow", highlight=False)
+    if not any(check.name == POSITIONS for check in report.checks):
+        _show_warnings(console, plan.get("warnings", ()))
     if not report.checks:
         console.print("\nNot verified (--no-verify).", style="yellow")
         return
@@ -170,6 +173,11 @@ def show_report(report: ConversionReport) -> None:
     console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; details are in {report.files[-2]}.", highlight=False)
     if report.train_command:
         console.print(f"Next: {escape(report.train_command)}", highlight=False, soft_wrap=True)
+
+
+def _show_warnings(console: Console, sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        console.print(f"\nWarning: {escape(sentence)}", style="yellow", highlight=False)
 
 
 def show_audit(audit: ReachAudit) -> None:

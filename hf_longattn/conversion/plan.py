@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,14 @@ import torch
 from ..configuration import IN_TURN, LongAttentionConfig
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, nearest
 from ..mechanisms import Mechanism
+from ..mechanisms.composite import write_choice, write_numbers
 from ..mechanisms.options import RELATIVE
 from ..modeling.family import PositionTable
 from ..modeling.generic import mark_generic
 from ..modeling.sliding_window import own_windows, with_own_windows
 from ..modeling.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..naming import load_module
-from ..positions import DROPPED, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
+from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
 from ..positions.relative import relative_kind
 from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
@@ -127,6 +128,11 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, length.new)
+    warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal)
+    if decoder is not None:
+        own = config.decoder_attention
+        layers = layer_mechanisms(own, ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4), decoder.new)
+        warnings += position_warnings(planned.rule, own, layers, decoder, causal=True, decoder=True)
     costs = tuple(cost_at(one, shape, mechanisms) for one in lengths_up_to(length.old, length.new))
     return ConversionPlan(
         source=opened,
@@ -141,6 +147,7 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
         position_change=position_change,
         shape=shape,
         costs=costs,
+        warnings=tuple(warnings),
         decoder=decoder,
     )
 
@@ -153,6 +160,7 @@ class ConversionPlan(ResultPlan):
     position_change: str  # why positions below the old length change the outputs; empty if they do not
     shape: ModelShape
     costs: tuple[LengthCost, ...]
+    warnings: tuple[PositionWarning, ...] = ()  # mechanisms for which the positions do not hold without training
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
@@ -190,6 +198,7 @@ class ConversionPlan(ResultPlan):
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
             **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
+            **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
             **self.sizes(),
             "costs": [asdict(cost) for cost in self.costs],
         }
@@ -217,6 +226,8 @@ def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | N
         config.dtype = cast
     skeleton = architecture.skeleton(config)
     tensors = plan_tensors(source, renamed_tensors(source, architecture), skeleton, {}, length.old, cast)
+    shape = generic_shape(skeleton)
+    warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new), length, causal=shape.causal)
     return ConversionPlan(
         source=source,
         architecture=architecture,
@@ -228,8 +239,9 @@ def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | N
         max_shard_size=asked.max_shard_size,
         attention=attention,
         position_change=position_change,
-        shape=generic_shape(skeleton),
+        shape=shape,
         costs=(),
+        warnings=tuple(warnings),
         generic=True,
     )
 
@@ -263,6 +275,47 @@ def _generic_config(
             f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."
         )
     return config, StackLength(old, old), "as they were", ""
+
+
+@dataclass(frozen=True)
+class PositionWarning:
+    """What speaks against using the result without training: the problem, and what to do about it, both clauses."""
+
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}, so predictions can become much worse; {self.advice}."
+
+
+def position_warnings(
+    rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], length: StackLength, *, causal: bool, decoder: bool = False
+) -> list[PositionWarning]:
+    """One warning for each mechanism for which the result's positions do not hold without training.
+
+    Args:
+        rule: how positions are extended.
+        attention, layers: of a stack, and the mechanism of each of its layers.
+        length: of the stack.
+        causal: whether its tokens look back only.
+        decoder: whether it is the decoder of an encoder-decoder.
+    """
+    if rule == RANDOM and length.new > length.old:
+        problem = f"positions from {length.old:,} on are random rows, as before training"
+        return [PositionWarning(problem, "leave --positions random out, or train the result")]
+    problems: dict[str, tuple[str, list[int]]] = {}
+    for number, mechanism in enumerate(layers):
+        if problem := mechanism.untrained_distances(rule, length.old, length.new, causal):
+            name, options = attention.for_layer(number)
+            problems.setdefault(write_choice({"mechanism": name, **options}), (problem, []))[1].append(number)
+    flags = f"--decoder-mechanism window:window={length.old}" if decoder else f"--mechanism window --option window={length.old}"
+    stack = "decoder layer" if decoder else "layer"
+    advice = f"use a window of at most {length.old:,} tokens ({flags}), or train the result"
+    warnings = []
+    for name, (problem, numbers) in problems.items():
+        where = f"every {stack}" if len(numbers) == len(layers) else f"{stack}{'s' if len(numbers) > 1 else ''} {write_numbers(numbers)}"
+        warnings.append(PositionWarning(f"{name} in {where} {problem}", advice))
+    return warnings
 
 
 SEGMENTS = ("global_first_segment", "global_second_segment")

@@ -18,6 +18,9 @@ TOLERANCE = 1e-4
 """Largest difference that counts as equal, relative to the largest value (at least 1): fp32 sums in another order."""
 PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
 
+POSITIONS = "positions at the new length"
+"""Name of the checks that repeat what a plan warns of."""
+
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
 
@@ -42,13 +45,13 @@ def equality(name: str, found: str, relative: float, values: dict[str, Any], why
         name, found: of the check, and what was compared with the largest difference.
         relative: the largest difference, relative to the largest value; NaN is unequal.
         values: for the report.
-        why: they may differ, so that the result needs training; empty if they must be equal.
+        why: they may differ, so that the result needs training unless its loss says otherwise; empty if they must be equal.
     """
     values = {**values, "relative_difference": relative, "tolerance": TOLERANCE}
     if relative <= TOLERANCE:
         return Check(name, PASSED, f"{found}, equal", values)
     if why:
-        return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
+        return Check(name, NEEDS_TRAINING, f"{found}: not exact, since {why}", values)
     return Check(name, FAILED, f"{found}, but they must be equal", values)
 
 

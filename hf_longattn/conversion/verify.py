@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import CheckpointError, LongAttentionError, in_a_line
+from ..evaluation.token_loss import MASKED, change_from_chunks, chunk_losses, masked_tokens, token_losses
 from ..positions import keeps_old_rows
 from .flops import cost_at, layer_mechanisms
-from .model_loading import Running, auto_class_name, choose_running, load_result, load_source, outputs
+from .model_loading import Running, auto_class_name, choose_running, load_result, load_source
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import FAILED, MEASURED, PASSED, SKIPPED, Check
+from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, SKIPPED, Check
 from .sources.base import Source, open_source
 from .tensor_files import BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, load_tokenizer
@@ -51,7 +52,19 @@ def verify(
             lengths = choose_lengths(plan, from_files=running.from_files)
             steps.append(lambda: check_outputs(plan, result, text, lengths, scratch))
             steps.append(lambda: check_loss(plan, result, text, lengths, scratch, given_text=given_text))
-        return run_steps(steps, progress)
+        return labelled(plan, run_steps(steps, progress))
+
+
+def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
+    """The checks, with what warns of the plan's positions, and with labels that follow the loss where it was measured: outputs that differ
+    from the source's and positions that were not trained need training only if predictions became worse."""
+    loss = next((check for check in checks if "change" in check.values), None)
+    label = NEEDS_TRAINING if loss is None else loss.status
+    sentences = [str(warning).rstrip(".") for warning in plan.warnings]
+    if label == MEASURED:
+        sentences = [f"{warning.problem}, but predictions are not worse ({LOSS})" for warning in plan.warnings]
+    warned = [Check(POSITIONS, label, sentence) for sentence in sentences]
+    return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
 
 
 def _running(plan: ConversionPlan) -> Running:
@@ -205,9 +218,6 @@ LOSS = "language-model loss by position"
 FLOPS_UNASKED, FLOPS_WITH_TEXT = 5e11, 8e12
 LOGITS_BYTES, LOGITS_FROM_FILES = 2e9, 2e8
 """Maximum bytes of the logits; fewer if the weights stay in their files."""
-LOSS_ROWS = 256
-"""Number of tokens whose loss is computed at once."""
-MASKED = 0.15
 
 
 def check_loss(
@@ -227,19 +237,21 @@ def check_loss(
         return [Check(LOSS, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]
     if plan.architecture.converter is not None and plan.new_length < 2 * plan.old_length:
         return []  # the outputs are compared, and no longer length is new
-    whole = min(lengths.new, text.real_tokens()) // lengths.old * lengths.old
+    chunk = _chunk(plan, lengths)
+    whole = min(lengths.new, text.real_tokens()) // chunk * chunk
     logits = LOGITS_BYTES if scratch is None else LOGITS_FROM_FILES
-    count = _affordable(plan, whole, lengths.old, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED, logits)
-    reason = _why_not(plan, text, count, lengths)
+    count = _affordable(plan, whole, chunk, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED, logits)
+    reason = _why_not(plan, text, count, chunk, lengths)
     if reason:
         return [Check(LOSS, SKIPPED, reason)]
     ids = text.tokens(count)
-    shown, target = (ids, ids) if plan.shape.causal else _mask(ids, text.tokenizer)
+    causal = plan.shape.causal
+    shown, target = (ids, ids) if causal else masked_tokens(ids, text.tokenizer)
     source = load_source(plan.source, plan.architecture, None, scratch)[0]
-    together = 1 if scratch is None else count // lengths.old  # weights in files are read for every pass
-    old = _chunked_losses(source, shown, target, lengths.old, plan.shape.causal, together)
+    together = 1 if scratch is None else count // chunk  # weights in files are read for every pass
+    old = chunk_losses(source, shown, target, chunk, causal=causal, together=together)
     del source
-    new = _losses(load_result(result, plan.architecture, plan.config, scratch=scratch)[0], shown, target, plan.shape.causal)
+    new = token_losses(load_result(result, plan.architecture, plan.config, scratch=scratch)[0], shown, target, causal=causal)
     buckets = [
         {
             "from": low,
@@ -248,79 +260,62 @@ def check_loss(
             "source_on_chunks": float(old[low:high].nanmean()),
             "result": float(new[low:high].nanmean()),
         }
-        for low, high in pairwise(_edges(lengths.old, count))
+        for low, high in pairwise(_edges(chunk, count))
         if not new[low:high].isnan().all()
     ]
     listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
     shortened = (
         f" (of {whole}: a large model, shortened{'' if given_text else '; --verify-text FILE allows more'})" if count < whole else ""
     )
-    ways = f"source on chunks of {lengths.old} → result in one pass, in nats per token"
-    detail = f"{count} tokens{shortened} of {text.describe()}, {ways}: {listed}"
+    change = change_from_chunks(old, new, chunk, causal=causal)
+    verdict = "" if change is None else f"; in all {change}: the result is {'worse' if change.worse else 'not worse'}"
+    detail = f"{count} tokens{shortened} of {text.describe()}, source on chunks of {chunk} → result in one pass: {listed}{verdict}"
     values = {
         "tokens": count,
-        "chunk": lengths.old,
-        "predicts": "the next token" if plan.shape.causal else f"{MASKED:.0%} masked tokens",
+        "chunk": chunk,
+        "predicts": "the next token" if causal else f"{MASKED:.0%} masked tokens",
         "unit": "nats per token",
         "buckets": buckets,
+        **({} if change is None else {"change": change.to_dict()}),
     }
-    return [Check(LOSS, MEASURED, detail, values)]
+    return [Check(LOSS, NEEDS_TRAINING if change is not None and change.worse else MEASURED, detail, values)]
+
+
+def _chunk(plan: ConversionPlan, lengths: Lengths) -> int:
+    """Tokens that the source reads at once: its maximum length, or equal parts of a text that is less than twice as long."""
+    return lengths.old if plan.new_length >= 2 * lengths.old else plan.new_length // -(-plan.new_length // lengths.old)
 
 
 def _affordable(plan: ConversionPlan, count: int, chunk: int, limit: float, logits: float) -> int:
-    """The largest number of tokens, in whole chunks and at least two, within the limits; 0 if two are too many."""
-    while count >= 2 * chunk:
+    """The largest number of tokens, in whole chunks and at least two if the result takes two, within the limits; 0 if that is too many."""
+    least = min(2 * chunk, plan.new_length // chunk * chunk)
+    while count >= least:
         cost = cost_at(count, plan.shape, layer_mechanisms(plan.attention, plan.shape, plan.new_length))
         flops = 2 * (cost.total_flops + 2 * count * plan.config.vocab_size * plan.config.hidden_size)
         if flops <= limit and count * plan.config.vocab_size * 4 <= logits:
             return count
-        count = max(count // 2 // chunk * chunk, 2 * chunk if count > 2 * chunk else 0)
+        count = max(count // 2 // chunk * chunk, least if count > least else 0)
     return 0
 
 
-def _why_not(plan: ConversionPlan, text: VerificationText, count: int, lengths: Lengths) -> str | None:
-    if lengths.old < 2:
+def _why_not(plan: ConversionPlan, text: VerificationText, count: int, chunk: int, lengths: Lengths) -> str | None:
+    if chunk < 2:
         return "the source takes only one token, so nothing is predicted"
     if text.tokenizer is None:
         return f"{text.why_seeded}, and a loss needs real text"
     if not plan.shape.causal and text.tokenizer.mask_token_id is None:
         return "the tokenizer has no mask token"
-    if plan.new_length < 2 * lengths.old:
-        return f"two chunks of {lengths.old} tokens are needed, and the result takes {plan.new_length} tokens"
-    if min(lengths.new, text.real_tokens()) < 2 * lengths.old:
+    needed = min(2 * chunk, plan.new_length // chunk * chunk)
+    what = f"{'two chunks' if needed > chunk else 'one chunk'} of {chunk} tokens"
+    if min(lengths.new, text.real_tokens()) < needed:
+        are = "are" if needed > chunk else "is"
         return (
-            f"two chunks of {lengths.old} tokens are needed; the text has {text.real_tokens()} (--verify-text FILE gives another), and"
+            f"{what} {are} needed; the text has {text.real_tokens()} (--verify-text FILE gives another), and"
             f" the result is checked at {lengths.new}"
         )
     if not count:
-        return f"two chunks of {lengths.old} tokens would take too long for a model of this size; --verify-text FILE allows more time"
+        return f"{what} would take too long for a model of this size; --verify-text FILE allows more time"
     return None
-
-
-def _mask(ids: Tensor, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Mask 15 % of the tokens, seeded; targets are -100 elsewhere."""
-    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < MASKED
-    special = torch.tensor(sorted(tokenizer.all_special_ids))
-    chosen &= ~torch.isin(ids, special)
-    return ids.masked_fill(chosen, tokenizer.mask_token_id), ids.masked_fill(~chosen, -100)
-
-
-def _losses(model: Any, shown: Tensor, target: Tensor, causal: bool) -> Tensor:
-    """(N,) loss of each token; NaN where it is not predicted."""
-    returned = outputs(model, shown)
-    logits = returned["logits"] if "logits" in returned else returned["prediction_logits"]
-    if causal:
-        logits, target = logits[:, :-1], target[:, 1:]
-    pieces = zip(logits.flatten(0, 1).split(LOSS_ROWS), target.flatten().split(LOSS_ROWS), strict=True)  # each piece copies its logits
-    losses = torch.cat([functional.cross_entropy(*piece, reduction="none", ignore_index=-100) for piece in pieces])
-    losses = losses.masked_fill(target.flatten() == -100, float("nan")).view(shown.shape[0], -1)
-    return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()
-
-
-def _chunked_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, causal: bool, together: int) -> Tensor:
-    """`together`: number of chunks in a batch."""
-    parts = zip(shown.reshape(-1, chunk).split(together), target.reshape(-1, chunk).split(together), strict=True)
-    return torch.cat([_losses(model, some, wanted, causal) for some, wanted in parts])
 
 
 def _edges(old: int, count: int) -> list[int]:

@@ -20,6 +20,7 @@ from ..engines.dense import grid_of, index_grid, repeat_heads
 from ..engines.global_rows import put_rows
 from ..engines.shards import GlobalTokens, Locality, Shard, cut_evenly, in_turn, softmax_rows
 from ..errors import LengthError, MaskError, OptionError
+from ..positions.distances import Extent, untrained_distances
 from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options
 from .token_rules import TokenRule
@@ -296,6 +297,19 @@ class Mechanism(nn.Module, ABC):
     def locality(self, causal: bool) -> Locality | None:
         """How far a token sees, global tokens apart; ``None`` when that is not bounded. A bounded mechanism can be cut over processes."""
         return None
+
+    def extent(self, causal: bool) -> Extent | None:
+        """Where the keys of one query lie, global tokens and sinks apart; ``None`` if that is not bounded, or decided by content."""
+        local = self.locality(causal)
+        if local is None:
+            return None
+        counted = local.period - 1 if local.ahead else 0  # the further a query is into its block, the less of it lies ahead
+        return Extent(local.back, local.ahead, local.back + local.ahead - counted)
+
+    def untrained_distances(self, rule: str, trained: int, length: int, causal: bool) -> str:
+        """Why positions that are extended by ``rule`` do not hold for this mechanism without training, as
+        :func:`~hf_longattn.positions.untrained_distances` says; empty if they do."""
+        return untrained_distances(rule, trained, length, self.extent(causal), self.reach())
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""

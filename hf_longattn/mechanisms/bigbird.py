@@ -31,6 +31,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
 from ..errors import LengthError, OptionError
 from ..naming import OPERATORS
+from ..positions.distances import Extent
 from .base import KeptKeys, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import joined, tokens_of
 from .masked import MaskedMechanism
@@ -113,6 +114,13 @@ class BigBird(MaskedMechanism):
         o = self.options
         reached = o.num_global_blocks + o.num_window_blocks + o.num_random_blocks if causal else self.full_blocks
         return -(-length // o.block_size) <= reached
+
+    def extent(self, causal: bool) -> Extent | None:
+        o = self.options
+        if o.num_random_blocks and o.random_pattern == "seeded":
+            return None
+        back = (o.num_window_blocks if causal else o.num_window_blocks // 2 + 1) * o.block_size - 1
+        return Extent(back, 0 if causal else back, back if causal else o.num_window_blocks * o.block_size - 1)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         if self.covers(length, causal):

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..engines.call import AttentionCall, mod_of_heads
 from ..engines.shards import Shard
 from ..errors import OptionError
+from ..positions.distances import Extent
 from .base import KeptKeys, Mechanism
 from .composite import Composite, HeadChoice
 from .options import Options, option
@@ -172,6 +173,12 @@ class PerHead(Composite):
 
     def stops_gradients(self, length: int) -> bool:
         return any(member.stops_gradients(length) for member in self.mechanisms)
+
+    def extent(self, causal: bool) -> Extent | None:
+        extents = [extent for member in self.mechanisms if (extent := member.extent(causal)) is not None]
+        if len(extents) < len(self.mechanisms):
+            return None
+        return Extent(*(max(getattr(extent, name) for extent in extents) for name in ("back", "ahead", "span")))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return all(member.covers(length, causal) for member in self.mechanisms)

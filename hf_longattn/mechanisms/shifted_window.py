@@ -30,6 +30,7 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.shards import Locality
 from ..errors import OptionError
+from ..positions.distances import Extent
 from .base import KeptKeys, Mechanism, pad_queries
 from .layout import block_sizes, cells, triangle
 from .masked import MaskedMechanism
@@ -204,6 +205,10 @@ class ShiftedWindow(MaskedMechanism):
             return None
         reached = self.options.group_size - 1
         return Locality(reached, 0 if causal else reached, self.options.group_size)
+
+    def extent(self, causal: bool) -> Extent | None:
+        """That of a model in use, which without ``keep_groups`` attends to everything."""
+        return super().extent(causal) if self.options.keep_groups else None
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """With ``keep_groups``, the keys of the group that a token is in, in either half of the heads."""

@@ -19,6 +19,7 @@ from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.shards import Locality
 from ..errors import OptionError
+from ..positions.distances import Extent
 from .base import Mechanism
 from .composite import Choice, Composite
 from .layout import band_tile, without
@@ -133,6 +134,13 @@ class Union(Composite, GatheredMechanism):
         return Locality(
             max(local.back for local in found), max(local.ahead for local in found), math.lcm(*(local.period for local in found))
         )
+
+    def extent(self, causal: bool) -> Extent | None:
+        extents = [extent for member in self.mechanisms if (extent := member.extent(causal)) is not None]
+        if len(extents) < len(self.mechanisms):
+            return None
+        back, ahead = max(extent.back for extent in extents), max(extent.ahead for extent in extents)
+        return Extent(back, ahead, max(back + ahead if len(extents) > 1 else 0, *(extent.span for extent in extents)))
 
     def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         band = self.pattern(call.causal)

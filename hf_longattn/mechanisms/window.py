@@ -24,6 +24,7 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_h
 from ..engines.dense import repeat_heads
 from ..engines.shards import Locality
 from ..errors import OptionError
+from ..positions.distances import Extent
 from ..positions.relative import Span
 from .layout import band_pairs, band_tile, column_pairs
 from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
@@ -89,6 +90,10 @@ class WindowMask(MaskedMechanism):
         if self.options.num_sinks and not (longest == 1 and isinstance(self, SparseMechanism)):
             return None  # where sinks are a matter of positions, not global tokens
         return Locality(pattern.left * longest, pattern.right * longest)
+
+    def extent(self, causal: bool) -> Extent:
+        pattern, longest = Pattern.window(self.options.window, causal), max(self.dilations)
+        return Extent(pattern.left * longest, pattern.right * longest, (pattern.left + pattern.right) * longest)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         return (positions > upcoming - self._span) | (positions < self.options.num_sinks) if self.options.num_sinks else None

@@ -52,10 +52,14 @@ def test_every_head_converts_and_verifies(name: str, built: Callable[[str], Path
 @pytest.mark.parametrize("name", ["BertForQuestionAnswering", "GPT2LMHeadModel", "LlamaForCausalLM"])
 def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     positions = "rope:none" if name.startswith("Llama") else "auto"
-    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
+    report = convert_checkpoint(built(name), tmp_path / "same", mechanism="full")
     assert report.passed
     assert not report.needs_training
     assert report.train_command is None
+    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
+    assert {check.name for check in report.checks if check.status == "needs training"} == {"positions at the new length"}
+    assert report.passed
+    assert report.train_command
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,8 @@ def test_robertas_two_special_rows_are_kept_once(built: Callable[[str], Path], t
 def test_other_positions_verify_and_say_what_they_cost(positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
     assert report.passed
-    assert report.needs_training == (positions == "interpolate")
+    (check,) = [check for check in report.checks if check.status == "needs training"]
+    assert {"interpolate": "changes the old positions too", "random": "random rows"}[positions] in check.detail
 
 
 @pytest.mark.parametrize(
@@ -275,7 +280,8 @@ def test_rotary_positions_without_parameters_stay_as_they_are(built: Callable[[s
     with pytest.raises(PositionError, match="expected auto or rope:none"):
         convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200, positions="rope:yarn")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200)
-    assert (report.passed, report.needs_training, report.plan["positions"]) == (True, False, "rope:none")
+    assert (report.passed, report.plan["positions"]) == (True, "rope:none")
+    assert [check.name for check in report.checks if check.status == "needs training"] == ["positions at the new length"]
 
 
 def test_contacts_of_a_protein(built: Callable[[str], Path], tmp_path: Path) -> None:
@@ -294,7 +300,7 @@ def test_modernbert_unasked_is_modernbert_at_any_length(built: Callable[[str], P
     """Its local layers keep their window and the others attend to everything; rotary positions go on."""
     source = built("ModernBertForMaskedLM")
     report = convert_checkpoint(source, tmp_path / "long", max_length=256, positions="rope:none")
-    assert (report.passed, report.needs_training) == (True, False)
+    assert [check.name for check in report.checks if check.status == "needs training"] == ["positions at the new length"]
     local = {"mechanism": "window", "window": 10}
     assert report.plan["long_attention"] == {"mechanism": "full", "layers": {"1": local, "2": local}}
     plain = transformers.AutoModelForMaskedLM.from_pretrained(source, max_position_embeddings=256)

@@ -194,3 +194,40 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
         plan_conversion(bert, mechanism="window", positions="alibbi")
     with pytest.raises(PositionError, match=r"sinusoidal positions, which are computed; expected auto, none or alibi"):
         plan_conversion(built("PegasusForConditionalGeneration"), positions="tile")
+
+
+# Positions that do not hold without training for what a mechanism sees.
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("BertForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),
+        ("BertForMaskedLM", {"mechanism": "window", "window": 2 * LENGTH}, "in every layer sees keys up to 128 tokens apart"),
+        ("BertForMaskedLM", {"mechanism": "window", "window": 16, "layers": {1: {"mechanism": "full"}}}, "full in layer 1 sees keys at"),
+        ("BertForMaskedLM", {"mechanism": "block_top_k"}, "block_top_k in every layer sees keys at any distance"),
+        ("BertForMaskedLM", {"mechanism": "full", "positions": "random"}, "are random rows"),
+        ("BertForMaskedLM", {"mechanism": "full", "positions": "interpolate"}, ""),  # changes the old positions: needs training anyway
+        ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),  # whose table has two rows more
+        ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH + 2}, "tiled positions repeat every 64 tokens"),
+        ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH, "num_sinks": 4}, ""),
+        ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH + 1}, "tiled positions repeat every 64 tokens"),
+        ("LlamaForCausalLM", {"mechanism": "full"}, ""),  # scaled by itself
+        ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:none"}, "rotations were trained for distances below 64"),
+        ("BartForConditionalGeneration", {"mechanism": "window", "window": LENGTH}, ""),
+        (
+            "BartForConditionalGeneration",
+            {"mechanism": "window", "window": LENGTH, "max_decoder_length": 256},
+            "full in every decoder layer sees keys at any distance",
+        ),
+    ],
+)  # fmt: skip
+def test_a_plan_warns_where_positions_do_not_hold_without_training(
+    name: str, settings: dict[str, Any], told: str, built: Callable[[str], Path]
+) -> None:
+    plan = plan_conversion(built(name), max_length=256, **settings)
+    sentences = [str(warning) for warning in plan.warnings]
+    assert bool(sentences) == bool(told), sentences
+    assert all(told in sentence for sentence in sentences)
+    assert plan.to_dict().get("warnings", []) == sentences
+    assert not plan_conversion(built(name), **{**settings, "max_decoder_length": None}).warnings, "at the source's own length"

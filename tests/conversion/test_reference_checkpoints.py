@@ -45,3 +45,16 @@ def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path
         losses[positions] = check.values["buckets"][-1]
     assert losses["tile"]["result"] < losses["tile"]["source_on_chunks"] * 1.1
     assert losses["random"]["result"] > losses["tile"]["result"] + 0.2
+
+
+@pytest.mark.parametrize(("window", "needs_training"), [(512, False), (1024, True)])
+def test_a_report_is_labelled_by_the_loss_at_the_new_length(window: int, needs_training: bool, tmp_path: Path) -> None:
+    """A window in which two keys have the same position is exact up to the old length, and much worse beyond it."""
+    if not (ASSETS / "bert-python-512" / "config.json").is_file():
+        pytest.skip("assets/bert-python-512 has not been trained here yet")
+    report = convert_checkpoint(ASSETS / "bert-python-512", tmp_path / "long", mechanism="window", window=window, max_length=1024)
+    assert report.passed
+    assert report.needs_training == needs_training
+    assert bool(report.train_command) == needs_training
+    change = next(check.values["change"] for check in report.checks if "change" in check.values)
+    assert (change["change"] > 1.0) == needs_training

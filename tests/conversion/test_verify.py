@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hf_longattn.conversion import convert_checkpoint, model_loading, plan_conversion, verify, verify_outputs, writing
+from hf_longattn.conversion.report import POSITIONS, Check
 from hf_longattn.conversion.verify_outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
 from hf_longattn.mechanisms import register_mechanism
@@ -146,3 +147,28 @@ def test_lengths_are_shorter_where_logits_are_large_beside_weights_in_files(buil
     plan = dataclasses.replace(plan, old_length=1024)
     assert choose_lengths(plan).old == 1024
     assert choose_lengths(plan, from_files=True).old == int(verify_outputs.LOGITS_FROM_FILES / 4 / plan.config.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("window", "change", "expected"),
+    [
+        (16, None, {"at the old length": "needs training"}),
+        (16, False, {"at the old length": "measured"}),
+        (16, True, {"at the old length": "needs training"}),
+        (128, None, {POSITIONS: "needs training"}),
+        (128, False, {POSITIONS: "measured"}),
+        (128, True, {POSITIONS: "needs training"}),
+    ],
+)
+def test_labels_follow_the_loss_where_it_was_measured(window: int, change: bool | None, expected: dict[str, str], built: Built) -> None:
+    """A window that sees a position twice is labelled, though it is exact at the old length; a narrow one only if it is worse."""
+    plan = plan_conversion(built("BertForMaskedLM"), mechanism="window", window=window, max_length=256)
+    checks = [Check("tensors", "passed", ""), *([Check("at the old length", "needs training", "")] if window == 16 else [])]
+    if change is not None:
+        checks.append(Check(verify.LOSS, "needs training" if change else "measured", "", {"change": {"worse": change}}))
+    found = {check.name: check for check in verify.labelled(plan, checks)}
+    assert {name: found[name].status for name in expected} == expected
+    assert found["tensors"].status == "passed"
+    assert (POSITIONS in found) == (window == 128)
+    if window == 128:
+        assert ("are not worse" in found[POSITIONS].detail) == (change is False)

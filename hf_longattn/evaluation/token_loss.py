@@ -1,0 +1,110 @@
+"""The loss of a language model token by token, before and after a change of the model, with the standard error of the difference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MASKED = 0.15
+"""Share of the tokens that a masked language model predicts, as in BERT."""
+NOT_PREDICTED = -100
+ROWS = 256
+"""Number of tokens whose loss is computed at once, since each piece copies its logits."""
+NEGLIGIBLE = 0.01
+"""Nats per token: a larger loss by no more than this does not count."""
+
+
+@dataclass(frozen=True)
+class LossChange:
+    """Nats per predicted token before and after a change, over the same tokens.
+
+    before, after: means. change: ``after - before``. error: standard error of ``change``, from the differences of single tokens.
+    predicted: number of tokens.
+    """
+
+    before: float
+    after: float
+    change: float
+    error: float
+    predicted: int
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor) -> LossChange | None:
+        """From the losses ``(N,)`` of the same tokens, nan where one is not predicted; ``None`` if no token is predicted by both."""
+        both = ~(before.isnan() | after.isnan())
+        if not both.any():
+            return None
+        before, after = before[both].double(), after[both].double()
+        difference = after - before
+        error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else float("inf")
+        return cls(float(before.mean()), float(after.mean()), float(difference.mean()), error, len(difference))
+
+    @property
+    def worse(self) -> bool:
+        """Whether the loss grew by more than twice its standard error, and by more than :data:`NEGLIGIBLE`; also if it is not finite."""
+        return not self.change <= max(NEGLIGIBLE, 2 * self.error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {**asdict(self), "worse": self.worse, "unit": "nats per token"}
+
+    def __str__(self) -> str:
+        return f"{self.before:.3f} → {self.after:.3f} nats per token ({self.change:+.3f} ± {self.error:.3f}, n = {self.predicted:,})"
+
+
+def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids of any shape with :data:`MASKED` of them masked, special ones excepted, and the targets.
+
+    Args:
+        tokenizer: with a mask token.
+        seed: of the choice.
+    Returns:
+        The masked ids, and the ids where they are masked and :data:`NOT_PREDICTED` elsewhere.
+    """
+    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < MASKED
+    chosen &= ~torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids)))
+    return ids.masked_fill(chosen, tokenizer.mask_token_id), ids.masked_fill(~chosen, NOT_PREDICTED)
+
+
+def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> Tensor:
+    """The loss of each token, ``(B·N,)`` float32; nan where it is not predicted.
+
+    Args:
+        model: with a language-modelling head.
+        shown, target: ``(B, N)``, what the model reads, on its device, and what it should predict, on the CPU.
+        causal: whether a token is predicted at the place before it.
+    """
+    with torch.no_grad():
+        returned = model(input_ids=shown, return_dict=True)
+    logits = (returned["logits"] if "logits" in returned else returned["prediction_logits"]).cpu()
+    if causal:
+        logits, target = logits[:, :-1], target[:, 1:]
+    pieces = zip(logits.flatten(0, 1).split(ROWS), target.flatten().split(ROWS), strict=True)
+    losses = torch.cat([functional.cross_entropy(a.float(), b, reduction="none", ignore_index=NOT_PREDICTED) for a, b in pieces])
+    losses = losses.masked_fill(target.flatten() == NOT_PREDICTED, float("nan")).view(shown.shape[0], -1)
+    return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()
+
+
+def chunk_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, *, causal: bool, together: int = 1) -> Tensor:
+    """:func:`token_losses` of a text ``(1, N)`` that is read in chunks.
+
+    Args:
+        chunk: tokens of each, which divides N.
+        together: number of chunks in a batch.
+    """
+    parts = zip(shown.reshape(-1, chunk).split(together), target.reshape(-1, chunk).split(together), strict=True)
+    return torch.cat([token_losses(model, *part, causal=causal) for part in parts])
+
+
+def change_from_chunks(chunked: Tensor, whole: Tensor, chunk: int, *, causal: bool) -> LossChange | None:
+    """How the loss changes from a text read in chunks to the same text read in one pass, ``(N,)`` each.
+
+    Of a causal model the first half of each chunk is left out, whose tokens have little context in the one way and much in the other.
+    """
+    if causal and len(chunked) > chunk:
+        chunked = chunked.masked_fill(torch.arange(len(chunked)) % chunk < chunk // 2, float("nan"))
+    return LossChange.of(chunked, whole)

@@ -1,0 +1,75 @@
+"""Where the keys of one query lie: what a mechanism says agrees with the weights of its definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hf_longattn import list_mechanisms
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.positions import Extent
+
+LENGTH, HEADS, WIDTH = 240, 4, 16
+BOUNDED: list[tuple[str, dict[str, Any]]] = [
+    ("window", {"window": 16}),
+    ("window", {"window": 17, "num_sinks": 3}),
+    ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
+    ("window", {"window": 8, "dilation": 3, "num_sinks": 2}),
+    ("longformer", {"window": 16, "global_tokens": (0, 2)}),
+    ("bigbird", {"block_size": 8, "num_random_blocks": 0}),
+    ("bigbird", {"block_size": 8, "random_pattern": "hf"}),
+    ("lsg", {"block_size": 8, "sparse_block_size": 0}),
+    ("lsg", {"block_size": 8, "sparse_block_size": 8, "sparsity_factor": 2, "selection": "strided"}),
+    ("segmented", {"block_size": 24, "integration": "previous"}),
+    ("segmented", {"block_size": 24, "integration": "none"}),
+    ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
+    ("shifted_window", {"group_size": 32, "keep_groups": True}),
+    ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 40}),
+    ("per_head", {"heads": "0-1=window:window=16;segmented:block_size=24,integration=none"}),
+    ("union", {"of": "window:window=16+segmented:block_size=24,integration=none"}),
+    ("union", {"of": "segmented:block_size=24,integration=none"}),
+]
+UNBOUNDED: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("full", "bigbird", "strided", "fixed", "top_k", "block_top_k", "lsh", "routing", "nsa", "linear", "nystrom")),
+    ("per_head", {"heads": "0-1=window:window=16;full"}),
+    ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
+    ("segmented", {"integration": "pooled"}),
+]
+
+
+def built(name: str, options: dict[str, Any]) -> Any:
+    return mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=LENGTH)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@pytest.mark.parametrize(("name", "options"), [*((name, None) for name in list_mechanisms()), *BOUNDED], ids=str)
+def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[str, Any] | None, causal: bool) -> None:
+    mechanism = built(name, mechanism_class(name).sample if options is None else options)
+    extent = mechanism.extent(causal)
+    if extent is None or mechanism.causal not in ("both", causal):
+        assert options is None or mechanism.causal not in ("both", causal)
+        return
+    q, k = torch.randn(1, HEADS, LENGTH, WIDTH).double(), torch.randn(1, HEADS, LENGTH, WIDTH).double()
+    with torch.no_grad():
+        seen = mechanism.eval().dense_weights(q, k, AttentionCall.of(causal=causal))[0] != 0
+    seen &= ~(seen.sum(1, keepdim=True) > LENGTH // 2)  # keys: global tokens and sinks
+    seen &= ~(seen.sum(2, keepdim=True) > LENGTH * 3 // 4)  # queries: global tokens
+    distance = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).expand_as(seen)
+    places = torch.arange(LENGTH).expand_as(seen)
+    spans = places.masked_fill(~seen, -1).amax(2) - places.masked_fill(~seen, LENGTH).amin(2)
+    measured = Extent(int(distance[seen].max()), int(-distance[seen].min()), int(spans[seen.any(2)].max()))
+    assert measured.back <= extent.back
+    assert measured.ahead <= extent.ahead
+    assert measured.span <= extent.span
+    if options is not None and name != "adaptive_span":  # whose outermost keys fade to nothing
+        assert extent.span - measured.span <= (23 if name == "union" else 1), "the bound is tight"
+
+
+@pytest.mark.parametrize(("name", "options"), UNBOUNDED, ids=str)
+def test_keys_at_any_distance_and_keys_chosen_by_content_have_no_bound(name: str, options: dict[str, Any]) -> None:
+    mechanism = built(name, options)
+    assert mechanism.extent(False) is None
+    assert mechanism.extent(True) is None

@@ -1,0 +1,48 @@
+"""Which mechanisms positions hold for without training."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_longattn import build_mechanism
+from hf_longattn.positions import Extent, untrained_distances
+
+P = 512
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "causal", "holds"),
+    [
+        ("window", {"window": 512}, False, True),
+        ("window", {"window": 514}, False, False),
+        ("window", {"window": 1024}, False, False),  # measured: the loss goes from 4.9 to 7.1
+        ("window", {"window": 512}, True, True),
+        ("window", {"window": 513}, True, False),  # its last key has the position of the query
+        ("window", {"window": 512, "num_sinks": 4}, True, True),
+        ("window", {"window": 256, "dilation": 2}, False, True),
+        ("window", {"window": 256, "dilation": (1, 4)}, False, False),
+        ("longformer", {"window": 512, "global_tokens": (0,)}, False, True),
+        ("segmented", {"block_size": 512, "integration": "none"}, False, True),
+        ("segmented", {"block_size": 256}, False, False),
+        ("bigbird", {}, False, False),
+        ("per_head", {"heads": "window:window=512,window:window=64"}, False, True),
+        ("per_head", {}, False, False),
+        *((name, {}, False, False) for name in ("full", "top_k", "block_top_k", "lsh", "routing", "nsa", "strided", "linear")),
+    ],
+)
+def test_tiled_positions_hold_for_keys_that_span_the_trained_length(name: str, options: dict, causal: bool, holds: bool) -> None:  # type: ignore[type-arg]
+    mechanism = build_mechanism(name, num_heads=2, head_dim=16, max_length=4096, **options)
+    problem = mechanism.untrained_distances("tile", P, 4096, causal)
+    assert (problem == "") == holds
+    assert holds or "tiled positions repeat every 512 tokens" in problem
+    assert mechanism.untrained_distances("tile", P, P, causal) == "", "nothing is tiled"
+
+
+def test_rules_for_other_positions() -> None:
+    near, far = Extent(255, 0, 255), Extent(900, 0, 900)
+    assert untrained_distances("rope:none", P, 4096, near, 256) == ""
+    assert "distances up to 900" in untrained_distances("rope:none", P, 4096, far, 901)
+    assert "any distance" in untrained_distances("rope:none", P, 4096, near, None)  # sinks
+    assert "rows are random" in untrained_distances("random", P, 4096, near, 256)
+    for rule in ("interpolate", "rope:yarn", "alibi", "none", "sinusoidal", "relative"):
+        assert untrained_distances(rule, P, 4096, None, None) == ""
