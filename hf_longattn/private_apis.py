@@ -1,4 +1,4 @@
-"""Every private name of torch, transformers and peft that this package uses; no other module uses one.
+"""Every private name of other libraries that this package uses; no other module uses one.
 
 A private name can change with any version of its library. So each is looked up when it is used, never on import, and :data:`PRIVATE_APIS`
 records what it is for and what happens without it: a :class:`BackendError` or, if results stay correct, a warning.
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER)
 
-TESTED = {"torch": ("2.11", "2.13"), "transformers": ("5.20", "5.23"), "peft": ("0.21", "0.21"), "accelerate": ("1.10", "1.15")}
+TESTED = {
+    "torch": ("2.11", "2.13"),
+    "transformers": ("5.20", "5.23"),
+    "peft": ("0.21", "0.21"),
+    "accelerate": ("1.10", "1.15"),
+    "sentence_transformers": ("6.0", "6.2"),
+}
 """Library -> the lowest version that pyproject.toml allows and the pinned one, with which the tests pass."""
 
 
@@ -171,6 +177,36 @@ PRIVATE_APIS = {
         ("transformers:Trainer._run_epoch",),
         "take no step more when a run is resumed after its last one",
         "such a run takes one more step",
+    ),
+    "tokenizer_overrides": PrivateApi(
+        ("transformers.models.auto.tokenization_auto:MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS",),
+        "load for a Long model the tokenizer that transformers loads for its base where the checkpoint names another class",
+        "name the class of the base's tokenizer in tokenizer_config.json",
+    ),
+    "awq_scales": PrivateApi(
+        ("transformers.integrations.awq:AWQ_SCALES_MAPPINGS",),
+        "load a Long model whose weights AWQ quantised",
+        "quantise with another method",
+    ),
+    "response_templates": PrivateApi(
+        ("transformers.cli.serving.utils:_RESPONSE_TEMPLATE_FALLBACKS",),
+        "have `transformers serve` read reasoning and tool calls of a Long model as its base's",
+        "they stay in the text",
+    ),
+    "standalone_encoders": PrivateApi(
+        ("sentence_transformers.base.modules.transformer:_ENCODER_ONLY_MODELS",),
+        "have SentenceTransformer load the encoder of a Long encoder-decoder with its mechanisms",
+        "it loads the base's encoder with full attention: " + REFUSED,
+    ),
+    "prompt_adapters": PrivateApi(
+        ("peft.tuners.adaption_prompt.config:TRANSFORMERS_MODEL_CONFIG",),
+        "adapt a Long Llama or Mistral by adaption prompts",
+        "choose another method of peft",
+    ),
+    "expert_adapters": PrivateApi(
+        ("peft.utils.transformers_weight_conversion:_MODEL_TO_CONVERSION_PATTERN",),
+        "adapt the experts of a Long mixture by the names that they had in transformers 4",
+        "pass target_parameters to the config of peft",
     ),
     "target_modules": PrivateApi(
         ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),
@@ -600,7 +636,15 @@ def leave_context_parallelism(accelerator: Any) -> None:
     accelerator._prepare_cp = lambda *prepared: prepared
 
 
-# ---- peft
+# ---- tables of other libraries by model type
+
+
+def model_type_table(name: str, module: ModuleType) -> Any:
+    """The table ``name`` of :data:`PRIVATE_APIS` in ``module``; ``None``, after a warning, where this version has none."""
+    table = getattr(module, PRIVATE_APIS[name].where[0].partition(":")[2], None)
+    if table is None:
+        warn_missing(name)
+    return table
 
 
 def target_module_tables(constants: ModuleType) -> list[dict[str, Any]]:

@@ -38,8 +38,8 @@ def resolve(where: str) -> Any:
 
 @pytest.mark.parametrize("name", PRIVATE_APIS)
 def test_each_is_in_the_installed_versions(name: str) -> None:
-    if PRIVATE_APIS[name].library == "peft":
-        pytest.importorskip("peft")
+    if PRIVATE_APIS[name].library in ("peft", "sentence_transformers"):
+        pytest.importorskip(PRIVATE_APIS[name].library)
     for where in PRIVATE_APIS[name].where:
         resolve(where)
 
@@ -48,6 +48,7 @@ def test_the_versions_are_those_that_are_tested(repository: Path) -> None:
     """The lowest by ``make test-lowest``, the pinned ones by every other run."""
     allowed, pinned = ((repository / file).read_text(encoding="utf-8") for file in ("pyproject.toml", "constraints.txt"))
     for library, (first, last) in TESTED.items():
+        library = library.replace("_", "-")
         assert re.search(rf'"{library}>={re.escape(first)}[",]', allowed), f"{library} {first}"
         assert re.search(rf"^{library}=={re.escape(last)}\.", pinned, re.MULTILINE), f"{library} {last}"
 
@@ -96,7 +97,7 @@ def test_no_other_module_touches_one(repository: Path) -> None:
 
 
 USES = """
-import contextlib, importlib, logging, types
+import contextlib, functools, importlib, logging, types
 import torch, transformers
 from torch import nn
 from transformers import PreTrainedConfig
@@ -142,6 +143,9 @@ def auto_table():
     return apis.lazy_mappings(modeling_auto)
 
 ones = torch.ones(2)
+BY_TYPE = (
+    "tokenizer_overrides", "awq_scales", "response_templates", "standalone_encoders", "prompt_adapters", "expert_adapters"
+)
 USES = {
     "cpu_flash": lambda: apis.aten("cpu_flash")(ones),
     "pair_scores": lambda: __import__("hf_longattn.engines.topk", fromlist=[""]).pair_scores(
@@ -170,9 +174,10 @@ USES = {
     "gguf_readers": apis.gguf_readers,
     "run_epoch": apis.epochs_can_be_skipped,
     "target_modules": lambda: apis.target_module_tables(types.ModuleType("constants")),
+    **{name: functools.partial(apis.model_type_table, name, types.ModuleType("module")) for name in BY_TYPE},
 }
 # given something that lacks it
-INSTANCES = ("has_hooks", "attention_implementation", "parameter_dict", "tied_weights", "model_hooks", "target_modules")
+INSTANCES = ("has_hooks", "attention_implementation", "parameter_dict", "tied_weights", "model_hooks", "target_modules", *BY_TYPE)
 """
 
 

@@ -108,7 +108,14 @@ def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> l
     same = written is not None and written(text.text[:20_000])["input_ids"] == text.source_tokenizer(text.text[:20_000])["input_ids"]
     limit = getattr(written, "model_max_length", None)
     good = same and (limit == plan.new_length or not plan.new_length)
-    detail = f"token ids {'equal to' if same else 'differ from'} the source's, model_max_length {limit}"
+    if not same:
+        classes = " and ".join(type(one).__name__ for one in (text.source_tokenizer, written))
+        advice = (
+            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with AutoTokenizer.from_pretrained("
+            f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
+        )
+        return [Check("tokenizer", FAILED, advice)]
+    detail = f"token ids equal to the source's, model_max_length {limit}"
     return [Check("tokenizer", PASSED if good else FAILED, detail)]
 
 

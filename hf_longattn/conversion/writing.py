@@ -22,6 +22,7 @@ from ..modeling.attention_sites import attention_sites
 from ..modeling.generic import enable_long_attention
 from ..modeling.recurrence import MemoryTokens
 from ..positions import extend_table
+from ..private_apis import model_type_table
 from ..reading import read_json_object
 from .architectures import attached_mechanisms, attached_memory
 from .model_loading import load_source
@@ -186,13 +187,22 @@ def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str,
     return values
 
 
-def _longer_tokenizer(values: dict[str, Any], base_type: str, new_length: int) -> dict[str, Any]:
-    """The new limit (0: as it was), and the class by name, since the result has another model_type."""
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
+"""transformers' class for any tokenizer.json, and its name that transformers 4 knows as well."""
 
-    named = TOKENIZER_MAPPING_NAMES.get(base_type)
-    default = {"tokenizer_class": named} if isinstance(named, str) else {}
-    return {**default, **values, **({"model_max_length": new_length} if new_length else {})}
+
+def _longer_tokenizer(values: dict[str, Any], base_type: str, new_length: int) -> dict[str, Any]:
+    """The new limit (0: as it was), and the class that transformers loads for the base, since programs may not know the result's
+    model type: the class in the file, or that of the model type where there is none, or where transformers knows that files name a wrong
+    one (Qwen2)."""
+    from transformers.models.auto import tokenization_auto
+
+    of_type = tokenization_auto.TOKENIZER_MAPPING_NAMES.get(base_type)
+    named = values.get("tokenizer_class")
+    overridden = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
+    if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
+        values = {**values, "tokenizer_class": ANY_FAST_TOKENIZER if of_type == ANY_TOKENIZER else of_type}
+    return {**values, **({"model_max_length": new_length} if new_length else {})}
 
 
 # Parameters of mechanisms initialised from what the source computes on a text, not at random.

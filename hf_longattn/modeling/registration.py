@@ -1,10 +1,11 @@
-"""Enter the backend, configs, models and tokenizers into transformers' tables, and the modules to adapt into peft's.
+"""Enter the backend, configs, models and tokenizers into transformers' tables, and Long models into every other table by model type:
+transformers', peft's and sentence-transformers'.
 
 ``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public ``AutoConfig.register``
 and ``AutoModel.register`` take classes, which would import both. So names are entered instead: transformers keeps names itself
 (``"bert": "BertModel"``) and imports the class on first use from the module noted for the model type, for ``"long_bert"``
 :mod:`hf_longattn.families`. These tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the
-module that defines it is imported: an entry in ``sys.meta_path`` wraps the loader of the five modules in :data:`TABLES` for that, and of no
+module that defines it is imported: an entry in ``sys.meta_path`` wraps the loader of the modules in :data:`TABLES` for that, and of no
 others; modules that are imported already are filled at once. Nothing of transformers is replaced.
 """
 
@@ -19,8 +20,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from ..private_apis import enter_class, enter_config, lazy_mappings, mapped_names, target_module_tables
-from .family import family_names, long_prefix, module_name
+from ..private_apis import enter_class, enter_config, lazy_mappings, mapped_names, model_type_table, target_module_tables
+from .family import FAMILIES, family_names, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
 
@@ -39,16 +40,18 @@ def register_models() -> None:
     from transformers.models.auto import modeling_auto
 
     for table in lazy_mappings(modeling_auto):
-        _enter(table, _families(), long=True)
+        _enter(table, long=True)
 
 
 def register_tokenizers() -> None:
     """``AutoTokenizer`` loads the tokenizer of the base for a Long model."""
-    import transformers
     from transformers.models.auto import tokenization_auto
 
     for table in lazy_mappings(tokenization_auto):
-        _enter(table, transformers, long=False)
+        _enter(table, long=False)
+    overrides = model_type_table("tokenizer_overrides", tokenization_auto)
+    if overrides is not None:
+        overrides.update([f"long_{base}" for base in family_names(overrides)])
 
 
 def _families() -> ModuleType:
@@ -56,14 +59,14 @@ def _families() -> ModuleType:
     return importlib.import_module(f"{PACKAGE}.families")
 
 
-def _enter(table: Any, module: ModuleType, *, long: bool) -> None:
-    """Enter every Long model type into a table, with the name of its Long class, or with the base's; ``module`` has what it names."""
+def _enter(table: Any, *, long: bool) -> None:
+    """Enter every Long model type into a table, with the name of its Long class, or with the base's, which transformers finds in itself."""
     names, configs = mapped_names(table)
     for base in family_names(configs):
         if isinstance(names.get(base), str) and (not long or names[base].startswith(_first_word(configs[base]))):
             model_type, prefix = f"long_{base}", long_prefix(base)
             name = f"{prefix}{names[base]}" if long else names[base]
-            enter_class(table, model_type, name, f"{prefix}{configs[base]}", module_name(model_type), module)
+            enter_class(table, model_type, name, f"{prefix}{configs[base]}", module_name(model_type), _families())
 
 
 def _first_word(config: str) -> str:
@@ -79,8 +82,49 @@ def register_attention() -> None:
 def register_adapters() -> None:
     """peft adapts the same modules in a Long model as in its base."""
     for table in target_module_tables(sys.modules["peft.utils.constants"]):
-        for base in family_names(table):
-            table.setdefault(f"long_{base}", table[base])
+        _enter_types(table)
+
+
+def register_prompt_adapters() -> None:
+    """peft's adaption prompts take a Long model as its base; not a GPT-2, which peft asks for by name."""
+    _enter_types(model_type_table("prompt_adapters", sys.modules["peft.tuners.adaption_prompt.config"]), but=("gpt2",))
+
+
+def register_expert_adapters() -> None:
+    """peft knows the experts of a Long mixture by their names of transformers 4, as its base's."""
+    _enter_types(model_type_table("expert_adapters", sys.modules["peft.utils.transformers_weight_conversion"]))
+
+
+def register_awq() -> None:
+    """transformers loads the activations that AWQ scaled in a Long model as in its base."""
+    _enter_types(model_type_table("awq_scales", sys.modules["transformers.integrations.awq"]))
+
+
+def register_response_templates() -> None:
+    """`transformers serve` reads reasoning and tool calls of a Long model as its base's."""
+    table = model_type_table("response_templates", sys.modules["transformers.cli.serving.utils"]) or {}
+    for bases, template in list(table.items()):
+        table[tuple(f"long_{base}" for base in family_names(bases))] = template
+
+
+def register_standalone_encoders() -> None:
+    """sentence-transformers loads the encoder of a Long encoder-decoder by its Long class.
+
+    It takes the first entry whose config class fits, which would be the base's, with full attention.
+    """
+    table = model_type_table("standalone_encoders", sys.modules["sentence_transformers.base.modules.transformer"]) or []
+    for config_class, _, name in list(table):
+        for base in family_names([config_class.model_type]):
+            family = FAMILIES[base]
+            table.insert(0, (family.config_class, family.module, {**family.heads, **family.parts}[name]))
+
+
+def _enter_types(table: dict[str, Any] | None, but: tuple[str, ...] = ()) -> None:
+    """Give every Long model type the entry of its base."""
+    known = {} if table is None else table
+    for base in family_names(known):
+        if base not in but:
+            known.setdefault(f"long_{base}", known[base])
 
 
 TABLES: dict[str, Callable[[], None]] = {
@@ -88,7 +132,12 @@ TABLES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.modeling_auto": register_models,
     "transformers.models.auto.tokenization_auto": register_tokenizers,
     "transformers.modeling_utils": register_attention,
+    "transformers.integrations.awq": register_awq,
+    "transformers.cli.serving.utils": register_response_templates,
     "peft.utils.constants": register_adapters,
+    "peft.utils.transformers_weight_conversion": register_expert_adapters,
+    "peft.tuners.adaption_prompt.config": register_prompt_adapters,
+    "sentence_transformers.base.modules.transformer": register_standalone_encoders,
 }
 
 

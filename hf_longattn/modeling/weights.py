@@ -85,6 +85,8 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
         for source in [table.pattern.replace("\\.", ".").rstrip("$")]
     ]
     register_checkpoint_conversion_mapping(long_class.__name__, [*inherited, *tables], overwrite=True)
+    if get_checkpoint_conversion_mapping(family.base_model_type) is not None:  # by which peft tells models whose tensors have new names
+        register_checkpoint_conversion_mapping(family.config_class.model_type, [], overwrite=True)
 
 
 def inherit_renaming(base_class: type[Any], long_class: type[Any]) -> None:

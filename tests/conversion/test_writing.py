@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, GenerationConfig
 
 from hf_longattn.cli.app import main
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, writing
 from hf_longattn.errors import CheckpointError, OptionError
 
 from .conftest import LENGTH
@@ -43,6 +43,34 @@ def test_the_tokenizer_follows(name: str, tokenizer: str, checkpoint: Checkpoint
     text = "Naïve façades don't cost 3.50 – or do they?"
     assert new(text)["input_ids"] == old(text)["input_ids"]
     assert len(new(text * 50, truncation=True)["input_ids"]) == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer"), [("Qwen2ForCausalLM", "qwen2"), ("Phi3ForCausalLM", "gpt2"), ("ModernBertForMaskedLM", "gpt2")]
+)
+def test_a_wrong_tokenizer_class_is_the_one_that_transformers_loads(
+    name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """DeepSeek-R1-Distill-Qwen names LlamaTokenizerFast; for Qwen2, transformers knows better."""
+    source = checkpoint(name, tokenizer=tokenizer)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "LlamaTokenizerFast"}))
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    assert {check.name: check.status for check in report.checks}["tokenizer"] == "passed"
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    text = "The keeper's notebooks, in 1987:\n  forty years."
+    expected = AutoTokenizer.from_pretrained(source)(text)["input_ids"]
+    for model_type in (config["model_type"], "unknown"):  # the latter as where hf_longattn is not imported
+        (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+        assert AutoTokenizer.from_pretrained(tmp_path / "long")(text)["input_ids"] == expected
+
+
+def test_another_tokenizer_is_refused_with_a_way_out(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+    monkeypatch.setattr(writing, "_longer_tokenizer", lambda values, *_: {**values, "do_lower_case": not values.get("do_lower_case")})
+    with pytest.raises(CheckpointError, match=r"token ids differ from the source's.*load it with AutoTokenizer.*save_pretrained"):
+        convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    assert not (tmp_path / "long").exists()
 
 
 def test_every_file_of_a_tokenizer_comes_along(checkpoint: Checkpoint, tmp_path: Path) -> None:
