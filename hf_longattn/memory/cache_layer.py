@@ -10,12 +10,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from ..engines.batch import first_real
 from ..engines.call import AttentionCall
@@ -58,7 +58,35 @@ class AttendingLayer(ABC):
         """
 
 
-class StartsLayer(AttendingLayer, DynamicLayer):
+class RewindableLayer(DynamicLayer):
+    """A cache layer of which the last tokens can be taken back, as far as it still has what the tokens before them see."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens; the number is negative. As many as there are, or more, leave the layer empty.
+
+        Raises:
+            LengthError: a positive number; or the layer has dropped what is needed then. It is as it was before.
+        """
+        removed = tokens_back(tokens_to_remove)
+        if not self.is_initialized:
+            return
+        if removed and removed >= self.get_seq_length():
+            self.reset()
+            return
+        if why := self.cannot_take_back(removed):
+            raise LengthError(f"{removed} tokens cannot be taken back: {why}")
+        self.take_back(removed)
+
+    def cannot_take_back(self, count: int) -> str:
+        """Why the last ``count`` tokens, fewer than there are, cannot be taken back, and what to do; empty if they can."""
+        return ""
+
+    @abstractmethod
+    def take_back(self, count: int) -> None:
+        """Forget the last ``count`` tokens, and what is kept only so that later ones can be taken back."""
+
+
+class StartsLayer(AttendingLayer, RewindableLayer):
     """A cache layer that learns from the padding masks in which column each sequence starts."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -76,6 +104,12 @@ class StartsLayer(AttendingLayer, DynamicLayer):
         first = torch.zeros_like(self.starts) if mask is None else torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
         self.starts = torch.where(self.starts == NOT_STARTED, first, self.starts)
         self._all_started = bool((self.starts != NOT_STARTED).all())
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        if tokens_to_remove and self.starts is not None:  # a first token may have been taken back
+            self.starts = torch.where(self.starts < self.get_seq_length(), self.starts, NOT_STARTED)
+            self._all_started = bool((self.starts != NOT_STARTED).all())
 
     def restart(self, rows: Tensor) -> None:
         """New sequences start in ``rows (B,)`` bool; the mask must hide the old ones."""
@@ -101,6 +135,21 @@ class StartsLayer(AttendingLayer, DynamicLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
             self.batch_select_indices(beam_idx.to(self.device))
+
+
+class StaticKeysLayer(StaticLayer):
+    """All keys and values in memory reserved once, for ``cache_implementation="static"``."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, as transformers' static layers have no way back."""
+        refuse_static_crop()
+
+
+def refuse_static_crop() -> NoReturn:
+    """Raise :class:`LengthError`: transformers' graphs hold the number of tokens in a static cache."""
+    raise LengthError(
+        "Tokens of a static cache cannot be taken back; use a DynamicCache(config=model.config), or call the static cache's reset()."
+    )
 
 
 def refuse_restricted_pairs(call: AttentionCall) -> None:

@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import StaticLayer
 
 from ..engines.call import AttentionCall
-from ..errors import LengthError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import prototype
 from ..naming import BACKEND
-from .cache_layer import StartsLayer, enter_layer_type, refuse_restricted_pairs, tokens_back
+from .cache_layer import StartsLayer, StaticKeysLayer, enter_layer_type, refuse_restricted_pairs
 
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
@@ -39,6 +37,8 @@ class KeptLayer(StartsLayer):
         self.mechanism, self.options = mechanism, options
         self.seen = 0
         self.pruned = False
+        self._earliest = 0
+        """The fewest tokens after which everything is there that later ones see."""
         self._clean_size = 0
 
     def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
@@ -88,7 +88,8 @@ class KeptLayer(StartsLayer):
         if self.starts is None or not self._all_started:  # where the sequences start is not known yet
             return
         positions = self.positions()
-        upcoming = (self.seen - SLACK - self.starts[:, None]).clamp(min=0)
+        self._earliest = max(0, self.seen - SLACK)
+        upcoming = (self._earliest - self.starts[:, None]).clamp(min=0)
         kept = prototype(self.mechanism, self.options).kept(positions, upcoming)
         assert kept is not None
         self._select(kept & (positions >= 0))
@@ -109,18 +110,18 @@ class KeptLayer(StartsLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.seen + query_length, 0
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens, at most :data:`SLACK` once something has been dropped; the number is negative."""
-        removed = tokens_back(tokens_to_remove)
-        if not removed or not self.is_initialized:
-            return
-        if self.pruned and removed > SLACK:
-            raise LengthError(
-                f"{removed} tokens cannot be taken back: this layer has dropped what earlier ones would see, and goes back {SLACK}; "
-                "copy the cache (copy.deepcopy) before the tokens that may be taken back."
-            )
-        self.seen -= removed
-        self._select((self.columns >= 0) & (self.columns < self.seen))
+    def cannot_take_back(self, count: int) -> str:
+        if self.seen - count >= self._earliest:
+            return ""
+        return (
+            f"this layer has dropped what earlier ones would see, and goes back {self.seen - self._earliest}; copy the cache "
+            "(copy.deepcopy) before the tokens that may be taken back."
+        )
+
+    def take_back(self, count: int) -> None:
+        if count:
+            self.seen -= count
+            self._select((self.columns >= 0) & (self.columns < self.seen))
 
     def unused(self) -> int:
         """How many of the first columns no slot holds."""
@@ -130,6 +131,7 @@ class KeptLayer(StartsLayer):
     def renumber(self, count: int) -> None:
         """Count columns from ``count`` on."""
         self.seen -= count
+        self._earliest -= count
         if self.is_initialized:
             self.columns = torch.where(self.columns < 0, -1, self.columns - count)
         self.shift_starts(count)
@@ -151,4 +153,4 @@ class KeptLayer(StartsLayer):
 
 def kept_layer_type(mechanism: str, options: str) -> str:
     """The cache layer type of a mechanism with options (JSON); the static one keeps everything."""
-    return enter_layer_type(f"{BACKEND}_{mechanism}_{options}", partial(KeptLayer, mechanism=mechanism, options=options), StaticLayer)
+    return enter_layer_type(f"{BACKEND}_{mechanism}_{options}", partial(KeptLayer, mechanism=mechanism, options=options), StaticKeysLayer)

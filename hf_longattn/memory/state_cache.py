@@ -15,7 +15,7 @@ from ..engines.call import AttentionCall, State, advanced
 from ..errors import LengthError
 from ..mechanisms.base import Mechanism
 from ..naming import BACKEND
-from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pairs, tokens_back
+from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pairs
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
@@ -181,29 +181,23 @@ class StateLayer(StartsLayer):
         self.shift_starts(count)
         self._latest -= count if self._all_started else 0
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens; the number is negative. Without recording only everything can be taken back, or nothing."""
-        removed = tokens_back(tokens_to_remove)
-        if removed >= self.seen:
-            if removed:
-                self.reset()
-            return
-        if removed > len(self.last):
-            advice = (
-                "generate without assistant_model and prompt lookup, or copy the cache (copy.deepcopy)"
-                if self.record_past
-                else "call cache.activate_past_recording(), or copy the cache (copy.deepcopy),"
-            )
-            raise LengthError(
-                f"{removed} tokens cannot be taken back: this layer keeps one state of all tokens, not the tokens; {advice} "
-                "before the tokens that may be taken back."
-            )
-        if removed:
-            self.state = self.last.take_back(removed)
-            self.seen -= removed
-            if self.starts is not None and self._latest >= self.seen:  # a first token was taken back
-                self.starts = torch.where(self.starts >= self.seen, NOT_STARTED, self.starts)
-                self._all_started, self._latest = False, NOT_STARTED
+    def cannot_take_back(self, count: int) -> str:
+        """Without recording only everything can be taken back, or nothing."""
+        if count <= len(self.last):
+            return ""
+        advice = (
+            "generate without assistant_model and prompt lookup, or copy the cache (copy.deepcopy)"
+            if self.record_past
+            else "call cache.activate_past_recording(), or copy the cache (copy.deepcopy),"
+        )
+        return f"this layer keeps one state of all tokens, not the tokens; {advice} before the tokens that may be taken back."
+
+    def take_back(self, count: int) -> None:
+        if count:
+            self.state = self.last.take_back(count)
+            self.seen -= count
+            if self._latest >= self.seen:
+                self._latest = NOT_STARTED
         self.last.clear()
 
     def reset(self) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import StaticLayer
 
 from ..engines.call import AttentionCall
 from ..engines.topk import gather_kv
 from ..mechanisms.base import Mechanism
 from ..mechanisms.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
-from .cache_layer import StartsLayer
+from .cache_layer import StartsLayer, StaticKeysLayer
 
 SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type in ``config.layer_types``."""
@@ -137,10 +136,11 @@ class SummaryLayer(StartsLayer):
             self.tables[name] = table.scatter_(2, index, entries)
         self.summarised = length
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens; the number is negative. The unit in which the end lies is made again when tokens follow."""
-        super().crop(tokens_to_remove)
-        self.summarised = min(self.summarised, self.get_seq_length())
+    def take_back(self, count: int) -> None:
+        """The unit in which the end lies is made again when tokens follow."""
+        if count:
+            self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+            self.summarised = min(self.summarised, self.get_seq_length())
 
     def restart(self, rows: Tensor) -> None:
         super().restart(rows)
@@ -176,7 +176,7 @@ class SummaryLayer(StartsLayer):
         return {**self.__dict__, "_buffer": GrowableBuffer(), "tables": dict(self.tables)}
 
 
-class StaticFullLayer(StaticLayer):
+class StaticSummaryLayer(StaticKeysLayer):
     """The same mechanisms with memory reserved once, for ``cache_implementation="static"``."""
 
     _layer_type = SUMMARY_LAYER

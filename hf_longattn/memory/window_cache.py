@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
 from ..naming import BACKEND
-from .cache_layer import compact, enter_layer_type
+from .cache_layer import RewindableLayer, compact, enter_layer_type, refuse_static_crop
 
 
-class GrowingWindowLayer(DynamicSlidingWindowLayer):
+class GrowingWindowLayer(RewindableLayer, DynamicSlidingWindowLayer):
     """Keeps the last ``window - 1`` keys and values; ``update`` returns them together with the new ones."""
 
     keys: Tensor
@@ -30,6 +30,23 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = compact(self.keys), compact(self.values)
         return keys, values
+
+    def cannot_take_back(self, count: int) -> str:
+        """Without recording as long as nothing was dropped; with it, what was added since the last time."""
+        left = int(self.cumulative_length) - count
+        if not count or self.keys.shape[2] - count >= min(left, self.sliding_window - 1):
+            return ""
+        advice = "" if self.record_past else "call cache.activate_past_recording(), or "
+        return (
+            f"this layer has dropped what the tokens before them see, and keeps {self.keys.shape[2]} tokens; {advice}copy the cache "
+            f"(copy.deepcopy){',' if advice else ''} before the tokens that may be taken back."
+        )
+
+    def take_back(self, count: int) -> None:
+        stop = self.keys.shape[2] - count
+        start = max(0, stop - (self.sliding_window - 1))
+        self.keys, self.values = self.keys[:, :, start:stop], self.values[:, :, start:stop]
+        self.cumulative_length -= count
 
     def unused(self) -> int:
         """How many of the first columns are neither kept nor needed to count up to the window."""
@@ -50,6 +67,10 @@ class StaticWindowLayer(StaticSlidingWindowLayer):
         """Without the reserved slots that are still empty: the mask is made for the first layer and cannot tell them from keys."""
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         return keys[:, :, : self.cumulative_length_int], values[:, :, : self.cumulative_length_int]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, as transformers' static layers have no way back."""
+        refuse_static_crop()
 
 
 def window_layer_type(window: int) -> str:

@@ -104,7 +104,7 @@ def test_a_static_cache_keeps_everything_and_gives_the_same(base: str) -> None:
     longer, ids = model(base), tokens(2, 40)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 100}
     assert torch.equal(longer.generate(ids, cache_implementation="static", **arguments), longer.generate(ids, **arguments))
-    assert type(StaticCache(config=longer.config, max_cache_len=8).layers[0]) is StaticLayer
+    assert isinstance(StaticCache(config=longer.config, max_cache_len=8).layers[0], StaticLayer)
 
 
 def test_attentions_stand_at_their_columns() -> None:
@@ -132,4 +132,4 @@ def test_a_cache_is_copied_pickled_and_taken_back() -> None:
     assert layer.get_seq_length() == 190
     assert layer.columns.max() == 189
     with pytest.raises(ValueError, match="taken back"):
-        layer.crop(-SLACK - 1)
+        layer.crop(-91 - SLACK)  # it dropped keys after 100 tokens
