@@ -11,10 +11,12 @@ from torch import Tensor
 
 from .engines.batch import Batch, documents_from
 from .engines.call import AttentionCall, Run, aligned
+from .engines.dense import nothing_seen
 from .engines.dispatch import LISTENERS, Facts, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.base import Mechanism, ScoreMod
-from .mechanisms.registry import has_tensors, mechanism_from, without_tensors
+from .mechanisms.options import SEED
+from .mechanisms.registry import has_tensors, mechanism_from, options_of, without_tensors
 
 
 def attend(
@@ -40,7 +42,9 @@ def attend(
     Args:
         q: ``(B, H, Nq, D)``.
         k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H. With Nq < Nk the queries are the last Nq positions.
-        mechanism: a registered name, or a module from :func:`hf_longattn.build_mechanism`.
+        mechanism: a registered name, which computes what it computes in eval mode, or a module from
+            :func:`hf_longattn.build_mechanism`, which computes what its mode says: a new module is in training mode, in which
+            ``shifted_window``, for example, has its groups.
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)`` bool, True = real token.
         documents: ``(B, Nk)`` integers, the number of each token's document, ascending along each row: no document sees another, and
@@ -50,11 +54,12 @@ def attend(
         scaling: factor on q·k; ``D ** -0.5`` by default.
         dropout_p: dropout probability on the weights.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
-        seed: seed of randomised mechanisms.
+        seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. For a module it is added to the module's
+            seed where that draws in every call.
         hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that compute more than q, k and v from it.
-        options: the mechanism's options, when it is given by name; parameters that it trains are then drawn by ``seed``.
+        options: the mechanism's options, when it is given by name.
     Returns:
-        ``(B, H, Nq, D)`` in the dtype of q. Rows of padding are finite and mean nothing.
+        ``(B, H, Nq, D)`` in the dtype of q; empty where there are no sequences or no tokens. Rows of padding are finite and mean nothing.
     Raises:
         UnknownMechanismError, OptionError, MaskError, LengthError: one sentence each.
     """
@@ -89,6 +94,7 @@ def prepare(
         or k.shape != v.shape
         or q.shape[0] != k.shape[0]
         or q.shape[3] != k.shape[3]
+        or not k.shape[1]
         or q.shape[1] % k.shape[1]
     ):
         raise LengthError(
@@ -109,7 +115,9 @@ def prepare(
         module = mechanism
     else:
         width = None if hidden_states is None else hidden_states.shape[-1]
-        module = _named(mechanism, options, (q.shape[1], q.shape[3], width, k.shape[2]), seed, q.device)
+        module = _named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
+        if SEED in options_of(mechanism):
+            seed = 0  # it is the module's
     if module.causal not in ("both", causal):
         raise module.wrong_form(causal, "this call")
     if score_mod is not None and not module.takes_score_mod:
@@ -131,7 +139,10 @@ KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "m
 
 
 def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:
-    """The mechanism of this name for (heads, head_dim, hidden size, length); built once for all calls where it has no tensors."""
+    """The mechanism of this name for (heads, head_dim, hidden size, length), in eval mode; built once for all calls where it has no
+    tensors."""
+    if seed and SEED in options_of(name):
+        options = {**options, SEED: seed}
     if not torch.compiler.is_compiling() and all(
         value is None or isinstance(value, bool | int | float | str) for value in options.values()
     ):
@@ -142,7 +153,7 @@ def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None
     module = mechanism_from(
         name, options, num_heads=sizes[0], head_dim=sizes[1], hidden_size=sizes[2], max_length=sizes[3], generator=generator
     )
-    return module.to(device) if has_tensors(module) else module
+    return (module.to(device) if has_tensors(module) else module).eval()
 
 
 def check_mask(name: str, mask: Tensor | None, expected: tuple[int, int]) -> Tensor | None:
@@ -165,8 +176,10 @@ def run_batch(
         run: what runs in place of the mechanism's ``forward``, such as its definition.
         alone: run every sequence alone, on any device and at any length.
     Returns:
-        ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
+        ``(B, H, Nq, D)``, with zero gradients where it is empty. Rows of padding are finite and mean nothing.
     """
+    if not torch.compiler.is_exporting() and 0 in q.shape:
+        return nothing_seen(q, k, v)
     with running(mechanism) if LISTENERS and not torch.compiler.is_compiling() else nullcontext():
         if call.batch is None or not mechanism.aligns(call):
             return (run or mechanism)(q, k, v, call)

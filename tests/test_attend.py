@@ -1,3 +1,4 @@
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -5,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
+from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
 from hf_longattn.attend import prepare
 from hf_longattn.errors import LengthError, MaskError, OptionError, RegistrationError, UnknownMechanismError
-from hf_longattn.mechanisms.registry import PROTOTYPES, _prototype, mechanism_class, prototype
+from hf_longattn.mechanisms.options import RESERVED
+from hf_longattn.mechanisms.registry import PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
 
 Q = torch.randn(2, 4, 10, 8)
 
@@ -22,6 +24,7 @@ Q = torch.randn(2, 4, 10, 8)
         (lambda: attend(Q, Q, Q, global_mask=torch.ones(10)), MaskError, r"global_mask has shape \(10,\)"),
         (lambda: attend(Q, Q[:, :, :5], Q[:, :, :5]), LengthError, "10 queries for 5 keys"),
         (lambda: attend(Q, Q[:, :3], Q[:, :3]), LengthError, "H_kv dividing H"),
+        (lambda: attend(Q, Q[:, :0], Q[:, :0]), LengthError, "H_kv dividing H"),
         (lambda: attend(Q, Q, Q, build_mechanism("full", num_heads=4, head_dim=8), window=3), OptionError, "build_mechanism"),
         (lambda: reference_attend(Q, Q, Q, dropout_p=0.1), OptionError, "has no dropout"),
         (
@@ -139,3 +142,51 @@ def test_few_prototypes_are_kept() -> None:
     assert _prototype.cache_info().currsize <= PROTOTYPES
     for name in list_mechanisms():
         assert all(tensor.is_meta for tensor in prototype(name, mechanism_class(name).sample).parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("shifted_window", {"group_size": 8}), ("bigbird", {"block_size": 4, "random_pattern": "hf"})],
+    ids=lambda x: str(x),
+)
+def test_a_name_stands_for_the_eval_mode_and_a_module_for_its_own(name: str, options: dict[str, Any]) -> None:
+    q, k, v = torch.randn(3, 1, 2, 70, 8)
+    module = build_mechanism(name, num_heads=2, head_dim=8, max_length=70, **options)
+    by_name = attend(q, k, v, name, **options)
+    assert not torch.allclose(by_name, attend(q, k, v, module))
+    assert torch.equal(by_name, attend(q, k, v, module.eval()))
+
+
+@pytest.mark.parametrize("name", [name for name in list_mechanisms() if "seed" in mechanism_class(name).options_type.__dataclass_fields__])
+def test_the_seed_of_a_call_by_name_is_the_option(name: str) -> None:
+    q, k, v = torch.randn(3, 1, 2, 300, 8)
+    options = dict(mechanism_class(name).sample) | ({"selection": "lsh"} if name == "lsg" else {})
+    outs = [attend(q, k, v, name, seed=seed, **options) for seed in (0, 7)]
+    assert not torch.equal(*outs)
+    for seed, out in zip((0, 7), outs, strict=True):
+        module = build_mechanism(name, num_heads=2, head_dim=8, max_length=300, seed=seed, **options).eval()
+        assert torch.equal(attend(q, k, v, module), out)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in list_mechanisms() if "max_length" in mechanism_class(name).options_type.__dataclass_fields__]
+)
+def test_the_max_length_of_a_layer_is_the_option_of_that_name(name: str) -> None:
+    options = {key: value for key, value in mechanism_class(name).sample.items() if key != "max_length"}
+    assert build_mechanism(name, num_heads=2, head_dim=8, max_length=600, **options).options.max_length == 600  # type: ignore[attr-defined]
+    q, k, v = torch.randn(3, 1, 2, 100, 8)
+    config = LongAttentionConfig(name, max_length=600, **options)
+    for causal in (False, True):
+        if mechanism_class(name).causal not in ("both", causal):
+            continue
+        torch.manual_seed(0)
+        module = build_mechanism(name, num_heads=2, head_dim=8, max_length=600, **options)
+        torch.manual_seed(0)
+        configured = mechanism_from(*config.for_layer(0), num_heads=2, head_dim=8)
+        assert torch.equal(attend(q, k, v, module, causal=causal), attend(q, k, v, configured, causal=causal))
+
+
+def test_no_option_has_the_name_of_another_argument() -> None:
+    """What build_mechanism and attend take themselves cannot be passed on to an option."""
+    own = {*inspect.signature(build_mechanism).parameters, *inspect.signature(attend).parameters, "generator"} - {"options"}
+    assert own - {"max_length", "seed"} == RESERVED

@@ -192,6 +192,8 @@ class Mechanism(nn.Module, ABC):
                 f"Attention weights were asked for {k.shape[2]} tokens, but the dense matrix is returned up to {DENSE_LIMIT} only; "
                 "pass shorter inputs or output_attentions=False."
             )
+        if 0 in q.shape:
+            return q.new_zeros(*q.shape[:3], k.shape[2])
         precise = torch.promote_types(q.dtype, torch.float32)
         call = AttentionCall.of(**arguments) if call is None else call
         run = functools.partial(aligned_weights, self._weights) if self.aligns(call) else self._weights

@@ -66,7 +66,8 @@ class NSAOptions(Options):
     num_blocks: int = option(16, "n, blocks that each query selects, the initial and the local ones included", "blocks", least=1)
     initial_blocks: int = option(1, "first blocks of the text that are always selected", "blocks", least=0)
     local_blocks: int = option(
-        2, "blocks next to the query that are always selected: its own and those before it; if bidirectional, half of them on each side",
+        2, "blocks next to the query that are always selected: its own and those before it; if bidirectional, its own and half of them "
+        "on each side, so that an even number needs one more in num_blocks",
         "blocks", least=1,
     )  # fmt: skip
     window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
@@ -80,11 +81,15 @@ class NSAOptions(Options):
                 f"Option 'compress_stride' of mechanism 'nsa' is {self.compress_stride}, but must divide "
                 f"compress_size={self.compress_size} and block_size={self.block_size}; for example compress_stride={fitting}."
             )
-        if self.num_blocks < self.initial_blocks + self.local_blocks:
+        if self.num_blocks < self.always_selected(causal=True):
             raise OptionError(
                 f"Option 'num_blocks' of mechanism 'nsa' is {self.num_blocks}, but {self.initial_blocks} initial and {self.local_blocks} "
-                f"local blocks are always selected; for example num_blocks={self.initial_blocks + self.local_blocks + 1}."
+                f"local blocks are always selected; for example num_blocks={self.always_selected(causal=True) + 1}."
             )
+
+    def always_selected(self, causal: bool) -> int:
+        """Blocks that a query far from both ends of the text selects whatever their scores, its own included."""
+        return self.initial_blocks + (self.local_blocks if causal else 2 * (self.local_blocks // 2) + 1)
 
 
 class Compression(nn.Module):
@@ -133,6 +138,8 @@ class NSA(SummarisedMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NSAOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        if options.num_blocks < options.always_selected(causal=False):
+            self.causal = True
         sizes = options.compress_size, head_dim, options.hidden or head_dim
         self.keys, self.values = Compression(*sizes), Compression(*sizes)
         self.gate, self.gate_bias = nn.Parameter(torch.empty(num_heads, head_dim, 3)), nn.Parameter(torch.empty(num_heads, 3))
@@ -146,6 +153,14 @@ class NSA(SummarisedMechanism):
         self.values.reset_parameters(generator)
         nn.init.zeros_(self.gate)
         nn.init.constant_(self.gate_bias, math.log(FIRST_GATE / (1 - FIRST_GATE)))
+
+    def wrong_form(self, causal: bool, where: str) -> OptionError:
+        needed = self.options.always_selected(causal=False)
+        return OptionError(
+            f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {where} needs: the query's own, "
+            f"{needed - self.options.initial_blocks - 1} next to it (half of local_blocks={self.options.local_blocks} on each side) and "
+            f"{self.options.initial_blocks} initial ones; but num_blocks is {self.options.num_blocks}; for example num_blocks={needed + 1}."
+        )
 
     def gates(self, q: Tensor) -> tuple[Tensor, ...]:
         """The gates of the compressed, the selected and the window branch, each ``(B, H, Nq, 1)``, in fp32 at least."""

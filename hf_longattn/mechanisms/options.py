@@ -16,6 +16,17 @@ from ..positions.relative import read_relative
 RELATIVE = "relative"
 """The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
 
+MAX_LENGTH, SEED = "max_length", "seed"
+"""Options that build_mechanism or attend have an argument for: what is given there is the option."""
+RESERVED = frozenset(
+    (
+        *("name", "num_heads", "head_dim", "hidden_size", "generator"),
+        *("q", "k", "v", "mechanism", "causal", "padding_mask", "documents", "cu_seqlens", "global_mask", "scaling", "dropout_p"),
+        *("score_mod", "hidden_states"),
+    )
+)
+"""The other arguments of build_mechanism and attend, whose names no option may have."""
+
 LARGEST = 2**31 - 1
 """Largest whole number that an option takes, so that sums and products of positions stay within 64 bits."""
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)

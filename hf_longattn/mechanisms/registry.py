@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, nearest
 from ..naming import load_module, module_names
 from .base import Mechanism, reset
-from .options import LARGEST, RELATIVE, OptionInfo, Options
+from .options import LARGEST, MAX_LENGTH, RELATIVE, RESERVED, OptionInfo, Options
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 COMPOSED = {
@@ -95,6 +95,11 @@ def _check_class(name: str, cls: type[Mechanism]) -> None:
             f"Option {undecorated[0]!r} of mechanism {name!r} at {defined_at(options)} is not a dataclass field; decorate the class with "
             "@dataclasses.dataclass(frozen=True)."
         )
+    if taken := sorted(RESERVED.intersection(options.__dataclass_fields__)):
+        raise RegistrationError(
+            f"Option {taken[0]!r} of mechanism {name!r} at {defined_at(options)} has the name of an argument of build_mechanism or attend, "
+            "which would take it; choose another name."
+        )
     if bare := next((info.name for info in options.infos() if not info.help), None):
         raise RegistrationError(
             f"Option {bare!r} of mechanism {name!r} at {defined_at(options)} has no help text; "
@@ -125,6 +130,11 @@ def mechanism_class(name: str) -> type[Mechanism]:
             f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
         )
     return _REGISTRY[name]
+
+
+def options_of(name: str) -> Mapping[str, object]:
+    """The fields of a mechanism's options by their names."""
+    return mechanism_class(name).options_type.__dataclass_fields__
 
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None) -> list[str]:
@@ -183,12 +193,14 @@ def build_mechanism(
         num_heads: query heads of the layer.
         head_dim: width of a head.
         hidden_size: width of the model; ``num_heads * head_dim`` by default.
-        max_length: longest input in tokens, for mechanisms whose parameters depend on it.
+        max_length: longest input in tokens, for mechanisms whose parameters depend on it, and the option of this name where there is one.
         options: the mechanism's own options, see :func:`mechanism_info`.
 
     Raises:
         UnknownMechanismError, OptionError: one sentence with the nearest valid name.
     """
+    if max_length is not None and MAX_LENGTH in options_of(name):
+        options[MAX_LENGTH], max_length = max_length, None
     return mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
 
 
@@ -227,7 +239,7 @@ def without_tensors(
     """A mechanism that any number of calls may use at once, because it has no parameter or buffer; ``None`` if it has one."""
     with torch.device("meta"):
         built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
-    return None if has_tensors(built) else built
+    return None if has_tensors(built) else built.eval()
 
 
 def has_tensors(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.errors import LengthError, OptionError
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
 
 LENGTHS = (1, 2, 63, 64, 65, 300)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
@@ -106,6 +106,20 @@ def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> 
     out = attend(*inputs(300), name, causal=causal, padding_mask=mask, **small_options(name))
     assert out[0].isfinite().all()
     assert (out[1] == 0).all()
+
+
+def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: bool) -> None:
+    for batch, queries, keys in ((0, 300, 300), (0, 1, 5), (2, 0, 0), (2, 0, 5)):
+        q, k, v = (torch.randn(batch, h, n, 16, dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, queries), (2, keys), (2, keys)))
+        for more in ({}, {"padding_mask": torch.ones(batch, keys)}, {"documents": torch.zeros(batch, keys, dtype=torch.long)}):
+            out = attend(q, k, v, name, causal=causal, **more, **small_options(name))
+            assert out.shape == q.shape
+            assert out.dtype == q.dtype
+            gradients = torch.autograd.grad(out.sum(), (q, k, v))
+            assert all(torch.equal(grad, torch.zeros_like(x)) for x, grad in zip((q, k, v), gradients, strict=True))
+            assert reference_attend(q, k, v, name, causal=causal, **more, **small_options(name)).shape == q.shape
+        module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
+        assert module.weights(q, k, causal=causal).shape == (batch, 4, queries, keys)
 
 
 def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> None:

@@ -69,8 +69,8 @@ def test_the_causal_form_does_not_ask_how_long_the_text_will_be() -> None:
     module = build_mechanism("cosformer", num_heads=2, head_dim=8)
     with pytest.raises(OptionError, match="for example max_length=4096"):
         attend(q, k, v, module, causal=True)
-    module = build_mechanism("cosformer", num_heads=2, head_dim=8, max_length=64)  # of the model
-    given = mechanism_from("cosformer", {"max_length": 64}, num_heads=2, head_dim=8)
+    module = mechanism_from("cosformer", {}, num_heads=2, head_dim=8, max_length=64)  # of the model
+    given = build_mechanism("cosformer", num_heads=2, head_dim=8, max_length=64)  # the option
     whole = attend(q, k, v, module, causal=True)
     torch.testing.assert_close(whole[:, :, :12], attend(*(x[:, :, :12] for x in (q, k, v)), mechanism=module, causal=True))
     torch.testing.assert_close(whole, attend(q, k, v, given, causal=True))

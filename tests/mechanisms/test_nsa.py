@@ -188,6 +188,17 @@ def test_impossible_options_are_refused(options: dict, sentence: str) -> None:
         built(**options)
 
 
+def test_blocks_that_are_always_selected_have_room() -> None:
+    """In the bidirectional form an even number of local blocks is one more: half of it on each side, and the query's own."""
+    narrow = {"num_blocks": 3, "initial_blocks": 1, "local_blocks": 2}
+    module, (q, k, v) = built(2, **narrow), inputs(64, heads=2)
+    attend(q, k, v, module, causal=True)
+    with pytest.raises(OptionError, match=r"always selects 4 blocks in its bidirectional form, which this call needs.*num_blocks is 3"):
+        attend(q, k, v, module)
+    for more in ({"num_blocks": 4}, {"local_blocks": 1}, {"initial_blocks": 0}):
+        attend(q, k, v, built(2, **narrow | more))
+
+
 def test_pairs_are_what_is_seen() -> None:
     q, k, _ = inputs(320, heads=2)
     module = built(2)

@@ -35,6 +35,11 @@ WRONG = {
         '@register_mechanism("helpless")\nclass Mine(Window):\n    options_type = MineOptions\n',
         r"Option 'width' of mechanism 'helpless' at .*theirs\.py:9 has no help text; write width = option\(default",
     ),
+    "an option that build_mechanism would take": (
+        '@dataclasses.dataclass(frozen=True)\nclass MineOptions(Options):\n    head_dim: int = option(3, "width", "numbers")\n\n\n'
+        '@register_mechanism("taken_option")\nclass Mine(Window):\n    options_type = MineOptions\n',
+        r"Option 'head_dim' of mechanism 'taken_option' at .*theirs\.py:9 has the name of an argument of build_mechanism or attend",
+    ),
     "options that are no dataclass": (
         'class MineOptions(Options):\n    width: int = option(3, "width", "tokens")\n\n\n'
         '@register_mechanism("undecorated")\nclass Mine(Window):\n    options_type = MineOptions\n',

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms import Mechanism, build_mechanism
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.mechanisms.registry import mechanism_from
 from hf_longattn.modeling.attention_sites import attention_sites
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.sliding_window import base_attention, own_windows
@@ -106,7 +107,7 @@ def own_attention(config: Any) -> LongAttentionConfig:
 def own_softmax(config: Any, layer: int, like: Mechanism) -> Mechanism:
     """The softmax attention of a layer of the base, with as many heads as ``like``."""
     name, options = own_attention(config).for_layer(layer)
-    return build_mechanism(name, num_heads=like.num_heads, head_dim=like.head_dim, max_length=like.max_length, **options)
+    return mechanism_from(name, options, num_heads=like.num_heads, head_dim=like.head_dim, max_length=like.max_length)
 
 
 def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
