@@ -29,7 +29,7 @@ from transformers import DataCollatorForTokenClassification, PreTrainedModel, Pr
 
 from benchmarks.report import machine, markdown_table, one_sentence_errors, store_study, stored_study
 from hf_longattn import LongAttentionConfig
-from hf_longattn.data.batching import first_tokens
+from hf_longattn.data.batching import DocumentCollator, first_tokens
 from hf_longattn.errors import OptionError
 from hf_longattn.families import (
     LongBertConfig,
@@ -41,7 +41,6 @@ from hf_longattn.families import (
     LongLlamaForCausalLM,
 )
 from hf_longattn.training import DataCollatorWithPacking
-from hf_longattn.training.classification import DocumentCollator
 
 LONGEST, MEAN, MEDIAN, SIGMA = 4096, 1000, 779, 1.0
 WAYS = ("packed", "padded", "padded by length")

@@ -13,10 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks, packing_refusal
+from hf_longattn.data.batching import packing_refusal
+from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.sources import load_text
+from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import LengthError
-from hf_longattn.training.lm import MaskedTrainer, TextTrainingArguments, load_lm, to_inputs
+from hf_longattn.training.lm import TextTrainingArguments, load_lm
+from hf_longattn.training.trainer import TimedTrainer
 from research.corpus import Corpus, InstalledPackages, without_near_duplicates
 
 PARTIAL = ".partial"
@@ -95,7 +98,7 @@ def adapt(
     kind = DataCollatorForPackedText if pack else RepeatableMasks
     collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=MASKED, seed=seed)
     inputs = to_inputs(load_text([str(text)]), tokenizer, length, pack)
-    trainer = MaskedTrainer(model, args, train_dataset=inputs, data_collator=collator, processing_class=tokenizer)
+    trainer = TimedTrainer(model, args, train_dataset=inputs, data_collator=collator, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()
     trainer.state.save_to_json(str(partial / "trainer_state.json"))

@@ -36,13 +36,13 @@ from transformers import (
 
 from hf_longattn.data.lengths import PositionRange
 from hf_longattn.data.qa_features import QAFormat, pad_features, pad_lists
+from hf_longattn.data.qa_inputs import QACollator, to_features
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.long_qa import score_answer
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.training.args import argument
 from hf_longattn.training.qa import (
-    QACollator,
     QADataArguments,
     QAModelArguments,
     QATrainer,
@@ -50,7 +50,6 @@ from hf_longattn.training.qa import (
     describe_qa_training,
     format_for,
     load_qa_model,
-    to_features,
 )
 from hf_longattn.training.training_loop import begin, finish, run_training, train
 from research import corpus

@@ -18,12 +18,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from ..data.masking import masked_tokens
+from ..data.tokenization import IGNORED
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors, nearest, needs_extra
 from ..mechanisms.base import Mechanism
 from ..modeling.attention_sites import attention_sites
@@ -45,7 +48,8 @@ INT4 = "int4"
 """torch's dtype, which its type stubs lack."""
 LEAST = 16
 """Tokens of a text that a loss can be measured on."""
-MASKED = 0.15
+WITHOUT_TOKENIZER = SimpleNamespace(mask_token_id=0, all_special_ids=[])
+"""What masks seeded token ids."""
 TOLERANCE = 1e-4
 """Largest difference of outputs, relative to the largest, between a pruned model and its source without what was pruned."""
 INNER = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff")
@@ -398,12 +402,10 @@ def pieces(subject: Subject, length: int) -> list[Tensor]:
 def loss_on(subject: Subject, model: Any, ids: Tensor) -> Tensor:
     """Nats per token: of 15 % that are masked, or of every next one."""
     if type(model).__name__.endswith("ForMaskedLM"):
-        generator = torch.Generator().manual_seed(subject.asked.seed)
-        chosen = torch.rand(ids.shape, generator=generator) < MASKED
-        chosen[0, 1] = True
-        mask = getattr(subject.tokenizer, "mask_token_id", None)
-        logits = model(input_ids=ids.masked_fill(chosen, 0 if mask is None else mask)).logits
-        return nn.functional.cross_entropy(logits[chosen].float(), ids[chosen])
+        has_mask = getattr(subject.tokenizer, "mask_token_id", None) is not None
+        shown, labels = masked_tokens(ids, subject.tokenizer if has_mask else WITHOUT_TOKENIZER, subject.asked.seed)
+        logits, chosen = model(input_ids=shown).logits, labels != IGNORED
+        return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen])
     logits = model(input_ids=ids, use_cache=False).logits
     return nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.masking import MASKED, masked_tokens
 from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..evaluation.token_loss import MASKED, change_from_chunks, chunk_losses, masked_tokens, token_losses
+from ..evaluation.token_loss import change_from_chunks, chunk_losses, token_losses
 from ..positions import keeps_old_rows
 from .flops import cost_at, layer_mechanisms
 from .model_loading import Running, auto_class_name, choose_running, load_result, load_source

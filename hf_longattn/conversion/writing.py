@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..data.tokenization import special_ids
 from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads
 from ..errors import CheckpointError, OptionError
@@ -268,12 +269,11 @@ def _sequences(plan: ConversionPlan, file: str | Path) -> Tensor:
     tokenizer = load_tokenizer(plan.source.folder)
     if tokenizer is None:
         raise CheckpointError(f"{plan.source.name!r} has no tokenizer to read {origin!r} with; leave --init-from-text out.")
-    special = tokenizer("")["input_ids"]
-    opening, closing = special[: (len(special) + 1) // 2], special[(len(special) + 1) // 2 :]
+    opening, closing = special_ids(tokenizer)
     length = min(plan.old_length, LONGEST)
-    inner = length - len(special)
+    inner = length - len(opening) - len(closing)
     text = VerificationText(excerpt(content, SEQUENCES * length), origin, tokenizer, plan.config.vocab_size)
-    count = min(SEQUENCES, (text.real_tokens() - len(special)) // inner)
+    count = min(SEQUENCES, (text.real_tokens() - len(opening) - len(closing)) // inner)
     if count < 3:
         raise CheckpointError(
             f"{origin!r} has {text.real_tokens()} tokens, but init_from_text needs at least {3 * inner}; give a longer text."

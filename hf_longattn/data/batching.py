@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
-    DataCollatorForLanguageModeling,
+    DataCollatorForMultipleChoice,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
     DataCollatorWithFlattening,
     DataCollatorWithPadding,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     TrainingArguments,
 )
 
@@ -31,6 +33,18 @@ class WithoutLengths:
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
         rows = [{name: value for name, value in row.items() if name != "length"} for row in features]
         return super().__call__(rows, return_tensors)  # type: ignore[misc]
+
+
+class TokenCollator(WithoutLengths, DataCollatorForTokenClassification):
+    """transformers' collator, without lengths."""
+
+
+class ChoiceCollator(WithoutLengths, DataCollatorForMultipleChoice):
+    """transformers' collator, without lengths."""
+
+
+class SummaryCollator(WithoutLengths, DataCollatorForSeq2Seq):
+    """transformers' collator, without lengths."""
 
 
 class DataCollatorWithGlobals(DataCollatorWithPadding):
@@ -92,35 +106,22 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
         return batch
 
 
-class RepeatableMasks(DataCollatorForLanguageModeling):
-    """transformers' collator of language models with masks that depend on the seed, on ``passes`` (over the data) and on the tokens of the
-    batch alone: a resumed run, which skips batches, draws what an uninterrupted one draws."""
+class DocumentCollator(DataCollatorWithPadding):
+    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``."""
 
-    passes = 0
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
+        super().__init__(tokenizer)
+        self.pack = pack
 
-    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        if self.seed is not None:  # without a generator, the base refuses processes that multiprocessing has started
-            rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
-            drawn = repr((self.seed, self.passes, rows)).encode()
-            self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest()))
-        return super().torch_call(examples)
-
-
-class DataCollatorForPackedText(RepeatableMasks):
-    """:class:`RepeatableMasks` for rows that hold several documents: the rows of a batch become one row ``(1, T)`` with
-    ``documents (1, T)``; with next-token labels the first token of a document is no target. There is no padding."""
-
-    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        """Rows with input_ids and documents, lists of the same length."""
-        ids = [token for row in examples for token in row["input_ids"]]
-        batch = super().torch_call([{"input_ids": ids}])
-        numbers = torch.tensor([(place, number) for place, row in enumerate(examples) for number in row["documents"]])
-        borders = torch.nn.functional.pad((numbers[1:] != numbers[:-1]).any(1), (1, 0), value=True)
-        batch.pop("attention_mask", None)
-        batch["documents"] = borders.cumsum(0)[None] - 1
-        if not self.mlm:  # the base leaves end tokens out where they are the padding token as well
-            batch["labels"] = batch["input_ids"].masked_fill(borders[None], -100)
-        return batch
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [{name: value for name, value in row.items() if name not in ("length", "document")} for row in features]
+        if not self.pack:
+            return super().__call__(rows)
+        lengths = {
+            "labels": torch.tensor([row.pop("labels") for row in rows]),
+            "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
+        }
+        return {**packed(rows), **lengths}
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
     Raises:
         LengthError: ``form.max_length`` leaves no tokens for the document beside the question.
     """
-    question = cut_question(record["question"].strip(), tokenizer, form.max_question_tokens)
+    question = cut_question(record["question"].lstrip(), tokenizer, form.max_question_tokens)
     document = insert(record["context"], [])
     if form.markers:
         question, document = marked_question(question), marked_document(record)

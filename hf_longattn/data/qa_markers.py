@@ -84,7 +84,7 @@ def marked_question(question: str) -> str:
 
 def marked_texts(record: Mapping[str, Any]) -> tuple[str, str]:
     """Question and document as a model of HotpotQA reads them: ``model(**tokenizer(*marked_texts(record), return_tensors="pt"))``."""
-    return marked_question(record["question"].strip()), marked_document(record).text
+    return marked_question(record["question"].lstrip()), marked_document(record).text
 
 
 def plain(text: str, markers: Iterable[str]) -> str:

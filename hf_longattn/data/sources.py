@@ -220,17 +220,25 @@ def load_labelled(source: str, *, split: str = "train", text_column: str = "text
     if path.is_dir() and is_plain_text(source):
         if not any(child.is_dir() for child in path.iterdir()):
             raise DataError(f"the folder {source!r} has no sub-folders; every label needs one, with its texts in it")
-        data, text_column, label_column = _labelled_folder(path), "text", "label"
-    elif is_plain_text(source):
+        return _labelled_folder(path).filter(_has_text)
+    if is_plain_text(source):
         raise DataError(f"{source!r} holds text without labels; give a table with two columns, or a folder with one per label")
-    else:
-        data = read_source(source, split)
-        check_column(data, text_column, source, "--text-column", text=True)
-        check_column(data, label_column, source, "--label-column")
-    labels = _label_names(data, label_column, source)
-    rows = [(text, label) for text, label in zip(data[text_column], labels, strict=True) if text and text.strip()]
-    columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
-    return Dataset.from_dict(columns, features=LABELLED)
+    data = read_source(source, split)
+    check_column(data, text_column, source, "--text-column", text=True)
+    check_column(data, label_column, source, "--label-column")
+    name = _label_reader(data.features[label_column], label_column, source)
+
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"text": row[text_column], "label": name(row[label_column], number)}
+
+    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=LABELLED).filter(_has_text)
+
+
+def class_names(names: Sequence[str], config: Any = None) -> list[str]:
+    """The classes in the order of their numbers: the model's, if it knows all of ``names``, so that its head keeps its meaning; else as
+    given."""
+    known = [] if config is None else [str(config.id2label[number]) for number in sorted(config.id2label)]
+    return known if set(names) <= set(known) else list(names)
 
 
 def template_columns(template: str) -> list[str]:
@@ -251,7 +259,7 @@ def template_columns(template: str) -> list[str]:
 def _load_text(source: str, split: str, column: str, forms: Sequence[tuple[str, list[str]]] = ()) -> Dataset:
     data = read_source(source, split)
     if forms:
-        for name in {name for _, names in forms for name in names}:
+        for name in dict.fromkeys(name for _, names in forms for name in names):
             check_column(data, name, source, "--template")
 
         def written(row: dict[str, Any]) -> dict[str, str]:
@@ -266,32 +274,44 @@ def _load_text(source: str, split: str, column: str, forms: Sequence[tuple[str, 
 
 def _labelled_folder(path: Path) -> Dataset:
     """One document per file, labelled by its sub-folder."""
-    names = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-    rows: dict[str, list[Any]] = {"text": [], "label": []}
-    for number, name in enumerate(names):
-        texts = list(_documents(path / name)["text"])
-        rows["text"] += texts
-        rows["label"] += [number] * len(texts)
-    return Dataset.from_dict(rows, Features({"text": Value("string"), "label": ClassLabel(names=names)}))
+
+    def label(name: str) -> Dataset:
+        return _documents(path / name).map(lambda rows: {"label": [name] * len(rows["text"])}, batched=True).cast(LABELLED)
+
+    return concatenate_datasets(
+        [label(child.name) for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    )
 
 
-def _label_names(data: Dataset, column: str, source: str) -> list[str]:
-    feature, values = data.features[column], data[column]
-    if isinstance(feature, ClassLabel):
-        if any(value is None or value < 0 for value in values):
-            raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out")
-        return [feature.names[value] for value in values]
-    kind = _kind(feature)
-    if kind in ("float32", "float64") and all(value is not None and float(value).is_integer() for value in values):
-        values = [int(value) for value in values]
-    elif not (kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint"))):
-        raise DataError(
-            f"the column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with --label-column"
-        )
-    missing = next((row for row, value in enumerate(values) if value is None or value == ""), None)
-    if missing is not None:
-        raise DataError(f"row {missing + 1} of {source} has no label in the column {column!r}; leave such rows out")
-    return [str(value) for value in values]
+def _label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int], str]:
+    """What gives the name of a label and its row.
+
+    Raises:
+        DataError: the column holds no classes.
+    """
+    kind, numbers = _kind(feature), isinstance(feature, ClassLabel)
+    fractions = kind in ("float32", "float64")
+    if not (numbers or fractions or kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint"))):
+        raise _no_classes(kind, column, source)
+
+    def name(value: Any, row: int) -> str:
+        if numbers:
+            if value is None or value < 0:
+                raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out")
+            return str(feature.names[value])
+        if value is None or value == "":
+            raise DataError(f"row {row + 1} of {source} has no label in the column {column!r}; leave such rows out")
+        if fractions and not float(value).is_integer():
+            raise _no_classes(kind, column, source)
+        return str(int(value) if fractions else value)
+
+    return name
+
+
+def _no_classes(kind: str, column: str, source: str) -> DataError:
+    return DataError(
+        f"the column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with --label-column"
+    )
 
 
 def _kind(feature: Any) -> str:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.tokenization import special_ids
 from ..errors import LengthError, LongAttentionError
 from ..modeling.inference import evaluating
-from ..modeling.validation import known_length, special_ids
+from ..modeling.validation import known_length
 
 Span = tuple[int, int]
 

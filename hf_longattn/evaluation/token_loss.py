@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MASKED = 0.15
-"""Share of the tokens that a masked language model predicts, as in BERT."""
-NOT_PREDICTED = -100
+from ..data.tokenization import IGNORED
+
 ROWS = 256
 """Number of tokens whose loss is computed at once, since each piece copies its logits."""
 NEGLIGIBLE = 0.01
@@ -56,20 +55,6 @@ class LossChange:
         return f"{self.before:.3f} → {self.after:.3f} nats per token ({self.change:+.3f} ± {self.error:.3f}, n = {self.predicted:,})"
 
 
-def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids of any shape with :data:`MASKED` of them masked, special ones excepted, and the targets.
-
-    Args:
-        tokenizer: with a mask token.
-        seed: of the choice.
-    Returns:
-        The masked ids, and the ids where they are masked and :data:`NOT_PREDICTED` elsewhere.
-    """
-    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < MASKED
-    chosen &= ~torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids)))
-    return ids.masked_fill(chosen, tokenizer.mask_token_id), ids.masked_fill(~chosen, NOT_PREDICTED)
-
-
 def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> Tensor:
     """The loss of each token, ``(B·N,)`` float32; nan where it is not predicted.
 
@@ -84,8 +69,8 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     if causal:
         logits, target = logits[:, :-1], target[:, 1:]
     pieces = zip(logits.flatten(0, 1).split(ROWS), target.flatten().split(ROWS), strict=True)
-    losses = torch.cat([functional.cross_entropy(a.float(), b, reduction="none", ignore_index=NOT_PREDICTED) for a, b in pieces])
-    losses = losses.masked_fill(target.flatten() == NOT_PREDICTED, float("nan")).view(shown.shape[0], -1)
+    losses = torch.cat([functional.cross_entropy(a.float(), b, reduction="none", ignore_index=IGNORED) for a, b in pieces])
+    losses = losses.masked_fill(target.flatten() == IGNORED, float("nan")).view(shown.shape[0], -1)
     return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()
 
 

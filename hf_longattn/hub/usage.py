@@ -67,7 +67,7 @@ with torch.no_grad():
 """
 _CHOICES = """
 document, choices = "A long document starts here. " * 50, ["It ends here.", "It ends there."]
-rows = [tokenizer(document, choice, truncation="only_first", max_length={length}, return_tensors="pt") for choice in choices]
+rows = [tokenizer({pair}, max_length={length}, return_tensors="pt") for choice in choices]
 inputs = {{name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}}  # (texts, choices, tokens)
 with torch.no_grad():
     print(model(**inputs).logits.softmax(-1))
@@ -164,19 +164,29 @@ def snippet(folder: Path, config: dict[str, Any], name: str, length: int, *, tru
         length,
         is_long=is_long,
         takes_globals=attention is not None and prototype(attention.mechanism, attention.options).takes_globals and not marks_question,
+        question_first=marks_question,
         trusts_code=trusts_code,
         adapted=(folder / ADAPTER).is_file(),
     )
 
 
 def usage(
-    architecture: str, name: str, length: int, *, is_long: bool, takes_globals: bool, trusts_code: bool = False, adapted: bool = False
+    architecture: str,
+    name: str,
+    length: int,
+    *,
+    is_long: bool,
+    takes_globals: bool,
+    question_first: bool = False,
+    trusts_code: bool = False,
+    adapted: bool = False,
 ) -> str | None:
     """The snippet of a transformers model.
 
     Args:
         is_long: whether it is one of this package's models.
         takes_globals: whether the caller has to pass ``global_attention_mask``.
+        question_first: whether the model makes the first of two texts global, so that choices come before the document.
         trusts_code: load it with its bundled code, without this package.
         adapted: load the adapter in its folder, too.
     """
@@ -194,7 +204,8 @@ def usage(
     code += f"tokenizer = AutoTokenizer.from_pretrained({_quoted(name)})\n"
     code += f"model = {loaded_by}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()\n"
     code += f'model = PeftModel.from_pretrained(model, {_quoted(name)}, subfolder="{ADAPTER.parent}").eval()\n' if adapted else ""
-    code += body.format(length=length, globals=_QA_GLOBALS if is_long and takes_globals else "")
+    pair = 'choice, document, truncation="only_second"' if question_first else 'document, choice, truncation="only_first"'
+    code += body.format(length=length, globals=_QA_GLOBALS if is_long and takes_globals else "", pair=pair)
     return re.sub(r"\n{3,}", "\n\n", code).strip()
 
 

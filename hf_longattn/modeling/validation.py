@@ -23,15 +23,6 @@ def known_length(config: Any, tokenizer: Any | None) -> int | None:
     return min((int(one) for one in lengths if one and 0 < one < UNLIMITED), default=None)
 
 
-def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and after a text; none where the text's own tokens change between them."""
-    body, framed = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))
-    for start in range(len(framed) - len(body) + 1):
-        if framed[start : start + len(body)] == body:
-            return framed[:start], framed[start + len(body) :]
-    return [], []
-
-
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The ``input_ids`` or ``inputs_embeds`` of a forward pass."""
     tokens = args[0] if args else kwargs.get("input_ids")

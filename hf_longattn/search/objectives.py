@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..diagnostics import Candidate
 from ..errors import OptionError
+from ..evaluation.divergence import kl_divergence
 from ..modeling.family import LANGUAGE_MODELS
 from .design import Design
 from .model import SearchedModel, Weights
@@ -83,15 +84,12 @@ class Divergence:
             self.inputs.append(ids)
             predicted = torch.nonzero(labels >= 0).flatten()
             self.places.append(predicted[:: max(1, len(predicted) // COMPARED)][:COMPARED])
-        self.expected = [one.log_softmax(-1) for one in self._logits(model.run_with(model.own_attention, short=True))]
+        self.expected = self._logits(model.run_with(model.own_attention, short=True))
 
     def __call__(self, design: Design) -> float:
         """The divergence, mean over pieces."""
         model = self.model.run_with(design.attention(), short=True, weights=weights_of(design, self.transferred))
-        found = [
-            float((expected.exp() * (expected - logits.log_softmax(-1))).sum(-1).mean())
-            for expected, logits in zip(self.expected, self._logits(model), strict=True)
-        ]
+        found = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
         return sum(found) / len(found)
 
     @torch.no_grad()

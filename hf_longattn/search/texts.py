@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.masking import masked_tokens
 from ..diagnostics.texts import DiagnosisText
 from ..errors import LengthError
-
-MASKED = 0.15
-"""Share of the tokens that a masked language model predicts, as in BERT."""
-NOT_PREDICTED = -100
 
 
 class SearchText:
@@ -50,15 +47,5 @@ class SearchText:
         return found
 
     def masked(self, piece: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """The piece with :data:`MASKED` of its text tokens replaced by the mask token, and the labels, both ``(N,)``.
-
-        The places depend on the seed alone.
-        """
-        assert self.tokenizer is not None
-        first, last = len(self.source.prefix), len(piece) - len(self.source.suffix)
-        order = torch.randperm(last - first, generator=torch.Generator().manual_seed(seed)) + first
-        places = order[: max(1, round(MASKED * (last - first)))]
-        ids, labels = piece.clone(), torch.full_like(piece, NOT_PREDICTED)
-        labels[places] = piece[places]
-        ids[places] = self.tokenizer.mask_token_id
-        return ids, labels
+        """The piece with masked tokens, and the labels, both ``(N,)``; see :func:`hf_longattn.data.masking.masked_tokens`."""
+        return masked_tokens(piece, self.tokenizer, seed)

@@ -4,34 +4,29 @@ SWAG), or all candidates together with all documents (WikiHop; :mod:`hf_longattn
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice, EvalPrediction, PreTrainedTokenizerBase
+from transformers import AutoModelForMultipleChoice, EvalPrediction
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from hf_longattn.data.batching import WithoutLengths
+from hf_longattn.data.batching import ChoiceCollator
+from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choices, read_joint, to_candidates, to_choices
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import DataError, held_back, read_source
+from hf_longattn.data.sources import held_back, read_source
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.candidates import (
-    CandidateCollator,
     CandidateTrainer,
     accuracy_by_length,
-    from_choices,
-    is_qangaroo,
     load_candidate_model,
-    read_qangaroo,
-    to_candidates,
     write_choices,
 )
 from hf_longattn.training.loading import load_head, load_start
@@ -39,13 +34,6 @@ from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
-COLUMNS = {
-    "context": ("context", "article", "sent1"),
-    "question": ("question", "sent2"),
-    "choices": ("choices", "options"),
-    "label": ("label", "answer"),
-}
-"""Names of columns that are taken without being told: plain data, RACE and SWAG."""
 CANDIDATE_FORMS = ("auto", "separate", "joint")
 
 
@@ -105,11 +93,12 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
     data, held = held_back(data_args, read_joint if joint else read_choices, training_args.seed)
     if joint:
         model, tokenizer = load_candidate_model(model_args.model, tokenizer)
+        encode = partial(to_candidates, truncate=data_args.long_documents == "truncate")
     else:
         model = load_head(AutoModelForMultipleChoice, model_args.model, tokenizer)
         carry_question(model, tokenizer)
+        encode = partial(to_choices, question_first=getattr(model.config, "question_separator_id", None) is not None)
     length = input_length(model, tokenizer, data_args.max_length)
-    encode = partial(to_candidates, truncate=data_args.long_documents == "truncate") if joint else to_choices
     rows, held_out = (encode(part, tokenizer, length) for part in (data, held))
     training_args.remove_unused_columns = False
     trainer = (CandidateTrainer if joint else TimedTrainer)(
@@ -131,87 +120,9 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
     return finish(trainer, run, log, describe_choice)
 
 
-class ChoiceCollator(WithoutLengths, DataCollatorForMultipleChoice):
-    """transformers' collator, without lengths."""
-
-
-def read_joint(source: str, split: str) -> Dataset:
-    """WikiHop, or any data of :func:`read_choices`, in the columns of :func:`read_qangaroo`."""
-    if is_qangaroo(read_source(source, split)):
-        return read_qangaroo(source, split)
-    return from_choices(read_choices(source, split, varied=True))
-
-
-def read_choices(source: str, split: str, *, varied: bool = False) -> Dataset:
-    """Questions with the columns context, question, choices and label, a number.
-
-    Raises:
-        DataError: a missing column, a label that is none of the choices, or (unless ``varied``) different numbers of choices.
-    """
-    data = read_source(source, split)
-    endings = sorted(name for name in data.column_names if name.startswith("ending") and name[6:].isdigit())
-    names = {role: next((name for name in some if name in data.column_names), None) for role, some in COLUMNS.items()}
-    missing = [role for role in ("choices", "label") if names[role] is None and not (role == "choices" and endings)]
-    if missing or (names["context"] is None and names["question"] is None):
-        what = missing[0] if missing else "context"
-        raise DataError(f"{source} has no column for {what} ({', '.join(COLUMNS[what])}); its columns are {', '.join(data.column_names)}")
-    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for number, row in enumerate(data, start=1):
-        choices = [row[name] for name in endings] if endings else row[str(names["choices"])]
-        choices = choices["text"] if isinstance(choices, dict) else choices
-        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-            raise DataError(f"row {number} of {source}: the choices must be at least two texts, not {choices!r}")
-        rows["choices"].append(choices)
-        rows["label"].append(_number(row, str(names["label"]), choices, f"row {number} of {source}"))
-        for role in ("context", "question"):
-            text = (row[names[role]] or "") if names[role] is not None else ""
-            if not isinstance(text, str):
-                raise DataError(f"row {number} of {source}: {names[role]!r} must be a text, not {text!r}")
-            rows[role].append(text)
-    if not rows["label"]:
-        raise DataError(f"there are no questions in {source}")
-    if not varied and len({len(choices) for choices in rows["choices"]}) > 1:
-        raise DataError(
-            f"the questions of {source} have different numbers of choices; give --candidates joint, or fill them up with empty texts"
-        )
-    return Dataset.from_dict(rows)
-
-
-def _number(row: Mapping[str, Any], column: str, choices: list[str], where: str) -> int:
-    label = row[column]
-    if isinstance(label, str) and label in choices:
-        return choices.index(label)
-    if isinstance(label, str) and len(label.strip()) == 1 and label.strip().isalpha():
-        label = ord(label.strip().upper()) - ord("A")
-    elif isinstance(label, str) and label.strip().isdigit():
-        label = int(label)
-    if not isinstance(label, int) or not 0 <= label < len(choices):
-        raise DataError(
-            f"{where}: the label {row[column]!r} is none of its {len(choices)} choices; give a number from 0, a letter or the text"
-        )
-    return label
-
-
-def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
-    """A row per question, with lists of a row per choice: question and choice come first, then the document, cut to what fits."""
-
-    def encode(row: dict[str, Any]) -> dict[str, Any]:
-        firsts = [f"{row['question']} {choice}".strip() for choice in row["choices"]]
-        if row["context"]:
-            encoded = tokenizer(firsts, [row["context"]] * len(firsts), truncation="only_second", max_length=length)
-        else:
-            encoded = tokenizer(firsts, truncation=True, max_length=length)
-        return {**encoded, "labels": row["label"], "length": max(map(len, encoded["input_ids"]))}
-
-    return data.map(encode, remove_columns=data.column_names)
-
-
 def _scores(trainer: TimedTrainer, data: Dataset) -> tuple[list[int], dict[str, Any]]:
     """The chosen numbers, and their accuracy by length."""
-    strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
-    found = trainer.predict(data)
-    trainer.args.train_sampling_strategy = strategy
-    chosen = _chosen(found.predictions).tolist()
+    chosen = _chosen(trainer.predict(data).predictions).tolist()
     return chosen, accuracy_by_length(chosen, data) if trainer.is_world_process_zero() else {}
 
 

@@ -3,25 +3,21 @@
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
-    DataCollatorWithPadding,
     EvalPrediction,
-    PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from hf_longattn.data.batching import chosen_packing, first_tokens, packed, pooling_module
+from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
+from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import DataError, held_back, load_labelled
+from hf_longattn.data.sources import DataError, class_names, held_back, load_labelled
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.long_classification import summarise
@@ -84,7 +80,7 @@ def finetune_classification(
     run = begin(model_args, data_args, training_args)
     config, tokenizer = load_start(model_args.model, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     texts, held_texts = read_labelled(data_args, training_args.seed)
-    names = class_names(texts, [str(config.id2label[number]) for number in sorted(config.id2label)])
+    names = class_names(label_names(texts, held_texts), config)
     classes = {**numbered(names), "problem_type": "single_label_classification"}
     model = load_head(AutoModelForSequenceClassification, model_args.model, tokenizer, **classes)
     length = input_length(model, tokenizer, data_args.max_length)
@@ -99,6 +95,7 @@ def finetune_classification(
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=DocumentCollator(tokenizer, pack=pack),
+        eval_collator=DocumentCollator(tokenizer),  # several processes gather a row for each document
         preprocess_logits_for_metrics=_choices,
         compute_metrics=_accuracy,
         max_minutes=training_args.max_minutes,
@@ -108,24 +105,6 @@ def finetune_classification(
     counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
     log = {"input_length": length, "packed": pack, "classes": names, "documents": counts, "held_out": {"before": before, "after": after}}
     return finish(trainer, run, log, describe_classification)
-
-
-class DocumentCollator(DataCollatorWithPadding):
-    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
-        super().__init__(tokenizer)
-        self.pack = pack
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [{name: value for name, value in row.items() if name not in ("length", "document")} for row in features]
-        if not self.pack:
-            return super().__call__(rows)
-        lengths = {
-            "labels": torch.tensor([row.pop("labels") for row in rows]),
-            "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
-        }
-        return {**packed(rows), **lengths}
 
 
 class ClassificationTrainer(TimedTrainer):
@@ -138,33 +117,9 @@ class ClassificationTrainer(TimedTrainer):
         with first_tokens(self.accelerator.unwrap_model(model), inputs["lengths"]):
             return super().compute_loss(model, given, *args, **kwargs)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Padded rows: several processes gather one row for each document."""
-        with self._padded():
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As :meth:`get_eval_dataloader`."""
-        with self._padded():
-            return super().get_test_dataloader(test_dataset)
-
-    @contextmanager
-    def _padded(self) -> Iterator[None]:
-        usual: Any = getattr(self, "data_collator")  # noqa: B009 - Trainer's
-        self.data_collator = DocumentCollator(self.processing_class)
-        try:
-            yield
-        finally:
-            self.data_collator = usual
-
     def scores(self, data: Dataset) -> dict[str, Any]:
         """Accuracy and macro F1 in per cent, by document length; empty in all processes but the first."""
-        strategy, self.args.train_sampling_strategy = (
-            self.args.train_sampling_strategy,
-            "random",
-        )  # else grouped by length, too
         found = self.predict(data).predictions
-        self.args.train_sampling_strategy = strategy
         if not self.is_world_process_zero():
             return {}
         pairs = zip(data["labels"], data["document"], strict=True)
@@ -191,45 +146,6 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
             if len(train) else f"there is no text in {', '.join(args.data)}"
         )  # fmt: skip
     return train, held_out
-
-
-def class_names(train: Dataset, known: Sequence[str]) -> list[str]:
-    """The classes in the order of their numbers: the model's, if it knows all of them; else sorted, numbers by their value."""
-    found = set(train["label"])
-    if found <= set(known):
-        return list(known)
-    numbers = all(name.lstrip("-").isdigit() for name in found)
-    return sorted(found, key=(lambda name: (int(name), "")) if numbers else (lambda name: (0, name)))
-
-
-def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str]) -> Dataset:
-    """Tokens, the label's number, ``length`` (tokens of the input) and ``document`` (tokens before it was cut).
-
-    Raises:
-        DataError: a label that is no class.
-    """
-    numbers = {name: number for number, name in enumerate(names)}
-    unknown = sorted(set(data["label"]) - set(numbers))
-    if unknown:
-        raise DataError(f"the label {unknown[0]!r} of the validation data is not one of the classes to learn ({', '.join(names)})")
-
-    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        whole = tokenizer(rows["text"], return_attention_mask=False, verbose=False)["input_ids"]
-        long = [row for row, ids in enumerate(whole) if len(ids) > length]
-        inputs = list(whole)
-        if long:
-            texts = [rows["text"][row] for row in long]
-            cut = tokenizer(texts, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
-            for row, ids in zip(long, cut, strict=True):
-                inputs[row] = ids
-        return {
-            "input_ids": inputs,
-            "labels": [numbers[label] for label in rows["label"]],
-            "length": [len(ids) for ids in inputs],
-            "document": [len(ids) for ids in whole],
-        }
-
-    return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
 
 
 def describe_classification(log: dict[str, Any]) -> str:

@@ -8,28 +8,25 @@ gradients (Gao et al. 2021), so that the batch may be large where documents are 
 from __future__ import annotations
 
 import dataclasses
-import random
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset
 from transformers import TrainingArguments
 
-from hf_longattn.data.sources import DataError, held_back, read_source
+from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
+from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import loading
-from hf_longattn.training.results import steps_of
+from hf_longattn.training.results import PERCENT, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
-ANCHORS, POSITIVES, NEGATIVES = ("anchor", "query", "question", "sentence1"), ("positive", "document", "answer", "sentence2"), ("negative",)
 FLOAT32 = {"dtype": torch.float32}
 """Of the weights while they are trained; sentence-transformers takes the file's type, in which small steps are lost."""
-CANDIDATES = 10
-"""Documents among which a reranker must find the right one in evaluation."""
 
 
 @dataclass
@@ -94,45 +91,18 @@ def finetune_embeddings(
             f"a reranker learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave the column "
             "out and keep the pairs that belong together, or train embeddings, without --reranker"
         )
-    trainer, measure = (_reranker if model_args.reranker else _embedder)(model_args, data_args, training_args, data, held)
+    trainer, measure = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
     before = train(trainer, run, measure)
     log = {"pairs": len(data), "held_out": {"before": before, "after": measure()}}
     return finish(trainer, run, log, describe_embeddings)
 
 
-def read_pairs(source: str, split: str) -> Dataset:
-    """Pairs of texts in the columns anchor and positive, and negative or score if the source has them.
-
-    Raises:
-        DataError: a missing column, empty texts, or scores that are no numbers.
-    """
-    data = read_source(source, split)
-    names = {"anchor": ANCHORS, "positive": POSITIVES, "negative": NEGATIVES, "score": ("score",)}
-    found = {role: next((name for name in some if name in data.column_names), None) for role, some in names.items()}
-    for role in ("anchor", "positive"):
-        if found[role] is None:
-            raise DataError(
-                f"{source} has no column for the {role} ({', '.join(names[role])}); its columns are {', '.join(data.column_names)}"
-            )
-    data = data.select_columns([name for name in found.values() if name is not None])
-    data = data.rename_columns({name: role for role, name in found.items() if name is not None and name != role})
-    for role in data.column_names:
-        kind = float | int if role == "score" else str
-        wrong = next((place for place, value in enumerate(data[role], start=1) if not isinstance(value, kind) or value == ""), None)
-        if wrong is not None:
-            what = "a number" if role == "score" else "a text"
-            raise DataError(f"row {wrong} of {source}: {found[role]!r} must be {what}, not {data[role][wrong - 1]!r}")
-    if not len(data):
-        raise DataError(f"there are no pairs in {source}")
-    return data.cast_column("score", Value("float32")) if "score" in data.column_names else data
-
-
-def _embedder(
+def embedding_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
 ) -> tuple[TimedTrainer, Any]:
-    """A trainer of embeddings, and what measures retrieval of the held-out documents by their anchors."""
+    """A trainer of embeddings, and what measures them: held-out documents found by their anchors, or similarities against scores."""
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, InformationRetrievalEvaluator
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
 
     class EmbeddingTrainer(TimedTrainer, SentenceTransformerTrainer):
@@ -142,33 +112,47 @@ def _embedder(
         model = SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32)
     if data_args.max_length is not None:
         model.max_seq_length = data_args.max_length
-    loss = (
-        CoSENTLoss(model)
-        if "score" in data.column_names
-        else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
-    )
-    texts = {f"d{number}": text for number, text in enumerate(dict.fromkeys(held["positive"]))}
-    keys = {text: key for key, text in texts.items()}
-    asked = {f"q{number}": text for number, text in enumerate(held["anchor"])}
-    right = {f"q{number}": {keys[text]} for number, text in enumerate(held["positive"])}
-    evaluator = InformationRetrievalEvaluator(asked, texts, right, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
+    scored = "score" in data.column_names
+    loss = CoSENTLoss(model) if scored else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
+    size, name = args.per_device_eval_batch_size, model.similarity_fn_name
+    if scored:
+        texts = list(held["anchor"]), list(held["positive"])
+        evaluator: Any = EmbeddingSimilarityEvaluator(*texts, list(held["score"]), batch_size=size, write_csv=False, name="held")
+        measured, n = {"spearman": f"held_spearman_{name}", "pearson": f"held_pearson_{name}"}, len(held)
+    else:
+        evaluator = InformationRetrievalEvaluator(*retrieval(held), batch_size=size, write_csv=False, name="held")
+        measured, n = {"accuracy_at_1": f"held_{name}_accuracy@1", "mrr": f"held_{name}_mrr@10"}, len(evaluator.queries)
 
     def measure() -> dict[str, float]:
-        found = evaluator(model)
-        return {"accuracy_at_1": 100 * found["held_cosine_accuracy@1"], "mrr": 100 * found["held_cosine_mrr@10"]}
+        scores = evaluator(model)
+        values = {metric: 100 * float(scores[key]) for metric, key in measured.items()}
+        return {**{metric: value for metric, value in values.items() if math.isfinite(value)}, "n": n}  # equal scores have no correlation
 
-    given = {**_usual(args), "batch_sampler": args.batch_sampler}
+    given = {**_usual(args), "batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
     trainer = EmbeddingTrainer(
         model, SentenceTransformerTrainingArguments(**given), train_dataset=data, loss=loss, max_minutes=args.max_minutes
     )
     return trainer, measure
 
 
-def _reranker(
+def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
+    """The prompt of each column of the training data: what ``encode_query`` and ``encode_document`` put before a text in inference, and
+    for pairs with scores what ``encode`` does; ``None`` without any."""
+    if scored:
+        usual = model.prompts.get(model.default_prompt_name) or ""
+        prompts = dict.fromkeys(("anchor", "positive"), usual)
+    else:
+        document = next((model.prompts[name] for name in ("document", "passage", "corpus") if name in model.prompts), "")
+        prompts = {"anchor": model.prompts.get("query", ""), "positive": document, "negative": document}
+    return {column: prompt for column, prompt in prompts.items() if prompt} or None
+
+
+def reranking_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
 ) -> tuple[TimedTrainer, Any]:
     """A trainer of a cross-encoder on pairs and as many wrong ones, and what measures it among candidates."""
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
     class RerankingTrainer(TimedTrainer, CrossEncoderTrainer):
@@ -176,35 +160,22 @@ def _reranker(
 
     with loading(model_args.model):
         model = CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32)
-    choose = random.Random(args.seed)
-    wrong = data["negative"] if "negative" in data.column_names else [_other(data["positive"], text, choose) for text in data["positive"]]
-    rows = {"anchor": [*data["anchor"]] * 2, "positive": [*data["positive"], *wrong], "label": [1.0] * len(data) + [0.0] * len(data)}
-    candidates = [[text, *{_other(held["positive"], text, choose) for _ in range(CANDIDATES - 1)}] for text in held["positive"]]
+    relevant = relevant_texts(data, held)
+    samples = reranking(held, relevant, args.seed)
+    evaluator = CrossEncoderRerankingEvaluator(samples, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
 
     def measure() -> dict[str, float]:
-        ranks = []
-        for anchor, texts in zip(held["anchor"], candidates, strict=True):
-            scores = model.predict([(anchor, text) for text in texts], batch_size=args.per_device_eval_batch_size, show_progress_bar=False)
-            ranks.append(1 + int((scores[1:] >= scores[0]).sum()))
-        return {
-            "accuracy_at_1": 100 * sum(rank == 1 for rank in ranks) / len(ranks),
-            "mrr": 100 * sum(1 / rank for rank in ranks) / len(ranks),
-        }
+        scores = evaluator(model)
+        return {"mrr": 100 * float(scores["held_mrr@10"]), "ndcg": 100 * float(scores["held_ndcg@10"]), "n": len(samples)}
 
     trainer = RerankingTrainer(
         model,
         CrossEncoderTrainingArguments(**_usual(args)),
-        train_dataset=Dataset.from_dict(rows),
+        train_dataset=labelled_pairs(data, relevant, args.seed),
         loss=BinaryCrossEntropyLoss(model),
         max_minutes=args.max_minutes,
     )
     return trainer, measure
-
-
-def _other(texts: Sequence[str], text: str, choose: random.Random) -> str:
-    """A text that is not this one, if there is any."""
-    others = [one for one in choose.choices(texts, k=8) if one != text]
-    return others[0] if others else text
 
 
 def _usual(args: EmbedTrainingArguments) -> dict[str, Any]:
@@ -221,8 +192,8 @@ def describe_embeddings(log: dict[str, Any]) -> str:
 
 def embeddings_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    told = [
-        f"right document first {scores['accuracy_at_1']:.1f} %, MRR {scores['mrr']:.1f} % {when}"
+    lines = [
+        ", ".join(f"{PERCENT[name]} {scores[name]:.1f} %" for name in PERCENT if name in scores) + f" {when}"
         for when, scores in log["held_out"].items()
     ]
-    return f"held out: {'; '.join(told)}"
+    return f"held out ({log['held_out']['after']['n']:,}): {'; '.join(lines)}"

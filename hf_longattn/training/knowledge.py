@@ -14,29 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_longattn.data.batching import RepeatableMasks
 from hf_longattn.data.lengths import input_length, longest_input
+from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.args import argument
 from hf_longattn.training.lm import (
-    MaskedTrainer,
     TextDataArguments,
     TextModelArguments,
     TextTrainingArguments,
     load_lm,
     read_documents,
-    to_inputs,
 )
 from hf_longattn.training.results import steps_of
+from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
 METHODS = ("tinybert", "logits")
 PARTS = ("embeddings", "hidden", "attention", "logits")
 PROJECTION = "distillation_projection"
-ROWS = 256
-"""Rows of logits that are compared at a time."""
+QUERIES = 256
+"""Queries whose attention scores are compared at a time."""
 
 
 @dataclass
@@ -66,7 +67,7 @@ class KnowledgeTrainingArguments(TextTrainingArguments):
     attention_factor: float = argument(
         1.0, "Factor of the squared error of the attention scores (equation 7); 0 where heads differ in number."
     )
-    logits_factor: float = argument(1.0, "Factor of the cross-entropy of the logits (equation 10).")
+    logits_factor: float = argument(1.0, "Factor of the KL divergence of the logits, whose gradients are those of equation 10.")
     learning_rate: float = argument(5e-5, "Highest learning rate (TinyBERT: 5e-5 for its intermediate layers).")
 
     def check(self) -> None:
@@ -143,7 +144,7 @@ def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, given: list[in
     return given
 
 
-class KnowledgeTrainer(MaskedTrainer):
+class KnowledgeTrainer(TimedTrainer):
     """Trains on the distance from a teacher; evaluates on the student's own loss."""
 
     def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:
@@ -163,16 +164,18 @@ class KnowledgeTrainer(MaskedTrainer):
             found = model(**inputs, output_hidden_states=True)
         real = inputs["attention_mask"].bool()
         project = getattr(student, PROJECTION, None)
-        parts = {"logits": soft_cross_entropy(found.logits[real], wanted.logits[real], self.args.temperature)}
+        parts = {"logits": kl_divergence(found.logits[real], wanted.logits[real], self.args.temperature)}
         if project is not None:
             errors = [F.mse_loss(project(found.hidden_states[0])[real], wanted.hidden_states[0][real])]
             for layer, other in enumerate(self.layers, start=1):
                 errors.append(F.mse_loss(project(found.hidden_states[layer])[real], wanted.hidden_states[other][real]))
             parts |= {"embeddings": errors[0], "hidden": torch.stack(errors[1:]).mean()}
         if seen:
-            pairs = real[:, None, :, None] & real[:, None, None, :]
-            chosen = [(own.scores(layer), theirs.scores(other - 1)) for layer, other in enumerate(self.layers)]
-            parts["attention"] = torch.stack([((a - b).square() * pairs).sum() / (pairs.sum() * a.shape[1]) for a, b in chosen]).mean()
+            errors = [
+                score_error(own.projections(layer), theirs.projections(other - 1), real, own.causal[layer])
+                for layer, other in enumerate(self.layers)
+            ]
+            parts["attention"] = torch.stack(errors).mean()
         loss = torch.stack([factors[part] * value for part, value in parts.items()]).sum()
         return (loss, found) if return_outputs else loss
 
@@ -186,50 +189,13 @@ def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
-def soft_cross_entropy(own: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-    """The cross-entropy of the student's distribution to the teacher's, both at this temperature, times its square, as gradients need."""
-    wanted = (theirs.float() / temperature).softmax(-1)
-    return -(wanted * (own.float() / temperature).log_softmax(-1)).sum(-1).mean() * temperature**2
-
-
-def kl_divergence(own: Tensor, theirs: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher ‖ student) of logits ``(n, classes)``, mean over n, times the temperature's square: :func:`soft_cross_entropy` less the
-    teacher's entropy, so that it is 0 where both predict the same. The gradients are the same; ``theirs`` gets none.
-
-    Computed in float32, some rows at a time: the only tensor of this size that is kept is the gradient.
-    """
-    return _KLDivergence.apply(own, theirs.detach(), temperature)
-
-
-class _KLDivergence(torch.autograd.Function):
-    """d/d own_i = (softmax(own / t) - softmax(theirs / t))_i · t / n."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-        gradient, total = torch.empty_like(own), own.new_zeros((), dtype=torch.float32)
-        for at in range(0, len(own), ROWS):
-            rows = slice(at, at + ROWS)
-            predicted, wanted = ((logits[rows].float() / temperature).log_softmax(-1) for logits in (own, theirs))
-            probability = wanted.exp()
-            total += (probability * wanted.sub_(predicted)).sum()
-            gradient[rows] = predicted.exp_().sub_(probability)
-        ctx.save_for_backward(gradient)
-        ctx.factor = temperature / max(1, len(own))
-        return total * (ctx.factor * temperature)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * (gradients[0] * ctx.factor).to(gradient.dtype), None, None
-
-
 def relative_error(own: Tensor, theirs: Tensor) -> Tensor:
     """The squared error as a share of the teacher's square, so that layers whose states differ in size count alike."""
     return (own.float() - theirs.float()).square().sum() / theirs.float().square().sum()
 
 
 class AttentionScores:
-    """The scores q·k/√d of every layer in one forward pass, from the outputs of the projections, before rotation."""
+    """Queries and keys of every layer in one forward pass, from the outputs of the projections, before rotation."""
 
     def __init__(self, model: nn.Module, wanted: bool) -> None:
         self.model, self.seen, self.handles = model, {}, []  # type: ignore[var-annotated]
@@ -254,13 +220,61 @@ class AttentionScores:
 
         return hook
 
-    def scores(self, layer: int) -> Tensor:
-        """``(B, H, N, N)`` of a layer, from 0."""
+    @property
+    def causal(self) -> list[bool]:
+        """Of each layer, whether its queries see past keys alone."""
+        return [bool(site.module.is_causal) for site in self.sites]
+
+    def projections(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Queries, divided by √d, and keys ``(B, H, N, D)`` of a layer, from 0; grouped keys are repeated."""
         heads = self.model.config.num_attention_heads  # type: ignore[union-attr]
-        query = self.seen[layer, "q"].unflatten(-1, (heads, -1)).transpose(1, 2)
-        key = self.seen[layer, "k"].unflatten(-1, (-1, query.shape[-1])).transpose(1, 2)
-        key = key.repeat_interleave(heads // key.shape[1], dim=1)  # grouped-query attention
-        return (query.float() @ key.float().mT) / query.shape[-1] ** 0.5
+        query = self.seen[layer, "q"].unflatten(-1, (heads, -1)).transpose(1, 2).float()
+        key = self.seen[layer, "k"].unflatten(-1, (-1, query.shape[-1])).transpose(1, 2).float()
+        return query / query.shape[-1] ** 0.5, key.repeat_interleave(heads // key.shape[1], dim=1)
+
+
+def score_error(own: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], real: Tensor, causal: bool) -> Tensor:
+    """The mean squared difference of two models' attention scores (TinyBERT, equation 7), over heads and pairs of real tokens, in a causal
+    model over those that softmax sees: keys up to the query.
+
+    Memory is linear in N: :data:`QUERIES` queries at a time, and what is kept for the backward pass are the gradients of q and k.
+
+    Args:
+        own, theirs: queries and keys ``(B, H, N, D)``, scaled; ``theirs`` get no gradient.
+        real: ``(B, N)`` bool, the tokens that are not padding.
+        causal: whether the student is.
+    """
+    return _ScoreError.apply(*own, *(states.detach() for states in theirs), real, causal)
+
+
+class _ScoreError(torch.autograd.Function):
+    """With d = (q kᵀ - q' k'ᵀ) on the pairs that count, n of them: Σ d² / n, ∂q = 2 d k / n, ∂k = 2 dᵀ q / n."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, other_q: Tensor, other_k: Tensor, real: Tensor, causal: bool) -> Tensor:
+        total, pairs = q.new_zeros(()), q.new_zeros(())
+        q_gradient, k_gradient = torch.empty_like(q), torch.zeros_like(k)
+        places = torch.arange(q.shape[2], device=q.device)
+        with torch.autocast(q.device.type, enabled=False):
+            for start in range(0, q.shape[2], QUERIES):
+                rows = slice(start, start + QUERIES)
+                counted = real[:, rows, None] & real[:, None, :]
+                if causal:
+                    counted = counted & (places[rows, None] >= places)
+                difference = (q[:, :, rows] @ k.mT - other_q[:, :, rows] @ other_k.mT) * counted[:, None]
+                total += difference.square().sum()
+                pairs += counted.sum()
+                q_gradient[:, :, rows] = difference @ k
+                k_gradient += difference.mT @ q[:, :, rows]
+        ctx.save_for_backward(q_gradient, k_gradient)
+        ctx.factor = 1 / (pairs * q.shape[1]).clamp(min=1)
+        return total * ctx.factor
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q_gradient, k_gradient = ctx.saved_tensors
+        scale = 2 * gradients[0] * ctx.factor
+        return q_gradient * scale, k_gradient * scale, None, None, None, None
 
 
 def describe_knowledge(log: dict[str, Any]) -> str:

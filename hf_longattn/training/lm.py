@@ -3,9 +3,7 @@
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -15,22 +13,23 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
-    DataCollatorForLanguageModeling,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks, chosen_packing
+from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
+from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
+from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.data.sources import read_texts, shuffled, split_held_out
+from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import loading
 from hf_longattn.training.results import steps_of
-from hf_longattn.training.segments import SegmentCollator, SegmentStream, SegmentTrainer, tokenised
+from hf_longattn.training.segments import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -182,53 +181,26 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     training_args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
     documents, held_out = read_documents(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
-    kind = DataCollatorForPackedText if pack else DataCollatorForLanguageModeling if data_args.segments else RepeatableMasks
+    kind = DataCollatorForPackedText if pack else RepeatableMasks
     collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     usual: dict[str, Any] = {"processing_class": tokenizer, "max_minutes": training_args.max_minutes}
     trainer: TimedTrainer
     if data_args.segments:
         rows, padding = training_args.per_device_train_batch_size * training_args.world_size, {"pad_token_id": tokenizer.pad_token_id}
-        stream = SegmentStream(tokenised(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, passes=None, **padding)
-        measured = SegmentStream(tokenised(held_out, tokenizer), length, training_args.per_device_train_batch_size, **padding)
+        stream = SegmentStream(
+            to_documents(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, passes=None, **padding
+        )
+        measured = SegmentStream(to_documents(held_out, tokenizer), length, training_args.per_device_train_batch_size, **padding)
         collate = SegmentCollator(collator if collator.mlm else None)
+        training_args.remove_unused_columns = False  # the number of the pass is the collator's
         trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **usual)
     else:
         inputs, measured_inputs = (to_inputs(data, tokenizer, length, pack) for data in (documents, held_out))
-        trainer = MaskedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
+        trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
     before = train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
     after = trainer.evaluate()["eval_loss"]
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": {"before": before, "after": after}}
     return finish(trainer, run, log, describe_lm_training)
-
-
-class MaskedTrainer(TimedTrainer):
-    """Masks other tokens in every pass over the data, and the same ones in every evaluation."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if isinstance(self.data_collator, RepeatableMasks):
-            self.add_callback(CountPasses(self.data_collator))
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As Trainer's, with masks that no pass of the training has."""
-        usual: Any = getattr(self, "data_collator")  # noqa: B009 - Trainer's
-        if isinstance(usual, RepeatableMasks):
-            self.data_collator = copy.copy(usual)
-            self.data_collator.passes = -1
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = usual
-
-
-class CountPasses(TrainerCallback):
-    """Tells the collator which pass over the data begins."""
-
-    def __init__(self, collator: RepeatableMasks) -> None:
-        self.collator = collator
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.collator.passes = int(state.epoch or 0)
 
 
 def describe_lm_training(log: dict[str, Any]) -> str:
@@ -259,37 +231,6 @@ def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset
     return documents, held_out
 
 
-def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:
-    """Tokenise, join the documents by their end token, and cut into inputs of ``length`` tokens.
-
-    With ``pack`` every document has its first and end tokens, and ``documents`` numbers the document of each token.
-
-    A document longer than an input continues in the next one; the tokens left over at the end of a batch of documents form a shorter
-    input, so that short texts are not lost.
-    """
-    first, end = special_tokens(tokenizer)
-
-    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(rows["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        if pack:
-            whole = [[*first, *ids, *end] for ids in encoded]
-            stream = list(chain.from_iterable(whole))
-            numbers = list(chain.from_iterable([number] * len(ids) for number, ids in enumerate(whole)))
-            cuts = range(0, len(stream), length)
-            return {"input_ids": [stream[at : at + length] for at in cuts], "documents": [numbers[at : at + length] for at in cuts]}
-        stream = list(chain.from_iterable([*ids, *end] for ids in encoded))
-        body = length - len(first)
-        return {"input_ids": [first + stream[at : at + body] for at in range(0, len(stream), body)]}
-
-    return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The tokens that start every input and those that end every document; either may be empty."""
-    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    return [tokenizer.cls_token_id] if tokenizer.cls_token_id is not None else [], [end] if end is not None else []
-
-
 def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a model with its language-modelling head in float32, its tokenizer, and its objective; ``from_scratch``, with random weights.
 
@@ -311,8 +252,7 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
         raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from")
     if objective == "mlm" and tokenizer.mask_token is None:
         raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens)")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    pad_with_end(tokenizer, name)
     return model, tokenizer, objective
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, checkpoint_errors
 from hf_longattn.hub_errors import check_saved_model
 from hf_longattn.modeling.generic import check_read_alone
@@ -41,12 +42,7 @@ def load_start(name: str, head: str, names: Any) -> tuple[PreTrainedConfig, PreT
         config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     if config.model_type not in names:
         raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; take a model of another architecture")
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise CheckpointError(
-                f"the tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+    pad_with_end(tokenizer, name)
     return config, tokenizer
 
 

@@ -25,10 +25,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
+from hf_longattn.data.batching import DocumentCollator, TokenCollator
+from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import split_held_out
+from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.evaluation.metrics.long_classification import summarise
 from hf_longattn.evaluation.qa_heads import qa_loss
@@ -37,11 +41,10 @@ from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, TaskArguments, argument
-from hf_longattn.training.classification import ClassificationDataArguments, DocumentCollator, class_names, read_labelled, to_documents
+from hf_longattn.training.classification import ClassificationDataArguments, read_labelled
 from hf_longattn.training.loading import load_head, load_start, numbered
-from hf_longattn.training.qa import TARGETS, QACollator, training_features
 from hf_longattn.training.results import PERCENT, steps_of
-from hf_longattn.training.tokens import TokenCollator, TokenDataArguments, read_tagged, tag_scores, to_windows
+from hf_longattn.training.tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -229,6 +232,7 @@ def finetune_multitask(
     """
     run = begin(model_args, data_args, training_args)
     _, tokenizer = load_start(model_args.model, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    tokenizer.padding_side = "right"  # where the tokens of a row have the places of its words
     build = {"classify": _classify, "tokens": _tokens, "qa": _qa}
     tasks = {name: build[kind](run, tokenizer, data, held) for name, (kind, data, held) in data_args.named_tasks().items()}
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
@@ -271,7 +275,7 @@ def _labels(model: PreTrainedModel) -> list[str]:
 
 def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
     texts, held_texts = read_labelled(ClassificationDataArguments(data=[data], validation=held), run.training.seed)
-    names = class_names(texts, [])
+    names = label_names(texts, held_texts)
     model = load_head(LOADERS["classify"], run.model.model, tokenizer, **numbered(names), problem_type="single_label_classification")
     length = input_length(model, tokenizer, run.data.max_length)
     rows, held_out = (to_documents(part, tokenizer, length, names) for part in (texts, held_texts))
@@ -286,7 +290,7 @@ def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str,
 
 def _tokens(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
     texts, held_texts = read_tagged(TokenDataArguments(data=[data], validation=held), run.training.seed)
-    names = sorted({tag for tags in texts["tags"] for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
+    names = tag_names(texts, held_texts)
     model = load_head(LOADERS["tokens"], run.model.model, tokenizer, **numbered(names))
     length = input_length(model, tokenizer, run.data.max_length)
     rows, held_out = (to_windows(part, tokenizer, length, 128, names) for part in (texts, held_texts))

@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from datasets import Dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
-    DataCollatorForSeq2Seq,
     EvalPrediction,
-    PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from hf_longattn.data.batching import WithoutLengths
+from hf_longattn.data.batching import SummaryCollator
+from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import DataError, check_column, held_back, read_source
+from hf_longattn.data.sources import held_back
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge_scores
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
@@ -82,11 +80,12 @@ def finetune_seq2seq(
     """
     run = begin(model_args, data_args, training_args)
     _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-    data, held = held_back(data_args, lambda source, split: read_pairs(source, data_args, split), training_args.seed)
+    columns = data_args.text_column, data_args.summary_column
+    data, held = held_back(data_args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
     model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
     training_args.generation_max_length = training_args.generation_max_length or data_args.max_summary_length
-    rows, held_out = (to_rows(part, tokenizer, data_args, length) for part in (data, held))
+    rows, held_out = (to_summaries(part, tokenizer, data_args.prefix, length, data_args.max_summary_length) for part in (data, held))
     training_args.remove_unused_columns = False
 
     def rouge(found: EvalPrediction) -> dict[str, float]:
@@ -113,38 +112,6 @@ def finetune_seq2seq(
         Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
     log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}
     return finish(trainer, run, log, describe_seq2seq)
-
-
-class SummaryCollator(WithoutLengths, DataCollatorForSeq2Seq):
-    """transformers' collator, without lengths."""
-
-
-def read_pairs(source: str, args: Seq2SeqDataArguments, split: str) -> Dataset:
-    """Documents and summaries; rows in which one is empty are left out.
-
-    Raises:
-        DataError: a missing column, or nothing to read.
-    """
-    data = read_source(source, split)
-    names = [
-        check_column(data, column, source, option, text=True)
-        for column, option in ((args.text_column, "--text-column"), (args.summary_column, "--summary-column"))
-    ]
-    pairs = [pair for pair in zip(*(data[name] for name in names), strict=True) if all(text and text.strip() for text in pair)]
-    if not pairs:
-        raise DataError(f"no row of {source} has both a text in {names[0]!r} and one in {names[1]!r}")
-    return Dataset.from_dict({"document": [pair[0] for pair in pairs], "summary": [pair[1] for pair in pairs]})
-
-
-def to_rows(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: Seq2SeqDataArguments, length: int) -> Dataset:
-    """Tokens of documents and summaries, both cut to what fits, and ``length``."""
-
-    def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
-        documents = tokenizer([args.prefix + text for text in rows["document"]], truncation=True, max_length=length)["input_ids"]
-        labels = tokenizer(text_target=rows["summary"], truncation=True, max_length=args.max_summary_length)["input_ids"]
-        return {"input_ids": documents, "labels": labels, "length": [len(ids) for ids in documents]}
-
-    return data.map(encode, batched=True, batch_size=100, remove_columns=data.column_names)
 
 
 def told(metrics: dict[str, float]) -> dict[str, float]:

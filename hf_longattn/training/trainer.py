@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import TokenBudget
+from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attachment import mark_for_zero3
@@ -40,11 +42,19 @@ class TimedTrainer(TrainerHooks, Trainer):
     Args:
         max_minutes: stop after this time, with a learning rate of zero by then; a resumed run counts the minutes before. ``None`` = no
             limit: the schedule is Trainer's own.
+        eval_collator: makes the batches of evaluations and predictions, if not ``data_collator``.
         *args, **kwargs: Trainer's.
+
+    Evaluations and predictions are in the order of the rows. Masked tokens are drawn anew in every pass over the data, and are the same in
+    every evaluation.
     """
 
-    def __init__(self, *args: Any, max_minutes: float | None = None, **kwargs: Any) -> None:
+    data_collator: Any
+
+    def __init__(self, *args: Any, max_minutes: float | None = None, eval_collator: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        masks = self.data_collator if isinstance(self.data_collator, RepeatableMasks) else None
+        self.eval_collator = masks.for_evaluation() if eval_collator is None and masks is not None else eval_collator
         inner: Any = self.accelerator.unwrap_model(self.model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
         self.model_accepts_loss_kwargs &= divides_by_items(type(inner))
@@ -55,7 +65,7 @@ class TimedTrainer(TrainerHooks, Trainer):
         self.add_callback(StopInTime(self.clock))
         self.add_callback(LogEnough())
         self.add_callback(SynchroniseCentroids())
-        self.add_callback(OrderOfPass())
+        self.add_callback(OrderOfPass(masks))
         self.add_callback(Processes(self.args.world_size))
         patience = getattr(self.args, "early_stopping_patience", 0)
         if patience:
@@ -75,6 +85,28 @@ class TimedTrainer(TrainerHooks, Trainer):
         workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
         loader: Any = DataLoader(data, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers, pin_memory=pinned)
         return self.accelerator.prepare(loader)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        with self._collating_evaluation():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        with self._collating_evaluation():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _collating_evaluation(self) -> Iterator[None]:
+        """Within the context ``data_collator`` is the one of evaluations."""
+        usual = self.data_collator
+        self.data_collator = usual if self.eval_collator is None else self.eval_collator
+        try:
+            yield
+        finally:
+            self.data_collator = usual
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In the order of the rows: Trainer's groups them by length where it groups those of the training."""
+        return SequentialSampler(eval_dataset) if isinstance(eval_dataset, Sized) else None
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         self.throughput.count(inputs)
@@ -253,12 +285,17 @@ class SynchroniseCentroids(TrainerCallback):
 
 
 class OrderOfPass(TrainerCallback):
-    """Tells the sampler which pass over the data begins. Where one of several processes resumes, accelerate's loader, which skips
-    batches, does not reach it, and the rest of a later pass would have the order of the first."""
+    """Tells the sampler, and the collator that draws masks, which pass over the data begins. Where one of several processes resumes,
+    accelerate's loader, which skips batches, does not reach the sampler, and the rest of a later pass would have the order of the first."""
+
+    def __init__(self, masks: RepeatableMasks | None = None) -> None:
+        self.masks = masks
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **_: Any
     ) -> None:
+        if self.masks is not None:
+            self.masks.passes = int(state.epoch or 0)
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):

@@ -21,7 +21,6 @@ from transformers import (
 from hf_longattn import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.batching import (
-    DataCollatorForPackedText,
     DataCollatorWithPacking,
     TokenBudget,
     first_tokens,
@@ -29,6 +28,8 @@ from hf_longattn.data.batching import (
     packing_refusal,
     pooling_module,
 )
+from hf_longattn.data.masking import DataCollatorForPackedText
+from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.families import (
     LongBertConfig,
@@ -46,7 +47,7 @@ from hf_longattn.families import (
 )
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.classification import CLASSIFICATION, finetune_classification
-from hf_longattn.training.lm import CLM, MLM, finetune_lm, to_inputs
+from hf_longattn.training.lm import CLM, MLM, finetune_lm
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 

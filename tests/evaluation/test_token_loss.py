@@ -6,7 +6,9 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.evaluation.token_loss import NOT_PREDICTED, LossChange, change_from_chunks, chunk_losses, masked_tokens, token_losses
+from hf_longattn.data.masking import masked_tokens
+from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.evaluation.token_loss import LossChange, change_from_chunks, chunk_losses, token_losses
 from tests.trained import tokenizer_of
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -19,7 +21,7 @@ def test_the_mean_is_the_loss_of_transformers(causal: bool) -> None:
     else:
         model = transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).eval()
     ids = torch.randint(0, 50, (1, 600))
-    labels = ids if causal else ids.masked_fill(torch.rand(ids.shape) < 0.8, NOT_PREDICTED)
+    labels = ids if causal else ids.masked_fill(torch.rand(ids.shape) < 0.8, IGNORED)
     part = slice(None) if causal else slice(0, 512)
     ids, labels = ids[:, part], labels[:, part]
     losses = token_losses(model, ids, labels, causal=causal)
@@ -39,7 +41,7 @@ def test_special_tokens_are_not_masked_and_a_seed_decides() -> None:
     tokenizer = tokenizer_of("bert")
     ids = torch.tensor([tokenizer("Call me Ishmael. " * 100)["input_ids"]])
     shown, target = masked_tokens(ids, tokenizer)
-    hidden = target != NOT_PREDICTED
+    hidden = target != IGNORED
     assert 0.1 < hidden.float().mean() < 0.2
     assert (shown[hidden] == tokenizer.mask_token_id).all()
     assert torch.equal(target[hidden], ids[hidden])

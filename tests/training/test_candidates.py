@@ -12,18 +12,14 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.choices import CandidateCollator, encode_candidates, read_qangaroo, tidy, to_candidates
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.candidates import (
-    CandidateCollator,
     CandidateReader,
     candidate_scores,
-    encode_candidates,
     load_candidate_model,
-    read_qangaroo,
-    tidy,
-    to_candidates,
 )
 from hf_longattn.training.choice import CHOICE, choice_result, finetune_choice
 from tests.training.conftest import checkpoint

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.embed import EMBED, EmbedDataArguments, finetune_embeddings, read_pairs
+from hf_longattn.training.embed import EMBED, EmbedDataArguments, finetune_embeddings, prompts_of
 from tests.training.conftest import FAST, checkpoint
 
 
@@ -45,7 +48,7 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert reranker or log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
-    assert set(log["held_out"]["after"]) == {"accuracy_at_1", "mrr"}
+    assert set(log["held_out"]["after"]) == ({"mrr", "ndcg", "n"} if reranker else {"accuracy_at_1", "mrr", "n"})
     loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
     assert loaded.max_seq_length == 100
     assert (tmp_path / "out" / "README.md").is_file()
@@ -78,6 +81,75 @@ def test_pairs_and_what_is_wrong_with_them(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             read_pairs(write(rows, tmp_path / f"{number}.jsonl"), "train")
+
+
+def pairs(*rows: tuple[str, ...], names: tuple[str, ...] = ("anchor", "positive")) -> Dataset:
+    return Dataset.from_list([dict(zip(names, row, strict=True)) for row in rows])
+
+
+def test_columns_come_in_the_order_in_which_losses_take_them(tmp_path: Path) -> None:
+    rows = [{"negative": "c", "positive": "b", "other": 1, "anchor": "a"}]
+    assert read_pairs(write(rows, tmp_path / "rows.jsonl"), "train").column_names == ["anchor", "positive", "negative"]
+
+
+def test_all_texts_of_an_anchor_are_relevant_and_negatives_are_documents() -> None:
+    held = pairs(("a", "x", "n"), ("a", "y", "n"), ("b", "y", "m"), names=("anchor", "positive", "negative"))
+    queries, documents, right = retrieval(held)
+    found = {queries[key]: {documents[name] for name in names} for key, names in right.items()}
+    assert found == {"a": {"x", "y"}, "b": {"y"}}
+    assert list(documents.values()) == ["x", "y", "n", "m"]
+
+
+@pytest.mark.parametrize("count", [3, 50])
+def test_a_reranker_s_wrong_texts_belong_to_other_anchors(count: int) -> None:
+    data = pairs(*[(f"a{number % 5}", f"text {number}") for number in range(count)])
+    relevant = relevant_texts(data)
+    rows = labelled_pairs(data, relevant, seed=0).to_list()
+    assert [row["label"] for row in rows] == [1.0] * count + [0.0] * count
+    assert all((row["positive"] in relevant[row["anchor"]]) == bool(row["label"]) for row in rows)
+    samples = reranking(data.select(range(2)), relevant, seed=0)
+    for sample in samples:
+        assert not set(sample["negative"]) & set(relevant[sample["query"]])
+        assert len(sample["negative"]) == len(set(sample["negative"])) == min(9, count - len(relevant[sample["query"]]))
+
+
+def test_a_reranker_needs_something_to_tell_apart() -> None:
+    data = pairs(("a", "x"), ("a", "y"), ("a", "x"))
+    for make in (labelled_pairs, reranking):
+        with pytest.raises(DataError, match="all texts belong to 'a'"):
+            make(data, relevant_texts(data), 0)
+
+
+def test_scores_are_measured_by_their_correlation(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pairs that do not belong together are no right answers: they were counted as such once."""
+    pytest.importorskip("sentence_transformers")
+    folder = checkpoint("mlm", tmp_path / "short", tokenizer)
+    words = ["tree", "file", "node", "path"]
+    rows = [
+        {"sentence1": f"{one} {two}", "sentence2": f"{one} {other}", "score": float(two == other)}
+        for one in words for two in words for other in words
+    ]  # fmt: skip
+    data = write(rows, tmp_path / "scored.jsonl")
+    given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "validation_split": "train"}
+    log = finetune_embeddings(*build_arguments(EMBED, **given, **FAST, max_steps=1))
+    assert set(log["held_out"]["after"]) == {"spearman", "pearson", "n"}
+    assert log["held_out"]["after"]["n"] == 64
+    assert log["held_out"]["before"]["spearman"] > 50
+
+
+@pytest.mark.parametrize(
+    ("prompts", "scored", "expected"),
+    [
+        ({"query": "q: ", "document": "d: "}, False, {"anchor": "q: ", "positive": "d: ", "negative": "d: "}),
+        ({"query": "q: "}, False, {"anchor": "q: "}),
+        ({"plain": "p: "}, True, {"anchor": "p: ", "positive": "p: "}),
+        ({}, False, None),
+        ({}, True, None),
+    ],
+)
+def test_texts_are_trained_with_the_prompts_of_inference(prompts: dict[str, str], scored: bool, expected: dict[str, str] | None) -> None:
+    model = SimpleNamespace(prompts=prompts, default_prompt_name="plain" if "plain" in prompts else None)
+    assert prompts_of(model, scored) == expected
 
 
 def test_sources_of_different_columns_are_refused(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
+from hf_longattn.training import knowledge
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.knowledge import KNOWLEDGE, ROWS, distill_knowledge, kl_divergence, layer_map, soft_cross_entropy
+from hf_longattn.training.knowledge import KNOWLEDGE, distill_knowledge, layer_map, score_error
 from tests.training.conftest import FAST, checkpoint
 
 
@@ -40,7 +43,6 @@ def test_a_converted_copy_has_no_distance_from_its_teacher(
         "output_dir": str(tmp_path / "out"),
         "text": [texts],
         "teacher": teacher,
-        "logits_factor": 0.0,
     }
     log = distill_knowledge(*build_arguments(KNOWLEDGE, **given, **FAST, max_steps=1, max_documents=4))
     assert log["input_length"] == 64
@@ -75,13 +77,6 @@ def test_layers_are_mapped_evenly_or_as_given() -> None:
         layer_map(Shape(2), Shape(12), [0, 12])  # type: ignore[arg-type]
 
 
-def test_the_logits_loss_is_least_at_the_teacher_s() -> None:
-    theirs = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
-    own = theirs.clone().requires_grad_()
-    soft_cross_entropy(own, theirs, 2.0).backward()
-    torch.testing.assert_close(own.grad, torch.zeros(5, 7), atol=1e-6, rtol=0)
-
-
 def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     student = small(tmp_path / "student", tokenizer, num_attention_heads=4)
@@ -107,24 +102,63 @@ def test_the_method_may_be_set_in_a_recipe(tmp_path: Path, capfd: pytest.Capture
     assert "none.yaml does not exist; give a YAML file" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kl_divergence_and_its_gradient_are_the_definition(temperature: float, dtype: torch.dtype) -> None:
-    """Over several pieces of rows, against float64."""
-    drawn = torch.Generator().manual_seed(0)
-    own, theirs = (torch.randn(2 * ROWS + 7, 11, generator=drawn).to(dtype) for _ in range(2))
-    own.requires_grad_(True)
-    (3 * kl_divergence(own, theirs, temperature)).backward()
-    exact = own.detach().double().requires_grad_(True)
-    predicted, wanted = ((logits / temperature).log_softmax(-1) for logits in (exact, theirs.double()))
-    expected = (wanted.exp() * (wanted - predicted)).sum(-1).mean() * temperature**2
-    (3 * expected).backward()
-    assert own.grad is not None
-    assert exact.grad is not None
-    close = {"atol": 1e-8, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-4, "rtol": 2e-2}
-    torch.testing.assert_close(own.grad.double(), exact.grad, **close)
-    assert float(kl_divergence(own.detach(), theirs, temperature)) == pytest.approx(float(expected.detach()), rel=1e-5)
-    entropy = -(wanted.exp() * wanted).sum(-1).mean() * temperature**2
-    assert float(soft_cross_entropy(own, theirs, temperature) - entropy) == pytest.approx(float(expected), rel=1e-3)
-    assert float(kl_divergence(theirs, theirs, temperature)) == pytest.approx(0.0, abs=1e-6)
-    assert float(kl_divergence(own[:0], theirs[:0])) == 0.0
+def drawn_projections(seed: int, length: int = 7) -> tuple[Tensor, Tensor]:
+    """Queries and keys ``(B, H, N, D)`` of two rows."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 3, length, 4, generator=generator), torch.randn(2, 3, length, 4, generator=generator)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_error_of_attention_scores_is_the_mean_over_pairs_that_softmax_sees(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against float64 on dense scores, with padding; a causal model's future keys do not count."""
+    monkeypatch.setattr(knowledge, "QUERIES", 3)
+    own, theirs = drawn_projections(0), drawn_projections(1)
+    real = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]]).bool()
+    learns = [states.clone().requires_grad_(True) for states in own]
+    found = score_error((learns[0], learns[1]), theirs, real, causal)
+    (5 * found).backward()
+    exact = [states.double().requires_grad_(True) for states in own]
+    counted = real[:, None, :, None] & real[:, None, None, :]
+    counted = (counted.tril() if causal else counted).expand(2, 3, 7, 7)
+    difference = exact[0] @ exact[1].mT - theirs[0].double() @ theirs[1].double().mT
+    expected = difference[counted].square().mean()
+    (5 * expected).backward()
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    for states, reference in zip(learns, exact, strict=True):
+        assert states.grad is not None
+        assert reference.grad is not None
+        torch.testing.assert_close(states.grad, reference.grad.float())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        self.elements = max(
+            self.elements, *(one.numel() for one in torch.utils._pytree.tree_leaves(returned) if isinstance(one, Tensor)), 0
+        )
+        return returned
+
+
+def test_no_tensor_of_all_pairs_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knowledge, "QUERIES", 8)
+    own, theirs = drawn_projections(0, 256), drawn_projections(1, 256)
+    learns = own[0].requires_grad_(True), own[1].requires_grad_(True)
+    with LargestTensor() as largest:
+        score_error(learns, theirs, torch.ones(2, 256).bool(), True).backward()
+    assert largest.elements <= 2 * 3 * 8 * 256
+
+
+def test_a_decoder_learns_nothing_from_scores_of_future_keys(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Teacher and student agree on all that softmax sees where their keys differ in the last token alone and nothing comes after it."""
+    own, theirs = drawn_projections(0), drawn_projections(0)
+    theirs[1][:, :, -1] += 1.0
+    real = torch.ones(2, 7).bool()
+    assert float(score_error(own, theirs, real[:, :], False)) > float(score_error(own, theirs, real, True)) > 0
+    real[:, -1] = False
+    assert float(score_error(own, theirs, real, True)) == 0.0

@@ -16,7 +16,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError, load_text
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.lm import CLM, LM, MLM, finetune_lm, load_lm, to_inputs
+from hf_longattn.training.lm import CLM, LM, MLM, finetune_lm, load_lm
 from hf_longattn.training.training_loop import LOG_NAME
 from tests.training.conftest import FAST, SOURCES, checkpoint
 
@@ -78,10 +78,6 @@ def test_text_from_files_folders_and_data_sets(tmp_path: Path, texts: str, token
         assert sorted(load_text([str(source)], column=column)["text"]) == whole
     assert len(load_text([texts, f"{texts}/0.txt"])) == len(SOURCES) + 1
     assert len(load_text([texts], limit=2)) == 2
-    inputs = to_inputs(load_text([texts]), tokenizer, 100)
-    assert {len(row) for row in inputs["input_ids"][:-1]} == {100}
-    read = [token for row in inputs["input_ids"] for token in row[1:]]
-    assert len(read) == sum(len(tokenizer(source, add_special_tokens=False)["input_ids"]) + 1 for source in SOURCES)
 
 
 def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -28,6 +28,7 @@ from transformers import (
 from hf_longattn import convert_checkpoint
 from hf_longattn.data.lengths import PositionRange
 from hf_longattn.data.qa_features import QAFormat, encode_qa
+from hf_longattn.data.qa_inputs import QACollator, to_features
 from hf_longattn.data.qa_markers import marked_texts
 from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.data.sources import DataError
@@ -37,14 +38,12 @@ from hf_longattn.training.args import build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.qa import (
     QA,
-    QACollator,
     QATrainer,
     describe_qa_training,
     finetune_qa,
     load_qa_model,
     qa_table,
     random_positions,
-    to_features,
     window_mask,
 )
 from hf_longattn.training.training_loop import LOG_NAME

@@ -19,10 +19,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, T
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.segments import SegmentCollator, SegmentStream
+from hf_longattn.data.tokenization import IGNORED, to_documents
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.lm import LM, finetune_lm
-from hf_longattn.training.segments import IGNORED, SegmentCollator, SegmentStream, SegmentTrainer, tokenised
+from hf_longattn.training.segments import SegmentTrainer
 from tests.training.conftest import FAST, SOURCES
 
 ROOT = Path(hf_longattn.__file__).parent.parent
@@ -61,7 +63,7 @@ def test_rows_are_streams_of_documents() -> None:
 
 def test_streamed_and_shuffled_documents(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = Dataset.from_list([{"text": source[:2000]} for source in SOURCES])
-    whole, streamed = tokenised(texts, tokenizer), tokenised(texts.to_iterable_dataset(), tokenizer)
+    whole, streamed = to_documents(texts, tokenizer), to_documents(texts.to_iterable_dataset(), tokenizer)
     for a, b in zip(SegmentStream(whole, 64, 3), SegmentStream(streamed, 64, 3), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
     for documents in (whole, streamed):
@@ -73,14 +75,21 @@ def test_streamed_and_shuffled_documents(tokenizer: PreTrainedTokenizerBase) -> 
     assert sum(int(next(endless)["memory_reset"]) for _ in range(200)) > 20
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_make_the_same_batches(workers: int) -> None:
+    alone = batches(SegmentStream(DOCUMENTS, 4, 2, shuffle=True), 2)
+    shared = list(DataLoader(SegmentStream(DOCUMENTS, 4, 2, shuffle=True), batch_size=2, collate_fn=SegmentCollator(), num_workers=workers))
+    assert len(alone) == len(shared)
+    for one, other in zip(alone, shared, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_bad_input_is_a_sentence() -> None:
     for words, how in (("at least 2 tokens", {"length": 1, "rows": 1}), ("at least 1 row", {"length": 4, "rows": 0})):
         with pytest.raises(OptionError, match=words):
             SegmentStream(DOCUMENTS, **how)
     with pytest.raises(OptionError, match="no document"):
         list(SegmentStream([], 4, 1))
-    with pytest.raises(OptionError, match="several workers would mix up"):
-        list(DataLoader(SegmentStream(DOCUMENTS, 4, 2), batch_size=2, num_workers=2))
     for wrong in ({"segments": 1}, {"segments": 8, "num_train_epochs": 1.0}, {"segments": 8, "gradient_checkpointing": True}):
         with pytest.raises(OptionError, match="segments is"):
             finetune_lm(*build_arguments(LM, model="m", output_dir="o", text=["t"], **wrong))

@@ -13,10 +13,12 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
+from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.data.words import to_windows
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.entities import entities, entity_scores
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.tokens import IGNORED, TOKENS, TokenDataArguments, finetune_tokens, read_tagged, to_windows
+from hf_longattn.training.tokens import TOKENS, TokenDataArguments, finetune_tokens, read_tagged
 from tests.training.conftest import FAST, checkpoint
 
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
@@ -107,16 +109,13 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     numbers = Dataset.from_dict({"tokens": [["a"]], "ner_tags": [[5]]}, features=features)
     numbers.cast(Features({**features, "ner_tags": List(Value("int64"))})).save_to_disk(str(tmp_path / "numbers"))
     cases = [
-        (DataError, "not 'tokens'", [write([{"words": ["a"], "ner_tags": ["O"]}], tmp_path / "1.jsonl")], {}),
-        (DataError, "row 2 .* same length", [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")], {}),
-        (DataError, "all words .* have the tag 'O'", [write([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")], {}),
-        (DataError, "tag 'B-NEW' of the validation", [write(good, tmp_path / "4.jsonl")], {"validation": "new"}),
-        (DataError, "line 1 .* has no tag", [str(tmp_path / "bad.conll")], {}),
-        (DataError, "there are no words", [str(tmp_path / "empty.conll")], {}),
-        (OptionError, "only one row", [write(good[:1], tmp_path / "5.jsonl")], {}),
+        (DataError, "not 'tokens'", [write([{"words": ["a"], "ner_tags": ["O"]}], tmp_path / "1.jsonl")]),
+        (DataError, "row 2 .* same length", [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")]),
+        (DataError, "all words .* have the tag 'O'", [write([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")]),
+        (DataError, "line 1 .* has no tag", [str(tmp_path / "bad.conll")]),
+        (DataError, "there are no words", [str(tmp_path / "empty.conll")]),
+        (OptionError, "only one row", [write(good[:1], tmp_path / "5.jsonl")]),
     ]
-    for error, words, data, more in cases:
-        if more:
-            more = {"validation": write([{"tokens": ["a"], "ner_tags": ["B-NEW"]}], tmp_path / "new.jsonl")}
+    for error, words, data in cases:
         with pytest.raises(error, match=words):
-            read_tagged(TokenDataArguments(data=data, **more), seed=0)
+            read_tagged(TokenDataArguments(data=data), seed=0)

@@ -49,7 +49,7 @@ def summarise(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
     count = len(pairs)
     share = sum(label == found for label, found in pairs) / count if count else 0.0
     error = math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else 0.0
-    scores = [_f1(pairs, each) for each in {number for pair in pairs for number in pair}]
+    scores = [_f1(pairs, each) for each in sorted({number for pair in pairs for number in pair})]
     macro = sum(scores) / len(scores) if scores else 0.0
     return {"accuracy": 100 * share, "accuracy_se": 100 * error, "macro_f1": 100 * macro, "n": count}
 

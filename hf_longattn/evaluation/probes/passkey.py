@@ -25,7 +25,8 @@ class Passkey(TextTask):
         before = rng.randint(0, size) if depth is None else round(depth * size)
         key = str(rng.randint(1, 50_000))
         least, most = (10 ** (len(key) - 1), min(10 ** len(key) - 1, 50_000))  # as many digits, so about as many tokens
-        wrong = {str(rng.randint(least, most)) for _ in range(DISTRACTORS)} - {key}
+        wrong = dict.fromkeys(str(rng.randint(least, most)) for _ in range(DISTRACTORS))  # in the order in which they are drawn
+        wrong.pop(key, None)
         return ProbeSample(
             "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
             "I will quiz you about the important information there.\n",
@@ -33,7 +34,7 @@ class Passkey(TextTask):
             "\nWhat is the pass key?",
             " The pass key is",
             (key,),
-            tuple(sorted(wrong, key=lambda _: rng.random())),
+            tuple(wrong),
             self.new_tokens,
             depth=before / size if size else 0.0,
             first_number=True,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...data.tokenization import special_ids
 from ...errors import LongAttentionError
 from ...modeling.family import CAUSAL_LANGUAGE_MODELS
-from ...modeling.validation import special_ids
 from ..qa_reader import QAReader, Span, whole
 from .task import ProbeSample, TokenSample
 

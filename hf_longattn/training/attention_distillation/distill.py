@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,12 @@ import torch.utils.data
 import transformers
 from datasets import Dataset
 from torch import nn
-from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.layer_choice import layers_keep
 from hf_longattn.mechanisms import Mechanism
@@ -49,7 +50,7 @@ from hf_longattn.training.attention_distillation.student import load_student, lo
 from hf_longattn.training.attention_distillation.teacher import DISTILLATION_REPORT, Teacher, check_original
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
 from hf_longattn.training.checkpoints import newest_checkpoint
-from hf_longattn.training.lm import TextDataArguments, input_length, load_lm, read_documents, special_tokens
+from hf_longattn.training.lm import TextDataArguments, load_lm, read_documents
 from hf_longattn.training.training_loop import begin, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
@@ -60,11 +61,6 @@ NO_GAP = 0.01
 STAGE_TITLES = {
     "before": "converted", "stage1": "after stage 1", "softmax_layers": "with softmax layers", "stage2": "after stage 2"
 }  # fmt: skip
-
-
-MIXED_TOKENS = 2**18
-"""Tokens of the buffer from which the next input is drawn, so that a batch does not come from one document."""
-Input = dict[str, list[int]]
 
 
 DISTILLATION = (DistillationModelArguments, TextDataArguments, DistillationTrainingArguments)
@@ -103,9 +99,10 @@ def distill_attention(
         check_original(model_args)
     with processes().main_process_first():
         documents, held_out = read_documents(data_args, training_args.seed)
-    collate = collator(tokenizer, objective, length, data_args.mask_probability, training_args.seed)
-    batches = held_out_batches(held_out, tokenizer, collate, training_args.held_out_inputs, training_args.per_device_train_batch_size)
-    return Stages(run, model_args, data_args, training_args, tokenizer, objective, length, documents, batches).all_stages(model)
+    masks = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
+    size = training_args.per_device_train_batch_size
+    batches = held_out_batches(to_inputs(held_out, tokenizer, length), masks, training_args.held_out_inputs, size)
+    return Stages(run, model_args, training_args, tokenizer, objective, length, documents, masks, batches).all_stages(model)
 
 
 def check_output(args: DistillationTrainingArguments) -> None:
@@ -142,12 +139,12 @@ class Stages:
 
     run: TaskArguments
     model_args: DistillationModelArguments
-    data_args: TextDataArguments
     args: DistillationTrainingArguments
     tokenizer: PreTrainedTokenizerBase
     objective: str
     length: int
     documents: Dataset
+    masks: RepeatableMasks
     batches: list[Batch]
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -233,10 +230,10 @@ class Stages:
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step
 
     def of_trainer(self, stage: int, length: int, teacher: Teacher | None) -> dict[str, Any]:
-        """What every run of a stage is given; a new data set and collator each time, so that all see the same inputs."""
+        """What every run of a stage is given."""
         return {
-            "train_dataset": EndlessInputs(self.documents, self.tokenizer, length, self.args.seed),
-            "data_collator": collator(self.tokenizer, self.objective, length, self.data_args.mask_probability, self.args.seed),
+            "train_dataset": to_inputs(self.documents, self.tokenizer, length),
+            "data_collator": self.masks,
             "stage": stage,
             "teacher": teacher,
         }
@@ -276,56 +273,10 @@ class Stages:
         processes().wait_for_everyone()
 
 
-def collator(tokenizer: PreTrainedTokenizerBase, objective: str, length: int, mask_probability: float, seed: int) -> Any:
-    """Masks (mlm) or copies (clm) the tokens as labels, and pads every batch to ``length``, so that processes can share batches.
-
-    Each use needs a new one: the masks depend on the seed and on the number of batches made.
-    """
-    return DataCollatorForLanguageModeling(
-        tokenizer, mlm=objective == "mlm", mlm_probability=mask_probability, seed=seed, pad_to_multiple_of=length
-    )
-
-
-class EndlessInputs(torch.utils.data.IterableDataset):
-    """The documents repeatedly, tokenised while they are read, as inputs of ``length`` tokens in shuffled order.
-
-    The order depends on the seed alone: a resumed run skips what it has seen.
-    """
-
-    def __init__(self, documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, seed: int) -> None:
-        self.documents, self.tokenizer, self.length, self.seed = documents, tokenizer, length, seed
-
-    def __iter__(self) -> Iterator[Input]:
-        rng = random.Random(self.seed)
-        stream = packed(self.documents, self.tokenizer, self.length, endless=True)
-        waiting = list(islice(stream, max(2, MIXED_TOKENS // self.length)))
-        for new in stream:
-            place = rng.randrange(len(waiting))
-            yield waiting[place]
-            waiting[place] = new
-
-
-def packed(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, endless: bool = False) -> Iterator[Input]:
-    """The documents joined by their end token and cut into inputs of ``length`` tokens; the last one may be shorter."""
-    first, end = special_tokens(tokenizer)
-    body, tokens = length - len(first), []
-    while True:
-        for row in documents:
-            tokens += tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"] + end
-            whole = len(tokens) - len(tokens) % body
-            for at in range(0, whole, body):
-                yield {"input_ids": first + tokens[at : at + body]}
-            tokens = tokens[whole:]
-        if not endless:
-            break
-    if tokens:
-        yield {"input_ids": first + tokens}
-
-
-def held_out_batches(documents: Dataset, tokenizer: PreTrainedTokenizerBase, collate: Any, count: int, size: int) -> list[Batch]:
-    """The first ``count`` held-out inputs in batches of ``size``, masked once."""
-    found = list(islice(packed(documents, tokenizer, collate.pad_to_multiple_of), count))
-    return [collate(found[at : at + size]) for at in range(0, len(found), size)]
+def held_out_batches(inputs: Dataset, masks: RepeatableMasks, count: int, size: int) -> list[Batch]:
+    """The first ``count`` inputs in batches of ``size``, masked once."""
+    rows, collate = inputs.select(range(min(count, len(inputs)))), masks.for_evaluation()
+    return [collate(rows.select(range(at, min(at + size, len(rows)))).to_list()) for at in range(0, len(rows), size)]
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:

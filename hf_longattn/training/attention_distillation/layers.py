@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.evaluation.layer_choice import KeptLayers, choose_layers, number_of_layers
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attachment import attach_mechanisms
@@ -21,7 +22,6 @@ from hf_longattn.modeling.attention_sites import AttentionSite, attention_sites
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.training.attention_distillation.matching import Batch, own_attention, own_softmax
 from hf_longattn.training.attention_distillation.teacher import places_of_predictions, predictions_at
-from hf_longattn.training.knowledge import kl_divergence
 
 COMPARED = 256
 """Predictions of an input that are compared."""

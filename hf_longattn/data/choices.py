@@ -1,0 +1,226 @@
+"""Questions with choices: each choice is read with the document (RACE, SWAG), or all of them together with all documents (WikiHop)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, List, Value
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.data.qa_features import pad_lists
+from hf_longattn.data.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, marked_question, plain
+from hf_longattn.data.sources import DataError, read_source
+from hf_longattn.errors import LengthError
+
+COLUMNS = {
+    "context": ("context", "article", "sent1"),
+    "question": ("question", "sent2"),
+    "choices": ("choices", "options"),
+    "label": ("label", "answer"),
+}
+"""Names of columns that are taken without being told: plain data, RACE and SWAG."""
+CHOICES = Features({"context": Value("string"), "question": Value("string"), "choices": List(Value("string")), "label": Value("int64")})
+"""What :func:`read_choices` returns."""
+JOINT = Features(
+    {
+        **{name: Value("string") for name in ("id", "question")},
+        **{name: List(Value("string")) for name in ("candidates", "supports")},
+        "label": Value("int64"),
+    }
+)
+"""What :func:`read_qangaroo` returns."""
+QANGAROO = {"query", "candidates", "supports"}
+"""Columns of WikiHop and MedHop."""
+LEAST_TEXT = 16
+"""Tokens of documents that must fit beside question and candidates."""
+_BEFORE, _AFTER = re.compile(r" (?=[.,!?)]|'s\b)"), re.compile(r"(?<=\() ")
+
+
+def is_qangaroo(data: Dataset) -> bool:
+    """Whether data have the columns of WikiHop."""
+    return set(data.column_names) >= QANGAROO
+
+
+def read_joint(source: str, split: str) -> Dataset:
+    """WikiHop, or any data of :func:`read_choices`, in the columns of :func:`read_qangaroo`."""
+    if is_qangaroo(read_source(source, split)):
+        return read_qangaroo(source, split)
+    return from_choices(read_choices(source, split, varied=True))
+
+
+def read_qangaroo(source: str, split: str) -> Dataset:
+    """WikiHop or MedHop: id, query, candidates, supports, and answer, the text of a candidate.
+
+    Returns:
+        A dataset with the columns id, question, candidates, supports and label, the answer's number.
+
+    Raises:
+        DataError: a missing column, too few candidates, or an answer that is none of them.
+    """
+    data = read_source(source, split)
+    missing = sorted({*QANGAROO, "answer"} - set(data.column_names))
+    if missing:
+        raise DataError(f"{source} lacks the column {missing[0]!r} of WikiHop's schema; its columns are {', '.join(data.column_names)}")
+
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        candidates, supports = row["candidates"], row["supports"]
+        for name, value in (("candidates", candidates), ("supports", supports)):
+            if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+                raise DataError(f"row {number + 1} of {source}: {name} must be a list of texts, not {value!r}")
+        if len(candidates) < 2 or row["answer"] not in candidates:
+            raise DataError(f"row {number + 1} of {source}: the answer {row['answer']!r} is none of its {len(candidates)} candidates")
+        name, label = str(row.get("id", number + 1)), candidates.index(row["answer"])
+        return {"id": name, "question": str(row["query"]), "candidates": candidates, "supports": supports, "label": label}
+
+    if not len(data):
+        raise DataError(f"there are no questions in {source}")
+    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=JOINT)
+
+
+def from_choices(data: Dataset) -> Dataset:
+    """Questions of :func:`read_choices` in the columns of :func:`read_qangaroo`; the context is the only document."""
+
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        supports = [row["context"]] if row["context"] else []
+        return {"id": str(number), "question": row["question"], "candidates": row["choices"], "supports": supports, "label": row["label"]}
+
+    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=JOINT)
+
+
+def read_choices(source: str, split: str, *, varied: bool = False) -> Dataset:
+    """Questions with the columns context, question, choices and label, a number.
+
+    Raises:
+        DataError: a missing column, a label that is none of the choices, or (unless ``varied``) different numbers of choices.
+    """
+    data = read_source(source, split)
+    endings = sorted(name for name in data.column_names if name.startswith("ending") and name[6:].isdigit())
+    names = {role: next((name for name in known if name in data.column_names), None) for role, known in COLUMNS.items()}
+    missing = [role for role in ("choices", "label") if names[role] is None and not (role == "choices" and endings)]
+    if missing or (names["context"] is None and names["question"] is None):
+        what = missing[0] if missing else "context"
+        raise DataError(f"{source} has no column for {what} ({', '.join(COLUMNS[what])}); its columns are {', '.join(data.column_names)}")
+    columns = {role: column for role, column in names.items() if role in ("context", "question") and column is not None}
+
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        where = f"row {number + 1} of {source}"
+        choices = [row[name] for name in endings] if endings else row[str(names["choices"])]
+        choices = choices["text"] if isinstance(choices, dict) else choices
+        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+            raise DataError(f"{where}: the choices must be at least two texts, not {choices!r}")
+        texts = {"context": "", "question": "", **{role: row[column] or "" for role, column in columns.items()}}
+        wrong = next((role for role, text in texts.items() if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise DataError(f"{where}: {columns[wrong]!r} must be a text, not {texts[wrong]!r}")
+        return {**texts, "choices": choices, "label": _number(row, str(names["label"]), choices, where)}
+
+    if not len(data):
+        raise DataError(f"there are no questions in {source}")
+    questions = data.map(convert, with_indices=True, remove_columns=data.column_names, features=CHOICES)
+    if not varied and len({len(choices) for choices in questions["choices"]}) > 1:
+        raise DataError(
+            f"the questions of {source} have different numbers of choices; give --candidates joint, or fill them up with empty texts"
+        )
+    return questions
+
+
+def _number(row: Mapping[str, Any], column: str, choices: list[str], where: str) -> int:
+    label = row[column]
+    if isinstance(label, str) and label in choices:
+        return choices.index(label)
+    if isinstance(label, str) and len(label.strip()) == 1 and label.strip().isalpha():
+        label = ord(label.strip().upper()) - ord("A")
+    elif isinstance(label, str) and label.strip().isdigit():
+        label = int(label)
+    if not isinstance(label, int) or not 0 <= label < len(choices):
+        raise DataError(
+            f"{where}: the label {row[column]!r} is none of its {len(choices)} choices; give a number from 0, a letter or the text"
+        )
+    return label
+
+
+def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *, question_first: bool = False) -> Dataset:
+    """A row per question, with lists of a row per choice: the document, then question and choice, as in ``run_swag``; cut to what fits.
+
+    Args:
+        question_first: question and choice, then the document, of which alone tokens are cut: for models that make the first text global.
+    """
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        choices = [f"{row['question']} {choice}" if row["question"] else choice for choice in row["choices"]]
+        documents = [row["context"]] * len(choices)
+        texts = [choices] if not row["context"] else [choices, documents] if question_first else [documents, choices]
+        cut = "only_second" if row["context"] and question_first else "longest_first"
+        encoded = tokenizer(*texts, truncation=cut, max_length=length)
+        return {**encoded, "labels": row["label"], "length": max(map(len, encoded["input_ids"]))}
+
+    return data.map(encode, remove_columns=data.column_names)
+
+
+def tidy(text: str) -> str:
+    """WikiHop's words, which stand apart from their punctuation, as they are usually written."""
+    return _AFTER.sub("", _BEFORE.sub("", " ".join(text.split())))
+
+
+def encode_candidates(
+    record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, *, truncate: bool = False
+) -> tuple[list[dict[str, list[int]]], list[int]]:
+    """The inputs of a question, without padding, and the token of each candidate, which is the same in all of them.
+
+    Args:
+        record: question, candidates, supports.
+        length: of the longest input.
+        truncate: only the first input.
+
+    Raises:
+        LengthError: question and candidates leave no tokens for documents.
+    """
+    told = [f"{CANDIDATE} {plain(tidy(text), CANDIDATES)} {END_CANDIDATE}" for text in record["candidates"]]
+    first = " ".join([marked_question(tidy(record["question"])), *told])
+    separator = tokenizer.sep_token or tokenizer.eos_token or ""
+    documents = f" {separator} ".join(plain(tidy(text), CANDIDATES) for text in record["supports"])
+    count = len(tokenizer(first, "")["input_ids"])
+    if count + (LEAST_TEXT if documents else 0) > length:
+        raise LengthError(
+            f"a question and its {len(told)} candidates take {count} tokens, which leaves {max(0, length - count)} of {length} for "
+            "documents; convert the model to a greater length, or raise max_length"
+        )
+    encoded = tokenizer(
+        first, documents, truncation="only_second", max_length=length, return_overflowing_tokens=True, return_attention_mask=False
+    )
+    marker = tokenizer.convert_tokens_to_ids(CANDIDATE)
+    names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+    inputs = [{name: list(encoded[name][window]) for name in names} for window in range(len(encoded["input_ids"]))]
+    places = [place for place, number in enumerate(inputs[0]["input_ids"]) if number == marker]
+    return inputs[:1] if truncate else inputs, places
+
+
+def to_candidates(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *, truncate: bool = False) -> Dataset:
+    """A row per question: lists with an entry per input, ``places`` (the token of each candidate), ``labels``, ``length`` (all inputs')."""
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        inputs, places = encode_candidates(row, tokenizer, length, truncate=truncate)
+        columns = {name: [one[name] for one in inputs] for name in inputs[0]}
+        return {**columns, "places": places, "labels": row["label"], "length": sum(len(one["input_ids"]) for one in inputs)}
+
+    return data.map(encode, remove_columns=data.column_names)
+
+
+class CandidateCollator:
+    """The inputs of all questions of a batch as rows ``(W, L)``; ``owners (W,)``, the question of each; ``places (Q, C)``, padded with -1;
+    ``labels (Q,)``."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        names = [name for name in ("input_ids", "token_type_ids") if name in features[0]]
+        rows = [{name: row[name][window] for name in names} for row in features for window in range(len(row["input_ids"]))]
+        owners = [number for number, row in enumerate(features) for _ in row["input_ids"]]
+        batch = dict(self.tokenizer.pad(rows, padding_side="right", return_tensors="pt"))
+        places = pad_lists([row["places"] for row in features], -1)
+        return {**batch, "owners": torch.tensor(owners), "places": places, "labels": torch.tensor([row["labels"] for row in features])}

@@ -1,0 +1,105 @@
+"""What language models predict: masked tokens, drawn so that a resumed run draws them again, or next tokens."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorForLanguageModeling
+
+from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.errors import CheckpointError
+
+MASKED = 0.15
+"""Share of the tokens that a masked language model predicts, as in BERT."""
+EVALUATION = -1
+"""The number of a pass over data that are evaluated on."""
+
+
+def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids of any shape with :data:`MASKED` of them masked, and the labels, :data:`.tokenization.IGNORED` elsewhere.
+
+    For measuring: each chosen token is masked, none is replaced by another. Special tokens are not chosen; at least one of the others is.
+
+    Args:
+        tokenizer: with a mask token.
+        seed: of the choice.
+
+    Raises:
+        CheckpointError: the tokenizer has no mask token.
+    """
+    if getattr(tokenizer, "mask_token_id", None) is None:
+        raise CheckpointError("a masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token)")
+    order = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
+    order = order.to(ids.device).masked_fill(torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)), 2.0)
+    chosen = order < min(1.0, max(MASKED, float(order.min()) + 1e-7))
+    return ids.masked_fill(chosen, tokenizer.mask_token_id), ids.masked_fill(~chosen, IGNORED)
+
+
+class RepeatableMasks(DataCollatorForLanguageModeling):
+    """transformers' collator of language models with masks that depend on the seed, on ``passes`` (over the data) and on the tokens of the
+    batch alone: a resumed run, which skips batches, and one with other workers draw what an uninterrupted one draws.
+
+    At least one token of a batch is masked. With next-token labels, padding alone is no target: the base leaves out end tokens, too, where
+    they are the padding token as well (GPT-2, Llama).
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.counted = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+
+    @property
+    def passes(self) -> int:
+        """The number of the pass over the data, which begins anew with other masks."""
+        return int(self.counted)
+
+    @passes.setter
+    def passes(self, number: int) -> None:
+        self.counted.fill_(number)
+
+    def for_evaluation(self) -> RepeatableMasks:
+        """A copy with the same masks in every evaluation, which no pass of the training has."""
+        other = copy.copy(self)
+        other.counted = torch.tensor(EVALUATION)
+        return other
+
+    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        if self.seed is not None:  # without a generator, the base refuses processes that multiprocessing has started
+            rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
+            drawn = repr((self.seed, self.passes, rows)).encode()
+            self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest()))
+        batch: dict[str, Any] = super().torch_call(examples)
+        if not self.mlm:
+            real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+            batch["labels"] = batch["input_ids"].masked_fill(real == 0, IGNORED)
+        return batch
+
+    def torch_mask_tokens(self, inputs: Any, special_tokens_mask: Any = None, offset_mapping: Any = None) -> tuple[Any, Any]:
+        original = inputs.clone()
+        shown, labels = super().torch_mask_tokens(inputs, special_tokens_mask, offset_mapping)
+        if not bool((labels != IGNORED).any()):  # a short batch; its loss would be the mean of nothing
+            rest = torch.isin(original, torch.tensor(sorted(self.tokenizer.all_special_ids)), invert=True).nonzero()
+            if len(rest):
+                place = tuple(rest[int(torch.randint(len(rest), (), generator=self.generator))])
+                shown[place], labels[place] = self.tokenizer.mask_token_id, original[place]
+        return shown, labels
+
+
+class DataCollatorForPackedText(RepeatableMasks):
+    """:class:`RepeatableMasks` for rows that hold several documents: the rows of a batch become one row ``(1, T)`` with
+    ``documents (1, T)``; with next-token labels the first token of a document is no target. There is no padding."""
+
+    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        """Rows with input_ids and documents, lists of the same length."""
+        ids = [token for row in examples for token in row["input_ids"]]
+        batch = super().torch_call([{"input_ids": ids}])
+        numbers = torch.tensor([(place, number) for place, row in enumerate(examples) for number in row["documents"]])
+        borders = torch.nn.functional.pad((numbers[1:] != numbers[:-1]).any(1), (1, 0), value=True)
+        batch.pop("attention_mask", None)
+        batch["documents"] = borders.cumsum(0)[None] - 1
+        if not self.mlm:
+            batch["labels"] = batch["labels"].masked_fill(borders[None], IGNORED)
+        return batch

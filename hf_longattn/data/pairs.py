@@ -1,0 +1,142 @@
+"""Pairs of texts that belong together, for embeddings and rerankers: read, given wrong partners, and made into what evaluators take."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+from hf_longattn.data.sources import DataError, read_source
+
+NAMES = {
+    "anchor": ("anchor", "query", "question", "sentence1"),
+    "positive": ("positive", "document", "answer", "sentence2"),
+    "negative": ("negative",),
+    "score": ("score",),
+}
+"""Names of columns that are taken without being named, by what they hold, in the order in which losses take them."""
+LABELLED_PAIRS = Features({"anchor": Value("string"), "positive": Value("string"), "label": Value("float32")})
+CANDIDATES = 10
+"""Documents among which a reranker must find the right one in evaluation."""
+Relevant = Mapping[str, Sequence[str]]
+"""The texts that belong to each anchor."""
+
+
+def read_pairs(source: str, split: str) -> Dataset:
+    """Pairs of texts in the columns anchor and positive, and negative or score if the source has them.
+
+    Raises:
+        DataError: a missing column, empty texts, or scores that are no numbers.
+    """
+    data = read_source(source, split)
+    there = {role: [name for name in known if name in data.column_names] for role, known in NAMES.items()}
+    columns = {role: names[0] for role, names in there.items() if names}
+    for role in ("anchor", "positive"):
+        if role not in columns:
+            names = ", ".join(NAMES[role])
+            raise DataError(f"{source} has no column for the {role} ({names}); its columns are {', '.join(data.column_names)}")
+
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        for role, name in columns.items():
+            value, is_score = row[name], role == "score"
+            if not isinstance(value, float | int if is_score else str) or value == "":
+                what = "a number" if is_score else "a text"
+                raise DataError(f"row {number + 1} of {source}: {name!r} must be {what}, not {value!r}")
+        return {role: row[name] for role, name in columns.items()}
+
+    if not len(data):
+        raise DataError(f"there are no pairs in {source}")
+    features = Features({role: Value("float32" if role == "score" else "string") for role in columns})
+    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features)
+
+
+def relevant_texts(*parts: Dataset) -> dict[str, list[str]]:
+    """The texts that belong to each anchor in any of the parts, each once."""
+    relevant: dict[str, dict[str, None]] = {}
+    for part in parts:
+        for row in part.select_columns(["anchor", "positive"]):
+            relevant.setdefault(row["anchor"], {})[row["positive"]] = None
+    return {anchor: list(texts) for anchor, texts in relevant.items()}
+
+
+def retrieval(held_out: Dataset) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
+    """Queries, documents, and the documents that belong to each query, by their keys, as sentence-transformers'
+    ``InformationRetrievalEvaluator`` takes them: every anchor once, and as documents the positives and negatives of all."""
+    relevant = relevant_texts(held_out)
+    texts = [text for name in ("positive", "negative") if name in held_out.column_names for text in held_out[name]]
+    documents = {text: f"d{number}" for number, text in enumerate(dict.fromkeys(texts))}
+    queries = {f"q{number}": anchor for number, anchor in enumerate(relevant)}
+    right = {key: {documents[text] for text in relevant[anchor]} for key, anchor in queries.items()}
+    return queries, {key: text for text, key in documents.items()}, right
+
+
+def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
+    """Every pair with the label 1, and its anchor with a wrong text with the label 0: the negative, or a text of another anchor.
+
+    Args:
+        relevant: of all data, so that no text of an anchor is taken for a wrong one.
+        seed: chooses the wrong texts.
+
+    Raises:
+        DataError: an anchor to which all texts belong.
+    """
+    pool = _texts(relevant)
+
+    def label(value: float, texts: str | None) -> Dataset:
+        def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+            chosen = row[texts] if texts is not None else _others(row["anchor"], pool, relevant, f"{seed}:{number}", 1)[0]
+            return {"anchor": row["anchor"], "positive": chosen, "label": value}
+
+        return data.map(convert, with_indices=True, remove_columns=data.column_names, features=LABELLED_PAIRS)
+
+    return concatenate_datasets([label(1.0, "positive"), label(0.0, "negative" if "negative" in data.column_names else None)])
+
+
+def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str, Any]]:
+    """Each held-out anchor with the texts that belong to it there and others, :data:`CANDIDATES` in all, as sentence-transformers'
+    ``CrossEncoderRerankingEvaluator`` takes them.
+
+    Args:
+        relevant: of all data, whose texts are the others.
+        seed: chooses the others.
+
+    Raises:
+        DataError: an anchor to which all texts belong.
+    """
+    pool, negatives = _texts(relevant), dict[str, list[str]]()
+    if "negative" in held_out.column_names:
+        for row in held_out:
+            negatives.setdefault(row["anchor"], []).append(row["negative"])
+    samples = []
+    for anchor, positives in relevant_texts(held_out).items():
+        wrong = [text for text in dict.fromkeys(negatives.get(anchor, [])) if text not in relevant[anchor]]
+        more = CANDIDATES - len(positives) - len(wrong)
+        if more > 0 and len(pool) > len(relevant[anchor]):
+            wrong = list(dict.fromkeys([*wrong, *_others(anchor, pool, relevant, f"{seed}:{anchor}", more)]))
+        if not wrong:
+            raise _nothing_wrong(anchor)
+        samples.append({"query": anchor, "positive": positives, "negative": wrong})
+    return samples
+
+
+def _texts(relevant: Relevant) -> list[str]:
+    return list(dict.fromkeys(text for texts in relevant.values() for text in texts))
+
+
+def _others(anchor: str, pool: Sequence[str], relevant: Relevant, seed: str, count: int) -> list[str]:
+    """Up to ``count`` different texts that do not belong to the anchor; at least one."""
+    right = set(relevant[anchor])
+    drawn = random.Random(seed).sample(pool, min(len(pool), count + len(right)))
+    others = [text for text in drawn if text not in right][:count]
+    if not others:
+        raise _nothing_wrong(anchor)
+    return others
+
+
+def _nothing_wrong(anchor: str) -> DataError:
+    return DataError(
+        f"all texts belong to {anchor!r:.80}, so a reranker has nothing to tell them from; give pairs with other texts, or a column "
+        "'negative'"
+    )

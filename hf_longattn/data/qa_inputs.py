@@ -1,0 +1,103 @@
+"""Questions about documents as rows of a dataset, and as batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.data.batching import DataCollatorWithGlobals, packed
+from hf_longattn.data.qa_features import QAFormat, encode_qa, kind_number, pad_lists
+from hf_longattn.data.sources import DataError
+from hf_longattn.errors import LengthError
+
+TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "paragraphs", "relevant", "lengths", "real")
+"""Columns of a batch that the loss takes, and not the model."""
+LISTS = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs": -1, "relevant": -1}
+"""Columns with several numbers for each input, and their padding."""
+
+
+def training_features(
+    records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFormat, long_documents: str, *, document_start: bool = False
+) -> Dataset:
+    """Model inputs to train on; see :func:`to_features`. Questions whose answers are known but not in the document are left out, unless
+    another document of the question has them (TriviaQA): then "no answer" is right here, as in a window without one, and documents compare.
+    With ``long_documents="truncate"`` those whose answers are cut off are left out.
+
+    Raises:
+        LengthError: a document is longer than an input, and ``long_documents`` is ``"refuse"``.
+        DataError: nothing is left.
+    """
+    known = records.select_columns(["kind", "answers", "id", "document"])
+    answered = {row["id"] for row in known if row["document"] and row["answers"]["text"]}
+    kept = [place for place, row in enumerate(known) if row["kind"] != "span" or row["answers"]["text"] or row["id"] in answered]
+    rows = to_features(records.select(kept), tokenizer, form, document_start=document_start)
+    if form.stride is None and long_documents == "truncate":
+        rows = rows.select([place for place, cut in enumerate(rows["answer_cut"]) if not cut])
+    rows = rows.remove_columns("answer_cut")
+    if long_documents == "refuse" and len(rows) > len(kept):
+        raise LengthError(
+            f"{len(rows) - len(kept):,} more inputs than questions: documents are longer than {form.max_length} tokens; give "
+            "--long_documents windows to read them in overlapping windows, or convert the model to a greater length"
+        )
+    if not len(rows):
+        raise DataError("no question has an answer in its document, so there is nothing to learn")
+    return rows
+
+
+def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFormat, *, document_start: bool = False) -> Dataset:
+    """Model inputs of records, as many per document as it has windows.
+
+    Returns:
+        A dataset with the tokenizer's columns, ``global_attention_mask`` if ``form`` asks for it, ``starts`` and ``ends`` (all correct
+        tokens; [0] = no answer here), ``kinds`` (0 span, 1 yes, 2 no, -100 none), ``sentences``, ``supports``, ``paragraphs`` and
+        ``relevant`` (HotpotQA), ``length`` (tokens), ``answer_cut``, and with ``document_start`` the document's first token.
+    """
+
+    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {}
+        for number in range(len(rows["question"])):
+            record = {name: values[number] for name, values in rows.items()}
+            for feature in encode_qa(record, tokenizer, form):
+                row = {
+                    **feature.inputs,
+                    "starts": sorted({start for start, _ in feature.spans}),
+                    "ends": sorted({end for _, end in feature.spans}),
+                    "kinds": kind_number(record, feature),
+                    "sentences": [token for _, token, _ in feature.sentences],
+                    "supports": [int(supports) for _, _, supports in feature.sentences],
+                    "paragraphs": [token for _, token, _ in feature.paragraphs],
+                    "relevant": [relevant for _, _, relevant in feature.paragraphs],
+                    "length": len(feature),
+                    "answer_cut": bool(record["answers"]["text"]) and feature.spans == [(0, 0)],
+                    **({"document_start": feature.document_start} if document_start else {}),
+                }
+                for name, value in row.items():
+                    columns.setdefault(name, []).append(value)
+        return columns
+
+    return records.map(encode, batched=True, batch_size=100, remove_columns=records.column_names)
+
+
+class QACollator(DataCollatorWithGlobals):
+    """Batches of question-answering inputs: padded rows, or with ``pack`` one row without padding; the targets beside them are padded."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
+        super().__init__(tokenizer)
+        self.pack = pack
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """The model's inputs; starts (B, K), ends (B, M), kinds (B,), sentences and supports (B, S), paragraphs and relevant (B, P);
+        packed, also lengths (B,)."""
+        rows = [{name: value for name, value in row.items() if name not in ("length", "answer_cut")} for row in features]
+        targets: dict[str, Tensor] = {}
+        for name in TARGETS:
+            if name in rows[0]:
+                values = [row.pop(name) for row in rows]
+                targets[name] = pad_lists(values, LISTS[name]) if name in LISTS else torch.tensor(values)
+        if self.pack:
+            return {**packed(rows), **targets, "lengths": torch.tensor([len(row["input_ids"]) for row in rows])}
+        return {**super().__call__(rows), **targets}

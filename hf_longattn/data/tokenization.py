@@ -1,0 +1,155 @@
+"""Token ids: the special tokens around a text, documents as language models are trained on them, and documents that are given as words.
+
+What a model is trained on is what ``tokenizer(text)`` gives where it is used, as in transformers' examples (``run_mlm``, ``run_clm``,
+``run_ner``), but that a document of a language model ends with the end token where the tokenizer adds nothing after a text (GPT-2, Llama),
+so that the model learns where texts end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from hf_longattn.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a token without loss."""
+LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
+"""A text's first word, and words after it, by which is seen how a tokenizer reads words that are given one by one."""
+
+
+def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and after a text; none where the text's own tokens change between them."""
+    body, framed = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))
+    for start in range(len(framed) - len(body) + 1):
+        if framed[start : start + len(body)] == body:
+            return framed[:start], framed[start + len(body) :]
+    return [], []
+
+
+def pad_with_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Let a tokenizer without a padding token pad with its end token.
+
+    Raises:
+        CheckpointError: it has neither.
+    """
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise CheckpointError(f"the tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+# ---- documents of language models
+
+
+def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of whole documents: with the special tokens that the tokenizer adds, and the end token where it adds none after a text."""
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    added = [] if special_ids(tokenizer)[1] or end is None else [end]
+    encoded = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    return [[*ids, *added] for ids in encoded]
+
+
+def to_documents(data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """``input_ids`` of whole documents, one row each; ``data`` is a ``datasets`` dataset with the column ``text``, streamed or not."""
+    return data.map(
+        lambda rows: {"input_ids": document_ids(rows["text"], tokenizer)}, batched=True, batch_size=200, remove_columns=data.column_names
+    )
+
+
+def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:
+    """Documents one after the other, cut into inputs of ``length`` tokens, as ``run_mlm`` and ``run_clm`` cut them.
+
+    A document longer than an input continues in the next one. The tokens left over at the end of 200 documents form a shorter input, so
+    that short texts are not lost, unless there is nothing in it to predict.
+
+    Args:
+        data: with the column ``text``.
+        pack: give ``documents`` as well, the number of each token's document.
+    """
+    special = set(tokenizer.all_special_ids)
+
+    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        documents = document_ids(rows["text"], tokenizer)
+        columns = {"input_ids": list(chain.from_iterable(documents))}
+        if pack:
+            columns["documents"] = list(chain.from_iterable([number] * len(ids) for number, ids in enumerate(documents)))
+        cuts = list(range(0, len(columns["input_ids"]), length))
+        left_over = columns["input_ids"][cuts[-1] :] if cuts else []
+        if len(left_over) == 1 or special.issuperset(left_over):
+            cuts = cuts[:-1]
+        return {name: [values[at : at + length] for at in cuts] for name, values in columns.items()}
+
+    return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
+
+
+# ---- documents given as words
+
+
+def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """``tokenizer``, or where it reads words that are given one by one as if there were no space between them (byte-level BPE), the same
+    with ``add_prefix_space``, as ``run_ner`` loads it.
+
+    Args:
+        name: what it was loaded from.
+    """
+    if reads_words(tokenizer):
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    with_space = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
+    if not reads_words(with_space, tokenizer):  # Qwen2's pre-tokenizer would put a space before the 't of don't as well
+        return tokenizer
+    with_space.pad_token = tokenizer.pad_token
+    return with_space
+
+
+def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
+    """Whether words that are given one by one have the ids that they have inside a text; those of ``original``, if it is another."""
+    lead = (original or tokenizer)(LEAD, add_special_tokens=False)["input_ids"]
+    for word in WORDS:
+        ids = (original or tokenizer)(f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
+        given = tokenizer([LEAD, word], is_split_into_words=True, add_special_tokens=False)
+        alone = [token for token, number in zip(given["input_ids"], given.word_ids(), strict=True) if number == 1]
+        if ids[: len(lead)] == lead and ids[len(lead) :] != alone:
+            return False
+    return True
+
+
+def word_windows(
+    documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
+) -> tuple[dict[str, list[list[int]]], list[list[int]], list[list[bool]], list[int]]:
+    """Documents given as words, in windows of at most ``length`` tokens.
+
+    Args:
+        tokenizer: a fast one.
+        stride: tokens that consecutive windows share.
+
+    Returns:
+        For each window the tokenizer's columns, the word of each token (-1 for special tokens), whether a token is its word's first (a
+        word may begin in the window before), and the document's number.
+    """
+    if not reads_words(tokenizer):
+        documents = [[f" {word}" for word in words] for words in documents]
+    encoded = tokenizer(
+        documents, is_split_into_words=True, truncation=True, max_length=length, stride=stride,
+        return_overflowing_tokens=True, return_attention_mask=False,
+    )  # fmt: skip
+    owners = encoded.pop("overflow_to_sample_mapping")
+    words = [[-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))]
+    firsts = []
+    for window, owner in enumerate(owners):
+        before = -1
+        if window and owners[window - 1] == owner:  # the word of the token before those that both windows have
+            before = [word for word in words[window - 1] if word >= 0][-1 - stride]
+        row = []
+        for word in words[window]:
+            row.append(word >= 0 and word != before)
+            before = word if word >= 0 else before
+        firsts.append(row)
+    return dict(encoded), words, firsts, owners

@@ -1,0 +1,108 @@
+"""Documents whose words have tags: read, and cut into windows that a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.data.sources import DataError, check_column, read_source
+from hf_longattn.data.tokenization import IGNORED, word_windows
+
+CONLL = (".conll", ".iob", ".bio")
+TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
+"""What :func:`read_words` returns."""
+
+
+def read_words(source: str, split: str, words_column: str, tags_column: str) -> Dataset:
+    """Read tagged documents; those without words are left out.
+
+    Args:
+        source: a CoNLL file (see :func:`read_conll`), or as for :func:`.sources.read_source`.
+        words_column, tags_column: lists of the same length; tags are names, or numbers of a ``datasets.ClassLabel``.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, has words without tags, or no words.
+    """
+    if Path(source).suffix in CONLL:
+        return read_conll(Path(source))
+    data = read_source(source, split)
+    check_column(data, words_column, source, "--words-column")
+    check_column(data, tags_column, source, "--tags-column")
+    feature = data.features[tags_column]
+    names = feature.feature.names if isinstance(feature, List) and isinstance(feature.feature, ClassLabel) else None
+
+    def as_names(row: dict[str, Any], number: int) -> dict[str, list[str]]:
+        words, tags = row[words_column], row[tags_column]
+        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or None in tags:
+            raise DataError(
+                f"row {number + 1} of {source}: {words_column!r} and {tags_column!r} must be lists of the same length, a tag for every word"
+            )
+        if names is not None and any(not 0 <= tag < len(names) for tag in tags):
+            raise DataError(f"row {number + 1} of {source} has the tag {max(tags, key=abs)}, but there are {len(names)} classes")
+        return {"words": [str(word) for word in words], "tags": [str(tag) if names is None else names[tag] for tag in tags]}
+
+    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=TAGGED).filter(lambda row: bool(row["words"]))
+    if not len(tagged):
+        raise DataError(f"there are no words in {source}")
+    return tagged
+
+
+def read_conll(path: Path) -> Dataset:
+    """A word and its tag in a line, the first and the last column; -DOCSTART- lines, or else blank ones, separate documents.
+
+    Raises:
+        DataError: there is no such file, a word without a tag, or no words.
+    """
+    if not path.is_file():
+        raise DataError(f"data file {str(path)!r} does not exist")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    marked = any(line.startswith("-DOCSTART-") for line in lines)
+    documents: list[tuple[list[str], list[str]]] = [([], [])]
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("-DOCSTART-") or (not marked and not line.strip()):
+            documents.append(([], []))
+        elif line.strip():
+            columns = line.split()
+            if len(columns) < 2:
+                raise DataError(f"line {number} of {str(path)!r} has no tag; a line is a word and its tag, separated by spaces")
+            documents[-1][0].append(columns[0])
+            documents[-1][1].append(columns[-1])
+    filled = [document for document in documents if document[0]]
+    if not filled:
+        raise DataError(f"there are no words in {str(path)!r}")
+    return Dataset.from_dict({"words": [words for words, _ in filled], "tags": [tags for _, tags in filled]}, features=TAGGED)
+
+
+def tag_names(*parts: Dataset) -> list[str]:
+    """The tags of all parts: O first, then by the kind of entity."""
+    tags: Iterable[str] = {tag for part in parts for row in part["tags"] for tag in row}
+    return sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag))
+
+
+def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str]) -> Dataset:
+    """Model inputs of tagged documents, as many per document as it has windows.
+
+    Args:
+        stride: tokens that windows share, a quarter of ``length`` at most.
+        names: the tags in the order of their numbers.
+
+    Returns:
+        A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``), ``word_ids``
+        (-1 for none), ``document`` (its number) and ``length``.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def encode(rows: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
+        columns, words, firsts, owners = word_windows(rows["words"], tokenizer, length, min(stride, length // 4))
+        labels = [
+            [numbers[rows["tags"][owner][word]] if first else IGNORED for word, first in zip(*window, strict=True)]
+            for owner, *window in zip(owners, words, firsts, strict=True)
+        ]
+        documents, lengths = [places[owner] for owner in owners], [len(window) for window in words]
+        return {**columns, "labels": labels, "word_ids": words, "document": documents, "length": lengths}
+
+    return data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
