@@ -116,7 +116,7 @@ class LMDataArguments(TextDataArguments):
     )  # fmt: skip
     packing: bool | None = argument(
         None, "Keep the documents that share an input apart, so that none sees another and positions restart; default: yes where the model "
-        "can (Long models). Without, documents are joined by the end token."
+        "can (Long models). Without, they follow one another as in run_mlm and run_clm."
     )  # fmt: skip
 
 
