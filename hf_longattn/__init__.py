@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
     from .modeling.inference import optimize_for_inference
-    from .modeling.sequence_parallel import sequence_parallel
+    from .modeling.run.sharding import sequence_parallel
     from .search import SearchResult, search_design
 
 __version__ = "0.1.0"
@@ -117,7 +117,7 @@ _WHERE = {
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
     "modeling.generic": ("enable_long_attention", "load_generic"),
     "modeling.inference": ("optimize_for_inference",),
-    "modeling.sequence_parallel": ("sequence_parallel",),
+    "modeling.run.sharding": ("sequence_parallel",),
     "search": ("SearchResult", "search_design"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}

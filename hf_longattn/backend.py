@@ -25,9 +25,9 @@ from .engines.shards import Shard
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .naming import BACKEND, LOGGER
-from .private_apis import attentions_collected, tensor_version
+from .private_apis import attentions_collected
 
-Found = TypeVar("Found")
+Derived = TypeVar("Derived")
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
@@ -72,19 +72,21 @@ def longattn_mask(
     own_window = kwargs.get("local_size") is not None and skippable
     if mask_function not in PLAIN_MASKS and not own_window:
         kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        return masking.sdpa_mask(
-            batch_size, q_length, kv_length, q_offset, kv_offset, mask_function=mask_function, attention_mask=attention_mask, **kwargs
+        return for_one_pass(
+            masking.sdpa_mask(
+                batch_size, q_length, kv_length, q_offset, kv_offset, mask_function=mask_function, attention_mask=attention_mask, **kwargs
+            )
         )
     causal = mask_function is not masking.bidirectional_mask_function
     if causal and (isinstance(q_offset, Tensor) or kv_length + kv_offset > q_offset + q_length):  # a static cache has
         # reserved slots after the last token; the mask's width says how many are filled.
         total = int(q_offset) + q_length
         if attention_mask is None:
-            return torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device"))
-        return attention_mask[:, :total]
+            return for_one_pass(torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device")))
+        return for_one_pass(attention_mask[:, :total])
     if attention_mask is None or (not in_graph() and bool(attention_mask.all())):
         return None
-    return attention_mask
+    return for_one_pass(attention_mask)
 
 
 def longattn_attention_forward(
@@ -173,7 +175,7 @@ def _sharded(
     bias = kwargs.get("position_bias")
     if isinstance(bias, Tensor) or _weights_wanted(kwargs):
         asked = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
-        raise MaskError(f"A sequence that is cut over processes cannot be given {asked}; leave that, or sequence parallelism, out.")
+        raise MaskError(f"A sequence that is split across processes cannot be given {asked}; leave that, or sequence parallelism, out.")
     call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], kwargs.get("softcap")))
     if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(shard.length):
         call = call.replace(stopped=tuple(stopped) or (key, value))
@@ -209,7 +211,7 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
                 f"The four-dimensional attention_mask has shape {tuple(mask.shape)}, "
                 f"but must be (batch, 1 or heads, {q_len} queries, {kv_len} keys)."
             )
-        return key, value, None, mask[..., mask.shape[3] - kv_len :]
+        return key, value, None, mask if mask.shape[3] == kv_len else mask[..., mask.shape[3] - kv_len :]
     if mask.dim() != 2:
         raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
     batch = _batch(mask, kv_len)
@@ -224,18 +226,24 @@ def _batch(mask: Tensor, kv_len: int) -> Batch:
     return _once(mask, first, lambda: Batch(mask[:, first:].bool()))
 
 
-def _once(given: Tensor, key: Any, make: Callable[[], Found]) -> Found:
-    """``make()``, kept on a tensor that all layers share until the tensor is written to. In a graph, nothing is kept."""
-    if in_graph():
+def for_one_pass(given: Any) -> Any:
+    """A tensor of a caller's for one forward pass, on which what is derived from it can be kept: the caller may reuse the tensor itself for
+    another input. Anything else as it is."""
+    if not isinstance(given, Tensor) or in_graph():
+        return given
+    alias = given.view_as(given)
+    alias._long_attention = {}  # type: ignore[attr-defined]
+    return alias
+
+
+def _once(given: Tensor, key: Any, make: Callable[[], Derived]) -> Derived:
+    """``make()``, found once for all layers that share a tensor :func:`for_one_pass`; on other tensors nothing is kept."""
+    known: dict[Any, Any] | None = getattr(given, "_long_attention", None)
+    if known is None or in_graph():
         return make()
-    version = tensor_version(given)
-    known: dict[Any, Any] = getattr(given, "_long_attention", {})
-    if (version, key) not in known:
-        made = make()  # which may keep something else on the same tensor
-        known = {name: found for name, found in getattr(given, "_long_attention", {}).items() if name[0] == version}
-        known[version, key] = made
-        given._long_attention = known  # type: ignore[attr-defined]
-    return known[version, key]
+    if key not in known:
+        known[key] = make()
+    return known[key]
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:

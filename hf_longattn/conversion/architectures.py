@@ -20,7 +20,7 @@ from ..mechanisms import Mechanism
 from ..modeling.family import FAMILIES, MODEL_NAME, Family
 from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.pruning import KEPT_HEADS
-from ..modeling.recurrence import MemoryTokens
+from ..modeling.run.segments import MemoryTokens
 from ..modeling.sliding_window import with_base_windows
 from ..positions import DROPPED, STRATEGIES
 from ..reading import check_config, named_class

@@ -21,7 +21,7 @@ from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
 from ..modeling.attention_sites import attention_sites
 from ..modeling.generic import enable_long_attention
-from ..modeling.recurrence import MemoryTokens
+from ..modeling.run.segments import MemoryTokens
 from ..positions import extend_table
 from ..private_apis import model_type_table
 from ..reading import read_json_object

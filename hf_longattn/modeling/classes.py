@@ -47,7 +47,9 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     package = importlib.import_module(family.base_package)
     modeling = importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
-    mixins: dict[str, type] = {base_model: LongAttentionMixin if family.stacks else LongBaseModelMixin}
+    parts = family.stacks or family.inner  # which run instead of the base model
+    mixins: dict[str, type] = {base_model: LongAttentionMixin if parts else LongBaseModelMixin}
+    mixins |= dict.fromkeys(family.inner, LongBaseModelMixin)
     of_stacks = (LongBaseModelMixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))
     made = {}

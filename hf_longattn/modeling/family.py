@@ -122,7 +122,8 @@ class Family:
     relative: whether positions are terms of the scores alone (T5), which have no longest input.
     package: transformers' package of the base, if it is not named after the model type (Gemma 3's text model: ``"gemma3"``).
     classes: the base's model classes, if that package has others as well.
-    inner: further model classes of the base inside its models (``OPTDecoder``), besides the encoder and decoder of an encoder-decoder.
+    inner: the model class of the base inside its models that heads call instead of the base model (``OPTDecoder``), besides the encoder and
+        decoder of an encoder-decoder.
     stack: the base's class of both the encoder and the decoder, if they have one class (``T5Stack``).
     attention: unusual names in its attention modules.
     sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models (:mod:`tools.small_models`).

@@ -25,7 +25,7 @@ from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, pl
 from .attachment import attach_mechanisms
 from .attention_sites import ON
 from .config import LongConfig
-from .recurrence import recursion_of
+from .run.segments import recursion_of
 from .weights import shared_parameters
 
 OWN = f".{ON}."

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -18,15 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..backend import DOCUMENTS
-from ..engines.batch import Batch, in_graph
+from ..engines.batch import in_graph
 from ..errors import BackendError, OptionError, nearest
 from ..mechanisms.base import Mechanism
-from ..private_apis import cpu_computes_bf16, has_hooks, kept_in_float32, outputs_collected
+from ..private_apis import cpu_computes_bf16, has_hooks, kept_in_float32
 from .attention_sites import attention_sites, own_projections
 from .fast_linear import FusedLinear, FusedPart, InferenceLinear, Int8Linear, PackedLinear
-from .mixin import RUN_PACKED, LongBaseModelMixin
-from .recurrence import arguments_by_name
+from .mixin import LongBaseModelMixin
+from .run.packing import Packing, packing_refusal
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -97,8 +94,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
         _run_in_pieces(model)
     for base, refused in refusals.items():
         if pack is not False and refused is None:
-            _pool_first_tokens(base)
-            setattr(base, RUN_PACKED, partial(packed_call, causal=_causal(base)))
+            base.packing = Packing(base)
     setattr(model, OPTIMISED, precision)
     if precision != "fp32":
         setattr(model, APPLY, partial(_apply_to_all, model))
@@ -131,17 +127,6 @@ def _check(model: Any, precision: str) -> None:
         )
     if not cpu_computes_bf16():
         raise BackendError("This processor computes no bf16 (it needs avx512_bf16 or AMX); choose precision='fp32'.")
-
-
-def packing_refusal(model: nn.Module) -> str | None:
-    """Why padded batches of this base model cannot be run as one packed row; ``None`` where they can."""
-    if not isinstance(model, LongBaseModelMixin):
-        return f"{type(model).__name__} does not keep documents of one row apart; only the base models of Long classes do"
-    if any(isinstance(module, nn.Conv1d) for module in model.modules()):
-        return f"{type(model).__name__} convolves neighbouring tokens beside its attention"
-    if getattr(model.config, "token_dropout", False):
-        return f"{type(model).__name__} scales embeddings by each row's share of masked tokens (token_dropout)"
-    return model.refusal_of_documents({})
 
 
 # ---- linear layers
@@ -253,105 +238,3 @@ def _projections(model: PreTrainedModel, replaced: Any) -> Iterator[list[nn.Line
         modules: list[Any] = [site.module.get_submodule(one.name.rpartition(".")[0]) for one in names]
         if all(type(one) is nn.Linear and one in replaced for one in modules) and len({one.in_features for one in modules}) == 1:
             yield modules
-
-
-# ---- packed rows
-
-
-@dataclass
-class Pooling:
-    """Where the documents of the packed row start that a base model is running, and the hidden states that its pooling reads."""
-
-    starts: Tensor
-    hidden: Tensor | None = field(default=None)
-
-
-_POOLING: ContextVar[Pooling | None] = ContextVar("pooling", default=None)
-
-
-def _pool_first_tokens(base: nn.Module) -> None:
-    """Let the pooling of ``base``, which reads the first token of a row, read that of every document of a packed row."""
-    pooler = getattr(base, "pooler", None)
-    if isinstance(pooler, nn.Linear | InferenceLinear):  # the model takes the first token itself
-        base.encoder.register_forward_hook(_remember)  # type: ignore[union-attr]
-        pooler.register_forward_pre_hook(_first_tokens_of_encoder)
-    elif isinstance(pooler, nn.Module):
-        pooler.register_forward_pre_hook(_first_tokens)
-
-
-def _remember(module: nn.Module, args: Any, output: Any) -> None:
-    if (pooling := _POOLING.get()) is not None:
-        pooling.hidden = output[0]
-
-
-def _first_tokens_of_encoder(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    pooling = _POOLING.get()
-    return None if pooling is None or pooling.hidden is None else (pooling.hidden[0, pooling.starts], *args[1:])
-
-
-def _first_tokens(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    pooling = _POOLING.get()
-    return None if pooling is None else (args[0][0, pooling.starts][:, None], *args[1:])
-
-
-def packed_call(base: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, causal: bool) -> Any:
-    """A function for this call of a base model that packs the batch, runs it and pads its outputs; ``None`` if it is to run as it is.
-
-    Args:
-        base: the base model.
-        forward: its ``forward`` without Long arguments.
-        args, kwargs: of the call.
-        causal: whether it is a decoder, which returns a cache by default.
-    """
-    given = {name: value for name, value in arguments_by_name(forward, args, kwargs).items() if value is not None}
-    mask = given.pop("attention_mask", None)
-    if in_graph() or not base.runs_mechanisms or not isinstance(mask, Tensor) or mask.dim() != 2 or not DOCUMENTS.isdisjoint(given):
-        return None
-    if given.get("output_attentions", base.config.output_attentions) or outputs_collected():
-        return None
-    if given.get("use_cache", causal and getattr(base.config, "use_cache", False)):
-        return None
-    tensors = {name: value for name, value in given.items() if not isinstance(value, bool | int | float | str)}
-    if not all(isinstance(value, Tensor) and value.shape[:2] == mask.shape for value in tensors.values()):
-        return None
-    real = mask.bool()
-    sequences = Batch(real).sequences
-    if not sequences or sum(one.stop - one.start for one in sequences) == real.numel() or any(one.holes for one in sequences):
-        return None
-    return partial(_run_packed, forward=forward, given=given, tensors=tensors, real=real)
-
-
-def _run_packed(base: Any, *_: Any, forward: Any, given: Any, tensors: Any, real: Tensor, **__: Any) -> Any:
-    """Run the rows of a batch as one, and give the outputs their places."""
-    rows, length = real.shape
-    places = real.flatten().nonzero()[:, 0]
-    packed = {**given, **{name: values.flatten(0, 1)[places][None] for name, values in tensors.items()}}
-    packed["documents"] = (places // length)[None]
-    if base.position_table is not None and base.takes_positions and "position_ids" not in given:
-        positions = base.own_positions({**given, "attention_mask": real}, (rows, length), real.device)
-        packed["position_ids"] = positions.flatten()[places][None]
-    wants_tuple = packed.pop("return_dict", base.config.return_dict) is False
-    counts = real.sum(1)
-    pooling = _POOLING.set(Pooling((counts.cumsum(0) - counts).clamp(max=len(places) - 1)))
-    try:
-        outputs = base.prepared(forward, (), packed)(base, **packed, return_dict=True)
-    finally:
-        _POOLING.reset(pooling)
-    for name, value in outputs.items():
-        outputs[name] = _padded(value, rows, length, places)
-    return outputs.to_tuple() if wants_tuple else outputs
-
-
-def _padded(value: Any, rows: int, length: int, places: Tensor) -> Any:
-    """``(1, T, …)`` -> ``(B, N, …)``, zeros at padding; anything else as it is."""
-    if isinstance(value, tuple):
-        return tuple(_padded(one, rows, length, places) for one in value)
-    if not isinstance(value, Tensor) or value.shape[:2] != (1, len(places)):
-        return value
-    whole = value.new_zeros(rows * length, *value.shape[2:])
-    whole[places] = value[0]
-    return whole.unflatten(0, (rows, length))
-
-
-def _causal(base: nn.Module) -> bool:
-    return any(getattr(site.module, "is_causal", False) for site in attention_sites(base))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND, documents_of, packing_refused, takes_masked_documents
+from ..backend import BACKEND, DOCUMENTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
 from ..engines.batch import in_graph, positions_in
 from ..errors import BackendError, MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
@@ -24,7 +24,8 @@ from .config import BASE_ATTENTION
 from .family import Family, PositionTable
 from .pruning import cut_as_configured
 from .quantised import warn_of_overflow
-from .recurrence import MemoryTokens, attach_memory_tokens, new_memory, run_in_segments, run_with_memory
+from .run.memory import new_memory, run_with_memory
+from .run.segments import MemoryTokens, attach_memory_tokens, run_in_segments
 from .token_globals import global_tokens_of, token_rule
 from .validation import check_length, check_tables, input_of, refuse_scoreless
 from .weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, without_values
@@ -41,8 +42,7 @@ else:
 
 PACKED = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."
-RUN_PACKED = "run_packed"
-"""The attribute of a base model that runs padded batches as one packed row (:mod:`.inference`): a function of it and a call."""
+CANNOT_TELL = "cannot tell its attention where each starts"
 
 
 class LongAttentionMixin(ModelHooks, _Base):
@@ -123,9 +123,9 @@ class LongAttentionMixin(ModelHooks, _Base):
     def equip(self) -> None:
         """Called once after the mechanisms have been attached."""
 
-    def prepared(self, base_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """Check the arguments, complete ``kwargs``, and return what to call with them instead of ``base_forward``."""
-        return base_forward
+    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """The outputs of ``base_forward``, the base's, for arguments by name."""
+        return base_forward(self, **arguments)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -174,14 +174,25 @@ class LongAttentionMixin(ModelHooks, _Base):
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As the base's; the config names the padding token from which the model counts its positions (RoBERTa), where a tokenizer's was
-        put in its place, as Trainer does."""
+        """As the base's; the saved config names the padding token from which the model counts its positions (RoBERTa), where a
+        tokenizer's was put in its place, as Trainer does."""
+        padding = self.config.pad_token_id
         for module in self.modules():
             table = getattr(module, "position_table", None)
             counted = getattr(getattr(module, "embeddings", None), "padding_idx", None)
             if table is not None and table.offset == "padding" and counted is not None:
                 self.config.pad_token_id = counted
-        super().save_pretrained(*args, **kwargs)
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config.pad_token_id = padding
+
+    @property
+    def running_base(self) -> LongBaseModelMixin | None:
+        """The one base model whose ``forward`` every call of this model runs: not always ``base_model``, since some heads go around that
+        (OPT's calls the decoder inside). ``None`` for an encoder-decoder, which has two."""
+        bases = [module for module in self.modules() if isinstance(module, LongBaseModelMixin)]
+        return bases[0] if len(bases) == 1 else None
 
     @property
     def runs_mechanisms(self) -> bool:
@@ -191,7 +202,7 @@ class LongAttentionMixin(ModelHooks, _Base):
     @property
     def first_position_id(self) -> int:
         """The first of a text's ``position_ids``: not 0 where the position table starts with other rows (RoBERTa)."""
-        table = getattr(self.base_model, "position_table", None)
+        table = getattr(self.running_base, "position_table", None)
         return 0 if table is None or self.family.rotary(self.config) else table.first_id(self.config)
 
     def after_generated_token(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -255,7 +266,9 @@ class LongGenerationMixin(_Base):
         """
         rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else token_rule(self)
         if rule is not None and kwargs.get("global_attention_mask") is None and attention_implementation(self.config) == BACKEND:
-            kwargs["global_attention_mask"] = global_tokens_of(rule, (input_ids,), {"attention_mask": kwargs.get("attention_mask")})
+            kwargs["global_attention_mask"] = global_tokens_of(
+                rule, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+            )
         return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
 
@@ -270,81 +283,113 @@ class LongBaseModelMixin(LongAttentionMixin):
         tokens = getattr(self, "long_memory", None)
         return tokens.recursion if isinstance(tokens, MemoryTokens) else None
 
+    sharding: Any = None
+    """The :class:`.run.sharding.Sharding` by which this model's sequences are split, inside of :func:`hf_longattn.sequence_parallel`."""
+    packing: Any = None
+    """The :class:`.run.packing.Packing` by which padded batches are run as one packed row, after :meth:`optimize_for_inference`."""
+
     def equip(self) -> None:
         """Add memory tokens, where mechanisms need them; layers that contradict one another are refused."""
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
 
-    def prepared(self, base_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """As the mixin's: checks the length, finds documents and tokens that are global by their ids, and runs in segments for memory
-        tokens; or packs a padded batch, after :meth:`optimize_for_inference`."""
-        pack = self.__dict__.get(RUN_PACKED)
-        if pack is not None and (packed := pack(self, base_forward, args, kwargs)) is not None:
-            return packed
-        self._check_inputs(args, kwargs)
-        self._find_globals(args, kwargs)
+    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """As the mixin's, in the modes of :mod:`.run` that this call needs."""
+        if self.sharding is not None:
+            return self.sharding.run(self, base_forward, arguments)
+        if self.packing is not None and (real := self.packing.real_tokens(self, arguments)) is not None:
+            return self.packing.run(self, base_forward, arguments, real)
+        return self.run_whole(base_forward, arguments)
+
+    def run_whole(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """The outputs for whole rows: checks lengths, finds documents and tokens that are global by their ids, and runs in segments for
+        memory tokens."""
+        self.check_inputs(arguments)
+        self._find_globals(arguments)
         if self.recursion is None or not self.runs_mechanisms:
-            return base_forward
-        return functools.partial(run_in_segments, forward=base_forward)
+            return base_forward(self, **arguments)
+        return run_in_segments(self, base_forward, arguments)
 
-    def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _find_globals(self, arguments: dict[str, Any]) -> None:
         """Without a ``global_attention_mask``, the tokens that are global by their ids."""
-        if kwargs.get("global_attention_mask") is None and self.runs_mechanisms and (rule := token_rule(self)) is not None:
-            kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs, kwargs.get("documents"))
+        if arguments.get("global_attention_mask") is None and self.runs_mechanisms and (rule := token_rule(self)) is not None:
+            arguments["global_attention_mask"] = global_tokens_of(rule, arguments, arguments.get("documents"))
 
-    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("global_attention_mask") is not None and self.runs_mechanisms:
-            length = kwargs["global_attention_mask"].shape[-1]
+    def check_inputs(self, arguments: dict[str, Any]) -> None:
+        """Refuse inputs that this model cannot run, and complete ``arguments`` by documents, their positions, and a mask.
+
+        Raises:
+            MaskError, LengthError: one sentence each.
+        """
+        if arguments.get("global_attention_mask") is not None and self.runs_mechanisms:
+            length = arguments["global_attention_mask"].shape[-1]
             if not any(m.takes_globals or m.covers(length) for m in self.modules() if isinstance(m, Mechanism)):
                 raise MaskError(
                     "global_attention_mask was given, but no layer of this model takes global tokens "
                     f"(its mechanism is {self.config.long_attention.mechanism!r}); "
                     "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
                 )
-        if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:
-            self._rule_out_packing(args, kwargs)
+        if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
+            self._rule_out_packing(arguments)
         if self.runs_mechanisms:
-            self._find_documents(args, kwargs)
-        elif kwargs.pop("documents", None) is not None:
+            self._find_documents(arguments)
+        elif arguments.pop("documents", None) is not None:
             raise MaskError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
             )
         if self.position_table is not None and (self.recursion is None or not self.runs_mechanisms):
-            check_length(self.position_table, self.config, args, kwargs)
+            check_length(self.position_table, self.config, arguments)
 
-    def _find_documents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _find_documents(self, arguments: dict[str, Any]) -> None:
         """Documents packed into one row, by numbers, by offsets or by positions that restart, as ``documents (B, N)`` for attention."""
-        tokens = input_of(args, kwargs)
+        if not in_graph():
+            for name, value in arguments.items():
+                if name in DOCUMENTS or (name == "attention_mask" and getattr(value, "ndim", 0) == 4):
+                    arguments[name] = for_one_pass(value)
+        tokens = input_of(arguments)
         if tokens is None:
             return
-        shape, positions = (tokens.shape[0], tokens.shape[1]), kwargs.get("position_ids")
-        unmasked = len(args) <= 1 and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
-        documents = documents_of(kwargs, shape)
+        shape = (tokens.shape[0], tokens.shape[1])
+        documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
         if documents is None:
-            if torch.compiler.is_exporting() or torch.jit.is_tracing() or not unmasked:
+            restarts = self._restarts(arguments, shape)
+            if restarts is None:
                 return
-            if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] < 2:
-                return
-            restarts = positions[:, 1:] <= positions[:, :-1]
             if in_graph():
-                if (refusal := self._refusal_of_packing(shape[1], kwargs.get("use_cache"))) is not None:
+                if (refusal := self._refusal_of_packing(shape[1], arguments.get("use_cache"))) is not None:
                     assert_in_graph(~restarts.any(), refusal)  # positions are not known yet
-                    self._rule_out_packing(args, kwargs)
+                    self._rule_out_packing(arguments)
                 return
             if not restarts.any():
                 return
-            documents = nn.functional.pad(restarts.cumsum(1), (1, 0)).expand(shape)
+            documents = restarts.cumsum(1).expand(shape)
         if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # one document in each row
             return
-        if (refusal := self.refusal_of_documents(kwargs)) is not None:
+        if (refusal := self.refusal_of_documents(arguments)) is not None:
             raise MaskError(refusal)
-        kwargs["documents"] = documents
+        arguments["documents"] = for_one_pass(documents)
         if positions is None and self.takes_positions:
-            kwargs["position_ids"] = positions_in(documents) + self.first_position_id
-        if kwargs.get("use_cache") is None and getattr(self.config, "use_cache", False):
-            kwargs["use_cache"] = False
-        if unmasked:  # otherwise transformers makes an N×N mask for positions that restart
-            self._rule_out_packing(args, kwargs)
+            arguments["position_ids"] = positions_in(documents) + self.first_position_id
+        if arguments.get("use_cache") is None and getattr(self.config, "use_cache", False):
+            arguments["use_cache"] = False
+        self._rule_out_packing(arguments)  # otherwise transformers makes an N×N mask for positions that restart
+
+    def _restarts(self, arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
+        """``(B or 1, N)`` bool, the real tokens whose position is not after that of the real token before them; ``None`` where positions
+        or padding say nothing about documents."""
+        positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or arguments.get("past_key_values") is not None:
+            return None
+        if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] != shape[1] or shape[1] < 2:
+            return None
+        if mask is None:
+            return nn.functional.pad(positions[:, 1:] <= positions[:, :-1], (1, 0))
+        if mask.dim() != 2 or mask.shape != shape:
+            return None
+        real, places = mask.bool(), torch.arange(shape[1], device=positions.device)
+        before = torch.where(real, places, -1).cummax(1).values[:, :-1]
+        positions = positions.expand(shape)
+        return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """The ``position_ids`` ``(B, N)`` that the model gives the tokens of a call without them."""
@@ -368,7 +413,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if self.recursion is not None:
             return f"{PACKED} {type(self).__name__} runs in segments with memory tokens; {OWN_ROWS}"
         if self.config.is_encoder_decoder or not self.hands_globals_down:
-            return f"{PACKED} {type(self).__name__} cannot tell its attention where each starts; {OWN_ROWS}"
+            return f"{PACKED} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
         if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
             return f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
         if self.position_table is not None and kwargs.get("position_ids") is None and not self.takes_positions:
@@ -388,11 +433,11 @@ class LongBaseModelMixin(LongAttentionMixin):
             return f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
         return None
 
-    def _rule_out_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pass a mask of ones: without one, transformers prepares a compiled causal model for packed documents, with an N×N mask."""
-        tokens = input_of(args, kwargs)
-        if len(args) <= 1 and kwargs.get("past_key_values") is None and tokens is not None:
-            kwargs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    def _rule_out_packing(self, arguments: dict[str, Any]) -> None:
+        """Pass a mask of ones: without one, transformers prepares a causal model for packed documents, with an N×N mask."""
+        tokens = input_of(arguments)
+        if arguments.get("attention_mask") is None and arguments.get("past_key_values") is None and tokens is not None:
+            arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
 
 
 class LongDecoderMixin(LongBaseModelMixin):
@@ -412,14 +457,14 @@ class LongDecoderMixin(LongBaseModelMixin):
         """Whether it decodes the output of an encoder."""
         return bool(self.config.is_encoder_decoder)
 
-    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check_inputs(self, arguments: dict[str, Any]) -> None:
         if self.beside_encoder:
-            kwargs.pop("global_attention_mask", None)
-        super()._check_inputs(args, kwargs)
+            arguments.pop("global_attention_mask", None)
+        super().check_inputs(arguments)
 
-    def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _find_globals(self, arguments: dict[str, Any]) -> None:
         if not self.beside_encoder:
-            super()._find_globals(args, kwargs)
+            super()._find_globals(arguments)
 
 
 class LongStackMixin(LongDecoderMixin):
@@ -437,6 +482,8 @@ class LongStackMixin(LongDecoderMixin):
 
 def with_long_arguments(base_forward: Any) -> Any:
     """``base_forward`` with our arguments in its signature, since Trainer drops columns that it does not find there."""
+    signature = inspect.signature(base_forward)
+    names = [name for name in signature.parameters if name != "self"]
 
     @functools.wraps(base_forward)
     def forward(
@@ -448,27 +495,46 @@ def with_long_arguments(base_forward: Any) -> Any:
         memory_reset: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if global_attention_mask is not None and not self.hands_globals_down:
-            raise MaskError(f"{type(self).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
-        if global_attention_mask is not None:  # multiple-choice heads flatten (B, choices, N)
-            several = global_attention_mask.dim() == 3
-            kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
-        if documents is not None:
-            kwargs["documents"] = documents
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        along_the_text = {"global_attention_mask": global_attention_mask, "documents": documents, "seq_idx": kwargs.get("seq_idx")}
+        for name, value in along_the_text.items():
+            if value is not None:  # multiple-choice heads flatten (B, choices, N)
+                arguments[name] = value.flatten(0, 1) if value.dim() == 3 else value
+        if not self.hands_globals_down:
+            leave_out_documents(self, arguments)
         if memory is not None:
-            return run_with_memory(self, forward, args, kwargs, memory, memory_reset)
+            return run_with_memory(self, forward, arguments, memory, memory_reset)
         if memory_reset is not None:
             raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
-        outputs = self.prepared(base_forward, args, kwargs)(self, *args, **kwargs)
-        return with_auxiliary_loss(self, outputs, kwargs) if self.training and self.runs_mechanisms else outputs
+        outputs = self._run(base_forward, arguments)
+        return with_auxiliary_loss(self, outputs, arguments) if self.training and self.runs_mechanisms else outputs
 
-    signature = inspect.signature(base_forward)
     parameters = list(signature.parameters.values())
     own = inspect.signature(forward, follow_wrapped=False).parameters.values()
     added = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
     forward.__signature__ = signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])  # type: ignore[attr-defined]
     return forward
+
+
+def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
+    """Refuse global tokens and packed documents in a model whose heads or layers do not pass them down; one document in each row is
+    no more than the row.
+
+    Raises:
+        MaskError: one sentence.
+    """
+    if arguments.get("global_attention_mask") is not None:
+        raise MaskError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
+    tokens = input_of(arguments)
+    if tokens is None or DOCUMENTS.isdisjoint(arguments):
+        return
+    rows = tokens.flatten(0, 1) if tokens.dim() == 3 and "input_ids" in arguments else tokens
+    documents = documents_of(arguments, (rows.shape[0], rows.shape[1]))
+    if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
+        raise MaskError(f"{PACKED} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
+    for name in DOCUMENTS:
+        arguments.pop(name, None)
 
 
 def divides_by_items(model_class: type) -> bool:
@@ -496,7 +562,7 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
     return sum(found[1:], found[0]) if found else None
 
 
-def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: dict[str, Any]) -> Any:
+def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: Mapping[str, Any]) -> Any:
     """``outputs`` of a forward pass with the auxiliary loss added to their loss, where they have one.
 
     With ``num_items_in_batch``, by which Trainer makes the losses of accumulated batches add up to one mean, each batch adds its share.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -96,25 +96,25 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     return config.question_separator_id is not None
 
 
-def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, Any], documents: Tensor | None = None) -> Tensor:
+def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
     """The ``global_attention_mask (B, N)`` of a forward pass without one; in packed ``documents (B, N)``, found for each alone.
 
     Raises:
         MaskError: the ids are not known, or not those of the tokens in the cache.
     """
-    ids = args[0] if args else kwargs.get("input_ids")
+    ids = arguments.get("input_ids")
     if not isinstance(ids, Tensor):
         raise MaskError(
             "Tokens are global by their ids here, but inputs_embeds came without input_ids; "
             "pass global_attention_mask (batch, tokens) with 1 for global tokens."
         )
-    past = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    past = next((value for value in arguments.values() if isinstance(value, Cache)), None)
     if past is not None and not torch.compiler.is_compiling() and int(past.get_seq_length()) > 0:
         raise MaskError(
             "Tokens are global by their ids here, but the ids of the tokens in the cache are not known; "
             "pass global_attention_mask (batch, tokens seen so far) with 1 for global tokens."
         )
-    mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+    mask = arguments.get("attention_mask")
     real = torch.ones_like(ids, dtype=torch.bool)
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         real = mask.bool()

@@ -3,6 +3,7 @@ where the model changes them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,29 +24,30 @@ def known_length(config: Any, tokenizer: Any | None) -> int | None:
     return min((int(one) for one in lengths if one and 0 < one < UNLIMITED), default=None)
 
 
-def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+def input_of(arguments: Mapping[str, Any]) -> Tensor | None:
     """The ``input_ids`` or ``inputs_embeds`` of a forward pass."""
-    tokens = args[0] if args else kwargs.get("input_ids")
-    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    tokens = arguments.get("input_ids")
+    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
     return tokens if isinstance(tokens, Tensor) else None
 
 
-def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_length(table: PositionTable, config: Any, arguments: Mapping[str, Any]) -> None:
     """Raise :class:`LengthError` if the tokens of this forward pass, with those in the cache, need more positions than ``table`` has.
 
     Padding that takes no position (RoBERTa's, or with ``position_ids`` that say so) does not count.
     """
-    limit, tokens = table.tokens(config), input_of(args, kwargs)
+    limit, tokens = table.tokens(config), input_of(arguments)
     if tokens is None:
         return
-    past = next((value for value in (*args, kwargs.get("past_key_values")) if isinstance(value, Cache)), None)
+    past = arguments.get("past_key_values")
+    past = past if isinstance(past, Cache) else None
     seen = past.get_seq_length() if past is not None else 0
     needed = tokens.shape[1] + (int(seen) if not torch.compiler.is_compiling() or isinstance(seen, int) else 0)
     if needed <= limit:
         return
-    if kwargs.get("position_ids") is not None:
-        needed = int(kwargs["position_ids"].max()) + 1 - table.first_id(config)
-    elif table.added and table.skips_padding and isinstance(mask := kwargs.get("attention_mask"), Tensor):
+    if arguments.get("position_ids") is not None:
+        needed = int(arguments["position_ids"].max()) + 1 - table.first_id(config)
+    elif table.added and table.skips_padding and isinstance(mask := arguments.get("attention_mask"), Tensor):
         needed = int(mask.sum(1).max())
     elif table.skips_padding and not table.added and tokens.dim() == 2:
         needed = int(seen) + int((tokens != table.padding_id(config)).sum(1).max())

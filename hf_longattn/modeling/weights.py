@@ -20,7 +20,7 @@ from ..positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..private_apis import is_initialised
 from .attention_sites import copy_projections, mechanisms_on
 from .family import Family, PositionTable
-from .recurrence import MemoryTokens
+from .run.segments import MemoryTokens
 
 
 class Unchanged(ConversionOps):

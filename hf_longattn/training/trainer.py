@@ -28,7 +28,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attachment import mark_for_zero3
 from hf_longattn.modeling.mixin import LongAttentionMixin, divides_by_items
-from hf_longattn.modeling.sequence_parallel import sequence_parallel
+from hf_longattn.modeling.run.sharding import sequence_parallel
 from hf_longattn.private_apis import TrainerHooks, leave_context_parallelism
 from hf_longattn.training.processes import saving
 

@@ -29,7 +29,8 @@ from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.modeling import inference
 from hf_longattn.modeling.fast_linear import FusedPart, Int8Linear, PackedLinear
-from hf_longattn.modeling.inference import evaluating, packing_refusal
+from hf_longattn.modeling.inference import evaluating
+from hf_longattn.modeling.run.packing import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
 from tests.reference.small_models import BASES, CAUSAL, head_inputs, long_model, padding, tokens
 

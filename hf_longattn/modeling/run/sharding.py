@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,30 +18,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..attend import run_batch
-from ..backend import BACKEND, DOCUMENTS, documents_of
-from ..engines.shards import Shard, cut_evenly
-from ..errors import BackendError, MaskError, OptionError
-from ..mechanisms.base import Mechanism
-from ..private_apis import attention_implementation
-from .family import CAUSAL_LANGUAGE_MODELS
-from .mixin import LongBaseModelMixin, auxiliary_loss
-from .recurrence import arguments_by_name
-from .token_globals import global_tokens_of, token_rule
+from ...attend import run_batch
+from ...backend import BACKEND, DOCUMENTS, documents_of
+from ...engines.shards import Shard, cut_evenly
+from ...errors import BackendError, MaskError, OptionError
+from ...mechanisms.base import Mechanism
+from ...private_apis import attention_implementation
+from ..family import CAUSAL_LANGUAGE_MODELS
+from ..mixin import LongBaseModelMixin, auxiliary_loss
+from ..token_globals import global_tokens_of, token_rule
+from ..validation import input_of
+from .outputs import Kind, by_rows, joined, wants_tuple
 
 BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
-"""Heads whose logits depend on one token's hidden state each: they stay cut."""
+"""Heads whose logits depend on one token's hidden state each: they stay split."""
 BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
 """Heads that compare tokens or read one of them: the last hidden states of the whole sequence are brought together before them."""
 BY_NAME = "Sequence parallelism needs outputs by name; leave return_dict=False out."
 IGNORED = -100
-CUT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""The models whose sequences are cut now."""
 
 
 @contextlib.contextmanager
 def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
-    """Cut every input of ``model`` along the sequence over the processes of ``group``.
+    """Split every input of ``model`` along the sequence across the processes of ``group``.
 
         with hf_longattn.sequence_parallel(model):
             outputs = model(input_ids=input_ids, labels=labels)    # the same whole batch in every process
@@ -62,8 +60,8 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
 
     Raises:
         BackendError: torch.distributed is not initialised, or the model does not run its mechanisms.
-        OptionError: the head, or a mechanism when it is called, cannot be cut; or the model is cut already.
-        MaskError: for an input that cannot be cut.
+        OptionError: the head, or a mechanism when it is called, cannot be split; or the model is split already.
+        MaskError: for an input that cannot be split.
     """
     whole = getattr(model, "module", model)
     if not dist.is_initialized():
@@ -71,41 +69,46 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     if not isinstance(whole, PreTrainedModel) or attention_implementation(whole.config) != BACKEND:
         raise BackendError(f"Sequence parallelism needs a Long model that runs its mechanisms, not {type(whole).__name__}.")
     if whole.config.is_encoder_decoder:
-        raise OptionError("Encoder-decoder models cannot be cut along the sequence yet; leave sequence parallelism out.")
-    base = whole.base_model
-    if not isinstance(base, LongBaseModelMixin) or base.recursion is not None:
-        raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be cut over processes.")
-    if base in CUT:
-        raise OptionError("This model's sequences are cut already; leave the outer hf_longattn.sequence_parallel before the next one.")
+        raise OptionError("Encoder-decoder models cannot be split along the sequence yet; leave sequence parallelism out.")
+    bases = [module for module in whole.modules() if isinstance(module, LongBaseModelMixin)]
+    if len(bases) != 1:
+        raise BackendError(
+            f"Sequence parallelism needs a model with one base model of a Long class, but {type(whole).__name__} has {len(bases)}."
+        )
+    base = bases[0]
+    if base.recursion is not None:
+        raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be split across processes.")
+    if base.sharding is not None:
+        raise OptionError("This model's sequences are split already; leave the outer hf_longattn.sequence_parallel before the next one.")
     if any(isinstance(module, nn.Conv1d) for module in base.modules()):
         raise OptionError(f"{type(base).__name__} convolves neighbouring tokens beside its attention; leave sequence parallelism out.")
     if getattr(base.config, "token_dropout", False):
         raise OptionError("Embeddings are scaled by each row's share of masked tokens (token_dropout); leave sequence parallelism out.")
     group = group.get_group() if hasattr(group, "get_group") else group
     if (rank := dist.get_rank(group)) < 0:
-        raise BackendError("This process is not in the group among which the sequence is to be cut; enter the context in its members only.")
-    cut = _Cut(base, group, rank, dist.get_world_size(group), by_token=base is whole or _by_token(whole))
-    handles = [
-        base.register_forward_pre_hook(cut.enter, with_kwargs=True, prepend=True),
-        base.register_forward_hook(cut.leave),
-    ]
+        raise BackendError(
+            "This process is not in the group among which the sequence is to be split; enter the context in its members only."
+        )
+    head = None if whole in (base, whole.base_model) else whole
+    sharding = Sharding(base, group, rank, dist.get_world_size(group), by_token=head is None or _by_token(head), with_head=head is not None)
+    handles = []
     for module in base.modules():
         if _follows_length(module):
-            handles.append(module.register_forward_pre_hook(cut.ask_for_last, with_kwargs=True))
-            handles.append(module.register_forward_hook(cut.drop_last))
-    if base is not whole:
+            handles.append(module.register_forward_pre_hook(sharding.append_last_position, with_kwargs=True))
+            handles.append(module.register_forward_hook(sharding.strip_last_position))
+    if head is not None:
         handles += [
-            whole.register_forward_pre_hook(cut.take_labels, with_kwargs=True, prepend=True),
-            whole.register_forward_hook(cut.add_loss),
+            head.register_forward_pre_hook(sharding.pop_labels, with_kwargs=True, prepend=True),
+            head.register_forward_hook(sharding.add_loss),
         ]
-    CUT.add(base)
+    base.sharding = sharding
     try:
         yield
     finally:
-        CUT.discard(base)
+        del base.sharding
         for handle in handles:
             handle.remove()
-        cut.give(None)
+        sharding.give(None)
 
 
 def _follows_length(module: nn.Module) -> bool:
@@ -128,14 +131,15 @@ def _by_token(model: nn.Module) -> bool:
 
 
 @dataclasses.dataclass(eq=False)
-class _Cut:
-    """What the hooks of one context share."""
+class Sharding:
+    """How the calls of one context are split: what the base model does with its input, and its head with labels."""
 
     base: Any
     group: Any
     rank: int
     processes: int
     by_token: bool = True
+    with_head: bool = False
     shard: Shard | None = None
     labels: Tensor | None = None
     items: Any = None
@@ -148,79 +152,88 @@ class _Cut:
             if isinstance(module, Mechanism):
                 module.shard = shard
 
-    def enter(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Cut the arguments of the backbone."""
-        signature = inspect.signature(type(base).forward)
-        kwargs = arguments_by_name(type(base).forward, args, kwargs)
-        tokens = kwargs.get("input_ids")
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        if not isinstance(tokens, Tensor):
-            raise MaskError("Sequence parallelism cuts input_ids or inputs_embeds, but neither was given.")
+    def run(self, base: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """The outputs of the base model for this process's tokens; what a head reads of the whole sequence is gathered."""
+        outputs = forward(base, **{**self._split(base, arguments), "return_dict": True})
+        shard = self.shard
+        assert shard is not None
+
+        def gathered(parts: Sequence[Tensor]) -> Tensor:
+            return shard.reach(parts[0], [(0, shard.length)] * self.processes, 1)
+
+        def pooled(parts: Sequence[Tensor]) -> Tensor:
+            hidden = outputs.last_hidden_state
+            first = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+            return base.pooler(shard.tokens(hidden[:, None], first)[:, 0] if self.by_token else hidden)
+
+        def own(parts: Sequence[Tensor]) -> Tensor:
+            return parts[0]
+
+        tokens = own if self.by_token else gathered
+        routes = by_rows(gathered if self.with_head else own, len(outputs.last_hidden_state))  # a head's loss is of all tokens
+        outputs = joined([outputs], {Kind.TOKENS: tokens, Kind.ROUTES: routes, Kind.SEQUENCES: pooled}, "sequence parallelism")
+        return outputs.to_tuple() if wants_tuple(base, arguments) else outputs
+
+    def _split(self, base: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the base model for this process's tokens."""
+        parameters = inspect.signature(type(base).forward).parameters
+        tokens = input_of(arguments)
+        if tokens is None:
+            raise MaskError("Sequence parallelism splits input_ids or inputs_embeds, but neither was given.")
         shape = (tokens.shape[0], tokens.shape[1])
-        self._check(kwargs, shape)
-        self.base._check_inputs((), kwargs)  # of whole rows; finds the documents of positions that restart, and positions of documents
-        mask = kwargs.get("attention_mask")
+        self._check(arguments, shape)
+        base.check_inputs(arguments)  # of whole rows; finds the documents of positions that restart, and positions of documents
+        mask = arguments.get("attention_mask")
         mask = None if mask is None or bool(mask.all()) else mask.bool()
-        documents = documents_of(kwargs, shape)
-        kwargs = {name: value for name, value in kwargs.items() if name not in DOCUMENTS}
+        documents = documents_of(arguments, shape)
+        arguments = {name: value for name, value in arguments.items() if name not in DOCUMENTS}
         if documents is not None and bool((documents[:, :1] == documents[:, -1:]).all()):
             documents = None  # one in each row
-        rule = token_rule(self.base) if kwargs.get("global_attention_mask") is None else None
+        rule = token_rule(base) if arguments.get("global_attention_mask") is None else None
         if rule is not None:
-            kwargs["global_attention_mask"] = global_tokens_of(rule, (), kwargs, documents)
-        chosen = kwargs.get("global_attention_mask")
-        if "position_ids" in signature.parameters and kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = self.base.own_positions(kwargs, shape, tokens.device)
-        if kwargs.get("position_ids") is not None:
-            self.last = kwargs["position_ids"].max()
-        if kwargs.get("attention_mask") is None:  # a part's positions say nothing about documents
-            kwargs["attention_mask"] = torch.ones(shape, dtype=torch.long, device=tokens.device)
+            arguments["global_attention_mask"] = global_tokens_of(rule, arguments, documents)
+        chosen = arguments.get("global_attention_mask")
+        if "position_ids" in parameters and arguments.get("position_ids") is None:
+            arguments["position_ids"] = base.own_positions(arguments, shape, tokens.device)
+        if arguments.get("position_ids") is not None:
+            self.last = arguments["position_ids"].max()
+        if arguments.get("attention_mask") is None:  # a part's positions say nothing about documents
+            arguments["attention_mask"] = torch.ones(shape, dtype=torch.long, device=tokens.device)
         bounds, globals_ = cut_evenly(shape[1], self.processes), None if chosen is None else chosen != 0
         shard = Shard(self.group, bounds, self.rank, run_batch, mask, documents, globals_)
         self.shard = shard
         self.give(shard)
-        for name, value in kwargs.items():
+        for name, value in arguments.items():
             if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] in (1, shape[0]) and value.shape[1] == shape[1]:
-                kwargs[name] = value[:, shard.start : shard.stop]
-        if "use_cache" in signature.parameters or getattr(base.config, "use_cache", False):
-            kwargs["use_cache"] = False
-        return (), kwargs
+                arguments[name] = value[:, shard.start : shard.stop]
+        if "use_cache" in parameters or getattr(base.config, "use_cache", False):
+            arguments["use_cache"] = False
+        return arguments
 
     def _check(self, kwargs: dict[str, Any], shape: tuple[int, int]) -> None:
         if shape[1] < self.processes:
-            raise MaskError(f"{shape[1]} tokens cannot be cut over {self.processes} processes; every process needs at least one.")
+            raise MaskError(f"{shape[1]} tokens cannot be split across {self.processes} processes; every process needs at least one.")
         _refuse_second_text(kwargs)
         if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
-            raise MaskError("A sequence that is cut over processes has no decode cache; pass use_cache=False.")
+            raise MaskError("A sequence that is split across processes has no decode cache; pass use_cache=False.")
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() != 2:
-            raise MaskError("A sequence that is cut over processes takes an attention_mask (batch, tokens) only.")
+            raise MaskError("A sequence that is split across processes takes an attention_mask (batch, tokens) only.")
 
-    def ask_for_last(self, rotary: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Add the last position of the whole batch, on which the frequencies depend; :meth:`drop_last` takes it away again."""
+    def append_last_position(
+        self, rotary: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Add the last position of the whole batch, on which the frequencies depend; :meth:`strip_last_position` removes it."""
         given = {**dict(zip(("x", "position_ids", "layer_type"), args, strict=False)), **kwargs}
         positions = given["position_ids"]
         assert self.last is not None
         return (), {**given, "position_ids": torch.cat([positions, self.last.expand(len(positions), 1)], 1)}
 
-    def drop_last(self, rotary: nn.Module, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def strip_last_position(self, rotary: nn.Module, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``(B, n, D)`` of the process's own positions."""
         return outputs[0][:, :-1], outputs[1][:, :-1]
 
-    def leave(self, base: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-        """Bring the hidden states together for heads that need them, and adapt what reads the first token."""
-        assert self.shard is not None
-        shard, hidden = self.shard, outputs[0]
-        if not self.by_token:
-            hidden = shard.reach(hidden, [(0, shard.length)] * self.processes, 1)
-            _put(outputs, "last_hidden_state", hidden)
-        pooler = getattr(base, "pooler", None)
-        if isinstance(pooler, nn.Module) and getattr(outputs, "pooler_output", None) is not None:
-            first = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
-            _put(outputs, "pooler_output", pooler(shard.tokens(hidden[:, None], first)[:, 0] if self.by_token else hidden))
-        return outputs
-
-    def take_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def pop_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The labels of every token are kept back: the loss is made of all processes' parts."""
         kwargs = arguments_by_name(type(model).forward, args, kwargs)
         _refuse_second_text(kwargs)  # a head hands its memory down as a cache
@@ -255,26 +268,41 @@ class _Cut:
         logits = outputs.logits.flatten(0, -2)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, own.flatten(), reduction="sum", ignore_index=IGNORED) / items
-        added = auxiliary_loss(model) if model.training else None
+        added, routing = auxiliary_loss(model) if model.training else None, _routing_loss(model, outputs)
         if self.items is None:
             loss = _WholeLoss.apply(loss, self.group, self.processes)
-        elif added is not None and self.counted is not None:  # the batch's share of it, a part of which is each process's
-            added = added * self.counted.to(items.device) / items / self.processes
-        _put(outputs, "loss", loss if added is None else loss + added.to(loss))
+        else:  # the batch's share of them, a part of which is each process's
+            added = None if added is None or self.counted is None else added * self.counted.to(items.device) / items / self.processes
+            routing = None if routing is None else routing / self.processes
+        outputs["loss"] = sum((term.to(loss) for term in (added, routing) if term is not None), loss)
         return outputs
 
 
 def _refuse_second_text(kwargs: dict[str, Any]) -> None:
-    """Refuse tokens beside those that are cut: earlier segments, and an encoder's."""
+    """Refuse tokens beside those that are split: earlier segments, and an encoder's."""
     given = next((name for name in ("memory", "encoder_hidden_states") if kwargs.get(name) is not None), None)
     if given is not None:
-        raise MaskError(f"A sequence that is cut over processes cannot be given {given}; leave that, or sequence parallelism, out.")
+        raise MaskError(f"A sequence that is split across processes cannot be given {given}; leave that, or sequence parallelism, out.")
 
 
-def _put(outputs: Any, name: str, value: Tensor) -> None:
-    if not hasattr(outputs, name):
-        raise OptionError(BY_NAME)
-    outputs[name] = value
+def _routing_loss(model: Any, outputs: Any) -> Tensor | None:
+    """What a head of a mixture of experts adds to its loss to balance them, made of the router's logits of all tokens.
+
+    Raises:
+        OptionError: the head does not say by which factor.
+    """
+    if (balance := outputs.get("aux_loss")) is None:
+        return None
+    factor = getattr(model, "router_aux_loss_coef", getattr(model.config, "router_aux_loss_coef", None))
+    if factor is None:
+        raise OptionError(f"{type(model).__name__} has a loss of its router, but no router_aux_loss_coef; pass output_router_logits=False.")
+    return factor * balance
+
+
+def arguments_by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of the method ``forward`` by name."""
+    names = [name for name in inspect.signature(forward).parameters if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 class _WholeLoss(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""A Long model with a memory, ``model(input_ids, memory=memory).memory``, and in segments with memory tokens.
+"""A base model in segments with memory tokens.
 
 With memory tokens (Bulatov et al. 2022), the base's ``forward`` runs on one segment after another, and the last hidden states are
 concatenated, so that a head finds as many as there are tokens. Rows are cut from their first real token on, and positions restart in each
@@ -12,81 +12,26 @@ tokens are written after it, and the row starts a new segment. Rows with differe
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ..backend import BACKEND
-from ..engines.batch import roll_left
-from ..errors import MaskError, MemoryMismatchError, OptionError
-from ..mechanisms.base import Mechanism, Recursion
-from ..mechanisms.segment_state import leading
-from ..memory import CacheMemory, SegmentMemory, StateLayer, TokenMemory
-from ..private_apis import attention_implementation
-from .attention_sites import attention_sites
-from .family import PositionTable
-from .validation import check_positions
+from ...engines.batch import roll_left
+from ...errors import MaskError, MemoryMismatchError, OptionError
+from ...mechanisms.base import Mechanism, Recursion
+from ...mechanisms.segment_state import leading
+from ...memory import StateLayer, TokenMemory
+from ..attention_sites import attention_sites
+from ..family import PositionTable
+from .outputs import Kind, by_rows, joined, wants_tuple
 
 INNER = "segment_memory"
 """Keyword by which a head passes the memory tokens of a call to the model inside it."""
-POSITIONS = ("continue", "restart")
-
-
-def new_memory(model: Any, positions: str | None) -> SegmentMemory:
-    """See :meth:`hf_longattn.modeling.mixin.LongAttentionMixin.new_memory`."""
-    if attention_implementation(model.config) != BACKEND:
-        raise MemoryMismatchError(
-            f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of segments; "
-            f"choose model.set_attn_implementation({BACKEND!r})."
-        )
-    if any(isinstance(module, MemoryTokens) for module in model.modules()):
-        if positions is not None:
-            raise OptionError("Positions restart in every segment of a model with memory tokens; leave positions out.")
-        return TokenMemory()
-    if model.config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in attention_sites(model)):
-        raise MemoryMismatchError(
-            f"{type(model).__name__} is not a decoder, and a memory holds past tokens only; "
-            "use a decoder, or memory tokens (recurrent_memory) in an encoder."
-        )
-    if positions not in (None, *POSITIONS):
-        raise OptionError(f"positions is {positions!r}, but must be one of: {', '.join(POSITIONS)}.")
-    return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
-
-
-def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], memory: Any, reset: Any) -> Any:
-    """``forward`` with the memory of the previous call; the outputs hold the next one as ``outputs.memory``."""
-    if not isinstance(memory, SegmentMemory):
-        raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
-    if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
-        raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
-    given = arguments_by_name(forward, args, kwargs)
-    if given.get("past_key_values") is not None:
-        raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
-    ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
-    tokens: Tensor = ids if ids is not None else embeddings  # type: ignore[assignment]
-    following = memory.begin(tokens.shape[0], reset)
-    if isinstance(following, TokenMemory):
-        given[INNER] = following
-    elif isinstance(following, CacheMemory):
-        _refuse_checkpointing(model)
-        given |= following.extend(_real(given.get("attention_mask"), tokens))
-        table = next((table for table in model.family.position_tables if not table.decoder), None)
-        if table is not None:
-            given["position_ids"] = given["position_ids"] + table.first_id(model.config)
-            check_positions(table, model.config, given["position_ids"])
-    returns_tuple = given.get("return_dict") is False
-    outputs = forward(model, **{**given, "return_dict": True})
-    if isinstance(following, CacheMemory):
-        following.close()
-    kind: Any = type(outputs)
-    outputs = _remembering(kind)(**outputs, memory=following)
-    return outputs.to_tuple() if returns_tuple else outputs
+Forward = Callable[..., Any]
 
 
 def check_segment_counts(model: Any, count: int) -> None:
@@ -110,21 +55,18 @@ def check_segment_counts(model: Any, count: int) -> None:
         )
 
 
-def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwargs: Any) -> Any:
+def run_in_segments(model: Any, forward: Forward, arguments: dict[str, Any]) -> Any:
     """``forward`` of a base model with memory tokens, segment after segment."""
-    given = arguments_by_name(forward, args, kwargs)
-    remembered: TokenMemory | None = given.pop(INNER, None)
-    wants_dict = given.pop("return_dict", None)
-    wants_dict = model.config.return_dict if wants_dict is None else wants_dict
-    text = Text.of(model, given)
+    remembered: TokenMemory | None = arguments.get(INNER)
+    text = Text.of(model, {name: value for name, value in arguments.items() if name not in (INNER, "return_dict")})
     causal = any(site.module.is_causal for site in attention_sites(model))
     recursion, learned = model.long_memory.recursion, model.long_memory.tokens
     batch = text.real.shape[0]
     memory = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
     memory = memory.to(text.embeddings.dtype)
 
-    def run(**arguments: Any) -> Any:
-        return forward(model, **arguments)
+    def run(**segment: Any) -> Any:
+        return forward(model, **segment)
 
     if causal and (text.others.get("past_key_values") is not None or text.others.get("use_cache")):
         if remembered is not None:
@@ -134,49 +76,7 @@ def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwarg
         outputs, memory = run_segments(model, run, text, recursion, memory, causal=causal, remember=remembered is not None)
         if remembered is not None:
             remembered.take(memory)
-    return outputs if wants_dict else outputs.to_tuple()
-
-
-@cache
-def _remembering(kind: type[Any]) -> type[Any]:
-    """The outputs' class with a field ``memory``: a field, so that what takes outputs apart (DDP) can rebuild them."""
-    namespace = {
-        "__annotations__": {"memory": SegmentMemory | None},
-        "__module__": __name__,
-        "__doc__": kind.__doc__,
-        "__reduce__": lambda self: (_remembered, (kind, dict(self))),  # pickle would look for the class in its module
-        "memory": None,
-    }
-    return dataclass(type(f"{kind.__name__}WithMemory", (kind,), namespace))
-
-
-def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
-    """Unpickle outputs with a memory."""
-    return _remembering(kind)(**fields)
-
-
-def arguments_by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call of the method ``forward`` by name."""
-    names = [name for name in inspect.signature(forward).parameters if name != "self"]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _real(mask: Any, tokens: Tensor) -> Tensor:
-    """Which tokens are real, ``(B, N)``."""
-    if mask is None:
-        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    if mask.shape != tokens.shape[:2]:
-        raise MaskError(
-            f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, {tuple(tokens.shape[:2])}."
-        )
-    return mask.bool()
-
-
-def _refuse_checkpointing(model: Any) -> None:
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise MemoryMismatchError(
-            "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with one."
-        )
+    return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
 
 
 class MemoryTokens(nn.Module):
@@ -240,7 +140,6 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
 
 ALONG_THE_TEXT = ("token_type_ids",)
 """Arguments ``(B, N)`` that are cut with the text."""
-Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -349,21 +248,26 @@ def _run_segment(forward: Forward, segment: Text, memory: Tensor, *, write: bool
 def _joined(model: Any, parts: list[Any], segments: list[Text], memory: int, causal: bool, back: Tensor | None) -> Any:
     """The outputs of all segments as those of one text, whose rows are rolled to the left by ``back (B,)``."""
 
-    def text(states: list[Tensor]) -> Tensor:
+    def text(states: Sequence[Tensor]) -> Tensor:
         cut = [state[:, memory : memory + segment.real.shape[1]] for state, segment in zip(states, segments, strict=True)]
         first = cut[0][:, :1]
         for state, segment in zip(cut[1:], segments[1:], strict=True) if not causal else ():
-            first = torch.where(segment.real[:, 1:].any(1)[:, None, None], state[:, :1], first)
+            there = segment.real[:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
+            first = torch.where(there, state[:, :1], first)
         whole = torch.cat([first, cut[0][:, 1:], *(state if causal else state[:, 1:] for state in cut[1:])], 1)
         return whole if back is None else roll_left(whole, back, 1)
 
-    out = parts[-1]
-    out.last_hidden_state = text([part.last_hidden_state for part in parts])
-    if out.get("hidden_states") is not None:
-        out.hidden_states = tuple(text(list(states)) for states in zip(*(part.hidden_states for part in parts), strict=True))
-    if out.get("pooler_output") is not None:
-        out.pooler_output = model.pooler(out.last_hidden_state)
-    return out
+    return _of_whole_text(model, parts, text)
+
+
+def _of_whole_text(model: Any, parts: list[Any], text: Callable[[Sequence[Tensor]], Tensor]) -> Any:
+    """The outputs of several runs, whose tensors ``(B, n, …)`` along the text ``text`` joins."""
+    routes = by_rows(text, len(parts[0].last_hidden_state))
+    joins = {Kind.TOKENS: text, Kind.ROUTES: routes, Kind.SEQUENCES: lambda pooled: pooled[0], Kind.STATE: lambda caches: caches[0]}
+    outputs = joined(parts, joins, "memory tokens")
+    if outputs.get("pooler_output") is not None:
+        outputs.pooler_output = model.pooler(outputs.last_hidden_state)
+    return outputs
 
 
 @dataclass
@@ -397,8 +301,6 @@ class SegmentDecoder:
         self.model, self.forward, self.text = model, forward, text
         self.slots, self.count = recursion.length - recursion.memory, recursion.memory
         self.first_id = 0 if model.position_table is None else model.position_table.first_id(model.config)
-        if text.others.get("output_hidden_states"):
-            raise OptionError("Hidden states of every layer were asked for while decoding with memory tokens; pass use_cache=False.")
         past = text.others.pop("past_key_values", None)
         self.cache = DynamicCache(config=model.config) if past is None else past
         for name in ("return_dict", "use_cache"):
@@ -410,7 +312,7 @@ class SegmentDecoder:
         embeddings, real = self.text.embeddings, self.text.real
         length = real.shape[1]
         at = torch.where(rows.filled == 0, leading(real), 0)
-        out, hidden = None, embeddings.new_zeros(embeddings.shape)
+        steps: list[tuple[Any, Tensor]] = []
         while bool((at < length).any()):
             waiting = at < length
             self._write_memory((waiting & (rows.filled == self.slots)).nonzero()[:, 0], rows)
@@ -418,20 +320,31 @@ class SegmentDecoder:
             step = min(int((self.slots - rows.filled)[waiting].min()), int((length - at).max()))
             places = at[:, None] + torch.arange(step, device=at.device)
             there = places < length
-            places = places.clamp(max=length - 1)
-            along = {name: x.gather(1, places) for name, x in self.text.along.items()}
-            picked = embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[2]))
-            out = self._forward(rows, picked, real.gather(1, places) & there, there, along)
-            index = torch.where(there, places, length)[..., None].expand_as(out.last_hidden_state)
-            with_spare = torch.cat([hidden, hidden[:, :1]], 1).to(out.last_hidden_state)
-            hidden = with_spare.scatter(1, index, out.last_hidden_state)[:, :length]
+            read = places.clamp(max=length - 1)
+            along = {name: x.gather(1, read) for name, x in self.text.along.items()}
+            picked = embeddings.gather(1, read[..., None].expand(-1, -1, embeddings.shape[2]))
+            out = self._forward(rows, picked, real.gather(1, read) & there, there, along)
+            steps.append((out, torch.where(there, places, length)))
             at = at + there.sum(1)
-        if out is None:  # nothing but padding before the first token
-            out = self._forward(rows, embeddings, real, torch.zeros_like(real), self.text.along)
+        if not steps:  # nothing but padding before the first token
+            everywhere = torch.full_like(real, length, dtype=torch.long)
+            steps = [(self._forward(rows, embeddings, real, torch.zeros_like(real), self.text.along), everywhere)]
         self._store(rows)
-        out.last_hidden_state = hidden
-        out.past_key_values = self.cache
-        return out
+        return self._joined(steps)
+
+    def _joined(self, steps: list[tuple[Any, Tensor]]) -> Any:
+        """The outputs of all steps ``(outputs, columns (B, n) of its tokens in the text)``; the column after the last one is dropped."""
+        batch, length = self.text.real.shape
+
+        def text(states: Sequence[Tensor]) -> Tensor:
+            whole = states[0].new_zeros(batch, length + 1, *states[0].shape[2:])
+            for state, (_, columns) in zip(states, steps, strict=True):
+                whole = whole.scatter(1, columns.view(*columns.shape, *[1] * (state.dim() - 2)).expand_as(state), state)
+            return whole[:, :length]
+
+        outputs = _of_whole_text(self.model, [out for out, _ in steps], text)
+        outputs.past_key_values = self.cache
+        return outputs
 
     def _forward(self, rows: _Rows, embeddings: Tensor, real: Tensor, there: Tensor, along: dict[str, Tensor]) -> Any:
         """Run tokens ``(B, n)`` after those in the slots; those in ``there (B, n)`` fill a slot. Rows without a real token are ignored."""

@@ -1,0 +1,109 @@
+"""A Long model with a memory from call to call: ``model(input_ids, memory=memory).memory``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...backend import BACKEND
+from ...errors import MaskError, MemoryMismatchError, OptionError
+from ...memory import CacheMemory, SegmentMemory, TokenMemory
+from ...private_apis import attention_implementation
+from ..attention_sites import attention_sites
+from ..validation import check_positions, input_of
+from .outputs import wants_tuple
+from .segments import INNER, MemoryTokens
+
+POSITIONS = ("continue", "restart")
+
+
+def new_memory(model: Any, positions: str | None) -> SegmentMemory:
+    """See :meth:`hf_longattn.modeling.mixin.LongAttentionMixin.new_memory`."""
+    if attention_implementation(model.config) != BACKEND:
+        raise MemoryMismatchError(
+            f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of segments; "
+            f"choose model.set_attn_implementation({BACKEND!r})."
+        )
+    if any(isinstance(module, MemoryTokens) for module in model.modules()):
+        if positions is not None:
+            raise OptionError("Positions restart in every segment of a model with memory tokens; leave positions out.")
+        return TokenMemory()
+    if model.config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in attention_sites(model)):
+        raise MemoryMismatchError(
+            f"{type(model).__name__} is not a decoder, and a memory holds past tokens only; "
+            "use a decoder, or memory tokens (recurrent_memory) in an encoder."
+        )
+    if positions not in (None, *POSITIONS):
+        raise OptionError(f"positions is {positions!r}, but must be one of: {', '.join(POSITIONS)}.")
+    return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
+
+
+def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory, reset: Tensor | None) -> Any:
+    """``forward`` with the memory of the previous call; the outputs hold the next one as ``outputs.memory``."""
+    if not isinstance(memory, SegmentMemory):
+        raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
+    if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
+        raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
+    if arguments.get("past_key_values") is not None:
+        raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
+    tokens = input_of(arguments)
+    if tokens is None:
+        raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
+    following = memory.begin(tokens.shape[0], reset)
+    added: dict[str, Any] = {}
+    if isinstance(following, TokenMemory):
+        added[INNER] = following
+    elif isinstance(following, CacheMemory):
+        _refuse_checkpointing(model)
+        added = following.extend(_real(arguments.get("attention_mask"), tokens))
+        table = next((table for table in model.family.position_tables if not table.decoder), None)
+        if table is not None:
+            added["position_ids"] = added["position_ids"] + table.first_id(model.config)
+            check_positions(table, model.config, added["position_ids"])
+    outputs = forward(model, **{**arguments, **added, "return_dict": True})
+    if isinstance(following, CacheMemory):
+        following.close()
+    kind: Any = type(outputs)
+    outputs = _remembering(kind)(**outputs, memory=following)
+    return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
+
+
+@cache
+def _remembering(kind: type[Any]) -> type[Any]:
+    """The outputs' class with a field ``memory``: a field, so that what takes outputs apart (DDP) can rebuild them."""
+    namespace = {
+        "__annotations__": {"memory": SegmentMemory | None},
+        "__module__": __name__,
+        "__doc__": kind.__doc__,
+        "__reduce__": lambda self: (_remembered, (kind, dict(self))),  # pickle would look for the class in its module
+        "memory": None,
+    }
+    return dataclass(type(f"{kind.__name__}WithMemory", (kind,), namespace))
+
+
+def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
+    """Unpickle outputs with a memory."""
+    return _remembering(kind)(**fields)
+
+
+def _real(mask: Any, tokens: Tensor) -> Tensor:
+    """Which tokens are real, ``(B, N)``."""
+    if mask is None:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if mask.shape != tokens.shape[:2]:
+        raise MaskError(
+            f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, {tuple(tokens.shape[:2])}."
+        )
+    return mask.bool()
+
+
+def _refuse_checkpointing(model: Any) -> None:
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise MemoryMismatchError(
+            "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with one."
+        )
