@@ -159,7 +159,10 @@ class TestMask:
     def test_the_padding_mask_stays_two_dimensional(self) -> None:
         given = torch.ones(2, 10, dtype=torch.bool)
         given[0, 8:] = False
-        assert self.mask(attention_mask=given) is given
+        made = self.mask(attention_mask=given)
+        assert made is not None
+        assert torch.equal(made, given)
+        assert made is not given  # on which the layers would keep what they derive of it, while its owner writes another mask into it
 
     def test_nothing_padded_means_no_mask(self) -> None:
         assert self.mask(attention_mask=torch.ones(2, 10, dtype=torch.bool)) is None

@@ -174,9 +174,13 @@ def tokens_back(tokens_to_remove: int) -> int:
 
 def compact(tensor: Tensor) -> Tensor:
     """The tensor, or a copy where it is a view of less than half of its storage, such as the last tokens of a long prompt."""
-    if torch.compiler.is_compiling() or 2 * tensor.nbytes >= tensor.untyped_storage().nbytes():
+    if torch.compiler.is_compiling():
         return tensor
-    return tensor.clone()
+    try:
+        whole = tensor.untyped_storage().nbytes()
+    except NotImplementedError:  # inside of torch.func's transformations
+        return tensor
+    return tensor if 2 * tensor.nbytes >= whole else tensor.clone()
 
 
 def cache_bytes(cache: Any) -> int:

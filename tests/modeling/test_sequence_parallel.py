@@ -185,7 +185,7 @@ refused("but this model has 40", window, "LongBertModel", {"max_position_embeddi
 
 model = hf_longattn.LongBertModel(hf_longattn.LongBertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=4, vocab_size=9))
 with sequence_parallel(model):
-    with pytest.raises(LongAttentionError, match="cut already"), sequence_parallel(model):
+    with pytest.raises(LongAttentionError, match="split already"), sequence_parallel(model):
         pass
 alone = dist.new_group([0])
 if rank:

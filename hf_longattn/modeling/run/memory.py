@@ -51,6 +51,8 @@ def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str
         raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
     if arguments.get("past_key_values") is not None:
         raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
+    if arguments.get("position_ids") is not None:
+        raise MemoryMismatchError("position_ids were given with a memory, which counts positions by itself; leave them out.")
     tokens = input_of(arguments)
     if tokens is None:
         raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")

@@ -1,0 +1,84 @@
+"""Every head of every family runs through its base model of a Long class, and hands down or refuses what that takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hf_longattn.errors import MaskError
+from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.mixin import LongBaseModelMixin
+from hf_longattn.modeling.run.outputs import FIELDS
+from tests.reference.small_models import base_class, long_model
+
+WINDOW = {"mechanism": "window", "window": 16}
+HEADS = [(base, head) for base, family in FAMILIES.items() for head in family.heads]
+LENGTH, FIRST = 20, 8
+
+
+def small(base: str, head: str) -> Any:
+    alone = {"is_decoder": True, "is_encoder_decoder": False} if FAMILIES[base].two_stacks and head.endswith("ForCausalLM") else {}
+    start = {"decoder_start_token_id": 2} if FAMILIES[base].two_stacks else {}
+    return long_model(base, head, WINDOW, **alone, **start)
+
+
+def inputs_of(model: Any, head: str) -> dict[str, Any]:
+    shape = (1, 2, LENGTH) if head.endswith(("MultipleChoice", "DoubleHeadsModel")) else (1, LENGTH)
+    ids = torch.randint(5, 200, shape)
+    if model.config.eos_token_id is not None:
+        ids[..., -1] = model.config.eos_token_id  # sequence classification of BART reads it
+    decoder = (
+        {"decoder_input_ids": ids} if model.config.is_encoder_decoder and not head.endswith(("Classification", "EncoderModel")) else {}
+    )
+    return {"input_ids": ids, **decoder}
+
+
+def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arguments of every run of a base model."""
+    runs: list[dict[str, Any]] = []
+    for base in model.modules():
+        if isinstance(base, LongBaseModelMixin):
+            base.register_forward_pre_hook(lambda module, args, kwargs: runs.append(kwargs), with_kwargs=True)
+    with torch.no_grad():
+        model(**inputs)
+    return runs
+
+
+@pytest.mark.parametrize(("base", "head"), HEADS)
+def test_every_base_runs_and_gets_documents(base: str, head: str) -> None:
+    """A head that calls a module inside its base instead, or drops an argument, would leave the base's modes out without a word."""
+    model = small(base, head)
+    inputs = inputs_of(model, head)
+    bases = [module for module in model.modules() if isinstance(module, LongBaseModelMixin)]
+    assert len(runs_of(model, inputs)) == len(bases)
+    documents = torch.zeros_like(inputs["input_ids"])
+    documents[..., FIRST:] = 1
+    for name, value in {"documents": documents, "seq_idx": documents}.items():
+        try:
+            seen = [name in run for run in runs_of(small(base, head), {**inputs, name: value, **uncached(model)})]
+        except MaskError:
+            continue
+        assert seen
+        assert all(seen), f"{name} did not reach the base"
+
+
+def uncached(model: Any) -> dict[str, Any]:
+    return {"use_cache": False} if getattr(model.config, "is_decoder", False) or getattr(model.config, "use_cache", False) else {}
+
+
+@pytest.mark.parametrize("base", FAMILIES)
+def test_every_field_of_a_base_is_known(base: str) -> None:
+    """Modes give back the fields that :data:`FIELDS` knows, and refuse others."""
+    family = FAMILIES[base]
+    names: set[str] = set()
+    head = next(head for head in family.heads if head.endswith("Model"))
+    model = long_model(base, head, WINDOW)
+    for module in model.modules():
+        if isinstance(module, LongBaseModelMixin):
+            module.register_forward_hook(lambda module, args, outputs: names.update(outputs))
+    routers = {"output_router_logits": True} if hasattr(model.config, "output_router_logits") else {}
+    with torch.no_grad():
+        model(**inputs_of(model, head), output_hidden_states=True, output_attentions=True, **routers)
+    assert names <= {*FIELDS}
