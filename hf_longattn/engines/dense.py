@@ -111,8 +111,12 @@ def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
     """Softmax over the last axis where ``seen`` (broadcastable bool); rows that see nothing are zeros, with zero gradients."""
     if seen is None:
         return scores.softmax(-1)
-    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
-    return weights * seen
+    lowest = torch.finfo(scores.dtype).min
+    if torch.compiler.is_exporting():  # runtimes add a mask for all heads in a fraction of the time in which they choose by it
+        scores = scores + torch.zeros((), dtype=scores.dtype, device=scores.device).masked_fill(~seen, lowest)
+    else:
+        scores = scores.masked_fill(~seen, lowest)
+    return scores.softmax(-1) * seen
 
 
 def nothing_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

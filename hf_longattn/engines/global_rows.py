@@ -7,6 +7,8 @@ of 64, one CPU thread).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,12 +23,19 @@ from .dense import dense_attention, masked_softmax, wide
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Positions of the True entries of ``mask (B, N)``, padded to the longest row: index ``(B, g)`` and which entries are real."""
     count = mask.sum(-1)
-    most, length = count.max().item(), mask.shape[-1]
-    if torch.compiler.is_exporting():
-        assume_in_graph(most >= 0)
-        assume_in_graph(most <= length)
+    length = mask.shape[-1]
+    most = size_in_graph(count.max(), 0, length)
     index = torch.where(mask, torch.arange(length, device=mask.device), length).sort(-1).values[:, :most].clamp(max=length - 1)
     return index, torch.arange(index.shape[1], device=mask.device)[None] < count[:, None]
+
+
+def size_in_graph(size: Tensor, least: int, most: Any) -> Any:
+    """A size that is computed from the input, with its bounds for an exported graph."""
+    number: Any = size.item()
+    if torch.compiler.is_exporting():
+        assume_in_graph(number >= least)
+        assume_in_graph(number <= most)
+    return number
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .call import AttentionCall, GatherTile, Pattern
+from .call import UNBOUNDED, AttentionCall, GatherTile, Pattern
 from .dense import masked_softmax, merged, products
-from .global_rows import global_index, overwrite_global_rows
+from .global_rows import global_index, overwrite_global_rows, size_in_graph
 
 BLOCK = 128
 """Queries per block of a band."""
@@ -30,25 +30,24 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(head_dim), call.score_mod
     device, offset = q.device, kv_len - q_len
     exporting = torch.compiler.is_exporting()
-    # By branches, not min and max, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
-    left = pattern.left if exporting or pattern.left <= kv_len else kv_len
-    right = pattern.right if exporting or pattern.right <= kv_len else kv_len
-    # A graph for all lengths may not ask whether the last block is full, or the only one: there is always one more.
-    blocks = q_len // BLOCK + 2 if exporting else -(-q_len // BLOCK)
-    width = BLOCK + left + right
-    missing = blocks * BLOCK - q_len
+    block, blocks, left, right = (_blocks_in_graph if exporting else _blocks)(pattern, q_len, kv_len, device)
+    width = block + left + right
 
-    def slices(x: Tensor) -> Tensor:
-        """Keys (B, H, N, …) as overlapping slices (B, H, blocks, width, …); slots outside the sequence are zeros."""
-        before, after = left - offset, right + missing
+    def slices(x: Tensor, size: int, before: int) -> Tensor:
+        """``x (B, H, N, D)`` as slices ``(B, H, blocks, size, D)``, each from ``before`` tokens before its block on; what is outside the
+        sequence must not be used."""
+        if exporting:
+            index = torch.arange(blocks, device=device)[:, None] * block - before + torch.arange(size, device=device)
+            return x.index_select(2, index.clamp(0, x.shape[2] - 1).flatten()).view(*x.shape[:2], blocks, size, x.shape[3])
+        after = (blocks - 1) * block + size - before - x.shape[2]
         x = F.pad(x, (0, 0, before, after)) if before >= 0 else F.pad(x[:, :, -before:], (0, 0, 0, after))
-        return x.unfold(2, width, BLOCK).transpose(-1, -2)
+        return x.unfold(2, size, block).transpose(-1, -2)
 
-    q_blocks = F.pad(q, (0, 0, 0, missing)).unfold(2, BLOCK, BLOCK).transpose(-1, -2)
+    q_blocks, k_slices, v_slices = slices(q, block, 0), slices(k, width, left - offset), slices(v, width, left - offset)
     b = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1)
     h = torch.arange(heads, device=device).view(1, -1, 1, 1, 1)
-    start = torch.arange(blocks, device=device).view(1, 1, -1, 1, 1) * BLOCK + offset
-    q_idx = start + torch.arange(BLOCK, device=device).view(1, 1, 1, -1, 1)
+    start = torch.arange(blocks, device=device).view(1, 1, -1, 1, 1) * block + offset
+    q_idx = start + torch.arange(block, device=device).view(1, 1, 1, -1, 1)
     kv_idx = start - left + torch.arange(width, device=device).view(1, 1, 1, 1, -1)
     inside = (kv_idx >= 0) & (kv_idx < kv_len) & (q_idx < kv_len)
     q_safe, kv_safe = q_idx.clamp(max=kv_len - 1), kv_idx.clamp(0, kv_len - 1)
@@ -60,10 +59,10 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     seen = inside & pattern.band_mod(b, h, q_idx, kv_idx)
     if key_mask is not None:
         seen = seen & key_mask[b, kv_safe]
-    scores, values = scored(q_blocks, slices(k), q_safe, kv_safe), slices(v)
+    scores = scored(q_blocks, k_slices, q_safe, kv_safe)
     if global_mask is None:
         weights = masked_softmax(scores, seen)
-        return first_rows((F.dropout(weights, call.dropout).to(v.dtype) @ values).flatten(2, 3), q_len)
+        return first_rows((F.dropout(weights, call.dropout).to(v.dtype) @ v_slices).flatten(2, 3), q_len)
 
     index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
     columns = index[:, None, None, None, :]
@@ -75,10 +74,31 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
     seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
     weights = F.dropout(masked_softmax(scores, seen), call.dropout).to(v.dtype)
-    out = first_rows((weights[..., :width] @ values + weights[..., width:] @ v_global).flatten(2, 3), q_len)
+    out = first_rows((weights[..., :width] @ v_slices + weights[..., width:] @ v_global).flatten(2, 3), q_len)
     if not pattern.global_rows:
         return out
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
+
+
+def _blocks(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
+    """Queries per block, the number of blocks, and how many keys before and after its block a slice has."""
+    # By branches, not min and max, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
+    left = pattern.left if pattern.left <= kv_len else kv_len
+    right = pattern.right if pattern.right <= kv_len else kv_len
+    return BLOCK, -(-q_len // BLOCK), left, right
+
+
+def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
+    """:func:`_blocks` in a graph for all lengths: three tokens cost three, not a block. The graph computes the sizes when it runs, since
+    a size that torch.export knew as a minimum of the length would be one it asks about."""
+    queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
+    block = queries.clamp(max=BLOCK)
+    return (
+        size_in_graph(block, 1, BLOCK),
+        size_in_graph((queries + block - 1) // block, 1, UNBOUNDED),
+        size_in_graph(keys.clamp(max=pattern.left), 0, pattern.left),
+        size_in_graph(keys.clamp(max=pattern.right), 0, pattern.right),
+    )
 
 
 def first_rows(x: Tensor, count: int) -> Tensor:
