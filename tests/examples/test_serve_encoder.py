@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import socket
 import threading
 import time
 import urllib.error
@@ -123,7 +125,7 @@ def test_prompts_are_those_of_sentence_transformers(folder: Path, tmp_path: Path
 def test_refusals_are_sentences(url: str) -> None:
     assert refusal(f"{url}/embed", inputs="tree " * 300) == (
         413,
-        "A text has 302 tokens, but the model reads at most 256; send parts.",
+        "A text has 302 tokens, but the model reads at most 256 tokens; send parts.",
     )
     for body in ({"inputs": []}, {"inputs": [1]}, {"text": "tree"}):
         assert refusal(f"{url}/embed", **body) == (422, "Send a text or a list of texts.")
@@ -142,26 +144,84 @@ def test_its_reach_is_that_of_the_config(url: str, folder: Path) -> None:
     assert audit.agrees, audit.to_dict()
 
 
-def test_what_is_too_much_to_wait_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"{", "The request is not JSON in UTF-8, or nested too deeply; send a JSON object."),
+        (b"\xff", "The request is not JSON in UTF-8, or nested too deeply; send a JSON object."),
+        (
+            b'{"inputs": ' + b"[" * 40_000 + b"]" * 40_000 + b"}",
+            "The request is not JSON in UTF-8, or nested too deeply; send a JSON object.",
+        ),
+        (b'{"inputs": ["the", "\\ud800 tree"]}', "A text holds half of a surrogate pair, which is not Unicode; send whole characters."),
+    ],
+)
+def test_what_is_not_json_or_not_unicode_is_a_sentence(body: bytes, sentence: str, url: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{url}/embed", body), timeout=30)
+    assert (refused.value.code, json.loads(refused.value.read())["detail"]) == (400, sentence)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(url: str) -> None:
+    assert refusal(f"{url}/embed", inputs="tree " * 10_000) == (
+        413,
+        "A text has 50,000 characters, but the model reads at most 256 tokens; send parts.",
+    )
+    assert refusal(f"{url}/embed", inputs=["a"] * 200) == (413, "A request has at most 156 texts; send fewer at a time.")
+    assert refusal(f"{url}/embed", inputs=["the " * 200] * 120) == (
+        413,
+        "After 100 of 120 texts the request is too large; send fewer at a time.",
+    )
+
+
+def test_requests_of_the_moment_are_bounded_together(folder: Path) -> None:
+    """Ten clients that send most of a large request and wait cost what four such requests cost."""
+    with serving(folder, body_bytes=100_000) as url, contextlib.ExitStack() as connections:
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(10):
+            client = connections.enter_context(socket.create_connection((host, int(port))))
+            client.sendall(b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 90000\r\n\r\n" + b" " * 80_000)
+            client.settimeout(0.3)
+            with contextlib.suppress(TimeoutError):
+                answer = client.recv(200)
+                break
+        assert answer.startswith(b"HTTP/1.1 503")
+        connections.close()
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(urllib.error.HTTPError):  # until the server has seen that they are gone
+                assert ask(f"{url}/embed", inputs="the tree")
+                break
+            assert time.monotonic() < deadline
+
+
+def test_a_text_costs_something_however_short_it_is(folder: Path) -> None:
+    """Neither thousands of rows in one run nor any number of waiting texts."""
     import asyncio
 
     from fastapi import HTTPException
 
-    from examples.serve_encoder import Encoder, Queue
+    from examples.serve_encoder import ROW_TOKENS, Encoder, Queue
 
-    async def two() -> None:
+    async def work() -> None:
         encoder = Encoder(folder, 1)
-        queue = Queue(encoder, 1000, 300)
-        first = asyncio.create_task(queue.run([encoder.read("the")] * 100))
+        queue = Queue(encoder, 10 * ROW_TOKENS, 100 * ROW_TOKENS)
+        sizes: list[int] = []
+        run = encoder.run
+        encoder.run = lambda rows: sizes.append(len(rows)) or run(rows)  # type: ignore[method-assign, func-returns-value]
+        (the,) = encoder.read([("the",)], 1000)
+        assert (len(the.ids), the.cost) == (3, ROW_TOKENS)
+        first = asyncio.create_task(queue.run([the] * 95))
         await asyncio.sleep(0)
-        with pytest.raises(HTTPException, match="300 tokens are waiting"):
-            await queue.run([encoder.read("the")])
+        with pytest.raises(HTTPException, match="95 texts are waiting"):
+            await queue.run([the] * 6)
         worker = asyncio.create_task(queue.work())
-        assert len(await first) == 100
+        assert len(await first) == 95
+        assert sizes == [10] * 9 + [5]
         assert not queue.waiting
         worker.cancel()
 
-    asyncio.run(two())
+    asyncio.run(work())
 
 
 QUERY = "How is a frozen dataclass copied with one field changed?"
@@ -219,7 +279,7 @@ def test_a_re_ranker_scores_as_the_cross_encoder_does(activation: str, repositor
         code, sentence = refusal(f"{url}/rerank", query="sea " * 1500, texts=["river", "river " * 1000])
         assert code == 413
         assert sentence.startswith("Two texts have together ")
-        assert sentence.endswith(" tokens, but the model reads at most 2,048; send parts.")
+        assert sentence.endswith(" tokens, but the model reads at most 2,048 tokens; send parts.")
         assert refusal(f"{url}/rerank", query=QUERY, texts="river")[0] == 422
         assert refusal(f"{url}/embed", inputs="river") == (424, "This model does not answer /embed; ask /rerank.")
     with serving(tmp_path / "graph", file="model_int8.onnx") as url:
