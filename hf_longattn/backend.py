@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from .attend import run_batch
 from .engines.batch import Batch, documents_from, in_graph
-from .engines.call import AttentionCall
+from .engines.call import AttentionCall, constant
 from .engines.dispatch import LISTENERS, Choice, running, tell
 from .engines.shards import Shard
 from .errors import BackendError, MaskError
@@ -128,7 +128,7 @@ def longattn_attention_forward(
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    bias, softcap, lengths = kwargs.get("position_bias"), kwargs.get("softcap"), (query.shape[2], key.shape[2])
+    bias, softcap, lengths = kwargs.get("position_bias"), _softcap(kwargs, query), (query.shape[2], key.shape[2])
     call = AttentionCall(
         causal=causal, scale=scaling, dropout=dropout, hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None
     )
@@ -176,7 +176,7 @@ def _sharded(
     if isinstance(bias, Tensor) or _weights_wanted(kwargs):
         asked = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
         raise MaskError(f"A sequence that is split across processes cannot be given {asked}; leave that, or sequence parallelism, out.")
-    call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], kwargs.get("softcap")))
+    call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], _softcap(kwargs, query)))
     if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(shard.length):
         call = call.replace(stopped=tuple(stopped) or (key, value))
     return mechanism.attend_sharded(query, key, value, call, shard).transpose(1, 2).contiguous()
@@ -371,7 +371,14 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
     return global_mask[:, global_mask.shape[1] - kv_len :] != 0
 
 
-def _score_mod(mask: Tensor | None, bias: Tensor | ScoreMod | None, q_len: int, kv_len: int, softcap: float | None) -> ScoreMod | None:
+def _softcap(kwargs: dict[str, Any], query: Tensor) -> float | Tensor | None:
+    softcap = kwargs.get("softcap")
+    return None if softcap is None else constant(softcap, query.device)
+
+
+def _score_mod(
+    mask: Tensor | None, bias: Tensor | ScoreMod | None, q_len: int, kv_len: int, softcap: float | Tensor | None
+) -> ScoreMod | None:
     """A mask and a bias ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions; before them, a smooth cap, and
     a bias that is such a change itself."""
     change = None if isinstance(bias, Tensor) else bias

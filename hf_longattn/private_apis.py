@@ -12,6 +12,7 @@ import importlib.metadata
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -104,6 +105,16 @@ PRIVATE_APIS = {
     "scan_in_graph": PrivateApi(("torch:_higher_order_ops.scan",), "write a recurrence over tokens into an exported graph", REFUSED),
     "trace_errors": PrivateApi(
         ("torch:_dynamo.exc.UserError",), "tell an input that is too short to be traced from another error of torch.export", REFUSED
+    ),
+    "compile_errors": PrivateApi(
+        ("torch:_dynamo.exc.TorchDynamoException",),
+        "tell that a kernel cannot be compiled from other errors",
+        "on a GPU some calls raise an error instead of running in plain operations",
+    ),
+    "floats_as_constants": PrivateApi(
+        ("torch:_dynamo.config",),
+        "compile score terms that hold Python numbers",
+        "on a GPU these run in plain operations, which is slower",
     ),
     "tensor_version": PrivateApi(
         ("torch:Tensor._version",), "notice that a mask was changed in place", "what follows from a mask is computed again for every layer"
@@ -354,6 +365,27 @@ def trace_errors() -> tuple[type[Exception], ...]:
     except ImportError:
         raise missing("trace_errors") from None
     return (UserError, AssertionError)  # PyTorch asserts if its guards contradict each other
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What PyTorch raises for a function that it cannot compile."""
+    import torch._dynamo
+
+    found = getattr(torch._dynamo.exc, "TorchDynamoException", None)
+    if found is None:
+        warn_missing("compile_errors")
+    return () if found is None else (found,)
+
+
+def floats_as_constants() -> AbstractContextManager[None]:
+    """A context in which PyTorch compiles Python floats as constants, not as tensors on the CPU, which no GPU kernel takes."""
+    import torch._dynamo
+
+    config = getattr(torch._dynamo, "config", None)
+    if config is None:
+        warn_missing("floats_as_constants")
+        return nullcontext()
+    return config.patch(specialize_float=True)
 
 
 _fresh = itertools.count(1)

@@ -15,8 +15,9 @@ import torch
 
 from hf_longattn import attend, build_mechanism, explain
 from hf_longattn.attend import run_batch
-from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.dispatch import LISTENERS, PATHS, Choice, Facts, choose, listen
+from hf_longattn.engines import dispatch
+from hf_longattn.engines.call import AttentionCall, Pattern
+from hf_longattn.engines.dispatch import LISTENERS, PATHS, Choice, Facts, NoKernel, attempt, choose, listen
 from hf_longattn.errors import BackendError
 from hf_longattn.mechanisms.registry import mechanism_class
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
@@ -78,9 +79,29 @@ def test_reasons_are_told() -> None:
 
 
 def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
-    facts = Facts("cuda", 512, 512, AttentionCall())
-    assert choose("tiles", facts) == "flex-gathered"
-    assert choose("tiles", facts, unavailable="flex-gathered") == "plain-gathered"
+    """Listeners are told once, of what ran."""
+    facts, answers = Facts("cuda", 512, 512, AttentionCall(), features=64), []
+    out = torch.ones(1)
+
+    def run(lacks: bool) -> torch.Tensor:
+        if lacks:
+            raise NoKernel("there is none")
+        return out
+
+    with listen(lambda _, choice: answers.append(str(choice))):
+        assert choose("tiles", facts) == "flex-gathered"
+        assert attempt("tiles", facts, run, False) == (out, "flex-gathered")
+        assert attempt("tiles", facts, run, True) == (None, "plain-gathered")
+    elsewhere = "no cpu-gathered: the tensors are on another device"
+    assert answers == [f"flex-gathered; {elsewhere}", f"plain-gathered; {elsewhere}; no flex-gathered: there is none"]
+
+
+@pytest.mark.parametrize(("head_dim", "dropout", "reason"), [(8, 0.0, "takes heads of 16 numbers or more"), (64, 0.1, "has no dropout")])
+def test_what_flex_attention_never_takes(head_dim: int, dropout: float, reason: str) -> None:
+    """Known before a try, also in a user's own graph, which would hold the kernel that refuses."""
+    facts = Facts("cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True))
+    assert (choose("band", facts), choose("tiles", facts)) == ("blockwise", "plain-gathered")
+    assert reason in str(dispatch._no_flex(facts))
 
 
 def test_a_model_is_explained_layer_by_layer() -> None:

@@ -159,6 +159,8 @@ USES = {
     "assume_in_graph": lambda: apis.assume_in_graph(True),
     "scan_in_graph": lambda: apis.scan_in_graph(lambda state, entries: (state, entries[0]), [ones], [ones]),
     "trace_errors": apis.trace_errors,
+    "compile_errors": apis.compile_errors,
+    "floats_as_constants": apis.floats_as_constants,
     "tensor_version": lambda: apis.tensor_version(ones),
     "storage_offset": lambda: apis.storage_offset(ones),
     "has_hooks": lambda: apis.has_hooks(types.SimpleNamespace()),

@@ -7,15 +7,16 @@ runs, so mechanisms and engines only ever meet padding after a sequence or insid
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import MaskError
 
+Made = TypeVar("Made")
 Place = tuple[int, int, int]
 """Row, first token and token after the last one, of a part along an axis."""
 Places = Sequence[Place]
@@ -51,6 +52,19 @@ class Batch:
     def sequences(self) -> tuple[Piece, ...]:
         """Every sequence that has a real token, row by row. Waits for the device once; not available in a graph."""
         return tuple(_found(self.mask, self.documents))
+
+    def kept(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """``make()``, made once for all layers that share this batch; in a graph, every time."""
+        if in_graph():
+            return make()
+        if key not in self._kept:  # made outside of inference mode, since calls that need gradients may use it too
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = make()
+        return self._kept[key]
+
+    @functools.cached_property
+    def _kept(self) -> dict[Hashable, Any]:
+        return {}
 
     @property
     def padded_left(self) -> bool:

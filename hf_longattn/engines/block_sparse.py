@@ -23,7 +23,7 @@ from ..private_apis import aten
 from .byte_cache import KEPT
 from .call import AttentionCall, DistanceBias, Pattern
 from .dense import dense_attention, repeat_heads, same_dtype
-from .dispatch import DENSE, DENSE_MASKED, Facts, choose
+from .dispatch import DENSE, DENSE_MASKED, Facts, attempt, choose
 from .flex import flex_band
 from .plain import blockwise_attention
 
@@ -103,13 +103,16 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
-    path = choose("band", Facts(device, q_len, kv_len, call, pattern=pattern))
+    facts = Facts(device, q_len, kv_len, call, pattern=pattern, features=q.shape[3])
+    path = choose("band", facts)
     if path == DENSE:
         return dense_attention(q, k, v, call)
     if path == DENSE_MASKED:
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "flex":
-        return flex_band(q, k, v, pattern, call)
+        out, path = attempt("band", facts, flex_band, q, k, v, pattern, call)
+        if out is not None:
+            return out
     if path == "blockwise":
         return blockwise_attention(q, k, v, pattern, call)
     key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import MaskError
 from .batch import Batch, Piece, first_real, in_graph, roll_left, wrapped
+from .byte_cache import KEPT
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
@@ -126,31 +127,45 @@ class TokenTerm(ABC):
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
         """The term of ``q (B, h, Nq, D)``, the last queries of ``k (B, h, Nk, D)``, which belong to h of this term's heads."""
 
-    def of_heads(self, heads: Sequence[int]) -> TokenTerm:
-        """The term of some heads, renumbered from 0."""
-        return _TermOfHeads(self, tuple(heads))
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> TokenTerm:
+        """The term of some heads, renumbered from 0, of queries on ``device``."""
+        return _TermOfHeads(self, tuple(heads), device)
 
 
 class _TermOfHeads(TokenTerm):
     """A term for some of its heads, still one that can be made anew for other tokens."""
 
-    def __init__(self, term: TokenTerm, heads: tuple[int, ...]) -> None:
+    def __init__(self, term: TokenTerm, heads: tuple[int, ...], device: torch.device) -> None:
         self.term, self.heads = term, heads
-        self.numbers = torch.tensor(heads)
+        self.numbers = _numbers(heads, device)
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.term(score, b, self.numbers.to(h.device)[h], q_idx, kv_idx)
+        return self.term(score, b, self.numbers[h], q_idx, kv_idx)
 
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
         return self.term.of(q, k, [self.heads[head] for head in heads])
 
 
-def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int]) -> ScoreMod | None:
-    """``score_mod`` for a group of heads, renumbered from 0; a bias by distance and a :class:`TokenTerm` stay what they are."""
-    if score_mod is None or isinstance(score_mod, DistanceBias | TokenTerm):
+def constant(number: float, device: torch.device) -> float | Tensor:
+    """``number`` as a score term holds it: on a GPU a tensor there, since no compiled kernel takes a Python float from a closure."""
+    if device.type == "cpu":
+        return number
+    return KEPT.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
+
+
+def _numbers(heads: tuple[int, ...], device: torch.device) -> Tensor:
+    """``heads`` as a score term holds them, ``(len(heads),)`` int64 on ``device``."""
+    return KEPT.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
+
+
+def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch.device) -> ScoreMod | None:
+    """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``; terms that are objects stay of their class."""
+    if isinstance(score_mod, TokenTerm):
+        return score_mod.of_heads(heads, device)
+    if score_mod is None or isinstance(score_mod, DistanceBias):
         return None if score_mod is None else score_mod.of_heads(heads)
-    numbers = torch.tensor(heads)
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers.to(h.device)[h], q_idx, kv_idx)
+    numbers = _numbers(tuple(heads), device)
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers[h], q_idx, kv_idx)
 
 
 def remapped(

@@ -12,11 +12,12 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..naming import LOGGER
 from .batch import in_graph
@@ -30,6 +31,8 @@ DENSE_KEYS = 768
 """It also is up to this many keys where the band is as wide, so that little would be left out: measured on CPUs."""
 MOST_FEATURES = 256
 """Features per head that the tiles of flash-linear-attention's kernels hold."""
+FLEX_FEATURES = 16
+"""Least width of a head in flex_attention's kernels."""
 DENSE, DENSE_MASKED = "dense", "dense-masked"
 CALL = AttentionCall()
 """For choices that do not depend on the call."""
@@ -52,6 +55,7 @@ class Facts:
     """The tiles have a bias that needs gradients."""
     dtype: torch.dtype | None = None
     features: int = 0
+    """Features per head of a linear mechanism; of any other, the width of a head."""
     by_position: bool = False
     """The output depends on where a sequence starts."""
     together: bool = False
@@ -140,7 +144,11 @@ def _no_cpu_tiles(facts: Facts) -> str | None:
 def _no_flex(facts: Facts) -> str | None:
     if torch.compiler.is_exporting():
         return EXPORTED
-    return _not_on("cuda", facts) or ("flex_attention has no dropout" if facts.call.dropout else None)
+    if facts.device != "cuda":
+        return _not_on("cuda", facts)
+    if facts.features < FLEX_FEATURES:
+        return f"flex_attention takes heads of {FLEX_FEATURES} numbers or more"
+    return "flex_attention has no dropout" if facts.call.dropout else None
 
 
 def _no_flex_tiles(facts: Facts) -> str | None:
@@ -224,6 +232,8 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "delta": (("delta-fla", lambda facts: _no_fla(facts, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }
 """By what a mechanism or engine asks for: the paths, the first choice first."""
+TRIED = ("flex", "flex-gathered")
+"""Paths of which only a try can say whether this machine has their kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,22 +247,47 @@ class Choice:
         return self.path + "".join(f"; no {name}: {reason}" for name, reason in self.refused)
 
 
-def choose(kind: str, facts: Facts, unavailable: str | None = None) -> str:
-    """The path that runs.
+class NoKernel(Exception):
+    """A path turns out not to run on this machine; the text says why, as a clause."""
+
+
+def choose(kind: str, facts: Facts) -> str:
+    """The path that runs; for one of :data:`TRIED`, :func:`attempt` says whether it does.
 
     Args:
         kind: a key of :data:`PATHS`.
-        unavailable: the path that was tried already and is not supported by this machine.
     """
+    path, refused = _first(kind, facts)
+    if path not in TRIED:
+        _report(path, refused)
+    return path
+
+
+def attempt(kind: str, facts: Facts, run: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor | None, str]:
+    """The output of ``run(*arguments)``, which is the chosen path, and that path; or ``None`` and the path to run in its place."""
+    out, (path, refused) = None, _first(kind, facts)
+    try:
+        out = run(*arguments)
+    except NoKernel as error:
+        path, refused = _first(kind, facts, path, str(error))
+    _report(path, refused)
+    return out, path
+
+
+def _first(kind: str, facts: Facts, failed: str | None = None, failure: str = "") -> tuple[str, list[tuple[str, str]]]:
+    """The first path without a reason against it, and the reasons against those before; ``failed`` is one that was tried."""
     refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:
-        reason = "this machine does not support its kernel" if name == unavailable else reason_of(facts)
+        reason = failure if name == failed else reason_of(facts)
         if reason is None:
-            if LISTENERS and not in_graph():
-                tell(Choice(name, tuple(refused)))
-            return name
+            return name, refused
         refused.append((name, reason))
     raise AssertionError(f"the last path of {kind!r} takes everything")
+
+
+def _report(path: str, refused: Sequence[tuple[str, str]]) -> None:
+    if LISTENERS and not in_graph():
+        tell(Choice(path, tuple(refused)))
 
 
 def choose_pairs(q: Any, k: Any, call: AttentionCall, covered: bool = False, tokens: bool = False) -> str:

@@ -6,20 +6,20 @@ their rows are whole blocks.
 
 from __future__ import annotations
 
-import logging
-import re
-import threading
-import types
-from collections.abc import Hashable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
+from .batch import Batch
 from .byte_cache import KEPT
 from .call import AttentionCall, GatherTile, Pattern
 from .dense import merged
+from .dispatch import NoKernel
+from .flex_kernel import fused_flex, kind_of
 from .global_rows import gather_tokens, global_index, overwrite_global_rows
 
 Lists = tuple[Tensor, Tensor]
@@ -89,65 +89,24 @@ BLOCK = 128
 """Block size of a band."""
 SIZES = (128, 64, 32)
 """Block sizes of tiles that the compiled kernel takes."""
-MOST_KERNELS = 64
-"""Number of kinds of calls with a separate compiled function; all others share one."""
-_kernels: dict[Hashable, Any] = {}
-_lock = threading.Lock()
-_unsupported: set[Hashable] = set()
-"""Kinds of tiles whose kernel this machine does not support; at most as many as there are compiled kernels."""
-UNSUPPORTED = re.compile(
-    r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
-    r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources",
-    re.IGNORECASE,
-)
-"""How PyTorch and Triton say that a machine has no such kernel."""
-logger = logging.getLogger(__name__)
-
-
-def kernel(device_type: str, kind: Hashable = None) -> Any:
-    """flex_attention, compiled on CUDA, where that fuses forward and backward; as it is inside a graph that is being compiled.
-
-    ``kind`` is everything in a mask's closure besides tensors and lengths. PyTorch compiles a code object for a limited number of closures
-    and then falls back to an unfused kernel with N×N memory, so each kind gets a separate function and code object.
-    """
-    if device_type != "cuda" or torch.compiler.is_compiling():
-        return flex_attention
-    found = _kernels.get(kind)
-    if found is None:
-        with _lock:
-            kind = kind if len(_kernels) < MOST_KERNELS else None
-            found = _kernels.setdefault(kind, compiled_kernel(len(_kernels)))
-    return found
-
-
-def compiled_kernel(number: int, **how: Any) -> Any:
-    """flex_attention compiled with a separate code object."""
-    own = types.FunctionType(_attention.__code__.replace(co_name=f"flex_attention_{number}"), globals())
-    return torch.compile(own, **{"dynamic": True, **how})
-
-
-def _attention(*tensors, **arguments):  # type: ignore[no-untyped-def]
-    return flex_attention(*tensors, **arguments)
-
-
-def kind_of(score_mod: Any) -> Hashable:
-    """The kind of a score term for :func:`kernel`."""
-    code: Hashable = getattr(score_mod, "__code__", None)
-    return type(score_mod).__name__ if code is None else code
 
 
 def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout."""
+    """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
+
+    Raises:
+        NoKernel: this machine has no such kernel.
+    """
     key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(q.shape[-1]), call.score_mod
     q_len, kv_len = q.shape[2], k.shape[2]
     offset = _offset(q_len, kv_len)
     kind = pattern, key_mask is None, kind_of(score_mod)
-    attention, of_columns = (kernel(q.device.type, (part, *kind)) for part in ("band", "columns"))
+    attention, of_columns = (functools.partial(fused_flex, (part, *kind)) for part in ("band", "columns"))
     shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
     if global_mask is not None and torch.compiler.is_compiling():  # a graph cannot hold a number of columns that depends on the data
         band = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
-    band = kept_band_block_mask(pattern, q_len, kv_len, key_mask, q.device)
+    band = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
     if global_mask is not None:
         index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
     if global_mask is None or index.shape[1] == 0:
@@ -164,12 +123,13 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
 
 
-def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device) -> BlockMask:
-    """:func:`band_block_mask`, made once for all layers and calls where no padding changes it."""
-    if key_mask is not None:
-        return band_block_mask(pattern, q_len, kv_len, key_mask, device)
+def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch | None, device: torch.device) -> BlockMask:
+    """:func:`band_block_mask`, made once: for all calls where there is no padding, else for all layers that share the batch."""
     key = ("band block mask", pattern, q_len, kv_len, device)
-    return KEPT.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
+    mask = None if batch is None else batch.mask
+    if batch is None or mask is None:
+        return KEPT.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
+    return batch.kept(key, lambda: band_block_mask(pattern, q_len, kv_len, mask, device))
 
 
 def band_block_mask(
@@ -255,61 +215,37 @@ def _per_block(mask: Tensor, reduce: Any) -> Tensor:
     return blocks.any(-1) if reduce is any else blocks.all(-1)
 
 
-def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor | None:
-    """As :func:`hf_longattn.engines.gathered.gathered_attention`.
+def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
+    """As :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout.
 
-    Returns None where a tile is not made of whole blocks, or this machine supports no such kernel (logged once for each kind). Every other
-    error, such as a lack of memory, is raised.
+    Raises:
+        NoKernel: a tile is not made of whole blocks, or this machine has no such kernel.
     """
     key_mask, scale, score_mod = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
-    found = [kept_block_lists(tile, q.shape[2], k.shape[2]) for tile in tiles]
-    if not all(found):
-        return None
-    shared = (q.device.type, q.dtype, q.shape[-1], key_mask is None, kind_of(score_mod))
-    kinds = [
-        ("tile", *shared, tile.causal, tile.inside, tile.outside, blocks and blocks[0]) for tile, blocks in zip(tiles, found, strict=True)
-    ]
-    if not _unsupported.isdisjoint(kinds):
-        return None
-    single = len(tiles) == 1
+    layouts = []
+    for tile in tiles:
+        layout = kept_block_lists(tile, q.shape[2], k.shape[2])
+        if layout is None:
+            raise NoKernel(f"a tile is not made of whole blocks of {', '.join(map(str, SIZES))} tokens")
+        layouts.append(layout)
+    settings = {"score_mod": score_mod, "scale": scale} | ({} if len(tiles) == 1 else {"return_aux": AuxRequest(lse=True)})
     outs, lses = [], []
-    for tile, blocks, kind in zip(tiles, found, kinds, strict=True):
-        assert blocks is not None
-        size, lists = blocks
-        by_key = transposed(lists, -(-k.shape[2] // size))
-        mask = block_mask((q.shape[2], k.shape[2]), size, rules_mod(tile, key_mask), by_query=(lists, None), by_key=(by_key, None))
-        settings = {"score_mod": score_mod, "block_mask": mask, "scale": scale, **_kernel_options(size)}
-        if not single:
-            settings["return_aux"] = AuxRequest(lse=True)
-        try:
-            result = kernel(q.device.type, kind)(q, k, v, **settings)
-        except Exception as error:
-            if not says_unsupported(error):
-                raise
-            _unsupported.add(kind)
-            reason = str(error).strip().splitlines()[0]
-            logger.warning(
-                "flex_attention does not support blocks of %d here (%s): they run in plain PyTorch, which is equal.", size, reason
-            )
-            return None
-        if single:
+    for tile, (size, by_query, by_key) in zip(tiles, layouts, strict=True):
+        kind = "tile", key_mask is None, kind_of(score_mod), tile.causal, tile.inside, tile.outside, size
+        mask = block_mask((q.shape[2], k.shape[2]), size, rules_mod(tile, key_mask), by_query=(by_query, None), by_key=(by_key, None))
+        result = fused_flex(kind, q, k, v, block_mask=mask, **settings, **_kernel_options(size))
+        if len(tiles) == 1:
             return result
         outs.append(result[0])
         lses.append(result[1].lse)
     return merged(outs, lses)
 
 
-def says_unsupported(error: BaseException) -> bool:
-    """Whether an error or one of its causes says that this machine lacks the kernel; out-of-memory errors do not."""
-    causes = [error]
-    while (earlier := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(earlier)
-    if any(isinstance(one, torch.OutOfMemoryError | MemoryError) for one in causes):
-        return False
-    return any(isinstance(one, NotImplementedError) or UNSUPPORTED.search(str(one)) for one in causes)
+Layout = tuple[int, Lists, Lists]
+"""The block size of a tile, its blocks by rows of queries, and by rows of keys."""
 
 
-def kept_block_lists(tile: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
+def kept_block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None:
     """:func:`block_lists`, cached for the tiles of a static plan, because reading values synchronises with the GPU."""
     tensors = [x for x in (tile.queries, tile.keys) if not x.is_inference()]
     if len(tensors) < 2 or torch.compiler.is_compiling() or tile.bias is not None:
@@ -318,12 +254,12 @@ def kept_block_lists(tile: GatherTile, q_len: int, kv_len: int) -> tuple[int, Li
         tensors,
         ("block lists", q_len, kv_len),
         lambda: block_lists(tile, q_len, kv_len),
-        lambda found: 0 if found is None else sum(x.nbytes for x in found[1]),
+        lambda layout: 0 if layout is None else sum(x.nbytes for lists in layout[1:] for x in lists),
     )
 
 
-def block_lists(tile: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
-    """The block size of a tile and the key blocks of every block of queries; None where its rows are not whole blocks.
+def block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None:
+    """The blocks of a tile; None where its rows are not whole blocks.
 
     A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
     """
@@ -341,7 +277,8 @@ def block_lists(tile: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] 
     indices = chosen.to(torch.int64)
     place = row[..., None].expand(batch, heads, rows, width)
     chosen = chosen.scatter(2, place, (~empty).expand(place.shape))
-    return size, packed(chosen, indices.scatter(2, place, block.clamp(min=0).expand(place.shape)))
+    lists = packed(chosen, indices.scatter(2, place, block.clamp(min=0).expand(place.shape)))
+    return size, lists, transposed(lists, -(-kv_len // size))
 
 
 def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:

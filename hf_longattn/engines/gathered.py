@@ -35,7 +35,7 @@ from .block_sparse import (
 from .byte_cache import KEPT
 from .call import AttentionCall, GatherTile
 from .dense import nothing_seen, same_dtype
-from .dispatch import Facts, choose
+from .dispatch import Facts, attempt, choose
 from .flex import flex_gathered
 from .plain import plain_gathered
 
@@ -56,17 +56,16 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     if not tiles:
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
-    facts = Facts(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned)
+    facts = Facts(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned, features=q.shape[3])
     path = choose("tiles", facts)
     if path == "cpu-gathered":
         rules = flat_rules(tiles)
         queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
         return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, call.scale_for(q.shape[-1]))[0]
     if path == "flex-gathered":
-        out = flex_gathered(q, k, v, tiles, call)
+        out, _ = attempt("tiles", facts, flex_gathered, q, k, v, tiles, call)
         if out is not None:
             return out
-        choose("tiles", facts, unavailable=path)
     return plain_gathered(q, k, v, tiles, call)
 
 

@@ -403,7 +403,7 @@ class Mechanism(nn.Module, ABC):
         first, last = divided[shard.rank]
         q, k, v = shard.whole(divided, groups, q, k, v)
         term = call.score_mod
-        term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last))
+        term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last), q.device)
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         tensors = {f"mechanism.{name}": named[name][first:last] for name in self.by_head}
         whole = shard.call(call.replace(score_mod=term), 0, shard.length)

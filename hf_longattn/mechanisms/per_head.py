@@ -108,7 +108,7 @@ class PerHead(Composite):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads), stopped=None)
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), stopped=None)
             if call.stopped is not None and member.stops_gradients(k.shape[2]):
                 _, stopped_k, stopped_v = self._of_heads(heads, q, *call.stopped)
                 own = own.replace(stopped=(stopped_k, stopped_v))
@@ -118,7 +118,7 @@ class PerHead(Composite):
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
             if call.stopped is not None:
                 stops = member.stops_gradients(shard.length)
                 own = own.replace(stopped=tuple(self._of_heads(heads, q, *call.stopped)[1:]) if stops else None)
@@ -130,13 +130,13 @@ class PerHead(Composite):
         weights = []
         for member, heads in self._heads():
             queries, keys = self._of_heads(heads, q, k)
-            weights.append(member.dense_weights(queries, keys, call.replace(score_mod=mod_of_heads(call.score_mod, heads))))
+            weights.append(member.dense_weights(queries, keys, call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))))
         return self._in_order(weights)
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
         members: list[tuple[KeptKeys, list[int]]] = []
         for member, heads in self._heads():
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
             queries, keys = self._of_heads(heads, q, k)
             kept = member.kept_keys(queries, keys, own)
             if kept is None:

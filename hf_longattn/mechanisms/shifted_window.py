@@ -172,7 +172,7 @@ class ShiftedWindow(MaskedMechanism):
             if len(heads):
                 some = slice(heads.start, heads.stop)
                 parts = [*self._plan(kv_len, shift, call.causal, q.device), *(self._joined(k, call) if shift else ())]
-                own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
+                own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
                 outs.append(gathered_attention(q[:, some], k[:, some], v[:, some], parts, own))
         return torch.cat(outs, 1)[:, :, kv_len - q_len :]
 

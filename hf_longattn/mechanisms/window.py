@@ -215,7 +215,7 @@ class Window(WindowMask, SparseMechanism):
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for heads, mechanism in self._groups:
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
             outs.append(mechanism(*(x[:, heads] for x in (q, k, v)), own))
             order += heads
         return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.call import DistanceBias, ScoreMod
+from ..engines.call import DistanceBias, ScoreMod, constant
 from ..engines.dense import wide
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
@@ -117,12 +117,12 @@ class QueryDependent(RelativePositions):
 
     def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
         table, ahead = self.by_distance(q, causal, span)
-        of_keys, offset = self.by_key(k), k.shape[2] - q.shape[2]
+        of_keys, offset, factor = self.by_key(k), k.shape[2] - q.shape[2], constant(scale, q.device)
 
         def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
             row = (q_idx - offset).clamp(0, table.shape[2] - 1)
             found = table[b, h, row, (q_idx - kv_idx + ahead).clamp(0, table.shape[3] - 1)]
-            return score + scale * (found if of_keys is None else found + of_keys[b, h, kv_idx.clamp(0, of_keys.shape[2] - 1)])
+            return score + factor * (found if of_keys is None else found + of_keys[b, h, kv_idx.clamp(0, of_keys.shape[2] - 1)])
 
         return mod
 

@@ -18,10 +18,11 @@ from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
 from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
-from hf_longattn.engines import dispatch, flex
+from hf_longattn.engines import flex
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.byte_cache import KEPT
 from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, rows_of
+from hf_longattn.engines.dispatch import NoKernel
 from hf_longattn.engines.flex import BLOCK, Lists, band_block_mask, packed, transposed
 from hf_longattn.engines.plain import blockwise_attention, plain_gathered
 from hf_longattn.mechanisms.registry import mechanism_class
@@ -83,9 +84,10 @@ def whole_blocks(length: int, size: int, keys: Tensor) -> Tensor:
 def test_only_parts_of_whole_blocks_are_listed() -> None:
     rows = rows_of(300, 64)
     keys = whole_blocks(300, 64, torch.tensor([[0, 4], [1, -1], [3, 1], [2, 3], [4, 0]])[None, None])
-    size, lists = flex.block_lists(GatherTile(rows, keys), 300, 300)
+    size, by_query, by_key = flex.block_lists(GatherTile(rows, keys), 300, 300)
     assert size == 64
-    assert pairs(lists) == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
+    assert pairs(by_key) == sorted((block, row) for row, block in pairs(by_query))
+    assert pairs(by_query) == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
     for queries, others in ((rows_of(300, 48), keys[:, :, :1]), (rows, keys + 1), (rows, keys.flip(-1)), (rows + 1, keys)):
         assert flex.block_lists(GatherTile(queries, others), 300, 300) is None
     assert flex.block_lists(GatherTile(rows, keys, bias=torch.ones(1, 1, 1, 1, 128, dtype=torch.bool)), 300, 300) is None
@@ -99,6 +101,7 @@ def cases() -> tuple[list[Tensor], Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.usefixtures("unfused_flex")
 def test_rules_and_merging_equal_the_plain_path() -> None:
     """Uncompiled, flex_attention reads the rules alone, not the lists; these parts list every block."""
     (q, k, v), mask = cases()
@@ -110,74 +113,45 @@ def test_rules_and_merging_equal_the_plain_path() -> None:
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, call), atol=1e-5, rtol=0)
 
 
-def by_the_lists(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float, **_: Any) -> Any:
-    """What the compiled kernel computes: softmax over the pairs of the listed blocks that the rules leave, block for block."""
+def by_the_lists(
+    kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float, score_mod: Any = None, return_aux: Any = None,
+    **_: Any,
+) -> Any:  # fmt: skip
+    """What the compiled kernel computes: softmax over the pairs of full blocks, and those of partial ones that the mask leaves."""
     size = block_mask.BLOCK_SIZE[0]
     scores = (q @ k.transpose(-1, -2)) * scale
-    met = torch.zeros_like(scores)
-    for b, h in itertools.product(range(q.shape[0]), range(q.shape[1])):
-        for row, block in pairs((block_mask.kv_num_blocks, block_mask.kv_indices), b, h):
-            met[b, h, row * size : (row + 1) * size, block * size : (block + 1) * size] += 1
-    places = (torch.arange(n).view(shape) for n, shape in zip(scores.shape, ((-1, 1, 1, 1), (-1, 1, 1), (-1, 1), (-1,)), strict=True))
-    met = met * block_mask.mask_mod(*places)
-    lse = (scores + met.log()).logsumexp(-1)
-    out = met * (scores - lse.masked_fill(lse.isinf(), 0)[..., None]).exp() @ v
-    return out, AuxOutput(lse=lse)
+
+    def visits(counts: Tensor | None, indices: Tensor | None) -> Tensor:
+        times = torch.zeros_like(scores)
+        for b, h in itertools.product(range(q.shape[0]), range(q.shape[1])):
+            for row, block in pairs((counts, indices), b, h) if counts is not None else ():
+                times[b, h, row * size : (row + 1) * size, block * size : (block + 1) * size] += 1
+        return times
+
+    places = [torch.arange(n).view(shape) for n, shape in zip(scores.shape, ((-1, 1, 1, 1), (-1, 1, 1), (-1, 1), (-1,)), strict=True)]
+    times = visits(block_mask.kv_num_blocks, block_mask.kv_indices) * block_mask.mask_mod(*places)
+    times = times + visits(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
+    scores = scores if score_mod is None else score_mod(scores, *places)
+    lse = (scores + times.log()).logsumexp(-1)
+    out = times * (scores - lse.masked_fill(lse.isinf(), 0)[..., None]).exp() @ v
+    return out if return_aux is None else (out, AuxOutput(lse=lse))
 
 
 def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex, "kernel", lambda *_: by_the_lists)
+    monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     (q, k, v), mask = cases()
     call = AttentionCall(batch=Batch.of(mask), scale=0.3)
     blocks = torch.where(torch.rand(2, 2, 4, 3) < 0.7, torch.rand(2, 2, 4, 4).argsort(-1)[..., :3], -1)
     rows = rows_of(200, 64)
     parts = [GatherTile(rows, whole_blocks(200, 64, blocks), outside=(3, 20)), GatherTile(rows, rows, causal=True)]
     out = flex.flex_gathered(q, k, v, parts, call)
-    assert out is not None
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, call), atol=1e-5, rtol=0)
 
 
-def test_a_kernel_that_is_not_supported_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """For blocks of that kind alone; other blocks are tried."""
-    tried = []
-
-    def broken(*_: Any, block_mask: BlockMask, **__: Any) -> None:
-        tried.append(block_mask.BLOCK_SIZE[0])
-        raise RuntimeError("BACKEND: blocks of 32 are not supported\nand a long trace")
-
-    monkeypatch.setattr(flex, "kernel", lambda *_: broken)
-    monkeypatch.setattr(flex, "_unsupported", set())
+def test_tiles_that_are_no_whole_blocks_have_no_kernel() -> None:
     (q, k, v), _ = cases()
-    for _ in range(2):
-        for size in (32, 64):
-            part = GatherTile(rows_of(200, size), rows_of(200, size))
-            assert flex.flex_gathered(q, k, v, [part], AttentionCall()) is None
-    assert tried == [32, 64]
-    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
-        f"flex_attention does not support blocks of {size} here" for size in (32, 64)
-    ]
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("illegal memory access"), MemoryError()])
-def test_other_errors_are_the_caller_s_and_change_nothing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    (q, k, v), _ = cases()
-    part = GatherTile(rows_of(200, 32), rows_of(200, 32))
-
-    def fails(*_: Any, **__: Any) -> None:
-        raise RuntimeError("the backend does not support this") from error
-
-    monkeypatch.setattr(flex, "_unsupported", set())
-    monkeypatch.setattr(flex, "kernel", lambda *_: fails if not isinstance(error, RuntimeError) else _raising(error))
-    with pytest.raises(type(error) if isinstance(error, RuntimeError) else RuntimeError):
-        flex.flex_gathered(q, k, v, [part], AttentionCall())
-    assert not flex._unsupported
-
-
-def _raising(error: Exception) -> Any:
-    def fails(*_: Any, **__: Any) -> None:
-        raise error
-
-    return fails
+    with pytest.raises(NoKernel, match="not made of whole blocks of 128, 64, 32 tokens"):
+        flex.flex_gathered(q, k, v, [GatherTile(rows_of(200, 48), rows_of(200, 48))], AttentionCall())
 
 
 PATTERN = Pattern.window(160, causal=True)
@@ -215,6 +189,7 @@ def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.usefixtures("unfused_flex")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("global_rows", [False, True])
 @pytest.mark.parametrize("q_len", [700, 130])
@@ -232,46 +207,20 @@ def test_global_tokens_in_a_graph_and_outside_of_it(q_len: int, global_rows: boo
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.usefixtures("unfused_flex")
 def test_the_mask_of_a_shape_is_made_once_for_all_layers() -> None:
     KEPT.clear()
     made = [flex.kept_band_block_mask(PATTERN, 300, 300, None, torch.device("cpu")) for _ in range(24)]
     assert all(mask is made[0] for mask in made)
     mask = torch.ones(2, 300, dtype=torch.bool)
-    assert flex.kept_band_block_mask(PATTERN, 300, 300, mask, torch.device("cpu")) is not made[0]
+    padded, other = Batch(mask), Batch(mask)
+    with torch.inference_mode():
+        first = flex.kept_band_block_mask(PATTERN, 300, 300, padded, torch.device("cpu"))
+    assert first is flex.kept_band_block_mask(PATTERN, 300, 300, padded, torch.device("cpu")) is not made[0]
+    assert first is not flex.kept_band_block_mask(PATTERN, 300, 300, other, torch.device("cpu"))
+    assert first is not flex.kept_band_block_mask(Pattern.window(64, causal=True), 300, 300, padded, torch.device("cpu"))
+    assert not first.kv_indices.is_inference()
     torch.testing.assert_close(band(*inputs(300)), band(*inputs(300), mask), atol=1e-6, rtol=0)
-
-
-def test_every_kind_of_call_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch counts what it compiles by code and stops at a limit: many windows in one process must not share one."""
-    torch._dynamo.reset()
-    counts = torch._dynamo.utils.counters
-    monkeypatch.setattr(flex, "_kernels", {})
-    made = flex.compiled_kernel
-    monkeypatch.setattr(flex, "compiled_kernel", lambda number: made(number, backend="aot_eager"))
-    q, k, v = inputs(130)
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
-        for window in range(20, 90, 10):
-            pattern = Pattern.window(window, causal=True)
-            mask = flex.band_block_mask(pattern, 130, 130, None, q.device)
-            kernel = flex.kernel("cuda", ("band", pattern))
-            assert kernel is flex.kernel("cuda", ("band", pattern))
-            expected = blockwise_attention(q, k, v, pattern, AttentionCall(scale=0.25))
-            torch.testing.assert_close(kernel(q, k, v, block_mask=mask, scale=0.25), expected, atol=1e-5, rtol=0)
-    assert len(flex._kernels) == 7
-    assert counts is not None
-
-
-def test_kernels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex, "_kernels", {})
-    monkeypatch.setattr(flex, "compiled_kernel", lambda number: number)
-    for window in range(500):
-        flex.kernel("cuda", window)
-    assert len(flex._kernels) == flex.MOST_KERNELS + 1
-
-
-def test_a_graph_that_is_being_compiled_takes_flex_attention_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert flex.kernel("cuda", "any") is flex.flex_attention
 
 
 def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
@@ -283,23 +232,14 @@ def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
     assert found is not None
     assert flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu")) is mask
     assert flex.kept_block_lists(part, 256, 256) is found
-    assert not any(x.is_inference() for x in (*found[1], *(x for x in vars(mask).values() if isinstance(x, torch.Tensor))))
+    assert not any(x.is_inference() for x in (*found[1], *found[2], *(x for x in vars(mask).values() if isinstance(x, torch.Tensor))))
 
 
-@pytest.fixture
-def paths_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dispatcher's table without the CPU's paths, and with those for CUDA on every device."""
-    monkeypatch.setattr(dispatch, "_not_on", lambda device, facts: None)
-    for kind, paths in dispatch.PATHS.items():
-        monkeypatch.setitem(dispatch.PATHS, kind, tuple(path for path in paths if not path[0].startswith("cpu")))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("paths_for_cuda")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine)])
-def test_mechanisms_on_the_paths_for_cuda(name: str, causal: bool) -> None:
+@pytest.mark.parametrize("in_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_mechanisms_on_the_paths_for_cuda(in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one whole graph, too: nothing there may depend on how many tokens are global."""
     options = {"window": 64} if "window" in mechanism_class(name).sample else mechanism_class(name).sample
     module = build_mechanism(name, num_heads=2, head_dim=16, **options).eval()
@@ -310,6 +250,10 @@ def test_mechanisms_on_the_paths_for_cuda(name: str, causal: bool) -> None:
     call = AttentionCall(causal, Batch.of(mask), tokens)
     expected = run_batch(module, q.double(), k.double(), v.double(), call, module.reference, alone=True) * mask[:, None, :, None]
     torch._dynamo.reset()
+    if in_graph:
+        run = torch.compile(run_batch, backend="aot_eager", fullgraph=True)
+    else:
+        run = run_batch
+        monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     with torch.no_grad():
-        for run in (run_batch, torch.compile(run_batch, backend="aot_eager", fullgraph=True)):
-            torch.testing.assert_close(run(module, q, k, v, call).double() * mask[:, None, :, None], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(run(module, q, k, v, call).double() * mask[:, None, :, None], expected, atol=1e-5, rtol=0)

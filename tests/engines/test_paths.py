@@ -36,6 +36,7 @@ def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attent
     return cpu_band(q, k, v, call.key_mask, call.global_mask, *settings)[0]
 
 
+@pytest.mark.usefixtures("unfused_flex")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("path", [run_cpu_band, blockwise_attention, flex_band])
 @pytest.mark.parametrize(("visited", "causal", "length", "side", "few_queries"), CASES)

@@ -1,0 +1,26 @@
+"""A GPU's choices without a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch.nn.attention.flex_attention import flex_attention
+
+from hf_longattn.engines import dispatch, flex
+
+
+@pytest.fixture
+def cuda_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are chosen as if all tensors were on CUDA."""
+    monkeypatch.setattr(dispatch.Facts, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
+
+
+@pytest.fixture
+def unfused_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flex_attention runs uncompiled, which the CPU can do forward and backward."""
+
+    def attention(kind: object, *tensors: Any, **settings: Any) -> Any:
+        return flex_attention(*tensors, **settings)
+
+    monkeypatch.setattr(flex, "fused_flex", attention)

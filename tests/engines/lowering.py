@@ -1,0 +1,178 @@
+"""Calls of the CUDA engine, lowered for an H100 that is not there: ``python -m tests.engines.lowering`` prints a JSON line for each.
+
+Each line has the case, the kernels that were generated and what went wrong; one line with ``lacking`` says what this machine lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_longattn.backend import _score_mod
+from hf_longattn.engines import flex, flex_kernel
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.block_sparse import block_sparse_attention
+from hf_longattn.engines.byte_cache import KEPT
+from hf_longattn.engines.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
+from hf_longattn.engines.flex_kernel import fused_flex
+from hf_longattn.families.deberta_v2 import Disentangled
+from hf_longattn.positions.relative import RELATIVE, build_relative
+
+from .pretended_h100 import Lacking, Lowered, environment, fake_tensors, pretend
+
+PATTERN = Pattern.window(160, causal=True)
+Case = Callable[[], Any]
+CASES: dict[str, Case] = {}
+CHILD = "HF_LONGATTN_LOWERING"
+
+
+def qkv(length: int = 700, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16, grad: bool = False, batch: int = 2) -> list[Tensor]:
+    return [torch.empty(batch, 4, length, head_dim, device="cuda", dtype=dtype, requires_grad=grad) for _ in range(3)]
+
+
+def case(
+    name: str, term: Callable[[Tensor], ScoreMod] | None = None, padded: bool = False, queries: int | None = None, **sizes: Any
+) -> None:
+    """A call of the band, by its queries, keys and values, and the score term for the queries."""
+
+    def run() -> Tensor:
+        q, k, v = qkv(**sizes)
+        mask = torch.empty(2, k.shape[2], device="cuda", dtype=torch.bool) if padded else None
+        q = q[:, :, -(queries or q.shape[2]) :]
+        return flex.flex_band(q, k, v, PATTERN, AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
+
+    CASES[name] = run
+
+
+def relative(name: str) -> Callable[[Tensor], ScoreMod]:
+    def term(q: Tensor) -> ScoreMod:
+        with torch.device("cuda"):
+            module = build_relative(name, 4, 64, 256)
+        return module.score_mod(q, q, True, 0.125, (160, 0))
+
+    return term
+
+
+def softcap(q: Tensor) -> ScoreMod:
+    return _score_mod(None, None, q.shape[2], q.shape[2], constant(30.0, q.device))
+
+
+def bias(q: Tensor) -> ScoreMod:
+    return _score_mod(None, torch.empty(1, 4, 700, 700, device="cuda"), 700, 700, None)
+
+
+def users_own(q: Tensor) -> ScoreMod:
+    slope = 0.25
+    return lambda score, b, h, i, j: score - slope * (i - j)
+
+
+def deberta(q: Tensor) -> ScoreMod:
+    tables = [torch.empty(4, 64, 64, device="cuda") for _ in range(2)]
+    return Disentangled(q.float(), q.float(), *tables, 0.1, lambda distance: distance.clamp(-31, 32) + 31)
+
+
+def columns(grad: bool = False) -> Case:
+    def run() -> Any:
+        q, k, v = qkv(grad=grad)
+        index, real = (torch.empty(2, 5, device="cuda", dtype=dtype) for dtype in (torch.long, torch.bool))
+        mask = flex.column_block_mask(Pattern.window(160, True, True), 700, 700, index, real)
+        near = [x[:, :, :5].contiguous() for x in (k, v)]
+        return fused_flex("columns", q, *near, block_mask=mask, scale=0.125, return_aux=flex.AuxRequest(lse=True))
+
+    return run
+
+
+def tile(size: int, grad: bool = False) -> Case:
+    def run() -> Any:
+        q, k, v = qkv(grad=grad)
+        rows = -(-700 // size)
+        lists = [torch.empty(1, 1, rows, *width, device="cuda", dtype=torch.int32) for width in ((), (3,))]
+        queries, keys = (torch.empty(1, 1, rows, width, device="cuda", dtype=torch.long) for width in (size, 3 * size))
+        mod = flex.rules_mod(GatherTile(queries, keys, causal=True, outside=(3, 20)), None)
+        mask = flex.block_mask((700, 700), size, mod, by_query=(tuple(lists), None), by_key=(tuple(lists), None))
+        return fused_flex("tile", q, k, v, block_mask=mask, scale=0.125, **flex._kernel_options(size))
+
+    return run
+
+
+def in_graph(dynamic: bool | None) -> Case:
+    """A user's own graph, with a cap on the scores that it holds as a number."""
+
+    class Attention(torch.nn.Module):
+        cap = 30.0
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            term = _score_mod(None, None, q.shape[2], k.shape[2], constant(self.cap, q.device))
+            return block_sparse_attention(q, k, v, PATTERN, AttentionCall(causal=True, score_mod=term))
+
+    return lambda: torch.compile(Attention(), dynamic=dynamic, fullgraph=True)(*qkv())
+
+
+case("window")
+case("window, padded", padded=True)
+case("window, gradients", grad=True)
+case("window, one block", length=100)
+case("window, batch of one", batch=1)
+case("window, few queries", queries=40)
+case("softcap", softcap)
+case("softcap, gradients", softcap, grad=True)
+case("a user's number", users_own)
+case("bias for all pairs", bias)
+case("bias of some heads", lambda q: mod_of_heads(bias(q), [0, 2, 3, 3], q.device))
+case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
+case("disentangled", deberta)
+case("disentangled, some heads", lambda q: mod_of_heads(deberta(q), [3, 2, 1, 0], q.device))
+for kind in RELATIVE:
+    case(f"relative {kind}", relative(kind))
+    case(f"relative {kind}, gradients", relative(kind), grad=True)
+for width, dtype in ((16, torch.float16), (80, torch.float32), (96, torch.bfloat16), (128, torch.float32), (256, torch.bfloat16)):
+    case(f"heads of {width} in {dtype}, gradients", head_dim=width, dtype=dtype, grad=True)
+CASES["global columns"] = columns()
+CASES["global columns, gradients"] = columns(grad=True)
+for size in flex.SIZES:
+    CASES[f"tiles of {size}"] = tile(size)
+    CASES[f"tiles of {size}, gradients"] = tile(size, grad=True)
+CASES["softcap in a graph"] = in_graph(None)
+CASES["softcap in a graph for all lengths"] = in_graph(True)
+case("heads of 8", head_dim=8)
+REFUSED = ("heads of 8", "tiles of 64, gradients", "tiles of 32, gradients")
+"""Cases that have no kernel, which must be said in the way that lets other paths run. PyTorch has no smaller blocks backward on an H100."""
+
+
+def main() -> None:
+    """Lower the cases named on the command line, or all, in a process of their own."""
+    if CHILD not in os.environ:
+        try:
+            os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], environment() | {CHILD: "1"})
+        except Lacking as error:
+            print(json.dumps({"lacking": str(error)}))
+            return
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    kernels = pretend()
+    for name in sys.argv[1:] or CASES:
+        torch._dynamo.reset()
+        kernels.clear()
+        flex_kernel._kernels.clear()
+        KEPT.clear()
+        failure = "nothing was lowered"
+        try:
+            with fake_tensors(), torch.set_grad_enabled("gradients" in name):
+                CASES[name]()
+        except Lowered:
+            failure = ""
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"[:2000]
+        print(json.dumps({"case": name, "kernels": kernels, "failure": failure}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""flex_attention runs by a fused kernel or not at all: compiled on the CPU by backends that generate no code, or stubbed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.backend import _score_mod
+from hf_longattn.engines import dispatch, flex, flex_kernel
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.call import AttentionCall, Pattern, ScoreMod, constant, mod_of_heads
+from hf_longattn.engines.dispatch import NoKernel
+from hf_longattn.engines.plain import blockwise_attention
+from hf_longattn.families.deberta_v2 import Disentangled
+from hf_longattn.positions.relative import RELATIVE, build_relative
+
+PATTERN = Pattern.window(160, causal=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_kernel, "_kernels", type(flex_kernel._kernels)())
+    monkeypatch.setattr(flex_kernel, "_warned", set())
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # the CPU may train here
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, torch.fx.GraphModule]]]:
+    """Kernels are traced and guarded as on a GPU, and run as plain operations; all graphs, with the name of their kernel."""
+    traced: list[tuple[str, torch.fx.GraphModule]] = []
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+            traced.append((function.__code__.co_name, graph))
+            return graph.forward
+
+        return torch.compile(function, dynamic=True, fullgraph=True, backend=backend)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(flex_kernel, "compiled", compiled)
+    yield traced
+    torch._dynamo.reset()
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]) -> None:
+    """All kernels run ``run(q, k, v, **settings)``."""
+    monkeypatch.setattr(flex_kernel, "compiled", lambda _: run)
+
+
+def tensors(
+    batch: int = 2, heads: int = 4, length: int = 700, head_dim: int = 16, dtype: torch.dtype = torch.float32, stored: str = "heads"
+) -> list[Tensor]:
+    """q, k, v ``(B, H, N, D)``, stored head by head, token by token, or as one packed projection stores them."""
+    if stored == "heads":
+        return [torch.randn(batch, heads, length, head_dim, dtype=dtype) for _ in range(3)]
+    parts = torch.randn(batch, length, 3, heads, head_dim, dtype=dtype).unbind(2)
+    return [(part if stored == "packed" else part.contiguous()).transpose(1, 2) for part in parts]
+
+
+MODES: dict[str, Callable[[], Any]] = {"gradients": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+SHAPES: dict[str, dict[str, Any]] = {
+    "blocks": {},
+    "more blocks": {"length": 1300},
+    "two blocks": {"length": 250},
+    "one block": {"length": 100},
+    "another block": {"length": 77},
+    "batch 1": {"batch": 1},
+    "batch 6": {"batch": 6},
+    "heads": {"heads": 12},
+    "head width": {"head_dim": 64},
+    "token-major": {"stored": "tokens"},
+    "packed projection": {"stored": "packed"},
+    "bf16": {"dtype": torch.bfloat16},
+    "fp16": {"dtype": torch.float16},
+    "double": {"dtype": torch.float64},
+}
+
+
+def run_band(mode: str, padded: bool = False, tokens: int | None = None, queries: int | None = None, **shape: Any) -> Tensor:
+    with MODES[mode]():
+        q, k, v = (x.requires_grad_(mode == "gradients") for x in tensors(**shape))
+        batch, length = len(k), k.shape[2]
+        mask = torch.arange(length) < torch.tensor([[length]] * (batch - 1) + [[length - 30]]) if padded else None
+        chosen = None if tokens is None else (torch.arange(length) < tokens).expand(batch, -1)
+        pattern = Pattern.window(160, causal=True, has_globals=tokens is not None)
+        return flex.flex_band(q[:, :, -(queries or length) :], k, v, pattern, AttentionCall(batch=Batch.of(mask), global_mask=chosen))
+
+
+def compiled_at_most(times: int, graphs: list[tuple[str, Any]]) -> bool:
+    return max(Counter(name for name, _ in graphs).values()) <= times
+
+
+def test_no_kernel_is_compiled_up_to_the_limit(graphs: list[tuple[str, Any]]) -> None:
+    """After eight variants of one function PyTorch computes all N×N scores instead."""
+    for shape in ("blocks", "more blocks", "batch 1"):
+        run_band("no_grad", **SHAPES[shape])
+    run_band("gradients")
+    assert compiled_at_most(1, graphs)
+    assert len(graphs) == 3, "one for both numbers of blocks"
+
+
+EXTRAS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "padded": {"padded": True},
+    "one global": {"tokens": 1},
+    "globals": {"tokens": 4},
+    "two blocks of globals": {"tokens": 70, "padded": True},
+    "few queries": {"queries": 60},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_no_kernel_is_compiled_up_to_the_limit_by_changes_of_all_kinds(extra: str, graphs: list[tuple[str, Any]]) -> None:
+    for number, shape in enumerate(SHAPES.values()):
+        for mode in (list(MODES)[number % 3], list(MODES)[(number + 1) % 3]):
+            run_band(mode, **shape, **EXTRAS[extra])
+    assert compiled_at_most(4, graphs)
+
+
+@pytest.mark.usefixtures("cuda_paths", "graphs")
+def test_a_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), dispatch.listen(lambda *answer: answers.append(answer[1])):
+        answers: list[dispatch.Choice] = []
+        for heads in (4, 4, 4):
+            q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
+            torch.testing.assert_close(
+                attend(q, k, v, "window", window=160, causal=True),
+                blockwise_attention(q, k, v, PATTERN, AttentionCall()),
+                atol=1e-5,
+                rtol=0,
+            )
+    assert [answer.path for answer in answers] == ["flex", "blockwise", "blockwise"]
+    assert dict(answers[-1].refused)["flex"] == "Dynamo recompile limit exceeded"
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == flex_kernel.__name__]
+    assert "heads of 16 in float32 on cpu (Dynamo recompile limit exceeded)" in warning
+
+
+def test_nothing_runs_uncompiled() -> None:
+    with torch.compiler.set_stance("force_eager"), pytest.raises(NoKernel, match="turned off"):
+        flex.flex_band(*tensors(length=300), PATTERN, AttentionCall())
+    assert all(kernel.refusal is None for kernel in flex_kernel._kernels.values()), "it may be turned on again"
+
+
+REFUSALS = [
+    NotImplementedError("NYI: embedding dimension of the query, key, and value must be at least 16 but got E=8 and Ev=8"),
+    RuntimeError("Cannot find a working triton installation. Either the package is not installed or it is too old."),
+    RuntimeError("No valid triton configs. OutOfMemoryError: out of resource: triton_tem_fused_0 Required: 270000 Hardware limit:232448"),
+    torch._dynamo.exc.BackendCompilerFailed(print, KeyError("a bug of a compiler"), []),
+]
+
+
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("name", ["window", "longformer", "per_head", "segmented", "bigbird"])
+def test_a_kernel_that_refuses(name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Plain operations run in its place, from then on without a try, and a warning says so once."""
+    tries = []
+
+    def refuses(*_: Any, **__: Any) -> None:
+        tries.append(1)
+        raise error
+
+    stub(monkeypatch, refuses)
+    q, k, v = tensors(length=300)
+    options = {"segmented": {"block_size": 128}, "per_head": {"heads": "0-3=window:window=32"}}.get(name, {})
+    module = build_mechanism(name, num_heads=4, head_dim=16, **options).eval()
+    with torch.no_grad():
+        first, second = attend(q, k, v, module), attend(q, k, v, module)
+    torch.testing.assert_close(first.double(), reference_attend(q, k, v, module), atol=1e-5, rtol=0)
+    assert first.equal(second)
+    assert len(caplog.records) <= 1
+    assert len(tries) == len(caplog.records)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_errors_that_say_nothing_about_the_kernel_are_raised(error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        if wrapped and not isinstance(error, RuntimeError | MemoryError):
+            raise RuntimeError("the backend does not support this") from error
+        raise error
+
+    stub(monkeypatch, fails)
+    with torch.no_grad(), pytest.raises((type(error), RuntimeError)):
+        flex.flex_band(*tensors(length=300), PATTERN, AttentionCall())
+    assert all(kernel.refusal is None for kernel in flex_kernel._kernels.values())
+
+
+class _Backward(torch.autograd.Function):
+    """Attention whose backward pass raises ``error``, if there is one, and counts."""
+
+    error: Exception | None = None
+    runs = 0
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return q + k + v
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _Backward.runs += 1
+        if _Backward.error is not None:
+            raise _Backward.error
+        return grad, grad, grad
+
+
+def sums(*tensors: Tensor, **_: Any) -> Tensor:
+    return _Backward.apply(*tensors)
+
+
+@pytest.fixture
+def backward(monkeypatch: pytest.MonkeyPatch) -> type[_Backward]:
+    monkeypatch.setattr(_Backward, "runs", 0)
+    stub(monkeypatch, sums)
+    return _Backward
+
+
+def test_a_backward_pass_that_refuses_is_seen_in_the_forward_pass(backward: type[_Backward], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backward, "error", REFUSALS[2])
+    q, k, v = tensors(length=300)
+    flex.flex_band(q, k, v, PATTERN, AttentionCall())
+    with pytest.raises(NoKernel, match="No valid triton configs"):
+        flex.flex_band(q.requires_grad_(), k, v, PATTERN, AttentionCall())
+    flex.flex_band(q.detach(), k, v, PATTERN, AttentionCall())
+
+
+def test_the_backward_pass_is_tried_once(backward: type[_Backward]) -> None:
+    """Also within a checkpoint, which counts what is saved and must not see it."""
+    q, k, v = (x.requires_grad_() for x in tensors(length=300))
+
+    def layer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flex.flex_band(q, k, v, PATTERN, AttentionCall()).tanh()
+
+    for tried in (1, 0):
+        backward.runs = 0
+        checkpoint(layer, q, k, v, use_reentrant=False).sum().backward()
+        assert backward.runs == 1 + tried
+
+
+def test_a_try_that_lacks_memory_changes_nothing(backward: type[_Backward], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass may fit without the backward pass, which nobody may want."""
+    monkeypatch.setattr(backward, "error", torch.OutOfMemoryError("CUDA out of memory"))
+    flex.flex_band(*(x.requires_grad_() for x in tensors(length=300)), PATTERN, AttentionCall())
+    assert not any(kernel.has_backward or kernel.refusal for kernel in flex_kernel._kernels.values())
+
+
+def test_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_kernel, "MOST_KERNELS", 3)
+    monkeypatch.setattr(flex_kernel, "compiled", lambda function: torch.compile(function, backend="eager", dynamic=True, fullgraph=True))
+    codes = [weakref.ref(flex_kernel._kernel(window).run._torchdynamo_orig_callable.__code__) for window in range(5)]
+    flex_kernel._kernel(2)
+    flex_kernel._kernel(5)
+    gc.collect()
+    assert list(flex_kernel._kernels) == [4, 2, 5]
+    assert [code() is not None for code in codes] == [False, False, True, False, True]
+
+
+def test_a_graph_that_is_being_compiled_holds_flex_attention_itself(graphs: list[tuple[str, Any]]) -> None:
+    with torch.no_grad():
+        torch.compile(lambda *x: flex.flex_band(*x, PATTERN, AttentionCall()), backend="eager", fullgraph=True)(*tensors(length=300))
+    assert not graphs
+    assert not flex_kernel._kernels
+
+
+@pytest.mark.parametrize(
+    "score_mod", [_score_mod(None, None, 300, 300, 30.0), lambda score, b, h, i, j: score - FACTOR * (i - j)], ids=["softcap", "global"]
+)
+def test_python_numbers_are_constants_of_a_kernel(score_mod: ScoreMod, graphs: list[tuple[str, torch.fx.GraphModule]]) -> None:
+    """As tensors on the CPU, which they are in a graph for all lengths, no GPU kernel takes them."""
+    q, k, v = tensors(length=300)
+    with torch.no_grad():
+        out = flex.flex_band(q, k, v, PATTERN, AttentionCall(score_mod=score_mod))
+    torch.testing.assert_close(out, blockwise_attention(q, k, v, PATTERN, AttentionCall(score_mod=score_mod)), atol=1e-5, rtol=0)
+    ((_, graph),) = graphs
+    assert not [node for node in graph.graph.nodes if node.name.startswith(("item", "_local_scalar"))]
+    assert not [
+        node for node in graph.graph.nodes if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymFloat)
+    ]
+
+
+FACTOR = 0.25
+
+
+def held(value: Any) -> Iterator[Any]:
+    """What the closure of a function or the fields of an object hold, and what these hold."""
+    inner = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    inner += list(value) if isinstance(value, list | tuple) else []
+    inner += [] if isinstance(value, Tensor | torch.nn.Module | type) else list(vars(value).values() if hasattr(value, "__dict__") else ())
+    for one in inner:
+        yield one
+        yield from held(one)
+
+
+def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
+    q, k = (torch.empty(2, heads, 300, 16, device=device) for heads in (4, 2))
+    yield "softcap", _score_mod(None, torch.empty(1, 4, 1, 300, device=device), 300, 300, constant(30.0, q.device))
+    for name in RELATIVE:
+        yield name, build_relative(name, 4, 16, 64).to(device).score_mod(q, k, True, 0.25, (64, 0))
+    tables = [torch.empty(4, 8, 16, device=device) for _ in range(2)]
+    yield "deberta", Disentangled(q, q, *tables, 0.25, lambda distance: distance.clamp(0, 7))
+
+
+@pytest.mark.parametrize("of_heads", [False, True])
+@pytest.mark.parametrize(("name", "term"), list(score_terms("meta")), ids=lambda value: value if isinstance(value, str) else "")
+def test_score_terms_hold_tensors_of_the_queries_device_alone(name: str, term: ScoreMod, of_heads: bool) -> None:
+    """In a graph of the user's own there is no other way: a number from a closure would be a tensor on the CPU."""
+    mod = mod_of_heads(term, [1, 3], torch.device("meta")) if of_heads else term
+    parts = list(held(mod))
+    assert {part.device.type for part in parts if isinstance(part, Tensor)} == {"meta"}
+    factors = [0.25] if name == "deberta" else []  # its tables were multiplied by it
+    assert [part for part in parts if isinstance(part, float)] == factors
