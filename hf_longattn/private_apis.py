@@ -89,6 +89,11 @@ PRIVATE_APIS = {
         "multiply 8-bit inputs with 8-bit weights on the CPU",
         "optimize_for_inference('bf16') does without, or " + REFUSED,
     ),
+    "amx": PrivateApi(
+        ("torch:cpu._is_amx_tile_supported",),
+        "tell processors with AMX, which take other blocks of a band and signed 8-bit inputs",
+        "every processor is taken for one without; results stay correct",
+    ),
     "in_backward": PrivateApi(
         ("torch:_C._current_graph_task_id",),
         "tell a checkpointed layer that runs again during the backward pass from a new pass",
@@ -299,8 +304,26 @@ def pack_int8(weight: Tensor) -> Tensor:
 
 
 def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: Any) -> Tensor:
-    """int8 ``x (M, in)`` times a packed int8 weight times ``scale (out,)``, in ``dtype``; ``zeros (out,)`` int32 are zero points."""
-    return _linear("int8_linear", 0)(x, 1.0, 0, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], "")
+    """int8 ``x (M, in)`` times a packed int8 weight times ``scale (out,)``, in ``dtype``; ``zeros (out,)`` int32 are zero points.
+
+    VNNI multiplies unsigned by signed numbers. Without AMX, oneDNN has only its reference code for signed inputs, which takes thousands of
+    times as long, so they are moved to 0 … 255. Sums are exact either way.
+    """
+    import torch
+
+    zero = 0 if has_amx() else 128
+    x = x.view(torch.uint8).bitwise_xor(zero) if zero else x  # the sign bit the other way round: 128 more
+    return _linear("int8_linear", 0)(x, 1.0, zero, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], "")
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of matrices in bf16 and 8 bits (AMX)."""
+    import torch
+
+    if not hasattr(torch.cpu, "_is_amx_tile_supported"):
+        warn_missing("amx")
+        return False
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _linear(api: str, which: int) -> Callable[..., Any]:

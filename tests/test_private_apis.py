@@ -153,6 +153,7 @@ USES = {
     ),
     "packed_linear": lambda: apis.pack_weight(torch.ones(2, 2)),
     "int8_linear": lambda: apis.int8_product(ones, ones, ones, ones, torch.float32),
+    "amx": apis.has_amx,
     "in_backward": apis.in_backward,
     "context_parallel": lambda: apis.leave_context_parallelism(__import__("accelerate").Accelerator(cpu=True)),
     "assert_in_graph": lambda: apis.assert_in_graph(torch.tensor(True), "no"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from hf_longattn import private_apis
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling.fast_linear import CELLS, ROWS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
 from hf_longattn.private_apis import cpu_computes_bf16
@@ -62,6 +64,31 @@ def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bo
     away = (found.double() - expected).norm() / expected.norm()
     assert away < (6e-3 if dtype == torch.bfloat16 else 1e-6)
     assert (found.double() - plain(x).double()).norm() / expected.norm() < 2e-2
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_signed_and_unsigned_inputs_have_the_same_sums(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without AMX the kernel is given unsigned ones. Every 8-bit number is among them."""
+    monkeypatch.setattr(private_apis, "has_amx", lambda: amx)
+    codes, weight = torch.randint(-127, 128, (40, 64), dtype=torch.int8), torch.randint(-127, 128, (24, 64), dtype=torch.int8)
+    codes[:4] = torch.arange(-128, 128).to(torch.int8).view(4, 64)
+    ones, zeros = torch.ones(24), torch.zeros(24, dtype=torch.int32)
+    sums = private_apis.int8_product(codes, private_apis.pack_int8(weight), ones, zeros, torch.float32)
+    assert torch.equal(sums, (codes.double() @ weight.double().T).float())
+
+
+def test_products_in_8_bits_run_in_a_kernel() -> None:
+    """oneDNN's reference code, which it takes for data types without a kernel, is some thousand times as slow as fp32."""
+    weight, x = torch.randn(512, 512), torch.randn(128, 512)
+
+    def seconds(run: nn.Module) -> float:
+        run(x)
+        started = time.process_time()
+        run(x)
+        return time.process_time() - started
+
+    plain = nn.Linear(512, 512)
+    assert min(seconds(Int8Linear(weight, None)) for _ in range(3)) < 50 * max(seconds(plain) for _ in range(3))
 
 
 @pytest.mark.parametrize("features", [64, 512])  # rounded at once, and in pieces
