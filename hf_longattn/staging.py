@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import itertools
 import os
 import platform
 import re
@@ -34,6 +35,11 @@ def destination_path(destination: str | Path) -> Path:
     """
     check_name(destination)
     return Path(os.path.abspath(Path(destination).expanduser()))
+
+
+def unused_name(name: str) -> str:
+    """``name``, or ``name-2`` … if something of that name exists in the working directory."""
+    return next(one for number in itertools.count(1) if not Path(one := name if number == 1 else f"{name}-{number}").exists())
 
 
 def check_destination(destination: Path, *sources: Path, overwrite: bool) -> None:

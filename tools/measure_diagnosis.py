@@ -98,7 +98,8 @@ def one(length: int) -> dict[str, Any]:
     from hf_longattn.diagnostics.loading import load_for_diagnosis
 
     torch.set_num_threads(1)
-    model, tokenizer, _ = load_for_diagnosis(MODEL, [length], extend="tile", mechanism={"mechanism": "longformer", "window": 512})
+    loaded = load_for_diagnosis(MODEL, [length], extend="tile", mechanism={"mechanism": "longformer", "window": 512})
+    model, tokenizer = loaded.model, loaded.tokenizer
     whole = text(2 * length)
     diagnose(model, whole, tokenizer=tokenizer, lengths=[512], needle=None, queries=8)  # what is loaded once
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()

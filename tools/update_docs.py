@@ -282,6 +282,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "qa": partial(quality, "qa"),
     "qa-brief": partial(quality_in_brief, "qa"),
     "mlm": partial(masked_loss, "mlm"),
+    "tiled": partial(masked_loss, "tiled"),
     "benchmarks": benchmarks,
     "gpu": gpu,
     "mechanisms": mechanisms,

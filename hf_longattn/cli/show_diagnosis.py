@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..diagnostics.diagnosis import percent
+from ..diagnostics.diagnosis import NOTHING_FITS, percent
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -59,14 +59,25 @@ def show_diagnosis(found: Diagnosis, text: Path) -> None:
             style="dim",
             highlight=False,
         )
+    if found.untrained:
+        console.print(
+            f"not recommended, since their positions need training: {', '.join(sorted(escape(one) for one in found.untrained))} "
+            "(--html says why)\n",
+            style="dim",
+            highlight=False,
+        )
     best = found.recommend()
     if best is not None:
-        console.print("To convert so, type:", highlight=False)
-        print(f"  {best.command}")
-    if found.generic:  # which a search does not take
-        return
-    words = ["longattn", "search", found.source, str(text), "--length", str(found.last.length), "--output", "study"]
-    print(f"For a mechanism in every layer under a budget of measured time, type:\n  {shlex.join(words)}")
+        if best.loss is None and found.no_loss:
+            console.print(f"No loss was measured: {escape(found.no_loss)}", highlight=False)
+        if best.command:
+            print(f"To convert so, type:\n  {best.command}")
+        else:
+            print(f"To convert the checkpoint that this model was made from so, add to longattn convert:\n  {shlex.join(best.flags)}")
+    elif found.untrained:
+        console.print(f"Nothing is recommended: {NOTHING_FITS}", highlight=False)
+    if search := found.search_command(str(text)):
+        print(f"For a mechanism in every layer under a budget of measured time, type:\n  {search}")
 
 
 def _layers(found: Diagnosis) -> Table:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..search import Priced, SearchResult
+    from ..search import CostedDesign, SearchResult
 
 WIDTH = 100
 
@@ -32,6 +32,8 @@ def show_search(found: SearchResult) -> None:
     """The design and why it, the alternatives, and what to type."""
     console = Console(width=min(WIDTH, Console().width), soft_wrap=False)
     console.print(escape(found.reason), style="bold", highlight=False)
+    if found.loss_sentence:
+        console.print(escape(found.loss_sentence), highlight=False)
     for note in found.notes:
         console.print(escape(note), highlight=False)
     console.print()
@@ -65,7 +67,7 @@ def _layers(found: SearchResult) -> Table:
     return table
 
 
-def _designs(title: str, found: SearchResult, designs: Sequence[Priced]) -> Table:
+def _designs(title: str, found: SearchResult, designs: Sequence[CostedDesign]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("design", overflow="fold")
     table.add_column("score", justify="right")

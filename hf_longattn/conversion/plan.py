@@ -20,7 +20,7 @@ from ..modeling.generic import mark_generic
 from ..modeling.sliding_window import own_windows, with_own_windows
 from ..modeling.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..naming import load_module
-from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
+from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters, widest_span
 from ..positions.relative import relative_kind
 from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
@@ -308,9 +308,10 @@ def position_warnings(
         if problem := mechanism.untrained_distances(rule, length.old, length.new, causal):
             name, options = attention.for_layer(number)
             problems.setdefault(write_choice({"mechanism": name, **options}), (problem, []))[1].append(number)
-    flags = f"--decoder-mechanism window:window={length.old}" if decoder else f"--mechanism window --option window={length.old}"
+    width = widest_span(length.old, causal=causal)
+    flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
     stack = "decoder layer" if decoder else "layer"
-    advice = f"use a window of at most {length.old:,} tokens ({flags}), or train the result"
+    advice = f"use a window of at most {width:,} tokens ({flags}), or train the result"
     warnings = []
     for name, (problem, numbers) in problems.items():
         where = f"every {stack}" if len(numbers) == len(layers) else f"{stack}{'s' if len(numbers) > 1 else ''} {write_numbers(numbers)}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..hub import write_model_card
-from ..modeling.family import Family
+from ..modeling.family import Family, length_before_conversion
 from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..modeling.sliding_window import with_base_windows
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
@@ -101,7 +101,7 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
     base_class = next(name for name, one in family.heads.items() if one == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
     old_length = family.longest(long_config)
-    before = _length_before(source, family, long_config)
+    before = _length_before(source, long_config)
     new_length = _length(source, before if asked.max_length is None else asked.max_length, old_length)
     if positions == AUTO:
         stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
@@ -149,19 +149,15 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
     )
 
 
-def _length_before(source: Source, family: Family, config: Any) -> int | None:
+def _length_before(source: Source, config: Any) -> int | None:
     """Maximum length of the original model, from the config or the conversion's report."""
-    before = getattr(config, "extended_from", None)
-    if isinstance(before, dict):
-        values = {name: value for name, value in source.config.items() if name != "max_decoder_position_embeddings"}
-        with checkpoint_errors(f"extended_from in the config.json of {source.name!r} makes no valid config"):
-            found: Any = family.longest(family.config_class.from_dict({**values, **before}))
-        return found if isinstance(found, int) else None
-    if (source.folder / REPORT).is_file():
-        plan = read_json_object(source.folder / REPORT).get("plan")
-        found = plan.get("old_length") if isinstance(plan, dict) else None
-        return found if isinstance(found, int) and not isinstance(found, bool) else None
-    return None
+    with checkpoint_errors(f"extended_from in the config.json of {source.name!r} makes no valid config"):
+        before = length_before_conversion(config)
+    if isinstance(getattr(config, "extended_from", None), dict) or not (source.folder / REPORT).is_file():
+        return before
+    plan = read_json_object(source.folder / REPORT).get("plan")
+    old_length = plan.get("old_length") if isinstance(plan, dict) else None
+    return old_length if isinstance(old_length, int) and not isinstance(old_length, bool) else None
 
 
 def _length(source: Source, asked: int | None, longest_possible: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.masking import MASKED, masked_tokens
 from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..evaluation.token_loss import change_from_chunks, chunk_losses, token_losses
+from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..positions import keeps_old_rows
 from .flops import cost_at, layer_mechanisms
 from .model_loading import Running, auto_class_name, choose_running, load_result, load_source
@@ -275,7 +275,7 @@ def check_loss(
     shortened = (
         f" (of {whole}: a large model, shortened{'' if given_text else '; --verify-text FILE allows more'})" if count < whole else ""
     )
-    change = change_from_chunks(old, new, chunk, causal=causal)
+    change = LossChange.of(with_context(old, chunk, causal=causal), new)
     verdict = "" if change is None else f"; in all {change}: the result is {'worse' if change.worse else 'not worse'}"
     detail = f"{count} tokens{shortened} of {text.describe()}, source on chunks of {chunk} → result in one pass: {listed}{verdict}"
     values = {

@@ -27,12 +27,12 @@ USUAL = (
 class Candidate:
     """A mechanism with options.
 
-    asked: whether the user named it, so that it is refused, not left out, where it cannot be built.
+    by_user: whether the user named it, so that it is refused, not left out, where it cannot be built.
     """
 
     mechanism: str
     options: dict[str, Any] = field(default_factory=dict)
-    asked: bool = False
+    by_user: bool = False
 
     @classmethod
     def read(cls, text: str) -> Candidate:
@@ -40,7 +40,7 @@ class Candidate:
         values = read_choice(text)
         name = values.pop("mechanism")
         check_options(name, values)
-        return cls(name, values, asked=True)
+        return cls(name, values, by_user=True)
 
     def __str__(self) -> str:
         options = {name: f"[{value}]" if set(str(value)) & set(",;+") else value for name, value in self.options.items()}
@@ -55,19 +55,17 @@ class Candidate:
     def build(self, layer: LayerAttention, number: int) -> Mechanism:
         """The mechanism for a layer with this ``number``, as a conversion makes it, for the layer's length."""
         heads, width = layer.heads, layer.q.shape[-1]
-        built = mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=width, max_length=layer.length)
+        built = self.sized(layer.length, heads, width)
         built.layer = number
         return built.to(layer.k.device)
 
-    def reach(self, length: int, causal: bool, heads: int, head_dim: int) -> int | None:
-        """The furthest distance at which a query sees a key, global tokens apart; ``None`` if that is not bounded."""
-        built = mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length)
-        local = built.locality(causal)
-        return None if local is None else max(local.back, local.ahead)
+    def sized(self, length: int, heads: int, head_dim: int) -> Mechanism:
+        """The mechanism of one layer as a model in use has it."""
+        return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).eval()
 
     def pairs(self, length: int, causal: bool, heads: int, head_dim: int) -> int:
         """Query–key products of one head, the unit in which costs are compared."""
-        return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).pairs(length, causal)
+        return self.sized(length, heads, head_dim).pairs(length, causal)
 
 
 def usual_candidates() -> list[Candidate]:
@@ -115,7 +113,7 @@ def kept_keys(candidate: Candidate, layer: LayerAttention, number: int) -> KeptK
         call = layer.call if mechanism.takes_globals else layer.call.replace(global_mask=None)
         found = mechanism.kept_keys(layer.q, layer.k, call)
     except LongAttentionError as error:
-        if candidate.asked:
+        if candidate.by_user:
             raise
         return str(error)
     return no_selection(candidate) if found is None else found

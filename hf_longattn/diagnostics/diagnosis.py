@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..evaluation.token_loss import LossChange
+from ..staging import unused_name
 from .candidates import Candidate, full_pairs
 from .layer_attention import MEANS, SINK
 from .texts import Needle
@@ -24,6 +26,7 @@ ENOUGH = 0.9
 """Share of the mass that a recommended mechanism keeps, if any does at less than full attention's cost."""
 ALIKE = 1e-4
 """Masses that differ by less count as equal."""
+NOTHING_FITS = "no mechanism compared is cheaper than full attention and sees only distances that positions were trained for."
 DIGITS = 5
 """Significant digits of numbers in JSON."""
 
@@ -55,7 +58,6 @@ class LengthDiagnosis:
     queries: how many were measured.
     bins: first and last distance of each bin.
     pairs: query–key products of one head for each candidate, the unit of cost; ``full_pairs`` for full attention.
-    reaches: the furthest distance at which each candidate sees a key, global tokens apart; ``None`` if that is not bounded.
     needle_tokens: tokens of the needle; 0 without one.
     needle_uniform: the share of the mass on the needle if all keys had equal weights.
     seconds: that the measurement took, all forward passes included.
@@ -67,7 +69,6 @@ class LengthDiagnosis:
     layers: tuple[LayerDiagnosis, ...]
     pairs: tuple[int, ...]
     full_pairs: int
-    reaches: tuple[int | None, ...]
     needle_tokens: int
     needle_uniform: float
     seconds: float
@@ -86,6 +87,29 @@ class LengthDiagnosis:
 
 
 @dataclass(frozen=True)
+class Target:
+    """The conversion that a diagnosis is made for.
+
+    source: the checkpoint to convert, as it is typed; ``None`` if that is not known, as of a model in memory.
+    destination: a folder that does not exist.
+    length: maximum length of the result.
+    positions: how they are extended, if not as a conversion does by itself.
+    generic: whether the class has no Long class.
+    """
+
+    source: str | None
+    destination: str
+    length: int
+    positions: str | None = None
+    generic: bool = False
+
+    def flags(self, candidate: Candidate) -> list[str]:
+        """The flags of ``longattn convert``."""
+        positions = [] if self.positions is None else ["--positions", self.positions]
+        return [*candidate.flags, *(["--generic"] if self.generic else ["--max-length", str(self.length), *positions])]
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """The candidate that keeps most for its cost.
 
@@ -93,7 +117,9 @@ class Recommendation:
     cost: its query–key products at the longest length as a share of full attention's.
     lowest: the least that it keeps in a layer at ``judged_at`` tokens, mean over heads, and that layer's number.
     enough: whether ``mass`` is at least :data:`ENOUGH`.
-    command: that converts the checkpoint so.
+    loss: how the loss of held-out text at the longest length changes if every layer runs it; ``None`` where that was not measured.
+    flags: of ``longattn convert``, that choose it.
+    command: that converts the checkpoint so; empty where the checkpoint's name is not known.
     """
 
     candidate: Candidate
@@ -102,6 +128,8 @@ class Recommendation:
     lowest: tuple[float, int]
     judged_at: int
     enough: bool
+    loss: LossChange | None
+    flags: tuple[str, ...]
     command: str
 
 
@@ -114,8 +142,11 @@ class Diagnosis:
     within_mechanism: whether the softmax is over the keys that each layer's mechanism keeps, not over all.
     needle: that was planted, or ``None``.
     candidates: the mechanisms compared; ``reasons`` says of those that are not applicable why not, by their text.
-    is_long: whether the checkpoint has mechanisms already; ``generic``: whether its class has no Long class.
-    trained_length: where its positions were extended for this diagnosis, the tokens that it read before; else ``None``.
+    is_long: whether the checkpoint has mechanisms already.
+    trained_length: where its positions were extended, now or by a conversion, the tokens that it read before; else ``None``.
+    target: the conversion that is recommended.
+    untrained: of candidates for which its positions do not hold without training, why not, by their text; they are not recommended.
+    losses: how the loss of held-out text changes with a candidate in every layer, by its text; ``no_loss`` says why there is none.
     """
 
     model: str
@@ -130,13 +161,11 @@ class Diagnosis:
     candidates: tuple[Candidate, ...]
     reasons: Mapping[str, str]
     lengths: tuple[LengthDiagnosis, ...]
+    target: Target
     notes: tuple[str, ...] = ()
-    generic: bool = False
-
-    @property
-    def source(self) -> str:
-        """The checkpoint to convert or search for: the model, or SHORT, which stands for the one that a long model was made from."""
-        return "SHORT" if self.is_long else self.model
+    untrained: Mapping[str, str] = field(default_factory=dict)
+    losses: Mapping[str, LossChange] = field(default_factory=dict)
+    no_loss: str = ""
 
     @property
     def last(self) -> LengthDiagnosis:
@@ -179,27 +208,40 @@ class Diagnosis:
         trained = [one for one in self.lengths if self.trained_length is None or one.length <= self.trained_length]
         return trained[-1] if trained else self.last
 
-    def recommend(self, enough: float = ENOUGH) -> Recommendation | None:
-        """The cheapest candidate that keeps ``enough`` of the mass where mechanisms are :attr:`judged`; if none below full attention's cost
-        does, the one that keeps most for at most half of that cost. Costs are those at the longest length. Where
-        positions were extended, only candidates count that see no further than the model did, if there are any: beyond, positions are
-        seen that were never trained together. ``None`` if no candidate is cheaper than full attention."""
-        at, kept = self.judged.length, self.judged.captured().nanmean((0, 1)).tolist()
-        cheaper = [number for number in self.applicable() if self.cost(number) < 1]
-        if self.trained_length is not None:
-            cheaper = [number for number in cheaper if (self.last.reaches[number] or self.last.length) <= self.trained_length] or cheaper
-        keeping = [number for number in cheaper if kept[number] >= enough]
+    def recommended_order(self, enough: float = ENOUGH) -> list[int]:
+        """Candidates in the order in which they would be recommended: those that keep ``enough`` of the mass where mechanisms are
+        :attr:`judged`, cheapest first, or, if none below full attention's cost does, the one that keeps most for at most half of that cost.
+        Costs are those at the longest length. Candidates for which positions do not hold without training are not among them."""
+        kept = self.judged.captured().nanmean((0, 1)).tolist()
+        cheaper = [number for number in self.applicable() if self.cost(number) < 1 and str(self.candidates[number]) not in self.untrained]
         half = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper
-        if not half:
+        return [number for number in cheaper if kept[number] >= enough] or ([max(half, key=kept.__getitem__)] if half else [])
+
+    def recommend(self, enough: float = ENOUGH) -> Recommendation | None:
+        """The first in :meth:`recommended_order` with which the loss does not become worse, where that was measured; else the first.
+        ``None`` if no candidate is cheaper than full attention, or positions hold for none of those."""
+        order = self.recommended_order(enough)
+        if not order:
             return None
-        chosen = keeping[0] if keeping else max(half, key=kept.__getitem__)
+        losses = {number: self.losses.get(str(self.candidates[number])) for number in order}
+        chosen = next((number for number, loss in losses.items() if loss is not None and not loss.worse), order[0])
         by_layer = self.judged.captured()[..., chosen].nanmean(1)
-        layer = int(by_layer.argmin())
-        candidate = self.candidates[chosen]
-        how = ["--generic"] if self.generic else ["--max-length", str(self.last.length)]
-        words = [self.source, "DST", *candidate.flags, *how]
-        command = shlex.join(["longattn", "convert", *words])
-        return Recommendation(candidate, kept[chosen], self.cost(chosen), (float(by_layer[layer]), layer), at, bool(keeping), command)
+        layer, candidate = int(by_layer.argmin()), self.candidates[chosen]
+        mass, flags = self.mass(chosen, self.judged.length), self.target.flags(candidate)
+        words = [] if self.target.source is None else ["longattn", "convert", self.target.source, self.target.destination, *flags]
+        return Recommendation(
+            candidate, mass, self.cost(chosen), (float(by_layer[layer]), layer), self.judged.length, mass >= enough, losses[chosen],
+            tuple(flags), shlex.join(words),
+        )  # fmt: skip
+
+    def search_command(self, text: str) -> str:
+        """The search that goes on from here, with the text in the file ``text``; empty where a search does not take the model."""
+        if self.target.source is None or self.target.generic:
+            return ""
+        positions = [] if self.target.positions is None else ["--positions", self.target.positions]
+        folder = unused_name(f"{self.target.destination}-search")
+        words = ["search", self.target.source, text, "--length", str(self.target.length), *positions, "--output", folder]
+        return shlex.join(["longattn", *words])
 
     def conclusion(self) -> str:
         """What the numbers say at the longest length, in one sentence or two."""
@@ -212,7 +254,15 @@ class Diagnosis:
         if best is None:
             return f"{told}."
         where = "" if best.judged_at == self.last.length else f" at the {best.judged_at:,} tokens that it was trained for"
-        return f"{told}; {best.candidate} keeps {percent(best.mass)} of the attention{where}, at {percent(best.cost)} of the cost."
+        loss = "" if best.loss is None else f"; {self.loss_sentence(best.loss)}"
+        return f"{told}; {best.candidate} keeps {percent(best.mass)} of the attention{where}, at {percent(best.cost)} of the cost{loss}."
+
+    def loss_sentence(self, loss: LossChange) -> str:
+        """What a mechanism does to the predictions at the longest length, as a clause."""
+        compared = "with the model" if (self.trained_length or self.last.length) >= self.last.length else "with the model in chunks of "
+        chunks = "" if compared == "with the model" else f"{self.trained_length:,} tokens"
+        verdict = "worse, so train after the conversion" if loss.worse else "not worse"
+        return f"without training the loss at {self.last.length:,} tokens is {verdict}: {loss}, compared {compared}{chunks}"
 
     def dilution(self) -> str:
         """How the spread grows from the shortest to the longest length, one sentence; empty for one length."""
@@ -264,10 +314,20 @@ class Diagnosis:
                 "mass": _short(best.mass),
                 "judged_at": best.judged_at,
                 "cost": _short(best.cost),
-                "command": best.command,
+                "loss": None if best.loss is None else best.loss.to_dict(),
+                "no_loss": self.no_loss or None,
+                "flags": list(best.flags),
+                "command": best.command or None,
             },
             "candidates": [
-                {"name": str(one), "mechanism": one.mechanism, "options": one.options, "not_applicable": self.reasons.get(str(one))}
+                {
+                    "name": str(one),
+                    "mechanism": one.mechanism,
+                    "options": one.options,
+                    "not_applicable": self.reasons.get(str(one)),
+                    "untrained_positions": self.untrained.get(str(one)),
+                    "loss": None if (loss := self.losses.get(str(one))) is None else loss.to_dict(),
+                }
                 for one in self.candidates
             ],
             "lengths": [self._length(one) for one in self.lengths],
@@ -312,11 +372,20 @@ def costs(candidates: Sequence[Candidate], reasons: Mapping[str, str], length: i
     return [everything if str(one) in reasons else one.pairs(length, causal, heads, width) for one in candidates]
 
 
-def reaches(
-    candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int
-) -> list[int | None]:
-    """The furthest distance at which each candidate sees a key, ``None`` if that is not bounded or the candidate not applicable."""
-    return [None if str(one) in reasons else one.reach(length, causal, heads, width) for one in candidates]
+def untrained(
+    candidates: Sequence[Candidate], reasons: Mapping[str, str], rule: str, lengths: tuple[int, int], causal: bool, heads: int, width: int
+) -> dict[str, str]:
+    """Why positions do not hold without training for candidates, by their text; those that are not applicable are left out.
+
+    Args:
+        rule: how positions are extended.
+        lengths: tokens that the checkpoint was trained to read, and that the result reads.
+    """
+    found = {}
+    for one in candidates:
+        if str(one) not in reasons and (why := one.sized(lengths[1], heads, width).untrained_distances(rule, *lengths, causal)):
+            found[str(one)] = f"{why}."
+    return found
 
 
 def percent(share: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,27 @@ from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.text import load_tokenizer
 from ..errors import LengthError, OptionError, checkpoint_errors
 from ..modeling.generic import load_generic
-from ..reading import is_generic
+from ..naming import CONVERSION_REPORT
+from ..reading import is_generic, read_json_object
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint for a diagnosis.
+
+    model: in fp32. tokenizer: ``None`` if the checkpoint has none.
+    source: as it was opened.
+    positions: how positions were extended while it was loaded; ``None`` if they were not.
+    trained_length: tokens that it read before; ``None`` if they were not extended.
+    """
+
+    model: nn.Module
+    tokenizer: Any | None
+    source: Source
+    positions: str | None = None
+    trained_length: int | None = None
 
 
 def load_for_diagnosis(
@@ -31,8 +53,8 @@ def load_for_diagnosis(
     device: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> tuple[nn.Module, Any | None, int | None]:
-    """The model in fp32, its tokenizer, ``None`` if the checkpoint has none, and with ``extend`` the tokens that it read before.
+) -> LoadedCheckpoint:
+    """A checkpoint as it is, or with more positions.
 
     Args:
         name: a folder or a Hub repository id.
@@ -53,15 +75,25 @@ def load_for_diagnosis(
     source = open_source(name, revision=revision, token=token)
     refuse_quantised(source)
     if extend is None:
-        model, trained = _load(source), None
-    elif "long_attention" in source.config:
+        return LoadedCheckpoint(_load(source).eval().to(place), load_tokenizer(source.folder), source)
+    if "long_attention" in source.config:
         raise LengthError(f"{source.name!r} is a long model already; leave --extend out, or give the checkpoint that it was made from.")
-    else:
-        chosen = None if mechanism is None else LongAttentionConfig.from_dict(mechanism)
-        asked = ConversionConfig(max_length=max(lengths or ()), positions=extend, long_attention=chosen)
-        plan = plan_conversion(source, config=asked)
-        model, trained = load_as_result(source, plan.architecture, plan.config), plan.old_length
-    return model.eval().to(place), load_tokenizer(source.folder), trained
+    chosen = None if mechanism is None else LongAttentionConfig.from_dict(mechanism)
+    plan = plan_conversion(source, config=ConversionConfig(max_length=max(lengths or ()), positions=extend, long_attention=chosen))
+    model = load_as_result(source, plan.architecture, plan.config)
+    return LoadedCheckpoint(model.eval().to(place), load_tokenizer(source.folder), source, plan.positions, plan.old_length)
+
+
+def known_checkpoint(name: object) -> str | None:
+    """The name of a checkpoint if it exists here or can be one of the Hub; else ``None``."""
+    return name if isinstance(name, str) and (Path(name).is_dir() or HUB_NAME.fullmatch(name) is not None) else None
+
+
+def converted_from(folder: Path) -> str | None:
+    """The name of the checkpoint that a long one was made from, from its report, if it is known here."""
+    report = folder / CONVERSION_REPORT
+    plan = read_json_object(report).get("plan") if report.is_file() else None
+    return known_checkpoint(plan.get("source")) if isinstance(plan, dict) else None
 
 
 def _load(source: Source) -> nn.Module:
@@ -74,6 +106,6 @@ def _load(source: Source) -> nn.Module:
 def refuse_longer(name: str, length: int, limit: int) -> LengthError:
     """What is said of a length that the model's positions do not reach."""
     return LengthError(
-        f"{name!r} ends at {limit:,} tokens, and {length:,} were asked for; add --extend tile (rotary positions: rope:yarn) to diagnose it "
-        f"with more, or type longattn convert {name} DST --max-length {length} and diagnose the result."
+        f"{name!r} ends at {limit:,} tokens, but a length of {length:,} was given; add --extend tile (rotary positions: --extend "
+        f"rope:yarn), or give lengths of at most {limit}."
     )

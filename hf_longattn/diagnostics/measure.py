@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..configuration import LongAttentionConfig
+from ..conversion.config import ConversionConfig
 from ..conversion.long_models.base import checkpoint_converters
 from ..conversion.model_loading import quiet_libraries
-from ..errors import LengthError, OptionError
+from ..data.masking import masked_tokens
+from ..errors import LengthError, LongAttentionError, OptionError
+from ..evaluation.token_loss import LossChange, token_losses
 from ..mechanisms.base import KeptKeys
-from ..modeling.family import FAMILIES, longest_input
+from ..modeling.family import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
 from ..modeling.mixin import LongAttentionMixin
+from ..staging import unused_name
 from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates
-from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, costs, reaches, stack_heads
+from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Target, costs, stack_heads, untrained
 from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
-from .loading import load_for_diagnosis, refuse_longer
+from .loading import LoadedCheckpoint, converted_from, known_checkpoint, load_for_diagnosis, refuse_longer
 from .texts import DiagnosisText, Needle
-from .watching import has_mechanisms, is_causal, run_stack, watched_stack, watching
+from .trial_model import LossAgainstChunks, TrialModel, check_predicts_tokens
+from .watching import evaluating, has_mechanisms, is_causal, run_stack, watched_stack, watching, with_mechanisms
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 """Measured by default, as far as model and text reach."""
@@ -104,23 +110,24 @@ def diagnose(
     if queries < 1:
         raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
     if lengths is not None and (not lengths or min(lengths) < SHORTEST):
-        raise LengthError(f"Lengths start at {SHORTEST} tokens, and {list(lengths)} were asked for; give for example --lengths 512,2K.")
+        raise LengthError(f"Lengths start at {SHORTEST} tokens, not {min(lengths, default=0)}; give for example --lengths 512,2K.")
+    loaded: LoadedCheckpoint | None = None
     if isinstance(model, nn.Module):
         if extend is not None or mechanism is not None:
             raise OptionError("Positions are extended while a checkpoint is loaded; give its name instead of a model, or leave extend out.")
-        loaded, trained = model, None
+        network = model
         name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
     else:
-        loaded, found, trained = load_for_diagnosis(
-            model, lengths, extend=extend, mechanism=mechanism, device=device, revision=revision, token=token
-        )
-        name, tokenizer = str(model), found if tokenizer is None else tokenizer
-    stack = watched_stack(loaded)
+        loaded = load_for_diagnosis(model, lengths, extend=extend, mechanism=mechanism, device=device, revision=revision, token=token)
+        network, name, tokenizer = loaded.model, str(model), loaded.tokenizer if tokenizer is None else tokenizer
+    stack = watched_stack(network)
     limit = longest_input(stack.config)
     wanted = sorted(set(lengths)) if lengths is not None else [one for one in LENGTHS if limit is None or one <= limit] or [limit or 0]
     if limit is not None and wanted[-1] > limit:
         raise refuse_longer(name, wanted[-1], limit)
     source = DiagnosisText(text, tokenizer, wanted[-1], stack.config.get_text_config().vocab_size)
+    is_long = has_mechanisms(stack) and extend is None
+    trained = None if loaded is None else loaded.trained_length
     notes = _notes(source, wanted, limit, lengths is None)
     if trained is not None and wanted[-1] > trained:
         notes.append(
@@ -137,14 +144,104 @@ def diagnose(
     if planted is not None:
         source.planted(wanted[0], planted, planted.depths[0], masked=True)  # which refuses what does not fit, before anything runs
     reasons: dict[str, str] = {}
-    measured = [
-        _measure(stack, source, length, planted, chosen, reasons, queries, within_mechanism, progress or _silent) for length in wanted
-    ]
-    return Diagnosis(
-        model=name, model_class=type(loaded).__name__, text=source.name, device=_device_name(stack), causal=is_causal(stack),
-        is_long=has_mechanisms(stack) and extend is None, trained_length=trained, within_mechanism=within_mechanism, needle=planted,
-        candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=tuple(notes), generic=_is_generic(loaded),
+    sizes: tuple[int, int] = (1, 1)
+    measured = []
+    for length in wanted:
+        one, sizes = _measure(stack, source, length, planted, chosen, reasons, queries, within_mechanism, progress or _silent)
+        measured.append(one)
+    causal, target = is_causal(stack), _target(network, loaded, is_long, max(limit or 0, wanted[-1]), extend)
+    rule, before = _position_rule(stack.config, loaded, target, is_long)
+    diagnosis = Diagnosis(
+        model=name, model_class=type(network).__name__, text=source.name, device=_device_name(stack), causal=causal,
+        is_long=is_long, trained_length=trained, within_mechanism=within_mechanism, needle=planted,
+        candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), target=target, notes=tuple(notes),
+        untrained=untrained(chosen, reasons, rule, (before, target.length), causal, *sizes),
     )  # fmt: skip
+    return _with_losses(diagnosis, network, stack, loaded, source, progress or _silent)
+
+
+AUTOMATIC = ("auto", "tile", "rope:yarn")
+"""Ways to extend positions that a conversion chooses by itself where they are needed."""
+TRIED = 3
+"""Candidates whose loss is measured, until one is not worse."""
+
+
+def _target(model: Any, loaded: LoadedCheckpoint | None, is_long: bool, length: int, extend: str | None) -> Target:
+    """The conversion that a diagnosis recommends."""
+    named = getattr(model.config, "name_or_path", "") if loaded is None else loaded.source.name
+    folder = Path(str(named)) if loaded is None else loaded.source.folder
+    source = converted_from(folder) if is_long else known_checkpoint(named) if loaded is None else loaded.source.name
+    destination = unused_name(f"{Path(source or type(model).__name__).name}-{length}")
+    return Target(source, destination, length, None if extend in AUTOMATIC else extend, _is_generic(model))
+
+
+def _position_rule(config: Any, loaded: LoadedCheckpoint | None, target: Target, is_long: bool) -> tuple[str, int]:
+    """How positions of the target are extended, "" where a conversion chooses that by the mechanism, and from how many tokens."""
+    if is_long:
+        family = FAMILIES.get(getattr(config, "base_model_type", ""))
+        before = length_before_conversion(config)
+        learned = family is not None and any(table.learned for table in family.position_tables)
+        return (config.position_extension if learned else "", target.length if before is None else before)
+    if loaded is None or loaded.positions is None or loaded.trained_length is None:
+        return "", target.length
+    chosen_there = loaded.positions.startswith("rope:") and target.positions is None
+    return "" if chosen_there else loaded.positions, loaded.trained_length
+
+
+def _with_losses(
+    diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint | None, text: DiagnosisText, progress: Progress
+) -> Diagnosis:
+    """The diagnosis with the loss of the text at the longest length for the candidates that it would recommend first, up to the first that
+    does not become worse; or with the reason why that was not measured."""
+    order = [diagnosis.candidates[number] for number in diagnosis.recommended_order()[:TRIED]]
+    losses: dict[str, LossChange] = {}
+    try:
+        measure = _loss_measure(diagnosis, model, stack, loaded, text) if order else None
+        for candidate in order:
+            assert measure is not None
+            progress(f"loss with {candidate}")
+            change = measure(LongAttentionConfig(candidate.mechanism, **candidate.options))
+            if change is not None:
+                losses[str(candidate)] = change
+            if change is None or not change.worse:
+                break
+    except LongAttentionError as error:
+        return replace(diagnosis, losses=losses, no_loss=str(error))
+    return replace(diagnosis, losses=losses)
+
+
+def _loss_measure(
+    diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint | None, text: DiagnosisText
+) -> Callable[[LongAttentionConfig], LossChange | None]:
+    """What measures the loss with an attention in every layer.
+
+    Raises:
+        LongAttentionError: why no loss can be measured.
+    """
+    ids = text.plain(diagnosis.last.length)
+    if diagnosis.is_long:
+        raise OptionError("The model is long already; its conversion's report has the loss.")
+    if diagnosis.target.generic:
+        raise OptionError("The class has no Long class; the loss is measured for those.")
+    if not diagnosis.causal and getattr(text.tokenizer, "mask_token_id", None) is None:
+        raise OptionError("There is no tokenizer with a mask token.")
+    inputs = (ids, ids) if diagnosis.causal else masked_tokens(ids, text.tokenizer)
+    if loaded is not None:
+        config = ConversionConfig(max_length=diagnosis.target.length, positions=loaded.positions or "auto")
+        trial = TrialModel(loaded.source, config, stack.device)
+        check_predicts_tokens(trial)
+        return LossAgainstChunks(trial, [inputs])
+    if not type(model).__name__.endswith(LANGUAGE_MODELS) or getattr(model.config, "is_encoder_decoder", False):
+        raise OptionError(f"A {type(model).__name__} predicts no tokens.")
+    shown, target = inputs[0][None].to(stack.device), inputs[1][None]
+
+    def measure(attention: LongAttentionConfig) -> LossChange | None:
+        with evaluating(model):
+            before = token_losses(model, shown, target, causal=diagnosis.causal)
+            with with_mechanisms(stack, attention):
+                return LossChange.of(before, token_losses(model, shown, target, causal=diagnosis.causal))
+
+    return measure
 
 
 def captured_mass(
@@ -217,8 +314,8 @@ def _measure(
     queries: int,
     within_mechanism: bool,
     progress: Progress,
-) -> LengthDiagnosis:
-    """All layers at one length: one pass over the text, and one for each depth of the needle."""
+) -> tuple[LengthDiagnosis, tuple[int, int]]:
+    """All layers at one length, from one pass over the text and one for each depth of the needle; heads of a layer, and their width."""
     start, rows = time.perf_counter(), sampled_rows(length, queries)
     progress(f"{length:,} tokens")
     layers = _Layers(candidates, reasons, rows)
@@ -248,12 +345,12 @@ def _measure(
         numbers = {one: mean[one] for one in MEANS}
         layered.append(LayerDiagnosis(*layers.names[number], numbers, mean["distance"], mean["captured"], on_needle))
     causal = is_causal(stack)
-    return LengthDiagnosis(
+    diagnosis = LengthDiagnosis(
         length=length, queries=len(rows), bins=tuple(distance_bins(length)), layers=tuple(layered),
         pairs=tuple(costs(candidates, reasons, length, causal, *layers.shape)), full_pairs=full_pairs(length, causal),
-        reaches=tuple(reaches(candidates, reasons, length, causal, *layers.shape)),
         needle_tokens=tokens, needle_uniform=tokens / length, seconds=time.perf_counter() - start,
     )  # fmt: skip
+    return diagnosis, layers.shape
 
 
 def _notes(source: DiagnosisText, wanted: Sequence[int], limit: int | None, chosen_here: bool) -> list[str]:

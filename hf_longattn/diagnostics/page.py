@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,7 +11,7 @@ from string import Template
 
 from torch import Tensor
 
-from .diagnosis import ENOUGH, Diagnosis, LengthDiagnosis, percent
+from .diagnosis import ENOUGH, NOTHING_FITS, Diagnosis, LengthDiagnosis, percent
 from .layer_attention import SINK
 from .svg import Axis, Line, Mark, chart, colour_of, grid
 
@@ -56,14 +57,16 @@ def html_page(diagnosis: Diagnosis) -> str:
 
 def _advice(diagnosis: Diagnosis) -> str:
     best, last = diagnosis.recommend(), diagnosis.last.length
+    if best is None and diagnosis.untrained:
+        return _section("What to do", f"<p>{escape(NOTHING_FITS[0].upper() + NOTHING_FITS[1:])}</p>", _untrained(diagnosis), kind="todo")
     if best is None:
-        told = "No mechanism that was compared is cheaper than full attention at this length: keep it, or diagnose longer texts with "
-        return _section("What to do", f"<p>{told}<code>--lengths</code>.</p>", kind="todo")
+        advice = "No mechanism that was compared is cheaper than full attention at this length: keep it, or diagnose longer texts with "
+        return _section("What to do", f"<p>{advice}<code>--lengths</code>.</p>", kind="todo")
     name, layer = f"<code>{escape(str(best.candidate))}</code>", best.lowest[1]
     where, after = f" at {best.judged_at:,} tokens" if best.judged_at != last else "", ""
     if best.enough:
         enough, kept = percent(ENOUGH), percent(best.mass)
-        why = f"{name} is the cheapest mechanism compared that keeps {enough} of the attention or more: it keeps {kept}"
+        why = f"{name} keeps {enough} of the attention or more at the lowest cost of the mechanisms compared: it keeps {kept}"
     else:
         why = (
             f"No mechanism compared keeps {percent(ENOUGH)} of the attention for less than the cost of full attention. For at most half of "
@@ -72,12 +75,31 @@ def _advice(diagnosis: Diagnosis) -> str:
         after = " What is not kept is lost, so train the model after the conversion, or keep some layers full with <code>--layers</code>."
     least = f", in layer {layer} {percent(best.lowest[0])}" if best.mass - best.lowest[0] > 0.005 else ""
     least += f". At {last:,} tokens it costs {percent(best.cost)} of full attention."
-    if diagnosis.trained_length is not None:
-        least += f" Only mechanisms that see no further than the model did, {diagnosis.trained_length:,} tokens, were considered."
-    source = " SHORT is the checkpoint that this long model was made from." if diagnosis.is_long else ""
+    if best.loss is not None:
+        sentence = diagnosis.loss_sentence(best.loss)
+        least += f" {escape(sentence[0].upper() + sentence[1:])}."
+    elif diagnosis.no_loss:
+        least += f" No loss was measured: {escape(diagnosis.no_loss)}"
+    if diagnosis.untrained:
+        least += " Only mechanisms were considered whose keys lie at distances that positions were trained for."
     button = '<button type="button" data-copy="command">Copy</button>'
     command = f'<div class="command"><code id="command">{escape(best.command)}</code>{button}</div>'
-    return _section("What to do", f"<p>{why}{where}{least}{after}{source}</p>", command, kind="todo")
+    if not best.command:
+        flags = f"<code>{escape(shlex.join(best.flags))}</code>"
+        command = f"<p>Convert the checkpoint that this model was made from with {flags}.</p>"
+    return _section("What to do", f"<p>{why}{where}{least}{after}</p>", command, _untrained(diagnosis), kind="todo")
+
+
+def _untrained(diagnosis: Diagnosis) -> str:
+    """Which mechanisms are not recommended because of their positions, and why."""
+    if not diagnosis.untrained:
+        return ""
+    entries = "".join(
+        f"<dt><code>{escape(name)}</code></dt><dd>{escape(reason)}</dd>" for name, reason in sorted(diagnosis.untrained.items())
+    )
+    count = len(diagnosis.untrained)
+    summary = f"{count} mechanism{'s' if count > 1 else ''} whose positions need training, and why"
+    return f"<details><summary>{summary}</summary><dl>{entries}</dl></details>"
 
 
 def _spread(diagnosis: Diagnosis) -> str:

@@ -77,7 +77,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
     Raises:
         OptionError: ``within_mechanism``, and a layer's mechanism is no softmax over some of the keys.
     """
-    with evaluating(stack), _with_mechanisms(stack):
+    with evaluating(stack), with_mechanisms(stack):
         windows, passed = _own_windows(stack), itertools.count()
 
         def start(module: nn.Module, args: Any) -> None:
@@ -155,8 +155,11 @@ def _check_kinds(stack: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def _with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
-    """Within the context a plain model attends by mechanisms that compute its own attention; a model with mechanisms is left alone."""
+def with_mechanisms(stack: PreTrainedModel, attention: LongAttentionConfig | None = None) -> Iterator[None]:
+    """Within the context a plain model attends by mechanisms; a model with mechanisms is left alone.
+
+    attention: of every layer; the model's own if not given.
+    """
     if has_mechanisms(stack):
         running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
         if not running <= {None, BACKEND}:
@@ -166,9 +169,9 @@ def _with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
             )
         yield
         return
-    layers = {layer: {"mechanism": "window", "window": width} for layer, width in enumerate(_own_windows(stack)) if width is not None}
+    windows = {layer: {"mechanism": "window", "window": width} for layer, width in enumerate(_own_windows(stack)) if width is not None}
     before = {id(part): (part, attention_implementation(part.config)) for part in stack.modules() if isinstance(part, PreTrainedModel)}
-    sites = attach_mechanisms(stack, LongAttentionConfig("full", layers))
+    sites = attach_mechanisms(stack, LongAttentionConfig("full", windows) if attention is None else attention)
     try:
         for part, _ in before.values():
             part.set_attn_implementation(BACKEND)

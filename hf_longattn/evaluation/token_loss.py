@@ -85,11 +85,9 @@ def chunk_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, *, causa
     return torch.cat([token_losses(model, *part, causal=causal) for part in parts])
 
 
-def change_from_chunks(chunked: Tensor, whole: Tensor, chunk: int, *, causal: bool) -> LossChange | None:
-    """How the loss changes from a text read in chunks to the same text read in one pass, ``(N,)`` each.
-
-    Of a causal model the first half of each chunk is left out, whose tokens have little context in the one way and much in the other.
-    """
-    if causal and len(chunked) > chunk:
-        chunked = chunked.masked_fill(torch.arange(len(chunked)) % chunk < chunk // 2, float("nan"))
-    return LossChange.of(chunked, whole)
+def with_context(losses: Tensor, chunk: int, *, causal: bool) -> Tensor:
+    """The losses ``(N,)`` of a text that was read in chunks, of a causal model nan in the first half of each: those tokens have little
+    context, and would hide that a model which reads the whole text became worse. One chunk is left as it is."""
+    if not causal or len(losses) <= chunk:
+        return losses
+    return losses.masked_fill(torch.arange(len(losses)) % chunk < chunk // 2, float("nan"))

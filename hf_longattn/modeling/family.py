@@ -352,6 +352,20 @@ def longest_input(config: Any) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def length_before_conversion(config: Any) -> int | None:
+    """The most tokens that the checkpoint read which a long one was made from; ``None`` if the config does not say.
+
+    Raises:
+        Exception: of any type, as the config class raises it for values that make no config.
+    """
+    before = getattr(config, "extended_from", None)
+    if not isinstance(before, dict):
+        return None
+    values = {name: value for name, value in config.to_dict().items() if name != "max_decoder_position_embeddings"}
+    found: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
+    return found if isinstance(found, int) else None
+
+
 def family_with(name: str) -> Family | None:
     """The family with a public class ``name``. Families with a matching prefix are tried first, so that no others are imported."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .budget import Budget
-    from .design import Design, Priced
+    from .design import CostedDesign, Design
     from .result import SearchResult
     from .run import search_design
 
-__all__ = ["Budget", "Design", "Priced", "SearchResult", "search_design"]
+__all__ = ["Budget", "Design", "CostedDesign", "SearchResult", "search_design"]
 
-_WHERE = {"budget": ("Budget",), "design": ("Design", "Priced"), "result": ("SearchResult",), "run": ("search_design",)}
+_WHERE = {"budget": ("Budget",), "design": ("Design", "CostedDesign"), "result": ("SearchResult",), "run": ("search_design",)}
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 

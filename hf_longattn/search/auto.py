@@ -13,28 +13,28 @@ from ..conversion.sources.base import Source
 from ..conversion.text import verification_text
 from .budget import Budget
 from .candidates import read_candidates
-from .run import PIECES, Asked, Search
+from .run import PIECES, Search, SearchConfig
 from .scores import QUERIES
 
 BUDGET = "0.25"
 """Of full attention's time, if none is given."""
 
 
-def choose(source: Source, asked: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
+def choose(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
     """The attention of every layer, and for plan and report what was chosen and why.
 
     Args:
         source: the opened checkpoint.
-        asked: the settings of the conversion.
+        config: the settings of the conversion.
     Raises:
         OptionError: a budget that nothing meets.
         LengthError: a text that is too short.
     """
-    plain = dataclasses.replace(asked, mechanism=None, budget=None, search_text=None, native=False)
-    text = verification_text(None)[0] if asked.search_text is None else Path(asked.search_text)
+    plain = dataclasses.replace(config, mechanism=None, budget=None, search_text=None, native=False)
+    text = verification_text(None)[0] if config.search_text is None else Path(config.search_text)
     found = Search(
-        Asked(
-            model=source.name, text=text, budget=Budget.read(asked.budget or BUDGET), full_layers=None,
+        SearchConfig(
+            model=source.name, text=text, budget=Budget.read(config.budget or BUDGET), full_layers=None,
             candidates=tuple(read_candidates(None)), score="mass", objective="loss", trials=0, workers=1, transfer_steps=0, pieces=PIECES,
             queries=QUERIES, compare_at=None, seed=0, device=str(chosen_device(None)), conversion=plain,
         ),
@@ -43,8 +43,9 @@ def choose(source: Source, asked: ConversionConfig) -> tuple[LongAttentionConfig
     seconds = found.full_seconds
     return found.chosen.design.attention(), {
         "reason": found.reason,
+        "loss_change": None if found.loss_change is None else found.loss_change.to_dict(),
         "budget": str(found.budget),
-        "text": found.text if asked.search_text is not None else "built-in English text",
+        "text": found.text if config.search_text is not None else "built-in English text",
         "compared_at": found.compared_at,
         "chosen": found.chosen.to_dict(seconds),
         "uniform": [one.to_dict(seconds) for one in found.uniform],

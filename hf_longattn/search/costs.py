@@ -27,10 +27,11 @@ from ..conversion.flops import ModelShape, state_bytes
 from ..conversion.tensor_files import write_json
 from ..diagnostics import Candidate
 from ..engines.call import AttentionCall
-from ..errors import LongAttentionError
+from ..errors import LongAttentionError, in_a_line
 from ..mechanisms.registry import mechanism_from
 from ..reading import read_json_object
 from ..staging import staged_file
+from .objectives import FAILURES
 
 TURNS = 6
 SLOW = 2.0
@@ -41,7 +42,7 @@ Device = torch.device
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Of one layer, for one sequence: ``seconds`` and ``bytes``, ``None`` where they were not asked for."""
+    """Of one layer, for one sequence: ``seconds`` and ``bytes``, ``None`` where they were not measured."""
 
     seconds: float
     bytes: int | None = None
@@ -108,17 +109,20 @@ class LayerCosts:
             try:
                 run, size = self._prepare(candidate)
             except LongAttentionError as error:
-                if candidate.asked:
+                if candidate.by_user:
                     raise
                 self.refused[name] = str(error)
                 continue
-            runs[name] = run
             if progress is not None:
                 progress(f"cost of {name}")
-            first = _timed(run)
-            if memory and not self.shape.causal:
-                size = _working_bytes(run, self.device)
-            self.known[name] = LayerCost(first, size)
+            try:
+                first = _timed(run)
+                if memory and not self.shape.causal:
+                    size = _working_bytes(run, self.device)
+            except FAILURES as error:
+                self.refused[name] = f"It failed at {self.length:,} tokens: {in_a_line(error)}."
+                continue
+            runs[name], self.known[name] = run, LayerCost(first, size)
         quick = {name: run for name, run in runs.items() if self.known[name].seconds < SLOW}
         for _ in range(TURNS):
             for name, run in quick.items():

@@ -73,7 +73,7 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Priced:
+class CostedDesign:
     """A design with what it costs and what it is worth.
 
     seconds: of the attention of all layers for one text of the target length.
@@ -101,9 +101,9 @@ class Priced:
         }
 
 
-def pareto(found: Iterable[Priced]) -> list[Priced]:
+def pareto(found: Iterable[CostedDesign]) -> list[CostedDesign]:
     """Those with a loss than which no other has less at the same cost or less, cheapest first."""
-    kept: list[Priced] = []
+    kept: list[CostedDesign] = []
     for one in sorted((one for one in found if one.loss is not None), key=lambda one: (one.seconds, one.loss)):
         if not kept or one.loss < kept[-1].loss:  # type: ignore[operator]
             kept.append(one)

@@ -3,23 +3,21 @@
 settings.json   what the measurements depend on; a search resumes with the same ones only
 costs.json      seconds and bytes of the candidates in one layer
 scores.json     what each candidate is worth in each layer
-study.db        trials of stage 2
+study.journal   trials of stage 2
 transfer/       mechanisms after attention transfer
 report.json, report.md, pareto.svg, design.yaml
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ..conversion.tensor_files import write_json
 from ..errors import CheckpointError, DestinationExistsError, LongAttentionError
@@ -31,7 +29,7 @@ from .study import STUDY
 
 SETTINGS, COSTS, SCORES, LOCK, TRANSFER = "settings.json", "costs.json", "scores.json", ".lock", "transfer"
 DESIGN, REPORT, PAGE, PLOT = "design.yaml", "report.json", "report.md", "pareto.svg"
-MEASURED = (SCORES, STUDY, f"{STUDY}-journal", DESIGN, REPORT, PAGE, PLOT, SETTINGS)
+MEASURED = (SCORES, STUDY, f"{STUDY}.lock", DESIGN, REPORT, PAGE, PLOT, SETTINGS)
 """Files that ``overwrite`` removes; costs stay, since they do not depend on model or text."""
 
 
@@ -57,7 +55,7 @@ class SearchFolder:
 
     def write(self, result: SearchResult) -> None:
         """Recipe, report and picture; each appears whole, in place of an earlier one."""
-        head = f"# longattn convert {shlex.quote(result.model)} DST --config {DESIGN}\n# {' '.join(result.reason.split())}\n"
+        head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
         with staged_file(self.file(PLOT)) as stage:
             draw_search(result, stage)
@@ -78,34 +76,35 @@ def opened_folder(path: str | Path, settings: Mapping[str, Any], *, resume: bool
     """
     check_name(path)
     folder = SearchFolder(Path(path).expanduser())
+    made = [one for one in (folder.path, *folder.path.parents) if not one.exists()]
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.file(LOCK), os.O_RDWR | os.O_CREAT, 0o644)
+        lock = FileLock(folder.file(LOCK), timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise DestinationExistsError(f"Another search is working in {str(path)!r}; wait for it, or choose another --output.") from error
     except OSError as error:
         raise CheckpointError(f"The folder {str(path)!r} cannot be made ({error.strerror}); choose another --output.") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DestinationExistsError(f"Another search is working in {str(path)!r}; wait for it, or choose another --output.") from error
         fresh = not folder.file(SETTINGS).exists() or overwrite
         _check(folder, dict(settings), resume=resume, overwrite=overwrite)
         try:
             yield folder
         except LongAttentionError:
             if fresh and not folder.file(STUDY).exists():
-                _forget(folder)
+                _forget(folder, made)
             raise
     finally:
-        os.close(lock)
+        lock.release()
 
 
-def _forget(folder: SearchFolder) -> None:
-    """Remove what a refused search has written, except measured costs."""
+def _forget(folder: SearchFolder, made: Sequence[Path]) -> None:
+    """Remove what a refused search has written, except measured costs, and the folders that were ``made`` for it."""
     for one in (*MEASURED, LOCK):
         folder.file(one).unlink(missing_ok=True)
     with suppress(OSError):  # not empty
-        folder.path.rmdir()
+        for empty in made or [folder.path]:
+            empty.rmdir()
 
 
 def _check(folder: SearchFolder, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

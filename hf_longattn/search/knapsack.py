@@ -41,7 +41,7 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
     Args:
         values: ``(layers, candidates)``; nan or -inf where a candidate is impossible.
         costs: ``(layers, candidates)`` of at least 0; inf where impossible.
-        largest: budget; the cost of the dearest choice if not given.
+        largest: budget; the cost of the most expensive choice if not given.
     Returns:
         Choices in ascending order of cost and value; empty if even the cheapest exceeds ``largest``.
     """

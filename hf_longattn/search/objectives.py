@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import Candidate
-from ..errors import OptionError
+from ..diagnostics.trial_model import Weights, check_predicts_tokens
+from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
-from ..modeling.family import LANGUAGE_MODELS
 from .design import Design
-from .model import SearchedModel, Weights
+from .model import SearchedModel
 from .texts import SearchText
 
 Progress = Callable[[str], None]
+FAILURES = (LongAttentionError, RuntimeError, MemoryError)
+"""What a mechanism may raise while it is measured: a search goes on without it."""
 COMPARED = 256
 """Predictions of a piece that are compared."""
 Transferred = Mapping[str, Mapping[int, Weights]]
@@ -76,7 +78,7 @@ class Divergence:
         self, model: SearchedModel, text: SearchText, pieces: int, length: int, transferred: Transferred | None = None
     ) -> None:  # fmt: skip
         self.model, self.transferred = model, transferred or {}
-        masked = predicts_tokens(model) and not model.original.shape.causal
+        masked = model.predicts_tokens and not model.original.shape.causal
         self.inputs: list[Tensor] = []
         self.places: list[Tensor | None] = []
         for number, piece in enumerate(text.pieces(length, pieces)):
@@ -108,26 +110,6 @@ class Divergence:
         return found
 
 
-def predicts_tokens(model: SearchedModel) -> bool:
-    """Whether a checkpoint has a language-modelling head and needs no second text for a decoder."""
-    architecture: Any = model.original.architecture
-    config: Any = model.original.config
-    return not getattr(config, "is_encoder_decoder", False) and architecture.source_class.endswith(LANGUAGE_MODELS)
-
-
-def check_predicts_tokens(model: SearchedModel) -> None:
-    """Refuse a checkpoint that has no held-out loss.
-
-    Raises:
-        OptionError: it has no language-modelling head.
-    """
-    if not predicts_tokens(model):
-        raise OptionError(
-            f"{model.source.name!r} is a {model.original.architecture.source_class}, which predicts no tokens, so it has no held-out "
-            "loss; add --objective kl, or give a checkpoint with its language-modelling head."
-        )
-
-
 def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:
     """The transferred parameters of a design's layers."""
     found: dict[int, Weights] = {}
@@ -139,14 +121,20 @@ def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:
 
 def divergence_by_layer(
     divergence: Divergence, candidates: Sequence[Candidate], own: Design, progress: Progress | None = None
-) -> list[list[float]]:  # fmt: skip
-    """KL of the model in which one layer alone runs a candidate, ``[layer][candidate]``; the other layers run the checkpoint's ``own``."""
-    table = []
+) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """KL of the model in which one layer alone runs a candidate, ``[layer][candidate's text]``, while the other layers run the checkpoint's
+    ``own``; and why candidates could not be measured, by their text."""
+    table: list[dict[str, float]] = [{} for _ in own.layers]
+    failed: dict[str, str] = {}
     for layer in range(len(own.layers)):
-        row = []
         for candidate in candidates:
+            name = str(candidate)
+            if name in failed:
+                continue
             if progress is not None:
-                progress(f"layer {layer}: {candidate}")
-            row.append(divergence(replace(own, layers=(*own.layers[:layer], candidate, *own.layers[layer + 1 :]))))
-        table.append(row)
-    return table
+                progress(f"layer {layer}: {name}")
+            try:
+                table[layer][name] = divergence(replace(own, layers=(*own.layers[:layer], candidate, *own.layers[layer + 1 :])))
+            except FAILURES as error:
+                failed[name] = f"It failed in layer {layer}: {in_a_line(error)}."
+    return [{name: value for name, value in row.items() if name not in failed} for row in table], failed

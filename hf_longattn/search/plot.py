@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import needs_extra
 
 if TYPE_CHECKING:
-    from .design import Priced
+    from .design import CostedDesign
     from .result import SearchResult
 
 LABELS = {"mass": "captured mass (mean over layers)", "kl": "−Σ KL of single layers (nats)"}
@@ -74,7 +74,7 @@ def _finish(axis: Any, result: SearchResult, name: str) -> None:
     axis.legend(fontsize=7)
 
 
-def _costs(result: SearchResult, designs: Sequence[Priced]) -> list[float]:
+def _costs(result: SearchResult, designs: Sequence[CostedDesign]) -> list[float]:
     if result.budget is not None and result.budget.of_memory:
         return [max(one.bytes or 0, 1) / 1e6 for one in designs]
     return [one.seconds / result.full_seconds for one in designs]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..evaluation.token_loss import LossChange
+from ..staging import unused_name
 from .budget import Budget, readable_bytes, readable_seconds
-from .design import Priced, pareto
+from .design import CostedDesign, pareto
 
 FORMAT = 1
 """Number of the JSON form; it changes when a key changes its meaning or goes."""
@@ -35,6 +38,8 @@ class SearchResult:
     rows: the layers. importance: in the mode full-layers, what restoring each layer gains, in nats of KL divergence.
     costs: seconds and bytes of one layer, by candidate. reasons: of the candidates that were left out, by candidate.
     objective: of stage 2, "loss" or "kl"; ``None`` without it.
+    loss_change: of held-out text at the target length, from the checkpoint in chunks to the design without training; ``no_loss`` says why
+        it was not measured.
     settings: with which the search can be repeated. machine: where it ran.
     """
 
@@ -46,25 +51,27 @@ class SearchResult:
     score: str
     full_seconds: float
     full_bytes: int | None
-    chosen: Priced
+    chosen: CostedDesign
     reason: str
-    front: tuple[Priced, ...]
-    uniform: tuple[Priced, ...]
+    front: tuple[CostedDesign, ...]
+    uniform: tuple[CostedDesign, ...]
     rows: tuple[LayerRow, ...]
     costs: Mapping[str, tuple[float, int | None]]
     reasons: Mapping[str, str]
     machine: Mapping[str, Any]
     recipe: Mapping[str, Any]
-    tried: tuple[Priced, ...] = ()
+    tried: tuple[CostedDesign, ...] = ()
     objective: str | None = None
     layers_kept: int | None = None
     importance: tuple[float, ...] = ()
     compared: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: str | None = None
+    loss_change: LossChange | None = None
+    no_loss: str = ""
 
     @property
-    def pareto(self) -> list[Priced]:
+    def pareto(self) -> list[CostedDesign]:
         """The designs of stage 2 than which no other has less loss at the same cost."""
         return pareto(self.tried)
 
@@ -72,9 +79,17 @@ class SearchResult:
     def command(self) -> str:
         """What converts the checkpoint so, as a shell reads it."""
         file = f"{self.folder}/design.yaml" if self.folder else "design.yaml"
-        return shlex.join(["longattn", "convert", self.model, "DST", "--config", file])
+        return shlex.join(["longattn", "convert", self.model, unused_name(f"{Path(self.model).name}-{self.length}"), "--config", file])
 
-    def cost_of(self, one: Priced) -> str:
+    @property
+    def loss_sentence(self) -> str:
+        """What the design does to the predictions, or why that was not measured."""
+        if self.loss_change is None:
+            return f"No held-out loss was measured: {self.no_loss}" if self.no_loss else ""
+        verdict = "worse, so train after the conversion" if self.loss_change.worse else "not worse"
+        return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
+
+    def cost_of(self, one: CostedDesign) -> str:
         """A design's cost in words."""
         if self.budget is not None and self.budget.of_memory:
             return readable_bytes(one.bytes or 0)
@@ -95,6 +110,8 @@ class SearchResult:
             "objective": self.objective,
             "chosen": self.chosen.to_dict(full),
             "reason": self.reason,
+            "loss_change": None if self.loss_change is None else self.loss_change.to_dict(),
+            **({"no_loss": self.no_loss} if self.no_loss else {}),
             "long_attention": self.chosen.design.attention().to_dict(),
             "recipe": dict(self.recipe),
             "command": self.command,
@@ -120,8 +137,7 @@ class SearchResult:
         lines = [
             f"# A design for {self.model} at {self.length:,} tokens",
             "",
-            self.reason,
-            "",
+            *(part for one in (self.reason, self.loss_sentence) if one for part in (one, "")),
             f"    {self.command}",
             "",
             f"Searched under {limit}, with the text {self.text}. Costs are those of attention alone, for one sequence of {self.length:,} "

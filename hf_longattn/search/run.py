@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,23 @@ from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
-from ..errors import LengthError, OptionError
+from ..diagnostics.trial_model import LossAgainstChunks, check_predicts_tokens
+from ..errors import LengthError, OptionError, in_a_line
 from ..evaluation.layer_choice import layers_keep
+from ..evaluation.token_loss import LossChange
+from ..positions import widest_span
 from .budget import Budget
 from .candidates import FULL, read_candidates, unsuitable
 from .costs import LayerCosts
-from .design import Design, Priced, unique
+from .design import CostedDesign, Design, unique
 from .folder import COSTS, SCORES, SearchFolder, opened_folder
 from .layers import choose_full_layers
 from .model import SearchedModel
-from .objectives import Divergence, HeldOutLoss, Transferred, check_predicts_tokens
+from .objectives import FAILURES, Divergence, HeldOutLoss, Transferred, weights_of
 from .plot import check_drawing
 from .result import LayerRow, SearchResult
-from .scores import QUERIES, Prices, ScoreTable, choose, divergence_table, mass_table
-from .study import ROUNDING, DesignStudy, check_trials, run_workers
+from .scores import QUERIES, CostTable, ScoreTable, choose, divergence_table, mass_table
+from .study import ROUNDING, DesignStudy, check_trials, remove_torn_line, run_workers
 from .texts import SearchText
 from .transfer import transfer_attention
 
@@ -45,7 +48,7 @@ PIECES = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchConfig:
     """The arguments of :func:`search_design`, checked; a worker process starts from them alone."""
 
     model: str
@@ -73,7 +76,7 @@ class Asked:
             whole = self.text.read_bytes() if isinstance(self.text, Path) and self.text.is_file() else str(self.text).encode()
             digest = hashlib.sha256(whole).hexdigest()
         return {
-            "model": self.model, "text": digest, "budget": str(self.budget or self.full_layers),
+            "model": self.model, "revision": self.conversion.revision, "text": digest, "budget": str(self.budget or self.full_layers),
             "mode": MODES[self.full_layers is not None], "length": self.conversion.max_length, "positions": self.conversion.positions,
             "candidates": [str(one) for one in self.candidates],
             "score": self.score, "objective": self.objective, "transfer_steps": self.transfer_steps, "pieces": self.pieces,
@@ -88,7 +91,7 @@ class Asked:
         """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read.
 
         Raises:
-            LengthError: more than that was asked for.
+            LengthError: ``compare_at`` is more than that.
         """
         trained = min(model.trained_length, model.length)
         if self.compare_at is not None and not 16 <= self.compare_at <= trained:
@@ -192,17 +195,17 @@ def search_design(
     if output is not None:
         check_drawing()
     kept = mode == MODES[1]
-    asked = Asked(
+    config = SearchConfig(
         model=str(model), text=text, budget=None if kept else Budget.read(budget), full_layers=_count(budget) if kept else None,
         candidates=tuple(read_candidates(candidates)), score="kl" if kept else score, objective=objective, trials=trials, workers=workers,
         transfer_steps=transfer_steps, pieces=pieces, queries=queries, compare_at=compare_at, seed=seed, device=str(chosen_device(device)),
         conversion=ConversionConfig(max_length=length, positions=positions, revision=revision, token=token),
     )  # fmt: skip
-    if kept and (candidates is None or len(asked.candidates) != 1 or trials):
+    if kept and (candidates is None or len(config.candidates) != 1 or trials):
         raise OptionError("In the mode full-layers all other layers run one candidate, and there are no trials; give one --candidate.")
-    opened = nullcontext(None) if output is None else opened_folder(output, asked.settings(), resume=resume, overwrite=overwrite)
+    opened = nullcontext(None) if output is None else opened_folder(output, config.settings(), resume=resume, overwrite=overwrite)
     with opened as folder:
-        result = Search(asked, folder, progress).run()
+        result = Search(config, folder, progress).run()
         if folder is not None:
             folder.write(result)
     return result
@@ -212,155 +215,189 @@ class Search:
     """One search, step by step.
 
     Args:
-        asked: the arguments.
+        config: the arguments.
         folder: where measurements are kept; ``None`` keeps nothing.
         progress: called with a sentence before each step.
         source: the checkpoint, if it is open already.
     """
 
     def __init__(
-        self, asked: Asked, folder: SearchFolder | None = None, progress: Progress | None = None, source: Source | None = None
+        self, config: SearchConfig, folder: SearchFolder | None = None, progress: Progress | None = None, source: Source | None = None
     ) -> None:  # fmt: skip
-        self.asked, self.folder, self.progress = asked, folder, progress or _silent
-        self.model = asked.opened(source)
-        self.length = asked.length_compared(self.model)
-        self.text = asked.searched_text(self.model)
+        self.config, self.folder, self.progress = config, folder, progress or _silent
+        self.model = config.opened(source)
+        self.length = config.length_compared(self.model)
+        self.text = config.searched_text(self.model)
         self.notes: list[str] = []
         self.reasons: dict[str, str] = {}
         self.candidates: list[Candidate] = []
 
     def run(self) -> SearchResult:
-        model, asked = self.model, self.asked
-        found = len(self.text.pieces(self.length, asked.pieces))
-        if asked.trials and asked.objective == "loss":
+        model, config = self.model, self.config
+        found = len(self.text.pieces(self.length, config.pieces))
+        if config.trials and config.objective == "loss":
             check_predicts_tokens(model)
-            found = min(found, len(self.text.pieces(model.length, asked.pieces)))
-        if found < asked.pieces:
-            self.notes.append(f"The text is enough for {found} of {asked.pieces} pieces; a longer one gives a surer choice.")
+            found = min(found, len(self.text.pieces(model.length, config.pieces)))
+        if found < config.pieces:
+            self.notes.append(f"The text is enough for {found} of {config.pieces} pieces; a longer one gives a surer choice.")
         self.candidates = self._suitable()
         prices = self._prices()
         transferred = self._transferred()
-        if asked.full_layers is not None:
+        if config.full_layers is not None:
             return self._full_layers(prices, transferred)
         table = self._table(transferred)
-        assert asked.budget is not None
-        best, front = choose(table, self.candidates, prices, asked.budget, asked.score)
+        assert config.budget is not None
+        best, front = choose(table, self.candidates, prices, config.budget, config.score)
         uniform = self._uniform(prices, table)
-        if not asked.trials:
-            what = "keeps the most of the layers' attention" if asked.score == "mass" else "changes the predictions least"
-            return self._result(best, f"{best.design} {what} within {asked.budget}.", prices, table, front, uniform)
+        if not config.trials:
+            what = "keeps the most of the layers' attention" if config.score == "mass" else "changes the predictions least"
+            return self._result(best, f"{best.design} {what} within {config.budget}.", prices, table, front, uniform, transferred)
         tried = self._try(prices, [best, *front], uniform, transferred, table)
         within = [one for one in tried if self._affordable(prices, one.design)]
-        what = "held-out loss" if asked.objective == "loss" else "KL divergence"
+        what = "held-out loss" if config.objective == "loss" else "KL divergence"
         if not within:  # the search was stopped at its first designs, and resumed with fewer trials
-            reason = f"{best.design} is what stage 1 chooses; none of the {len(tried)} designs tried is within {asked.budget}."
-            return self._result(best, reason, prices, table, front, uniform, tuple(tried))
+            reason = f"{best.design} is what stage 1 chooses; none of the {len(tried)} designs tried is within {config.budget}."
+            return self._result(best, reason, prices, table, front, uniform, transferred, tuple(tried))
         chosen = min(within, key=lambda one: (one.loss, one.seconds))
         first = next((one for one in tried if one.design.names == best.design.names), None)
-        reason = f"{chosen.design} has the lowest {what} of the {len(tried)} designs tried, {chosen.loss:.4f} nats within {asked.budget}"
+        reason = f"{chosen.design} has the lowest {what} of the {len(tried)} designs tried, {chosen.loss:.4f} nats within {config.budget}"
         alone = f"stage 1 alone would choose {best.design}, {'not tried' if first is None else f'{first.loss:.4f} nats'}"
         reason += f"; {alone}." if first is not chosen else ", and is what stage 1 alone would choose."
-        return self._result(chosen, reason, prices, table, front, uniform, tuple(tried))
+        return self._result(chosen, reason, prices, table, front, uniform, transferred, tuple(tried))
 
     def _suitable(self) -> list[Candidate]:
-        found, causal = [], self.model.original.shape.causal
-        for candidate in self.asked.candidates:
-            why = unsuitable(candidate, causal, self.model.length)
-            if why and candidate.asked:
-                raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
-            if why:
-                self.reasons[str(candidate)] = why
-            else:
-                found.append(candidate)
-        if str(FULL) in map(str, found):  # a layer with a window of the base can keep that, too
-            own = self.model.own_design.layers
-            found += [own[layer] for layer in sorted(self.model.named)]
-        return unique_candidates(found)
+        """The candidates that single layers can run and that positions hold for; why others cannot is kept in :attr:`reasons`.
 
-    def _prices(self) -> Prices:
+        A candidate that the user named is kept where stage 2 measures what it does at the target length.
+
+        Raises:
+            OptionError: one that the user named cannot run, or none is left.
+        """
+        suitable, shape = [], self.model.original.shape
+        measured = self.config.full_layers is not None or (self.config.trials > 0 and self.config.objective == "loss")
+        for candidate in self.config.candidates:
+            why = unsuitable(candidate, shape.causal, self.model.length)
+            if why and candidate.by_user:
+                raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
+            untrained = "" if why else self.model.untrained_distances(candidate.sized(self.model.length, shape.heads, shape.head_dim))
+            if untrained and candidate.by_user and measured:
+                self.notes.append(f"{candidate} {untrained}.")
+            elif why or untrained:
+                self.reasons[str(candidate)] = why or f"{untrained}."
+                continue
+            suitable.append(candidate)
+        if str(FULL) in map(str, suitable):  # a layer with a window of the base can keep that, too
+            own = self.model.own_design.layers
+            suitable += [own[layer] for layer in sorted(self.model.named)]
+        if not suitable:
+            name, why = next(iter(self.reasons.items()))
+            raise OptionError(
+                f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less, for example --candidate "
+                f"window:window={widest_span(self.model.trained_length, causal=shape.causal)}."
+            )
+        return unique_candidates(suitable)
+
+    def _prices(self) -> CostTable:
         model = self.model
-        own = list(model.own_design.layers) if self.asked.full_layers is not None else []
+        own = list(model.own_design.layers) if self.config.full_layers is not None else []
         costs = LayerCosts(
             model.original.shape, model.length, model.device, None if self.folder is None else self.folder.file(COSTS)
         )  # fmt: skip
-        memory = self.asked.budget is not None and self.asked.budget.of_memory
+        memory = self.config.budget is not None and self.config.budget.of_memory
         known = costs.measure(unique_candidates([*self.candidates, FULL, *own]), self.progress, memory)
-        self.reasons |= costs.refused
-        self.candidates = [one for one in self.candidates if str(one) not in costs.refused]
-        return Prices(known, model.layers, model.original.shape.causal, model.named)
+        self._leave_out(costs.refused)
+        return CostTable(known, model.layers, model.original.shape.causal, model.named)
+
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Go on without candidates that failed.
+
+        Raises:
+            OptionError: none is left.
+        """
+        self.reasons |= reasons
+        self.candidates = [one for one in self.candidates if str(one) not in reasons]
+        if not self.candidates:
+            raise OptionError(f"No candidate could be measured ({next(iter(reasons.values())).rstrip('.')}); give others with --candidate.")
 
     def _transferred(self) -> Transferred:
-        if not self.asked.transfer_steps:
+        if not self.config.transfer_steps:
             return {}
         assert self.folder is not None
-        return transfer_attention(self.asked.model, self.asked.text, self.candidates, self.asked.transfer_steps, self.length,
-                                  self.folder.file("transfer"), self.asked.seed, self.progress)  # fmt: skip
+        return transfer_attention(self.config.model, self.config.text, self.candidates, self.config.transfer_steps, self.length,
+                                  self.folder.file("transfer"), self.config.seed, self.progress)  # fmt: skip
 
     def _table(self, transferred: Transferred) -> ScoreTable:
-        asked = self.asked
+        config = self.config
 
         def compute() -> dict[str, Any]:
-            if asked.score == "mass":
-                table = mass_table(self.model, self.text, self.candidates, self.length, asked.pieces, asked.queries, self.progress)
+            if config.score == "mass":
+                table = mass_table(self.model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
             else:
-                divergence = Divergence(self.model, self.text, asked.pieces, self.length, transferred)
+                divergence = Divergence(self.model, self.text, config.pieces, self.length, transferred)
                 table = divergence_table(self.model, divergence, self.candidates, self.progress)
-            return {"scores": table.scores, "reasons": table.reasons}
+            return asdict(table)
 
         table = ScoreTable(**(compute() if self.folder is None else self.folder.stored(SCORES, compute)))
+        self._leave_out(table.failed)
         for name, why in table.reasons.items():
-            self.reasons[name] = why if asked.trials == 0 else f"{why.rstrip('.')}, so stage 1 left it to stage 2."
+            self.reasons[name] = why if config.trials == 0 else f"{why.rstrip('.')}, so stage 1 left it to stage 2."
         return table
 
-    def _uniform(self, prices: Prices, table: ScoreTable | None) -> list[Priced]:
+    def _uniform(self, prices: CostTable, table: ScoreTable | None) -> list[CostedDesign]:
         designs = [prices.uniform(one) for one in self.candidates]
-        return sorted((prices.priced(one, table, self.asked.score) for one in designs), key=lambda one: one.seconds)
+        return sorted((prices.priced(one, table, self.config.score) for one in designs), key=lambda one: one.seconds)
 
-    def _price(self, prices: Prices, design: Design) -> float:
-        assert self.asked.budget is not None
-        each = [prices.price(name, self.asked.budget) for name in design.names]
-        return max(each) if self.asked.budget.of_memory and not prices.sums else sum(each)
+    def _price(self, prices: CostTable, design: Design) -> float:
+        assert self.config.budget is not None
+        each = [prices.price(name, self.config.budget) for name in design.names]
+        return max(each) if self.config.budget.of_memory and not prices.sums else sum(each)
 
-    def _limit(self, prices: Prices) -> float:
-        assert self.asked.budget is not None
-        return self.asked.budget.limit(prices.full_seconds)
+    def _limit(self, prices: CostTable) -> float:
+        assert self.config.budget is not None
+        return self.config.budget.limit(prices.full_seconds)
 
-    def _affordable(self, prices: Prices, design: Design) -> bool:
+    def _affordable(self, prices: CostTable, design: Design) -> bool:
         return self._price(prices, design) <= self._limit(prices) * (1 + ROUNDING)
 
     def _try(
-        self, prices: Prices, found: Sequence[Priced], uniform: Sequence[Priced], transferred: Transferred, table: ScoreTable
-    ) -> list[Priced]:  # fmt: skip
-        asked, folder = self.asked, self.folder
+        self, prices: CostTable, found: Sequence[CostedDesign], uniform: Sequence[CostedDesign], transferred: Transferred, table: ScoreTable
+    ) -> list[CostedDesign]:  # fmt: skip
+        config, folder = self.config, self.folder
         assert folder is not None
-        assert asked.budget is not None
+        assert config.budget is not None
         limit = self._limit(prices)
-        peak = asked.budget.of_memory and not prices.sums
-        candidates = [one for one in self.candidates if not peak or prices.price(str(one), asked.budget) <= limit]
+        peak = config.budget.of_memory and not prices.sums
+        candidates = [one for one in self.candidates if not peak or prices.price(str(one), config.budget) <= limit]
         names = {str(one) for one in candidates}
 
-        def possible(designs: Sequence[Priced]) -> list[Priced]:
+        def possible(designs: Sequence[CostedDesign]) -> list[CostedDesign]:
             return [one for one in designs if names.issuperset(one.design.names) and self._affordable(prices, one.design)]
 
-        dearest_first = thinned_priced(possible(found[1:])[::-1], SEEDS)
-        spread = [found[0], *dearest_first, *sorted(possible(uniform), key=lambda one: -one.seconds)]
-        seeds = unique([one.design for one in spread])[: max(min(2, asked.trials), asked.trials // 2)]
-        each = {str(one): prices.costs[str(one)].seconds if peak else prices.price(str(one), asked.budget) for one in candidates}
-        job = Job(asked, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit, prices.named)
+        most_expensive_first = subsample(possible(found[1:])[::-1], SEEDS)
+        spread = [found[0], *most_expensive_first, *sorted(possible(uniform), key=lambda one: -one.seconds)]
+        seeds = unique([one.design for one in spread])[: max(min(2, config.trials), config.trials // 2)]
+        each = {str(one): prices.costs[str(one)].seconds if peak else prices.price(str(one), config.budget) for one in candidates}
+        job = WorkerJob(config, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit, prices.named)
+        remove_torn_line(folder.path)
         study = job.study()
         study.begin(seeds)
-        if asked.workers > 1 and study.complete < asked.trials:
-            self.progress(f"{asked.trials} trials in {asked.workers} processes")
-            run_workers(try_designs, (job,), asked.workers)
-        elif study.complete < asked.trials:
-            study.work(asked.objective_of(self.model, transferred), asked.trials, self.progress)
-        return [prices.priced(design, table, asked.score, loss) for design, loss in study.tried()]
+        left = max(0, config.trials - study.complete)
+        workers = min(config.workers, left)
+        if workers > 1:
+            self.progress(f"{left} trials in {workers} processes")
+            run_workers(try_designs, [(job, len(range(number, left, workers))) for number in range(workers)])
+        elif left:
+            study.work(config.objective_of(self.model, transferred), left, self.progress)
+        self.notes += [f"{name} could not be tried: {why}." for name, why in study.failed().items()]
+        return [prices.priced(design, table, config.score, loss) for design, loss in study.tried()]
 
-    def _full_layers(self, prices: Prices, transferred: Transferred) -> SearchResult:
-        asked, model = self.asked, self.model
-        assert asked.full_layers is not None
-        divergence = Divergence(model, self.text, asked.pieces, self.length, transferred)
-        found, design = choose_full_layers(divergence, self.candidates[0], model.own_design, asked.full_layers, asked.model, self.progress)
+    def _full_layers(self, prices: CostTable, transferred: Transferred) -> SearchResult:
+        config, model = self.config, self.model
+        assert config.full_layers is not None
+        divergence = Divergence(model, self.text, config.pieces, self.length, transferred)
+        found, design = choose_full_layers(
+            divergence, self.candidates[0], model.own_design, config.full_layers, config.model, self.progress
+        )
         table = ScoreTable([{} for _ in range(model.layers)])
         reason = (
             f"{layers_keep(found.kept)} the checkpoint's attention: of the choices compared, this has the lowest KL divergence from the "
@@ -368,36 +405,51 @@ class Search:
         )
         chosen = prices.priced(design, loss=found.divergence)
         return self._result(
-            chosen, reason, prices, table, [], [], importance=tuple(found.importance.values()), compared=found.compared, objective="kl"
+            chosen, reason, prices, table, [], [], transferred, importance=tuple(found.importance.values()), compared=found.compared,
+            objective="kl",
         )  # fmt: skip
 
     def _result(
-        self, chosen: Priced, reason: str, prices: Prices, table: ScoreTable, front: Sequence[Priced], uniform: Sequence[Priced],
-        tried: tuple[Priced, ...] = (), **more: Any,
+        self, chosen: CostedDesign, reason: str, prices: CostTable, table: ScoreTable, front: Sequence[CostedDesign],
+        uniform: Sequence[CostedDesign], transferred: Transferred, tried: tuple[CostedDesign, ...] = (), **more: Any,
     ) -> SearchResult:  # fmt: skip
-        asked, model = self.asked, self.model
+        config, model = self.config, self.model
         costs = {name: (cost.seconds, cost.bytes) for name, cost in prices.costs.items()}
         settings = {
-            "max_length": asked.conversion.max_length,
-            "positions": None if asked.conversion.positions == "auto" else asked.conversion.positions,
+            "max_length": config.conversion.max_length,
+            "positions": None if config.conversion.positions == "auto" else config.conversion.positions,
         }
         rows = tuple(LayerRow(row, name) for row, name in zip(table.scores, chosen.design.names, strict=True))
         full = prices.priced(prices.uniform(FULL))
+        change, no_loss = self._loss_change(chosen.design, transferred)
         return SearchResult(
-            model=asked.model, text=self.text.name, length=model.length, compared_at=self.length, budget=asked.budget, score=asked.score,
+            model=config.model, text=self.text.name, length=model.length, compared_at=self.length, budget=config.budget, score=config.score,
             full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason, front=tuple(front), uniform=tuple(uniform),
             rows=rows, costs=costs, reasons=self.reasons, machine=_machine(model.device), recipe=chosen.design.recipe(**settings),
-            tried=tried, layers_kept=asked.full_layers, notes=tuple(self.notes),
+            tried=tried, layers_kept=config.full_layers, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
             folder=None if self.folder is None else str(self.folder.path),
-            **{"objective": asked.objective if tried else None, **more},
+            **{"objective": config.objective if tried else None, **more},
         )  # fmt: skip
+
+    def _loss_change(self, design: Design, transferred: Transferred) -> tuple[LossChange | None, str]:
+        """How the loss at the target length changes with a design, and why that was not measured."""
+        try:
+            check_predicts_tokens(self.model)
+            causal = self.model.original.shape.causal
+            pieces = self.text.pieces(self.model.length, self.config.pieces)
+            inputs = [(piece, piece) if causal else self.text.masked(piece, number) for number, piece in enumerate(pieces)]
+            self.progress(f"held-out loss of {design}")
+            measure = LossAgainstChunks(self.model, inputs)
+            return measure(design.attention(), weights_of(design, transferred)), ""
+        except FAILURES as error:
+            return None, f"{in_a_line(error)}."
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """What a process of stage 2 starts from."""
 
-    asked: Asked
+    config: SearchConfig
     folder: str
     candidates: tuple[Candidate, ...]
     layers: int
@@ -407,20 +459,20 @@ class Job:
 
     def study(self) -> DesignStudy:
         """The study, made by whoever opens it first."""
-        return DesignStudy(Path(self.folder), self.candidates, self.layers, self.prices, self.limit, self.asked.seed, self.named)
+        return DesignStudy(Path(self.folder), self.candidates, self.layers, self.prices, self.limit, self.config.seed, self.named)
 
 
-def try_designs(job: Job) -> None:
-    """Work on a study in this process until all its trials are done."""
-    model = job.asked.opened()
+def try_designs(job: WorkerJob, trials: int) -> None:
+    """Work on a study in this process until so many trials have ended."""
+    model = job.config.opened()
     transferred: Transferred = {}
-    if job.asked.transfer_steps:
+    if job.config.transfer_steps:
         transferred = transfer_attention(
-            job.asked.model, job.asked.text, job.candidates, job.asked.transfer_steps, job.asked.length_compared(model),
-            Path(job.folder) / "transfer", job.asked.seed, _silent,
+            job.config.model, job.config.text, job.candidates, job.config.transfer_steps, job.config.length_compared(model),
+            Path(job.folder) / "transfer", job.config.seed, _silent,
         )  # fmt: skip
     with quiet_libraries():
-        job.study().work(job.asked.objective_of(model, transferred), job.asked.trials)
+        job.study().work(job.config.objective_of(model, transferred), trials)
 
 
 def unique_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -431,7 +483,7 @@ def unique_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
     return list(found.values())
 
 
-def thinned_priced(found: Sequence[Priced], count: int) -> list[Priced]:
+def subsample(found: Sequence[CostedDesign], count: int) -> list[CostedDesign]:
     """At most ``count``, evenly spread."""
     step = max(1.0, len(found) / count)
     return [found[round(number * step)] for number in range(min(count, len(found))) if round(number * step) < len(found)]

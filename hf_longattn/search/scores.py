@@ -13,7 +13,7 @@ from ..errors import OptionError
 from .budget import Budget
 from .candidates import FULL
 from .costs import LayerCost
-from .design import Design, Priced
+from .design import CostedDesign, Design
 from .knapsack import Numbers, best_under_peak, front, thinned
 from .model import SearchedModel
 from .objectives import Divergence, divergence_by_layer
@@ -29,11 +29,12 @@ class ScoreTable:
     """Scores of candidates by layer, the greater the better.
 
     scores: ``[layer][candidate's text]``; candidates that cannot be judged are missing.
-    reasons: of those, by text.
+    reasons: of those, by text. failed: of candidates that no layer can run, by text.
     """
 
     scores: list[dict[str, float]]
     reasons: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def mass_table(
@@ -55,12 +56,12 @@ def divergence_table(
     model: SearchedModel, divergence: Divergence, candidates: Sequence[Candidate], progress: Progress
 ) -> ScoreTable:  # fmt: skip
     """Minus the KL divergence of the model in which this layer alone runs the candidate."""
-    found = divergence_by_layer(divergence, candidates, model.own_design, progress)
-    return ScoreTable([{str(one): -value for one, value in zip(candidates, row, strict=True)} for row in found])
+    divergences, failed = divergence_by_layer(divergence, candidates, model.own_design, progress)
+    return ScoreTable([{name: -value for name, value in row.items()} for row in divergences], failed=failed)
 
 
 @dataclass(frozen=True)
-class Prices:
+class CostTable:
     """Costs of candidates and how designs are priced.
 
     costs: of one layer, by the candidate's text, full attention's among them.
@@ -81,7 +82,7 @@ class Prices:
     def full_seconds(self) -> float:
         return self.layers * self.costs[str(FULL)].seconds
 
-    def priced(self, design: Design, table: ScoreTable | None = None, score: str = "mass", loss: float | None = None) -> Priced:
+    def priced(self, design: Design, table: ScoreTable | None = None, score: str = "mass", loss: float | None = None) -> CostedDesign:
         """A design with its costs and, if every layer was judged, its score."""
         costs = [self.costs[name] for name in design.names]
         sizes = [one.bytes for one in costs if one.bytes is not None]
@@ -90,7 +91,7 @@ class Prices:
             total = sum(row[name] for name, row in zip(design.names, table.scores, strict=True))
             value = total / self.layers if score == "mass" else total
         size = None if len(sizes) < len(costs) else sum(sizes) if self.sums else max(sizes)
-        return Priced(design, sum(one.seconds for one in costs), size, value, loss)
+        return CostedDesign(design, sum(one.seconds for one in costs), size, value, loss)
 
     def price(self, name: str, budget: Budget) -> float:
         """Of one layer, in the budget's unit."""
@@ -99,8 +100,8 @@ class Prices:
 
 
 def choose(
-    table: ScoreTable, candidates: Sequence[Candidate], prices: Prices, budget: Budget, score: str, points: int = 40
-) -> tuple[Priced, list[Priced]]:
+    table: ScoreTable, candidates: Sequence[Candidate], prices: CostTable, budget: Budget, score: str, points: int = 40
+) -> tuple[CostedDesign, list[CostedDesign]]:
     """The best design within the budget, and the best ones under every budget, cheapest first.
 
     Raises:
@@ -121,7 +122,7 @@ def choose(
         raise refuse_budget(budget, cheapest, least, prices)
     peak = budget.of_memory and not prices.sums
 
-    def design(numbers: tuple[int, ...]) -> Priced:
+    def design(numbers: tuple[int, ...]) -> CostedDesign:
         return prices.priced(Design(tuple(judged[one] for one in numbers), prices.named), table, score)
 
     best = best_under_peak(values, seconds, costs, limit) if peak else next(iter(front(values, costs, limit)[-1:]), None)
@@ -136,18 +137,18 @@ def choose(
     return design(best.candidates), list({one.design.names: one for one in chosen}.values())
 
 
-def cheapest_design(candidates: Sequence[Candidate], prices: Prices, budget: Budget) -> Design:
+def cheapest_design(candidates: Sequence[Candidate], prices: CostTable, budget: Budget) -> Design:
     """The candidate with the lowest price in every layer."""
     return prices.uniform(min(candidates, key=lambda one: prices.price(str(one), budget)))
 
 
-def cheapest_price(design: Design, prices: Prices, budget: Budget) -> float:
+def cheapest_price(design: Design, prices: CostTable, budget: Budget) -> float:
     """Of a uniform design, in the budget's unit."""
     one = prices.price(design.names[0], budget)
     return one if budget.of_memory and not prices.sums else one * prices.layers
 
 
-def refuse_budget(budget: Budget, cheapest: Design, least: float, prices: Prices) -> OptionError:
+def refuse_budget(budget: Budget, cheapest: Design, least: float, prices: CostTable) -> OptionError:
     """What is said of a budget that nothing meets."""
     offered = budget.like(least, prices.full_seconds)
     return OptionError(

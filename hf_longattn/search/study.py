@@ -1,23 +1,21 @@
 """Stage 2: designs tried one after the other by Optuna (NSGA-II, Deb et al. 2002), for less loss at less cost.
 
-The study is a SQLite file, so that a search that was stopped resumes, and several processes share one. A trial is a design: for every layer
-the number of its candidate.
+The study is a journal, to which every process of a search appends, so that a search that was stopped resumes, and several processes share
+one. A trial is a design: for every layer the number of its candidate.
 """
 
 from __future__ import annotations
 
-import fcntl
-import logging
+import errno
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sqlite3
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,15 @@ import torch
 from ..diagnostics import Candidate
 from ..errors import CheckpointError, LongAttentionError, OptionError, in_a_line, needs_extra
 from .design import Design
+from .objectives import FAILURES
 
-STUDY, ASKING = "study.db", ".asking"
+STUDY = "study.journal"
 NAME = "design"
 ROUNDING = 1e-9
-FULL_DISK = "database or disk is full"
-"""SQLite's words."""
 POPULATION = 20
 """Designs in a generation of NSGA-II, at most."""
-PATIENCE = 60
-"""Seconds that a process waits while another writes to the study."""
+ERROR = "error"
+"""Attribute of a trial that failed: why."""
 Objective = Callable[[Design], float]
 Progress = Callable[[str], None]
 
@@ -44,16 +41,16 @@ class DesignStudy:
     """The designs tried so far, and those to come.
 
     Args:
-        folder: of the search; the study is its file ``study.db``.
+        folder: of the search; the study is its file :data:`STUDY`.
         candidates: for every layer.
         layers: of the model.
         costs: of one layer with each candidate, by its text, in the unit of ``limit``.
-        limit: what all layers of a design may cost together; dearer designs rank after all others.
+        limit: what all layers of a design may cost together; more expensive designs rank after all others.
         seed: of the sampler.
         named: as of :class:`~hf_longattn.search.design.Design`.
     Raises:
         MissingExtraError: Optuna is not installed.
-        CheckpointError: the file is no study.
+        CheckpointError: the file is not a study.
     """
 
     def __init__(
@@ -62,25 +59,22 @@ class DesignStudy:
     ) -> None:  # fmt: skip
         with needs_extra("search"):
             import optuna
+            from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
         self.candidates, self.layers, self.costs, self.limit, self.seed = list(candidates), layers, dict(costs), limit, seed
         self.named = named
-        file, self.asking = folder / STUDY, folder / ASKING
-        fresh = not file.exists()
+        file = str(folder / STUDY)
         try:
             with _quiet():
-                # by a connection, since a URL cannot hold every path
-                connect = partial(sqlite3.connect, str(file), timeout=PATIENCE, check_same_thread=False)
-                storage = optuna.storages.RDBStorage(f"sqlite:///{STUDY}", engine_kwargs={"creator": connect})
+                lock = JournalFileOpenLock(file)  # which every file system and operating system has
+                storage = optuna.storages.JournalStorage(JournalFileBackend(file, lock_obj=lock))
                 self.study = optuna.create_study(
                     study_name=NAME, storage=storage, directions=["minimize", "minimize"], load_if_exists=True, sampler=self._sampler()
                 )
         except LongAttentionError:
-            if fresh:  # half of its tables, which Optuna would take for all
-                file.unlink(missing_ok=True)
             raise
-        except Exception as error:  # SQLAlchemy, sqlite3 and Optuna each raise their own
+        except Exception as error:  # a damaged journal makes Optuna raise any type
             raise CheckpointError(
-                f"{str(file)!r} is not a study that Optuna can open ({in_a_line(error, 120)}); remove it, or search into another folder."
+                f"{file!r} is not a study that Optuna can open ({in_a_line(error, 120)}); remove it, or search into another folder."
             ) from error
 
     def _sampler(self, started: int = 0) -> Any:
@@ -112,57 +106,53 @@ class DesignStudy:
                         self.study.enqueue_trial(trial.params)
 
     def work(self, objective: Objective, trials: int, progress: Progress | None = None) -> None:
-        """Try designs until ``trials`` are complete or being tried, in this process and in all others together."""
-        import optuna
+        """Try designs in this process until ``trials`` of them have ended; designs that fail are left out, with their reason."""
+        from optuna.trial import TrialState
 
-        parent = os.getppid()
+        parent = multiprocessing.parent_process()
         with _quiet():
-            others = multiprocessing.parent_process() is not None
-            self.study.sampler = self._sampler(os.getpid() if others else len(self.study.get_trials(deepcopy=False)))
-            while os.getppid() == parent:
-                with self._turn():
-                    states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
-                    done = sum(state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING) for state in states)
-                    if done >= trials:
-                        return
-                    trial = self.study.ask()
+            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)) if parent is None else os.getpid())
+            for number in range(trials):
+                trial = self.study.ask()
                 numbers = range(len(self.candidates))
                 design = self._design({f"layer{one}": trial.suggest_categorical(f"layer{one}", numbers) for one in range(self.layers)})
                 cost = self.cost(design)
                 trial.set_user_attr("beyond", max(0.0, cost - self.limit * (1 + ROUNDING)))
-                known = {one.names: loss for one, loss in self.tried()}
                 if progress is not None:
-                    progress(f"trial {trial.number + 1} of {trials}: {design}")
-                loss = known[design.names] if design.names in known else objective(design)
-                if os.getppid() != parent:  # the search was killed, and its next start tries this design again
+                    progress(f"trial {number + 1} of {trials}: {design}")
+                known = {one.names: loss for one, loss in self.tried()}
+                loss, why = (known[design.names], "") if design.names in known else _measured(objective, design)
+                if parent is not None and not parent.is_alive():  # the search was killed, and its next start tries this design again
                     return
-                if loss != loss or loss == float("inf"):
-                    self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                    raise LongAttentionError(f"The loss of {design} is {loss}, so designs cannot be compared; leave its mechanism out.")
-                self.study.tell(trial, [loss, cost])
+                if why:
+                    trial.set_user_attr(ERROR, why)
+                    self.study.tell(trial, state=TrialState.FAIL)
+                else:
+                    self.study.tell(trial, [loss, cost])
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One process at a time: on SQLite, Optuna can give a queued trial to two that ask together."""
-        with open(self.asking, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def failed(self) -> dict[str, str]:
+        """Why designs could not be measured, by their text."""
+        from optuna.trial import TrialState
+
+        with _quiet():
+            trials = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return {str(self._design(trial.params)): trial.user_attrs[ERROR] for trial in trials if ERROR in trial.user_attrs}
 
     def tried(self) -> list[tuple[Design, float]]:
         """Every design that was tried, once, with its loss."""
-        import optuna
-
-        with _quiet():
-            complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        found = {design.names: (design, trial.values[0]) for trial in complete for design in [self._design(trial.params)]}
-        return list(found.values())
+        designs = [(self._design(trial.params), trial.values[0]) for trial in self._complete()]
+        return list({design.names: (design, loss) for design, loss in designs}.values())
 
     @property
     def complete(self) -> int:
-        """Trials that are done."""
-        import optuna
+        """Number of trials that are complete."""
+        return len(self._complete())
 
-        return len(self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
+    def _complete(self) -> list[Any]:
+        from optuna.trial import TrialState
+
+        with _quiet():
+            return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def cost(self, design: Design) -> float:
         """Of all layers, in the unit of ``limit``."""
@@ -176,11 +166,31 @@ class DesignStudy:
         return Design(tuple(self.candidates[parameters[f"layer{number}"]] for number in range(self.layers)), self.named)
 
 
+def _measured(objective: Objective, design: Design) -> tuple[float, str]:
+    """The loss of a design, and why it has none."""
+    try:
+        loss = objective(design)
+    except FAILURES as error:
+        return math.nan, in_a_line(error)
+    return loss, "" if math.isfinite(loss) else f"its loss is {loss}"
+
+
+def remove_torn_line(folder: Path) -> None:
+    """Remove what a full disk or a killed process left of a last line, and of a lock; to be called while no process works on the study."""
+    file = folder / STUDY
+    file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
+    if file.is_file():
+        with open(file, "rb+") as journal:
+            content = journal.read()
+            if b"\n" in content or content.startswith(b"{"):  # anything else is no study, which Optuna says
+                journal.truncate(content.rfind(b"\n") + 1)
+
+
 Work = Callable[..., None]
 
 
-def run_workers(work: Work, arguments: tuple[Any, ...], count: int) -> None:
-    """Call ``work(*arguments)`` in ``count`` new processes, and wait for all of them.
+def run_workers(work: Work, arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Call ``work(*one)`` in a new process for each of ``arguments``, and wait for all of them.
 
     ``work`` is a function of a module; each process gets an equal part of this one's threads.
 
@@ -188,8 +198,8 @@ def run_workers(work: Work, arguments: tuple[Any, ...], count: int) -> None:
         LongAttentionError: one of them ended early, with its sentence; the others are stopped.
     """
     context = multiprocessing.get_context("spawn")
-    threads, sentences = max(1, torch.get_num_threads() // count), context.SimpleQueue()
-    processes = [context.Process(target=_worker, args=(work, arguments, threads, sentences), daemon=True) for _ in range(count)]
+    threads, sentences = max(1, torch.get_num_threads() // len(arguments)), context.SimpleQueue()
+    processes = [context.Process(target=_worker, args=(work, one, threads, sentences), daemon=True) for one in arguments]
     try:
         with _ignoring_interrupts():  # which new processes inherit: Ctrl-C in a terminal reaches them, too
             for process in processes:
@@ -246,17 +256,13 @@ def _quiet() -> Iterator[None]:
 
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:  # Optuna's error, SQLAlchemy's, SQLite's
-            if FULL_DISK in str(cause):
-                raise CheckpointError("The disk of the search is full; free some space, and add --resume to continue.") from error
-            cause = cause.__cause__ or cause.__context__
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError("The disk of the search is full; free some space, and add --resume to continue.") from error
         raise
     finally:
         optuna.logging.set_verbosity(before)
@@ -265,7 +271,7 @@ def _quiet() -> Iterator[None]:
 def check_trials(trials: int, workers: int) -> None:
     """Refuse numbers that make no search, and a missing Optuna, before anything is measured."""
     if trials < 0 or workers < 1:
-        raise OptionError(f"{trials} trials in {workers} processes were asked for; give --trials 0 or more, and --workers 1 or more.")
+        raise OptionError(f"--trials is {trials} and --workers {workers}; give --trials 0 or more, and --workers 1 or more.")
     if trials:
         with needs_extra("search"):
             import optuna  # noqa: F401

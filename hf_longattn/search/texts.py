@@ -19,7 +19,7 @@ class SearchText:
     Args:
         text: the text, a file (``Path``), or token ids ``(N,)`` without special tokens.
         tokenizer: of the model; not needed for ids.
-        tokens: that will be asked for in all, at most.
+        tokens: the most that will be read.
         vocabulary: embeddings of the model.
     """
 

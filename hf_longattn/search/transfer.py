@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import AutoModel
 
 from ..diagnostics import Candidate
+from ..diagnostics.trial_model import Weights
 from ..errors import OptionError, needs_extra
 from ..mechanisms.registry import prototype
 from ..staging import staged_file
-from .model import Weights, layer_weights
+from .model import layer_weights
 from .objectives import Transferred
 
 

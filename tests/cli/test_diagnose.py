@@ -109,24 +109,44 @@ def test_wrong_usage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "--needle" in err
 
 
-def test_what_to_type_next_is_for_the_short_checkpoint(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    convert_checkpoint(place / "bert", tmp_path / "long", mechanism="window", options={"window": 16}, verify=False)
+def commands(out: str) -> list[list[str]]:
+    """The words of every command that a page tells its reader to type."""
+    return [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("  longattn ")]
+
+
+def test_what_to_type_next_is_for_the_short_checkpoint(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert_checkpoint(place / "bert", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=256, verify=False)
     code, out, _ = run(capsys, tmp_path / "long", place / "text.txt", *FEW)
     assert code == 0
-    assert "\n  longattn convert SHORT DST --mechanism" in out
-    assert f"\n  longattn search SHORT {place / 'text.txt'} --length" in out
+    convert, search = commands(out)
+    assert convert[:3] == ["convert", str(place / "bert"), "bert-256"]
+    assert convert[-2:] == ["--max-length", "256"]
+    assert search[:5] == ["search", str(place / "bert"), str(place / "text.txt"), "--length", "256"]
+    with pytest.raises(SystemExit) as ended:
+        main([*convert, "--no-verify"])
+    assert not ended.value.code
+    (tmp_path / "long" / "conversion_report.json").unlink()
+    code, out, _ = run(capsys, tmp_path / "long", place / "text.txt", *FEW)
+    assert (code, commands(out)) == (0, [])
+    assert "add to longattn convert:\n  --mechanism window --option window=32 --max-length 256" in out
 
 
-def test_a_class_without_long_classes_is_converted_as_it_says(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_without_long_classes_is_converted_as_it_says(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = transformers.ErnieConfig(**{**transformers.BertConfig.from_pretrained(place / "bert").to_diff_dict(), "model_type": "ernie"})
     transformers.ErnieModel(config).save_pretrained(tmp_path / "ernie")
     transformers.AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path / "ernie")
+    monkeypatch.chdir(tmp_path)
     code, out, _ = run(capsys, tmp_path / "ernie", place / "text.txt", *FEW)
     assert code == 0
     assert "longattn search" not in out
     (command,) = (line for line in out.splitlines() if line.startswith("  longattn convert"))
     with pytest.raises(SystemExit) as ended:
-        main([*shlex.split(command.replace(" DST ", f" {tmp_path / 'long'} "))[1:], "--no-verify"])
+        main([*shlex.split(command)[1:], "--no-verify"])
     assert not ended.value.code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,16 +39,22 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 FEW = ("--length", "256", "--candidate", "window:window=8", "--candidate", "window:window=64", "--pieces", "1")
 
 
-def test_a_search_then_its_conversion(places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_then_its_conversion(
+    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "study"
     code, out, err = run(capsys, *places.values(), "--output", output, "--budget", "9.5", *FEW, "--trials", "2")
     assert (code, err) == (0, "")
-    assert f"longattn convert {places['model']} DST --config {output}/design.yaml" in out
+    assert "the held-out loss at 256 tokens is" in " ".join(out.split())
+    typed = next(line.removeprefix("next: longattn ") for line in out.splitlines() if line.startswith("next: "))
+    assert typed == f"convert {places['model']} bert-256 --config {output}/design.yaml"
+    assert (output / "design.yaml").read_text(encoding="utf-8").startswith(f"# longattn {typed}\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        main(["convert", str(places["model"]), str(tmp_path / "long"), "--config", str(output / "design.yaml")])
+        main(shlex.split(typed))
     assert not ended.value.code
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    written = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "bert-256" / "config.json").read_text(encoding="utf-8"))
     assert written["long_attention"] == report["long_attention"]
     capsys.readouterr()
     code, out, _ = run(capsys, *places.values(), "--output", tmp_path / "other", "--budget", "9.5", *FEW, "--json")

@@ -210,8 +210,8 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
         ("BertForMaskedLM", {"mechanism": "full", "positions": "interpolate"}, ""),  # changes the old positions: needs training anyway
         ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),  # whose table has two rows more
         ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH + 2}, "tiled positions repeat every 64 tokens"),
-        ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH, "num_sinks": 4}, ""),
-        ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH + 1}, "tiled positions repeat every 64 tokens"),
+        ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH // 2, "num_sinks": 4}, ""),
+        ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH}, "sees keys up to 63 tokens back, and tiled"),
         ("LlamaForCausalLM", {"mechanism": "full"}, ""),  # scaled by itself
         ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:none"}, "rotations were trained for distances below 64"),
         ("BartForConditionalGeneration", {"mechanism": "window", "window": LENGTH}, ""),

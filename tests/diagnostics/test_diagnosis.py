@@ -7,10 +7,11 @@ import torch
 
 from hf_longattn.diagnostics import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis, html_page
 from hf_longattn.diagnostics.candidates import full_pairs
-from hf_longattn.diagnostics.diagnosis import percent
+from hf_longattn.diagnostics.diagnosis import Target, percent
 from hf_longattn.diagnostics.layer_attention import MEANS, distance_bins
 from hf_longattn.diagnostics.texts import read_depths, read_lengths
 from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.token_loss import LossChange
 
 NAMES = ("window:window=16", "window:window=64", "top_k:num_keys=8", "full", "linear")
 
@@ -30,13 +31,13 @@ def at(length: int, kept: tuple[float, ...], costs: tuple[float, ...], effective
         for number in range(2)
     )
     pairs = (*(round(one * everything) for one in costs), everything)
-    return LengthDiagnosis(length, 10, bins, layers, pairs, everything, (8, 32, None, None, None), 0, 0.0, 1.0)
+    return LengthDiagnosis(length, 10, bins, layers, pairs, everything, 0, 0.0, 1.0)
 
 
 def diagnosis(*lengths: LengthDiagnosis, **changes: object) -> Diagnosis:
     values = {"model": "short", "model_class": "BertModel", "text": "text", "device": "CPU", "causal": False,
               "is_long": False, "trained_length": None, "within_mechanism": False, "needle": None,
-              "reasons": {"linear": "is no softmax."}, **changes}  # fmt: skip
+              "target": Target("short", "short-256", 256), "reasons": {"linear": "is no softmax."}, **changes}  # fmt: skip
     return Diagnosis(candidates=tuple(map(Candidate.read, NAMES)), lengths=lengths, **values)  # type: ignore[arg-type]
 
 
@@ -49,14 +50,15 @@ def test_the_cheapest_that_keeps_enough_is_recommended() -> None:
     assert (str(best.candidate), best.enough, best.judged_at) == ("window:window=16", True, 256)
     assert best.mass == pytest.approx(0.96 * 0.95)
     assert best.lowest == (pytest.approx(0.96 * 0.9), 1)
-    assert best.command == "longattn convert short DST --mechanism window --option window=16 --max-length 256"
+    assert best.command == "longattn convert short short-256 --mechanism window --option window=16 --max-length 256"
 
 
 def test_what_keeps_most_for_half_the_cost_is_recommended_where_nothing_keeps_enough() -> None:
-    best = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), COSTS, 20), is_long=True).recommend()
+    best = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), COSTS, 20), is_long=True, target=Target(None, "long", 512)).recommend()
     assert best is not None
     assert (str(best.candidate), best.enough) == ("window:window=64", False)
-    assert best.command.startswith("longattn convert SHORT DST ")
+    assert best.command == "", "what the model was made from is not known"
+    assert best.flags == ("--mechanism", "window", "--option", "window=64", "--max-length", "512")
 
 
 def test_nothing_is_recommended_where_nothing_is_cheaper_than_full_attention() -> None:
@@ -68,14 +70,52 @@ def test_nothing_is_recommended_where_nothing_is_cheaper_than_full_attention() -
 
 def test_extended_models_are_judged_where_they_were_trained() -> None:
     lengths = at(64, (0.7, 0.99, 1.0, 1.0), (0.5, 0.9, 1.0, 1.0), 8), at(256, (0.1, 0.2, 0.99, 1.0), (0.1, 0.3, 0.2, 1.0), 30)
-    found = diagnosis(*lengths, trained_length=64)
+    untrained = {"top_k:num_keys=8": "sees keys at any distance.", "full": "sees keys at any distance."}
+    found = diagnosis(*lengths, trained_length=64, untrained=untrained)
     assert found.judged.length == 64
     best = found.recommend()
     assert best is not None
     assert (str(best.candidate), best.judged_at) == ("window:window=64", 64)  # top_k is cheaper, but sees any distance
     assert best.cost == pytest.approx(0.3, rel=1e-3)
     assert "at the 64 tokens that it was trained for" in found.conclusion()
-    assert "no further than the model did" in html_page(found)
+    assert "at distances that positions were trained for" in html_page(found)
+
+
+def test_nothing_is_recommended_that_positions_do_not_hold_for() -> None:
+    """Not even where it is all that was compared."""
+    lengths = at(64, (0.7, 0.99, 1.0, 1.0), (0.5, 0.9, 1.0, 1.0), 8), at(256, (0.1, 0.2, 0.99, 1.0), (0.1, 0.3, 0.2, 1.0), 30)
+    untrained = {name: "sees keys at any distance." for name in NAMES if name != "linear"}
+    found = diagnosis(*lengths, trained_length=64, untrained=untrained)
+    assert found.recommend() is None
+    assert "keeps" not in found.conclusion()
+    page = html_page(found)
+    assert "longattn convert" not in page
+    assert "sees only distances that positions were trained for" in page
+    assert found.to_dict()["recommended"] is None
+    assert [one["untrained_positions"] for one in found.to_dict()["candidates"]] == [*untrained.values(), None]
+
+
+def test_a_measured_loss_decides_among_mechanisms_that_keep_enough() -> None:
+    lengths = at(64, (0.97, 0.99, 1.0, 1.0), (0.5, 0.9, 1.0, 1.0), 8), at(256, (0.1, 0.2, 0.99, 1.0), (0.1, 0.3, 0.2, 1.0), 30)
+    worse, equal = (LossChange(4.0, 4.0 + change, change, 0.02, 300) for change in (0.4, 0.01))
+    for losses, chosen, told in (
+        ({"window:window=16": worse, "window:window=64": equal}, "window:window=64", "is not worse: 4.000 → 4.010 nats per token"),
+        (
+            {"window:window=16": worse, "window:window=64": worse},
+            "window:window=16",
+            "is worse, so train after the conversion: 4.000 → 4.400",
+        ),
+        ({}, "window:window=16", "No loss was measured: the model predicts no tokens."),
+    ):
+        found = diagnosis(*lengths, trained_length=64, losses=losses, no_loss="" if losses else "the model predicts no tokens.")
+        best = found.recommend()
+        assert best is not None
+        assert str(best.candidate) == chosen
+        assert told in html_page(found)
+        assert (told in found.conclusion()) == bool(losses)
+        assert not losses or "compared with the model in chunks of 64 tokens" in found.conclusion()
+        recommended = found.to_dict()["recommended"]
+        assert recommended["loss"] == (losses[chosen].to_dict() if losses else None)
 
 
 def test_the_front_has_no_candidate_that_another_beats() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -117,10 +118,33 @@ def test_positions_are_extended_as_a_conversion_does(checkpoint: Make, text: Pat
     best = found.recommend()
     assert best is not None
     assert best.judged_at == 128
-    assert f"{checkpoint('bert')} DST" in best.command
+    assert best.loss is not None
+    assert best.loss.predicted > 40
+    assert str(best.loss) in found.conclusion()
+    assert best.command == f"longattn convert {checkpoint('bert')} bert-512 {' '.join(best.flags)}"
     rotary = diagnose(checkpoint("llama"), text, lengths=[512], extend="rope:yarn", mechanism={"mechanism": "window", "window": 64},
                       candidates=["full"])  # fmt: skip
     assert {layer.mechanism for layer in rotary.last.layers} == {"window"}
+
+
+def test_a_model_in_memory_is_measured_and_left_as_it_was(checkpoint: Make, text: Path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(checkpoint("bert")), AutoTokenizer.from_pretrained(checkpoint("bert"))
+    ids = torch.randint(5, 500, (1, 200))
+    before = model.eval()(ids).logits
+    found = diagnose(model, text, tokenizer=tokenizer, lengths=[256], candidates=["window:window=64"])
+    by_name = diagnose(checkpoint("bert"), text, lengths=[256], candidates=["window:window=64"])
+    for one in (found, by_name):
+        best = one.recommend()
+        assert best is not None
+        assert best.loss is not None
+        assert best.command.startswith(f"longattn convert {checkpoint('bert')} bert-256 ")
+    losses = [dataclasses.astuple(one.losses["window:window=64"]) for one in (found, by_name)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert torch.equal(model(ids).logits, before)
+    headless = diagnose(model.base_model, text, tokenizer=tokenizer, lengths=[256], candidates=["window:window=64"])
+    assert headless.no_loss == "A BertModel predicts no tokens."
 
 
 def test_lengths_are_those_that_model_and_text_reach(checkpoint: Make, text: Path, tmp_path: Path) -> None:
@@ -137,7 +161,12 @@ def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: 
     assert found.is_long
     best = found.recommend()
     assert best is not None
-    assert best.command.startswith("longattn convert SHORT DST")
+    assert best.command.startswith(f"longattn convert {checkpoint('bert')} bert-512 --mechanism window --option window=64 --max-length 512")
+    assert "window:window=512" in diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=512", "full"]).untrained
+    (tmp_path / "long" / "conversion_report.json").unlink()
+    best = diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=64"]).recommend()
+    assert best is not None
+    assert best.command == "", "what it was made from is not known"
     with pytest.raises(OptionError, match="no weights within it"):
         diagnose(tmp_path / "long", text, lengths=[300], within_mechanism=True)
 
@@ -146,7 +175,7 @@ REFUSED = {
     "a text that is too short": ({"lengths": [128], "text": "three short words"}, LengthError, "has .* tokens, but 128 were asked for"),
     "an empty text": ({"text": " \n"}, CheckpointError, "is empty"),
     "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "The text '/nowhere/text.txt' cannot be read"),
-    "a length beyond the model": ({"lengths": [512]}, LengthError, "ends at 256 tokens.*longattn convert"),
+    "a length beyond the model": ({"lengths": [512]}, LengthError, "ends at 256 tokens.*add --extend tile"),
     "a length that is too small": ({"lengths": [3]}, LengthError, "start at 16"),
     "an unknown mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
     "an unknown option": ({"candidates": ["window:widht=3"]}, OptionError, "has no option"),

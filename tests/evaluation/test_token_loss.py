@@ -8,7 +8,7 @@ import transformers
 
 from hf_longattn.data.masking import masked_tokens
 from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.evaluation.token_loss import LossChange, change_from_chunks, chunk_losses, token_losses
+from hf_longattn.evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from tests.trained import tokenizer_of
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -74,6 +74,6 @@ def test_a_decoders_chunks_are_compared_where_they_have_context() -> None:
     chunked, whole = torch.ones(64), torch.zeros(64)
     chunked[:8] = chunked[16:24] = 100.0
     for chunk, causal, before in ((16, True, 1.0), (16, False, 25.75), (64, True, 25.75)):
-        change = change_from_chunks(chunked, whole, chunk, causal=causal)
+        change = LossChange.of(with_context(chunked, chunk, causal=causal), whole)
         assert change is not None
         assert change.before == pytest.approx(before)

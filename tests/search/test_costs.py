@@ -64,7 +64,7 @@ def test_what_cannot_run_is_left_out_unless_it_was_asked_for() -> None:
     costs = LayerCosts(shape(), 256, CPU)
     wrong = Candidate("window", {"window": 64, "relative": "no_such"})
     with pytest.raises(LongAttentionError):
-        costs.measure([Candidate(wrong.mechanism, wrong.options, asked=True)])
+        costs.measure([Candidate(wrong.mechanism, wrong.options, by_user=True)])
     assert set(costs.measure([wrong, Candidate("full")])) == {"full"}
     assert list(costs.refused) == [str(wrong)]
     assert isinstance(costs.known["full"], LayerCost)

@@ -12,7 +12,7 @@ from hf_longattn import LongAttentionConfig, convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.diagnostics import Candidate
 from hf_longattn.search.candidates import USUAL
-from hf_longattn.search.design import Design, Priced, pareto, unique
+from hf_longattn.search.design import CostedDesign, Design, pareto, unique
 
 WIDE, NARROW, FULL = (Candidate.read(text) for text in ("window:window=32", "window:window=8", "full"))
 NESTED = Candidate.read("union:of=[window:window=8,dilation=2+strided:stride=4]")
@@ -53,7 +53,7 @@ def test_usual_candidates_exist() -> None:
 def test_the_best_designs_for_their_cost() -> None:
     designs = [Design((one,)) for one in (NARROW, WIDE, FULL, NESTED)]
     found = [
-        Priced(design, seconds, None, None, loss)
+        CostedDesign(design, seconds, None, None, loss)
         for design, seconds, loss in zip(designs, (1, 2, 3, 4), (3.0, 3.5, 1.0, None), strict=True)
     ]
     assert [one.design for one in pareto(found)] == [designs[0], designs[2]]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import hf_longattn
 from hf_longattn.cli import main
@@ -21,7 +21,8 @@ from hf_longattn.search.costs import LayerCost, LayerCosts
 from hf_longattn.search.design import Design
 
 CANDIDATES = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
-SECONDS = {"window:window=8": 1.0, "window:window=16": 2.0, "longformer:window=8": 1.5, "full": 8.0, "linear": 0.5, "hedgehog": 0.5}
+SECONDS = {"window:window=8": 1.0, "window:window=16": 2.0, "longformer:window=8": 1.5, "full": 8.0, "linear": 0.5, "hedgehog": 0.5,
+           "shifted_window:group_size=8": 1.0, "window:window=64": 4.0}  # fmt: skip
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("priced")
 @pytest.mark.parametrize("budget", ["0.14", "6s", "0.5", "24s"])
 def test_no_design_within_the_budget_keeps_more(encoder: Path, text: Path, budget: str) -> None:
-    found = search_design(encoder, text, budget=budget, length=128, candidates=CANDIDATES, pieces=2)
+    found = search_design(encoder, text, budget=budget, candidates=CANDIDATES, pieces=2)
     limit = found.budget.limit(found.full_seconds)  # type: ignore[union-attr]
     tables = [row.scores for row in found.rows]
     possible = [names for names in itertools.product(CANDIDATES, repeat=3) if sum(SECONDS[name] for name in names) <= limit]
@@ -51,7 +52,7 @@ def test_no_design_within_the_budget_keeps_more(encoder: Path, text: Path, budge
 
 @pytest.mark.usefixtures("priced")
 def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Path) -> None:
-    found = search_design(encoder, text, budget="0.5", length=128, candidates=CANDIDATES, pieces=1, queries=62)
+    found = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1, queries=62)
     model = AutoModelForMaskedLM.from_pretrained(encoder)
     tokenizer = hf_longattn.conversion.text.load_tokenizer(encoder)
     ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
@@ -114,14 +115,69 @@ def test_the_result_converts(encoder: Path, text: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("priced")
 def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
-    found = search_design(encoder, text, budget="0.3", length=128, candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
+    found = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
     assert all(row.scores["full"] == pytest.approx(0.0, abs=1e-5) for row in found.rows)
     assert all(-1.0 < row.scores["linear"] < -1e-4 for row in found.rows)
-    by_mass = search_design(encoder, text, budget="0.3", length=128, candidates=["linear", "window:window=16"], pieces=1)
+    by_mass = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16"], pieces=1)
     assert "linear" in by_mass.reasons
     assert set(by_mass.chosen.design.names) == {"window:window=16"}
     with pytest.raises(OptionError, match="add --score kl"):
-        search_design(encoder, text, budget="0.3", length=128, candidates=["linear"], pieces=1)
+        search_design(encoder, text, budget="0.3", candidates=["linear"], pieces=1)
+
+
+@pytest.mark.usefixtures("priced")
+def test_what_positions_do_not_hold_for_is_offered_only_where_it_was_measured(encoder: Path, text: Path, tmp_path: Path) -> None:
+    """With tiled positions full attention sees every position twice, to which scores at the trained length are blind."""
+    settings: dict[str, Any] = {"budget": "24s", "pieces": 1, "candidates": ["window:window=8", "full"]}
+    found = search_design(encoder, text, length=128, **settings)
+    assert set(found.chosen.design.names) == {"window:window=8"}
+    assert found.reasons["full"] == "sees keys at any distance, and tiled positions repeat every 64 tokens."
+    assert "full" not in search_design(encoder, text, length=64, **settings).reasons
+    assert "full" not in search_design(encoder, text, length=128, positions="interpolate", **settings).reasons
+    with pytest.raises(OptionError, match=r"No candidate is left: full sees .*; give one that sees less, .* window:window=64"):
+        search_design(encoder, text, length=128, **{**settings, "candidates": ["full"]})
+    tried = search_design(encoder, text, tmp_path / "study", length=128, trials=4, **settings)
+    assert tried.notes == ("full sees keys at any distance, and tiled positions repeat every 64 tokens.",)
+    assert any("full" in one.design.names for one in tried.tried)
+
+
+@pytest.mark.usefixtures("priced")
+def test_the_held_out_loss_stands_beside_a_design(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
+    for source in (encoder, decoder):
+        found = search_design(source, text, tmp_path / source.name, budget="0.9", length=128, candidates=["window:window=16"], pieces=2)
+        change = found.loss_change
+        assert change is not None
+        assert 4.0 < change.before < 9.0
+        assert found.to_dict()["loss_change"]["after"] == pytest.approx(change.after)
+        assert str(change) in found.loss_sentence
+        assert found.loss_sentence in found.to_markdown()
+        attention = found.chosen.design.attention()
+        report = hf_longattn.convert_checkpoint(source, tmp_path / f"{source.name}-128", long_attention=attention, max_length=128)
+        loss = next(check.values["change"] for check in report.checks if "change" in check.values)
+        assert loss["before"] == pytest.approx(change.before, rel=0.3)
+    model = AutoModel.from_pretrained(encoder)
+    model.save_pretrained(tmp_path / "headless")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "headless")
+    found = search_design(tmp_path / "headless", text, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
+    assert "is a BertModel, which predicts no tokens" in found.loss_sentence
+
+
+@pytest.mark.usefixtures("priced")
+def test_a_masked_model_without_a_tokenizer_is_refused_in_a_sentence(encoder: Path, tmp_path: Path) -> None:
+    AutoModelForMaskedLM.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
+    ids = torch.randint(5, 500, (600,))
+    found = search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
+    assert "no tokenizer with a mask token" in found.loss_sentence
+    with pytest.raises(OptionError, match="no tokenizer with a mask token"):
+        search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1, score="kl")
+
+
+@pytest.mark.usefixtures("priced")
+def test_mechanisms_are_judged_as_they_are_used(decoder: Path, text: Path) -> None:
+    """shifted_window has groups while a model trains, and full attention when it is used."""
+    names = ["shifted_window:group_size=8"]
+    found = search_design(decoder, text, budget="0.9", length=128, candidates=names, pieces=1, score="kl")
+    assert [row.scores[names[0]] for row in found.rows] == pytest.approx([0.0, 0.0], abs=1e-5)
 
 
 @pytest.mark.usefixtures("priced")
@@ -217,6 +273,8 @@ def test_a_folder_takes_one_search(encoder: Path, text: Path, tmp_path: Path) ->
         search_design(encoder, text, output, **settings)
     with pytest.raises(DestinationExistsError, match=r"was started with budget=.*; give the same settings"):
         search_design(encoder, text, output, resume=True, **{**settings, "budget": "0.5"})
+    with pytest.raises(DestinationExistsError, match=r"was started with revision=None, not 'v2'; give the same settings"):
+        search_design(encoder, text, output, resume=True, revision="v2", **settings)
     (tmp_path / "other.txt").write_text(text.read_text(encoding="utf-8")[1:], encoding="utf-8")
     with pytest.raises(DestinationExistsError, match="was started with another text; give the same settings"):
         search_design(encoder, tmp_path / "other.txt", output, resume=True, **settings)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
-from hf_longattn.search import search_design
+from hf_longattn.search import objectives, search_design
+from hf_longattn.search.design import Design
 from hf_longattn.search.study import run_workers
 
 CANDIDATES = ["window:window=8", "window:window=16", "full"]
@@ -23,8 +24,14 @@ SETTINGS: dict[str, Any] = {"budget": "20s", "length": 128, "candidates": CANDID
 
 
 def states(folder: Path) -> list[str]:
-    with sqlite3.connect(folder / "study.db") as database:
-        return [row[0] for row in database.execute("select state from trials order by number")]
+    """Of all trials so far; none before there is a study."""
+    optuna = pytest.importorskip("optuna")
+    file = str(folder / "study.journal")
+    if not Path(file).is_file():
+        return []
+    journal = optuna.storages.journal.JournalFileBackend(file, lock_obj=optuna.storages.journal.JournalFileOpenLock(file))
+    storage = optuna.storages.JournalStorage(journal)
+    return [trial.state.name for study in storage.get_all_studies() for trial in storage.get_all_trials(study._study_id)]
 
 
 def test_trials_start_with_the_designs_of_stage_1_and_choose_by_loss(encoder: Path, text: Path, tmp_path: Path) -> None:
@@ -44,7 +51,8 @@ def test_trials_start_with_the_designs_of_stage_1_and_choose_by_loss(encoder: Pa
 
 def test_the_divergence_of_whole_designs(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
     for source in (encoder, decoder):
-        found = search_design(source, text, tmp_path / source.name, trials=4, objective="kl", **SETTINGS)
+        length = 64 if source is encoder else 128  # beyond which full attention on tiled positions is left out
+        found = search_design(source, text, tmp_path / source.name, trials=4, objective="kl", **{**SETTINGS, "length": length})
         full = [one.loss for one in found.tried if set(one.design.names) == {"full"}]
         assert full == pytest.approx([0.0] * len(full), abs=1e-5)
         assert full
@@ -63,7 +71,8 @@ SEARCH = """
 import time
 from pathlib import Path
 import hf_longattn.search.objectives as objectives
-from hf_longattn.search import search_design
+from hf_longattn.search import objectives, search_design
+from hf_longattn.search.design import Design
 
 measure = objectives.HeldOutLoss.__call__
 judged = 0
@@ -84,7 +93,7 @@ def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, repo
     running = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(repository)})
     try:
         late = time.monotonic() + 300
-        while time.monotonic() < late and not ((study / "study.db").is_file() and states_or_none(study).count("COMPLETE") >= 2):
+        while time.monotonic() < late and states(study).count("COMPLETE") < 2:
             assert running.poll() is None
             time.sleep(0.1)
         with pytest.raises(LongAttentionError, match="Another search is working in"):
@@ -105,16 +114,9 @@ def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, repo
     assert {one.name for one in study.iterdir()} >= {"design.yaml", "report.json", "report.md", "pareto.svg"}
 
 
-def states_or_none(folder: Path) -> list[str]:
-    try:
-        return states(folder)
-    except sqlite3.OperationalError:  # not made yet
-        return []
-
-
 def test_a_worker_that_dies_is_a_sentence() -> None:
     with pytest.raises(LongAttentionError, match="ended with signal 9; add --resume to continue"):
-        run_workers(signal.raise_signal, (signal.SIGKILL,), 2)
+        run_workers(signal.raise_signal, [(signal.SIGKILL,)] * 2)
 
 
 def test_optuna_that_is_missing(encoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +129,7 @@ def test_optuna_that_is_missing(encoder: Path, text: Path, tmp_path: Path, monke
 
 def test_a_file_that_is_no_study(encoder: Path, text: Path, tmp_path: Path) -> None:
     search_design(encoder, text, tmp_path / "study", **SETTINGS)
-    (tmp_path / "study" / "study.db").write_bytes(b"not a database" * 100)
+    (tmp_path / "study" / "study.journal").write_bytes(b"not a study" * 100)
     with pytest.raises(CheckpointError, match=r"is not a study that Optuna can open .*; remove it, or search into another folder"):
         search_design(encoder, text, tmp_path / "study", trials=3, resume=True, **SETTINGS)
 
@@ -147,25 +149,62 @@ def test_a_checkpoint_without_a_head_has_no_loss(encoder: Path, text: Path, tmp_
 def test_a_path_of_any_name_is_a_study(encoder: Path, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "with space #1? ü%41"
     search_design(encoder, text, folder, trials=2, **SETTINGS)
-    assert (folder / "study.db").is_file()
+    assert states(folder) == ["COMPLETE"] * 2
 
 
 def test_a_full_disk_is_a_sentence_and_the_search_resumes(
     encoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect, pages = sqlite3.connect, [2]
+    journal = pytest.importorskip("optuna").storages.journal.JournalFileBackend
+    append, space = journal.append_logs, [0]
 
-    def limited(*arguments: Any, **more: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **more)
-        connection.execute(f"pragma max_page_count = {pages[0]}")  # at least as many as the file has
-        return connection
+    def limited(self: Any, logs: list[dict[str, Any]]) -> None:
+        space[0] -= 1
+        if space[0] < 0:
+            with open(self._file_path, "ab") as file:  # as much of the line as the disk takes
+                file.write(b'{"op_code":')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file_path)
+        append(self, logs)
 
-    monkeypatch.setattr(sqlite3, "connect", limited)
-    for allowed in (2, 10**6, 1):
-        pages[0] = allowed
-        resume = {"resume": (tmp_path / "study").exists(), "trials": {2: 2, 10**6: 2, 1: 60}[allowed]}
+    monkeypatch.setattr(journal, "append_logs", limited)
+    for allowed, trials in ((0, 2), (9, 2), (10**6, 4), (3, 60)):
+        space[0] = allowed
+        settings = {"resume": (tmp_path / "study").exists(), "trials": trials, **SETTINGS}
         if allowed == 10**6:
-            assert search_design(encoder, text, tmp_path / "study", **resume, **SETTINGS).tried
+            assert search_design(encoder, text, tmp_path / "study", **settings).tried
+            assert states(tmp_path / "study").count("COMPLETE") == 4
             continue
         with pytest.raises(CheckpointError, match="The disk of the search is full; free some space, and add --resume to continue"):
-            search_design(encoder, text, tmp_path / "study", **resume, **SETTINGS)
+            search_design(encoder, text, tmp_path / "study", **settings)
+
+
+def test_a_design_that_fails_is_left_out_and_said(encoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = objectives.HeldOutLoss.__call__
+
+    def fails(self: objectives.HeldOutLoss, design: Design) -> float:
+        if set(design.names) == {"window:window=8"}:
+            raise RuntimeError("a kernel has no such size")
+        return measure(self, design)
+
+    monkeypatch.setattr(objectives.HeldOutLoss, "__call__", fails)
+    found = search_design(encoder, text, tmp_path / "study", trials=6, **SETTINGS)
+    assert "FAIL" in states(tmp_path / "study")
+    assert len(found.tried) >= 2
+    assert any("window:window=8 in every layer could not be tried: a kernel has no such size" in note for note in found.notes)
+
+
+def test_a_candidate_that_fails_is_left_out_and_said(decoder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = objectives.Divergence.__call__
+
+    def fails(self: objectives.Divergence, design: Design) -> float:
+        if "window:window=8" in design.names:
+            raise RuntimeError("a kernel has no such size")
+        return measure(self, design)
+
+    monkeypatch.setattr(objectives.Divergence, "__call__", fails)
+    settings = {**SETTINGS, "candidates": ["window:window=8", "window:window=16"]}
+    found = search_design(decoder, text, score="kl", **settings)
+    assert set(found.chosen.design.names) == {"window:window=16"}
+    assert "a kernel has no such size" in found.reasons["window:window=8"]
+    with pytest.raises(OptionError, match=r"No candidate could be measured .*a kernel has no such size"):
+        search_design(decoder, text, score="kl", **{**SETTINGS, "candidates": ["window:window=8"]})
