@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import OptionError
 from .mechanisms.composite import HIGHEST_LAYER, read_choice, read_rules, write_choices
+from .mechanisms.options import OptionInfo
 from .mechanisms.registry import check_options, mechanism_class, prototype
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
@@ -103,8 +104,8 @@ class LongAttentionConfig:
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)
-            full = check_options(name, options).to_dict()
-            text = f"{name:<14}" + "  ".join(f"{key}={_readable(value)}" for key, value in full.items())
+            full, infos = check_options(name, options), {info.name: info for info in mechanism_class(name).options_type.infos()}
+            text = f"{name:<14}" + "  ".join(f"{key}={_readable(value, infos[key])}" for key, value in full.to_dict().items())
             if rows and rows[-1][2] == text:
                 rows[-1] = (rows[-1][0], index, text)
             else:
@@ -180,10 +181,10 @@ def _layer_index(key: int | str) -> int:
     return index
 
 
-def _readable(value: Any) -> str:
+def _readable(value: Any, info: OptionInfo | None = None) -> str:
+    """A value for readers; ``info``: of its option, whose unit is then told."""
     if isinstance(value, Mapping):
         return write_choices([value])
-    if not isinstance(value, list | tuple):
-        return str(value)
-    nested = any(isinstance(one, Mapping) for one in value)
-    return (write_choices(value) if nested else ",".join(map(str, value))) or "none"
+    if isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
+        return write_choices(value)
+    return (info or OptionInfo("", "", None, "", "")).readable(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from .errors import BackendError
 from .mechanisms.base import Mechanism
 
 COLUMNS = ("layer", "mechanism", "path", "reason")
+FIRST = "the path of highest priority: nothing speaks against it"
+ONLY = "the mechanism has no other path"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class LayerPath:
     layer: name of the attention module in the model.
     mechanism: its registered name.
     path: what ran, such as ``cpu-band``, or how the rows of a batch were brought to it, such as ``split``.
-    reason: why the paths of higher priority did not run; empty where the first one did.
+    reason: why the paths of higher priority did not run, or that there is none.
     """
 
     layer: str
@@ -67,12 +70,21 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
     names = {id(module): name for name, module in model.named_modules() if isinstance(module, Mechanism)}
     found: dict[tuple[int, Choice], LayerPath] = {}
 
-    def note(mechanism: Any, choice: Choice) -> None:
-        name = names.get(id(mechanism), "").partition(".long_attention")[0]
-        reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused)
-        found.setdefault((id(mechanism), choice), LayerPath(name, getattr(mechanism, "name", ""), choice.path, reason))
+    def layer_of(mechanism: Any) -> str:
+        return names.get(id(mechanism), "").partition(".long_attention")[0]
 
-    with torch.no_grad(), listen(note):
+    def note(mechanism: Any, choice: Choice) -> None:
+        reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST
+        found.setdefault((id(mechanism), choice), LayerPath(layer_of(mechanism), getattr(mechanism, "name", ""), choice.path, reason))
+
+    def ran(mechanism: Any, args: Any, output: Any) -> None:
+        if not any(key == id(mechanism) for key, _ in found):
+            found[id(mechanism), Choice("its own")] = LayerPath(layer_of(mechanism), mechanism.name, "its own", ONLY)
+
+    layers = [module for name, module in model.named_modules() if isinstance(module, Mechanism) and ".members." not in name]
+    with contextlib.ExitStack() as hooks, torch.no_grad(), listen(note):
+        for mechanism in layers:
+            hooks.callback(mechanism.register_forward_hook(ran).remove)
         model(**({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs))
     if not found:
         raise BackendError(

@@ -134,3 +134,13 @@ def test_bad_lines_get_a_sentence(layers: object, says: str) -> None:
 def test_the_table_writes_a_mechanism_inside_an_option_as_it_is_typed() -> None:
     config = LongAttentionConfig("hybrid", features="taylor:feature_dim=8")
     assert "features=taylor:feature_dim=8 " in config.table(2)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "options", "told"),
+    [("lsg", {}, "global_tokens=position 0"), ("longformer", {"global_tokens": ()}, "global_tokens=none"),
+     ("longformer", {"global_tokens": (0, 7)}, "global_tokens=positions 0,7"), ("window", {"dilation": (1, 2)}, "dilation=1,2")],
+)  # fmt: skip
+def test_tables_tell_positions_from_numbers(mechanism: str, options: dict, told: str) -> None:
+    """A bare global_tokens=0 reads as "none", and is the first token."""
+    assert told in LongAttentionConfig(mechanism, **options).table(2)

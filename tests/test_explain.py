@@ -117,6 +117,16 @@ def test_a_model_is_explained_layer_by_layer() -> None:
     assert any("cpu-band" in line and "no dense: the band leaves keys out" in line for line in table)
 
 
+def test_every_answer_has_a_reason() -> None:
+    model = long_model("bert", None, {"mechanism": "window", "window": 32, "layers": {1: {"mechanism": "full"}}}).eval()
+    found = explain(model, tokens(2, 300))
+    assert all(one.reason for one in found)
+    assert {one.layer.split(".")[2] for one in found} == {"0", "1", "2"}, "no layer is missing"
+    model = long_model("bert", None, {"mechanism": "window", "window": 4000}).eval()
+    (line,) = {one.reason for one in explain(model, tokens(1, 100))}
+    assert line.startswith("the path of highest priority")
+
+
 def test_equal_layers_are_one_line() -> None:
     model = long_model("bert", None, {"mechanism": "window", "window": 32}).eval()
     assert "and 2 more" in str(explain(model, tokens(1, 300)))

@@ -50,7 +50,7 @@ def draw(folder: Path) -> None:
 
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
-    rows = [[f"`{o.name}`", o.type.replace(" | ", " or "), f"`{_shown(o.default)}`", o.unit, o.help] for o in _own_options(name)]
+    rows = [[f"`{o.name}`", o.type.replace(" | ", " or "), f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
     table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "No other options."
     facts = [
         f"Source: {info.paper}.",

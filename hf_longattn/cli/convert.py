@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..conversion import ConversionConfig
+from ..conversion.config import AUTO
 from . import options as flags
+
+if TYPE_CHECKING:
+    from ..conversion.plan import Chooser
 
 __all__ = ["convert", "plan"]
 
@@ -47,7 +51,7 @@ def convert(
     if push_to_hub is not None:
         check_login(push_to_hub, token)
     with conversion_progress() as progress:
-        report = convert_checkpoint(source, destination, config, progress=progress)
+        report = convert_checkpoint(source, destination, config, choose=_chooser(config), progress=progress)
     result = {"destination": str(report.destination), **report.to_dict()}
     if not as_json:
         show_report(report)
@@ -70,4 +74,13 @@ def _print_plan(source: str, destination: Path | None, config: ConversionConfig,
     from ..conversion import plan_conversion
     from .show import print_plan
 
-    print_plan(plan_conversion(source, destination, config), as_json=as_json)
+    print_plan(plan_conversion(source, destination, config, choose=_chooser(config)), as_json=as_json)
+
+
+def _chooser(config: ConversionConfig) -> Chooser | None:
+    """What ``--mechanism auto`` stands for; imported only where it is needed."""
+    if config.mechanism != AUTO:
+        return None
+    from ..search import choose_mechanisms
+
+    return choose_mechanisms

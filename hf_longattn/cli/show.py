@@ -53,10 +53,10 @@ def show_plan(plan: ConversionPlan) -> None:
             name = f"{comes_from} → {tensor.name}" if comes_from not in ("", tensor.name) else tensor.name
             why = f"  ({tensor.reason})" if tensor.reason else ""
             console.print(f"  {tensor.action}  {name}  {shapes}{why}", style="dim", highlight=False)
+    _show_warnings(console, [*map(str, plan.warnings)])
     console.print()
     if plan.choice is not None:
         console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
-    _show_warnings(console, [*map(str, plan.warnings)])
     console.print(plan.attention.table(plan.shape.layers), highlight=False)
     if plan.decoder is not None:
         console.print(f"\ndecoder, {plan.decoder.old} → {plan.decoder.new} tokens", highlight=False)
@@ -394,7 +394,7 @@ def show_mechanism(info: MechanismInfo) -> None:
         console.print()
         unit = f", in {option.unit}" if option.unit else ""
         console.print(
-            f"[bold]{option.name}[/]  {escape(option.type)}{unit}, default {escape(_value(option.default)) or 'none'}", highlight=False
+            f"[bold]{option.name}[/]  {escape(option.type)}{unit}, default {escape(option.readable(option.default))}", highlight=False
         )
         console.print(Padding(escape(option.help), (0, 0, 0, 4)), highlight=False)
 
@@ -411,10 +411,6 @@ def flops(count: int) -> str:
 
 def _in_units(count: int, units: Sequence[tuple[str, float]]) -> str:
     return next((f"{count / scale:.1f} {unit}" for unit, scale in units if count >= scale), "")
-
-
-def _value(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _table(headings: Sequence[str], title: str, justify: Literal["left", "right"] = "left") -> Table:

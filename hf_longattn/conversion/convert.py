@@ -16,7 +16,7 @@ from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .model_loading import quiet_libraries
 from .native import export_native
-from .plan import ConversionPlan, open_asked, plan_conversion
+from .plan import Chooser, ConversionPlan, open_asked, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import ResultInfo
 from .tensor_files import write_json
@@ -31,6 +31,7 @@ def convert_checkpoint(
     destination: str | Path,
     config: ConversionConfig | None = None,
     *,
+    choose: Chooser | None = None,
     progress: StageProgress | None = None,
     **settings: Any,
 ) -> ConversionReport:
@@ -43,6 +44,7 @@ def convert_checkpoint(
         destination: a folder that does not exist yet; it is complete or does not appear.
         config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are options of the
             mechanism; pass options whose names come from a user as the mapping `options`.
+        choose: what ``mechanism="auto"`` stands for: :func:`hf_longattn.search.choose_mechanisms`.
         progress: called as progress(stage, done, total).
 
     Returns:
@@ -54,21 +56,50 @@ def convert_checkpoint(
     asked = ConversionConfig.from_keywords(config, settings)
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
-    text, origin = verification_text(asked.verify_text)
+    text = verification_text(asked.verify_text)
     on_the_hub = not Path(source).expanduser().exists()
     if on_the_hub:  # refuse before downloading the weights
         named = {"mechanism": None, "budget": None, "search_text": None} if asked.mechanism == AUTO else {}
         plan_conversion(source, target, dataclasses.replace(asked, **named))  # type: ignore[arg-type]
-    opened = open_asked(source, asked)
-    plan = plan_conversion(opened, target, asked)
-    if asked.native:
-        return _native(source, target, asked, plan, progress)
+    plan = plan_conversion(open_asked(source, asked), target, asked, choose=choose)
+    base_model = str(source) if on_the_hub else None
+    clock["planned"] = time.perf_counter()
+    if not asked.native:
+        return _converted(plan, destination, asked, text, base_model, clock, progress)
+    choice = plan.native_twin
+    if choice is not None and choice.twin is None:
+        raise ExportError(f"The result would have no native twin: {choice.reason}")
+    check_destination(target, *plan.source.protected, overwrite=asked.overwrite)
+    beside = next(folder for folder in target.parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".longattn-native-", dir=beside) as folder:
+        long, plain = Path(folder) / target.name, dataclasses.replace(asked, native=False, overwrite=False)
+        report = _converted(plan, long, plain, text, base_model, clock, progress)
+        return export_native(long, target, verify=asked.verify, overwrite=asked.overwrite, progress=progress, converted=report)
+
+
+def _converted(
+    plan: ConversionPlan,
+    destination: str | Path,
+    asked: ConversionConfig,
+    text: tuple[str, str],
+    base_model: str | None,
+    clock: dict[str, float],
+    progress: StageProgress | None,
+) -> ConversionReport:
+    """Write and verify what is planned.
+
+    Args:
+        text: to verify with, and where it is from.
+        base_model: the source's name on the Hub.
+        clock: times of the beginning and of the plan.
+    """
+    opened, target = plan.source, destination_path(destination)
     if asked.remote_code:
         check_remote_code(plan.config, user_code=asked.user_code)
-    clock["planned"] = time.perf_counter()
-    text = excerpt(text, plan.new_length)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
-    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), vocabulary) if asked.verify else None
+    tokens = (
+        VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(opened.folder), vocabulary) if asked.verify else None
+    )
     added, first_checks = (added_values(plan), []) if asked.init_from_text is None else initial_values(plan, asked.init_from_text)
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=asked.overwrite) as stage:
         info = ResultInfo(target, plan.architecture.long_class, plan.architecture.family.module, plan.new_length)
@@ -93,23 +124,8 @@ def convert_checkpoint(
         write_json(stage / REPORT, report.to_dict())
         if asked.remote_code:
             bundle_remote_code(stage, user_code=asked.user_code)
-        write_model_card(stage, base_model=str(source) if on_the_hub else None, source=opened.card_folder, name=str(destination))
+        write_model_card(stage, base_model=base_model, source=opened.card_folder, name=str(destination))
     return report
-
-
-def _native(
-    source: str | Path, target: Path, asked: ConversionConfig, plan: ConversionPlan, progress: StageProgress | None
-) -> ConversionReport:
-    """Convert beside the destination, and write the native twin of the result."""
-    choice = plan.native_twin
-    if choice is not None and choice.twin is None:
-        raise ExportError(f"The result would have no native twin: {choice.reason}")
-    check_destination(target, *plan.source.protected, overwrite=asked.overwrite)
-    beside = next(folder for folder in target.parents if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".longattn-native-", dir=beside) as folder:
-        long = Path(folder) / target.name
-        report = convert_checkpoint(source, long, dataclasses.replace(asked, native=False, overwrite=False), progress=progress)
-        return export_native(long, target, verify=asked.verify, overwrite=asked.overwrite, progress=progress, converted=report)
 
 
 def next_step(plan: ConversionPlan) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ from ..modeling.family import PositionTable
 from ..modeling.generic import mark_generic
 from ..modeling.sliding_window import own_windows, with_own_windows
 from ..modeling.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..naming import load_module
 from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters, widest_span
 from ..positions.relative import relative_kind
 from ..staging import check_destination
@@ -32,6 +31,9 @@ from .sources.base import Source, open_source
 from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
 
+Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
+"""Chooses the attention of every layer for an opened source and the settings of its conversion, and says what was chosen and why."""
+
 
 @quiet_libraries()
 def plan_conversion(
@@ -39,6 +41,7 @@ def plan_conversion(
     destination: str | Path | None = None,
     config: ConversionConfig | None = None,
     *,
+    choose: Chooser | None = None,
     progress: object = None,
     **settings: Any,
 ) -> ConversionPlan:
@@ -48,6 +51,7 @@ def plan_conversion(
         source: a folder, a file or a Hub repository id.
         destination: checked as a conversion checks it, if given.
         config: the settings; or its fields, and options of the mechanism, as keywords.
+        choose: what ``mechanism="auto"`` stands for: :func:`hf_longattn.search.choose_mechanisms`.
         progress: not called; a plan takes the arguments of a conversion.
 
     Raises:
@@ -55,7 +59,7 @@ def plan_conversion(
     """
     asked = ConversionConfig.from_keywords(config, settings)
     if asked.mechanism == AUTO:
-        return _plan_chosen(source, destination, asked)
+        return _plan_chosen(source, destination, asked, choose)
     if asked.mechanism is not None or asked.long_attention is not None:  # a mistyped name is refused before anything is fetched
         asked.attention()
     cast = parse_dtype(asked.dtype)
@@ -65,12 +69,16 @@ def plan_conversion(
     return _plan_generic(opened, asked, cast) if asked.generic else _plan(opened, asked, cast)
 
 
-def _plan_chosen(source: str | Path | Source, destination: str | Path | None, asked: ConversionConfig) -> ConversionPlan:
+def _plan_chosen(
+    source: str | Path | Source, destination: str | Path | None, asked: ConversionConfig, choose: Chooser | None
+) -> ConversionPlan:
     """The plan with a mechanism for every layer that the source itself is measured for."""
+    if choose is None:
+        raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
     opened = source if isinstance(source, Source) else open_asked(source, asked)
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=asked.overwrite)
-    attention, choice = load_module("search", "auto").choose(opened, asked)
+    attention, choice = choose(opened, asked)
     plan = plan_conversion(opened, destination, replace(asked, mechanism=None, budget=None, search_text=None, long_attention=attention))
     return replace(plan, choice=choice)
 

@@ -378,7 +378,7 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
     closest = max(SCHEMAS[::-1], key=lambda schema: len(schema.columns & there) / len(schema.columns))
     missing = sorted(closest.columns - there)
     raise DataError(
-        f"{name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} of {closest.name}'s schema "
+        f"{name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} of the schema {closest.name!r} "
         f"({', '.join(sorted(closest.columns))}); it has {', '.join(sorted(there)) or 'no columns'}"
     )
 

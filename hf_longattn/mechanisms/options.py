@@ -27,6 +27,8 @@ RESERVED = frozenset(
 )
 """The other arguments of build_mechanism and attend, whose names no option may have."""
 
+POSITIONS = "positions"
+"""The unit of options that list tokens by their positions."""
 LARGEST = 2**31 - 1
 """Largest whole number that an option takes, so that sums and products of positions stay within 64 bits."""
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
@@ -41,6 +43,13 @@ class OptionInfo:
     default: Any
     help: str
     unit: str
+
+    def readable(self, value: Any) -> str:
+        """A value of the option for readers. A list of positions names them, since a bare 0 reads as "none"."""
+        if not isinstance(value, list | tuple):
+            return str(value)
+        entries = ",".join(map(str, value)) or "none"
+        return f"position{'s' if len(value) > 1 else ''} {entries}" if value and self.unit == POSITIONS else entries
 
 
 def option(

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, checkpoint_errors
+from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors
 from ..hub_errors import DOWNLOAD, translated_errors
 from ..private_apis import attention_implementation, can_set_implementation
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
@@ -194,6 +194,8 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         BackendError: the architecture is not on the AttentionInterface, or has no attention; or it is a Long model.
         UnknownMechanismError, OptionError: from ``long_attention``.
     """
+    if isinstance(long_attention, Mapping) and not ({"mechanism", "layers"} & long_attention.keys()):
+        raise OptionError("long_attention names no mechanism; give for example {'mechanism': 'window', 'window': 512}.")
     chosen = LongAttentionConfig.from_dict(long_attention)
     check_interface(type(model))
     if isinstance(model.config, LongConfig):

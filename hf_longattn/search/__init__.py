@@ -18,14 +18,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auto import choose_mechanisms
     from .budget import Budget
     from .design import CostedDesign, Design
     from .result import SearchResult
     from .run import search_design
 
-__all__ = ["Budget", "Design", "CostedDesign", "SearchResult", "search_design"]
+__all__ = ["Budget", "CostedDesign", "Design", "SearchResult", "choose_mechanisms", "search_design"]
 
-_WHERE = {"budget": ("Budget",), "design": ("Design", "CostedDesign"), "result": ("SearchResult",), "run": ("search_design",)}
+_WHERE = {
+    "auto": ("choose_mechanisms",),
+    "budget": ("Budget",),
+    "design": ("CostedDesign", "Design"),
+    "result": ("SearchResult",),
+    "run": ("search_design",),
+}
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 

@@ -20,7 +20,7 @@ BUDGET = "0.25"
 """Of full attention's time, if none is given."""
 
 
-def choose(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
+def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
     """The attention of every layer, and for plan and report what was chosen and why.
 
     Args:

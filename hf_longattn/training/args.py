@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg, string_to_bool
 
-from hf_longattn.errors import LongAttentionError, OptionError
+from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
 
 Model = TypeVar("Model", bound="ModelArguments")
@@ -265,6 +267,19 @@ def given(arguments: Any) -> dict[str, Any]:
     return found
 
 
+class TaskParser(HfArgumentParser):
+    """A parser whose errors read as those of the other commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and one sentence, and exit with code 2."""
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        options = [option for action in self._actions for option in action.option_strings]
+        hint = nearest(unknown[1], options) if unknown else ""
+        self.print_usage(sys.stderr)
+        print(f"Error: {message[0].upper()}{message[1:].rstrip('.')}.{hint}", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def parse_arguments(
     kinds: tuple[type[Model], type[Data], type[Training]], arguments: list[str], description: str, prog: str | None = None
 ) -> tuple[Model, Data, Training]:
@@ -275,7 +290,7 @@ def parse_arguments(
     """
     read = next((f" --{each.name} {each.name.upper()}" for each in fields(kinds[1]) if each.name in ("data", "text", "tasks")), "")
     usage = f"%(prog)s --model MODEL{read} --output FOLDER [OPTION ...]"
-    parser = HfArgumentParser(kinds, description=description, usage=usage, prog=prog)
+    parser = TaskParser(kinds, description=description, usage=usage, prog=prog)
     command = (prog or "").removeprefix("longattn ")
     parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {recipe_names(command) or 'your own'}.")
     for action in parser._actions:  # HfArgumentParser gives --no_bf16 the help of --bf16

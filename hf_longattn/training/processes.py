@@ -129,7 +129,7 @@ def watched(folder: Path) -> Iterator[None]:
 
     def lost(rank: int, failed: bool) -> None:
         what = "ended with an error" if failed else "has ended or hangs"
-        print(f"error: process {rank} of the training {what}: {how_to_resume(folder)}", file=sys.stderr)
+        print(f"Error: process {rank} of the training {what}: {how_to_resume(folder)}", file=sys.stderr)
         leave()
 
     _heart = Heart(lost)

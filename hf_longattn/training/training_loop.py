@@ -24,7 +24,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-import hf_longattn
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.naming import LOGGER
@@ -84,12 +83,10 @@ def run_training(
         if training_args.disable_tqdm or not first:
             datasets.disable_progress_bars()
             logging.disable_progress_bar()
-        if first:
-            print(f"hf_longattn {hf_longattn.__version__}: training {model_args.model}", file=sys.stderr)
         with one_sentence_if_full(training_args.folder), sentence_if_lost(training_args.folder):
             log = train(model_args, data_args, training_args)
     except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"Error: {error}", file=sys.stderr)
         if several():
             leave()
         return 1

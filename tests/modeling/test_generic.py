@@ -139,6 +139,14 @@ def test_generation_of_an_enabled_model() -> None:
     assert torch.equal(model.generate(tokens(2, 20), **how), model.generate(tokens(2, 20), use_cache=False, **how))
 
 
+@pytest.mark.parametrize("nothing", [{}, {"window": 64}])
+def test_a_mapping_without_a_mechanism_is_refused(nothing: dict[str, Any]) -> None:
+    """It took longformer without a word, whose default window is another one."""
+    model = plain_model("bert")
+    with pytest.raises(OptionError, match="long_attention names no mechanism; give for example"):
+        enable_long_attention(model, nothing)
+
+
 def test_refusals() -> None:
     model, _ = build("bert")
     with pytest.raises(UnknownMechanismError):

@@ -27,7 +27,7 @@ def test_mistakes_are_one_sentence(script: ModuleType, tmp_path: Path, capsys: p
     assert script.main(["--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml does not exist; give a YAML file" in capsys.readouterr().err
     assert script.main(["--model", str(tmp_path), "--output", str(tmp_path / "o"), "--data", "program"]) == 1
-    assert capsys.readouterr().err.count("error: ") == 1
+    assert capsys.readouterr().err.count("Error: ") == 1
 
 
 def test_reference_tasks_are_trained_by_research(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

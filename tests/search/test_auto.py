@@ -11,6 +11,7 @@ import pytest
 import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.errors import OptionError
+from hf_longattn.search import choose_mechanisms
 from hf_longattn.search.costs import LayerCost, LayerCosts
 
 
@@ -25,11 +26,13 @@ def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plan_and_report_say_what_was_chosen_and_why(encoder: Path, text: Path, tmp_path: Path) -> None:
-    plan = hf_longattn.plan_conversion(encoder, mechanism="auto", budget="0.03", max_length=128, search_text=text)
+    plan = hf_longattn.plan_conversion(encoder, choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_text=text)
     assert plan.choice is not None
     assert "keeps the most of the layers' attention within 0.03 of full attention's time" in plan.choice["reason"]
     assert plan.attention == hf_longattn.search_design(encoder, text, budget="0.03", length=128).chosen.design.attention()
-    report = hf_longattn.convert_checkpoint(encoder, tmp_path / "long", mechanism="auto", budget="0.03", max_length=128, search_text=text)
+    report = hf_longattn.convert_checkpoint(
+        encoder, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_text=text
+    )
     assert report.plan["choice"] == json.loads(json.dumps(plan.to_dict()["choice"]))
     assert report.config["mechanism"] == "auto"
     assert report.config["budget"] == "0.03"
@@ -60,5 +63,31 @@ def test_the_command_prints_the_reason(encoder: Path, tmp_path: Path, capsys: py
 )
 def test_refusals(given: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=sentence):
-        hf_longattn.convert_checkpoint(encoder, tmp_path / "long", max_length=128, **given)
+        hf_longattn.convert_checkpoint(encoder, tmp_path / "long", choose=choose_mechanisms, max_length=128, **given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_chooses_is_passed_on(encoder: Path, tmp_path: Path) -> None:
+    """Conversion is below search, and imports nothing of it."""
+    with pytest.raises(OptionError, match=r"pass choose=hf_longattn\.search\.choose_mechanisms"):
+        hf_longattn.plan_conversion(encoder, mechanism="auto", max_length=128)
+    chosen = hf_longattn.LongAttentionConfig("window", window=8)
+    plan = hf_longattn.plan_conversion(
+        encoder, mechanism="auto", max_length=128, choose=lambda source, config: (chosen, {"reason": "mine"})
+    )
+    assert plan.attention == chosen
+    assert plan.to_dict()["choice"] == {"reason": "mine"}
+
+
+def test_a_native_twin_is_of_the_design_that_was_chosen_once(decoder: Path, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def choose(source: Any, config: Any) -> Any:
+        calls.append(source.name)
+        return hf_longattn.LongAttentionConfig("window", window=8 * len(calls)), {"reason": f"call {len(calls)}"}
+
+    report = hf_longattn.convert_checkpoint(decoder, tmp_path / "native", mechanism="auto", max_length=128, native=True, choose=choose)
+    assert len(calls) == 1
+    config = json.loads((tmp_path / "native" / "config.json").read_text(encoding="utf-8"))
+    assert config["sliding_window"] == 8
+    assert report.passed

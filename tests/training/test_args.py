@@ -201,3 +201,17 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
     for name in ("gradient_checkpointing", "activation_checkpointing"):
         if hasattr(args, name):  # the second since transformers 5.23
             assert [getattr(args.of_stage(stage), name) for stage in (1, 2)] == [False, asked]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["--modl", "x"], "Error: Unrecognized arguments: --modl x. Did you mean '--model'?"),
+        (["--epochs", "many"], "Error: Argument --epochs: invalid float value: 'many'."),
+    ],
+)
+def test_wrong_usage_reads_as_of_the_other_commands(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train("mlm", ["--model", "m", "--text", "t", "--output", "o", *line])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == sentence

@@ -76,8 +76,10 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
         line = ["--model", models[name], "--output", str(tmp_path / "out"), "--no_bf16", flag, *given, *mechanism, *more]
         capsys.readouterr()
         assert train(name, line) == 1, capsys.readouterr().err
-        said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+        lines = capsys.readouterr().err.splitlines()
+        said = [one for one in lines if one.startswith("Error: ")]
         assert len(said) == 1
+        assert not [one for one in lines if one.startswith("hf_longattn ")], "no heading comes before a refusal"
         assert not (tmp_path / "out" / "config.json").exists()
         return said[0]
 

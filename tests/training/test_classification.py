@@ -168,5 +168,5 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
         with pytest.raises(error, match=words):
             finetune_classification(*build_arguments(CLASSIFICATION, **{**given, **changes}))
     assert train_classify.main(["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
-    assert capsys.readouterr().err.count("error: ") == 1
+    assert capsys.readouterr().err.count("Error: ") == 1
     assert not (tmp_path / "o").exists()

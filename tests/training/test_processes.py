@@ -102,12 +102,12 @@ def test_the_others_end_with_a_sentence_and_the_run_resumes(how: str, count: int
     for rank, text in enumerate(texts):
         last = text.strip().splitlines()[-1]
         if rank != 1:
-            assert last.startswith("error: "), text[-3000:]
+            assert last.startswith("Error: "), text[-3000:]
             assert "the latest complete checkpoint is" in last, text[-3000:]
             assert last.endswith("checkpoint-2; run again with --resume"), text[-3000:]
             assert "Traceback" not in text
         elif how == "raise":
-            assert last == "error: row 7 of train.jsonl cannot be read"
+            assert last == "Error: row 7 of train.jsonl cannot be read"
     print(f"{how}, {count} processes: the others ended {seconds:.1f} s later: {texts[0].strip().splitlines()[-1]}")
     assert seconds < 60
     if how == "stop" or count == 4:
@@ -167,6 +167,6 @@ def test_under_a_launcher(launcher: str, arguments: list[str], tmp_path: Path) -
         check=False,
     )
     assert done.returncode, done.stderr[-3000:]
-    sentences = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert sentences, done.stderr[-3000:]
     assert all(line.endswith("checkpoint-2; run again with --resume") for line in sentences), sentences
