@@ -11,7 +11,7 @@ from hf_longattn.errors import MaskError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import LongBaseModelMixin
 from hf_longattn.modeling.run.outputs import FIELDS
-from tests.reference.small_models import base_class, long_model
+from tests.reference.small_models import long_model
 
 WINDOW = {"mechanism": "window", "window": 16}
 HEADS = [(base, head) for base, family in FAMILIES.items() for head in family.heads]

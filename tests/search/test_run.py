@@ -167,8 +167,8 @@ def test_a_masked_model_without_a_tokenizer_is_refused_in_a_sentence(encoder: Pa
     AutoModelForMaskedLM.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
     ids = torch.randint(5, 500, (600,))
     found = search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
-    assert "no tokenizer with a mask token" in found.loss_sentence
-    with pytest.raises(OptionError, match="no tokenizer with a mask token"):
+    assert "needs a tokenizer with a mask token" in found.loss_sentence
+    with pytest.raises(LongAttentionError, match="needs a tokenizer with a mask token"):
         search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1, score="kl")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from hf_longattn.cli.train import train as run_task
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import ENDLESS, TaskArguments, build_arguments, parse_arguments
 from hf_longattn.training.attention_distillation.distill import DISTILLATION
@@ -207,11 +208,11 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
     ("line", "sentence"),
     [
         (["--modl", "x"], "Error: Unrecognized arguments: --modl x. Did you mean '--model'?"),
-        (["--epochs", "many"], "Error: Argument --epochs: invalid float value: 'many'."),
+        (["--epochs", "many"], "Error: Argument --num_train_epochs/--num-train-epochs/--epochs: invalid float value: 'many'."),
     ],
 )
 def test_wrong_usage_reads_as_of_the_other_commands(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        train("mlm", ["--model", "m", "--text", "t", "--output", "o", *line])
+        run_task("mlm", ["--model", "m", "--text", "t", "--output", "o", *line])
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == sentence
