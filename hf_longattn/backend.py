@@ -37,6 +37,8 @@ STOPPED = "stopped_keys_values"
 """The keyword for the keys and values of a module's input as a constant, for mechanisms that stop gradients there; empty: as they are."""
 PROJECT_ONLY = "project_only"
 """The keyword for a list to which the attention function appends its keys and values, instead of attending."""
+WEIGHTS = "attention_weights"
+"""The keyword that asks for attention weights: layers that are computed again for the backward pass do not know who collects them."""
 LAYER = "long_layer"
 """The keyword for the layer's index, where layers share an attention module."""
 logger = logging.get_logger(LOGGER)
@@ -406,7 +408,7 @@ def _score_mod(
 
 def _weights_wanted(kwargs: dict[str, Any]) -> bool:
     """Whether somebody collects attentions: not every model passes ``output_attentions`` down to its attention modules."""
-    return bool(kwargs.get("output_attentions")) or attentions_collected()
+    return bool(kwargs.get("output_attentions") or kwargs.get(WEIGHTS)) or attentions_collected()
 
 
 def register_backend() -> None:

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND, DOCUMENTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
+from ..backend import BACKEND, DOCUMENTS, WEIGHTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
 from ..engines.batch import in_graph, positions_in
 from ..errors import BackendError, MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import prototype
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
-from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, tie_parameters
+from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, attentions_collected, tie_parameters
 from .attachment import attach_mechanisms
 from .config import BASE_ATTENTION
 from .family import Family, PositionTable
 from .pruning import cut_as_configured
 from .quantised import warn_of_overflow
-from .run.memory import new_memory, run_with_memory
+from .run.memory import MASK_OF_MEMORY, new_memory, run_with_memory
 from .run.segments import MemoryTokens, attach_memory_tokens, run_in_segments
 from .token_globals import global_tokens_of, token_rule
 from .validation import check_length, check_tables, input_of, refuse_scoreless
@@ -42,6 +42,7 @@ else:
 
 PACKED = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."
+WITH_A_CACHE = f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
 CANNOT_TELL = "cannot tell its attention where each starts"
 
 
@@ -295,6 +296,8 @@ class LongBaseModelMixin(LongAttentionMixin):
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""
+        if (mask := arguments.pop(MASK_OF_MEMORY, None)) is not None:
+            arguments["attention_mask"] = mask
         if self.sharding is not None:
             return self.sharding.run(self, base_forward, arguments)
         if self.packing is not None and (real := self.packing.real_tokens(self, arguments)) is not None:
@@ -306,9 +309,16 @@ class LongBaseModelMixin(LongAttentionMixin):
         memory tokens."""
         self.check_inputs(arguments)
         self._find_globals(arguments)
+        if self.runs_mechanisms and self.hands_globals_down and self._collects_attentions(arguments):
+            arguments[WEIGHTS] = True
         if self.recursion is None or not self.runs_mechanisms:
             return base_forward(self, **arguments)
         return run_in_segments(self, base_forward, arguments)
+
+    def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
+        """Whether somebody asks for the attentions of a call."""
+        wanted = arguments.get("output_attentions")
+        return bool(self.config.output_attentions if wanted is None else wanted) or attentions_collected()
 
     def _find_globals(self, arguments: dict[str, Any]) -> None:
         """Without a ``global_attention_mask``, the tokens that are global by their ids."""
@@ -351,6 +361,8 @@ class LongBaseModelMixin(LongAttentionMixin):
             return
         shape = (tokens.shape[0], tokens.shape[1])
         documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
+        if seen_before(arguments) and (documents is not None or self._begins_anew(arguments)):
+            raise MaskError(WITH_A_CACHE)
         if documents is None:
             restarts = self._restarts(arguments, shape)
             if restarts is None:
@@ -391,6 +403,16 @@ class LongBaseModelMixin(LongAttentionMixin):
         positions = positions.expand(shape)
         return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
 
+    def _begins_anew(self, arguments: dict[str, Any]) -> bool:
+        """Whether a row's next token has the first position although the cache holds tokens of that row."""
+        positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments["past_key_values"]
+        if in_graph() or getattr(cache, "positions_restart", False) or not isinstance(positions, Tensor) or positions.dim() != 2:
+            return False
+        first = positions[:, 0] <= self.first_position_id
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > positions.shape[1]:
+            first = first & mask[:, : -positions.shape[1]].bool().any(1)
+        return bool(first.any())
+
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """The ``position_ids`` ``(B, N)`` that the model gives the tokens of a call without them."""
         table = None if self.family.rotary(self.config) else self.position_table
@@ -415,7 +437,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if self.config.is_encoder_decoder or not self.hands_globals_down:
             return f"{PACKED} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
         if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
-            return f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
+            return WITH_A_CACHE
         if self.position_table is not None and kwargs.get("position_ids") is None and not self.takes_positions:
             return f"{PACKED} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
         return None
@@ -430,7 +452,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             if isinstance(mechanism, Mechanism) and (self.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
                 return packing_refused(mechanism)
         if getattr(self.config, "use_cache", False) if use_cache is None else use_cache:
-            return f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
+            return WITH_A_CACHE
         return None
 
     def _rule_out_packing(self, arguments: dict[str, Any]) -> None:
@@ -517,6 +539,12 @@ def with_long_arguments(base_forward: Any) -> Any:
     return forward
 
 
+def seen_before(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call has a cache with tokens in it."""
+    cache = arguments.get("past_key_values")
+    return cache is not None and hasattr(cache, "get_seq_length") and (in_graph() or int(cache.get_seq_length()) > 0)
+
+
 def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
     """Refuse global tokens and packed documents in a model whose heads or layers do not pass them down; one document in each row is
     no more than the row.
@@ -529,6 +557,8 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
     tokens = input_of(arguments)
     if tokens is None or DOCUMENTS.isdisjoint(arguments):
         return
+    if seen_before(arguments):
+        raise MaskError(WITH_A_CACHE)
     rows = tokens.flatten(0, 1) if tokens.dim() == 3 and "input_ids" in arguments else tokens
     documents = documents_of(arguments, (rows.shape[0], rows.shape[1]))
     if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):

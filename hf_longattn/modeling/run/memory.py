@@ -19,6 +19,8 @@ from ..validation import check_positions, input_of
 from .outputs import wants_tuple
 from .segments import INNER, MemoryTokens
 
+MASK_OF_MEMORY = "mask_of_memory"
+"""Keyword by which a head passes the padding mask of the memory and the new tokens to the model inside it; its own is of the new tokens."""
 POSITIONS = ("continue", "restart")
 
 
@@ -64,6 +66,8 @@ def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str
         _refuse_checkpointing(model)
         added = following.extend(_real(arguments.get("attention_mask"), tokens))
         table = next((table for table in model.family.position_tables if not table.decoder), None)
+        if model.hands_globals_down:
+            added[MASK_OF_MEMORY] = added.pop("attention_mask")
         if table is not None:
             added["position_ids"] = added["position_ids"] + table.first_id(model.config)
             check_positions(table, model.config, added["position_ids"])
