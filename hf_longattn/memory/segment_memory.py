@@ -110,7 +110,7 @@ class CacheMemory(SegmentMemory):
     def __init__(self, config: PreTrainedConfig, continues: bool) -> None:
         super().__init__()
         self.cache = DynamicCache(config=config)
-        self.cache.positions_restart = not continues  # type: ignore[attr-defined]
+        self.cache.positions_restart = not continues
         self.continues = continues
         self.mask: Tensor | None = None
         self.positions: Tensor | None = None
