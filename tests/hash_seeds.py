@@ -1,0 +1,81 @@
+"""What is drawn by seeds, as digests by name: `python -m tests.hash_seeds probes|inputs|search FOLDER CHECKPOINT`.
+
+Run with another PYTHONHASHSEED, in which strings in sets come in another order, the same digests must come out. The checkpoint, a small
+BERT with its tokenizer, is given, since a tokenizer that is trained anew is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def probes(folder: Path, checkpoint: Path) -> dict[str, str]:
+    """Samples of every probe, with what they compare by likelihood."""
+    from hf_longattn.evaluation.probes import TextTask, list_probes, probe_task
+
+    drawn: dict[str, Any] = {}
+    for name in list_probes():
+        task, rng = probe_task(name), random.Random(0)
+        for number in range(2):
+            if isinstance(task, TextTask):
+                sample: Any = task.sample(600, rng, lambda text: len(text.split()))
+                drawn[f"{name} {number}"] = digest((sample, sample.continuations(8)))
+            else:
+                drawn[f"{name} {number}"] = digest(task.sample(128, torch.arange(300), number, 8))  # type: ignore[attr-defined]
+    return drawn
+
+
+def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
+    """The first batches of every task, and what embeddings and rerankers are evaluated on."""
+    import pytest
+    from transformers import AutoTokenizer
+
+    from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
+    from tests.data import test_loaders as loaders
+
+    models, patch = loaders.Models(folder, AutoTokenizer.from_pretrained(checkpoint)), pytest.MonkeyPatch()
+    drawn: dict[str, Any] = {}
+    for number, name in enumerate([*loaders.SETTINGS, *loaders.OTHERS]):
+        trainer = loaders.trainer_of(name, models, folder / str(number), patch)
+        drawn[name] = digest((loaders.batches(trainer, 0, 4), getattr(getattr(trainer.model, "config", None), "id2label", None)))
+    data = read_pairs(loaders.write([*loaders.pairs(12), *loaders.pairs(3)], folder / "pairs.jsonl"), "train")
+    relevant = relevant_texts(data)
+    made: dict[str, Callable[[], Any]] = {
+        "labelled pairs": lambda: labelled_pairs(data, relevant, 0).to_list(),
+        "reranking": lambda: reranking(data, relevant, 0),
+        "retrieval": lambda: retrieval(data)[:2],
+    }
+    return drawn | {name: digest(make()) for name, make in made.items()}
+
+
+def search(folder: Path, checkpoint: Path) -> dict[str, str]:
+    """The designs of a search with trials, with costs that do not depend on the machine."""
+    from hf_longattn.search import search_design
+    from hf_longattn.search.costs import LayerCost, LayerCosts
+    from tests.trained import REAL_TEXT
+
+    def measure(self: LayerCosts, candidates: Any, *_: Any, **__: Any) -> dict[str, LayerCost]:
+        return {str(one): LayerCost(float(number + 1), 1000) for number, one in enumerate(candidates)}
+
+    LayerCosts.measure = measure  # type: ignore[method-assign]
+    (folder / "text.txt").write_text(REAL_TEXT, encoding="utf-8")
+    names = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
+    settings: dict[str, Any] = {"budget": "0.5", "length": 128, "candidates": names, "pieces": 2, "trials": 6}
+    found = search_design(checkpoint, folder / "text.txt", folder / "out", **settings)
+    return {"front": digest([str(one) for one in found.front]), "chosen": digest(str(found.chosen)), "rows": digest(str(found.rows))}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"probes": probes, "inputs": inputs, "search": search}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))))
