@@ -10,6 +10,8 @@ import numpy as np
 from transformers import (
     AutoModelForSeq2SeqLM,
     EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
@@ -19,7 +21,7 @@ from hf_longattn.data.batching import SummaryCollator
 from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import held_back
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge_scores
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_head, load_start
@@ -83,6 +85,7 @@ def finetune_seq2seq(
     columns = data_args.text_column, data_args.summary_column
     data, held = held_back(data_args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
     model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer)
+    write_in_one_language(model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
     training_args.generation_max_length = training_args.generation_max_length or data_args.max_summary_length
     rows, held_out = (to_summaries(part, tokenizer, data_args.prefix, length, data_args.max_summary_length) for part in (data, held))
@@ -112,6 +115,26 @@ def finetune_seq2seq(
         Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
     log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}
     return finish(trainer, run, log, describe_seq2seq)
+
+
+def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a multilingual model (mBART) write in the language that it reads, the tokenizer's ``src_lang``, as ``run_summarization --lang``
+    does: labels end with its code, and decoding begins with it where the config does not say how.
+
+    Raises:
+        CheckpointError: nothing says with which token decoding begins.
+    """
+    language = getattr(tokenizer, "src_lang", None)
+    if language is not None:
+        tokenizer.tgt_lang = language
+    if model.config.decoder_start_token_id is None and language is not None:
+        model.config.decoder_start_token_id = tokenizer.convert_tokens_to_ids(language)
+        if model.generation_config is not None:
+            model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id
+    if model.config.decoder_start_token_id is None:
+        raise CheckpointError(
+            f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json"
+        )
 
 
 def told(metrics: dict[str, float]) -> dict[str, float]:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge, rouge_scores
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.seq2seq import SEQ2SEQ, finetune_seq2seq
+from hf_longattn.training.seq2seq import SEQ2SEQ, finetune_seq2seq, write_in_one_language
+from tests.trained import tokenizer_of
 from tests.training.conftest import FAST, checkpoint
 
 
@@ -88,3 +89,25 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
     for error, words, more in cases:
         with pytest.raises(error, match=words):
             finetune_seq2seq(*build_arguments(SEQ2SEQ, **{"model": model, "output_dir": str(tmp_path / "o"), "data": [data], **more}))
+
+
+@pytest.mark.parametrize("language", ["en_XX", "de_DE"])
+def test_a_multilingual_model_writes_in_the_language_that_it_reads(language: str) -> None:
+    tokenizer = tokenizer_of("mbart")
+    tokenizer.src_lang = language
+    shape = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 1, "decoder_attention_heads": 1, "d_model": 8}
+    config = MBartConfig(vocab_size=len(tokenizer), encoder_ffn_dim=8, decoder_ffn_dim=8, **shape)
+    config.decoder_start_token_id = None
+    model = MBartForConditionalGeneration(config)
+    write_in_one_language(model, tokenizer)
+    code = tokenizer.convert_tokens_to_ids(language)
+    assert tokenizer(text_target="a text")["input_ids"][-1] == tokenizer("a text")["input_ids"][-1] == code
+    assert model.config.decoder_start_token_id == model.generation_config.decoder_start_token_id == code
+
+
+def test_a_model_that_cannot_begin_to_write_is_refused() -> None:
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=9, d_model=8, encoder_layers=1, decoder_layers=1, **heads))
+    model.config.decoder_start_token_id = None
+    with pytest.raises(CheckpointError, match=r"set decoder_start_token_id in config\.json"):
+        write_in_one_language(model, tokenizer_of("bart"))
