@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.masking import MASKED, masked_tokens
+from ..data.tokenization import special_ids
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..positions import keeps_old_rows
@@ -257,7 +258,7 @@ def check_loss(
     shown, target = (ids, ids) if causal else masked_tokens(ids, text.tokenizer)
     source = load_source(plan.source, plan.architecture, None, scratch)[0]
     together = 1 if scratch is None else count // chunk  # weights in files are read for every pass
-    old = chunk_losses(source, shown, target, chunk, causal=causal, together=together)
+    old = chunk_losses(source, shown, target, chunk, causal=causal, together=together, special=special_ids(text.tokenizer))
     del source
     new = token_losses(load_result(result, plan.architecture, plan.config, scratch=scratch)[0], shown, target, causal=causal)
     buckets = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,14 +75,28 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()
 
 
-def chunk_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, *, causal: bool, together: int = 1) -> Tensor:
+def chunk_losses(
+    model: Any,
+    shown: Tensor,
+    target: Tensor,
+    chunk: int,
+    *,
+    causal: bool,
+    together: int = 1,
+    special: tuple[Sequence[int], Sequence[int]] = ((), ()),
+) -> Tensor:
     """:func:`token_losses` of a text ``(1, N)`` that is read in chunks.
 
     Args:
         chunk: tokens of each, which divides N.
         together: number of chunks in a batch.
+        special: tokens that the model expects before and after a text; they take the place of the first and last tokens of each chunk,
+            which are not predicted. Without its first token (BOS) a decoder is worse than it is.
     """
-    parts = zip(shown.reshape(-1, chunk).split(together), target.reshape(-1, chunk).split(together), strict=True)
+    shown, target = (ids.reshape(-1, chunk).clone() for ids in (shown, target))
+    for ids, places in zip(special, (slice(0, len(special[0])), slice(chunk - len(special[1]), chunk)), strict=True):
+        shown[:, places], target[:, places] = torch.tensor(ids, dtype=shown.dtype), IGNORED
+    parts = zip(shown.split(together), target.split(together), strict=True)
     return torch.cat([token_losses(model, *part, causal=causal) for part in parts])
 
 

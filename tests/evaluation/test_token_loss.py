@@ -37,6 +37,25 @@ def test_the_mean_is_the_loss_of_transformers(causal: bool) -> None:
         torch.testing.assert_close(chunks, torch.cat(alone), equal_nan=True)
 
 
+@pytest.mark.parametrize(("before", "after"), [([1], []), ([1], [2]), ([], [2]), ([], [])])
+def test_every_chunk_is_between_the_special_tokens_of_a_text(before: list[int], after: list[int]) -> None:
+    """A decoder reads a chunk from its first token (BOS) on, as it reads any text."""
+    seen = []
+
+    def model(input_ids: torch.Tensor, return_dict: bool) -> dict[str, torch.Tensor]:
+        seen.append(input_ids)
+        return {"logits": torch.zeros(*input_ids.shape, 50)}
+
+    ids = torch.arange(10, 34)[None]
+    losses = chunk_losses(model, ids, ids, 8, causal=False, special=(before, after))
+    read = torch.cat(seen)
+    inner = slice(len(before), 8 - len(after))
+    assert all(row == [*before, *row[inner], *after] for row in read.tolist())
+    assert torch.equal(read[:, inner], ids.view(3, 8)[:, inner])
+    assert int(losses.isnan().sum()) == 3 * (len(before) + len(after))
+    assert torch.equal(ids, torch.arange(10, 34)[None]), "the text is left as it is"
+
+
 def test_special_tokens_are_not_masked_and_a_seed_decides() -> None:
     tokenizer = tokenizer_of("bert")
     ids = torch.tensor([tokenizer("Call me Ishmael. " * 100)["input_ids"]])
