@@ -26,6 +26,7 @@ from hf_longattn.engines.dispatch import NoKernel
 from hf_longattn.engines.flex import BLOCK, Lists, band_block_mask, packed, transposed
 from hf_longattn.engines.plain import blockwise_attention, plain_gathered
 from hf_longattn.mechanisms.registry import mechanism_class
+from tests.reference.small_models import long_model, tokens
 
 
 def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
@@ -257,3 +258,18 @@ def test_mechanisms_on_the_paths_for_cuda(in_graph: bool, name: str, causal: boo
         monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     with torch.no_grad():
         torch.testing.assert_close(run(module, q, k, v, call).double() * mask[:, None, :, None], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(flex, "band_block_mask", lambda *arguments: made.append(band_block_mask(*arguments)) or made[-1])
+    model = long_model("bert", None, {"mechanism": "window", "window": 32}).eval()
+    mask = torch.ones(2, 300, dtype=torch.long)
+    mask[0, :100] = 0
+    for calls in (1, 2):
+        with torch.inference_mode():
+            model(input_ids=tokens(2, 300), attention_mask=mask)
+        assert len(made) == calls
+    assert model.config.num_hidden_layers > 1
