@@ -77,7 +77,7 @@ bench: $(READY)  ## measure attention, models and training; results go to docs/r
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/
 	$(PY) -m tools.update_docs
 
-gpu-check: $(READY)  ## every mechanism on CUDA against float64, then timings
+gpu-check: $(READY)  ## every mechanism on CUDA against float64, and timings, in eight minutes
 	$(PY) scripts/gpu_check.py $(ARGS)
 
 clean:  ## the virtual environment, the caches and the demo's output

@@ -87,7 +87,7 @@ def decoding_model(attention: LongAttentionConfig, shape: DecodeShape, longest: 
 @torch.no_grad()
 def difference(model: Any, seed: int) -> float:
     """Largest difference between the scores of decoded tokens and those of one forward pass over the whole text."""
-    ids = torch.randint(1, VOCAB, (1, CHECKED), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(1, VOCAB, (1, CHECKED), generator=torch.Generator().manual_seed(seed)).to(model.device)
     done = model.generate(
         ids, max_new_tokens=8, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True
     )  # fmt: skip
@@ -98,7 +98,7 @@ def difference(model: Any, seed: int) -> float:
 @torch.no_grad()
 def decode_after(model: Any, attention: str, length: int, shape: DecodeShape) -> Decoded:
     """Generate :attr:`DecodeShape.steps` tokens after ``length`` random ones."""
-    ids = torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(shape.seed))
+    ids = torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(shape.seed)).to(model.device)
     clock = _Clock()
     done = model.generate(
         ids, max_new_tokens=shape.steps + 1, do_sample=False, eos_token_id=None, return_dict_in_generate=True,

@@ -1,95 +1,271 @@
-"""Every registered mechanism on one device against its float64 definition: forms, dtypes, paddings, forward and backward."""
+"""One case on one device: against its float64 definition, or timed against PyTorch's own kernels; with the path that ran."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn.attend import attend, reference_attend
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.engines import dispatch, flex_kernel
+from hf_longattn.engines.dispatch import listen
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options, list_mechanisms, mechanism_info
+from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
 
 from .case import DTYPES
+from .decoding import DecodeShape, decode_after, decoding_model
+from .decoding import difference as decoding_difference
+from .device_cases import DeviceCase
+from .memory import MiB
 from .verify import GRADIENT_TOLERANCE, TOLERANCE, difference
 
-BATCH, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 64
+CAP, DROPOUT_TOLERANCE, DECODING_TOLERANCE = 5.0, 2e-2, 1e-3
+FIRST_LAYERS = DecodeShape(layers=2, heads=8, head_dim=64, steps=16)
+TARGET_SECONDS = 0.5
+"""Each implementation is timed for about so long."""
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
-class DeviceCheck:
-    """Largest differences from the definition, relative to the larger of 1 and the largest expected value."""
-
-    mechanism: str
-    dtype: str
-    causal: bool
-    length: int
-    output_error: float | None
-    gradient_error: float | None
-    failure: str = ""
-
-    @property
-    def passed(self) -> bool:
-        if self.output_error is None or self.gradient_error is None:
-            return False
-        return self.output_error <= TOLERANCE[self.dtype] and self.gradient_error <= GRADIENT_TOLERANCE[self.dtype]
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"passed": self.passed}
+class Failed(Exception):
+    """A result that is wrong; the text says how."""
 
 
-def check_device(device: str, lengths: Sequence[int], dtypes: Sequence[str], log: Callable[[str], None]) -> Iterator[DeviceCheck]:
-    """Check every mechanism in both its forms; a batch holds one full and one padded sequence, heads are grouped in pairs."""
-    for name in list_mechanisms():
-        form = mechanism_info(name).causal
-        for causal in [False, True] if form == "both" else [bool(form)]:
-            for dtype in dtypes:
-                for length in lengths:
-                    check = _check(name, dtype, causal, length, device)
-                    measured = check.failure or f"output {check.output_error:.1e}, gradients {check.gradient_error:.1e}"
-                    mark = "" if check.passed else "  FAILED"
-                    log(f"{name:<14} {'causal' if causal else 'both ways':<10} {dtype} {length:>6}  {measured}{mark}")
-                    yield check
+def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
+    """What was found, as JSON: ``passed``, the ``paths`` that ran, the reasons against a kernel, ``seconds``, and the task's own values.
 
+    Errors are part of it, except for those that spoil the device for this process, which are raised.
+    """
+    paths: dict[str, None] = {}
+    lacking: dict[str, None] = {}
 
-def _check(name: str, dtype: str, causal: bool, length: int, device: str) -> DeviceCheck:
-    generator = torch.Generator().manual_seed(length)
-    heads = (HEADS, KV_HEADS, KV_HEADS)
-    q, k, v = (torch.randn(BATCH, h, length, HEAD_DIM, generator=generator).to(device, DTYPES[dtype]).requires_grad_() for h in heads)
-    real = torch.arange(length, device=device) < torch.tensor([[length], [max(1, 2 * length // 3)]], device=device)
-    upstream = torch.randn(q.shape, generator=generator).to(device, DTYPES[dtype]) * real[:, None, :, None]
-    longest = max(length, check_options(name, {}).sample_length())
-    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, max_length=longest).to(device).eval()
+    def note(_: Any, choice: dispatch.Choice) -> None:
+        paths[choice.path] = None
+        lacking.update(dict.fromkeys(reason for path, reason in choice.refused if path in dispatch.TRIED))
+
+    start, known = time.perf_counter(), flex_kernel.count()
+    record: dict[str, Any] = {"case": str(case), "mechanism": case.mechanism, "task": case.task, "length": case.length, "passed": False}
     try:
-        arguments: dict[str, Any] = {"causal": causal, "padding_mask": real}
-        if mechanism.takes_hidden_states:
-            shape = (BATCH, length, mechanism.hidden_size)
-            arguments["hidden_states"] = torch.randn(shape, generator=generator).to(device, DTYPES[dtype])
-        found = _pass(partial(attended, mechanism), (q, k, v), upstream, **arguments)
-        doubles = (q.detach().double().requires_grad_(), k.detach().double().requires_grad_(), v.detach().double().requires_grad_())
-        expected = _pass(partial(defined, mechanism), doubles, upstream.double(), **arguments)
-    except (RuntimeError, LongAttentionError) as error:
-        return DeviceCheck(name, dtype, causal, length, None, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-    rows = real[:, None, :, None]
-    errors = [difference(one, other) for one, other in zip(found[1:], expected[1:], strict=True)]
-    return DeviceCheck(name, dtype, causal, length, difference(found[0] * rows, expected[0] * rows), max(errors))
+        with listen(note), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="flex_attention called without torch.compile")
+            record |= TASKS[case.task](case, device)
+        record["passed"] = True
+    except Failed as error:
+        record |= error.args[0]
+    except torch.AcceleratorError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AssertionError, Warning, LongAttentionError) as error:
+        record["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    made = flex_kernel.count() - known
+    return record | {"paths": list(paths), "no_flex": list(lacking), "kernels": made, "seconds": round(time.perf_counter() - start, 2)}
+
+
+class Inputs:
+    """The tensors of a case, equal on every device."""
+
+    def __init__(self, case: DeviceCase, device: str) -> None:
+        generator = torch.Generator().manual_seed(case.length)
+        dtype, length = DTYPES[case.dtype], case.length
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(device, dtype)
+
+        queries = case.queries or length
+        heads = (case.heads, case.kv_heads, case.kv_heads)
+        q, k, v = (random(case.batch, h, length, case.head_dim).requires_grad_(case.mode == "gradients") for h in heads)
+        self.qkv = (q[:, :, -queries:], k, v) if case.queries else (q, k, v)
+        self.leaves = (q, k, v)
+        self.arguments: dict[str, Any] = {"causal": case.causal}
+        self.real = torch.ones(case.batch, length, dtype=torch.bool, device=device)
+        places, padding = torch.arange(length, device=device), length // 3
+        if case.padding == "documents":
+            self.arguments["documents"] = (places > padding).long().expand(case.batch, -1)
+        elif case.padding != "none" and length > 2:
+            self.real[-1] = places < length - padding if case.padding == "right" else places >= padding
+            self.arguments["padding_mask"] = self.real
+        if case.tokens:
+            self.arguments["global_mask"] = (self.real.cumsum(1) <= case.tokens) & self.real
+        if case.term != "none":
+            self.arguments["score_mod"] = TERMS[case.term](random(case.heads, 1, length).float())
+        self.upstream = random(case.batch, case.heads, queries, case.head_dim) * self.real[:, None, -queries:, None]
+        longest = max(length, check_options(case.mechanism, case.options).sample_length())
+        settings = {"num_heads": case.heads, "head_dim": case.head_dim, "max_length": longest}
+        self.mechanism = build_mechanism(case.mechanism, **settings, **case.options).to(device).eval()
+        if self.mechanism.takes_hidden_states:
+            self.arguments["hidden_states"] = random(case.batch, length, self.mechanism.hidden_size)
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
+        """Ours."""
+        return attended(self.mechanism, q, k, v, **self.arguments, **settings)
+
+
+def softcap(_: Tensor) -> Callable[..., Tensor]:
+    return lambda score, b, h, q_idx, kv_idx: CAP * torch.tanh(score / CAP)
+
+
+def bias(table: Tensor) -> Callable[..., Tensor]:
+    return lambda score, b, h, q_idx, kv_idx: score + table[h, 0, kv_idx]
+
+
+TERMS = {"softcap": softcap, "bias": bias}
+MODES: dict[str, Callable[[], Any]] = {"gradients": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 
 
 def attended(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
-    """What is checked: the mechanism's fast path."""
+    """What is checked and timed: the mechanism's fast path."""
     return attend(q, k, v, mechanism, **arguments)
 
 
-def defined(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
-    """What it is checked against: the mechanism's definition in float64."""
-    return reference_attend(q, k, v, mechanism, **arguments)
+def check(case: DeviceCase, device: str) -> dict[str, Any]:
+    """Output and gradients against the definition; with dropout, the mean of the weights' sums, which is 1."""
+    inputs = Inputs(case, device)
+    if case.dropout:
+        q, k, v = inputs.qkv
+        out = inputs.run(q, k, torch.ones_like(v) + 0 * v, dropout_p=case.dropout)
+        torch.autograd.grad(out.sum(), inputs.leaves)
+        error = abs(float(out.detach()[inputs.real[:, None].expand(out.shape[:3])].double().mean()) - 1)
+        return judged({"output_error": error}, DROPOUT_TOLERANCE, 0.0)
+    with MODES[case.mode]():
+        out = inputs.run(*inputs.qkv)
+        gradients = gradients_of(out, inputs.leaves, inputs.upstream) if case.mode == "gradients" else ()
+    doubles = tuple(x.detach().double().requires_grad_(case.mode == "gradients") for x in inputs.leaves)
+    q, k, v = doubles
+    expected = reference_attend(q[:, :, -out.shape[2] :], k, v, inputs.mechanism, **inputs.arguments)
+    wanted = gradients_of(expected, doubles, inputs.upstream.double()) if gradients else ()
+    rows = inputs.real[:, None, -out.shape[2] :, None]
+    errors = {"output_error": difference(out.detach() * rows, expected.detach() * rows)}
+    if gradients:
+        errors["gradient_error"] = max(difference(one, other) for one, other in zip(gradients, wanted, strict=True))
+    return judged(errors, TOLERANCE[case.dtype], GRADIENT_TOLERANCE[case.dtype])
 
 
-def _pass(function: Callable[..., Tensor], inputs: tuple[Tensor, Tensor, Tensor], upstream: Tensor, **arguments: Any) -> list[Tensor]:
-    """Output and the gradients of q, k, v; zeros for unused inputs."""
-    output = function(*inputs, **arguments)
-    return [output.detach(), *torch.autograd.grad(output, inputs, upstream, materialize_grads=True)]
+def gradients_of(out: Tensor, leaves: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
+    """With respect to q, k and v; zeros for those that a mechanism does not use."""
+    return torch.autograd.grad(out, leaves, upstream, materialize_grads=True)
+
+
+def judged(errors: dict[str, float], tolerance: float, of_gradients: float) -> dict[str, Any]:
+    """The errors, if they are within the tolerances; otherwise raises Failed with them."""
+    if errors["output_error"] <= tolerance and errors.get("gradient_error", 0.0) <= of_gradients:
+        return errors
+    raise Failed(errors | {"failure": f"the largest errors are {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}"})
+
+
+def timed(case: DeviceCase, device: str) -> dict[str, Any]:
+    """Median milliseconds and peak memory of ours and of PyTorch's kernels."""
+    inputs = Inputs(case, device)
+    runs: dict[str, Run] = {"longattn": partial(inputs.run, dropout_p=case.dropout)}
+    runs |= dict(rivals(case, device))
+    results: dict[str, Any] = {}
+    for name, run in runs.items():
+        try:
+            results[name] = measured(partial(one_pass, run, inputs, case), device)
+        except (RuntimeError, TypeError) as error:
+            if name == "longattn" or isinstance(error, torch.AcceleratorError):
+                raise
+            results[name] = {"left_out": " ".join(str(error).split())[:200]}
+    return {"timings": results}
+
+
+def one_pass(run: Run, inputs: Inputs, case: DeviceCase) -> None:
+    """Forward, and backward where the case has gradients."""
+    with MODES[case.mode]():
+        out = run(*inputs.qkv)
+    if case.mode == "gradients":
+        gradients_of(out, inputs.leaves, inputs.upstream)
+
+
+def rivals(case: DeviceCase, device: str) -> Iterator[tuple[str, Run]]:
+    """Full attention by each fused kernel of the device, and a window by PyTorch's flash kernel."""
+
+    def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=case.causal, enable_gqa=case.heads != case.kv_heads)
+
+    def by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return full(q, k, v)
+
+    if not device.startswith("cuda"):
+        yield "sdpa", full
+        return
+    yield "sdpa flash", partial(by, SDPBackend.FLASH_ATTENTION)
+    yield "sdpa cudnn", partial(by, SDPBackend.CUDNN_ATTENTION)
+    if case.mechanism == "window" and case.dtype != "fp32":
+        from torch.nn.attention import varlen
+
+        flash: Any = varlen.varlen_attn
+        width = int(case.options.get("window", 512))
+        reach = (width - 1, 0) if case.causal else (width // 2, width // 2)
+        ends = torch.arange(case.batch + 1, device=device, dtype=torch.int32) * case.length
+
+        def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+            out = flash(*flat, ends, ends, case.length, case.length, window_size=reach)
+            return out.unflatten(0, (case.batch, -1)).transpose(1, 2)
+
+        if case.heads == case.kv_heads:
+            yield "varlen_attn", windowed
+
+
+def measured(run: Callable[[], None], device: str) -> dict[str, Any]:
+    """Median milliseconds, and on CUDA the peak of what a run allocates in MiB."""
+    run()
+    start = time.perf_counter()
+    run()
+    synchronise(device)
+    repeats = max(3, min(50, int(TARGET_SECONDS / max(time.perf_counter() - start, 1e-6))))
+    if not device.startswith("cuda"):
+        return {"ms": round(statistics.median(_seconds(run) for _ in range(repeats)) * 1e3, 4)}
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for begin, end in events:
+        begin.record()
+        run()
+        end.record()
+    synchronise(device)
+    peak = torch.cuda.max_memory_allocated() - held
+    return {"ms": round(statistics.median(begin.elapsed_time(end) for begin, end in events), 4), "mib": round(peak / MiB, 1)}
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def crossing(case: DeviceCase, device: str) -> dict[str, Any]:
+    """A window as a dense call with a mask, and by its kernel: where the table of paths should go from one to the other."""
+    inputs, results = Inputs(case, device), {}
+    for name, cells in (("dense-masked", 1 << 62), ("kernel", 0)):
+        with mock.patch.multiple(dispatch, DENSE_CELLS=cells, DENSE_KEYS=0):
+            results[name] = measured(partial(one_pass, inputs.run, inputs, case), device)
+    return {"timings": results}
+
+
+def decode(case: DeviceCase, device: str) -> dict[str, Any]:
+    """In fp32, the scores of decoded tokens against a pass over the whole text; otherwise milliseconds per token after a text."""
+    attention = LongAttentionConfig(mechanism=case.mechanism, **case.options)
+    model = decoding_model(attention, FIRST_LAYERS, max(case.length, 512)).to(device, DTYPES[case.dtype])
+    if case.dtype == "fp32":
+        return judged({"output_error": decoding_difference(model, 0)}, DECODING_TOLERANCE, 0.0)
+    after = decode_after(model, case.mechanism, case.length, FIRST_LAYERS)
+    return {"timings": {"longattn": {"ms": round(after.milliseconds, 4), "cache_mib": round(after.mebibytes, 2)}}}
+
+
+TASKS: dict[str, Callable[[DeviceCase, str], dict[str, Any]]] = {"check": check, "time": timed, "crossing": crossing, "decode": decode}

@@ -18,6 +18,7 @@ import typer
 
 from benchmarks.decoding import decoding_table
 from benchmarks.footprint import footprint_table
+from benchmarks.gpu_check import markdown as gpu_markdown
 from benchmarks.inference import PRECISIONS, speedups
 from benchmarks.inference import markdown as inference_markdown
 from benchmarks.packing import markdown as packing_markdown
@@ -92,9 +93,7 @@ def gpu() -> str:
     record = stored("gpu_check")
     if record is None:
         return NOT_MEASURED.format("gpu_check", "python -m benchmarks.gpu_check")
-    passed = sum(check["passed"] for check in record["checks"])
-    tables = [f"{describe(timed)}\n\n{timing_table(timed)}" for timed in record["timings"]]
-    return "\n\n".join([f"{passed} of {len(record['checks'])} checks passed. *{where(record)}*", *tables])
+    return f"{gpu_markdown(record)}\n\n*{where(record)}*"
 
 
 def benchmarks() -> str:

@@ -146,6 +146,11 @@ def _kernel(kind: Hashable) -> Kernel:
     return kernel
 
 
+def count() -> int:
+    """Number of kinds of calls with a compiled function."""
+    return len(_kernels)
+
+
 def refusal(error: BaseException) -> str | None:
     """Why this machine has no such kernel, as ``error`` or one of its causes says; ``None`` where the error is another."""
     causes = [error]
