@@ -138,6 +138,7 @@ def _quick(cases: Iterator[DeviceCase], lengths: int) -> list[DeviceCase]:
         seen = known.setdefault(case.task, set())
         if case.dtype != "fp16" and (case.length in seen or len(seen) < lengths or case.length < 300):
             seen.add(case.length)
-            short = case.at(length=QUICK_LENGTHS.get(case.length, case.length), heads=4, kv_heads=min(case.kv_heads, 4))
-            kept.setdefault(str(short), short.at(queries=min(case.queries, 20)))
+            length, kv_heads, queries = QUICK_LENGTHS.get(case.length, case.length), min(case.kv_heads, 4), min(case.queries, 20)
+            short = case.at(length=length, heads=4, kv_heads=kv_heads, queries=queries)
+            kept.setdefault(str(short), short)
     return list(kept.values())
