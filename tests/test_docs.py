@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -22,7 +20,6 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import hf_longattn
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
-from hf_longattn.cli import app
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import mechanism_class, registry
 
@@ -61,23 +58,6 @@ def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
     named = re.findall(r"(?<![\w/])(?:configs|research|scripts|tools)/[\w/]+\.(?:py|yaml)", text)
     named += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m ((?:research|tools)\.[\w.]+\w)", text)]
     assert not [name for name in named if not (ROOT / name).exists()]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_and_their_flags_exist(path: Path) -> None:
-    commands: Any = typer.main.get_command(app)
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
-        if language not in ("", "bash"):
-            continue
-        for line in re.findall(r"^longattn .*(?:\\\n.*)*$", block, flags=re.MULTILINE):
-            _, name, *words = shlex.split(line.replace("\\\n", " "), comments=True)
-            assert name in commands.commands, line
-            command = commands.commands[name]
-            if hasattr(command, "commands"):
-                assert words[0] in command.commands, line
-                continue  # whose flags the training's own parser reads
-            flags = {flag for parameter in command.params for flag in parameter.opts}
-            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= flags, line
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ from tools import api_reference, measure_diagnosis, measure_distillation, mechan
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-NOT_MEASURED = "*Not measured yet: the file `docs/results/{}.json` is made by `{}`.*"
+NOT_MEASURED = "*Not measured yet: the file `docs/results/{}.json` is made by `{}` in a clone.*"
 
 
 def stored(name: str) -> dict[str, Any] | None:

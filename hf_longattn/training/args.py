@@ -280,6 +280,16 @@ class TaskParser(HfArgumentParser):
         raise SystemExit(2)
 
 
+def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None = None) -> TaskParser:
+    """The parser of a task's command line."""
+    read = next((f" --{each.name} {each.name.upper()}" for each in fields(kinds[1]) if each.name in ("data", "text", "tasks")), "")
+    usage = f"%(prog)s --model MODEL{read} --output FOLDER [OPTION ...]"
+    parser = TaskParser(kinds, description=description, usage=usage, prog=prog)
+    command = (prog or "").removeprefix("longattn ")
+    parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {recipe_names(command) or 'your own'}.")
+    return parser
+
+
 def parse_arguments(
     kinds: tuple[type[Model], type[Data], type[Training]], arguments: list[str], description: str, prog: str | None = None
 ) -> tuple[Model, Data, Training]:
@@ -288,11 +298,7 @@ def parse_arguments(
     Raises:
         LongAttentionError: the recipe does not exist or has an unknown name, or a value is refused.
     """
-    read = next((f" --{each.name} {each.name.upper()}" for each in fields(kinds[1]) if each.name in ("data", "text", "tasks")), "")
-    usage = f"%(prog)s --model MODEL{read} --output FOLDER [OPTION ...]"
-    parser = TaskParser(kinds, description=description, usage=usage, prog=prog)
-    command = (prog or "").removeprefix("longattn ")
-    parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {recipe_names(command) or 'your own'}.")
+    command, parser = (prog or "").removeprefix("longattn "), task_parser(kinds, description, prog)
     for action in parser._actions:  # HfArgumentParser gives --no_bf16 the help of --bf16
         if action.option_strings and action.option_strings[0].startswith("--no_"):
             action.help = f"Turn --{action.dest} off, which is on by default."

@@ -1,0 +1,182 @@
+"""Whatever a message or a document tells its reader to type exists after `pip install`, and our command line takes it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from hf_longattn.cli import app
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.tasks import task_names, tasks_named
+from hf_longattn.training.args import task_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted(path for path in (ROOT / "hf_longattn").rglob("*.py"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").rglob("*.md")),
+             ROOT / "hf_longattn" / "hub" / "template.md"]  # fmt: skip
+DOCUMENTS = [path for path in DOCUMENTS if "results" not in path.parts and path.stem != "architecture"]  # which is for contributors
+CHECKOUT = re.compile(
+    r"\bmake [a-z-]+`|`make |^make |python3? -m (?:tools|research|benchmarks)\b|(?:scripts|research|examples|tools|benchmarks)/\w+\.py",
+    re.M,
+)
+"""What only a checkout of the repository has."""
+OTHERS = {
+    "--help",
+    "--version",
+    "--full-name",
+    "--name-only",
+    "--show-toplevel",
+    "--multi_gpu",
+    "--mark",
+    "--ink",
+    "--heat",
+    "--no",
+    "--merge",
+}
+"""Flags of git and accelerate, colours of the page, and beginnings of flags."""
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every string in a module that is no docstring; what an f-string inserts is ``1``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    parts, docstrings = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts |= {id(leaf) for value in node.values for leaf in ast.walk(value)}
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstrings |= {id(one.value) for one in node.body if isinstance(one, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(str(one.value) if isinstance(one, ast.Constant) else "1" for one in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (parts | docstrings):
+            yield node.lineno, node.value
+
+
+def lists(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, words) of every list in a module that begins with "longattn"; what is computed is ``1``, what is unpacked is left out."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.List) and node.elts and isinstance(node.elts[0], ast.Constant) and node.elts[0].value == "longattn":
+            kept = [one for one in node.elts if not isinstance(one, ast.Starred)]
+            yield node.lineno, [str(one.value) if isinstance(one, ast.Constant) else "1" for one in kept][1:]
+
+
+@functools.cache
+def parser_of(task: str) -> list[argparse.ArgumentParser]:
+    return [task_parser(one.load_arguments(), one.summary, f"longattn train {task}") for one in tasks_named(task)]
+
+
+def problem(words: list[str], *, whole: bool) -> str:
+    """Why the command line refuses a command; empty if it does not. A part of a command may lack what is required."""
+    commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    words = words[: next((place for place, word in enumerate(words) if word in (">", "|", "&&")), len(words))]
+    if not words or words[0] not in commands:
+        return "" if not whole and (not words or words[0].isupper()) else f"there is no command {words[:1]}"
+    words = [re.sub(r"^[A-Z]$", "1", word) for word in words if word not in ("…", "...", "\\")]
+    if words[0] == "train":
+        return "" if len(words) == 1 and not whole else _train_problem(words[1:], whole=whole)
+    command = commands[words[0]]
+    try:
+        command.make_context(words[0], words[1:], resilient_parsing=False).close()
+    except typer.Exit:  # --help
+        return ""
+    except LongAttentionError as error:  # a recipe that the reader has
+        return "" if ".yaml" in str(error) or "recipe '1'" in str(error) else str(error)
+    except Exception as error:  # typer has its own copy of click
+        part = type(error).__name__ == "MissingParameter" or "requires an argument" in str(error)
+        return "" if part and not whole else str(error)
+    return ""
+
+
+def _train_problem(words: list[str], *, whole: bool) -> str:
+    if words[0] not in task_names():
+        return "" if words[0] in ("1", "TASK") else f"there is no task {words[0]}"
+    problems = []
+    for parser in parser_of(words[0]):
+        flags = {option for action in parser._actions for option in action.option_strings}
+        unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in flags]
+        required = [action for action in parser._actions if action.required and not set(action.option_strings) & set(words)]
+        problems.append(f"no flag {unknown}" if unknown else f"lacks {required[0].option_strings}" if whole and required else "")
+    return "" if "" in problems else problems[0]
+
+
+def commands_in(text: str) -> Iterator[tuple[list[str], bool]]:
+    """(words, whether it is whole) of every command in a text: in backticks, or after "type"."""
+    for found in re.findall(r"`(longattn(?: [^`]*)?)`", text):
+        yield words_of(found), False
+    for found in re.findall(
+        r"(?:^|type:?\s+|[Nn]ext: )(longattn [a-z][^`\n]*?)(?:[;.,]\s|[;.,]?$|\n| and then)", text.replace("``", "`"), flags=re.M
+    ):
+        yield words_of(found), False
+
+
+def words_of(line: str) -> list[str]:
+    try:
+        return shlex.split(line.replace("\\\n", " "), comments=True)[1:]
+    except ValueError:
+        return line.split()[1:]
+
+
+def test_commands_that_messages_name_are_taken() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: longattn {' '.join(words)}: {why}"
+        for path in MODULES
+        for line, text in texts(path)
+        for words, whole in commands_in(text)
+        if (why := problem(words, whole=whole))
+    ]
+    wrong += [
+        f"{path.relative_to(ROOT)}:{line}: longattn {' '.join(words)}: {why}"
+        for path in MODULES
+        for line, words in lists(path)
+        if (why := problem(words, whole=False))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_flags_that_messages_name_exist() -> None:
+    commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = {option for command in commands.values() for one in command.params for option in (*one.opts, *one.secondary_opts)} | OTHERS
+    known |= {
+        option for task in task_names() for parser in parser_of(task) for action in parser._actions for option in action.option_strings
+    }
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {flag}"
+        for path in MODULES
+        for line, text in texts(path)
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)
+        if flag.rstrip("-_") not in known
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_messages_name_nothing_that_only_a_checkout_has() -> None:
+    wrong = [f"{path.relative_to(ROOT)}:{line}: {text[:80]}" for path in MODULES for line, text in texts(path) if CHECKOUT.search(text)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_documents_are_taken(path: Path) -> None:
+    text, wrong = path.read_text(encoding="utf-8"), []
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        if language in ("", "bash"):
+            found = re.findall(r"^(?:accelerate launch .*?-m hf_)?(longattn .*(?:\\\n.*)*)$", block, flags=re.M)
+            wrong += [f"{line}: {why}" for line in found if (why := problem(words_of(line), whole=True))]
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    wrong += [f"{words}: {why}" for words, whole in commands_in(outside) if (why := problem(words, whole=whole))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_say_where_a_clone_is_needed(path: Path) -> None:
+    sections = re.split(r"^#+ ", path.read_text(encoding="utf-8"), flags=re.M)
+    wrong = [section.splitlines()[0] for section in sections if CHECKOUT.search(section) and not re.search(r"clone|checkout", section)]
+    assert not wrong, f"{wrong}: these commands need a clone of the repository; say so"
