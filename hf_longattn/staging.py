@@ -10,9 +10,12 @@ import os
 import platform
 import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from safetensors import SafetensorError
 
@@ -25,6 +28,34 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 """Of an OSError: no space, or no permission."""
 STALE = 24 * 3600
 """Seconds without a change after which another machine's unfinished folder counts as abandoned."""
+
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a process to end, and by default end it at once."""
+
+
+@contextlib.contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Within the context, a signal that asks the process to end raises ``SystemExit``, as Ctrl-C raises ``KeyboardInterrupt``, so that what
+    is unfinished is removed.
+
+    Signals that are handled or ignored already are left alone, and all of them outside the main thread, where no handler can be set.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handled = [number for number in ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for one in handled:  # a second signal does not interrupt the cleaning
+            signal.signal(one, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def destination_path(destination: str | Path) -> Path:
@@ -67,7 +98,8 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside `destination` that is renamed to it when the block succeeds, and removed when it fails.
+    """A new folder beside `destination` that is renamed to it when the block succeeds, and removed when it fails or the process is asked
+    to end.
 
     Folders of killed runs are removed first; those of another machine, on a shared file system, after a day
     without a change. With `overwrite`, an existing destination is renamed aside and the new folder renamed into its
@@ -77,25 +109,26 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
         DestinationExistsError: the destination was created by another process.
         CheckpointError: not enough disk space, before or while writing, or no permission.
     """
+    with ending_cleanly():
+        yield from _staged_folder(destination, needed_bytes, overwrite)
+
+
+def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Iterator[Path]:
     parent, name = destination.resolve().parent, destination.name
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    stage = parent / f".{name}.partial-{MACHINE}-{os.getpid()}"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _clean(parent, name)
-        free = shutil.disk_usage(parent).free
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            _clean(parent, name)
+            free = shutil.disk_usage(parent).free
+            stage.mkdir()
+        except OSError as error:
+            raise CheckpointError(_sentence(error, parent)) from error
         if needed_bytes > free:
             raise CheckpointError(
                 f"The result needs {needed_bytes / 1e6:,.0f} MB, but {str(parent)!r} has {free / 1e6:,.0f} MB free; nothing was written."
             )
-        stage = parent / f".{name}.partial-{MACHINE}-{os.getpid()}"
-        stage.mkdir()
-    except OSError as error:
-        _remove_empty(made)
-        raise CheckpointError(_sentence(error, parent)) from error
-    except CheckpointError:
-        _remove_empty(made)
-        raise
-    try:
         yield stage
         for path in [*stage.rglob("*"), stage]:
             _sync(path)
@@ -138,11 +171,12 @@ def staged_file(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """
     stage = file.absolute().with_name(f".partial-{MACHINE}-{os.getpid()}-{file.name[-100:]}")
     try:
-        yield stage
-        if not overwrite and os.path.lexists(file):
-            raise DestinationExistsError(f"{str(file)!r} was created by another process; choose another file.")
-        _sync(stage)
-        os.replace(stage, file)
+        with ending_cleanly():
+            yield stage
+            if not overwrite and os.path.lexists(file):
+                raise DestinationExistsError(f"{str(file)!r} was created by another process; choose another file.")
+            _sync(stage)
+            os.replace(stage, file)
     except OSError as error:
         if error.errno in REFUSED:
             raise CheckpointError(_sentence(error, stage.parent)) from error

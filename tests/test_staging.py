@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from hf_longattn.errors import CheckpointError, DestinationExistsError
-from hf_longattn.staging import check_destination, check_new_file, staged_file, staged_folder, write_text
+from hf_longattn.staging import ENDING, check_destination, check_new_file, staged_file, staged_folder, write_text
 
 DEAD_PROCESS = 4_194_305  # above the largest process id of Linux
 
@@ -32,6 +34,48 @@ def test_an_unfinished_one_vanishes_with_the_parents_made_for_it(error: type[Bas
     with pytest.raises(error), staged_folder(tmp_path / "deep" / "long"):
         raise error
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_to_end_removes_what_is_unfinished_and_leaves_handlers_as_they_were(number: int, tmp_path: Path) -> None:
+    def write_until_told() -> None:
+        with staged_folder(tmp_path / "deep" / "long") as stage, staged_file(tmp_path / "table.csv") as file:
+            (stage / "model.safetensors").write_text("half")
+            file.write_text("half")
+            os.kill(os.getpid(), number)
+            signal.pause()
+
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            write_until_told()
+        assert ended.value.code == 128 + number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_signal_that_is_handled_already_is_left_alone(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
+    try:
+        with staged_folder(tmp_path / "long"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "long").is_dir()
+
+
+def test_folders_are_staged_on_other_threads(tmp_path: Path) -> None:
+    def write() -> None:
+        with staged_folder(tmp_path / "long") as stage:
+            (stage / "config.json").write_text("new")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert (tmp_path / "long" / "config.json").read_text() == "new"
 
 
 def test_an_existing_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:

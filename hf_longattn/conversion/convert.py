@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
 from ..modeling.family import LANGUAGE_MODELS
-from ..staging import check_destination, destination_path, staged_folder
+from ..staging import check_destination, destination_path, ending_cleanly, staged_folder
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .model_loading import quiet_libraries
@@ -71,7 +71,7 @@ def convert_checkpoint(
         raise ExportError(f"The result would have no native twin: {choice.reason}")
     check_destination(target, *plan.source.protected, overwrite=asked.overwrite)
     beside = next(folder for folder in target.parents if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".longattn-native-", dir=beside) as folder:
+    with ending_cleanly(), tempfile.TemporaryDirectory(prefix=".longattn-native-", dir=beside) as folder:
         long, plain = Path(folder) / target.name, dataclasses.replace(asked, native=False, overwrite=False)
         report = _converted(plan, long, plain, text, base_model, clock, progress)
         return export_native(long, target, verify=asked.verify, overwrite=asked.overwrite, progress=progress, converted=report)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -106,3 +107,18 @@ def test_a_run_killed_while_writing_leaves_no_destination_and_a_rerun_cleans_up(
     assert [path.name.startswith(".long.partial-") for path in tmp_path.iterdir()] == [True]
     convert_checkpoint(built("BertModel"), destination, mechanism="full", max_length=128, verify=False)
     assert os.listdir(tmp_path) == ["long"]
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_run_asked_to_end_while_writing_leaves_nothing(native: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+    def end(stage: str, done: int, total: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    options: dict[str, Any] = {"mechanism": "longformer", "window": 16, "max_length": 128, "native": native, "global_tokens": "none"}
+    try:
+        with pytest.raises(SystemExit):
+            convert_checkpoint(built("BertModel" if not native else "RobertaForMaskedLM"), tmp_path / "long", progress=end, **options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert os.listdir(tmp_path) == []
