@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_longattn.errors import LongAttentionError, OptionError, lacks_memory, printable
+from hf_longattn.errors import LongAttentionError, OptionError, lacks_memory, visible
 
 if TYPE_CHECKING:
     from .report import BenchmarkResult
@@ -85,7 +85,7 @@ def parse_lengths(text: str) -> list[int]:
 
 def say(text: str, err: bool = False) -> None:
     """Print a line with paths, whose bytes need not be UTF-8."""
-    typer.echo(printable(text), err=err)
+    typer.echo(visible(text), err=err)
 
 
 def finish(result: BenchmarkResult, folder: Path) -> None:

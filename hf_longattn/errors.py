@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 class LongAttentionError(ValueError):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. What a message quotes of a file, a server or a path cannot control a terminal."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(visible(one) if isinstance(one, str) else one for one in args))
 
 
 class UnknownMechanismError(LongAttentionError):
@@ -107,9 +111,19 @@ def shortened(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]} …"
 
 
-def printable(text: str) -> str:
-    """``text`` with escapes for bytes that are not UTF-8, which paths may contain, so that any stream takes it."""
-    return text.encode("utf-8", "backslashreplace").decode()
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that change what a terminal or a page shows around them: control characters but tab and line feed, line separators, marks of
+the direction of writing; and bytes that are not UTF-8, which paths may contain and no stream takes."""
+
+
+def visible(text: str) -> str:
+    """``text`` of somebody else (a file, a server, a path) as it can be shown: control characters are escaped as in Python."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def in_one_line(text: str) -> str:
+    """The same in one line: a name or a value in a table, or in the text of a card, where a line break could begin a heading."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def lacks_memory(error: BaseException) -> bool:

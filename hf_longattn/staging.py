@@ -146,6 +146,16 @@ def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Ite
         _remove_empty(made)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the files below a folder; their modes are those of new files, whatever the source's are."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_folder(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
 def check_new_file(file: Path) -> None:
     """Refuse a file that exists, or whose folder does not.
 

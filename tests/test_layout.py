@@ -47,7 +47,7 @@ CONVERSION = (
     ("twins",),
     ("flops", "graphs", "int8", "model_loading", "pooling"),
     ("plan", "plan_tensors"),
-    ("inspection", "writing"),
+    ("inspection", "writing", "folders"),
     ("verify", "verify_outputs"),
     ("native", "decoder_export"),
     ("convert", "revert", "export", "compress"),

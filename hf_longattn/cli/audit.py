@@ -42,7 +42,8 @@ def audit(
     differ: an attention window was dropped, or an input cut off.
     """
     from ..conversion import audit_reach
-    from .show import print_json, show_audit
+    from .show import show_audit
+    from .terminal import print_json, say
 
     if plot is not None:
         from .plot import check_image
@@ -68,6 +69,6 @@ def audit(
     else:
         show_audit(found)
         if plot is not None:
-            print(f"drawn: {plot}")
+            say(f"drawn: {plot}")
     if not found.agrees:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ __all__ = ["compress"]
 
 
 def compress(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a checkpoint, long or not.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, long or not: a folder or a Hub repository id.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     method: Annotated[str, typer.Option(help="int8, int8-weight-only, int4-weight-only, bf16, prune-heads, prune-ffn or magnitude.")],
     share: Annotated[float, typer.Option(help="Share of heads, feed-forward units or weights to prune.")] = 0.25,
@@ -29,6 +29,8 @@ def compress(
     seed: Annotated[int, typer.Option(help="Seed of masked tokens.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")] = False,
     as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
 ) -> None:
     """Write a smaller checkpoint, and measure what it costs.
 
@@ -37,12 +39,15 @@ def compress(
     compression_report.json.
     """
     from ..conversion import compress_checkpoint
-    from .show import print_json, show_compression
+    from .show import show_compression
+    from .terminal import print_json
 
     report = compress_checkpoint(
         model,
         destination,
         overwrite=overwrite,
+        revision=revision,
+        token=token,
         method=method,
         share=share,
         group_size=group_size,

@@ -45,7 +45,8 @@ def convert(
     from ..conversion import convert_checkpoint
     from ..hub import check_login
     from .hub import push_converted
-    from .show import conversion_progress, print_json, show_report
+    from .show import conversion_progress, show_report
+    from .terminal import print_json
 
     token = config.token if isinstance(config.token, str) else None
     if push_to_hub is not None:

@@ -84,8 +84,8 @@ def diagnose(
     from ..diagnostics import diagnose as run
     from ..diagnostics import html_page
     from ..diagnostics.texts import NEEDLE, QUESTION, Needle, read_depths, read_lengths
-    from .show import print_json
     from .show_diagnosis import diagnosis_progress, show_diagnosis
+    from .terminal import print_json, say
 
     planted = None if no_needle else Needle(needle or NEEDLE, question or QUESTION, read_depths(depths))
     with diagnosis_progress() as progress:
@@ -114,4 +114,4 @@ def diagnose(
     show_diagnosis(found, text)
     for file in (html, save):
         if file is not None:
-            print(f"written: {file}")
+            say(f"written: {file}")

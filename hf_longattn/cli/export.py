@@ -57,7 +57,8 @@ def export(
     text-generation-with-past the graph takes and returns what a decoder keeps of the text so far, and generates what the model does.
     """
     from ..conversion import export_checkpoint, export_gguf, export_native
-    from .show import print_json, show_export, show_report
+    from .show import show_export, show_report
+    from .terminal import print_json
 
     if format not in EXPORT_FORMATS:
         raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
@@ -97,7 +98,8 @@ def revert(
     The result has the base's architecture and loads without this package. DST appears complete and verified, or not at all.
     """
     from ..conversion import revert_checkpoint
-    from .show import conversion_progress, print_json, show_report
+    from .show import conversion_progress, show_report
+    from .terminal import print_json
 
     with conversion_progress() as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are in the report

@@ -35,7 +35,7 @@ def push(
     """
     flags.check_user_code(remote_code, bundle_user_code)
     from ..hub import push_model
-    from .show import print_json
+    from .terminal import print_json, say
 
     report = push_model(
         model,
@@ -46,7 +46,7 @@ def push(
         commit_message=commit_message,
         remote_code=remote_code,
         user_code=bundle_user_code,
-        log=partial(typer.echo, err=True),
+        log=partial(say, stderr=True),
     )
     print_json(report.to_dict()) if as_json else _show(report)
 
@@ -55,9 +55,10 @@ def push_converted(destination: Path, repo: str, *, private: bool, token: str | 
     """Push what `longattn convert` has just written; if that fails, the message tells how to retry."""
     from ..errors import HubError
     from ..hub import push_model
+    from .terminal import say
 
     try:
-        report = push_model(destination, repo, private=private, token=token, log=partial(typer.echo, err=True))
+        report = push_model(destination, repo, private=private, token=token, log=partial(say, stderr=True))
     except HubError as error:
         again = f"longattn push {shlex.quote(str(destination))} {repo}{' --private' if private else ''}"
         raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
@@ -67,9 +68,11 @@ def push_converted(destination: Path, repo: str, *, private: bool, token: str | 
 
 
 def _show(report: PushReport) -> None:
+    from .terminal import say
+
     left_out = f"; left out: {', '.join(report.left_out)}" if report.left_out else ""
-    typer.echo(report.url)
-    typer.echo(f"{len(report.files)} files in commit {report.commit[:12]} on {report.revision}; card: {report.card}{left_out}.")
+    say(report.url)
+    say(f"{len(report.files)} files in commit {report.commit[:12]} on {report.revision}; card: {report.card}{left_out}.")
 
 
 def card(
@@ -88,6 +91,7 @@ def card(
     from ..errors import LongAttentionError
     from ..hub import write_model_card
     from ..reading import read_json
+    from .terminal import say
 
     rows = []
     if results is not None:
@@ -97,4 +101,4 @@ def card(
     path = write_model_card(
         model, base_model=base_model, name=name, results=rows, license=license, language=language, datasets=dataset, tags=tag or []
     )
-    typer.echo(path)
+    say(path)

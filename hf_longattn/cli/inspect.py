@@ -37,7 +37,8 @@ def inspect(
     if mechanism is None and option:
         raise typer.BadParameter("requires --mechanism.", param_hint="--option")
 
-    from .show import print_json, show_inspection
+    from .show import show_inspection
+    from .terminal import print_json, say
 
     if mechanism is not None and plot is not None:
         from ..mechanisms.registry import mechanism_class, mechanism_from
@@ -48,7 +49,7 @@ def inspect(
         draw_patterns(
             {built.name + "".join(f", {name} {value}" for name, value in chosen.items()): built}, length=length, causal=causal, file=plot
         )
-        print_json({"mechanism": mechanism, "plot": str(plot)}) if as_json else print(f"drawn: {plot}")
+        print_json({"mechanism": mechanism, "plot": str(plot)}) if as_json else say(f"drawn: {plot}")
         return
 
     from ..conversion import inspect_checkpoint
@@ -64,7 +65,7 @@ def inspect(
         return
     show_inspection(found)
     if plot is not None:
-        print(f"drawn: {plot}")
+        say(f"drawn: {plot}")
 
 
 def mechanisms(
@@ -73,7 +74,8 @@ def mechanisms(
 ) -> None:
     """List the attention mechanisms, or describe one in full."""
     from ..mechanisms import list_mechanisms, mechanism_info
-    from .show import print_json, show_mechanism, show_mechanisms
+    from .show import show_mechanism, show_mechanisms
+    from .terminal import print_json
 
     if name is not None:
         info = mechanism_info(name)
@@ -91,7 +93,8 @@ def recipes(
     from ..errors import LongAttentionError, nearest
     from ..reading import read_text
     from ..recipes import read_recipe, ready_recipes
-    from .show import print_json, show_recipes
+    from .show import show_recipes
+    from .terminal import print_json, say
 
     ready = ready_recipes()
     if name is None:
@@ -104,4 +107,4 @@ def recipes(
     if as_json:
         print_json({"name": name, "command": recipe.command, **recipe.entries, "values": read_recipe(name)})
     else:
-        print(read_text(recipe.path), end="")
+        say(read_text(recipe.path), end="")

@@ -73,7 +73,8 @@ def probe(
     from ..diagnostics.texts import read_depths, read_lengths
     from ..evaluation.probes import probe_model
     from ..evaluation.probes.run import TASKS
-    from .show import print_json, probe_progress, show_probe
+    from .show import probe_progress, show_probe
+    from .terminal import print_json, say
 
     for path in (save, plot):
         if path is not None:
@@ -110,4 +111,4 @@ def probe(
     show_probe(report)
     for path in (save, plot):
         if path is not None:
-            print(f"written: {path}")
+            say(f"written: {path}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -75,8 +74,8 @@ def search(
     converted with `longattn convert MODEL DST --config OUTPUT/design.yaml`.
     """
     from ..search import search_design
-    from .show import print_json
     from .show_search import search_progress, show_search
+    from .terminal import print_json, say
 
     try:
         with search_progress() as progress:
@@ -105,7 +104,7 @@ def search(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        print("Stopped; type the same command with --resume to continue.", file=sys.stderr)
+        say("Stopped; type the same command with --resume to continue.", stderr=True)
         raise typer.Exit(130) from None
     if as_json:
         print_json(found.to_dict())

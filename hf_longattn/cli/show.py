@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from . import terminal
 
 if TYPE_CHECKING:
     from ..conversion import CompressionReport, ConversionPlan, ConversionReport, ExportReport, Inspection, ReachAudit
@@ -28,14 +28,9 @@ SHOWN_LENGTHS = (0, 2, 4, 6)
 STYLES = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
 
 
-def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
 def show_plan(plan: ConversionPlan) -> None:
     """What a conversion would do."""
-    console = _console()
+    console = terminal.console()
     console.print(
         _facts(
             ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {_tokens(plan.old_length)})"),
@@ -77,10 +72,10 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     rows = compare_mechanisms(plan.attention, plan.shape)
     if as_json:
         comparison = {"lengths": LENGTHS, "mechanisms": [asdict(row) for row in rows]}
-        print_json({**plan.to_dict(), "comparison": comparison})
+        terminal.print_json({**plan.to_dict(), "comparison": comparison})
         return
     show_plan(plan)
-    _console().print(_comparison(rows, LENGTHS, matrix_speed()), highlight=False)
+    terminal.console().print(_comparison(rows, LENGTHS, matrix_speed()), highlight=False)
 
 
 def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float) -> Table:
@@ -138,14 +133,14 @@ def show_costs(costs: Sequence[LengthCost]) -> None:
             size(cost.activation_bytes),
         ]
         table.add_row(*row, *([size(cost.cache_bytes or 0)] if decodes else []))
-    _console().print(table)
+    terminal.console().print(table)
 
 
 def show_report(report: ConversionReport) -> None:
     """What was written, and the checks."""
     from ..conversion.report import POSITIONS
 
-    console = _console()
+    console = terminal.console()
     plan = report.plan
     made = plan.get("class", plan["long_class"])
     console.print(
@@ -175,14 +170,14 @@ def show_report(report: ConversionReport) -> None:
         console.print(f"Next: {escape(report.train_command)}", highlight=False, soft_wrap=True)
 
 
-def _show_warnings(console: Console, sentences: Sequence[str]) -> None:
+def _show_warnings(console: terminal.Console, sentences: Sequence[str]) -> None:
     for sentence in sentences:
         console.print(f"\nWarning: {escape(sentence)}", style="yellow", highlight=False)
 
 
 def show_audit(audit: ReachAudit) -> None:
     """What a config says of its tokens' reach, and what was measured."""
-    console = _console()
+    console = terminal.console()
     console.print(
         _facts(
             ("config", audit.model),
@@ -209,17 +204,13 @@ def show_audit(audit: ReachAudit) -> None:
 
 def show_compression(report: CompressionReport) -> None:
     """What a compression costs and saves."""
-    console = _console()
+    console = terminal.console()
     console.print(_facts(("written", str(report.destination)), ("method", report.config["method"]), ("measured on", report.text)))
-    before, after = report.measured["before"], report.measured["after"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "before", "after"):
         table.add_column(column, overflow="fold", justify="left" if not column else "right")
-    for length, loss in before["loss"].items():
-        both = (f"{one['loss']:.3f}" + f" ± {one['loss_se']:.3f}" * (one["documents"] > 1) for one in (loss, after["loss"][length]))
-        table.add_row(f"loss at {int(length):,} tokens, nats", *both)
-    table.add_row("one pass, seconds", *(f"{one['seconds']:.2f}" for one in (before, after)))
-    table.add_row("weights, MB", *(f"{one['bytes'] / 1e6:,.1f}" for one in (before, after)))
+    for row in report.rows():
+        table.add_row(*row)
     console.print(table)
 
 
@@ -229,7 +220,7 @@ def _positions(probes: Sequence[int]) -> str:
 
 def show_probe(report: ProbeReport) -> None:
     """The scores of each task by length, and by depth where depths were given."""
-    console = _console()
+    console = terminal.console()
     console.print(_facts(("model", f"{report.model}  ({report.class_name})"), ("asked", ASKED[report.mode])))
     cells = {(cell.task, cell.depth, cell.length): cell for cell in report.cells}
     depths = any(cell.depth is not None for cell in report.cells)
@@ -257,7 +248,7 @@ ASKED = {
 @contextlib.contextmanager
 def probe_progress(quiet: bool) -> Iterator[Callable[[ProbeCell], None]]:
     """Yields the `progress` argument of `probe_model`: a line on stderr for each cell, on a terminal."""
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
 
     def tell(cell: ProbeCell) -> None:
         if console.is_terminal and not quiet:
@@ -269,7 +260,7 @@ def probe_progress(quiet: bool) -> Iterator[Callable[[ProbeCell], None]]:
 
 def show_export(report: ExportReport) -> None:
     """What was written, its inputs and outputs, and the comparison with the model."""
-    console = _console()
+    console = terminal.console()
     form = report.format if report.opset is None else f"{report.format}, opset {report.opset}"
     console.print(
         _facts(
@@ -309,7 +300,7 @@ def _int8(made: dict[str, Any]) -> str:
 
 def show_inspection(found: Inspection) -> None:
     """A checkpoint: its model, mechanisms, state and cost."""
-    console = _console()
+    console = terminal.console()
     pruned = ", ".join(f"{heads} in layer {layer}" for layer, heads in found.kept_heads.items())
     console.print(
         _facts(
@@ -349,14 +340,14 @@ def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:
     for info in infos:
         causal = {"both": "both", True: "only", False: "no"}[info.causal]
         table.add_row(info.name, escape(info.summary), info.cost, causal)
-    console = _console()
+    console = terminal.console()
     console.print(table)
     console.print("Options of each: longattn mechanisms NAME", highlight=False)
 
 
 def show_recipes(recipes: Sequence[Recipe]) -> None:
     """The recipes of each command: name and title, with the published score below."""
-    console = _console()
+    console = terminal.console()
     width = max(len(recipe.name) for recipe in recipes)
     for command, group in groupby(sorted(recipes, key=lambda one: one.command), key=lambda one: one.command):
         table = Table.grid(padding=(0, 2))
@@ -373,7 +364,7 @@ def show_recipes(recipes: Sequence[Recipe]) -> None:
 
 def show_mechanism(info: MechanismInfo) -> None:
     """One mechanism in full."""
-    console = _console()
+    console = terminal.console()
     console.print(
         _facts(
             ("name", info.name),
@@ -429,14 +420,10 @@ def _facts(*pairs: tuple[str, str]) -> Table:
     return table
 
 
-def _console() -> Console:
-    return Console(soft_wrap=False)
-
-
 @contextlib.contextmanager
 def conversion_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yields the `progress` argument of `convert_checkpoint`."""
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     if not console.is_terminal:  # rich before 15 ends even a disabled bar with an empty line
         yield lambda stage, done, total: None
         return

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..diagnostics.diagnosis import NOTHING_FITS, percent
+from . import terminal
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -28,7 +28,7 @@ WIDTH = 80
 @contextlib.contextmanager
 def diagnosis_progress() -> Iterator[Callable[[str], None]]:
     """What is being measured, on stderr while it is a terminal."""
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     if not console.is_terminal:
         yield lambda sentence: None
         return
@@ -38,7 +38,7 @@ def diagnosis_progress() -> Iterator[Callable[[str], None]]:
 
 def show_diagnosis(found: Diagnosis, text: Path) -> None:
     """Conclusion, layers, mechanisms, and what to type; ``text`` is the file that was read."""
-    console = Console(width=min(WIDTH, Console().width), soft_wrap=False)
+    console = terminal.console(width=WIDTH)
     console.print(found.conclusion(), style="bold", highlight=False)
     for sentence in (found.dilution(), *found.notes):
         if sentence:
@@ -71,13 +71,13 @@ def show_diagnosis(found: Diagnosis, text: Path) -> None:
         if best.loss is None and found.no_loss:
             console.print(f"No loss was measured: {escape(found.no_loss)}", highlight=False)
         if best.command:
-            print(f"To convert so, type:\n  {best.command}")
+            terminal.say(f"To convert so, type:\n  {best.command}")
         else:
-            print(f"To convert the checkpoint that this model was made from so, add to longattn convert:\n  {shlex.join(best.flags)}")
+            terminal.say(f"To convert the checkpoint that this model was made from so, add to longattn convert:\n  {shlex.join(best.flags)}")
     elif found.untrained:
         console.print(f"Nothing is recommended: {NOTHING_FITS}", highlight=False)
     if search := found.search_command(str(text)):
-        print(f"For a mechanism in every layer under a budget of measured time, type:\n  {search}")
+        terminal.say(f"For a mechanism in every layer under a budget of measured time, type:\n  {search}")
 
 
 def _layers(found: Diagnosis) -> Table:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from . import terminal
 
 if TYPE_CHECKING:
     from ..search import CostedDesign, SearchResult
@@ -20,7 +21,7 @@ WIDTH = 100
 @contextlib.contextmanager
 def search_progress() -> Iterator[Callable[[str], None]]:
     """What is being measured, on stderr while it is a terminal."""
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     if not console.is_terminal:
         yield lambda sentence: None
         return
@@ -30,7 +31,7 @@ def search_progress() -> Iterator[Callable[[str], None]]:
 
 def show_search(found: SearchResult) -> None:
     """The design and why it, the alternatives, and what to type."""
-    console = Console(width=min(WIDTH, Console().width), soft_wrap=False)
+    console = terminal.console(width=WIDTH)
     console.print(escape(found.reason), style="bold", highlight=False)
     if found.loss_sentence:
         console.print(escape(found.loss_sentence), highlight=False)
@@ -48,7 +49,7 @@ def show_search(found: SearchResult) -> None:
         console.print(f"left out: {', '.join(sorted(map(escape, found.reasons)))} (report.md says why)", style="dim", highlight=False)
     console.print(f"\nlength {found.length:,} tokens, cost of attention {found.cost_of(found.chosen)}", highlight=False)
     if found.folder is not None:
-        print(f"written: {found.folder}/report.md, report.json, pareto.svg, design.yaml\nnext: {found.command}")
+        terminal.say(f"written: {found.folder}/report.md, report.json, pareto.svg, design.yaml\nnext: {found.command}")
 
 
 def _layers(found: SearchResult) -> Table:

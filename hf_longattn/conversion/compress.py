@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from transformers.pytorch_utils import Conv1D
 
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED
@@ -34,11 +35,13 @@ from ..modeling.config import LongConfig
 from ..modeling.family import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..modeling.pruning import KEPT_HEADS, Heads, cut, heads_of
 from ..modeling.quantised import warn_of_overflow
-from ..reading import is_generic, read_json_object
-from ..staging import check_destination, destination_path, staged_folder
+from ..reading import check_config, is_generic, named_class
+from ..staging import check_destination, destination_path
+from .folders import short_name, write_folder
 from .model_loading import quiet_libraries
 from .report import versions
-from .tensor_files import write_json
+from .sources.base import ResultInfo, Source, open_source
+from .sources.peft import refuse_adapter
 from .text import load_tokenizer, verification_text
 
 REPORT = "compression_report.json"
@@ -107,22 +110,47 @@ class CompressionReport:
     difference: float
     pruned: dict[str, Any]
     text: str
+    files: tuple[str, ...]
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in compression_report.json."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "destination"}
 
+    def rows(self) -> list[tuple[str, ...]]:
+        """What was measured, before and after."""
+        before, after = self.measured["before"], self.measured["after"]
+        rows: list[tuple[str, ...]] = [
+            (f"loss at {int(length):,} tokens, nats", *map(_with_error, (loss, after["loss"][length])))
+            for length, loss in before["loss"].items()
+        ]
+        seconds, sizes = (tuple(f"{one[key] / scale:,.{digits}f}" for one in (before, after)) for key, scale, digits in UNITS)
+        return [*rows, ("one pass, seconds", *seconds), ("weights, MB", *sizes)]
+
+    def table(self) -> str:
+        """The same in Markdown, for a card."""
+        cells: list[tuple[str, ...]] = [("", "before", "after"), ("---", "---", "---"), *self.rows()]
+        measured = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        return f"Measured on {self.text}:\n\n{measured}"
+
+
+UNITS = (("seconds", 1, 2), ("bytes", 1e6, 1))
+"""Key of a measurement, what it is divided by, and digits after the point."""
+
+
+def _with_error(loss: Mapping[str, Any]) -> str:
+    return f"{loss['loss']:.3f}" + f" ± {loss['loss_se']:.3f}" * (loss["documents"] > 1)
+
 
 @dataclass
-class Subject:
+class CompressionInput:
     """The model to compress, and what it is measured on."""
 
     folder: Path
     model: Any
     ids: Tensor
     tokenizer: Any
-    asked: CompressionConfig
+    config: CompressionConfig
     dtype: torch.dtype = torch.float32
     """Of the weights in the source's files; those of a pruned model are written in it."""
 
@@ -150,18 +178,18 @@ class Compressed:
 # ---- quantisation
 
 
-def _quantised(subject: Subject, config: Callable[[Any], Any]) -> Compressed:
+def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compressed:
     with needs_extra("compress"), _quiet():
         from torchao import quantization
     from transformers import TorchAoConfig
 
-    model = subject.model
+    model = source.model
     check_linear_layers(model)
     outside = {name for name, module in model.named_children() if module is not model.base_model}
     left = [r".*long_attention", *sorted(outside)]
     chosen = TorchAoConfig(config(quantization), modules_to_not_convert=left)
     with checkpoint_errors(f"torchao cannot quantise {type(model).__name__}"):
-        made = subject.load(subject.folder, quantization_config=chosen, dtype=torch.bfloat16)
+        made = source.load(source.folder, quantization_config=chosen, dtype=torch.bfloat16)
     return Compressed(made, made)
 
 
@@ -179,42 +207,42 @@ def check_linear_layers(model: Any) -> None:
         )
 
 
-def int8(subject: Subject) -> Compressed:
+def int8(source: CompressionInput) -> Compressed:
     """8-bit weights, and inputs rounded to 8 bits when they are seen, one scale per token (torchao)."""
-    made = _quantised(subject, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
+    made = _quantised(source, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
     warn_of_overflow(made.model)  # loading it was quiet
     return made
 
 
-def int8_weight_only(subject: Subject) -> Compressed:
+def int8_weight_only(source: CompressionInput) -> Compressed:
     """8-bit weights; products are computed in bf16 (torchao)."""
-    return _quantised(subject, lambda ao: ao.Int8WeightOnlyConfig())
+    return _quantised(source, lambda ao: ao.Int8WeightOnlyConfig())
 
 
-def int4_weight_only(subject: Subject) -> Compressed:
+def int4_weight_only(source: CompressionInput) -> Compressed:
     """4-bit weights with one scale per group, kept in one byte each, as torchao keeps them without a GPU; products in bf16."""
-    size = subject.asked.group_size
-    for name, module in subject.model.base_model.named_modules():
+    size = source.config.group_size
+    for name, module in source.model.base_model.named_modules():
         if isinstance(module, nn.Linear) and module.in_features % size:
             raise OptionError(
                 f"{name!r} has {module.in_features} inputs, which groups of {size} do not divide; choose another --group-size, for example "
                 f"{math.gcd(module.in_features, 32)}."
             )
-    return _quantised(subject, lambda ao: ao.IntxWeightOnlyConfig(weight_dtype=getattr(torch, INT4), granularity=ao.PerGroup(size)))
+    return _quantised(source, lambda ao: ao.IntxWeightOnlyConfig(weight_dtype=getattr(torch, INT4), granularity=ao.PerGroup(size)))
 
 
-def bf16(subject: Subject) -> Compressed:
+def bf16(source: CompressionInput) -> Compressed:
     """All weights in bf16."""
-    made = subject.load(subject.folder, dtype=torch.bfloat16)
+    made = source.load(source.folder, dtype=torch.bfloat16)
     return Compressed(made, made)
 
 
 # ---- pruning
 
 
-def prune_heads(subject: Subject) -> Compressed:
+def prune_heads(source: CompressionInput) -> Compressed:
     """Without the least important heads of all layers together; every layer keeps one."""
-    model = subject.model
+    model = source.model
     if not isinstance(model.config, LongConfig):
         raise OptionError(
             f"{type(model).__name__} has no config for layers with different numbers of heads; convert it first (longattn convert), or "
@@ -224,7 +252,7 @@ def prune_heads(subject: Subject) -> Compressed:
     if len({id(heads.site.module) for heads in layers}) < model.config.num_hidden_layers:
         raise OptionError(f"The layers of {type(model).__name__} share one attention module, so no heads can be cut out of one layer.")
     total = sum(heads.count for heads in layers)
-    wanted = round(subject.asked.share * total)
+    wanted = round(source.config.share * total)
     if total == len(layers):
         raise OptionError(f"Every layer of {type(model).__name__} has one head for keys and values, so none can be cut out.")
     for heads in layers:
@@ -232,12 +260,12 @@ def prune_heads(subject: Subject) -> Compressed:
     if wanted > total - len(layers):
         most = (total - len(layers)) / total
         raise OptionError(
-            f"A share of {subject.asked.share} of {total} heads would leave a layer without any; give --share "
+            f"A share of {source.config.share} of {total} heads would leave a layer without any; give --share "
             f"{math.floor(most * 100) / 100} or less."
         )
     if wanted == 0:
-        raise OptionError(f"A share of {subject.asked.share} of {total} heads is no head; give a larger --share.")
-    scores = importance(subject, {heads.output: heads.columns for heads in layers})
+        raise OptionError(f"A share of {source.config.share} rounds to none of {total} heads; give a larger --share.")
+    scores = importance(source, {heads.output: heads.columns for heads in layers})
     ranked = sorted((float(score), layer, head) for layer, heads in enumerate(layers) for head, score in enumerate(scores[heads.output]))
     removed: dict[int, set[int]] = {layer: set() for layer in range(len(layers))}
     for _, layer, head in ranked:
@@ -253,7 +281,7 @@ def prune_heads(subject: Subject) -> Compressed:
             _keep(heads, gone, kept)
     setattr(model.config, KEPT_HEADS, kept)
     pruned = {str(heads.site.layer): sorted(gone) for heads, gone in zip(layers, removed.values(), strict=True)}
-    return Compressed(model, expected, subject.dtype, pruned)
+    return Compressed(model, expected, source.dtype, pruned)
 
 
 def _keep(heads: Heads, gone: set[int], kept: dict[str, int]) -> None:
@@ -261,18 +289,18 @@ def _keep(heads: Heads, gone: set[int], kept: dict[str, int]) -> None:
     kept[str(heads.site.layer)] = heads.count - len(gone)
 
 
-def prune_ffn(subject: Subject) -> Compressed:
+def prune_ffn(source: CompressionInput) -> Compressed:
     """Without the least important units of the feed-forward layers; the same number in every layer, which the config holds."""
-    model = subject.model
+    model = source.model
     field = next((name for name in INNER if isinstance(getattr(model.config, name, None), int)), None)
     if field is None or model.config.is_encoder_decoder:
         raise OptionError(f"The config of {type(model).__name__} has no single width of feed-forward layers, so it cannot be pruned.")
     inner: int = getattr(model.config, field)
-    wanted = inner - round(subject.asked.share * inner)
+    wanted = inner - round(source.config.share * inner)
     if not 0 < wanted < inner:
-        raise OptionError(f"A share of {subject.asked.share} of {inner} units leaves {wanted}; give another --share.")
+        raise OptionError(f"A share of {source.config.share} of {inner} units leaves {wanted}; give another --share.")
     blocks = list(_feed_forward(model, inner))
-    scores = importance(subject, {down: 1 for _, down in blocks})
+    scores = importance(source, {down: 1 for _, down in blocks})
     expected = copy.deepcopy(model)
     removed = {}
     for number, ((ups, down), (_, silent)) in enumerate(zip(blocks, list(_feed_forward(expected, inner)), strict=True)):
@@ -284,7 +312,7 @@ def prune_ffn(subject: Subject) -> Compressed:
             cut(up, kept, 0)
         cut(down, kept, 1)
     setattr(model.config, field, wanted)
-    return Compressed(model, expected, subject.dtype, removed)
+    return Compressed(model, expected, source.dtype, removed)
 
 
 def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
@@ -317,19 +345,21 @@ def _silence(layer: nn.Linear, gone: set[int], width: int) -> None:
         layer.weight[:, unit * width : (unit + 1) * width] = 0
 
 
-def magnitude(subject: Subject) -> Compressed:
+def magnitude(source: CompressionInput) -> Compressed:
     """The smallest weights of all linear layers become zeros (torch.nn.utils.prune); the file keeps its size."""
-    model = subject.model
+    model = source.model
     left = {id(one) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for one in mechanism.modules()}
-    layers = [(one, "weight") for one in model.base_model.modules() if isinstance(one, nn.Linear) and id(one) not in left]
-    prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=subject.asked.share)
+    layers = [(one, "weight") for one in model.base_model.modules() if isinstance(one, nn.Linear | Conv1D) and id(one) not in left]
+    if not layers:
+        raise OptionError(f"{type(model).__name__} has no linear layers, so it cannot be pruned by magnitude; choose --method bf16.")
+    prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=source.config.share)
     for layer, name in layers:
         prune.remove(layer, name)
     zeros = {str(number): int((layer.weight == 0).sum()) for number, (layer, _) in enumerate(layers)}
-    return Compressed(model, model, subject.dtype, zeros)
+    return Compressed(model, model, source.dtype, zeros)
 
 
-METHODS: dict[str, Callable[[Subject], Compressed]] = {
+METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
     "int8": int8,
     "int8-weight-only": int8_weight_only,
     "int4-weight-only": int4_weight_only,
@@ -343,13 +373,13 @@ METHODS: dict[str, Callable[[Subject], Compressed]] = {
 # ---- importance and losses
 
 
-def importance(subject: Subject, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
+def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
     """What units are worth: for each layer that reads units of so many inputs, the sum over documents of |Σ input · gradient|.
 
     Raises:
         OptionError: the model predicts no tokens, so that there is no loss.
     """
-    model = subject.model
+    model = source.model
     if not predicts_tokens(model):
         if model.config.is_encoder_decoder:
             why = "is an encoder-decoder; choose --method magnitude."
@@ -368,9 +398,9 @@ def importance(subject: Subject, readers: Mapping[nn.Linear, int]) -> dict[nn.Li
 
     handles = [layer.register_forward_pre_hook(remember) for layer in readers]
     try:
-        for piece in pieces(subject, min(SHORT, _longest(subject))):
+        for piece in pieces(source, min(SHORT, _longest(source))):
             with torch.enable_grad():
-                loss = loss_on(subject, model, piece)
+                loss = loss_on(source, model, piece)
             tensors = [one for found in seen.values() for one in found]
             grads = iter(torch.autograd.grad(loss, tensors, allow_unused=True))
             for layer, width in readers.items():
@@ -391,19 +421,19 @@ def predicts_tokens(model: Any) -> bool:
     return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder
 
 
-def pieces(subject: Subject, length: int) -> list[Tensor]:
+def pieces(source: CompressionInput, length: int) -> list[Tensor]:
     """Pieces ``(1, length)`` of the text, spread over it."""
-    ids, count = subject.ids[0], subject.asked.documents
+    ids, count = source.ids[0], source.config.documents
     last = len(ids) - length
     starts = sorted({round(number * last / (count - 1)) for number in range(count)}) if count > 1 else [0]
     return [ids[None, start : start + length] for start in starts]
 
 
-def loss_on(subject: Subject, model: Any, ids: Tensor) -> Tensor:
+def loss_on(source: CompressionInput, model: Any, ids: Tensor) -> Tensor:
     """Nats per token: of 15 % that are masked, or of every next one."""
     if type(model).__name__.endswith("ForMaskedLM"):
-        has_mask = getattr(subject.tokenizer, "mask_token_id", None) is not None
-        shown, labels = masked_tokens(ids, subject.tokenizer if has_mask else WITHOUT_TOKENIZER, subject.asked.seed)
+        has_mask = getattr(source.tokenizer, "mask_token_id", None) is not None
+        shown, labels = masked_tokens(ids, source.tokenizer if has_mask else WITHOUT_TOKENIZER, source.config.seed)
         logits, chosen = model(input_ids=shown).logits, labels != IGNORED
         return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen])
     logits = model(input_ids=ids, use_cache=False).logits
@@ -411,19 +441,19 @@ def loss_on(subject: Subject, model: Any, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(subject: Subject, model: Any, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
+def measure(source: CompressionInput, model: Any, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
     """Losses, seconds of a pass and bytes of weights."""
     found: dict[str, Any] = {"loss": {}}
     for length in lengths:
         if not predicts_tokens(model):
             break
-        values = [float(loss_on(subject, model, piece)) for piece in pieces(subject, length)]
+        values = [float(loss_on(source, model, piece)) for piece in pieces(source, length)]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         found["loss"][str(length)] = {"loss": statistics.fmean(values), "loss_se": error, "documents": len(values)}
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        _outputs(model, subject.ids[:, : lengths[-1]])
+        _outputs(model, source.ids[:, : lengths[-1]])
         seconds.append(time.perf_counter() - started)
     return {**found, "seconds": min(seconds), "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
 
@@ -437,102 +467,128 @@ def _outputs(model: Any, ids: Tensor) -> Tensor:
 
 
 def compress_checkpoint(
-    source: str | Path, destination: str | Path, config: CompressionConfig | None = None, *, overwrite: bool = False, **settings: Any
+    source: str | Path,
+    destination: str | Path,
+    config: CompressionConfig | None = None,
+    *,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **settings: Any,
 ) -> CompressionReport:
     """Write a smaller checkpoint of a model, and measure what it costs.
 
         hf_longattn.compress_checkpoint("longformer-base", "longformer-int8", method="int8")
 
     Args:
-        source: the folder of a Long model or of one of transformers, with safetensors files.
+        source: a Long model or one of transformers, with safetensors files: its folder, or a Hub repository id.
         destination: a folder that does not exist.
         config: the settings; or give them by name, as ``method="prune-heads", share=0.25``.
         overwrite: replace an existing destination.
+        revision, token: of a Hub repository.
 
     Raises:
         OptionError: unknown or impossible settings.
         CheckpointError: the source cannot be loaded, is quantised already, or the result does not compute what it should.
+        ExportError: the source has an adapter that is not merged.
         LengthError: the text is shorter than ``length``.
         MissingExtraError: torchao is not installed.
         DestinationExistsError: the destination exists.
     """
-    asked = CompressionConfig(**settings) if config is None else dataclasses.replace(config, **settings)
-    folder, target = Path(source).expanduser(), destination_path(destination)
-    check_destination(target, folder, overwrite=overwrite)
-    subject, origin = _opened(folder, asked)
-    longest = _longest(subject)
+    chosen = CompressionConfig(**settings) if config is None else dataclasses.replace(config, **settings)
+    target = destination_path(destination)
+    with quiet_libraries():
+        opened = open_source(source, revision=revision, token=token)
+    check_destination(target, *opened.protected, overwrite=overwrite)
+    refuse_adapter(opened)
+    inputs, text = _loaded(opened, chosen)
+    longest = _longest(inputs)
     lengths = sorted({min(SHORT, longest), longest})
-    before = measure(subject, subject.model, folder, lengths)
-    made = METHODS[asked.method](subject)
-    with staged_folder(target, overwrite=overwrite) as stage:
+    before = measure(inputs, inputs.model, opened.folder, lengths)
+    compressed = METHODS[chosen.method](inputs)
+
+    def write(stage: Path) -> list[str]:
+        saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
         with _quiet():
-            (made.model if made.dtype is None else copy.deepcopy(made.model).to(made.dtype)).save_pretrained(stage)
-        if subject.tokenizer is not None:
-            subject.tokenizer.save_pretrained(stage)
-        with checkpoint_errors(f"What was written for {type(subject.model).__name__} cannot be read again, so nothing was kept"):
-            again = subject.load(stage, **({} if made.dtype is None else {"dtype": torch.float32}))
+            saved.save_pretrained(stage)
+        return sorted(path.name for path in stage.iterdir())
+
+    def measured(stage: Path, files: tuple[str, ...]) -> CompressionReport:
+        with checkpoint_errors(f"What was written for {type(inputs.model).__name__} cannot be read again, so nothing was kept"):
+            again = inputs.load(stage, **({} if compressed.dtype is None else {"dtype": torch.float32}))
             # at the greatest length, since a short input may be within every head's blocks
-            difference = _difference(again, made.expected, subject.ids[:, : lengths[-1]])
+            difference = _difference(again, compressed.expected, inputs.ids[:, : lengths[-1]])
         if not difference <= TOLERANCE:
             raise CheckpointError(
                 f"What was written computes something else ({difference:.1e} of the largest output), so nothing was kept: "
-                f"{type(subject.model).__name__} with this mechanism cannot be compressed by {asked.method!r}."
+                f"{type(inputs.model).__name__} with this mechanism cannot be compressed by {chosen.method!r}."
             )
-        after = measure(subject, again, stage, lengths)
-        given = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(asked).items()}
-        report = CompressionReport(target, given, {"before": before, "after": after}, difference, made.pruned, origin, versions())
-        write_json(stage / REPORT, report.to_dict())
-    return report
+        after = measure(inputs, again, stage, lengths)
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(chosen).items()}
+        return CompressionReport(target, values, {"before": before, "after": after}, difference, compressed.pruned, text, files, versions())
+
+    most = longest_input(inputs.model.config)
+    called, name = short_name(opened), type(inputs.model).__name__
+    return write_folder(
+        opened,
+        ResultInfo(target, name, type(inputs.model).__module__, most or 0),
+        weights=write,
+        report=measured,
+        report_file=REPORT,
+        introduction=f"`{called}` (`{name}`), compressed by `longattn compress --method {chosen.method}`.",
+        card=lambda report: {"measured": report.table()},
+        needed_bytes=opened.total_bytes + 2**20,
+        overwrite=overwrite,
+    )
 
 
 @torch.no_grad()
-def _difference(found: Any, expected: Any, ids: Tensor) -> float:
-    one, other = _outputs(found, ids).float(), _outputs(expected, ids).float()
-    return float((one - other).abs().max() / other.abs().max())
+def _difference(model: Any, expected: Any, ids: Tensor) -> float:
+    ours, theirs = _outputs(model, ids).float(), _outputs(expected, ids).float()
+    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def _opened(folder: Path, asked: CompressionConfig) -> tuple[Subject, str]:
+def _loaded(source: Source, config: CompressionConfig) -> tuple[CompressionInput, str]:
     """The model in fp32, the text as tokens, and where the text comes from."""
     import transformers
 
     import hf_longattn
 
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{str(folder)!r} is no folder with a config.json; give that of a model, saved with save_pretrained.")
-    values = read_json_object(folder / "config.json")
-    if is_generic(values):
-        raise CheckpointError(f"{str(folder)!r} holds a model without a Long class, which cannot be compressed here.")
-    if values.get("quantization_config") is not None:
-        raise CheckpointError(f"{str(folder)!r} holds quantised weights already; give the checkpoint that it was made from.")
-    named = values.get("architectures")
-    name = str(named[0]) if isinstance(named, list) and named else ""
-    model_class: Any = getattr(hf_longattn, name, None) if name.startswith("Long") else getattr(transformers, name, None)
+    if is_generic(source.config):
+        raise CheckpointError(f"{source.name!r} holds a model without a Long class, which cannot be compressed here.")
+    if source.config.get("quantization_config") is not None:
+        raise CheckpointError(f"{source.name!r} holds quantised weights already; give the checkpoint that it was made from.")
+    if source.loading != {"use_safetensors": True}:
+        raise CheckpointError(f"{source.name!r} is not a folder of safetensors files; load it and save it with save_pretrained first.")
+    check_config(source.config, source.name)
+    class_name = named_class(source.config, "")
+    model_class: Any = getattr(hf_longattn if class_name.startswith("Long") else transformers, class_name or " ", None)
     if model_class is None:
-        raise CheckpointError(f"The config.json of {str(folder)!r} names no class of hf_longattn or transformers, but {name!r}.")
-    with checkpoint_errors(f"{str(folder)!r} cannot be loaded"), _quiet():
-        model = model_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
-    tokenizer = load_tokenizer(folder)
-    text, origin = verification_text(asked.text)
+        raise CheckpointError(f"The config.json of {source.name!r} names no class of hf_longattn or transformers, but {class_name!r}.")
+    with checkpoint_errors(f"{source.name!r} cannot be loaded"), _quiet():
+        model = model_class.from_pretrained(source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
+    tokenizer = load_tokenizer(source.folder)
+    text, origin = verification_text(config.text)
     if tokenizer is None:
-        ids = torch.randint(5, model.config.vocab_size, (1, LONG * 4), generator=torch.Generator().manual_seed(asked.seed))
+        ids = torch.randint(5, model.config.vocab_size, (1, LONG * 4), generator=torch.Generator().manual_seed(config.seed))
         origin = "seeded token ids, since the model has no tokenizer"
     else:
         ids = torch.tensor([tokenizer(text, truncation=False, verbose=False)["input_ids"]])
     if ids.shape[1] < LEAST:
         raise LengthError(f"The text {origin!r} has {ids.shape[1]} tokens, but at least {LEAST} are needed; give a longer one with --text.")
-    named_dtype = getattr(torch, str(values.get("dtype") or values.get("torch_dtype")), torch.float32)
-    return Subject(folder, model, ids, tokenizer, asked, named_dtype), origin
+    named_dtype = getattr(torch, str(source.config.get("dtype") or source.config.get("torch_dtype")), torch.float32)
+    return CompressionInput(source.folder, model, ids, tokenizer, config, named_dtype), origin
 
 
-def _longest(subject: Subject) -> int:
+def _longest(source: CompressionInput) -> int:
     """The long length.
 
     Raises:
         LengthError: it is asked for, and model or text is shorter.
     """
-    most = longest_input(subject.model.config) or LONG
-    tokens = subject.ids.shape[1]
-    asked = subject.asked.length
+    most = longest_input(source.model.config) or LONG
+    tokens = source.ids.shape[1]
+    asked = source.config.length
     if asked is None:
         return min(LONG, most, tokens)
     if asked > most:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from ..hub import bundle_remote_code, check_remote_code, write_model_card
+from ..hub import bundle_remote_code, check_remote_code
 from ..modeling.family import LANGUAGE_MODELS
-from ..staging import check_destination, destination_path, ending_cleanly, staged_folder
+from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
+from .folders import write_folder
 from .model_loading import quiet_libraries
 from .native import export_native
-from .plan import Chooser, ConversionPlan, open_asked, plan_conversion
+from .plan import Chooser, ConversionPlan, StackLength, open_asked, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import ResultInfo
-from .tensor_files import write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import verify as verify_result
 from .writing import added_values, initial_values, write_result
@@ -62,10 +62,9 @@ def convert_checkpoint(
         named = {"mechanism": None, "budget": None, "search_text": None} if asked.mechanism == AUTO else {}
         plan_conversion(source, target, dataclasses.replace(asked, **named))  # type: ignore[arg-type]
     plan = plan_conversion(open_asked(source, asked), target, asked, choose=choose)
-    base_model = str(source) if on_the_hub else None
     clock["planned"] = time.perf_counter()
     if not asked.native:
-        return _converted(plan, destination, asked, text, base_model, clock, progress)
+        return _converted(plan, destination, asked, text, clock, progress)
     choice = plan.native_twin
     if choice is not None and choice.twin is None:
         raise ExportError(f"The result would have no native twin: {choice.reason}")
@@ -73,7 +72,7 @@ def convert_checkpoint(
     beside = next(folder for folder in target.parents if folder.is_dir())
     with ending_cleanly(), tempfile.TemporaryDirectory(prefix=".longattn-native-", dir=beside) as folder:
         long, plain = Path(folder) / target.name, dataclasses.replace(asked, native=False, overwrite=False)
-        report = _converted(plan, long, plain, text, base_model, clock, progress)
+        report = _converted(plan, long, plain, text, clock, progress)
         return export_native(long, target, verify=asked.verify, overwrite=asked.overwrite, progress=progress, converted=report)
 
 
@@ -82,7 +81,6 @@ def _converted(
     destination: str | Path,
     asked: ConversionConfig,
     text: tuple[str, str],
-    base_model: str | None,
     clock: dict[str, float],
     progress: StageProgress | None,
 ) -> ConversionReport:
@@ -90,42 +88,54 @@ def _converted(
 
     Args:
         text: to verify with, and where it is from.
-        base_model: the source's name on the Hub.
         clock: times of the beginning and of the plan.
     """
-    opened, target = plan.source, destination_path(destination)
+    target = destination_path(destination)
     if asked.remote_code:
         check_remote_code(plan.config, user_code=asked.user_code)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
     tokens = (
-        VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(opened.folder), vocabulary) if asked.verify else None
+        VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary) if asked.verify else None
     )
     added, first_checks = (added_values(plan), []) if asked.init_from_text is None else initial_values(plan, asked.init_from_text)
-    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=asked.overwrite) as stage:
-        info = ResultInfo(target, plan.architecture.long_class, plan.architecture.family.module, plan.new_length)
-        files = write_result(plan, stage, info, added, base_type=opened.config["model_type"], generated=plan.decoder, progress=progress)
+
+    def write(stage: Path) -> list[str]:
+        files = write_result(plan, stage, added, progress=progress)
         clock["written"] = time.perf_counter()
+        return files
+
+    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
         checks = verify_result(plan, stage, tokens, given_text=asked.verify_text is not None, progress=progress) if tokens else []
         require_passed(checks)
         clock["verified"] = time.perf_counter()
         checks = [*first_checks, *checks]
-        report = ConversionReport(
+        if asked.remote_code:
+            bundle_remote_code(stage, user_code=asked.user_code)
+        return ConversionReport(
             destination=target,
             config=asked.to_dict(),
             plan=plan.to_dict(),
             checks=tuple(checks),
             text="not verified" if tokens is None else "seeded inputs" if plan.generic else tokens.describe(),
-            files=(*files, REPORT, "README.md"),
+            files=files,
             bytes_written=plan.total_bytes,
             seconds=seconds(clock),
             versions=versions(),
             next_step=next_step(plan) if any(check.status == NEEDS_TRAINING for check in checks) else None,
         )
-        write_json(stage / REPORT, report.to_dict())
-        if asked.remote_code:
-            bundle_remote_code(stage, user_code=asked.user_code)
-        write_model_card(stage, base_model=base_model, source=opened.card_folder, name=str(destination))
-    return report
+
+    long_class, module = plan.architecture.long_class, plan.architecture.family.module
+    return write_folder(
+        plan.source,
+        ResultInfo(target, long_class, module, plan.new_length, lengthened=True, name=str(destination)),
+        weights=write,
+        report=checked,
+        report_file=REPORT,
+        tokenizer_length=plan.new_length,
+        generated=plan.decoder or StackLength(plan.old_length, plan.new_length),
+        needed_bytes=plan.total_bytes + 2**20,
+        overwrite=asked.overwrite,
+    )
 
 
 def next_step(plan: ConversionPlan) -> dict[str, Any]:

@@ -24,21 +24,20 @@ from ..modeling.family import family_of, family_with
 from ..modeling.sliding_window import with_base_windows
 from ..modeling.validation import known_length
 from ..private_apis import auto_mapping, trace_errors
-from ..reading import read_json_object
-from ..staging import check_destination, destination_path, staged_folder
+from ..staging import check_destination, destination_path
 from .architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from .decoder_export import TASK as WITH_PAST
 from .decoder_export import DecoderGraph
+from .folders import short_name, write_folder
 from .graphs import ExportedGraph, Runner, Traced, onnx_runner, runner
 from .inspection import inspect_checkpoint
 from .int8 import INT8_FILE, measure, quantise
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from .pooling import SentencePooling, sentence_pooling, write_for_servers
 from .report import FAILED, PASSED, TOLERANCE, Check, versions
-from .sources.base import SIDECARS, ResultInfo, Source
+from .sources.base import ResultInfo, Source
 from .sources.peft import refuse_adapter
 from .sources.quantised import refuse_quantised
-from .sources.sentence_transformers import SentenceSource
 from .tensor_files import write_json
 from .text import VerificationText, load_tokenizer, verification_text
 
@@ -64,6 +63,7 @@ class ExportReport:
     """A finished export.
 
     inputs, outputs: names, in order. min_length, max_length: least (pad shorter texts) and most tokens that the graph takes.
+    text: what the graph and the model were run on.
     decoding: of a decoder with a cache, its state tensors and how they are initialised.
     int8: of the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
     """
@@ -80,6 +80,7 @@ class ExportReport:
     files: tuple[str, ...]
     bytes_written: int
     versions: dict[str, str]
+    text: str = ""
     decoding: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None
 
@@ -137,16 +138,17 @@ def export_checkpoint(
             f"The ONNX format needs the package {missing[0]!r}, which is not installed; run `pip install {' '.join(ONNX_PACKAGES)}`."
         )
     target = destination_path(destination)
-    found = inspect_checkpoint(model, revision=revision, token=token)
-    check_destination(target, found.source.folder, overwrite=overwrite)
-    if "long_attention" not in found.source.config:
-        raise ExportError(f"{found.source.name!r} is a short checkpoint; convert it first (longattn convert {found.source.name} DST).")
-    refuse_quantised(found.source)
-    refuse_adapter(found.source)
-    loaded = _load(found.source, found.class_name, task)
+    inspection = inspect_checkpoint(model, revision=revision, token=token)
+    source, max_length = inspection.source, inspection.max_length
+    check_destination(target, *source.protected, overwrite=overwrite)
+    if "long_attention" not in source.config:
+        raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
+    refuse_quantised(source)
+    refuse_adapter(source)
+    loaded = _load(source, inspection.class_name, task)
     _check_mechanisms(loaded)
     text, origin = verification_text(None)
-    words = VerificationText(text, origin, load_tokenizer(found.source.folder), loaded.config.vocab_size)
+    words = VerificationText(text, origin, load_tokenizer(source.folder), loaded.config.vocab_size)
     if task == WITH_PAST and global_attention_mask:
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
     if task == WITH_PAST and int8:
@@ -156,30 +158,41 @@ def export_checkpoint(
         graph = DecoderGraph(loaded, words)
     else:
         names = input_names(loaded, words.source_tokenizer, global_attention_mask)
-        graph = ModelGraph(loaded, words, names, sentence_pooling(found.source.card_folder))
-    needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
-    with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
-        file = stage / FILES[format]
-        outputs, shortest, used = write_graph(graph.eval(), file, format, found.max_length, opset)
-        limits = (shortest, found.max_length)
-        checks = graph.check(partial(runner, file, outputs, format), limits)
+        graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder))
+    graph.eval()
+    written: dict[str, Any] = {}
+
+    def write(stage: Path) -> list[str]:
+        outputs, shortest, used = write_graph(graph, stage / FILES[format], format, max_length, opset)
+        limits = (shortest, max_length)
+        checks = graph.check(partial(runner, stage / FILES[format], outputs, format), limits)
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
         quantised = _quantise(stage, graph.inputs, outputs, words, loaded, limits) if int8 else None
-        _copy_sidecars(found.source.folder, stage)
-        _write_configs(loaded, stage)
-        if isinstance(found.source, SentenceSource):
-            found.source.write_beside(stage, ResultInfo(target, found.class_name, type(loaded).__module__, found.max_length))
-            write_for_servers(stage, known_length(loaded.config, words.source_tokenizer) or found.max_length)
-        files = sorted(path.name for path in stage.iterdir())
-        written = sum(path.stat().st_size for path in stage.iterdir())
-        report = ExportReport(
-            target, format, type(loaded).__name__, graph.inputs, outputs, shortest, found.max_length, used, tuple(checks), (*files, REPORT),
-            written, versions(*(ONNX_PACKAGES if format == "onnx" else ())),
-            decoding=graph.describe(), int8=quantised,
+        _write_configs(loaded, source, stage)
+        written.update(outputs=outputs, min_length=shortest, opset=used, checks=tuple(checks), int8=quantised)
+        return sorted(path.name for path in stage.iterdir())
+
+    def described(stage: Path, files: tuple[str, ...]) -> ExportReport:
+        write_for_servers(stage, known_length(loaded.config, words.source_tokenizer) or max_length)
+        size = sum(path.stat().st_size for path in stage.iterdir())
+        return ExportReport(
+            target, format, type(loaded).__name__, graph.inputs, max_length=max_length, files=files, bytes_written=size,
+            text=words.describe(), versions=versions(*(ONNX_PACKAGES if format == "onnx" else ())), decoding=graph.describe(), **written,
         )  # fmt: skip
-        write_json(stage / REPORT, report.to_dict())
-    return report
+
+    kind = "ONNX" if format == "onnx" else "torch.export"
+    return write_folder(
+        source,
+        ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length),
+        weights=write,
+        report=described,
+        report_file=REPORT,
+        introduction=f"The long model `{short_name(source)}` (`{type(loaded).__name__}`) as one {kind} graph for inputs of up to "
+        f"{max_length:,} tokens, made by `longattn export`.",
+        needed_bytes=(14 if int8 else 5) * sum(p.numel() for p in loaded.parameters()),  # the quantiser writes its input anew
+        overwrite=overwrite,
+    )
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
@@ -249,23 +262,13 @@ def _quantise(
     return {"file": INT8_FILE, "linear_layers": layers, "bytes": sizes, "text": words.describe(), **measured}
 
 
-def _write_configs(model: Any, stage: Path) -> None:
+def _write_configs(model: Any, source: Source, stage: Path) -> None:
     """The base's config as config.json, and the Long one beside it."""
     values = with_base_windows(model.config.to_dict())
     plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
     heads = [name for name, one in family_of(model.config).heads.items() if one == type(model).__name__]
-    (stage / "config.json").rename(stage / LONG_CONFIG)
+    shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
     write_json(stage / "config.json", {"architectures": heads, "model_type": model.config.base_model_type, **plain})
-    settings = stage / "tokenizer_config.json"
-    if settings.is_file() and (values := read_json_object(settings)).get("tokenizer_class") == "TokenizersBackend":
-        write_json(settings, {**values, "tokenizer_class": "PreTrainedTokenizerFast"})  # the name that transformers 4 knows as well
-
-
-def _copy_sidecars(folder: Path, stage: Path) -> None:
-    """Copy the config, the tokenizer and the other small files."""
-    for path in {path for pattern in SIDECARS for path in folder.glob(pattern) if path.is_file()}:
-        if not path.name.endswith(("_report.json", ".index.json")):
-            shutil.copyfile(path, stage / path.name)
 
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}

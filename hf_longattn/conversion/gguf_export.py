@@ -21,12 +21,13 @@ from torch import Tensor
 from ..errors import ExportError
 from ..modeling.sliding_window import FULL, SLIDING
 from ..private_apis import gguf_readers
-from ..staging import check_destination, destination_path, staged_folder
+from ..staging import check_destination, destination_path
 from .export import ExportReport
+from .folders import short_name, write_folder
 from .model_loading import quiet_libraries
 from .native import TwinPlan, plan_twin, tensor_values
 from .report import FAILED, PASSED, Check, require_passed, versions
-from .sources.base import open_source
+from .sources.base import ResultInfo, open_source
 from .sources.peft import refuse_adapter
 from .tensor_files import write_json
 from .text import load_tokenizer
@@ -167,13 +168,13 @@ def export_gguf(
     if (reason := gguf_refusal(plan.config)) is not None:
         raise ExportError(f"{source.name!r} has a native twin, but no GGUF file: {reason}")
     tokenizer = _tokenizer(source.folder, plan.config)
-    with staged_folder(target, needed_bytes=2 * plan.total_bytes + 2**24, overwrite=overwrite) as stage:
-        file = stage / FILE
-        writer = gguf.GGUFWriter(file, ARCHITECTURES[plan.config.model_type].name)
+    names = _names(plan)
+
+    def write(stage: Path) -> list[str]:
+        writer = gguf.GGUFWriter(stage / FILE, ARCHITECTURES[plan.config.model_type].name)
         _write_hyperparameters(writer, plan)
         for add, values in tokenizer.items():
             getattr(writer, add)(*values)
-        names = _names(plan)
         for tensor in plan.tensors:
             if tensor.new_shape is not None:
                 packed, kind = _packed(_in_llama_cpp(plan, tensor.name, tensor_values(plan, tensor)))
@@ -182,16 +183,28 @@ def export_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        checks = [_check_tensors(plan, file, names), _check_fields(file, tokenizer)]
-        require_passed(checks)
         write_json(stage / "config.json", json.loads(plan.config.to_json_string()))
-        used = versions("gguf")
-        report = ExportReport(
-            target, "gguf", plan.architecture.source_class, ("tokens",), ("logits",), 1, plan.new_length, None, tuple(checks),
-            ("config.json", FILE, GGUF_REPORT), file.stat().st_size, used,
+        return ["config.json", FILE]
+
+    def checked(stage: Path, files: tuple[str, ...]) -> ExportReport:
+        checks = [_check_tensors(plan, stage / FILE, names), _check_fields(stage / FILE, tokenizer)]
+        require_passed(checks)
+        return ExportReport(
+            target, "gguf", plan.architecture.source_class, ("tokens",), ("logits",), 1, plan.new_length, None, tuple(checks), files,
+            (stage / FILE).stat().st_size, versions("gguf"), text="the written file",
         )  # fmt: skip
-        write_json(stage / GGUF_REPORT, report.to_dict())
-    return report
+
+    return write_folder(
+        source,
+        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length),
+        weights=write,
+        report=checked,
+        report_file=GGUF_REPORT,
+        introduction=f"The long model `{short_name(source)}` as a GGUF file for llama.cpp, for inputs of up to {plan.new_length:,} tokens, "
+        "made by `longattn export --format gguf`.",
+        needed_bytes=2 * plan.total_bytes + 2**24,
+        overwrite=overwrite,
+    )
 
 
 def _write_hyperparameters(writer: Any, plan: TwinPlan) -> None:

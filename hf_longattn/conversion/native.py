@@ -17,19 +17,20 @@ from transformers.core_model_loading import WeightConverter, rename_source_key
 from transformers.core_model_loading import WeightRenaming as RenamedWhileLoading
 
 from ..errors import ExportError, checkpoint_errors
-from ..hub import write_model_card
 from ..modeling.pruning import whole_shapes, with_silent_heads
-from ..staging import check_destination, destination_path, staged_folder
+from ..staging import check_destination, destination_path
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
+from .folders import short_name, write_folder
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
+from .plan import StackLength
 from .plan_tensors import ResultPlan, TensorPlan, model_key
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality, require_passed, seconds, versions
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import refuse_adapter, with_kept_adapter
 from .sources.quantised import refuse_quantised
-from .tensor_files import read_tensor, write_json
+from .tensor_files import read_tensor
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from .verify import check_tensors, check_tokenizer, run_steps
@@ -262,39 +263,43 @@ def _written(
     clock = {"start": time.perf_counter(), "planned": time.perf_counter()}
     text, origin = verification_text(None)
     words = VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(opened.folder), plan.config.vocab_size)
-    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
-        info = ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length)
-        base = plan.architecture.family.base_model_type
-        files = write_result(plan, stage, info, added_to_twin(plan), base_type=base, progress=progress)
+
+    def write(stage: Path) -> list[str]:
+        files = write_result(plan, stage, added_to_twin(plan), progress=progress)
         clock["written"] = time.perf_counter()
+        return files
+
+    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
         checks = verify_twin(plan, stage, words, progress) if verify else []
         require_passed(checks)
         clock["verified"] = time.perf_counter()
-        report = ConversionReport(
+        return ConversionReport(
             destination=target,
             config={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
             plan=plan.to_dict(),
             checks=(*(converted.checks if converted is not None else ()), *checks),
             text=words.describe() if verify else "not verified",
-            files=(*files, NATIVE_REPORT, "README.md"),
+            files=files,
             bytes_written=plan.total_bytes,
             seconds=seconds(clock),
             versions=versions(),
             next_step=None if converted is None else converted.next_step,
         )
-        write_json(stage / NATIVE_REPORT, report.to_dict())
-        on_the_hub = not Path(named).expanduser().exists()
-        called = named if on_the_hub else plan.source.folder.name
-        write_model_card(
-            stage,
-            base_model=named if on_the_hub else None,
-            source=plan.source.card_folder,
-            report=report.to_dict(),
-            name=str(target),
-            introduction=f"A `{plan.architecture.source_class}` for inputs of up to {plan.new_length:,} tokens, which computes what the "
-            f"long model `{called}` does, made by `longattn export --format native`.",
-        )
-    return report
+
+    return write_folder(
+        opened,
+        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length),
+        weights=write,
+        report=checked,
+        report_file=NATIVE_REPORT,
+        introduction=f"A `{plan.architecture.source_class}` for inputs of up to {plan.new_length:,} tokens, which computes what the "
+        f"long model `{short_name(opened, named)}` does, made by `longattn export --format native`.",
+        made_from=named,
+        tokenizer_length=plan.new_length,
+        generated=StackLength(plan.old_length, plan.new_length),
+        needed_bytes=plan.total_bytes + 2**20,
+        overwrite=overwrite,
+    )
 
 
 # The comparison of a twin with its long model.

@@ -16,18 +16,18 @@ import transformers
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
-from ..hub import write_model_card
 from ..modeling.family import Family, length_before_conversion
 from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..modeling.sliding_window import with_base_windows
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
-from ..staging import check_destination, destination_path, staged_folder
+from ..staging import check_destination, destination_path
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
 from .config import RevertConfig
+from .folders import short_name, write_folder
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
-from .plan import relative_choices
+from .plan import StackLength, relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, model_key, parse_dtype
 from .report import (
     FAILED,
@@ -46,7 +46,7 @@ from .report import (
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
-from .tensor_files import read_tensor, write_json
+from .tensor_files import read_tensor
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import check_tensors, check_tokenizer, run_steps
 from .verify_outputs import difference, length_from_files
@@ -375,42 +375,42 @@ def _reverted(source: str | Path, destination: str | Path, asked: RevertConfig, 
     plan = plan_reversion(opened, asked)
     text = excerpt(text, plan.new_length)
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if asked.verify else None
-    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=asked.overwrite) as stage:
-        info = ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length)
-        files = write_result(plan, stage, info, {}, base_type=plan.architecture.family.base_model_type, progress=progress)
+
+    def write(stage: Path) -> list[str]:
+        files = write_result(plan, stage, {}, progress=progress)
         clock["written"] = time.perf_counter()
+        return files
+
+    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
         checks = verify_reversion(plan, stage, tokens) if tokens else []
         require_passed(checks)
         clock["verified"] = time.perf_counter()
-        report = ConversionReport(
+        return ConversionReport(
             destination=target,
             config=asked.to_dict(),
             plan=plan.to_dict(),
             checks=tuple(checks),
             text=tokens.describe() if tokens is not None else "not verified",
-            files=(*files, REVERT_REPORT, "README.md"),
+            files=files,
             bytes_written=plan.total_bytes,
             seconds=seconds(clock),
             versions=versions(),
             next_step=None,
         )
-        write_json(stage / REVERT_REPORT, report.to_dict())
-        _write_card(plan, stage, str(source), str(destination), report)
-    return report
 
-
-def _write_card(plan: RevertPlan, stage: Path, source: str, destination: str, report: ConversionReport) -> None:
-    """Write the card, with the licence, language, datasets and tags of the long model's, except those for long models."""
-    on_the_hub = not Path(source).expanduser().exists()
-    called = source if on_the_hub else plan.source.folder.name
+    called = short_name(opened)
     grown = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
-    write_model_card(
-        stage,
-        base_model=source if on_the_hub else None,
-        source=plan.source.card_folder,
-        report=report.to_dict(),
-        name=destination,
+    return write_folder(
+        opened,
+        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length, name=str(destination)),
+        weights=write,
+        report=checked,
+        report_file=REVERT_REPORT,
         introduction=f"A plain `{plan.architecture.source_class}` {grown}, made from the long model `{called}` by `longattn revert`.",
+        tokenizer_length=plan.new_length,
+        generated=StackLength(plan.old_length, plan.new_length),
+        needed_bytes=plan.total_bytes + 2**20,
+        overwrite=asked.overwrite,
     )
 
 

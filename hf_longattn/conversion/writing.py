@@ -1,9 +1,8 @@
-"""The files of a result: weights, each tensor computed when it is written, and the config, tokenizer and licence."""
+"""The weights of a result, each tensor computed when it is written, and its config."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,14 +22,11 @@ from ..modeling.attention_sites import attention_sites
 from ..modeling.generic import enable_long_attention
 from ..modeling.run.segments import MemoryTokens
 from ..positions import extend_table
-from ..private_apis import model_type_table
-from ..reading import read_json_object
 from .architectures import attached_mechanisms, attached_memory
 from .model_loading import load_source
-from .plan import ConversionPlan, StackLength
+from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import MEASURED, REPORT, Check, StageProgress
-from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo
+from .report import MEASURED, Check, StageProgress
 from .tensor_files import WEIGHTS, OutputTensor, read_tensor, split_by_size, write_json, write_weights
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 
@@ -38,37 +34,18 @@ SEED = 0
 """Seed of the initial values of added parameters."""
 
 
-def write_result(
-    plan: ResultPlan,
-    folder: Path,
-    info: ResultInfo,
-    added: Mapping[str, Tensor],
-    *,
-    base_type: str,
-    generated: StackLength | None = None,
-    progress: StageProgress | None = None,
-) -> list[str]:
-    """Write the weights and all other files of a result into an empty folder, except its card and its report.
+def write_result(plan: ResultPlan, folder: Path, added: Mapping[str, Tensor], *, progress: StageProgress | None = None) -> list[str]:
+    """Write the weights and the config of a result into an empty folder, and return the names of the files.
 
     Args:
         plan, folder: what is written, and where.
-        info: for the source, which may have more files.
         added: values of the mechanisms' parameters.
-        base_type: the source's model_type, which determines the tokenizer class unless the source names it.
-        generated: lengths of the generated text, if it is not the text that is read.
         progress: called as progress("write", bytes so far, bytes in all).
-
-    Returns:
-        The names of the files written.
-
-    Raises:
-        CheckpointError: a tokenizer or generation config that is not valid JSON.
     """
     advance = None if progress is None else partial(progress, "write")
     files = write_weights(folder, files_of(plan, added), advance)
-    files += write_sidecars(plan, folder, base_type, generated)
-    files += plan.source.write_beside(folder, info)
-    return list(dict.fromkeys(files))
+    write_json(folder / "config.json", json.loads(plan.config.to_json_string()))
+    return [*files, "config.json"]
 
 
 def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[OutputTensor]]:
@@ -140,70 +117,6 @@ def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
     """The initialised memory tokens of the result by their module's name."""
     generator = torch.Generator().manual_seed(SEED)
     return {name: one.drawn(generator) for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}
-
-
-LEFT_OUT = (
-    "config.json",
-    REPORT,
-    "revert_report.json",
-    "native_report.json",
-    "README.md",
-    "README.txt",
-    "trainer_state.json",
-    "all_results.json",
-)
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-
-
-def write_sidecars(plan: ResultPlan, folder: Path, base_type: str, generated: StackLength | None = None) -> list[str]:
-    """Write config.json and everything else that belongs to the model, except its weights and its card, and return the names."""
-    source, length = plan.source.folder, plan.new_length  # 0 if the config does not say
-    written = ["config.json"]
-    write_json(folder / "config.json", json.loads(plan.config.to_json_string()))
-    for path in sorted({path for pattern in SIDECARS for path in source.glob(pattern) if path.is_file()}):
-        if path.name in LEFT_OUT or path.name.endswith(".index.json"):
-            continue
-        if path.name == "tokenizer_config.json":
-            write_json(folder / path.name, _longer_tokenizer(read_json_object(path), base_type, length))
-        elif path.name == "generation_config.json":
-            decodes = generated or StackLength(plan.old_length, length)
-            write_json(folder / path.name, _longer_generation(read_json_object(path), decodes))
-        else:
-            shutil.copyfile(path, folder / path.name)
-        written.append(path.name)
-    for name in SIDECAR_FOLDERS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name)
-            written.append(name)
-    if "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
-        write_json(folder / "tokenizer_config.json", _longer_tokenizer({}, base_type, length))
-        written.append("tokenizer_config.json")
-    return written
-
-
-def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str, Any]:
-    """`max_length` becomes the new length if it was the model's limit; a shorter one is the author's choice."""
-    if values.get("max_length") == length.old:
-        return {**values, "max_length": length.new}
-    return values
-
-
-ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
-"""transformers' class for any tokenizer.json, and its name that transformers 4 knows as well."""
-
-
-def _longer_tokenizer(values: dict[str, Any], base_type: str, new_length: int) -> dict[str, Any]:
-    """The new limit (0: as it was), and the class that transformers loads for the base, since programs may not know the result's
-    model type: the class in the file, or that of the model type where there is none, or where transformers knows that files name a wrong
-    one (Qwen2)."""
-    from transformers.models.auto import tokenization_auto
-
-    of_type = tokenization_auto.TOKENIZER_MAPPING_NAMES.get(base_type)
-    named = values.get("tokenizer_class")
-    overridden = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
-    if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
-        values = {**values, "tokenizer_class": ANY_FAST_TOKENIZER if of_type == ANY_TOKENIZER else of_type}
-    return {**values, **({"model_max_length": new_length} if new_length else {})}
 
 
 # Parameters of mechanisms initialised from what the source computes on a text, not at random.

@@ -2,11 +2,12 @@
 
 from .card import MeasuredResult, model_card, write_model_card
 from .push import PushReport, check_login, push_model
-from .remote_code import bundle_remote_code, check_remote_code
+from .remote_code import BUNDLED_CODE, bundle_remote_code, check_remote_code
 from .trainer_card import from_source, keep_model_card
 from .usage import next_step
 
 __all__ = [
+    "BUNDLED_CODE",
     "MeasuredResult",
     "PushReport",
     "bundle_remote_code",

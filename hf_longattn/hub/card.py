@@ -13,14 +13,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, LongAttentionError
+from ..errors import CheckpointError, LongAttentionError, in_one_line
 from ..families import FAMILIES
 from ..mechanisms import mechanism_class
 from ..naming import CONVERSION_REPORT, TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
 from ..staging import staged_file
 from .metadata import check_metadata, inherited_metadata, read_card, source_card, with_inherited
-from .usage import SENTENCE_MODULES, class_to_load, head_of, next_step, tokens_of, usage_section
+from .usage import GRAPHS, RERANKER, class_to_load, head_of, next_step, sentence_kind, tokens_of, usage_section
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = CONVERSION_REPORT
@@ -113,7 +113,7 @@ def model_card(
     plan = report.get("plan") or {}
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
     architecture, length = named_class(config, "AutoModel"), int(plan.get("new_length") or tokens_of(config))
-    title = title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2])
+    title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
     rows = [MeasuredResult.of(row) for row in results]
     given = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
     metadata = with_inherited(given, _inherited(folder, source or plan.get("source")))
@@ -125,12 +125,13 @@ def model_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=title,
         introduction=introduction or _introduction(architecture, base, attention, length, plan),
-        **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir)).items()},
+        **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
-        checks=report.get("checks") or [],
+        global_tokens=_global_tokens(folder, config),
+        checks=[{**one, **{key: in_one_line(one[key]) for key in ("name", "status", "detail")}} for one in report.get("checks") or []],
         verified=report.get("verified", True),
         tolerance=report.get("tolerance") or 1e-4,
-        verified_on=report.get("text") or "",
+        verified_on=in_one_line(report.get("text") or ""),
         results=_table(rows) or measured.strip(),
         training=training.strip(),
         limits=[*_limits(config, attention, length, bool(report.get("needs_training"))), *limits],
@@ -142,31 +143,62 @@ def model_card(
 
 def _card_data(folder: Path, architecture: str, metadata: dict[str, Any], *, is_long: bool) -> ModelCardData:
     """The metadata of a card, with the library, the task and the tags of a model in ``folder``."""
-    sentences = (folder / SENTENCE_MODULES).is_file()
-    task = "sentence-similarity" if sentences else (head_of(class_to_load(folder, architecture)) or (None, None, ""))[1]
+    kind = sentence_kind(folder)
+    if kind is not None:
+        task: str | None = "text-ranking" if kind == RERANKER else "sentence-similarity"
+    else:
+        task = (head_of(class_to_load(folder, architecture)) or (None, None, ""))[1]
     tags = {*metadata["tags"]}
     own = {
-        "library_name": "sentence-transformers" if sentences else "transformers",
+        "library_name": "sentence-transformers" if kind is not None else _library(folder),
         "pipeline_tag": task,
         "tags": sorted(tags.union(TAGS) if is_long else tags.difference(TAGS)) or None,
     }
     return ModelCardData(**{**metadata, **own})
 
 
+def _library(folder: Path) -> str:
+    """The Hub's name of the library that loads a folder."""
+    files = {"model.gguf": "gguf", **dict(zip(GRAPHS, ("onnx", "pytorch"), strict=True))}
+    return next((library for file, library in files.items() if (folder / file).is_file()), "transformers")
+
+
+def _global_tokens(folder: Path, config: dict[str, Any]) -> str:
+    """Which tokens are global by the config, besides those of the mechanism's options; empty for none."""
+    separator, marked = config.get("question_separator_id"), config.get("global_token_ids") or []
+    named = _token_names(folder, [*([separator] if separator is not None else []), *marked])
+    found = [f"the question, up to the first `{named.pop(0)}`"] if separator is not None else []
+    found += [f"every {', '.join(f'`{name}`' for name in named)}"] if named else []
+    return " and ".join(found)
+
+
+def _token_names(folder: Path, ids: Sequence[int]) -> list[str]:
+    """The tokens with these ids, from the folder's tokenizer.json."""
+    if not ids or not (folder / "tokenizer.json").is_file():
+        return [f"token {number}" for number in ids]
+    tokenizer = read_json_object(folder / "tokenizer.json")
+    vocabulary = (tokenizer.get("model") or {}).get("vocab")
+    names = {number: name for name, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}
+    names |= {one.get("id"): one.get("content") for one in tokenizer.get("added_tokens") or []}
+    return [in_one_line(str(names.get(number, f"token {number}"))) for number in ids]
+
+
 def with_name(text: str, folder: Path, name: str) -> str:
     """A card with its marked parts, which name the model, rendered for another name; the other text stays."""
-    parts = _parts(folder, read_config(folder), read_report(folder), name)
+    metadata = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    parts = _parts(folder, read_config(folder), read_report(folder), name, metadata)
     return MARKED.sub(lambda found: parts.get(found[1], found[0]), text)
 
 
-def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: str) -> dict[str, str]:
+def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: str, metadata: Mapping[str, Any]) -> dict[str, str]:
     """The parts of a card that name the model, in their markers."""
     length = int((report.get("plan") or {}).get("new_length") or tokens_of(config))
     step = report.get("next_step") or {}
-    training = next_step(step, name)
+    training = in_one_line(next_step(step, name))
     if training:
         training = f"\n\n```\n{training}\n```" if step.get("command") else f" {training}."
-    parts = {"use": usage_section(folder, config, name, length), "training": training and f"What is marked *needs training*:{training}"}
+    use = usage_section(folder, config, name, length, metadata)
+    parts = {"use": use, "training": training and f"What is marked *needs training*:{training}"}
     return {part: f"{MARK.format(part)}\n{text}\n{END}" for part, text in parts.items() if text}
 
 
@@ -221,7 +253,8 @@ def read_report(folder: Path) -> dict[str, Any]:
 def _introduction(architecture: str, base: str | None, attention: LongAttentionConfig | None, length: int, plan: dict[str, Any]) -> str:
     if attention is None:
         return f"`{architecture}` for inputs of up to {length:,} tokens."
-    start = f"Converted from `{Path(base).name if Path(base).is_absolute() else base}`" if base else f"`{architecture}`"
+    called = in_one_line(Path(base).name if Path(base).is_absolute() else base) if base else ""
+    start = f"Converted from `{called}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
     if plan and not plan["new_length"]:  # a plain class without a maximum length
         grown = ""

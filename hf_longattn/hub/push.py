@@ -193,10 +193,10 @@ def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
     readme = place / "README.md"
     if not readme.is_file():
         return (None, "the repository's") if has_card else (str(model_card(place, name=name)), "written")
-    read_card(readme)  # refuses metadata that the Hub would refuse
+    metadata = read_card(readme).data.to_dict()  # refuses metadata that the Hub would refuse
     text, config = with_name(read_text(readme), place, name), read_config(place)
     if config.get("auto_map") and "trust_remote_code" not in text:
-        text = f"{text.rstrip()}\n\n{remote_usage(place, config, name)}\n"
+        text = f"{text.rstrip()}\n\n{remote_usage(place, config, name, metadata)}\n"
     return text, "the folder's"
 
 

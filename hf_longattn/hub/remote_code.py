@@ -38,7 +38,7 @@ from .card import read_config
 PACKAGE = "hf_longattn"
 DISTRIBUTION = "hf-longattn"
 ROOT = Path(__file__).resolve().parent.parent
-BUNDLED = ("longattn_*.py", "modeling_long_*.py")
+BUNDLED_CODE = ("longattn_*.py", "modeling_long_*.py")
 """Patterns of a bundle's files."""
 LICENSE = """\
 # Copyright the authors of hf_longattn.
@@ -84,7 +84,7 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     modules, origin = check_remote_code(config, user_code=user_code)
     entry = f"modeling_long_{family.module.rpartition('.')[2]}"
     files = {name: entry if name == family.module else flat_name(name) for name in modules}
-    for pattern in BUNDLED:
+    for pattern in BUNDLED_CODE:
         for old in place.glob(pattern):
             old.unlink()
     for name, module in modules.items():

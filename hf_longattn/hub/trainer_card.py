@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import HubError
+from ..errors import HubError, in_one_line
 from ..reading import read_text
 from .card import model_card
 from .metadata import fetch_card, inherited_metadata, read_card, source_card
@@ -90,7 +90,7 @@ def introduction(text: str, source: str) -> str:
     said = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).strip().partition("\n## ")[0]
     said = re.sub(r"^# .*$", "", said, flags=re.MULTILINE).strip()
     if source:
-        name = Path(source).name if Path(source).expanduser().exists() else source
+        name = in_one_line(Path(source).name if Path(source).expanduser().exists() else source)
         said = said.replace("This model was trained from scratch", f"This model is a fine-tuned version of `{name}`")
     return re.sub(r" on (?:the None|an unknown|the unknown) dataset", "", said)
 

@@ -6,23 +6,41 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ..configuration import LongAttentionConfig
+from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
 from ..mechanisms.registry import prototype
 from ..reading import is_generic, named_class, plain_names, read_json_object
 
 _QA = """
-question = "Where does the name of the house come from?"
-document = "The house stands on a hill. It is called Larkfield, after the birds that nest there in spring. " * 40
+{question}
 inputs = tokenizer(question, document, truncation="only_second", max_length={length}, return_tensors="pt")
 {globals}with torch.no_grad():
     outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
+"""
+_QUESTION = """\
+question = "Where does the name of the house come from?"
+document = "The house stands on a hill. It is called Larkfield, after the birds that nest there in spring. " * 40"""
+_MARKED_QUESTION = """\
+question = "[q] Where does the name of the house come from? [/q]"
+# each paragraph: <t> title </t> sentence [s] sentence [s]
+document = "<t> Larkfield </t> The house stands on a hill. [s] Its name is that of the birds that nest there. [s] " * 40"""
+_CANDIDATES = """
+question, candidates = "Where does the name of the house come from?", ["birds", "a hill"]
+first = " ".join([f"[q] {{question}} [/q]", *(f"[ent] {{candidate}} [/ent]" for candidate in candidates)])
+document = "The house stands on a hill. It is called Larkfield, after the birds that nest there in spring. " * 40
+inputs = tokenizer(first, document, truncation="only_second", max_length={length}, return_tensors="pt")
+places = inputs["input_ids"][0] == tokenizer.convert_tokens_to_ids("[ent]")
+with torch.no_grad():
+    scores = model(**inputs).logits[0, places, 0]
+print(candidates[scores.argmax()])
 """
 _QA_GLOBALS = """\
 # the question sees everything, and everything sees the question
@@ -30,7 +48,7 @@ before_document = torch.tensor(inputs.sequence_ids(0).index(1))
 inputs["global_attention_mask"] = (torch.arange(inputs["input_ids"].shape[1]) < before_document).long()[None]
 """
 _MASKED = """
-text = f"import {{tokenizer.mask_token}} as np\\n" + "import numpy as np\\n" * 100
+text = {masked} + {document} * 100
 inputs = tokenizer(text, truncation=True, max_length={length}, return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits
@@ -38,12 +56,12 @@ masked = inputs["input_ids"][0] == tokenizer.mask_token_id
 print(tokenizer.decode(logits[0, masked].argmax(-1)))
 """
 _GENERATE = """
-inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length} - 20, return_tensors="pt")
+inputs = tokenizer({document} * 50, truncation=True, max_length={length} - 20, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 """
 _DOCUMENT = """
-inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
+inputs = tokenizer({document} * 50, truncation=True, max_length={length}, return_tensors="pt")
 """
 _SUMMARY = f"""{_DOCUMENT}\
 output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
@@ -85,6 +103,34 @@ with torch.no_grad():
     print(model(**inputs).last_hidden_state.shape)
 """
 
+
+@dataclass(frozen=True)
+class Domain:
+    """What a model reads: Python literals of a repeated piece of text, and of a text with a mask."""
+
+    document: str
+    masked: str
+
+
+DOMAINS = {
+    "text": Domain('"A long document starts here. "', 'f"The lighthouse stands where the river {tokenizer.mask_token} the sea. "'),
+    "code": Domain(r'"import numpy as np\n"', r'f"import {tokenizer.mask_token} as np\n"'),
+    "protein": Domain('"MKTVRQERLKSIVRILERSKEPVSGAQ"', 'f"MKTVRQERLKSI{tokenizer.mask_token}RILERSKEPVSGAQ"'),
+}
+CODE = frozenset(("code", "python", "java", "javascript", "c++", "go", "rust"))
+"""Languages and tags of models that read programs."""
+PROTEINS = ("esm",)
+
+
+def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
+    """What a model reads, from its model type and the language and tags of its card; text, in doubt."""
+    if str(config.get("model_type")).removeprefix("long_") in PROTEINS:
+        return DOMAINS["protein"]
+    listed = (metadata.get(field) or () for field in ("language", "tags"))
+    said = {word.lower() for values in listed for word in ([values] if isinstance(values, str) else values) if isinstance(word, str)}
+    return DOMAINS["code" if said & CODE else "text"]
+
+
 # ending of the class name -> (Auto class, task on the Hub, code that runs the loaded model)
 HEADS: dict[str, tuple[str, str | None, str]] = {
     "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering", _QA),
@@ -108,8 +154,40 @@ embeddings = model.encode(["A long document starts here. " * 50, "A short one."]
 print(model.similarity(embeddings, embeddings))
 """
 
-SENTENCE_MODULES = "modules.json"
-"""A file of every sentence-transformers folder."""
+_RANKING = """
+documents = ["A long document starts here. " * 50, "A short one."]
+print(model.rank("Where does the document start?", documents))
+"""
+_ONNX = """
+import onnxruntime
+from transformers import AutoTokenizer
+
+folder = {name}  # of a repository: huggingface_hub.snapshot_download({name})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+graph = onnxruntime.InferenceSession(f"{{folder}}/{file}")
+inputs = tokenizer({document} * 50, truncation=True, max_length={length}, return_tensors="np")
+outputs = graph.run(None, {{one.name: inputs[one.name] for one in graph.get_inputs()}})
+print({{one.name: value.shape for one, value in zip(graph.get_outputs(), outputs)}})
+"""
+_PROGRAM = """
+import torch
+from transformers import AutoTokenizer
+
+folder = {name}  # of a repository: huggingface_hub.snapshot_download({name})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+graph = torch.export.load(f"{{folder}}/{file}").module()
+inputs = tokenizer({document} * 50, truncation=True, max_length={length}, return_tensors="pt")
+print({{name: tuple(value.shape) for name, value in graph(**inputs).items()}})
+"""
+GRAPHS = ("model.onnx", "model.pt2")
+EXPORT_REPORT = "export_report.json"
+TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+"""What a tokenizer gives."""
+SENTENCE_MODULES, SENTENCE_CONFIG = "modules.json", "config_sentence_transformers.json"
+"""Files of every sentence-transformers folder; the latter says of what kind the model is."""
+RERANKER = "CrossEncoder"
+CANDIDATE_LABEL = {"0": "candidate"}
+"""The labels of a model that scores candidates."""
 ADAPTER = Path("adapter", "adapter_config.json")
 """The config of an adapter that was converted with its base."""
 ADAPTED = {
@@ -126,36 +204,70 @@ INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not o
 OURS = "import hf_longattn  # registers the model with transformers"
 
 
-def usage_section(folder: Path, config: dict[str, Any], name: str, length: int) -> str:
-    """The section about loading the model as ``name``, with this package and, if its code was bundled, without."""
-    code = snippet(folder, config, name, length)
+def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any]) -> str:
+    """The section about loading the model as ``name``, with this package and, if its code was bundled, without.
+
+    Args:
+        folder, config: of the model.
+        name: what a reader types.
+        length: tokens that it takes.
+        metadata: of its card, whose language and tags tell what the example reads.
+    """
+    if (exported := exported_usage(folder, name, length)) is not None:
+        return exported
+    code = snippet(folder, config, name, length, metadata)
     if code is None:
         text = f"Import `hf_longattn`, then load it; the class is `{named_class(config, 'AutoModel')}`."
     else:
         text = (f"With hf_longattn ({INSTALL}):\n\n" if "long_attention" in config else "") + f"```python\n{code}\n```"
-    return text if "auto_map" not in config else f"{text}\n\n{remote_usage(folder, config, name, length)}"
+    return text if "auto_map" not in config else f"{text}\n\n{remote_usage(folder, config, name, metadata, length)}"
 
 
-def remote_usage(folder: Path, config: dict[str, Any], name: str, length: int | None = None) -> str:
+def remote_usage(folder: Path, config: dict[str, Any], name: str, metadata: Mapping[str, Any], length: int | None = None) -> str:
     """The section of a card about loading a model with its bundled code, where this package is not installed."""
-    code = snippet(folder, config, name, length or tokens_of(config), trusts_code=True)
+    code = snippet(folder, config, name, length or tokens_of(config), metadata, trusts_code=True)
     how = f"```python\n{code}\n```" if code else "Pass `trust_remote_code=True` to `from_pretrained`."
     return f"## Use without hf_longattn\n\nThe model's code is in this repository. Read it before you run it:\n\n{how}"
 
 
-def snippet(folder: Path, config: dict[str, Any], name: str, length: int, *, trusts_code: bool = False) -> str | None:
+def exported_usage(folder: Path, name: str, length: int) -> str | None:
+    """How a graph or a GGUF file in a folder without weights is run; ``None`` for any other folder."""
+    if any(folder.glob("*.safetensors")):
+        return None
+    if (folder / "model.gguf").is_file():
+        command = in_one_line(
+            shlex.join(["llama-cli", "-m", f"{name}/model.gguf", "-c", str(length), "-p", "A long document starts here."])
+        )
+        return f"With llama.cpp:\n\n```\n{command}\n```"
+    file = next((one for one in GRAPHS if (folder / one).is_file()), None)
+    if file is None or not (folder / EXPORT_REPORT).is_file():
+        return None
+    report = read_json_object(folder / EXPORT_REPORT)
+    decoding = report.get("decoding") or {}
+    if decoding or not TEXT_INPUTS.issuperset(map(str, report.get("inputs") or ())):
+        return f"`{file}` takes and returns the tensors that `{EXPORT_REPORT}` lists. {decoding.get('note', '')}".strip()
+    body = (_ONNX if file == GRAPHS[0] else _PROGRAM).strip()
+    code = body.format(name=_quoted(name), file=file, length=length, document=DOMAINS["text"].document)
+    return f"```python\n{code}\n```"
+
+
+def snippet(
+    folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any], *, trusts_code: bool = False
+) -> str | None:
     """Python that loads a saved model as ``name`` and runs it once on an input of up to ``length`` tokens; ``None`` for unknown heads.
 
     Args:
+        folder, config, name, length, metadata: as for :func:`usage_section`.
         trusts_code: load it with its bundled code, without this package.
     """
     is_long = "long_attention" in config
     if is_generic(config):
         base = named_class(plain_names(config), "model")
         return f"import hf_longattn\n\nmodel = hf_longattn.load_generic({_quoted(name)})  # a {base} with mechanisms; AutoModel refuses it"
-    if (folder / SENTENCE_MODULES).is_file():
-        start = [*([] if trusts_code else [OURS]), "from sentence_transformers import SentenceTransformer", ""]
-        return "\n".join([*start, f"model = SentenceTransformer({_quoted(name)}{_trust(trusts_code)})", _SENTENCES.strip()])
+    if (kind := sentence_kind(folder)) is not None:
+        start = [*([OURS] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
+        body = (_RANKING if kind == RERANKER else _SENTENCES).strip()
+        return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
     marks_question = config.get("question_separator_id") is not None  # the model makes the question global by itself
     return usage(
@@ -167,6 +279,9 @@ def snippet(folder: Path, config: dict[str, Any], name: str, length: int, *, tru
         question_first=marks_question,
         trusts_code=trusts_code,
         adapted=(folder / ADAPTER).is_file(),
+        domain=domain_of(config, metadata),
+        evidence=bool(config.get("has_evidence_heads")),
+        candidates=config.get("id2label") == CANDIDATE_LABEL,
     )
 
 
@@ -180,20 +295,28 @@ def usage(
     question_first: bool = False,
     trusts_code: bool = False,
     adapted: bool = False,
+    domain: Domain = DOMAINS["text"],
+    evidence: bool = False,
+    candidates: bool = False,
 ) -> str | None:
     """The snippet of a transformers model.
 
     Args:
+        architecture, name, length: its class, what a reader types, and the tokens that it takes.
         is_long: whether it is one of this package's models.
         takes_globals: whether the caller has to pass ``global_attention_mask``.
         question_first: whether the model makes the first of two texts global, so that choices come before the document.
         trusts_code: load it with its bundled code, without this package.
         adapted: load the adapter in its folder, too.
+        domain: what it reads.
+        evidence: it reads questions and documents with the marks of HotpotQA.
+        candidates: it scores candidates that are read with the documents.
     """
     head = head_of(architecture)
     if head is None or (trusts_code and not head[0]):
         return None
     auto, _, body = head
+    body = _CANDIDATES if candidates and architecture.endswith("ForTokenClassification") else body
     ours = is_long and not trusts_code
     imported = ([auto] if auto else [] if ours else [architecture]) + ["AutoTokenizer"]
     loaded_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
@@ -205,8 +328,23 @@ def usage(
     code += f"model = {loaded_by}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()\n"
     code += f'model = PeftModel.from_pretrained(model, {_quoted(name)}, subfolder="{ADAPTER.parent}").eval()\n' if adapted else ""
     pair = 'choice, document, truncation="only_second"' if question_first else 'document, choice, truncation="only_first"'
-    code += body.format(length=length, globals=_QA_GLOBALS if is_long and takes_globals else "", pair=pair)
+    code += body.format(
+        length=length,
+        globals=_QA_GLOBALS if is_long and takes_globals else "",
+        question=_MARKED_QUESTION if evidence else _QUESTION,
+        document=domain.document,
+        masked=domain.masked,
+        pair=pair,
+    )
     return re.sub(r"\n{3,}", "\n\n", code).strip()
+
+
+def sentence_kind(folder: Path) -> str | None:
+    """The class of sentence-transformers that loads a folder with its modules; ``None`` for a folder without."""
+    if not (folder / SENTENCE_MODULES).is_file():
+        return None
+    kind = read_json_object(folder / SENTENCE_CONFIG).get("model_type") if (folder / SENTENCE_CONFIG).is_file() else None
+    return RERANKER if kind == RERANKER else "SentenceTransformer"
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:
@@ -238,7 +376,7 @@ def tokens_of(config: dict[str, Any]) -> int:
 
 
 def _quoted(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False)
+    return json.dumps(name, ensure_ascii=CONTROL.search(name) is not None)
 
 
 def _trust(trusts_code: bool) -> str:

@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, in_one_line, visible
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.naming import LOGGER
 from hf_longattn.private_apis import epochs_can_be_skipped
@@ -96,7 +96,7 @@ def run_training(
         traceback.print_exc()
         leave()
     if first:
-        print("\n".join(line for line in (result(log), f"written to {training_args.output_dir}") if line), file=sys.stderr)
+        print(visible("\n".join(line for line in (result(log), f"written to {training_args.output_dir}") if line)), file=sys.stderr)
     return 0
 
 
@@ -295,7 +295,7 @@ def finish(trainer: TimedTrainer, run: TaskArguments, log: dict[str, Any], descr
 def write_trained_card(model: str, folder: Path, training: str, repo_id: str | None = None, results: Sequence[MeasuredResult] = ()) -> None:
     """Write the card of a trained model into its folder, with the licence, language and base of ``model``, which it was trained from, and
     the name it is pushed to."""
-    made_from = Path(model).name if Path(model).exists() else model
+    made_from = in_one_line(Path(model).name if Path(model).exists() else model)
     contents = {**from_source(model), **({"name": repo_id} if repo_id else {})}
     write_model_card(
         folder, training=f"Fine-tuned from `{made_from}`. {training}", results=results, measured="", eval_results=None, **contents

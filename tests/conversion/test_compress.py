@@ -224,6 +224,18 @@ def test_a_plain_model(tmp_path: Path) -> None:
         compress_checkpoint(tmp_path / "bert", tmp_path / "heads", method="prune-heads", **QUICK)
 
 
+def test_transposed_layers_are_pruned_by_magnitude(saved: Saved, tmp_path: Path) -> None:
+    report = compress_checkpoint(saved("gpt2"), tmp_path / "small", method="magnitude", share=0.4, **QUICK)
+    assert len(report.pruned) == 12
+    weights = [
+        values for name, values in load_file(tmp_path / "small" / "model.safetensors").items() if ".h." in name and values.dim() == 2
+    ]
+    zeros = sum(int((values == 0).sum()) for values in weights)
+    assert zeros == sum(report.pruned.values()) == round(0.4 * sum(values.numel() for values in weights))
+    with pytest.raises(OptionError, match="choose --method bf16 or magnitude"):
+        compress_checkpoint(tmp_path / "gpt2", tmp_path / "int8", method="int8", **QUICK)
+
+
 def test_rows_of_the_table_that_are_no_positions(tmp_path: Path) -> None:
     """RoBERTa's table has two rows more than it reads tokens."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
@@ -240,7 +252,7 @@ def test_refusals(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for settings, message in (
         ({"method": "int3"}, "There is no method 'int3'; choose one of int8, .* Did you mean 'int8'?"),
         ({"method": "prune-heads", "share": 0.9}, r"A share of 0.9 of 12 heads would leave a layer without any; give --share 0.75 or less"),
-        ({"method": "prune-heads", "share": 0.01}, "is no head; give a larger --share"),
+        ({"method": "prune-heads", "share": 0.01}, "rounds to none of 12 heads; give a larger --share"),
         ({"method": "magnitude", "share": 1.0}, "must be above 0 and below 1"),
         ({"method": "int4-weight-only", "group_size": 7}, "groups of 7 do not divide; choose another --group-size"),
         ({"method": "bf16", "documents": 0}, "--documents is 0, but must be from 1 to 1,000"),
@@ -254,7 +266,7 @@ def test_refusals(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         compress_checkpoint(target, tmp_path / "other", method="bf16")
     with pytest.raises(DestinationExistsError, match="already exists"):
         compress_checkpoint(source, target, method="bf16")
-    with pytest.raises(CheckpointError, match=r"is no folder with a config.json"):
+    with pytest.raises(CheckpointError, match=r"There is no folder .*; give a checkpoint folder or a Hub repository id"):
         compress_checkpoint(tmp_path / "nowhere", tmp_path / "other", method="bf16")
     long_model("bert", "BertForSequenceClassification", WINDOW).save_pretrained(tmp_path / "classes")
     with pytest.raises(OptionError, match="LongBertForSequenceClassification predicts no tokens"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn.conversion import convert_checkpoint, model_loading, plan_conversion, verify, verify_outputs, writing
+from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify, verify_outputs, writing
 from hf_longattn.conversion.report import POSITIONS, Check
 from hf_longattn.conversion.verify_outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
@@ -76,12 +76,8 @@ def test_numbers_that_are_not_finite_are_found(built: Built, tmp_path: Path) -> 
 
 def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    write = writing.write_sidecars
-
-    def forget(plan: Any, *rest: Any) -> list[str]:
-        return write(dataclasses.replace(plan, new_length=LENGTH), *rest)
-
-    monkeypatch.setattr(writing, "write_sidecars", forget)
+    copy = folders.copy_sidecars
+    monkeypatch.setattr(folders, "copy_sidecars", lambda source, folder, length, *rest: copy(source, folder, LENGTH, *rest))
     (tmp_path / "results").mkdir()
     refused(source, tmp_path / "results", "model_max_length 64")
 

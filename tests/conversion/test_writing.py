@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, GenerationConfig
 
 from hf_longattn.cli.app import main
-from hf_longattn.conversion import convert_checkpoint, writing
+from hf_longattn.conversion import convert_checkpoint, folders
 from hf_longattn.errors import CheckpointError, OptionError
 
 from .conftest import LENGTH
@@ -67,7 +67,7 @@ def test_a_wrong_tokenizer_class_is_the_one_that_transformers_loads(
 
 def test_another_tokenizer_is_refused_with_a_way_out(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    monkeypatch.setattr(writing, "_longer_tokenizer", lambda values, *_: {**values, "do_lower_case": not values.get("do_lower_case")})
+    monkeypatch.setattr(folders, "_tokenizer_settings", lambda values, *_: {**values, "do_lower_case": not values.get("do_lower_case")})
     with pytest.raises(CheckpointError, match=r"token ids differ from the source's.*load it with AutoTokenizer.*save_pretrained"):
         convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert not (tmp_path / "long").exists()

@@ -35,13 +35,17 @@ class ResultInfo:
 
     destination: where the result will be.
     class_name, module: of its model class.
-    max_length: tokens that it takes.
+    max_length: tokens that it takes; 0 where nothing limits them.
+    lengthened: whether texts that the source cut off are to be read, up to that length.
+    name: what a reader types to load it; the destination if it is not given.
     """
 
     destination: Path
     class_name: str
     module: str
     max_length: int
+    lengthened: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True)

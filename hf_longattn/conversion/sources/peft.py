@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ExportError, checkpoint_errors, nearest
-from ...reading import NAMES, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
+from ...reading import NAMES, NATURAL, NUMBER, TEXT, TYPES, check_config, check_fields, named_class, read_json_object
 from ..tensor_files import TensorHeader, read_headers, write_json
 from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
 
@@ -75,11 +76,14 @@ def with_kept_adapter(source: Source) -> Source:
     adapter = source.folder / ADAPTER_FOLDER
     if isinstance(source, AdapterSource) or not (adapter / ADAPTER_CONFIG).is_file():
         return source
+    config = read_json_object(adapter / ADAPTER_CONFIG)
+    _check_config(config, adapter / ADAPTER_CONFIG)
+    _check_tensors(config, adapter)
     return AdapterSource.around(source, paths=(*source.paths, adapter), adapter=adapter)
 
 
 def refuse_adapter(source: Source) -> None:
-    """Refuse to export weights without the adapter that belongs to them.
+    """Refuse to write weights without the adapter that belongs to them.
 
     Raises:
         ExportError: there is an adapter that is not merged.
@@ -87,7 +91,7 @@ def refuse_adapter(source: Source) -> None:
     found = with_kept_adapter(source)
     if isinstance(found, AdapterSource):
         raise ExportError(
-            f"The export would leave out the adapter in {str(found.adapter)!r}; convert with --merge-adapter, or merge it with peft "
+            f"The result would leave out the adapter in {str(found.adapter)!r}; convert with --merge-adapter, or merge it with peft "
             "(merge_and_unload) and save the model."
         )
 
@@ -148,19 +152,26 @@ def _base_of(request: SourceRequest) -> tuple[str, str | None]:
         found = f"only {PICKLED_WEIGHTS!r}: load it with peft and save it again" if (folder / PICKLED_WEIGHTS).is_file() else "no weights"
         raise CheckpointError(f"The adapter {request.name!r} has {found}; expected {ADAPTER_WEIGHTS}.")
     _check_config(config, folder / ADAPTER_CONFIG)
-    if downloaded and not read_headers(folder / ADAPTER_WEIGHTS):
-        raise CheckpointError(f"{str(folder / ADAPTER_WEIGHTS)!r} holds no tensors; save the adapter again.")
+    if downloaded:
+        _check_tensors(config, folder)
     return base_name, config.get("revision")
 
 
 FIELDS = {
     **dict.fromkeys(("peft_type", "task_type", "revision"), TEXT),
-    **dict.fromkeys(("r", "lora_alpha"), NUMBER),
+    "r": NATURAL,
+    "lora_alpha": NUMBER,
     **dict.fromkeys(("target_modules", "exclude_modules"), NAMES),
     "modules_to_save": "a list of text",
     **dict.fromkeys(("rank_pattern", "alpha_pattern", "auto_mapping"), "an object"),
 }
 """Fields of an adapter's config, and the types that peft takes besides ``None``."""
+MODULES = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern")
+"""Fields that name modules."""
+NO_MODULE = re.compile(r"[/\x00-\x1f]|\.\.|^\.|^\\\\|^~")
+"""What no name of a module has, and paths have."""
+LORA_A, LORA = re.compile(r"\.lora_A(\.\w+)?(\.weight)?$"), "LORA"
+"""The end of the names of tensors whose first axis is the rank, of this method."""
 
 
 def _check_config(config: Mapping[str, Any], file: Path) -> None:
@@ -170,6 +181,14 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
         CheckpointError: naming the field, and what it must be.
     """
     check_fields(config, FIELDS, repr(str(file)))
+    infinite = next((key for key, value in config.items() if _not_finite(value)), None)
+    if infinite is not None:
+        raise CheckpointError(f"{str(file)!r} says {infinite}={config[infinite]!r:.80}, which must be finite; save the adapter again.")
+    for key in MODULES:
+        names = config.get(key) if isinstance(config.get(key), dict | list) else ()
+        path = next((name for name in names or () if NO_MODULE.search(name)), None)
+        if path is not None:
+            raise CheckpointError(f"{str(file)!r} says {key}={path!r:.80}, which is not the name of a module; save the adapter again.")
     for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
         value = config.get(key)
         patterns = [value] if isinstance(value, str) else value if isinstance(value, dict) else []
@@ -178,6 +197,9 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
                 re.compile(pattern)
             except (re.error, RecursionError, OverflowError) as error:
                 raise CheckpointError(f"{str(file)!r} says {key}={pattern!r:.80}, which is not a regular expression ({error}).") from error
+    for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
+        if rank is not None and not (TYPES[NATURAL](rank) and rank >= 1):
+            raise CheckpointError(f"{str(file)!r} says that a rank is {rank!r:.80}, which must be a whole number of at least 1.")
     if not config.get("peft_type"):
         raise CheckpointError(f"{str(file)!r} names no peft_type, for example LORA; was it saved by peft?")
     with contextlib.suppress(ImportError):  # without peft, an adapter is carried along as it is
@@ -187,6 +209,38 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
             known = ", ".join(PeftType.__members__)
             name = config["peft_type"]
             raise CheckpointError(f"{str(file)!r} says peft_type={name!r:.80}; peft knows {known}.{nearest(name, PeftType.__members__)}")
+
+
+def _not_finite(value: Any) -> bool:
+    """Whether a value of a config is, or holds, a number that is not finite."""
+    if isinstance(value, dict | list):
+        return any(map(_not_finite, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _check_tensors(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse weights that are not those of the config.
+
+    Raises:
+        CheckpointError: no tensors, names that no module has, or other ranks.
+    """
+    file = folder / ADAPTER_WEIGHTS
+    tensors = read_headers(file)
+    if not tensors:
+        raise CheckpointError(f"{str(file)!r} holds no tensors; save the adapter again.")
+    path = next((name for name in tensors if NO_MODULE.search(name)), None)
+    if path is not None:
+        raise CheckpointError(f"{str(file)!r} holds the tensor {path!r:.80}, which is in no module; save the adapter again.")
+    if config.get("peft_type") != LORA:
+        return
+    ranks = {config.get("r", 8), *(config.get("rank_pattern") or {}).values()}
+    factors = [one for name, one in tensors.items() if LORA_A.search(name)]
+    wrong = next((one for one in factors if all(one.shape[0] % rank for rank in ranks)), None)  # several in one tensor, of experts
+    if wrong is not None:
+        raise CheckpointError(
+            f"{str(folder / ADAPTER_CONFIG)!r} says r={config.get('r', 8)}, but {wrong.name!r} has the rank {wrong.shape[0]}; save the "
+            "adapter again."
+        )
 
 
 def _parents(name: str) -> list[str]:

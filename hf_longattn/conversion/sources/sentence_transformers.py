@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...reading import check_files, read_json, read_json_object
+from ...staging import copy_folder
 from ..tensor_files import write_json
 from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
 from .folder import read_config
@@ -34,7 +35,7 @@ class SentenceSource(WrappedSource):
     def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
         """Write the other modules; the transformer is at the root of the result, where AutoModel finds it as well.
 
-        ``max_seq_length`` becomes the new length, since shorter texts are what the source was limited to.
+        ``max_seq_length`` becomes the new length of a result that is longer, since shorter texts are what the source was limited to.
         """
         written = [*super().write_beside(folder, result), MODULES]
         modules = sentence_modules(self.root)
@@ -42,8 +43,9 @@ class SentenceSource(WrappedSource):
         write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
         for settings in sorted(transformer.glob(SETTINGS)):
             values = read_json_object(settings)
-            if values.get("max_seq_length") is not None:
-                values["max_seq_length"] = result.max_length
+            limit = values.get("max_seq_length")
+            if limit is not None and result.max_length:
+                values["max_seq_length"] = result.max_length if result.lengthened else min(limit, result.max_length)
             write_json(folder / settings.name, values)
             written.append(settings.name)
         for name in ROOT_FILES:
@@ -52,7 +54,7 @@ class SentenceSource(WrappedSource):
                 written.append(name)
         for module in modules[1:]:
             if module["path"] and (self.root / module["path"]).is_dir():
-                shutil.copytree(self.root / module["path"], folder / module["path"])
+                copy_folder(self.root / module["path"], folder / module["path"])
                 written.append(module["path"])
         return written
 

@@ -184,7 +184,7 @@ def test_what_cannot_be_opened_is_a_sentence(adapter: Callable[..., Path], tmp_p
     torch.save(weights, folder / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"only 'adapter_model.bin': load it with peft and save it again"):
         convert_checkpoint(folder, tmp_path / "long")
-    save_file({"other.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    save_file({"other.lora_A.weight": torch.zeros(4, 1)}, folder / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="belongs to another base"):
         convert_checkpoint(folder, tmp_path / "long", **COVERING)
     assert not (tmp_path / "long").exists()
@@ -193,7 +193,18 @@ def test_what_cannot_be_opened_is_a_sentence(adapter: Callable[..., Path], tmp_p
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"r": "8"}, "r='8', which must be a number"),
+        ({"r": "8"}, "r='8', which must be a whole number"),
+        ({"r": 0}, "a rank is 0, which must be a whole number of at least 1"),
+        ({"r": -1}, "a rank is -1, which must be a whole number of at least 1"),
+        ({"r": 10**12}, "says r=1000000000000, but '.*lora_A.weight' has the rank 4"),
+        ({"r": float("nan")}, "r=nan, which must be a whole number"),
+        ({"rank_pattern": {"query": 0.5}}, "a rank is 0.5, which must be a whole number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan, which must be finite"),
+        ({"lora_dropout": float("inf")}, "lora_dropout=inf, which must be finite"),
+        ({"alpha_pattern": {"query": float("-inf")}}, "alpha_pattern=.*, which must be finite"),
+        ({"target_modules": ["query", "../../etc/passwd"]}, "target_modules='../../etc/passwd', which is not the name of a module"),
+        ({"modules_to_save": ["/tmp/head"]}, "modules_to_save='/tmp/head', which is not the name of a module"),
+        ({"rank_pattern": {"a/b": 4}}, "rank_pattern='a/b', which is not the name of a module"),
         ({"lora_alpha": [8]}, "lora_alpha=.*, which must be a number"),
         ({"target_modules": 5}, "target_modules=5, which must be a name"),
         ({"target_modules": [5]}, "which must be a name"),
@@ -219,6 +230,16 @@ def test_an_adapters_config_of_odd_types_is_a_sentence(
     for merge in (False, True):
         with pytest.raises(CheckpointError, match=sentence):
             convert_checkpoint(folder, tmp_path / "long", merge_adapter=merge, **COVERING)
+    assert not (tmp_path / "long").exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil.lora_A.weight", "base_model.model/bert.lora_A.weight"])
+def test_an_adapters_tensor_that_is_named_like_a_path_is_refused(name: str, adapter: Callable[..., Path], tmp_path: Path) -> None:
+    folder = adapter("BertForMaskedLM")
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({**weights, name: torch.zeros(4, 1)}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="which is in no module; save the adapter again"):
+        convert_checkpoint(folder, tmp_path / "long", **COVERING)
     assert not (tmp_path / "long").exists()
 
 

@@ -1,0 +1,44 @@
+"""The way to the terminal of every command: what is quoted of files, servers and paths is shown, and cannot control the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from ..errors import CONTROL, visible
+
+
+class SafeConsole(Console):
+    """rich's console, which escapes control characters in what it is given; colours are styles and stay."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """With the escapes, before anything is laid out."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of text that was made elsewhere, too."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console on stdout or stderr, at most ``width`` columns wide."""
+    made = SafeConsole(stderr=stderr, soft_wrap=False)
+    return made if width is None else SafeConsole(stderr=stderr, soft_wrap=False, width=min(width, made.width))
+
+
+def say(*lines: object, stderr: bool = False, end: str = "\n") -> None:
+    """Print lines as they are, which are not wrapped: paths, and what is to be typed."""
+    print(visible("\n".join(map(str, lines))), file=sys.stderr if stderr else sys.stdout, end=end)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    print(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

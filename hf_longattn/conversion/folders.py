@@ -1,0 +1,176 @@
+"""The folder of a result: weights and config are the command's, everything else that belongs to a model comes along from its source.
+
+Every command that writes a model writes it by :func:`write_folder`: tokenizer, templates, generation and processor configs, the modules and
+prompts of sentence-transformers, an adapter, licence, report and card. The folder is built beside its destination and renamed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ..errors import in_one_line
+from ..hub import BUNDLED_CODE, write_model_card
+from ..private_apis import model_type_table
+from ..reading import read_json_object
+from ..staging import copy_folder, staged_folder
+from .plan import StackLength
+from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source
+from .tensor_files import write_json
+
+REPORTS = "_report.json"
+"""The end of the names of reports; each is of one command's result."""
+LEFT_OUT = ("config.json", "README.txt", "trainer_state.json", "all_results.json")
+"""Files of a source that a result has anew, or that are of its training."""
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
+"""transformers' class for any tokenizer.json, and its name that transformers 4 knows as well."""
+
+
+class Report(Protocol):
+    """What a command says of its result."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+
+
+R = TypeVar("R", bound=Report)
+
+
+def write_folder(
+    source: Source,
+    result: ResultInfo,
+    *,
+    weights: Callable[[Path], list[str]],
+    report: Callable[[Path, tuple[str, ...]], R],
+    report_file: str,
+    introduction: str | None = None,
+    card: Callable[[R], Mapping[str, Any]] = lambda report: {},
+    made_from: str | None = None,
+    tokenizer_length: int = 0,
+    generated: StackLength | None = None,
+    needed_bytes: int = 0,
+    overwrite: bool = False,
+) -> R:
+    """Write the folder of a result, whole or not at all.
+
+    Args:
+        source: what it is made from.
+        result: what the source and the card need to know of it.
+        weights: writes the weights and ``config.json`` into an empty folder, and returns their names.
+        report: examines the folder, which lacks only its report and its card, and returns the report; what it raises ends everything. It is
+            given the names of all files.
+        report_file: the name of the report's file.
+        introduction: the first sentence of the card.
+        card: more arguments of :func:`~hf_longattn.hub.model_card`, from the report.
+        made_from: what the user calls the source, for the card; the source's name if it is not given.
+        tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
+        generated: the lengths of generated text, if the limit of the generation config is to follow.
+        needed_bytes: free space to ask for.
+        overwrite: replace an existing folder.
+
+    Returns:
+        The report.
+
+    Raises:
+        CheckpointError: a damaged file among those that come along; or as :func:`~hf_longattn.staging.staged_folder`.
+    """
+    with staged_folder(result.destination, needed_bytes=needed_bytes, overwrite=overwrite) as stage:
+        files = weights(stage)
+        files += copy_sidecars(source, stage, tokenizer_length, generated)
+        files += source.write_beside(stage, result)
+        files += _keep_remote_code(source, stage)
+        made = report(stage, (*dict.fromkeys(files), report_file, "README.md"))
+        values = made.to_dict()
+        write_json(stage / report_file, values)
+        name = source.name if made_from is None else made_from
+        contents = {
+            "base_model": None if Path(name).expanduser().exists() else name,
+            "source": source.card_folder,
+            "report": values,
+            "name": str(result.destination) if result.name is None else result.name,
+            "introduction": introduction,
+        }
+        write_model_card(stage, **{**contents, **card(made)})
+    return made
+
+
+def short_name(source: Source, name: str | None = None) -> str:
+    """What a card calls a source: its name on the Hub, or the name of its folder; ``name`` where the user calls it otherwise."""
+    called = source.name if name is None else name
+    return in_one_line(source.folder.name if Path(called).expanduser().exists() else called)
+
+
+def copy_sidecars(source: Source, folder: Path, tokenizer_length: int = 0, generated: StackLength | None = None) -> list[str]:
+    """Copy what belongs to a model besides weights, config, card and reports, and return the names.
+
+    Args:
+        source, folder: from where, and where to.
+        tokenizer_length, generated: as for :func:`write_folder`.
+    """
+    base_type, written = str(source.config.get("model_type")), []
+    for path in sidecars(source):
+        if path.name == "tokenizer_config.json":
+            write_json(folder / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
+        elif path.name == "generation_config.json" and generated is not None:
+            write_json(folder / path.name, _longer_generation(read_json_object(path), generated))
+        else:
+            shutil.copyfile(path, folder / path.name)
+        written.append(path.name)
+    for name in SIDECAR_FOLDERS:
+        if (source.folder / name).is_dir():
+            copy_folder(source.folder / name, folder / name)
+            written.append(name)
+    if "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
+        write_json(folder / "tokenizer_config.json", _tokenizer_settings({}, base_type, tokenizer_length))
+        written.append("tokenizer_config.json")
+    return written
+
+
+def sidecars(source: Source) -> list[Path]:
+    """The files beside a source's weights that a result needs as well; of a folder around it, the licence."""
+    found = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
+    found |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
+    left = (*LEFT_OUT, *(name for name in found if name.endswith((REPORTS, ".index.json"))))
+    return [found[name] for name in sorted(found) if name not in left and found[name].is_file()]
+
+
+def _keep_remote_code(source: Source, folder: Path) -> list[str]:
+    """Copy the bundled code that the result's config names, where the result is of the source's model type; otherwise name none."""
+    config = read_json_object(folder / "config.json")
+    if "auto_map" not in config:
+        return []
+    code = [path for pattern in BUNDLED_CODE for path in sorted(source.folder.glob(pattern))]
+    if not code or config.get("model_type") != source.config.get("model_type"):
+        write_json(folder / "config.json", {name: value for name, value in config.items() if name != "auto_map"})
+        return []
+    for path in code:
+        shutil.copyfile(path, folder / path.name)
+    return [path.name for path in code]
+
+
+def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str, Any]:
+    """`max_length` becomes the new length if it was the model's limit; a shorter one is the author's choice."""
+    if values.get("max_length") == length.old:
+        return {**values, "max_length": length.new}
+    return values
+
+
+def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:
+    """The settings of a tokenizer with a new limit (0: as it was), and the class that transformers loads for the source.
+
+    Programs may not know the result's model type. The class is that in the file, or that of the model type where there is none, or where
+    transformers knows that files name a wrong one (Qwen2).
+    """
+    from transformers.models.auto import tokenization_auto
+
+    of_type = tokenization_auto.TOKENIZER_MAPPING_NAMES.get(base_type)
+    named = values.get("tokenizer_class")
+    overridden = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
+    if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
+        named = of_type
+    chosen = {} if named is None else {"tokenizer_class": ANY_FAST_TOKENIZER if named == ANY_TOKENIZER else named}
+    return {**values, **chosen, **({"model_max_length": length} if length else {})}

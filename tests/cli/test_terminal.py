@@ -1,0 +1,85 @@
+"""What files, servers and paths hold is shown on a terminal, and cannot control it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from transformers import BertConfig, BertModel
+
+from hf_longattn.cli.app import main
+from hf_longattn.cli.terminal import SafeConsole, print_json, say
+from hf_longattn.errors import CheckpointError, in_one_line, visible
+
+HOSTILE = "a\x1b[31m\x1b]0;owned\x07b\x9b2J\u202ec\r"
+"""Colours, the title of the window, an erased screen, the direction of writing, and the start of the line."""
+
+
+def harmless(text: str) -> bool:
+    return not any(character in text for character in "\x1b\x07\x9b\u202e\r")
+
+
+def test_control_characters_are_escaped_and_text_is_not() -> None:
+    assert visible(HOSTILE) == r"a\x1b[31m\x1b]0;owned\x07b\x9b2J\u202ec\r"
+    assert visible("naïve 日本語 ±\tx\n\udcff") == "naïve 日本語 ±\tx\n\\udcff"
+    assert in_one_line("a\n# b\tc\x1b") == r"a\n# b\tc\x1b"
+
+
+def test_every_error_is_harmless() -> None:
+    assert str(CheckpointError(f"The file {HOSTILE} is bad.")) == f"The file {visible(HOSTILE)} is bad."
+
+
+def test_everything_that_is_printed_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    say(HOSTILE, Path(HOSTILE))
+    say(HOSTILE, stderr=True)
+    print_json({HOSTILE: [HOSTILE, "é"]})
+    printed = capsys.readouterr()
+    assert harmless(printed.out + printed.err)
+    assert json.loads(printed.out[printed.out.index("{") :]) == {HOSTILE: [HOSTILE, "é"]}
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_console_keeps_its_colours_and_escapes_those_of_others(colours: bool) -> None:
+    shown = io.StringIO()
+    console = SafeConsole(file=shown, force_terminal=colours, color_system="standard" if colours else None, width=200)
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    console.print(table)
+    console.print(HOSTILE, style="red", markup=False, highlight=False)
+    text = shown.getvalue()
+    assert text.count(r"\x1b[31m\x1b]0;owned\x07b") == 4
+    assert ("\x1b[31m" in text) == colours  # ours
+    assert "\x1b]0" not in text
+
+
+def test_no_command_prints_by_another_way(repository: Path) -> None:
+    wrong = []
+    for path in sorted((repository / "hf_longattn" / "cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in ("print", "typer.echo", "click.echo", "Console", "rich.print") and path.name not in ("terminal.py", "app.py"):
+                wrong.append(f"{path.name}:{node.lineno} {called}")
+    assert not wrong, "print through hf_longattn.cli.terminal"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect"], ["inspect", "--json"], ["plan", "--mechanism", "window"], ["compress", "OUT", "--method", "x"]]
+)
+def test_names_and_configs_with_escapes(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / f"bert{HOSTILE}\n# heading"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+    BertModel(BertConfig(**sizes, max_position_embeddings=64)).save_pretrained(folder)
+    command, *rest = arguments
+    capsys.readouterr()  # the library's progress bar
+    for architectures in (["BertModel"], [f"Bert{HOSTILE}"]):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": architectures, "note": HOSTILE}))
+        with pytest.raises(SystemExit):
+            main([command, str(folder), *rest])
+        printed = capsys.readouterr()
+        assert harmless(printed.out + printed.err), printed
+        assert (printed.out + printed.err).strip()
