@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -154,6 +155,17 @@ def copy_folder(source: Path, target: Path) -> None:
             copy_folder(path, target / path.name)
         else:
             shutil.copyfile(path, target / path.name)
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Give all files below a folder the mode of a new file: safetensors lets nobody but their owner read the files that it writes."""
+    probe = folder / f".mode-{os.getpid()}"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
 
 
 def check_new_file(file: Path) -> None:

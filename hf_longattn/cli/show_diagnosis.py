@@ -73,7 +73,8 @@ def show_diagnosis(found: Diagnosis, text: Path) -> None:
         if best.command:
             terminal.say(f"To convert so, type:\n  {best.command}")
         else:
-            terminal.say(f"To convert the checkpoint that this model was made from so, add to longattn convert:\n  {shlex.join(best.flags)}")
+            flags = shlex.join(best.flags)
+            terminal.say(f"To convert the checkpoint that this model was made from so, add to longattn convert:\n  {flags}")
     elif found.untrained:
         console.print(f"Nothing is recommended: {NOTHING_FITS}", highlight=False)
     if search := found.search_command(str(text)):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .config import ConversionConfig, RevertConfig
     from .convert import convert_checkpoint
     from .export import ExportReport, export_checkpoint
+    from .folders import complete_folder
     from .gguf_export import export_gguf
     from .inspection import Inspection, inspect_checkpoint
     from .native import export_native
@@ -36,6 +37,7 @@ __all__ = [
     "StageReach",
     "TensorPlan",
     "audit_reach",
+    "complete_folder",
     "compress_checkpoint",
     "convert_checkpoint",
     "export_checkpoint",
@@ -52,6 +54,7 @@ _WHERE = {
     "config": ("ConversionConfig", "RevertConfig"),
     "convert": ("convert_checkpoint",),
     "export": ("ExportReport", "export_checkpoint"),
+    "folders": ("complete_folder",),
     "inspection": ("Inspection", "inspect_checkpoint"),
     "gguf_export": ("export_gguf",),
     "native": ("export_native",),

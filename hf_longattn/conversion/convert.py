@@ -94,9 +94,8 @@ def _converted(
     if asked.remote_code:
         check_remote_code(plan.config, user_code=asked.user_code)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
-    tokens = (
-        VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary) if asked.verify else None
-    )
+    words = excerpt(text[0], plan.new_length)
+    tokens = VerificationText(words, text[1], load_tokenizer(plan.source.folder), vocabulary) if asked.verify else None
     added, first_checks = (added_values(plan), []) if asked.init_from_text is None else initial_values(plan, asked.init_from_text)
 
     def write(stage: Path) -> list[str]:

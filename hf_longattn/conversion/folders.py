@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ..errors import in_one_line
+from ..errors import CheckpointError, in_one_line
 from ..hub import BUNDLED_CODE, write_model_card
 from ..private_apis import model_type_table
 from ..reading import read_json_object
-from ..staging import copy_folder, staged_folder
+from ..staging import copy_folder, give_usual_modes, staged_folder
 from .plan import StackLength
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source
+from .sources.hub import fetch_model
+from .sources.sentence_transformers import MODULES
 from .tensor_files import write_json
 
 REPORTS = "_report.json"
@@ -25,6 +27,8 @@ REPORTS = "_report.json"
 LEFT_OUT = ("config.json", "README.txt", "trainer_state.json", "all_results.json")
 """Files of a source that a result has anew, or that are of its training."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+PROCESSORS = ("*processor_config.json", "chat_template*", "*.jinja")
+"""Files of processors and templates, which a model and a tokenizer do not save."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
 """transformers' class for any tokenizer.json, and its name that transformers 4 knows as well."""
@@ -95,6 +99,7 @@ def write_folder(
             "introduction": introduction,
         }
         write_model_card(stage, **{**contents, **card(made)})
+        give_usual_modes(stage)
     return made
 
 
@@ -127,6 +132,32 @@ def copy_sidecars(source: Source, folder: Path, tokenizer_length: int = 0, gener
     if "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
         write_json(folder / "tokenizer_config.json", _tokenizer_settings({}, base_type, tokenizer_length))
         written.append("tokenizer_config.json")
+    return written
+
+
+def complete_folder(folder: Path, source: str | Path) -> list[str]:
+    """Copy what belongs to a model, and its library did not save, from the model that it was trained from, and return the names.
+
+    Args:
+        folder: of a saved model, with its tokenizer.
+        source: the folder, or the repository on the Hub, that it was loaded from.
+    """
+    place = Path(source).expanduser()
+    if not place.is_dir():
+        try:
+            place = fetch_model(str(source), None, None, weights=False)
+        except CheckpointError:  # no connection, and what was loaded is in memory
+            return []
+    around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
+    found = {path.name: path for one in reversed(around) for pattern in (*LICENCES, *PROCESSORS) for path in one.glob(pattern)}
+    written = [name for name, path in sorted(found.items()) if path.is_file() and not (folder / name).exists()]
+    for name in written:
+        shutil.copyfile(found[name], folder / name)
+    for name in SIDECAR_FOLDERS:
+        if (place / name).is_dir() and not (folder / name).exists():
+            copy_folder(place / name, folder / name)
+            written.append(name)
+    give_usual_modes(folder)
     return written
 
 

@@ -90,7 +90,7 @@ def model_card(
 ) -> ModelCard:
     """The card of a saved model.
 
-    Licence, language, datasets and tags that are not given are inherited from the folder's ``README.md``, or else from the source's.
+    Licence, language, datasets and tags that are not given are inherited from the folder's ``README.md`` and the source's.
 
     Args:
         model_dir: a saved model.
@@ -116,7 +116,7 @@ def model_card(
     title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
     rows = [MeasuredResult.of(row) for row in results]
     given = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
-    metadata = with_inherited(given, _inherited(folder, source or plan.get("source")))
+    metadata = with_inherited(given, _inherited(folder, source, plan.get("source")))
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
     data = _card_data(folder, architecture, metadata, is_long=attention is not None)
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
@@ -202,12 +202,14 @@ def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: s
     return {part: f"{MARK.format(part)}\n{text}\n{END}" for part, text in parts.items() if text}
 
 
-def _inherited(folder: Path, source: str | Path | None) -> dict[str, Any]:
-    """The metadata of the folder's card, or else of its source's card without its base."""
-    if (folder / "README.md").is_file():
-        return inherited_metadata(folder / "README.md")
-    card = source_card(source) if source is not None else None
-    return {} if card is None else {name: value for name, value in inherited_metadata(card).items() if name != "base_model"}
+def _inherited(folder: Path, source: str | Path | None, converted_from: str | None) -> dict[str, Any]:
+    """The metadata of the folder's card, completed by the source's, where one is named; without a card of the folder, that of what the
+    model was converted from. The base of a source is not the model's."""
+    own = inherited_metadata(folder / "README.md") if (folder / "README.md").is_file() else None
+    named = source if source is not None or own is not None else converted_from
+    card = source_card(named) if named is not None else None
+    of_source = {} if card is None else {name: value for name, value in inherited_metadata(card).items() if name != "base_model"}
+    return of_source if own is None else with_inherited(own, of_source)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

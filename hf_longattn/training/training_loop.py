@@ -294,7 +294,10 @@ def finish(trainer: TimedTrainer, run: TaskArguments, log: dict[str, Any], descr
 
 def write_trained_card(model: str, folder: Path, training: str, repo_id: str | None = None, results: Sequence[MeasuredResult] = ()) -> None:
     """Write the card of a trained model into its folder, with the licence, language and base of ``model``, which it was trained from, and
-    the name it is pushed to."""
+    the name it is pushed to; and copy what belongs to that model and is saved neither with a model nor with a tokenizer."""
+    from hf_longattn.conversion import complete_folder
+
+    complete_folder(folder, model)
     made_from = in_one_line(Path(model).name if Path(model).exists() else model)
     contents = {**from_source(model), **({"name": repo_id} if repo_id else {})}
     write_model_card(

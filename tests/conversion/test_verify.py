@@ -74,6 +74,26 @@ def test_numbers_that_are_not_finite_are_found(built: Built, tmp_path: Path) -> 
     refused(built("BertModel"), tmp_path, "are not finite", mechanism=broken("infinite", forward=forward))
 
 
+@pytest.mark.parametrize(("side", "end"), [("left", 0), ("right", -1)])
+def test_a_model_that_padding_on_one_side_changes_is_found(
+    side: str, end: int, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = verify_outputs.outputs
+
+    def changed(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
+        found = run(model, ids, **arguments)
+        mask = arguments.get("attention_mask", torch.ones_like(ids))
+        return {name: state + (mask[:, end] == 0).float()[:, None, None] for name, state in found.items()}
+
+    report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, max_length=256)
+    values = next(check.values for check in report.checks if check.name == "padding changes nothing")
+    assert {"left", "right"} <= values.keys()
+    monkeypatch.setattr(verify_outputs, "outputs", changed)
+    with pytest.raises(CheckpointError, match=r"padded to 256 on the right and on the left: largest difference 1\.0e\+00"):
+        convert_checkpoint(built("BertForMaskedLM"), tmp_path / "wrong", mechanism="window", window=16, max_length=256)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     copy = folders.copy_sidecars

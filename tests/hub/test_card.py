@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+from hf_longattn.data.qa_markers import CANDIDATES, EVIDENCE, SENTENCE, TITLE, add_markers, marked_document, marked_question
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, write_model_card
@@ -52,6 +54,99 @@ def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.C
     assert printed.out.strip() or kind == "BertForQuestionAnswering"  # the span of a random model may be empty
     assert "UNEXPECTED" not in printed.err, "the snippet loads another class than the one that was saved"
     assert ("global_attention_mask" in code) == (kind == "BertForQuestionAnswering")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "metadata", "shown", "absent"),
+    [
+        ("long_bert", {}, "The lighthouse stands where the river {tokenizer.mask_token} the sea.", "import {"),
+        ("long_bert", {"language": "de"}, "The lighthouse stands", "import {"),
+        ("long_bert", {"language": ["code"]}, "import {tokenizer.mask_token} as np", "lighthouse"),
+        ("long_bert", {"tags": ["python"]}, "import {tokenizer.mask_token} as np", "lighthouse"),
+        ("long_esm", {"language": "en"}, "MKTVRQERLKSI{tokenizer.mask_token}", "lighthouse"),
+    ],
+    ids=str,
+)
+def test_an_example_is_of_what_a_model_reads(
+    model_type: str, metadata: dict[str, Any], shown: str, absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    text = write_model_card(folder, **metadata).read_text()
+    assert shown in text
+    assert absent not in text
+    if model_type == "long_bert":
+        run_example(text)
+        assert capsys.readouterr().out.strip()
+
+
+def run_example(card: str) -> None:
+    [code] = re.findall(r"^```python\n(.*?)^```$", card, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(code, "usage", "exec"), {})
+
+
+def marked(folder: Path, kind: str, markers: tuple[str, ...], **config: Any) -> Path:
+    """A saved model whose tokenizer has the markers, and whose config names tokens that are global."""
+    saved(folder, kind)
+    model, reader = AutoModel.from_pretrained(folder), tokenizer()
+    add_markers(model, reader, markers)
+    reader.save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    marks = [reader.convert_tokens_to_ids(marker) for marker in markers if marker in (TITLE, SENTENCE)]
+    values |= {"question_separator_id": reader.eos_token_id, **({"global_token_ids": marks} if marks else {}), **config}
+    (folder / "config.json").write_text(json.dumps({**values, "vocab_size": len(reader)}))
+    FAMILIES["bert"].model_class(f"Long{kind}")(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_hotpotqa_is_shown_its_marks_and_its_global_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = marked(tmp_path / "model", "BertForQuestionAnswering", EVIDENCE, has_evidence_heads=True)
+    text = write_model_card(folder).read_text()
+    assert "Global by the config, too: the question, up to the first `</s>` and every `<t>`, `[s]`." in text
+    assert "global_attention_mask" not in text
+    question = "Where does the name of the house come from?"
+    assert f'question = "{marked_question(question)}"' in text
+    sentences = ["The house stands on a hill.", "Its name is that of the birds that nest there."]
+    context = f"Larkfield {' '.join(sentences)}"
+    places = [context.index(one) for one in sentences]
+    spans = [{"start": at, "end": at + len(one)} for at, one in zip(places, sentences, strict=True)]
+    document = marked_document({"context": context, "paragraphs": [{"start": 0, "end": len("Larkfield")}], "sentences": spans}).text
+    assert " ".join(document.split()) in " ".join(text.split())
+    run_example(text)
+
+
+def test_a_model_of_candidates_is_shown_candidates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"id2label": {"0": "candidate"}, "label2id": {"candidate": 0}}
+    text = write_model_card(marked(tmp_path / "model", "BertForTokenClassification", CANDIDATES, **labels)).read_text()
+    assert "Global by the config, too: the question, up to the first `</s>`." in text
+    run_example(text)
+    assert capsys.readouterr().out.strip() in ("birds", "a hill")
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "call"),
+    [("CrossEncoder", "text-ranking", "model.rank("), ("SentenceTransformer", "sentence-similarity", "model.encode(")],
+)
+def test_models_of_sentence_transformers_by_their_kind(kind: str, task: str, call: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "BertModel")
+    (folder / "modules.json").write_text("[]")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"model_type": kind}))
+    card = ModelCard.load(write_model_card(folder))
+    assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", task)
+    assert f"model = {kind}(" in card.text
+    assert call in card.text
+
+
+def test_a_source_that_is_named_completes_the_folders_own_card(tmp_path: Path) -> None:
+    """sentence-transformers writes a card of its own into a folder that it saves."""
+    folder = saved(tmp_path / "model", "BertModel")
+    (folder / "README.md").write_text("---\ntags: [saved]\nlanguage: fr\n---\n# x\n")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\ntags: [old]\nlanguage: de\nbase_model: a/b\n---\n# y\n")
+    data = ModelCard.load(write_model_card(folder, source=tmp_path / "source")).data
+    assert (data.license, data.language, data.base_model) == ("mit", "fr", None)
+    assert {"saved", "old"} <= set(data.tags)
 
 
 def test_the_blocks_that_a_query_sees_are_not_parts_of_the_model(tmp_path: Path) -> None:
