@@ -100,7 +100,7 @@ def first_timings() -> Iterator[DeviceCase]:
         yield from (at.at(mechanism="longformer", tokens=3), at.at(dropout=0.1), at.at(kv_heads=4), at.at(batch=2, padding="right"))
         yield from (at.at(padding="documents"), at.at(mechanism="bigbird"), at.at(term="softcap"))
     yield base.at(mode="no_grad", length=65536)
-    yield from (WINDOW.at(task="crossing", length=length, padding="none") for length in (77, 300))
+    yield from (WINDOW.at(task="crossing", length=length, padding="none") for length in (128, 256, 384, 512, 768, 1024))
     yield from (DeviceCase(name, task="decode", causal=True, length=16384) for name in ("full", "window", "linear"))
 
 

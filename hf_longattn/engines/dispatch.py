@@ -26,9 +26,10 @@ from .call import AttentionCall, DistanceBias, Pattern
 VARIABLE = "HF_LONGATTN_LOG"
 DENSE_CELLS = 256 * 256
 """Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path: measured on CPUs, where the sparse
-paths cost several calls. It holds on every device: on a GPU so few pairs are one kernel launch."""
+paths cost several calls. On a GPU it is an estimate, that so few pairs cost little besides the launch of a kernel; ``benchmarks.gpu_check``
+measures it (``crossing``)."""
 DENSE_KEYS = 768
-"""It also is up to this many keys where the band is as wide, so that little would be left out: measured on CPUs."""
+"""It also is up to this many keys where the band is as wide, which leaves little out: measured on CPUs, elsewhere an estimate."""
 MOST_FEATURES = 256
 """Features per head that the tiles of flash-linear-attention's kernels hold."""
 FLEX_FEATURES = 16

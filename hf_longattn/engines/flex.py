@@ -264,9 +264,9 @@ def block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None:
     A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
     """
     size = tile.queries.shape[3]
-    if size not in SIZES or tile.keys.shape[3] % size or tile.bias is not None:
+    if size not in SIZES or tile.bias is not None:
         return None
-    keys = tile.keys.unflatten(-1, (-1, size))
+    keys = torch.nn.functional.pad(tile.keys, (0, -tile.keys.shape[3] % size), value=-1).unflatten(-1, (-1, size))
     row, row_whole = _blocks(tile.queries, size, q_len)
     block, whole = _blocks(keys, size, kv_len)
     empty = (keys < 0).all(-1)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
-from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines import flex
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.byte_cache import KEPT
 from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, rows_of
-from hf_longattn.engines.dispatch import NoKernel
+from hf_longattn.engines.dispatch import NoKernel, listen
 from hf_longattn.engines.flex import BLOCK, Lists, band_block_mask, packed, transposed
 from hf_longattn.engines.plain import blockwise_attention, plain_gathered
 from hf_longattn.mechanisms.registry import mechanism_class
@@ -91,6 +91,9 @@ def test_only_parts_of_whole_blocks_are_listed() -> None:
     assert pairs(by_query) == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
     for queries, others in ((rows_of(300, 48), keys[:, :, :1]), (rows, keys + 1), (rows, keys.flip(-1)), (rows + 1, keys)):
         assert flex.block_lists(GatherTile(queries, others), 300, 300) is None
+    everything = flex.block_lists(GatherTile(rows[:, :, :1], torch.arange(300).view(1, 1, 1, -1)), 300, 300)
+    assert pairs(everything[1]) == [(0, block) for block in range(5)], "the last block need not be filled up"
+    assert flex.block_lists(GatherTile(rows[:, :, :1], torch.arange(290).view(1, 1, 1, -1)), 300, 300) is None
     assert flex.block_lists(GatherTile(rows, keys, bias=torch.ones(1, 1, 1, 1, 128, dtype=torch.bool)), 300, 300) is None
 
 
@@ -273,3 +276,31 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
             model(input_ids=tokens(2, 300), attention_mask=mask)
         assert len(made) == calls
     assert model.config.num_hidden_layers > 1
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    ("name", "options", "path"),
+    [
+        ("window", {"window": 64}, "flex"),
+        ("window", {"window": 64, "dropout_p": 0.1}, "blockwise"),
+        ("window", {"window": 64, "relative": "shaw"}, "flex"),
+        ("window", {"window": 64, "score_mod": lambda score, b, h, i, j: score.tanh()}, "flex"),
+        ("window", {"window": 2000}, "dense"),
+        ("longformer", {"window": 64}, "flex"),
+        ("per_head", {"heads": "0=window:window=64;1=window:window=32"}, "flex"),
+        ("bigbird", {"block_size": 32}, "flex-gathered"),
+        ("segmented", {"block_size": 128}, "flex-gathered"),
+        ("segmented", {"block_size": 100}, "plain-gathered"),
+        ("block_top_k", {"block_size": 64}, "plain-gathered"),
+        ("linear", {}, "linear-chunks"),
+    ],
+)
+def test_the_path_of_a_call_on_cuda(name: str, options: dict[str, Any], path: str) -> None:
+    answers: list[str] = []
+    q, k, v = inputs(700)
+    with listen(lambda _, choice: answers.append(choice.path)), torch.no_grad():
+        attend(q, k, v, name, causal=name == "linear", **options)
+    assert answers[-1] == path
+    assert not [answer for answer in answers if answer.startswith("cpu")]
