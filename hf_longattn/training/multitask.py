@@ -232,7 +232,7 @@ def finetune_multitask(
     """
     run = begin(model_args, data_args, training_args)
     _, tokenizer = load_start(model_args.model, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
-    tokenizer.padding_side = "right"  # where the tokens of a row have the places of its words
+    tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
     build = {"classify": _classify, "tokens": _tokens, "qa": _qa}
     tasks = {name: build[kind](run, tokenizer, data, held) for name, (kind, data, held) in data_args.named_tasks().items()}
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})

@@ -79,7 +79,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
             f"the tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer"
         )
     tokenizer = for_words(tokenizer, model_args.model)
-    tokenizer.padding_side = "right"  # where the tokens of a row have the places of its words
+    tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
     texts, held_texts = read_tagged(data_args, training_args.seed)
     names = class_names(tag_names(texts, held_texts), config)
     model = load_head(AutoModelForTokenClassification, model_args.model, tokenizer, **numbered(names))

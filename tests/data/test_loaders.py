@@ -235,6 +235,12 @@ def test_workers_and_processes_share_the_batches(
     assert len(together) <= len(alone) + 1  # the last step of two processes may repeat a batch
 
 
+@pytest.mark.parametrize("name", ["distill", "distill --method"])
+def test_distillation_reads_text_as_language_models_do(name: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [trainer_of(each, models, tmp_path / each, monkeypatch).train_dataset["input_ids"][:] for each in ("mlm unpacked", name)]
+    assert rows[0] == rows[1]
+
+
 @pytest.mark.parametrize("name", ["qa", "classify", "tokens", "choice", "seq2seq"])
 def test_no_row_comes_twice_and_none_is_lost(name: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(name, models, tmp_path / "run", monkeypatch)

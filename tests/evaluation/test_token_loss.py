@@ -8,6 +8,7 @@ import transformers
 
 from hf_longattn.data.masking import masked_tokens
 from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from tests.trained import tokenizer_of
 
@@ -68,6 +69,17 @@ def test_special_tokens_are_not_masked_and_a_seed_decides() -> None:
     assert not hidden[0, [0, -1]].any()
     assert torch.equal(masked_tokens(ids, tokenizer)[0], shown)
     assert not torch.equal(masked_tokens(ids, tokenizer, seed=1)[0], shown)
+
+
+def test_masks_need_a_mask_token_and_something_to_mask() -> None:
+    with pytest.raises(CheckpointError, match="needs a tokenizer with a mask token"):
+        masked_tokens(torch.arange(9), None)
+    tokenizer = tokenizer_of("bert")
+    special = torch.tensor(tokenizer("")["input_ids"])
+    assert (masked_tokens(special, tokenizer)[1] == IGNORED).all()
+    for seed in range(20):
+        _, labels = masked_tokens(torch.tensor(tokenizer("word")["input_ids"]), tokenizer, seed)
+        assert int((labels != IGNORED).sum()) >= 1
 
 
 def test_a_loss_is_worse_only_beyond_its_standard_error() -> None:

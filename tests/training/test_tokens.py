@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,29 @@ def test_a_converted_model_learns_to_tag_documents_longer_than_it_reads(tmp_path
     assert log["held_out"]["after"]["f1"] > max(80.0, log["held_out"]["before"]["f1"])
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "O", 1: "B-PLACE", 2: "B-THING"}
+
+
+def test_scores_do_not_depend_on_the_side_of_the_padding_nor_tags_on_where_they_are(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Decoders' tokenizers pad on the left, where logits would have been taken for other words' ones; a tag that only held-out documents
+    have is one to learn; and a model that knows the tags keeps their numbers."""
+    short = checkpoint("mlm", tmp_path / "right", tokenizer)
+    names = ["B-PLACE", "O", "B-THING", "B-NEW"]
+    AutoModelForTokenClassification.from_pretrained(short, id2label=dict(enumerate(names))).save_pretrained(short)
+    shutil.copytree(short, tmp_path / "left")
+    settings = json.loads((tmp_path / "left" / "tokenizer_config.json").read_text())
+    sides = {"padding_side": "left", "truncation_side": "left"}
+    (tmp_path / "left" / "tokenizer_config.json").write_text(json.dumps({**settings, **sides}))
+    data = write(tagged(8), tmp_path / "data.jsonl")
+    held = write([*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "B-NEW"]}], tmp_path / "held.jsonl")
+    logs = []
+    for side in ("right", "left"):
+        given = {"model": str(tmp_path / side), "output_dir": str(tmp_path / f"{side}-out"), "data": [data], "validation": held}
+        settings = {**FAST, "max_steps": 1, "max_length": 48, "per_device_eval_batch_size": 4, "stride": 8}
+        logs.append(finetune_tokens(*build_arguments(TOKENS, **given, validation_split="train", **settings)))
+    assert logs[0]["tags"] == logs[1]["tags"] == names
+    assert logs[0]["held_out"] == logs[1]["held_out"]
 
 
 def test_every_word_is_labelled_in_some_window(tokenizer: PreTrainedTokenizerBase) -> None:
