@@ -20,6 +20,8 @@ from hf_longattn.errors import LengthError
 from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
+PADDING = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs": -1, "relevant": -1}
+"""Targets with several numbers for each input, and their padding."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,17 @@ class QAFeature:
     def document_start(self) -> int:
         """The document's first token."""
         return next((place for place, span in enumerate(self.offsets) if span is not None), len(self))
+
+    def targets(self) -> dict[str, list[int]]:
+        """What a loss compares with, by the names of :data:`PADDING`."""
+        return {
+            "starts": sorted({start for start, _ in self.spans}),
+            "ends": sorted({end for _, end in self.spans}),
+            "sentences": [token for _, token, _ in self.sentences],
+            "supports": [int(supports) for _, _, supports in self.sentences],
+            "paragraphs": [token for _, token, _ in self.paragraphs],
+            "relevant": [relevant for _, _, relevant in self.paragraphs],
+        }
 
     def locate(self, record: Mapping[str, Any]) -> list[tuple[int, int]]:
         """First and last token of each of the record's answers that lies in this input as a whole; [(0, 0)] where none does."""
@@ -164,17 +177,10 @@ def pad_features(features: Sequence[QAFeature], pad_token_id: int) -> dict[str, 
 
 
 def pad_targets(features: Sequence[QAFeature]) -> dict[str, torch.Tensor]:
-    """What a loss compares with, padded with -1: distinct ``starts (B, K)`` and ``ends (B, M)``; ``sentences (B, S)``, their tokens,
-    and ``supports (B, S)``, padded with 0; ``paragraphs (B, P)``, their tokens, and ``relevant (B, P)``."""
-    columns: dict[str, list[list[int]]] = {
-        "starts": [sorted({start for start, _ in feature.spans}) for feature in features],
-        "ends": [sorted({end for _, end in feature.spans}) for feature in features],
-        "sentences": [[token for _, token, _ in feature.sentences] for feature in features],
-        "supports": [[int(supports) for _, _, supports in feature.sentences] for feature in features],
-        "paragraphs": [[token for _, token, _ in feature.paragraphs] for feature in features],
-        "relevant": [[relevant for _, _, relevant in feature.paragraphs] for feature in features],
-    }
-    return {name: pad_lists(rows, 0 if name == "supports" else -1) for name, rows in columns.items()}
+    """What a loss compares with, padded: distinct ``starts (B, K)`` and ``ends (B, M)``; ``sentences (B, S)``, their tokens, and
+    ``supports (B, S)``; ``paragraphs (B, P)``, their tokens, and ``relevant (B, P)``."""
+    rows = [feature.targets() for feature in features]
+    return {name: pad_lists([row[name] for row in rows], padding) for name, padding in PADDING.items()}
 
 
 def pad_lists(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:

@@ -10,14 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import DataCollatorWithGlobals, packed
-from hf_longattn.data.qa_features import QAFormat, encode_qa, kind_number, pad_lists
+from hf_longattn.data.qa_features import PADDING, QAFormat, encode_qa, kind_number, pad_lists
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError
 
 TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "paragraphs", "relevant", "lengths", "real")
 """Columns of a batch that the loss takes, and not the model."""
-LISTS = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs": -1, "relevant": -1}
-"""Columns with several numbers for each input, and their padding."""
 
 
 def training_features(
@@ -64,13 +62,8 @@ def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFo
             for feature in encode_qa(record, tokenizer, form):
                 row = {
                     **feature.inputs,
-                    "starts": sorted({start for start, _ in feature.spans}),
-                    "ends": sorted({end for _, end in feature.spans}),
+                    **feature.targets(),
                     "kinds": kind_number(record, feature),
-                    "sentences": [token for _, token, _ in feature.sentences],
-                    "supports": [int(supports) for _, _, supports in feature.sentences],
-                    "paragraphs": [token for _, token, _ in feature.paragraphs],
-                    "relevant": [relevant for _, _, relevant in feature.paragraphs],
                     "length": len(feature),
                     "answer_cut": bool(record["answers"]["text"]) and feature.spans == [(0, 0)],
                     **({"document_start": feature.document_start} if document_start else {}),
@@ -97,7 +90,7 @@ class QACollator(DataCollatorWithGlobals):
         for name in TARGETS:
             if name in rows[0]:
                 values = [row.pop(name) for row in rows]
-                targets[name] = pad_lists(values, LISTS[name]) if name in LISTS else torch.tensor(values)
+                targets[name] = pad_lists(values, PADDING[name]) if name in PADDING else torch.tensor(values)
         if self.pack:
             return {**packed(rows), **targets, "lengths": torch.tensor([len(row["input_ids"]) for row in rows])}
         return {**super().__call__(rows), **targets}
