@@ -27,7 +27,7 @@ from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from ..data.masking import masked_tokens
-from ..data.tokenization import IGNORED
+from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors, nearest, needs_extra
 from ..mechanisms.base import Mechanism
 from ..modeling.attention_sites import attention_sites
@@ -422,11 +422,12 @@ def predicts_tokens(model: Any) -> bool:
 
 
 def pieces(source: CompressionInput, length: int) -> list[Tensor]:
-    """Pieces ``(1, length)`` of the text, spread over it."""
+    """Pieces ``(1, length)`` of the text, spread over it, each with the special tokens of a text."""
     ids, count = source.ids[0], source.config.documents
     last = len(ids) - length
     starts = sorted({round(number * last / (count - 1)) for number in range(count)}) if count > 1 else [0]
-    return [ids[None, start : start + length] for start in starts]
+    special = ([], []) if source.tokenizer is None else special_ids(source.tokenizer)
+    return [between(ids[None, start : start + length], *special) for start in starts]
 
 
 def loss_on(source: CompressionInput, model: Any, ids: Tensor) -> Tensor:

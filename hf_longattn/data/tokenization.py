@@ -15,6 +15,7 @@ from hf_longattn.errors import CheckpointError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -30,6 +31,14 @@ def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
         if framed[start : start + len(body)] == body:
             return framed[:start], framed[start + len(body) :]
     return [], []
+
+
+def between(chunks: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """Token ids ``(B, L)`` of pieces of a text as a model reads a text of its own: the first and last tokens of each give their places to
+    the special tokens ``before`` and ``after``, see :func:`special_ids`."""
+    chunks, rest = chunks.clone(), chunks.shape[-1] - len(after)
+    chunks[..., : len(before)], chunks[..., rest:] = chunks.new_tensor(before), chunks.new_tensor(after)
+    return chunks
 
 
 def pad_with_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

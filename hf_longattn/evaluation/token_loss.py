@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..data.tokenization import IGNORED
+from ..data.tokenization import IGNORED, between
 
 ROWS = 256
 """Number of tokens whose loss is computed at once, since each piece copies its logits."""
@@ -93,9 +93,8 @@ def chunk_losses(
         special: tokens that the model expects before and after a text; they take the place of the first and last tokens of each chunk,
             which are not predicted. Without its first token (BOS) a decoder is worse than it is.
     """
-    shown, target = (ids.reshape(-1, chunk).clone() for ids in (shown, target))
-    for ids, places in zip(special, (slice(0, len(special[0])), slice(chunk - len(special[1]), chunk)), strict=True):
-        shown[:, places], target[:, places] = torch.tensor(ids, dtype=shown.dtype), IGNORED
+    shown = between(shown.reshape(-1, chunk), *special)
+    target = between(target.reshape(-1, chunk), *([IGNORED] * len(ids) for ids in special))
     parts = zip(shown.split(together), target.split(together), strict=True)
     return torch.cat([token_losses(model, *part, causal=causal) for part in parts])
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from transformers import (
 import hf_longattn
 from hf_longattn import compress_checkpoint, convert_checkpoint, revert_checkpoint
 from hf_longattn.conversion import audit_reach, export_checkpoint, export_native, inspect_checkpoint
-from hf_longattn.conversion.compress import METHODS, REPORT
+from hf_longattn.conversion.compress import METHODS, REPORT, pieces
 from hf_longattn.errors import CheckpointError, DestinationExistsError, LengthError, MissingExtraError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
@@ -35,6 +36,7 @@ from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.modeling import quantised
 from hf_longattn.modeling.pruning import heads_of
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, long_model, tokens
+from tests.trained import REAL_TEXT, tokenizer_of
 
 pytest.importorskip("torchao")
 WINDOW = {"mechanism": "window", "window": 16}
@@ -161,6 +163,15 @@ def test_every_family(base: str, saved: Saved, tmp_path: Path) -> None:
         again = AutoModel.from_pretrained(target)
         parameters = sum(one.numel() for one in again.parameters())
         assert parameters < sum(one.numel() for one in AutoModel.from_pretrained(source).parameters())
+
+
+def test_a_loss_is_measured_on_pieces_that_begin_as_a_text_does() -> None:
+    tokenizer = tokenizer_of("bert")
+    ids = torch.tensor([tokenizer(REAL_TEXT)["input_ids"]])
+    made = pieces(SimpleNamespace(ids=ids, tokenizer=tokenizer, config=SimpleNamespace(documents=3)), 16)  # type: ignore[arg-type]
+    assert [(row[0, 0], row[0, -1]) for row in made] == [(tokenizer.cls_token_id, tokenizer.sep_token_id)] * 3
+    whole = ids[0].tolist()
+    assert all(any(whole[at : at + 14] == row[0, 1:-1].tolist() for at in range(len(whole))) for row in made)
 
 
 def test_pruning_twice_and_training_goes_on(saved: Saved, tmp_path: Path) -> None:
