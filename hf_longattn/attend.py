@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.batch import Batch, documents_from
+from .engines.batch import Batch, documents_from, in_graph
 from .engines.call import AttentionCall, Run, aligned
 from .engines.dense import nothing_seen
+from .engines.derivatives import mapped_in_a_sentence
 from .engines.dispatch import LISTENERS, Facts, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.base import Mechanism, ScoreMod
@@ -180,7 +181,10 @@ def run_batch(
     """
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
-    with running(mechanism) if LISTENERS and not torch.compiler.is_compiling() else nullcontext():
+    with (
+        running(mechanism) if LISTENERS and not torch.compiler.is_compiling() else nullcontext(),
+        mapped_in_a_sentence(mechanism.name) if in_graph() else nullcontext(),
+    ):
         if call.batch is None or not mechanism.aligns(call):
             return (run or mechanism)(q, k, v, call)
         facts = Facts(

@@ -22,10 +22,10 @@ from .engines.batch import Batch, documents_from, in_graph
 from .engines.call import AttentionCall, constant
 from .engines.dispatch import LISTENERS, Choice, running, tell
 from .engines.shards import Shard
-from .errors import BackendError, MaskError
+from .errors import BackendError, DerivativeError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .naming import BACKEND, LOGGER
-from .private_apis import attentions_collected
+from .private_apis import attentions_collected, func_transforms, values_mapped
 
 Derived = TypeVar("Derived")
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
@@ -139,6 +139,8 @@ def longattn_attention_forward(
     cache = kwargs.get(CACHE_LAYER)
     if cache is not None:
         padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
+        if padding is not None and values_mapped():
+            raise DerivativeError("A decode cache reads where the padding ends, which torch.vmap does not let it; pass use_cache=False.")
         cache.note_padding(padding)
         batch = None if padding is None else _batch(padding, padding.shape[1])
         seen = call.replace(batch=batch, score_mod=_score_mod(dense_mask, bias, *lengths, softcap))
@@ -174,6 +176,11 @@ def _sharded(
     mechanism: Mechanism, shard: Shard, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, kwargs: dict[str, Any]
 ) -> Tensor:
     """The output ``(B, Nq, H, D)`` of this process's part of the sequence; padding, documents and global tokens are the shard's."""
+    if func_transforms():
+        raise DerivativeError(
+            "Processes exchange tokens in autograd only, which torch.func and forward-mode AD cannot follow; call the model outside of "
+            "sequence_parallel, or differentiate by backward()."
+        )
     bias = kwargs.get("position_bias")
     if isinstance(bias, Tensor) or _weights_wanted(kwargs):
         asked = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"

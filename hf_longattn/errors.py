@@ -37,6 +37,10 @@ class PositionError(LongAttentionError):
     """A position table or rotary setting that cannot be extended as requested."""
 
 
+class DerivativeError(LongAttentionError):
+    """A derivative that the fused kernel which ran does not have, or a transform that a mechanism cannot follow."""
+
+
 class MemoryMismatchError(LongAttentionError):
     """A memory of earlier segments that does not match the input, or a model that does not support one."""
 

@@ -99,6 +99,11 @@ PRIVATE_APIS = {
         "tell a checkpointed layer that runs again during the backward pass from a new pass",
         "with gradient checkpointing performer counts each training pass twice towards redraw_interval",
     ),
+    "func_transforms": PrivateApi(
+        ("torch:_C._functorch.get_interpreter_stack", "torch.autograd.forward_ad:_current_level"),
+        "take paths with every derivative within torch.func and forward-mode AD",
+        "use neither: what they return would be wrong where fused kernels run",
+    ),
     "assert_in_graph": PrivateApi(
         ("torch:_assert_async",), "refuse packed documents inside a compiled graph", "a compiled model does not refuse them"
     ),
@@ -349,6 +354,27 @@ def in_backward() -> bool:
         warn_missing("in_backward")
         return False
     return torch._C._current_graph_task_id() != -1
+
+
+def func_transforms() -> bool:
+    """Whether a transform of torch.func, or a level of forward-mode AD, is active."""
+    import torch
+
+    try:
+        return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.get_interpreter_stack() is not None
+    except AttributeError:
+        warn_missing("func_transforms")
+        return False
+
+
+def values_mapped() -> bool:
+    """Whether torch.vmap is active, so that Python cannot look at the values of tensors."""
+    import torch
+
+    if not hasattr(torch._C._functorch, "get_interpreter_stack"):
+        return False
+    stack = torch._C._functorch.get_interpreter_stack()
+    return stack is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
 
 
 def assert_in_graph(condition: Tensor, message: str) -> None:

@@ -155,6 +155,7 @@ USES = {
     "int8_linear": lambda: apis.int8_product(ones, ones, ones, ones, torch.float32),
     "amx": apis.has_amx,
     "in_backward": apis.in_backward,
+    "func_transforms": apis.func_transforms,
     "context_parallel": lambda: apis.leave_context_parallelism(__import__("accelerate").Accelerator(cpu=True)),
     "assert_in_graph": lambda: apis.assert_in_graph(torch.tensor(True), "no"),
     "assume_in_graph": lambda: apis.assume_in_graph(True),

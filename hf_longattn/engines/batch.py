@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MaskError
+from ..private_apis import values_mapped
+from .derivatives import no_fused_kernels
 
 Made = TypeVar("Made")
 Place = tuple[int, int, int]
@@ -78,12 +80,14 @@ class Batch:
         """
         missing = length - x.shape[dim]
         at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
-        return list(_Cut.apply(x, dim, at))
+        return list(_views(x, dim, at) if no_fused_kernels() is not None else _Cut.apply(x, dim, at))
 
     def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
         """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences, in their memory layout; zeros elsewhere."""
         missing = kv_len - q_len
         at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
+        if no_fused_kernels() is not None:
+            return _put(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, at)
         return _Join.apply(batch, q_len, at, *outs)
 
 
@@ -133,8 +137,8 @@ class _Cut(torch.autograd.Function):
 
 
 def in_graph() -> bool:
-    """Whether values cannot be looked at because a graph is being traced."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether values cannot be looked at because a graph is being traced, or because torch.vmap maps over them."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or values_mapped()
 
 
 def _found(mask: Tensor | None, documents: Tensor | None) -> Iterator[Piece]:

@@ -23,6 +23,7 @@ from ..private_apis import aten
 from .byte_cache import KEPT
 from .call import AttentionCall, DistanceBias, Pattern
 from .dense import dense_attention, repeat_heads, same_dtype
+from .derivatives import first_derivatives_only, one_gradient_at_a_time
 from .dispatch import DENSE, DENSE_MASKED, Facts, attempt, choose
 from .flex import flex_band
 from .plain import blockwise_attention
@@ -468,12 +469,14 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(q, k, v, key_mask, global_mask, bias, *output)
 
 
+@one_gradient_at_a_time()
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, key_mask, global_mask, bias, out, lse = ctx.saved_tensors
     of_bias = bias is not None and ctx.needs_input_grad[10]
     settings = (*ctx.settings, bias, ctx.ahead, of_bias)
     dq, dk, dv, dbias = cpu_band_backward(grad, q, k, v, out, lse, key_mask, global_mask, *settings)
-    return dq, dk, dv, None, None, None, None, None, None, None, dbias.to(bias.dtype) if of_bias else None, None
+    gradients = dq, dk, dv, None, None, None, None, None, None, None, dbias.to(bias.dtype) if of_bias else None, None
+    return first_derivatives_only(gradients)
 
 
 cpu_band.register_fake(lambda q, *_, **__: empty_results(q))

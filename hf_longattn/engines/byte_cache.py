@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..private_apis import tensor_version
+from ..private_apis import func_transforms, tensor_version
 
 Made = TypeVar("Made")
 BUDGET = 256 << 20
@@ -49,7 +49,8 @@ class ByteCache:
         self._lock = threading.RLock()  # freeing a value may drop another entry in the same thread
 
     def get(self, key: Hashable, make: Callable[[], Made], size: Callable[[Made], int | None] | None = None) -> Made:
-        """What ``make`` returned for ``key``. While PyTorch compiles or exports, nothing is cached.
+        """What ``make`` returned for ``key``. While PyTorch compiles or exports, and within torch.func, whose tensors mean nothing
+        outside of it, nothing is cached.
 
         Args:
             size: bytes of the value, or None to not cache it; :func:`tensor_bytes` by default.
@@ -61,6 +62,8 @@ class ByteCache:
             entry.used = next(self._clock)
             return entry.value
         made = _made(make)
+        if func_transforms():
+            return made
         nbytes = (size or tensor_bytes)(made)
         return made if nbytes is None else self.put(key, made, nbytes)
 
@@ -71,6 +74,8 @@ class ByteCache:
         held = self.find(whole)
         if held is not None and all(ref() is x for ref, x in zip(held[0], tensors, strict=True)):
             return held[1]
+        if func_transforms():
+            return _made(make)
         made, drop = _made(make), self.drop  # at interpreter exit modules lose their names before the last tensors are freed
         refs = tuple(weakref.ref(x, lambda _: drop(whole)) for x in tensors)
         self.put(whole, (refs, made), size(made))

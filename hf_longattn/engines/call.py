@@ -309,8 +309,8 @@ def aligned(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how:
     assert batch is not None
     if batch.documents is not None and in_graph():
         raise MaskError(
-            "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call the model without "
-            "torch.compile, or give each document its own row with padding."
+            "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor torch.vmap knows; call the "
+            "model without torch.compile and torch.vmap, or give each document its own row with padding."
         )
     if how == "split":
         outs = [run(*piece) if piece[0].shape[2] else piece[0] for piece in _pieces(q, k, v, call, batch)]

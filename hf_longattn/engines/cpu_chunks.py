@@ -22,6 +22,7 @@ from ..naming import OPERATORS
 from .block_sparse import MASKED, additive_mask, empty_results, flash, flash_backward, mask_dtype, token_major
 from .call import AttentionCall
 from .dense import same_dtype
+from .derivatives import first_derivatives_only, one_gradient_at_a_time
 
 
 def stable_order(numbers: Tensor, most: int) -> Tensor:
@@ -59,8 +60,10 @@ def register(operator: Any, backward: Any, tensors: int) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*inputs[:3], *output, *inputs[3 : 3 + tensors])
 
+    @one_gradient_at_a_time()
     def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *backward(grad, *ctx.saved_tensors, *ctx.settings), *[None] * (tensors + len(ctx.settings))
+        gradients = backward(grad, *ctx.saved_tensors, *ctx.settings)
+        return first_derivatives_only((*gradients, *[None] * (tensors + len(ctx.settings))))
 
     operator.register_fake(lambda q, *_: empty_results(q))
     backward.register_fake(lambda _grad, q, k, v, *_: token_major(q.dtype, q, k, v))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .call import AttentionCall, MaskMod
+from .derivatives import no_fused_kernels, refuse_second_derivatives
 
 
 def dense_attention(
@@ -65,14 +66,30 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
         settings: the other arguments of scaled_dot_product_attention.
     """
     heads, groups = q.shape[1], k.shape[1]
+    if no_fused_kernels() is not None:
+        return _plain_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask, **settings)
     if heads == groups or groups_are_fused(k, v, attn_mask):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=heads != groups, **settings)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=heads != groups, **settings)
+        return refuse_second_derivatives(out)
     if q.shape[2] == 1 and not torch.compiler.is_compiling():
         if attn_mask is not None and attn_mask.shape[1] == heads:
             attn_mask = attn_mask[:, :, 0].unflatten(1, (groups, -1))
         out = F.scaled_dot_product_attention(q[:, :, 0].unflatten(1, (groups, -1)), k, v, attn_mask=attn_mask, **settings)
-        return out.flatten(1, 2)[:, :, None]
-    return F.scaled_dot_product_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask=attn_mask, **settings)
+        return refuse_second_derivatives(out).flatten(1, 2)[:, :, None]
+    out = F.scaled_dot_product_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask=attn_mask, **settings)
+    return refuse_second_derivatives(out)
+
+
+def _plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool = False, dropout_p: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """scaled_dot_product_attention in operations with every derivative; rows that see nothing are zeros."""
+    scores = products(q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        scores, attn_mask = scores + attn_mask, None
+    return F.dropout(masked_softmax(scores, attn_mask), dropout_p).to(v.dtype) @ v
 
 
 def groups_are_fused(k: Tensor, v: Tensor, attn_mask: Tensor | None) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..naming import LOGGER
 from .batch import in_graph
 from .call import AttentionCall, DistanceBias, Pattern
+from .derivatives import no_fused_kernels
 
 VARIABLE = "HF_LONGATTN_LOG"
 DENSE_CELLS = 256 * 256
@@ -131,6 +132,8 @@ def _no_cpu_kernel(facts: Facts, takes_bias: bool) -> str | None:
         return EXPORTED
     if facts.device != "cpu":
         return _not_on("cpu", facts)
+    if (why := no_fused_kernels()) is not None:
+        return why
     if facts.call.dropout:
         return "the fused kernel has no dropout"
     if facts.call.score_mod is not None and not (takes_bias and isinstance(facts.call.score_mod, DistanceBias)):
@@ -149,7 +152,7 @@ def _no_flex(facts: Facts) -> str | None:
         return _not_on("cuda", facts)
     if facts.features < FLEX_FEATURES:
         return f"flex_attention takes heads of {FLEX_FEATURES} numbers or more"
-    return "flex_attention has no dropout" if facts.call.dropout else None
+    return "flex_attention has no dropout" if facts.call.dropout else no_fused_kernels()
 
 
 def _no_flex_tiles(facts: Facts) -> str | None:
@@ -161,6 +164,8 @@ def _no_fla(facts: Facts, taken: tuple[torch.dtype, ...]) -> str | None:
         return _not_on("cuda", facts)
     if torch.compiler.is_compiling():
         return "the package's kernels cannot be traced"
+    if (why := no_fused_kernels()) is not None:
+        return why
     if facts.dtype not in taken:
         return "its kernel does not take this dtype"
     if facts.q_len <= 1:
@@ -200,7 +205,7 @@ def _not_packed(facts: Facts) -> str | None:
         return "every document is to be run alone, or the queries are not those of the keys"
     if facts.call.batch is not None and any(one.holes for one in facts.call.batch.sequences):
         return "there is padding between the tokens of a document"
-    return _not_on("cpu", facts)
+    return _not_on("cpu", facts) or no_fused_kernels()
 
 
 def _no_mask(facts: Facts) -> str | None:

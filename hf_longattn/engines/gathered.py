@@ -35,6 +35,7 @@ from .block_sparse import (
 from .byte_cache import KEPT
 from .call import AttentionCall, GatherTile
 from .dense import nothing_seen, same_dtype
+from .derivatives import first_derivatives_only, one_gradient_at_a_time
 from .dispatch import Facts, attempt, choose
 from .flex import flex_gathered
 from .plain import plain_gathered
@@ -590,6 +591,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(q, k, v, *output, key_mask, *queries, *keys, *biases)
 
 
+@one_gradient_at_a_time()
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, out, lse, key_mask, *lists = ctx.saved_tensors
     n = ctx.count
@@ -597,7 +599,7 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     dq, dk, dv = cpu_gathered_backward(grad, q, k, v, out, lse, key_mask, queries, keys, biases, ctx.rules, ctx.scale)
     # PyTorch expects gradients for a list of tensors, but a single None for a list that contains None.
     no_biases = None if any(bias is None for bias in biases) else [None] * n
-    return dq, dk, dv, None, [None] * n, [None] * n, no_biases, None, None
+    return first_derivatives_only((dq, dk, dv, None, [None] * n, [None] * n, no_biases, None, None))
 
 
 cpu_gathered.register_fake(lambda q, *_: empty_results(q))

@@ -18,6 +18,7 @@ from ..private_apis import assume_in_graph
 from .batch import Batch
 from .call import AttentionCall
 from .dense import dense_attention, masked_softmax, wide
+from .derivatives import first_derivatives_only, one_gradient_at_a_time
 
 
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,8 +113,9 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(q, k, v, key_mask, global_mask)
 
 
+@one_gradient_at_a_time()
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return (*separate_rows_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None)
+    return first_derivatives_only((*separate_rows_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None))
 
 
 separate_rows.register_fake(lambda q, *_: _like(q)[0])

@@ -29,6 +29,7 @@ from torch import Tensor
 from .batch import Place, Places
 from .call import State
 from .dense import wide
+from .derivatives import no_fused_kernels, one_gradient_at_a_time
 from .dispatch import CALL, Facts, choose
 
 CHUNK = 64
@@ -101,7 +102,8 @@ def read(phi_q: Tensor, state: State, normalise: bool = True) -> Tensor:
     with torch.autocast(phi_q.device.type, enabled=False):
         out = grouped @ kv
         if normalise:
-            out = _Divided.apply(out, rowwise(grouped, z))
+            weight = rowwise(grouped, z)
+            out = _Divided.apply(out, weight) if no_fused_kernels() is None else out * inverse_of(weight)
     return out.unflatten(2, (-1, phi_q.shape[2])).flatten(1, 2)
 
 
@@ -120,6 +122,7 @@ class _Divided(torch.autograd.Function):
         return out
 
     @staticmethod
+    @one_gradient_at_a_time()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         out, weight = ctx.saved_tensors
         grad = grads[0] * inverse_of(weight)
@@ -141,7 +144,8 @@ def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Ten
     short = -length % chunk
     q, k, v = (_filled(x, chunk) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
-        out, kv, z = _Chunked.apply(q, k, v, kv, z, chunk, normalise)
+        run = _Chunked.apply if no_fused_kernels() is None else _chunks
+        out, kv, z = run(q, k, v, kv, z, chunk, normalise)
     return (out[:, :, :length] if short else out), kv, z
 
 
@@ -156,6 +160,7 @@ class _Chunked(torch.autograd.Function):
         return out, kv_after, z_after
 
     @staticmethod
+    @one_gradient_at_a_time()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, kv, z, out = ctx.saved_tensors
         grad, grad_kv, grad_z = grads
@@ -254,6 +259,7 @@ class _Packed(torch.autograd.Function):
         return out
 
     @staticmethod
+    @one_gradient_at_a_time()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         phi, sequences = ctx.phi, ctx.sequences

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .call import UNBOUNDED, AttentionCall, GatherTile, Pattern
 from .dense import masked_softmax, merged, products
+from .derivatives import no_fused_kernels
 from .global_rows import global_index, overwrite_global_rows, size_in_graph
 
 BLOCK = 128
@@ -116,7 +117,7 @@ def _tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall
     """Output (B, H, Nq, D) and log-sum-exp (B, H, Nq) of one tile, -inf where a query sees no key."""
     batch, heads, q_len, head_dim = q.shape
     pieces = list(_pieces(tile, batch * heads))
-    again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling() and no_fused_kernels() is None
     outs, lses = [], []
     for piece in pieces:
         out, lse = checkpoint(_rows, q, k, v, piece, call, use_reentrant=False) if again else _rows(q, k, v, piece, call)

@@ -32,7 +32,8 @@ from torch import Tensor
 from ..naming import OPERATORS
 from ..private_apis import aten, has_aten, warn_missing
 from .call import AttentionCall, ScoreMod
-from .dense import grid_of, index_grid, masked_softmax, repeat_heads
+from .dense import fused_attention, grid_of, index_grid, masked_softmax, repeat_heads, wide
+from .derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
 
 SCORE_CELLS = 1 << 19
 """Scores per step of a search, so that the results of a step stay within the cache."""
@@ -121,6 +122,7 @@ def topk_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: in
 
 
 for _operator in (topk_keys, topk_blocks):
+    map_one_by_one(_operator)
     _operator.register_fake(lambda q, k, mask, count, *_: q.new_empty((*q.shape[:3], count), dtype=torch.int64))
 
 
@@ -282,12 +284,21 @@ def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: Att
         ``(B, H, Nq, D)`` in the dtype of q; zeros where every slot is empty.
     """
     seen, places = index >= 0, index.clamp(min=0)
-    scores = pair_scores(q, k, places) * call.scale_for(q.shape[-1])
+    fused = no_fused_kernels() is None
+    products = pair_scores(q, k, places) if fused else (wide(q)[..., None, :] * wide(_rows_at(k, places))).sum(-1)
+    scores = products * call.scale_for(q.shape[-1])
     if call.score_mod is not None:
         b, h, i, _ = grid_of(q, k)
         scores = call.score_mod(scores, b, h, i, places)
     weights = F.dropout(masked_softmax(scores, seen), call.dropout)
-    return pair_sum(weights, v, places).to(q.dtype)
+    out = pair_sum(weights, v, places) if fused else (weights[..., None] * _rows_at(v, places)).sum(-2)
+    return out.to(q.dtype)
+
+
+def _rows_at(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens of ``x (B, H, N, D)`` at ``index (B, H, Nq, K)``, ``(B, H, Nq, K, D)``."""
+    places = index.flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
+    return x.gather(2, places).unflatten(2, index.shape[2:])
 
 
 @torch.library.custom_op(f"{OPERATORS}::pair_scores", mutates_args=())
@@ -354,16 +365,19 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs[:3])
 
 
+@one_gradient_at_a_time()
 def _scores_backward(ctx, grad):  # type: ignore[no-untyped-def]
     q, k, index = ctx.saved_tensors
     return pair_sum(grad, k, index).to(q.dtype), pair_spread(grad, q, index, k.shape[2]).to(k.dtype), None
 
 
+@one_gradient_at_a_time()
 def _sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
     weights, v, index = ctx.saved_tensors
     return pair_scores(grad, v, index).to(weights.dtype), pair_spread(weights, grad, index, v.shape[2]).to(v.dtype), None
 
 
+@one_gradient_at_a_time()
 def _spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
     weights, x, index = ctx.saved_tensors
     return pair_scores(x, grad, index).to(weights.dtype), pair_sum(weights, grad, index).to(x.dtype), None, None
@@ -417,5 +431,5 @@ def gathered_kv_attention(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor,
         wider = torch.promote_types(dtype, seen.dtype)
         q, keys, values, seen = (x.to(wider) for x in (q, keys, values, seen))
     queries, mask = q.reshape(batch, heads * q_len, 1, width), seen.flatten(1, 2)[:, :, None]
-    out = F.scaled_dot_product_attention(queries, keys.flatten(1, 2), values.flatten(1, 2), attn_mask=mask, scale=scaling)
+    out = fused_attention(queries, keys.flatten(1, 2), values.flatten(1, 2), attn_mask=mask, scale=scaling)
     return out.view(batch, heads, q_len, values.shape[-1]).to(dtype)

@@ -26,6 +26,7 @@ from ..engines.batch import last_real
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall, GatherTile, MaskMod, plus
 from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads
+from ..engines.derivatives import map_one_by_one
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
@@ -305,6 +306,9 @@ def transformers_blocks(blocks: Tensor, seed: int, heads: int, rows: int, count:
         if total > 2 * count + 5:  # shorter ones get full attention
             table[item, :, 1 : total - 1] = torch.from_numpy(_drawn_as_transformers(seed, heads, total, count, size, max_length))
     return table.to(blocks.device)
+
+
+map_one_by_one(transformers_blocks)
 
 
 @transformers_blocks.register_fake

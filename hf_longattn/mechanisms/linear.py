@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.call import AttentionCall
+from ..engines.derivatives import no_fused_kernels
 from ..engines.linear import Feature, packed_linear_attention
 from .base import drop_keys
 from .feature_map import LinearMechanism, elu_plus_one
@@ -86,4 +87,8 @@ def _relu_backward(phi: Tensor, grad: Tensor) -> Tensor:
     return torch.where(phi > 0, grad, 0.0)
 
 
-ELU_PLUS_ONE, RELU = Feature(_EluPlusOne.apply, _elu_backward), Feature(F.relu, _relu_backward)
+def _elu(x: Tensor) -> Tensor:
+    return _EluPlusOne.apply(x) if no_fused_kernels() is None else elu_plus_one(x)
+
+
+ELU_PLUS_ONE, RELU = Feature(_elu, _elu_backward), Feature(F.relu, _relu_backward)

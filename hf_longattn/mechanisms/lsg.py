@@ -39,6 +39,7 @@ from torch import Tensor
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall, GatherTile, remapped, rows_of
 from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads
+from ..engines.derivatives import map_one_by_one
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index, overwrite_global_rows
@@ -423,6 +424,9 @@ def clusters(k: Tensor, real: Tensor, size: int, many: int, pre_rounds: int, see
         if clustered == size:  # a further round hashes the clusters' sums
             found = torch.zeros_like(found).scatter_add(3, index[..., None].expand_as(found), found)
     return group.flatten(2)[:, :, :length].contiguous()
+
+
+map_one_by_one(clusters)
 
 
 @clusters.register_fake
