@@ -89,7 +89,7 @@ def diagnose(
 
     planted = None if no_needle else Needle(needle or NEEDLE, question or QUESTION, read_depths(depths))
     with diagnosis_progress() as progress:
-        found = run(
+        diagnosis = run(
             model,
             text,
             lengths=None if lengths is None else read_lengths(lengths.split(",")),
@@ -105,13 +105,13 @@ def diagnose(
             progress=progress,
         )
     if html is not None:
-        write_text(html, html_page(found), overwrite=False)
+        write_text(html, html_page(diagnosis), overwrite=False)
     if save is not None:
-        write_text(save, json.dumps(found.to_dict(), ensure_ascii=False) + "\n", overwrite=False)
+        write_text(save, json.dumps(diagnosis.to_dict(), ensure_ascii=False) + "\n", overwrite=False)
     if as_json:
-        print_json(found.to_dict())
+        print_json(diagnosis.to_dict())
         return
-    show_diagnosis(found, text)
+    show_diagnosis(diagnosis, text)
     for file in (html, save):
         if file is not None:
             say(f"written: {file}")

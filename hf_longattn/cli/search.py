@@ -46,7 +46,7 @@ def search(
             "predictions."
         ),
     ] = "mass",
-    trials: Annotated[int, typer.Option(min=0, help="Stage 2: so many designs are tried on the whole model.")] = 0,
+    trials: Annotated[int, typer.Option(min=0, help="Stage 2: number of designs tried on the whole model.")] = 0,
     objective: Annotated[
         str, typer.Option(help="What stage 2 measures: loss, held-out at --length, or kl, the divergence from the checkpoint.")
     ] = "loss",
@@ -79,7 +79,7 @@ def search(
 
     try:
         with search_progress() as progress:
-            found = search_design(
+            result = search_design(
                 model,
                 text,
                 output,
@@ -107,6 +107,6 @@ def search(
         say("Stopped; type the same command with --resume to continue.", stderr=True)
         raise typer.Exit(130) from None
     if as_json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
     else:
-        show_search(found)
+        show_search(result)

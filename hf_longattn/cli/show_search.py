@@ -29,56 +29,56 @@ def search_progress() -> Iterator[Callable[[str], None]]:
         yield lambda sentence: status.update(escape(sentence))
 
 
-def show_search(found: SearchResult) -> None:
+def show_search(result: SearchResult) -> None:
     """The design and why it, the alternatives, and what to type."""
     console = terminal.console(width=WIDTH)
-    console.print(escape(found.reason), style="bold", highlight=False)
-    if found.loss_sentence:
-        console.print(escape(found.loss_sentence), highlight=False)
-    for note in found.notes:
+    console.print(escape(result.reason), style="bold", highlight=False)
+    if result.loss_sentence:
+        console.print(escape(result.loss_sentence), highlight=False)
+    for note in result.notes:
         console.print(escape(note), highlight=False)
     console.print()
-    console.print(_layers(found), highlight=False)
-    if found.tried:
-        console.print(_designs("designs with the least loss for their cost", found, found.pareto), highlight=False)
-    if found.uniform:
-        console.print(_designs("the same in every layer", found, found.uniform), highlight=False)
-    for name, value in found.compared.items():
+    console.print(_layers(result), highlight=False)
+    if result.tried:
+        console.print(_designs("designs with the least loss for their cost", result, result.pareto), highlight=False)
+    if result.uniform:
+        console.print(_designs("the same in every layer", result, result.uniform), highlight=False)
+    for name, value in result.compared.items():
         console.print(f"full layers, {name}: {value:.4f} nats of KL divergence", highlight=False)
-    if found.reasons:
-        console.print(f"left out: {', '.join(sorted(map(escape, found.reasons)))} (report.md says why)", style="dim", highlight=False)
-    console.print(f"\nlength {found.length:,} tokens, cost of attention {found.cost_of(found.chosen)}", highlight=False)
-    if found.folder is not None:
-        terminal.say(f"written: {found.folder}/report.md, report.json, pareto.svg, design.yaml\nnext: {found.command}")
+    if result.reasons:
+        console.print(f"left out: {', '.join(sorted(map(escape, result.reasons)))} (report.md says why)", style="dim", highlight=False)
+    console.print(f"\nlength {result.length:,} tokens, cost of attention {result.cost_of(result.chosen)}", highlight=False)
+    if result.folder is not None:
+        terminal.say(f"written: {result.folder}/report.md, report.json, pareto.svg, design.yaml\nnext: {result.command}")
 
 
-def _layers(found: SearchResult) -> Table:
+def _layers(result: SearchResult) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", justify="right")
     table.add_column("runs")
-    judged = any(row.chosen in row.scores for row in found.rows)
+    judged = any(row.chosen in row.scores for row in result.rows)
     if judged:
-        table.add_column("captured mass" if found.score == "mass" else "−KL (nats)", justify="right")
-    if found.importance:
+        table.add_column("captured mass" if result.score == "mass" else "−KL (nats)", justify="right")
+    if result.importance:
         table.add_column("gain if full (nats)", justify="right")
-    for number, row in enumerate(found.rows):
+    for number, row in enumerate(result.rows):
         scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else ""] if judged else []
-        gains = [f"{found.importance[number]:.4f}"] if found.importance else []
+        gains = [f"{result.importance[number]:.4f}"] if result.importance else []
         table.add_row(str(number), escape(row.chosen), *scores, *gains)
     return table
 
 
-def _designs(title: str, found: SearchResult, designs: Sequence[CostedDesign]) -> Table:
+def _designs(title: str, result: SearchResult, designs: Sequence[CostedDesign]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("design", overflow="fold")
     table.add_column("score", justify="right")
     if any(one.loss is not None for one in designs):
-        table.add_column(found.objective or "loss", justify="right")
-    of_time = found.budget is None or not found.budget.of_memory
+        table.add_column(result.objective or "loss", justify="right")
+    of_time = result.budget is None or not result.budget.of_memory
     table.add_column("cost (of full)" if of_time else "cost", justify="right", no_wrap=True)
     for one in designs:
         name = str(one.design).removesuffix(" in every layer")
         score = "" if one.score is None else f"{one.score:.3f}"
         loss = [f"{one.loss:.4f}"] if one.loss is not None else []
-        table.add_row(escape(name), score, *loss, found.cost_of(one).replace(" of full attention", ""))
+        table.add_row(escape(name), score, *loss, result.cost_of(one).replace(" of full attention", ""))
     return table

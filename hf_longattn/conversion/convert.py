@@ -17,7 +17,7 @@ from .flops import layer_mechanisms
 from .folders import write_folder
 from .model_loading import quiet_libraries
 from .native import export_native
-from .plan import Chooser, ConversionPlan, StackLength, open_asked, plan_conversion
+from .plan import Chooser, ConversionPlan, StackLength, open_requested, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import ResultInfo
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
@@ -61,7 +61,7 @@ def convert_checkpoint(
     if on_the_hub:  # refuse before downloading the weights
         named = {"mechanism": None, "budget": None, "search_text": None} if asked.mechanism == AUTO else {}
         plan_conversion(source, target, dataclasses.replace(asked, **named))  # type: ignore[arg-type]
-    plan = plan_conversion(open_asked(source, asked), target, asked, choose=choose)
+    plan = plan_conversion(open_requested(source, asked), target, asked, choose=choose)
     clock["planned"] = time.perf_counter()
     if not asked.native:
         return _converted(plan, destination, asked, text, clock, progress)

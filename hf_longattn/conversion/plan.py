@@ -57,46 +57,46 @@ def plan_conversion(
     Raises:
         LongAttentionError: one sentence about anything that would make the conversion fail.
     """
-    asked = ConversionConfig.from_keywords(config, settings)
-    if asked.mechanism == AUTO:
-        return _plan_chosen(source, destination, asked, choose)
-    if asked.mechanism is not None or asked.long_attention is not None:  # a mistyped name is refused before anything is fetched
-        asked.attention()
-    cast = parse_dtype(asked.dtype)
-    opened = source if isinstance(source, Source) else open_asked(source, asked, headers_only=True)
+    request = ConversionConfig.from_keywords(config, settings)
+    if request.mechanism == AUTO:
+        return _plan_chosen(source, destination, request, choose)
+    if request.mechanism is not None or request.long_attention is not None:  # a mistyped name is refused before anything is fetched
+        request.attention()
+    cast = parse_dtype(request.dtype)
+    opened = source if isinstance(source, Source) else open_requested(source, request, headers_only=True)
     if destination is not None:
-        check_destination(Path(destination), *opened.protected, overwrite=asked.overwrite)
-    return _plan_generic(opened, asked, cast) if asked.generic else _plan(opened, asked, cast)
+        check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
+    return _plan_generic(opened, request, cast) if request.generic else _plan(opened, request, cast)
 
 
 def _plan_chosen(
-    source: str | Path | Source, destination: str | Path | None, asked: ConversionConfig, choose: Chooser | None
+    source: str | Path | Source, destination: str | Path | None, request: ConversionConfig, choose: Chooser | None
 ) -> ConversionPlan:
     """The plan with a mechanism for every layer that the source itself is measured for."""
     if choose is None:
         raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
-    opened = source if isinstance(source, Source) else open_asked(source, asked)
+    opened = source if isinstance(source, Source) else open_requested(source, request)
     if destination is not None:
-        check_destination(Path(destination), *opened.protected, overwrite=asked.overwrite)
-    attention, choice = choose(opened, asked)
-    plan = plan_conversion(opened, destination, replace(asked, mechanism=None, budget=None, search_text=None, long_attention=attention))
+        check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
+    attention, choice = choose(opened, request)
+    plan = plan_conversion(opened, destination, replace(request, mechanism=None, budget=None, search_text=None, long_attention=attention))
     return replace(plan, choice=choice)
 
 
-def open_asked(source: str | Path, asked: ConversionConfig, *, headers_only: bool = False) -> Source:
+def open_requested(source: str | Path, request: ConversionConfig, *, headers_only: bool = False) -> Source:
     """Open a source as a config says."""
-    how = {name: getattr(asked, name) for name in ("revision", "token", "allow_pickle", "merge_adapter")}
+    how = {name: getattr(request, name) for name in ("revision", "token", "allow_pickle", "merge_adapter")}
     return open_source(source, headers_only=headers_only, **how)
 
 
-def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
     base = architecture.source_config
     original = architecture.original_attention()
-    chosen = original is not None or asked.names_attention
-    attention = asked.attention(original) if chosen else architecture.family.config_class.default_attention()
+    chosen = original is not None or request.names_attention
+    attention = request.attention(original) if chosen else architecture.family.config_class.default_attention()
     attention = with_own_windows(attention, own_windows(base))
-    decoder_attention = decoder_choice(architecture, asked.decoder_long_attention)
+    decoder_attention = decoder_choice(architecture, request.decoder_long_attention)
     attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
     answers = architecture.source_class.endswith("ForQuestionAnswering") and original is None
     unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
@@ -107,8 +107,8 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
 
     renamed = renamed_tensors(opened, architecture)
     tables = {one.target: table for one in renamed if one.target and (table := architecture.family.table(one.target)) is not None}
-    length, decoder = stack_lengths(opened, architecture, renamed, tables, asked)
-    planned = plan_positions(architecture, attention, asked.positions, length, decoder)
+    length, decoder = stack_lengths(opened, architecture, renamed, tables, request)
+    planned = plan_positions(architecture, attention, request.positions, length, decoder)
     if planned.rule == ALIBI:
         attention = with_alibi(attention)
         decoder_attention = with_alibi(decoder_attention or LongAttentionConfig("full")) if decoder is not None else None
@@ -150,7 +150,7 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
         new_length=length.new,
         positions=planned.rule,
         tensors=tuple(tensors),
-        max_shard_size=asked.max_shard_size,
+        max_shard_size=request.max_shard_size,
         attention=attention,
         position_change=position_change,
         shape=shape,
@@ -217,9 +217,9 @@ class ConversionPlan(ResultPlan):
         return {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
 
 
-def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     """For an architecture without a family: the source's config, with the attention added."""
-    unusable = (asked.decoder_long_attention, asked.max_decoder_length, asked.init_from_text) != (None, None, None)
+    unusable = (request.decoder_long_attention, request.max_decoder_length, request.init_from_text) != (None, None, None)
     if unusable or source.needs_family:
         raise OptionError(
             "--generic only replaces the attention of a plain class; decoder options, --init-from-text and adapters do not apply, "
@@ -228,8 +228,8 @@ def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | N
     architecture = generic_architecture(source)
     counted = isinstance(getattr(architecture.source_config, "num_hidden_layers", None), int)
     windows = own_windows(architecture.source_config) if counted else []
-    attention = with_own_windows(asked.attention() if asked.names_attention else None, windows)
-    config, length, rule, position_change = _generic_config(architecture, attention, asked.positions, asked.max_length)
+    attention = with_own_windows(request.attention() if request.names_attention else None, windows)
+    config, length, rule, position_change = _generic_config(architecture, attention, request.positions, request.max_length)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
@@ -244,7 +244,7 @@ def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | N
         new_length=length.new,
         positions=rule,
         tensors=tuple(tensors),
-        max_shard_size=asked.max_shard_size,
+        max_shard_size=request.max_shard_size,
         attention=attention,
         position_change=position_change,
         shape=shape,
@@ -353,8 +353,8 @@ def decoder_choice(
 
 def relative_choices(attention: LongAttentionConfig) -> list[str]:
     """The relative positions of an attention, of all layers."""
-    given = [attention.options, *attention.turns, *attention.layers.values()]
-    return [values[RELATIVE] for values in given if values.get(RELATIVE) is not None]
+    choices = [attention.options, *attention.turns, *attention.layers.values()]
+    return [values[RELATIVE] for values in choices if values.get(RELATIVE) is not None]
 
 
 def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
@@ -409,11 +409,11 @@ class StackLength:
 
 
 def stack_lengths(
-    source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], asked: ConversionConfig
+    source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], request: ConversionConfig
 ) -> tuple[StackLength, StackLength | None]:
     """The lengths of the text (of the encoder, or of the only stack) and of the decoder of an encoder-decoder.
 
-    The decoder's is unchanged unless asked for, since a summary does not grow with its text, except for heads that read the whole text in
+    The decoder's is unchanged unless requested, since a summary does not grow with its text, except for heads that read the whole text in
     the decoder.
 
     Raises:
@@ -431,11 +431,11 @@ def stack_lengths(
             )
         return StackLength(old, new)
 
-    text = stack(architecture.decoder_alone, asked.max_length, 0, "length")
+    text = stack(architecture.decoder_alone, request.max_length, 0, "length")
     if architecture.encoder_decoder:
         follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
-        return text, stack(True, asked.max_decoder_length, follows, "decoder length")
-    if asked.max_decoder_length is not None:
+        return text, stack(True, request.max_decoder_length, follows, "decoder length")
+    if request.max_decoder_length is not None:
         raise LengthError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
     return text, None
 
@@ -490,21 +490,21 @@ class PositionPlan:
 
 
 def plan_positions(
-    architecture: Architecture, attention: LongAttentionConfig, asked: str, text: StackLength, decoder: StackLength | None
+    architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
 ) -> PositionPlan:
-    """Plan the positions of the result: `asked` is "auto", a strategy for tables, or "rope:<kind>".
+    """Plan the positions of the result: `positions` is "auto", a strategy for tables, or "rope:<kind>".
 
     Raises:
         PositionError: unknown, or for positions that the source does not have.
     """
     family, base = architecture.family, architecture.source_config
     if family.rope and hasattr(base, "rope_parameters"):
-        rope = plan_rotary(base, attention, asked, text)
+        rope = plan_rotary(base, attention, positions, text)
         return PositionPlan(f"rope:{rope.kind}", rope.exact, rope.parameters, {"max_position_embeddings": rope.max_position_embeddings})
     if family.relative:
-        if asked != "auto":
+        if positions != "auto":
             raise PositionError(
-                f"{asked!r} does not apply: the positions of a {architecture.source_class} are terms of its scores, which hold at any "
+                f"{positions!r} does not apply: the positions of a {architecture.source_class} are terms of its scores, which hold at any "
                 "length; expected auto."
             )
         of_decoder = {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
@@ -515,13 +515,13 @@ def plan_positions(
     }
     if family.rotary(base):
         lengths = lengths or {"max_position_embeddings": text.new}
-        if asked not in ("auto", "rope:none"):
+        if positions not in ("auto", "rope:none"):
             raise PositionError(
-                f"{asked!r} does not apply: transformers cannot scale the rotary positions of a {architecture.source_class};"
+                f"{positions!r} does not apply: transformers cannot scale the rotary positions of a {architecture.source_class};"
                 " expected auto or rope:none."
             )
         return PositionPlan("rope:none", True, None, lengths)
-    rule = _table_strategy(asked, learned=all(table.learned for table in family.position_tables))
+    rule = _table_strategy(positions, learned=all(table.learned for table in family.position_tables))
     grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
     return PositionPlan(rule, rule not in DROPPED and (keeps_old_rows(rule) or not grows), None, lengths)
 
@@ -565,16 +565,16 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, len
 
     if not all(isinstance(parameters, dict) for parameters in old.values()):
         return plan(positions, old, mechanisms)
-    found: dict[str, RopePlan] = {}
+    plans: dict[str, RopePlan] = {}
     for kind, parameters in old.items():
         layers = [mechanism for mechanism, own in zip(mechanisms, config.layer_types, strict=True) if own == kind]
         planned = plan(positions, parameters, layers)
         reach = _reach(layers)
         near = reach is not None and reach <= length.old
-        found[kind] = plan("rope:none", parameters, layers) if near else planned
-    decisive = next((one for one in found.values() if one.kind != "none"), next(iter(found.values())))
-    parameters = {kind: one.parameters for kind, one in found.items()}
-    return RopePlan(decisive.kind, parameters, decisive.max_position_embeddings, all(one.exact for one in found.values()))
+        plans[kind] = plan("rope:none", parameters, layers) if near else planned
+    decisive = next((one for one in plans.values() if one.kind != "none"), next(iter(plans.values())))
+    parameters = {kind: one.parameters for kind, one in plans.items()}
+    return RopePlan(decisive.kind, parameters, decisive.max_position_embeddings, all(one.exact for one in plans.values()))
 
 
 def _reach(layers: list[Mechanism]) -> int | None:

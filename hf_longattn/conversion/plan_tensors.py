@@ -35,7 +35,7 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
     Raises:
         CheckpointError: two tensors get the same name.
     """
-    found: list[RenamedTensor] = []
+    renamed: list[RenamedTensor] = []
     targets: dict[str, str] = {}
     for name, header in source.tensors.items():
         converter = architecture.converter
@@ -47,8 +47,8 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
             raise CheckpointError(
                 f"The tensors {targets[renaming.target]!r} and {name!r} of {source.name!r} both become {renaming.target!r}."
             )
-        found.append(RenamedTensor(header, renaming.target, shape, renaming.change, renaming.reason))
-    return found
+        renamed.append(RenamedTensor(header, renaming.target, shape, renaming.change, renaming.reason))
+    return renamed
 
 
 def plan_tensors(
@@ -79,7 +79,7 @@ def plan_tensors(
     floating = {name: tensor.is_floating_point() for name, tensor in state.items()}
     own = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
     planned: list[TensorPlan] = []
-    found: dict[str, RenamedTensor] = {}
+    sources: dict[str, RenamedTensor] = {}
     keys = {one.header.name: None if one.target is None else model_key(one.target, expected, skeleton) for one in renamed}
     shared = {key: one.header.shared for one in renamed if (key := keys[one.header.name]) is not None and one.header.shared}
     old_rows = max((one.shape[0] for one in renamed if one.target in tables), default=old_length)
@@ -107,16 +107,16 @@ def plan_tensors(
         action = "zeroed" if zeroed and one.target in tables else action
         planned.append(TensorPlan(one.target, action, dtype, header.shape, new_shape, header, offset, one.change))
         if key is not None:
-            found[key] = one
+            sources[key] = one
     for name, shape in expected.items():
-        if name not in found and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
+        if name not in sources and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
             dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
-            planned.append(_added(name, shape, dtype, skeleton, found, cast))
+            planned.append(_added(name, shape, dtype, skeleton, sources, cast))
     return planned
 
 
 def _added(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, skeleton: nn.Module, found: dict[str, RenamedTensor], cast: torch.dtype | None
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, skeleton: nn.Module, sources: dict[str, RenamedTensor], cast: torch.dtype | None
 ) -> TensorPlan:
     """A parameter of a mechanism, copied from its layer if the mechanism declares that and the source has it; or memory tokens."""
     added = TensorPlan(name, "added", dtype, None, shape)
@@ -126,7 +126,7 @@ def _added(
     prefix, mechanism = owner
     layer = prefix.partition(f".{ON}")[0]
     copied = copied_parameters(skeleton.get_submodule(layer), mechanism.copies).get(name.removeprefix(f"{prefix}."))
-    one = None if copied is None else found.get(f"{layer}.{copied.name}")
+    one = None if copied is None else sources.get(f"{layer}.{copied.name}")
     if copied is None or one is None:
         return added
     before, part = one.change, copied
@@ -220,8 +220,8 @@ class ResultPlan:
 
     def counts(self) -> dict[str, int]:
         """Tensors per action."""
-        found = Counter(tensor.action for tensor in self.tensors)
-        return {action: found.get(action, 0) for action in ACTIONS}
+        counted = Counter(tensor.action for tensor in self.tensors)
+        return {action: counted.get(action, 0) for action in ACTIONS}
 
     @property
     def cast(self) -> torch.dtype | None:
@@ -284,7 +284,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     if dtype is None:
         return None
-    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype.removeprefix("torch.").lower())
-    if found not in DTYPES.values():
+    parsed = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype.removeprefix("torch.").lower())
+    if parsed not in DTYPES.values():
         raise CheckpointError(f"Unknown dtype {str(dtype)!r}; expected one of {', '.join(DTYPES)}.{nearest(str(dtype), DTYPES)}")
-    return found
+    return parsed

@@ -38,21 +38,21 @@ class Check:
         return {"name": self.name, "status": self.status, "detail": self.detail, **({"values": self.values} if self.values else {})}
 
 
-def equality(name: str, found: str, relative: float, values: dict[str, Any], why: str = "") -> Check:
+def equality(name: str, comparison: str, relative: float, values: dict[str, Any], why: str = "") -> Check:
     """A check of outputs that should be equal.
 
     Args:
-        name, found: of the check, and what was compared with the largest difference.
+        name, comparison: of the check, and what was compared with the largest difference.
         relative: the largest difference, relative to the largest value; NaN is unequal.
         values: for the report.
         why: they may differ, so that the result needs training unless its loss says otherwise; empty if they must be equal.
     """
     values = {**values, "relative_difference": relative, "tolerance": TOLERANCE}
     if relative <= TOLERANCE:
-        return Check(name, PASSED, f"{found}, equal", values)
+        return Check(name, PASSED, f"{comparison}, equal", values)
     if why:
-        return Check(name, NEEDS_TRAINING, f"{found}: not exact, since {why}", values)
-    return Check(name, FAILED, f"{found}, but they must be equal", values)
+        return Check(name, NEEDS_TRAINING, f"{comparison}: not exact, since {why}", values)
+    return Check(name, FAILED, f"{comparison}, but they must be equal", values)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ class Candidate:
     @property
     def flags(self) -> list[str]:
         """The flags of ``longattn convert`` that choose it."""
-        given = [word for name, value in self.options.items() for word in ("--option", f"{name}={value}")]
-        return ["--mechanism", self.mechanism, *given]
+        options = [word for name, value in self.options.items() for word in ("--option", f"{name}={value}")]
+        return ["--mechanism", self.mechanism, *options]
 
     def build(self, layer: LayerAttention, number: int) -> Mechanism:
         """The mechanism for a layer with this ``number``, as a conversion makes it, for the layer's length."""
@@ -92,7 +92,9 @@ def not_applicable(candidate: Candidate, causal: bool) -> str:
 
 def no_selection(candidate: Candidate) -> str:
     """What is said of a mechanism without ``kept_keys``."""
-    return f"is no softmax over some of the keys ({mechanism_info(candidate.mechanism).summary}), so no part of the mass is kept or lost."
+    return (
+        f"is not a softmax over some of the keys ({mechanism_info(candidate.mechanism).summary}), so no part of the mass is kept or lost."
+    )
 
 
 def kept_keys(candidate: Candidate, layer: LayerAttention, number: int) -> KeptKeys | str:
@@ -111,12 +113,12 @@ def kept_keys(candidate: Candidate, layer: LayerAttention, number: int) -> KeptK
         if mechanism.causal not in ("both", causal):
             raise mechanism.wrong_form(causal, "the model")
         call = layer.call if mechanism.takes_globals else layer.call.replace(global_mask=None)
-        found = mechanism.kept_keys(layer.q, layer.k, call)
+        kept = mechanism.kept_keys(layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:
             raise
         return str(error)
-    return no_selection(candidate) if found is None else found
+    return no_selection(candidate) if kept is None else kept
 
 
 def all_kept_keys(candidates: Sequence[Candidate], layer: LayerAttention, number: int) -> list[KeptKeys | str]:

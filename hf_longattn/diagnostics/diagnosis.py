@@ -187,19 +187,19 @@ class Diagnosis:
 
     def cost(self, number: int, length: int | None = None) -> float:
         """A candidate's query–key products as a share of full attention's."""
-        found = self.at(length)
-        return found.pairs[number] / found.full_pairs
+        diagnosis = self.at(length)
+        return diagnosis.pairs[number] / diagnosis.full_pairs
 
     def front(self) -> list[int]:
         """The candidates than which no other keeps more at the same cost or less, cheapest first; mass where mechanisms are
         :attr:`judged`, cost at the longest length."""
-        found: list[int] = []
+        front: list[int] = []
         for number in self.applicable():
-            if not found or self.mass(number, self.judged.length) > self.mass(found[-1], self.judged.length) + ALIKE:
-                if found and self.cost(found[-1]) == self.cost(number):
-                    found.pop()
-                found.append(number)
-        return found
+            if not front or self.mass(number, self.judged.length) > self.mass(front[-1], self.judged.length) + ALIKE:
+                if front and self.cost(front[-1]) == self.cost(number):
+                    front.pop()
+                front.append(number)
+        return front
 
     @property
     def judged(self) -> LengthDiagnosis:
@@ -247,15 +247,17 @@ class Diagnosis:
         """What the numbers say at the longest length, in one sentence or two."""
         spread = self.last.number("effective_tokens").nanmean(1)
         widest, narrowest = int(spread.argmax()), int(spread.argmin())
-        told = f"At {self.last.length:,} tokens the heads of layer {widest} spread over {_tokens(float(spread[widest]))}"
+        sentence = f"At {self.last.length:,} tokens the heads of layer {widest} spread over {_tokens(float(spread[widest]))}"
         if widest != narrowest:
-            told += f", those of layer {narrowest} over {_tokens(float(spread[narrowest]))}"
+            sentence += f", those of layer {narrowest} over {_tokens(float(spread[narrowest]))}"
         best = self.recommend()
         if best is None:
-            return f"{told}."
+            return f"{sentence}."
         where = "" if best.judged_at == self.last.length else f" at the {best.judged_at:,} tokens that it was trained for"
         loss = "" if best.loss is None else f"; {self.loss_sentence(best.loss)}"
-        return f"{told}; {best.candidate} keeps {percent(best.mass)} of the attention{where}, at {percent(best.cost)} of the cost{loss}."
+        return (
+            f"{sentence}; {best.candidate} keeps {percent(best.mass)} of the attention{where}, at {percent(best.cost)} of the cost{loss}."
+        )
 
     def loss_sentence(self, loss: LossChange) -> str:
         """What a mechanism does to the predictions at the longest length, as a clause."""
@@ -285,8 +287,8 @@ class Diagnosis:
             return []
         shares = self.last.needle().nan_to_num(-1)
         order = shares.flatten().argsort(descending=True)[:count].tolist()
-        found = [(one // shares.shape[1], one % shares.shape[1], float(shares.flatten()[one])) for one in order]
-        return [one for one in found if one[2] >= 0]
+        heads = [(one // shares.shape[1], one % shares.shape[1], float(shares.flatten()[one])) for one in order]
+        return [one for one in heads if one[2] >= 0]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -333,16 +335,16 @@ class Diagnosis:
             "lengths": [self._length(one) for one in self.lengths],
         }
 
-    def _length(self, found: LengthDiagnosis) -> dict[str, Any]:
+    def _length(self, diagnosis: LengthDiagnosis) -> dict[str, Any]:
         return {
-            "length": found.length,
-            "queries": found.queries,
-            "seconds": round(found.seconds, 2),
-            "distance_bins": [list(one) for one in found.bins],
-            "needle_tokens": found.needle_tokens,
-            "needle_uniform": _short(found.needle_uniform),
-            "full_pairs": found.full_pairs,
-            "pairs": {str(one): count for one, count in zip(self.candidates, found.pairs, strict=True) if str(one) not in self.reasons},
+            "length": diagnosis.length,
+            "queries": diagnosis.queries,
+            "seconds": round(diagnosis.seconds, 2),
+            "distance_bins": [list(one) for one in diagnosis.bins],
+            "needle_tokens": diagnosis.needle_tokens,
+            "needle_uniform": _short(diagnosis.needle_uniform),
+            "full_pairs": diagnosis.full_pairs,
+            "pairs": {str(one): count for one, count in zip(self.candidates, diagnosis.pairs, strict=True) if str(one) not in self.reasons},
             "layers": [
                 {
                     "name": layer.name,
@@ -356,7 +358,7 @@ class Diagnosis:
                         if str(one) not in self.reasons
                     },
                 }
-                for layer in found.layers
+                for layer in diagnosis.layers
             ],
         }
 
@@ -381,11 +383,11 @@ def untrained(
         rule: how positions are extended.
         lengths: tokens that the checkpoint was trained to read, and that the result reads.
     """
-    found = {}
+    problems = {}
     for one in candidates:
         if str(one) not in reasons and (why := one.sized(lengths[1], heads, width).untrained_distances(rule, *lengths, causal)):
-            found[str(one)] = f"{why}."
-    return found
+            problems[str(one)] = f"{why}."
+    return problems
 
 
 def percent(share: float) -> str:

@@ -70,21 +70,21 @@ class LayerAttention:
         heads, groups, places = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
         q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
         with torch.autocast(q.device.type, enabled=False):
-            found = wide(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ wide(self.k).mT * scale
-        found = found.view(len(q), heads, len(rows), self.length)
+            scores = wide(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ wide(self.k).mT * scale
+        scores = scores.view(len(q), heads, len(rows), self.length)
         if self.relative is not None:
             distance = (rows[:, None] - places)[None]
-            found = found + self.relative.term(wide(q), wide(self.k), distance, self.call.causal, scale).to(found.dtype)
+            scores = scores + self.relative.term(wide(q), wide(self.k), distance, self.call.causal, scale).to(scores.dtype)
         if self.call.score_mod is not None:
             b, h = torch.arange(len(q), device=q.device), torch.arange(heads, device=q.device)
-            found = self.call.score_mod(found, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), places.view(1, 1, 1, -1))
+            scores = self.call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), places.view(1, 1, 1, -1))
         if self.call.causal:
-            found = found.masked_fill(places > rows[:, None], float("-inf"))
+            scores = scores.masked_fill(places > rows[:, None], float("-inf"))
         if self.call.key_mask is not None:
-            found = found.masked_fill(~self.call.key_mask[:, None, None, :], float("-inf"))
+            scores = scores.masked_fill(~self.call.key_mask[:, None, None, :], float("-inf"))
         if self.within is not None:
-            found = found.masked_fill(~self.within(rows, found), float("-inf"))
-        return found
+            scores = scores.masked_fill(~self.within(rows, scores), float("-inf"))
+        return scores
 
     def blocks(self, rows: Tensor) -> Iterator[Tensor]:
         """``rows`` a few at a time, so that their scores are at most :data:`CELLS`; rows of padding are left out."""
@@ -124,8 +124,8 @@ class RowSums:
     def mean(self) -> Mapping[str, Tensor]:
         """:data:`MEANS` ``(H,)``, ``distance (H, bins)`` and ``captured (H, candidates)``, float64."""
         count = max(1, self.count)
-        found = {name: total / count for name, total in self.sums.items()}
-        return {**found, "distance": self.distance / count, "captured": self.captured / count}
+        means = {name: total / count for name, total in self.sums.items()}
+        return {**means, "distance": self.distance / count, "captured": self.captured / count}
 
 
 def mass_on(layer: LayerAttention, rows: Tensor, keys: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ def _needle(diagnosis: Diagnosis) -> str:
     """The share of the mass on the needle against length: the best heads, the mean of all, and equal weights."""
     if diagnosis.needle is None:
         return ""
-    found, lengths = diagnosis.needle_heads(BEST), [one.length for one in diagnosis.lengths]
+    heads, lengths = diagnosis.needle_heads(BEST), [one.length for one in diagnosis.lengths]
     values = [_values(one, "needle") for one in diagnosis.lengths]
 
     def line(name: str, shares: Sequence[float], label: str, colour: str, dashed: bool = False) -> Line:
@@ -195,7 +195,7 @@ def _needle(diagnosis: Diagnosis) -> str:
         line("equal weights", [one.needle_uniform for one in diagnosis.lengths], "equal", "var(--mark)", dashed=True),
         line("mean of all heads", [float(value.nanmean()) for value in values], "mean", "var(--ink)"),
     ]
-    for place, (layer, head, _) in enumerate(found):
+    for place, (layer, head, _) in enumerate(heads):
         shares = [float(value[layer, head]) for value in values]
         lines.append(line(f"layer {layer}, head {head}", shares, f"{layer}.{head}", colour_of(place * 2 + 1, 2 * BEST + 1)))
     low = max(1e-6, min((share for one in lines for _, share, _ in one.points if share > 0), default=0.01) / 1.4)
@@ -211,16 +211,16 @@ def _needle(diagnosis: Diagnosis) -> str:
         "attention falls on the planted sentence: in the heads with the most (layer.head), in the mean of all heads, and with equal "
         "weights (dashed). A head far above the dashed line finds it through the noise.</p>",
         chart("Share of the attention on the planted sentence against the length", _length_axis(lengths), y, lines, height=280),
-        _depths(diagnosis, found),
+        _depths(diagnosis, heads),
     )
 
 
-def _depths(diagnosis: Diagnosis, found: Sequence[tuple[int, int, float]]) -> str:
+def _depths(diagnosis: Diagnosis, heads: Sequence[tuple[int, int, float]]) -> str:
     """What the best heads have at each depth, as a table."""
     assert diagnosis.needle is not None
     head = "".join(f"<th>at {percent(depth)}</th>" for depth in diagnosis.needle.depths)
     rows = []
-    for layer, number, _ in found:
+    for layer, number, _ in heads:
         cells = "".join(f"<td>{percent(float(share))}</td>" for share in diagnosis.last.layers[layer].needle[number])
         rows.append(f'<tr><td class="name">layer {layer}, head {number}</td>{cells}</tr>')
     caption = f"On the needle at {diagnosis.last.length:,} tokens, by its depth in the text"
@@ -240,9 +240,9 @@ def _mechanisms(diagnosis: Diagnosis) -> str:
     marks, rows = [], []
     for number in order:
         candidate, kept, place = diagnosis.candidates[number], at.captured()[..., number].nanmean(1), places[number]
-        told = f"{place}. {candidate}: keeps {percent(mass[number])}, costs {percent(cost[number])} of full attention"
+        title = f"{place}. {candidate}: keeps {percent(mass[number])}, costs {percent(cost[number])} of full attention"
         chosen = best is not None and candidate is best.candidate
-        marks.append(Mark(cost[number], mass[number], str(place), told, number in front, chosen))
+        marks.append(Mark(cost[number], mass[number], str(place), title, number in front, chosen))
         strong = ' class="strong"' if chosen else ""
         bar = f'<span class="bar"><span style="width:{100 * mass[number]:.0f}%"></span></span>'
         rows.append(
@@ -283,10 +283,12 @@ def _by_layer(diagnosis: Diagnosis, front: Sequence[int], places: Mapping[int, i
 def _not_applicable(diagnosis: Diagnosis) -> str:
     if not diagnosis.reasons:
         return ""
-    told = "".join(f"<dt><code>{escape(name)}</code></dt><dd>{escape(reason)}</dd>" for name, reason in sorted(diagnosis.reasons.items()))
+    entries = "".join(
+        f"<dt><code>{escape(name)}</code></dt><dd>{escape(reason)}</dd>" for name, reason in sorted(diagnosis.reasons.items())
+    )
     count = len(diagnosis.reasons)
-    summary = f"{count} mechanism{'s' if count > 1 else ''} for which there is no such number, and why"
-    return f"<details><summary>{summary}</summary><dl>{told}</dl></details>"
+    summary = f"{count} mechanism{'s' if count > 1 else ''} without this number, and why"
+    return f"<details><summary>{summary}</summary><dl>{entries}</dl></details>"
 
 
 def _meanings(diagnosis: Diagnosis) -> str:
@@ -301,8 +303,8 @@ def _meanings(diagnosis: Diagnosis) -> str:
         "cost": "Query–key products of attention alone, as a share of full attention's. longattn plan gives seconds for a whole model.",
         "queries": f"{diagnosis.last.queries:,} are measured at {diagnosis.last.length:,} tokens, spread over the text.",
     }
-    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in meanings.items())
-    return _section("What the numbers mean", f"<dl>{told}</dl>")
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in meanings.items())
+    return _section("What the numbers mean", f"<dl>{entries}</dl>")
 
 
 # ---- their parts
@@ -342,9 +344,9 @@ def _length_axis(lengths: Sequence[int]) -> Axis:
     return Axis("tokens in the text", lengths[0], high, _thinned([(one, _thousands(one)) for one in lengths]))
 
 
-def _values(found: LengthDiagnosis, name: str) -> Tensor:
+def _values(diagnosis: LengthDiagnosis, name: str) -> Tensor:
     """``(layers, H)`` of a number of :data:`VIEWS`."""
-    return found.needle() if name == "needle" else found.number(name)
+    return diagnosis.needle() if name == "needle" else diagnosis.number(name)
 
 
 def _cell(value: float, name: str) -> str:
@@ -376,5 +378,5 @@ def _decades(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _thinned(ticks: list[tuple[float, str]], most: int = 7) -> list[tuple[float, str]]:
-    """At most so many of the ticks."""
+    """At most ``most`` of the ticks."""
     return ticks[:: math.ceil(len(ticks) / most) or 1]

@@ -141,8 +141,8 @@ def grid(
             size = f'x="{x:.1f}" y="{y:.0f}" width="{wide - 1.5:.1f}" height="{high - 1.5}"'
             kind = "on" if share > 0.55 else "off"
             inside = _text(kind, x + wide / 2 - 0.7, y + high / 2 + 3.5, texts[row][column]) if written else ""
-            told = f"<title>{escape(titles[row][column])}</title>"
-            parts.append(f'<g><rect class="cell" {size} fill-opacity="{share:.2f}"/>{inside}{told}</g>')
+            title_element = f"<title>{escape(titles[row][column])}</title>"
+            parts.append(f'<g><rect class="cell" {size} fill-opacity="{share:.2f}"/>{inside}{title_element}</g>')
     height = top + len(rows) * high + 4
     return _svg(title, height, [*parts, _upright((top + height) / 2, row_name)])
 

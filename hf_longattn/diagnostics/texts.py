@@ -112,16 +112,18 @@ class DiagnosisText:
 
         masked: end with the tokenizer's mask token, in whose place a masked language model would write the answer.
         """
-        found, asked = self.encode(needle.text), self.encode(needle.question)
+        needle_ids, question_ids = self.encode(needle.text), self.encode(needle.question)
         mask = getattr(self.tokenizer, "mask_token_id", None) if masked else None
-        asked = asked if mask is None else [*asked, mask]
-        body = length - len(self.prefix) - len(self.suffix) - len(found) - len(asked)
+        question_ids = question_ids if mask is None else [*question_ids, mask]
+        body = length - len(self.prefix) - len(self.suffix) - len(needle_ids) - len(question_ids)
         if body < 1:
-            raise LengthError(f"A needle and its question have {len(found) + len(asked)} tokens, which leaves no text in {length} tokens.")
+            raise LengthError(
+                f"A needle and its question have {len(needle_ids) + len(question_ids)} tokens, which leaves no text in {length} tokens."
+            )
         before = round(depth * body)
-        start, end = len(self.prefix) + before, len(self.prefix) + body + len(found)
-        ids = [*self.prefix, *self.ids[:before], *found, *self.ids[before:body], *asked, *self.suffix]
-        return Planted(torch.tensor(ids), torch.arange(start, start + len(found)), torch.arange(end, end + len(asked)))
+        start, end = len(self.prefix) + before, len(self.prefix) + body + len(needle_ids)
+        ids = [*self.prefix, *self.ids[:before], *needle_ids, *self.ids[before:body], *question_ids, *self.suffix]
+        return Planted(torch.tensor(ids), torch.arange(start, start + len(needle_ids)), torch.arange(end, end + len(question_ids)))
 
 
 def _read(text: str | Path) -> str:
@@ -140,21 +142,21 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
     Raises:
         OptionError: not a number of tokens.
     """
-    found = []
+    lengths = []
     for text in texts:
         number, thousands = (text[:-1], 1024) if text[-1:] in ("K", "k") else (text, 1)
         if not (number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0):
-            raise OptionError(f"{text!r:.60} is no number of tokens; give for example --lengths 512,2K,8K.")
-        found.append(int(number) * thousands)
-    return sorted(set(found))
+            raise OptionError(f"{text!r:.60} is not a number of tokens; give for example --lengths 512,2K,8K.")
+        lengths.append(int(number) * thousands)
+    return sorted(set(lengths))
 
 
 def read_depths(text: str) -> tuple[float, ...]:
     """``"0.1,0.5"`` as numbers; raises :class:`OptionError` for anything else."""
     try:
-        found = tuple(float(one) for one in text.split(","))
+        depths = tuple(float(one) for one in text.split(","))
     except ValueError:
-        found = (math.nan,)
-    if not all(math.isfinite(one) for one in found):
-        raise OptionError(f"{text!r:.60} are no shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9.")
-    return found
+        depths = (math.nan,)
+    if not all(math.isfinite(one) for one in depths):
+        raise OptionError(f"{text!r:.60} are not shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9.")
+    return depths

@@ -14,7 +14,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import load_as_result
-from ..conversion.plan import ConversionPlan, open_asked
+from ..conversion.plan import ConversionPlan, open_requested
 from ..conversion.sources.base import Source
 from ..conversion.text import load_tokenizer
 from ..errors import OptionError
@@ -50,7 +50,7 @@ class TrialModel:
     @classmethod
     def open(cls, name: str | Path | Source, config: ConversionConfig, device: torch.device) -> Self:
         """Open a folder or a Hub repository."""
-        return cls(name if isinstance(name, Source) else open_asked(name, config), config, device)
+        return cls(name if isinstance(name, Source) else open_requested(name, config), config, device)
 
     @property
     def trained_length(self) -> int:
@@ -69,8 +69,8 @@ class TrialModel:
     @property
     def own_attention(self) -> LongAttentionConfig:
         """What the checkpoint's layers run before the conversion: full attention or sliding windows, unless it is a long model."""
-        found = self.original.architecture.original_attention()
-        return base_attention(self._windows) if found is None else found
+        original = self.original.architecture.original_attention()
+        return base_attention(self._windows) if original is None else original
 
     @property
     def _windows(self) -> list[int | None]:
@@ -171,7 +171,7 @@ class LossAgainstChunks:
         return shown[None, :tokens].to(self.model.device), target[None, :tokens]
 
     def chunk(self, tokens: int) -> int:
-        """Tokens that the checkpoint reads at once of a text with so many."""
+        """Tokens that the checkpoint reads at once of a text of ``tokens``."""
         return min(tokens, self.model.trained_length)
 
     def __call__(self, attention: LongAttentionConfig, weights: Mapping[int, Weights] | None = None) -> LossChange | None:

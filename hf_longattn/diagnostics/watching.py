@@ -41,10 +41,10 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     more memory than anything else.
 
     Raises:
-        BackendError: it is no model of transformers, or its attention cannot be watched.
+        BackendError: it is not a model of transformers, or its attention cannot be watched.
     """
     if not isinstance(model, PreTrainedModel):
-        raise BackendError(f"A {type(model).__name__} is no model of transformers; load one with AutoModel.from_pretrained.")
+        raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
     stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model.base_model
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
@@ -75,7 +75,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
         within_mechanism: the reference softmax is over the keys that the layer's mechanism keeps, instead of all that the base's own
             attention sees.
     Raises:
-        OptionError: ``within_mechanism``, and a layer's mechanism is no softmax over some of the keys.
+        OptionError: ``within_mechanism``, and a layer's mechanism is not a softmax over some of the keys.
     """
     with evaluating(stack), with_mechanisms(stack):
         windows, passed = _own_windows(stack), itertools.count()
@@ -94,7 +94,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
                 within = mechanism.kept_keys(q, k, call)
                 if within is None:
                     raise OptionError(
-                        f"Mechanism {mechanism.name!r} is no softmax over some of the keys, so there are no weights within it; leave out "
+                        f"Mechanism {mechanism.name!r} is not a softmax over some of the keys, so it has no weights within it; leave out "
                         "--within-mechanism."
                     )
             see(next(passed), LayerAttention(q, k, call, mechanism.relative, within, site.name, mechanism.name))

@@ -1,7 +1,7 @@
 """Search for a mechanism per layer under a budget of time or memory: ``longattn search``.
 
-budget, candidates   what is asked
-design, result       what is found: a candidate for each layer, with its costs; the report
+budget, candidates   the limit, and the mechanisms to choose from
+design, result       the outcome: a candidate for each layer, with its costs; the report
 costs                seconds and bytes of candidates in one layer, measured on this machine
 texts, model         pieces of the text; the checkpoint with any design in its layers
 scores, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget

@@ -32,7 +32,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
     """
     plain = dataclasses.replace(config, mechanism=None, budget=None, search_text=None, native=False)
     text = verification_text(None)[0] if config.search_text is None else Path(config.search_text)
-    found = Search(
+    result = Search(
         SearchConfig(
             model=source.name, text=text, budget=Budget.read(config.budget or BUDGET), full_layers=None,
             candidates=tuple(read_candidates(None)), score="mass", objective="loss", trials=0, workers=1, transfer_steps=0, pieces=PIECES,
@@ -40,15 +40,15 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         ),
         source=source,
     ).run()  # fmt: skip
-    seconds = found.full_seconds
-    return found.chosen.design.attention(), {
-        "reason": found.reason,
-        "loss_change": None if found.loss_change is None else found.loss_change.to_dict(),
-        "budget": str(found.budget),
-        "text": found.text if config.search_text is not None else "built-in English text",
-        "compared_at": found.compared_at,
-        "chosen": found.chosen.to_dict(seconds),
-        "uniform": [one.to_dict(seconds) for one in found.uniform],
-        "left_out": dict(found.reasons),
-        "machine": dict(found.machine),
+    seconds = result.full_seconds
+    return result.chosen.design.attention(), {
+        "reason": result.reason,
+        "loss_change": None if result.loss_change is None else result.loss_change.to_dict(),
+        "budget": str(result.budget),
+        "text": result.text if config.search_text is not None else "built-in English text",
+        "compared_at": result.compared_at,
+        "chosen": result.chosen.to_dict(seconds),
+        "uniform": [one.to_dict(seconds) for one in result.uniform],
+        "left_out": dict(result.reasons),
+        "machine": dict(result.machine),
     }

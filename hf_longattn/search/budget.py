@@ -32,12 +32,12 @@ class Budget:
         """
         if isinstance(text, Budget):
             return text
-        found = BUDGET.fullmatch(str(text))
-        if found is None or found[2].lower() not in UNITS or float(found[1]) == 0:
+        match = BUDGET.fullmatch(str(text))
+        if match is None or match[2].lower() not in UNITS or float(match[1]) == 0:
             raise OptionError(f"The budget {str(text)!r:.60} is not understood; give a number above 0 such as {EXAMPLES}.")
-        unit = found[2].lower()
+        unit = match[2].lower()
         kind = "" if unit in ("", "%") else "s" if unit in ("s", "ms") else "B"
-        return cls(float(found[1]) * UNITS[unit], kind)
+        return cls(float(match[1]) * UNITS[unit], kind)
 
     @property
     def of_memory(self) -> bool:

@@ -28,10 +28,10 @@ def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
     if texts is None:
         chosen = [Candidate.read(text) for text in USUAL]
         return [*(Candidate(one.mechanism, one.options) for one in chosen), FULL]
-    found = list({str(one): one for one in (Candidate.read(text) if isinstance(text, str) else text for text in texts)}.values())
-    if not found:
+    candidates = list({str(one): one for one in (Candidate.read(text) if isinstance(text, str) else text for text in texts)}.values())
+    if not candidates:
         raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
-    return found
+    return candidates
 
 
 def unsuitable(candidate: Candidate, causal: bool, length: int) -> str:

@@ -101,13 +101,13 @@ class CostedDesign:
         }
 
 
-def pareto(found: Iterable[CostedDesign]) -> list[CostedDesign]:
+def pareto(designs: Iterable[CostedDesign]) -> list[CostedDesign]:
     """Those with a loss than which no other has less at the same cost or less, cheapest first."""
-    kept: list[CostedDesign] = []
-    for one in sorted((one for one in found if one.loss is not None), key=lambda one: (one.seconds, one.loss)):
-        if not kept or one.loss < kept[-1].loss:  # type: ignore[operator]
-            kept.append(one)
-    return kept
+    front: list[CostedDesign] = []
+    for one in sorted((one for one in designs if one.loss is not None), key=lambda one: (one.seconds, one.loss)):
+        if not front or one.loss < front[-1].loss:  # type: ignore[operator]
+            front.append(one)
+    return front
 
 
 def unique(designs: Sequence[Design]) -> list[Design]:

@@ -48,10 +48,10 @@ class SearchFolder:
         file = self.file(name)
         if file.is_file():
             return read_json_object(file)
-        found = compute()
+        values = compute()
         with staged_file(file) as stage:
-            write_json(stage, found)
-        return found
+            write_json(stage, values)
+        return values
 
     def write(self, result: SearchResult) -> None:
         """Recipe, report and picture; each appears whole, in place of an earlier one."""

@@ -65,14 +65,14 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
             order = order[np.concatenate([cell[1:] > cell[:-1], [True]])]  # values rise, so the last of a cell is its best
         steps.append((order // len(numbers), numbers[order % len(numbers)]))
         cost, value = total[order], worth[order]
-    found = []
+    choices = []
     for last in range(len(cost)):
         at, candidates = last, []
         for parents, chosen in reversed(steps):
             candidates.append(int(chosen[at]))
             at = int(parents[at])
-        found.append(Choice(tuple(reversed(candidates)), float(value[last]), float(cost[last])))
-    return found
+        choices.append(Choice(tuple(reversed(candidates)), float(value[last]), float(cost[last])))
+    return choices
 
 
 def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Choice | None:

@@ -37,11 +37,11 @@ def choose_full_layers(
         return replace(own, layers=tuple(own.layers[one] if one in kept else cheap for one in range(layers)))
 
     def divergences(sets: Sequence[frozenset[int]]) -> list[float]:
-        found = []
+        values = []
         for kept in sets:
             progress(f"{cheap}, full attention in {', '.join(map(str, sorted(kept))) or 'no layer'}")
-            found.append(divergence(restored(kept)))
-        return found
+            values.append(divergence(restored(kept)))
+        return values
 
     chosen = choose_layers(divergences, range(layers), count)
     if chosen is None:

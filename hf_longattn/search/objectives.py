@@ -91,13 +91,13 @@ class Divergence:
     def __call__(self, design: Design) -> float:
         """The divergence, mean over pieces."""
         model = self.model.run_with(design.attention(), short=True, weights=weights_of(design, self.transferred))
-        found = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
-        return sum(found) / len(found)
+        divergences = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
+        return sum(divergences) / len(divergences)
 
     @torch.no_grad()
     def _logits(self, model: Any) -> list[Tensor]:
         """Of each piece, ``(predictions, classes)`` float32."""
-        found = []
+        rows = []
         for ids, places in zip(self.inputs, self.places, strict=True):
             logits = getattr(model(input_ids=ids[None].to(model.device)), "logits", None)
             if not isinstance(logits, Tensor):
@@ -106,17 +106,17 @@ class Divergence:
                     "language-modelling head, or leave --score kl and --objective kl out."
                 )
             logits = logits[0].float()
-            found.append(logits[places].cpu() if logits.dim() == 2 and places is not None else logits.reshape(1, -1).cpu())
-        return found
+            rows.append(logits[places].cpu() if logits.dim() == 2 and places is not None else logits.reshape(1, -1).cpu())
+        return rows
 
 
 def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:
     """The transferred parameters of a design's layers."""
-    found: dict[int, Weights] = {}
+    weights: dict[int, Weights] = {}
     for layer, name in enumerate(design.names):
         if layer in transferred.get(name, {}):
-            found[layer] = transferred[name][layer]
-    return found
+            weights[layer] = transferred[name][layer]
+    return weights
 
 
 def divergence_by_layer(

@@ -234,12 +234,12 @@ class Search:
 
     def run(self) -> SearchResult:
         model, config = self.model, self.config
-        found = len(self.text.pieces(self.length, config.pieces))
+        pieces = len(self.text.pieces(self.length, config.pieces))
         if config.trials and config.objective == "loss":
             check_predicts_tokens(model)
-            found = min(found, len(self.text.pieces(model.length, config.pieces)))
-        if found < config.pieces:
-            self.notes.append(f"The text is enough for {found} of {config.pieces} pieces; a longer one gives a surer choice.")
+            pieces = min(pieces, len(self.text.pieces(model.length, config.pieces)))
+        if pieces < config.pieces:
+            self.notes.append(f"The text is enough for {pieces} of {config.pieces} pieces; a longer one gives a surer choice.")
         self.candidates = self._suitable()
         prices = self._prices()
         transferred = self._transferred()
@@ -360,7 +360,7 @@ class Search:
         return self._price(prices, design) <= self._limit(prices) * (1 + ROUNDING)
 
     def _try(
-        self, prices: CostTable, found: Sequence[CostedDesign], uniform: Sequence[CostedDesign], transferred: Transferred, table: ScoreTable
+        self, prices: CostTable, front: Sequence[CostedDesign], uniform: Sequence[CostedDesign], transferred: Transferred, table: ScoreTable
     ) -> list[CostedDesign]:  # fmt: skip
         config, folder = self.config, self.folder
         assert folder is not None
@@ -373,8 +373,8 @@ class Search:
         def possible(designs: Sequence[CostedDesign]) -> list[CostedDesign]:
             return [one for one in designs if names.issuperset(one.design.names) and self._affordable(prices, one.design)]
 
-        most_expensive_first = subsample(possible(found[1:])[::-1], SEEDS)
-        spread = [found[0], *most_expensive_first, *sorted(possible(uniform), key=lambda one: -one.seconds)]
+        most_expensive_first = subsample(possible(front[1:])[::-1], SEEDS)
+        spread = [front[0], *most_expensive_first, *sorted(possible(uniform), key=lambda one: -one.seconds)]
         seeds = unique([one.design for one in spread])[: max(min(2, config.trials), config.trials // 2)]
         each = {str(one): prices.costs[str(one)].seconds if peak else prices.price(str(one), config.budget) for one in candidates}
         job = WorkerJob(config, str(folder.path), tuple(candidates), prices.layers, each, float("inf") if peak else limit, prices.named)
@@ -395,17 +395,17 @@ class Search:
         config, model = self.config, self.model
         assert config.full_layers is not None
         divergence = Divergence(model, self.text, config.pieces, self.length, transferred)
-        found, design = choose_full_layers(
+        layers, design = choose_full_layers(
             divergence, self.candidates[0], model.own_design, config.full_layers, config.model, self.progress
         )
         table = ScoreTable([{} for _ in range(model.layers)])
         reason = (
-            f"{layers_keep(found.kept)} the checkpoint's attention: of the choices compared, this has the lowest KL divergence from the "
-            f"checkpoint, {found.divergence:.4f} nats; without any full layer it is {found.nothing:.4f}."
+            f"{layers_keep(layers.kept)} the checkpoint's attention: of the choices compared, this has the lowest KL divergence from the "
+            f"checkpoint, {layers.divergence:.4f} nats; without any full layer it is {layers.nothing:.4f}."
         )
-        chosen = prices.priced(design, loss=found.divergence)
+        chosen = prices.priced(design, loss=layers.divergence)
         return self._result(
-            chosen, reason, prices, table, [], [], transferred, importance=tuple(found.importance.values()), compared=found.compared,
+            chosen, reason, prices, table, [], [], transferred, importance=tuple(layers.importance.values()), compared=layers.compared,
             objective="kl",
         )  # fmt: skip
 
@@ -463,7 +463,7 @@ class WorkerJob:
 
 
 def try_designs(job: WorkerJob, trials: int) -> None:
-    """Work on a study in this process until so many trials have ended."""
+    """Work on a study in this process until ``trials`` of them have ended."""
     model = job.config.opened()
     transferred: Transferred = {}
     if job.config.transfer_steps:
@@ -477,16 +477,16 @@ def try_designs(job: WorkerJob, trials: int) -> None:
 
 def unique_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Without repetitions, the first of each kept."""
-    found: dict[str, Candidate] = {}
+    unique: dict[str, Candidate] = {}
     for one in candidates:
-        found.setdefault(str(one), one)
-    return list(found.values())
+        unique.setdefault(str(one), one)
+    return list(unique.values())
 
 
-def subsample(found: Sequence[CostedDesign], count: int) -> list[CostedDesign]:
+def subsample(designs: Sequence[CostedDesign], count: int) -> list[CostedDesign]:
     """At most ``count``, evenly spread."""
-    step = max(1.0, len(found) / count)
-    return [found[round(number * step)] for number in range(min(count, len(found))) if round(number * step) < len(found)]
+    step = max(1.0, len(designs) / count)
+    return [designs[round(number * step)] for number in range(min(count, len(designs))) if round(number * step) < len(designs)]
 
 
 def _count(budget: str | float | Budget) -> int:

@@ -41,13 +41,13 @@ def mass_table(
     model: SearchedModel, text: SearchText, candidates: Sequence[Candidate], length: int, pieces: int, queries: int, progress: Progress
 ) -> ScoreTable:
     """Captured mass, from 0 to 1, mean over heads and pieces, in the checkpoint as it was trained."""
-    found, reasons = list[torch.Tensor](), dict[str, str]()
+    masses, reasons = list[torch.Tensor](), dict[str, str]()
     for number, piece in enumerate(text.pieces(length, pieces)):
         progress(f"captured mass, piece {number + 1}")
         measured = captured_mass(model.run_with(model.own_attention, short=True), piece, candidates, queries=queries, seed=number)
         reasons |= dict(measured.reasons)
-        found.append(measured.mass.mean(1))
-    mean = torch.stack(found).mean(0)
+        masses.append(measured.mass.mean(1))
+    mean = torch.stack(masses).mean(0)
     judged = [number for number, one in enumerate(candidates) if str(one) not in reasons]
     return ScoreTable([{str(candidates[number]): float(row[number]) for number in judged} for row in mean], reasons)
 

@@ -182,7 +182,7 @@ def remove_torn_line(folder: Path) -> None:
     if file.is_file():
         with open(file, "rb+") as journal:
             content = journal.read()
-            if b"\n" in content or content.startswith(b"{"):  # anything else is no study, which Optuna says
+            if b"\n" in content or content.startswith(b"{"):  # anything else is not a study, which Optuna says
                 journal.truncate(content.rfind(b"\n") + 1)
 
 

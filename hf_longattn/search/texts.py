@@ -34,17 +34,17 @@ class SearchText:
             LengthError: the text is shorter than one.
         """
         body = length - len(self.source.prefix) - len(self.source.suffix)
-        ids, found = self.source.ids, list[Tensor]()
+        ids, pieces = self.source.ids, list[Tensor]()
         for start in range(0, len(ids) - body + 1, max(1, body)):
-            if body < 1 or len(found) == count:
+            if body < 1 or len(pieces) == count:
                 break
-            found.append(torch.tensor(self.source.prefix + ids[start : start + body] + self.source.suffix))
-        if not found:
+            pieces.append(torch.tensor(self.source.prefix + ids[start : start + body] + self.source.suffix))
+        if not pieces:
             raise LengthError(
                 f"The {self.source.described} has {self.source.tokens:,} tokens, but the search reads {length:,} at once; give a longer "
                 "text."
             )
-        return found
+        return pieces
 
     def masked(self, piece: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """The piece with masked tokens, and the labels, both ``(N,)``; see :func:`hf_longattn.data.masking.masked_tokens`."""

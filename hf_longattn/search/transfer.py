@@ -35,10 +35,10 @@ def transfer_attention(
         steps: of the optimiser, with one input of ``length`` tokens each.
         folder: for the trained parameters.
     Raises:
-        OptionError: the text is no file.
+        OptionError: the text is not a file.
         MissingExtraError: the extra ``train`` is not installed.
     """
-    found: dict[str, dict[int, Weights]] = {}
+    transferred: dict[str, dict[int, Weights]] = {}
     for candidate in candidates:
         if not prototype(candidate.mechanism, candidate.options).trains:
             continue
@@ -52,8 +52,8 @@ def transfer_attention(
         for name, value in load_file(file).items():
             layer, _, rest = name.partition(".")
             layers.setdefault(int(layer), {})[rest] = value
-        found[str(candidate)] = dict(layers)
-    return found
+        transferred[str(candidate)] = dict(layers)
+    return transferred
 
 
 def _train(model: str, text: Path, candidate: Candidate, steps: int, length: int, file: Path, seed: int) -> None:

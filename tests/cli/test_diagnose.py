@@ -50,7 +50,7 @@ def test_a_table_a_page_and_numbers(place: Path, tmp_path: Path, capsys: pytest.
     assert out.startswith("At 128 tokens the heads of layer")
     assert all(len(line) <= 80 or line.startswith("  longattn") or str(tmp_path) in line for line in out.splitlines())
     commands = ("To convert so, type:\n  longattn convert", "type:\n  longattn search")
-    for told in ("window:window=32", "no such number for: linear", *commands, f"written: {html}"):
+    for told in ("window:window=32", "not measured for: linear", *commands, f"written: {html}"):
         assert told in out
     assert html.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     values = json.loads(save.read_text(encoding="utf-8"))
@@ -77,11 +77,11 @@ def test_extended_positions(place: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 REFUSED = {
     "a length beyond the model": (["--lengths", "512"], "ends at 128 tokens"),
-    "a length that is none": (["--lengths", "many"], "'many' is no number of tokens"),
+    "a length that is none": (["--lengths", "many"], "'many' is not a number of tokens"),
     "a text that is too short": (["--lengths", "1K", "--extend", "tile"], "were asked for; give a longer text"),
     "an unknown mechanism": (["--candidate", "windw"], "Did you mean 'window'"),
     "unknown positions": (["--lengths", "256", "--extend", "tiles"], "Did you mean 'tile'"),
-    "depths that are none": (["--depths", "1,x"], "no shares of the text"),
+    "depths that are none": (["--depths", "1,x"], "not shares of the text"),
     "a depth outside the text": (["--depths", "2"], "from 0 to 1"),
     "a page that exists": (["--html", "TAKEN"], "already exists"),
     "numbers that exist": (["--save", "TAKEN"], "already exists"),

@@ -33,7 +33,7 @@ def test_the_result_has_every_length_layer_head_and_candidate(diagnosis: Diagnos
             assert layer.needle.shape == (4, 2)
             torch.testing.assert_close(layer.distance.sum(-1), torch.ones(4).double(), atol=1e-5, rtol=0)
     assert list(diagnosis.reasons) == ["linear"]
-    assert "no softmax over some of the keys" in diagnosis.reasons["linear"]
+    assert "not a softmax over some of the keys" in diagnosis.reasons["linear"]
     assert diagnosis.last.captured()[..., 5].isnan().all()
     full = [str(one) for one in diagnosis.candidates].index("full")
     torch.testing.assert_close(diagnosis.last.captured()[..., full], torch.ones(3, 4).double(), atol=1e-5, rtol=0)
