@@ -106,14 +106,14 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
     facts = Facts(device, q_len, kv_len, call, pattern=pattern, features=q.shape[3])
     path = choose("band", facts)
-    if path == DENSE:
-        return dense_attention(q, k, v, call)
-    if path == DENSE_MASKED:
-        return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "flex":
         out, path = attempt("band", facts, flex_band, q, k, v, pattern, call)
         if out is not None:
             return out
+    if path == DENSE:
+        return dense_attention(q, k, v, call)
+    if path == DENSE_MASKED:
+        return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "blockwise":
         return blockwise_attention(q, k, v, pattern, call)
     key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
@@ -121,6 +121,14 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
     terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
     return cpu_band(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+    """Softmax attention over all keys, as :func:`block_sparse_attention`; a score term by the kernel that adds it without N×N memory."""
+    exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
+    if call.score_mod is None or exporting:
+        return dense_attention(q, k, v, call)
+    return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
 
 
 class Group(NamedTuple):

@@ -66,6 +66,8 @@ class Facts:
     """Every sequence is to be run alone."""
     trims: bool = False
     """The engine cuts the outer padding off every row by itself."""
+    failed: str = ""
+    """The path that turned out not to run on this machine."""
 
     @property
     def few_pairs(self) -> Any:
@@ -80,8 +82,10 @@ class Facts:
 
     @property
     def biased(self) -> bool:
-        """Whether the only score term is a bias by distance, which the CPU's band kernel adds without writing it out for all pairs."""
-        return self.device == "cpu" and self.call.dropout == 0.0 and isinstance(self.call.score_mod, DistanceBias) and not self.few_pairs
+        """Whether the band kernel adds the score term without writing it out for all pairs: on the CPU, a bias by distance."""
+        if self.call.score_mod is None or self.call.dropout or self.failed or self.few_pairs:
+            return False
+        return isinstance(self.call.score_mod, DistanceBias) if self.device == "cpu" else _no_flex(self) is None
 
 
 Reason = Callable[[Facts], str | None]
@@ -110,7 +114,7 @@ def _band_leaves_keys_out(facts: Facts) -> str | None:
         return "a graph for all lengths cannot ask whether the band covers them"
     if not facts.band.covers(facts.q_len, facts.kv_len):
         return "the band leaves keys out"
-    return "the band kernel adds the bias by distance without an N×N matrix" if facts.biased else None
+    return "the band kernel adds the score term without an N×N matrix" if facts.biased else None
 
 
 def _band_is_short(facts: Facts) -> str | None:
@@ -275,16 +279,16 @@ def attempt(kind: str, facts: Facts, run: Callable[..., Tensor], *arguments: Any
     try:
         out = run(*arguments)
     except NoKernel as error:
-        path, refused = _first(kind, facts, path, str(error))
+        path, refused = _first(kind, dataclasses.replace(facts, failed=path), str(error))
     _report(path, refused)
     return out, path
 
 
-def _first(kind: str, facts: Facts, failed: str | None = None, failure: str = "") -> tuple[str, list[tuple[str, str]]]:
-    """The first path without a reason against it, and the reasons against those before; ``failed`` is one that was tried."""
+def _first(kind: str, facts: Facts, failure: str = "") -> tuple[str, list[tuple[str, str]]]:
+    """The first path without a reason against it, and the reasons against those before; ``failure`` is that of the path that failed."""
     refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:
-        reason = failure if name == failed else reason_of(facts)
+        reason = failure if name == facts.failed else reason_of(facts)
         if reason is None:
             return name, refused
         refused.append((name, reason))

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engines.call import AttentionCall, DistanceBias, MaskMod, Pattern
-from ..engines.dense import dense_attention
+from ..engines.block_sparse import full_attention
+from ..engines.call import AttentionCall, MaskMod, Pattern
 from .masked import SparseMechanism
 from .registry import register_mechanism
 
@@ -34,4 +34,4 @@ class Full(SparseMechanism):
         return lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        return super().forward(q, k, v, call) if isinstance(call.score_mod, DistanceBias) else dense_attention(q, k, v, call)
+        return full_attention(q, k, v, call)

@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.block_sparse import block_sparse_attention
+from ..engines.block_sparse import full_attention
 from ..engines.byte_cache import KEPT
-from ..engines.call import UNBOUNDED, AttentionCall, DistanceBias, GatherTile, MaskMod, Pattern, mod_of_heads, rows_of
+from ..engines.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, mod_of_heads, rows_of
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -156,9 +156,7 @@ class ShiftedWindow(MaskedMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if not self.grouped:
-            if isinstance(call.score_mod, DistanceBias):
-                return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
-            return dense_attention(q, k, v, call)
+            return full_attention(q, k, v, call)
         q_len, kv_len = q.shape[2], k.shape[2]
         path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
         if path == DENSE:

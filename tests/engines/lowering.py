@@ -39,15 +39,16 @@ def qkv(length: int = 700, head_dim: int = 64, dtype: torch.dtype = torch.bfloat
 
 
 def case(
-    name: str, term: Callable[[Tensor], ScoreMod] | None = None, padded: bool = False, queries: int | None = None, **sizes: Any
-) -> None:
+    name: str, term: Callable[[Tensor], ScoreMod] | None = None, padded: bool = False, queries: int | None = None,
+    pattern: Pattern = PATTERN, **sizes: Any,
+) -> None:  # fmt: skip
     """A call of the band, by its queries, keys and values, and the score term for the queries."""
 
     def run() -> Tensor:
         q, k, v = qkv(**sizes)
         mask = torch.empty(2, k.shape[2], device="cuda", dtype=torch.bool) if padded else None
         q = q[:, :, -(queries or q.shape[2]) :]
-        return flex.flex_band(q, k, v, PATTERN, AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
+        return flex.flex_band(q, k, v, pattern, AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
 
     CASES[name] = run
 
@@ -126,6 +127,7 @@ case("softcap", softcap)
 case("softcap, gradients", softcap, grad=True)
 case("a user's number", users_own)
 case("bias for all pairs", bias)
+case("full attention with a cap on the scores, gradients", softcap, pattern=Pattern.everything(True), grad=True)
 case("bias of some heads", lambda q: mod_of_heads(bias(q), [0, 2, 3, 3], q.device))
 case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
 case("disentangled", deberta)

@@ -183,6 +183,21 @@ def test_a_kernel_that_refuses(name: str, error: Exception, monkeypatch: pytest.
     assert len(tries) == len(caplog.records)
 
 
+@pytest.mark.usefixtures("cuda_paths")
+def test_without_a_kernel_full_attention_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of queries with all keys would take as much memory, and more time."""
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise REFUSALS[1]
+
+    stub(monkeypatch, refuses)
+    answers: list[dispatch.Choice] = []
+    q, k, v = tensors(length=300)
+    with torch.no_grad(), dispatch.listen(lambda _, choice: answers.append(choice)):
+        attend(q, k, v, "full", score_mod=lambda score, b, h, i, j: score.tanh())
+    assert [answer.path for answer in answers] == ["dense"]
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_errors_that_say_nothing_about_the_kernel_are_raised(error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
