@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
+from .batch import in_graph
 from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, padding_of, token_major, zero_unseen
 from .byte_cache import KEPT
 from .call import AttentionCall, GatherTile, rows_of
@@ -65,14 +66,13 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
     block, query = chosen.sort(dim=-1, stable=True)
-    size = torch.zeros(ranks, batch, heads, blocks + 1, dtype=torch.int64, device=chosen.device)
-    size.scatter_add_(-1, chosen, torch.ones_like(chosen))
+    size = chosen.new_zeros(ranks, batch, heads, blocks + 1).scatter_add(-1, chosen, torch.ones_like(chosen))
     begin = size.cumsum(-1) - size
     filled = (size + rows - 1) // rows
     filled[..., blocks] = 0
     end = filled.cumsum(-1)
     # A query's slot: after the rows of all lower blocks. Queries without a block go to one slot after the last row.
-    most = count // rows + blocks if torch.compiler.is_compiling() else int(end[..., -1].max())
+    most = count // rows + blocks if in_graph() else int(end[..., -1].max())
     place = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
     place = torch.where(block < blocks, place, most * rows)
     listed = torch.full((ranks, batch, heads, most * rows + 1), -1, device=chosen.device).scatter(-1, place, query)
@@ -81,7 +81,7 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     keys = (met * block_size)[..., None] + torch.arange(block_size, device=chosen.device)
     keys = torch.where((met < blocks)[..., None] & (keys < length), keys, -1)
     queries = listed[..., :-1].unflatten(-1, (most, rows))
-    used = [most] * ranks if torch.compiler.is_compiling() else end[..., -1].amax((1, 2)).tolist()
+    used = [most] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
     return [GatherTile(queries[j, :, :, :n], keys[j, :, :, :n]) for j, n in enumerate(used) if n]
 
 

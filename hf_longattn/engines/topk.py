@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from ..private_apis import aten, has_aten, warn_missing
+from .batch import in_graph
 from .call import AttentionCall, ScoreMod
 from .dense import fused_attention, grid_of, index_grid, masked_softmax, repeat_heads, wide
 from .derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
@@ -66,7 +67,7 @@ def topk(scores: Tensor, k: int) -> Tensor:
     values, index = scores.topk(k + 1, dim=-1)
     if torch.compiler.is_exporting():  # see ranking
         return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
-    if torch.compiler.is_compiling() or bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
+    if in_graph() or bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
         values, index = _stable(scores, k)
     return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.batch import last_real
+from ..engines.batch import in_graph, last_real
 from ..engines.call import AttentionCall
 from ..engines.topk import exact_dtype
 from ..errors import LengthError, OptionError
@@ -68,7 +68,7 @@ class Cosformer(LinearMechanism):
         else:
             horizon = longest
             real = positions if call.key_mask is None else positions * call.key_mask
-            if (resumed or length > longest) and not torch.compiler.is_compiling() and int(real.max()) >= longest:
+            if (resumed or length > longest) and not in_graph() and int(real.max()) >= longest:
                 raise LengthError(
                     f"The text has more than {longest} tokens, the max_length of mechanism 'cosformer', beyond which its weights would be "
                     f"negative; build it with a larger one, for example max_length={2 * longest}."

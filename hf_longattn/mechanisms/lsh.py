@@ -145,7 +145,7 @@ class LSH(BucketedMechanism):
         bucket = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device)
         start, scale = 0, 1
         for factor in self.factors:
-            bucket += scale * signed_argmax(rotated[..., start : start + factor // 2, :])
+            bucket = bucket + scale * signed_argmax(rotated[..., start : start + factor // 2, :])
             start, scale = start + factor // 2, scale * factor
         return bucket
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ...engines.batch import roll_left
+from ...engines.batch import in_graph, roll_left
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...mechanisms.base import Mechanism, Recursion
 from ...mechanisms.segment_state import leading
@@ -216,7 +216,7 @@ def run_segments(
         The outputs, as for the whole text, and the memory ``(B, M, d)`` after each row's last segment with a real token.
     """
     start = leading(text.real) % text.real.shape[1]
-    padded = torch.compiler.is_compiling() or bool(start.any())
+    padded = in_graph() or bool(start.any())
     segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
     check_segment_counts(model, len(segments))
     parts: list[Any] = []
