@@ -45,12 +45,21 @@ class GgufArchitecture:
 
     name: in the file. period: with a window, every how many layers have full attention; 0 if it computes no windows.
     permuted: rows of queries and keys are in the order of llama.cpp's older rotary positions. norm_plus_one: norms are saved as 1 + weight.
+    scaled_by_width: the number of layers of the size whose scores llama.cpp scales by the model's width over its heads (Gemma's 27B); it
+        scales those of all other sizes by the width of a head. No file says which.
     """
 
     name: str
     period: int = 0
     permuted: bool = False
     norm_plus_one: bool = False
+    scaled_by_width: int = 0
+
+    def score_width(self, config: Any) -> int:
+        """The number by whose square root llama.cpp divides scores."""
+        if config.num_hidden_layers == self.scaled_by_width:
+            return int(config.hidden_size // config.num_attention_heads)
+        return int(config.head_dim)
 
 
 ARCHITECTURES: dict[str, GgufArchitecture] = {
@@ -62,8 +71,8 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "qwen3": GgufArchitecture("qwen3"),
     "phi3": GgufArchitecture("phi3"),
     "gemma": GgufArchitecture("gemma", norm_plus_one=True),
-    "gemma2": GgufArchitecture("gemma2", period=2, norm_plus_one=True),
-    "gemma3_text": GgufArchitecture("gemma3", period=6, norm_plus_one=True),
+    "gemma2": GgufArchitecture("gemma2", period=2, norm_plus_one=True, scaled_by_width=46),
+    "gemma3_text": GgufArchitecture("gemma3", period=6, norm_plus_one=True, scaled_by_width=62),
 }
 """transformers' model type -> llama.cpp's architecture, of decoders that this module writes."""
 
@@ -124,10 +133,9 @@ def _other_refusal(config: Any) -> str | None:
         odd = next((index for index, one in enumerate(config.no_rope_layers) if one != expected[index]), None)
         if odd is not None:
             return f"Layer {odd} {'has' if config.no_rope_layers[odd] else 'has no'} rotary positions, unlike in llama.cpp's smollm3."
-    if config.model_type in ("gemma2", "gemma3_text") and config.query_pre_attn_scalar != config.head_dim:
-        return (
-            f"Scores are scaled by {config.query_pre_attn_scalar}, and llama.cpp scales those of layer 0 by the head's {config.head_dim}."
-        )
+    scaled = getattr(config, "query_pre_attn_scalar", None)
+    if scaled is not None and scaled != (width := ARCHITECTURES[config.model_type].score_width(config)):
+        return f"Scores are scaled by {scaled}, and llama.cpp scales those of {config.num_hidden_layers} layers by {width}."
     caps = [getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")]
     if config.model_type == "gemma2" and None in caps:
         return "Scores or logits have no cap, and llama.cpp always caps those of a gemma2."

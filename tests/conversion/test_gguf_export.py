@@ -10,8 +10,10 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_longattn import convert_checkpoint, export_gguf
+from hf_longattn.conversion.gguf_export import gguf_refusal
 from hf_longattn.errors import CheckpointError, ExportError
 from tools.native_cases import save_long
 
@@ -61,7 +63,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "some layers": ("qwen2", {"layers": "0=full;1=window:window=8"}, {}, "Layer 1 has a window of 8 tokens.*'qwen2'"),
     "phi3": ("phi3", WINDOW, {}, "computes none in the architecture 'phi3'"),
     "another pattern": ("gemma3_text", {"mechanism": "window", "window": 8}, {**GEMMA3, "num_hidden_layers": 6}, "Layer 5 has a window"),
-    "scale": ("gemma2", FULL, {**GEMMA2, "query_pre_attn_scalar": 20}, "scaled by 20"),
+    "scale": ("gemma2", FULL, {**GEMMA2, "query_pre_attn_scalar": 20}, "scaled by 20, and llama.cpp scales those of 4 layers by 8"),
     "architecture": ("gpt2", FULL, {}, "the native twin is a 'gpt2'"),
     "rope": (
         "llama", FULL,
@@ -87,6 +89,17 @@ def test_what_llama_cpp_would_compute_differently_is_refused(case: str, tmp_path
     with pytest.raises(ExportError, match=says):
         export_gguf(tmp_path / "long", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("model_type", "layers"), [("gemma2", 46), ("gemma3_text", 62)])
+def test_the_scale_of_the_largest_gemma_is_the_width_over_the_heads(model_type: str, layers: int) -> None:
+    """llama.cpp tells that size by its number of layers."""
+    sizes = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    for count, scale, refused in ((layers, 24, False), (layers, 8, True), (layers - 1, 24, True), (layers - 1, 8, False)):
+        config = CONFIG_MAPPING[model_type](
+            **sizes, num_hidden_layers=count, query_pre_attn_scalar=scale, architectures=["Gemma2ForCausalLM"]
+        )
+        assert ("Scores are scaled by" in (gguf_refusal(config) or "")) == refused, (count, scale)
 
 
 def test_the_tokenizer_is_in_the_file(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
