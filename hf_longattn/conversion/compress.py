@@ -189,8 +189,8 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     left = [r".*long_attention", *sorted(outside)]
     chosen = TorchAoConfig(config(quantization), modules_to_not_convert=left)
     with checkpoint_errors(f"torchao cannot quantise {type(model).__name__}"):
-        made = source.load(source.folder, quantization_config=chosen, dtype=torch.bfloat16)
-    return Compressed(made, made)
+        quantised = source.load(source.folder, quantization_config=chosen, dtype=torch.bfloat16)
+    return Compressed(quantised, quantised)
 
 
 def check_linear_layers(model: Any) -> None:
@@ -209,9 +209,9 @@ def check_linear_layers(model: Any) -> None:
 
 def int8(source: CompressionInput) -> Compressed:
     """8-bit weights, and inputs rounded to 8 bits when they are seen, one scale per token (torchao)."""
-    made = _quantised(source, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
-    warn_of_overflow(made.model)  # loading it was quiet
-    return made
+    compressed = _quantised(source, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
+    warn_of_overflow(compressed.model)  # loading it was quiet
+    return compressed
 
 
 def int8_weight_only(source: CompressionInput) -> Compressed:
@@ -233,8 +233,8 @@ def int4_weight_only(source: CompressionInput) -> Compressed:
 
 def bf16(source: CompressionInput) -> Compressed:
     """All weights in bf16."""
-    made = source.load(source.folder, dtype=torch.bfloat16)
-    return Compressed(made, made)
+    rounded = source.load(source.folder, dtype=torch.bfloat16)
+    return Compressed(rounded, rounded)
 
 
 # ---- pruning
@@ -273,20 +273,20 @@ def prune_heads(source: CompressionInput) -> Compressed:
             removed[layer].add(head)
             wanted -= 1
     expected = copy.deepcopy(model)
-    for heads, gone in zip(heads_of(expected), removed.values(), strict=True):
-        _silence(heads.output, gone, heads.columns)
-    kept = dict(getattr(model.config, KEPT_HEADS, None) or {})
-    for heads, gone in zip(layers, removed.values(), strict=True):
-        if gone:
-            _keep(heads, gone, kept)
-    setattr(model.config, KEPT_HEADS, kept)
-    pruned = {str(heads.site.layer): sorted(gone) for heads, gone in zip(layers, removed.values(), strict=True)}
+    for heads, pruned_heads in zip(heads_of(expected), removed.values(), strict=True):
+        _silence(heads.output, pruned_heads, heads.columns)
+    counts = dict(getattr(model.config, KEPT_HEADS, None) or {})
+    for heads, pruned_heads in zip(layers, removed.values(), strict=True):
+        if pruned_heads:
+            _keep(heads, pruned_heads, counts)
+    setattr(model.config, KEPT_HEADS, counts)
+    pruned = {str(heads.site.layer): sorted(pruned_heads) for heads, pruned_heads in zip(layers, removed.values(), strict=True)}
     return Compressed(model, expected, source.dtype, pruned)
 
 
-def _keep(heads: Heads, gone: set[int], kept: dict[str, int]) -> None:
-    heads.keep([head for head in range(heads.count) if head not in gone])
-    kept[str(heads.site.layer)] = heads.count - len(gone)
+def _keep(heads: Heads, pruned: set[int], counts: dict[str, int]) -> None:
+    heads.keep([head for head in range(heads.count) if head not in pruned])
+    counts[str(heads.site.layer)] = heads.count - len(pruned)
 
 
 def prune_ffn(source: CompressionInput) -> Compressed:
@@ -304,13 +304,13 @@ def prune_ffn(source: CompressionInput) -> Compressed:
     expected = copy.deepcopy(model)
     removed = {}
     for number, ((ups, down), (_, silent)) in enumerate(zip(blocks, list(_feed_forward(expected, inner)), strict=True)):
-        kept = scores[down].topk(wanted).indices.sort().values
-        gone = set(range(inner)) - set(kept.tolist())
+        units = scores[down].topk(wanted).indices.sort().values
+        gone = set(range(inner)) - set(units.tolist())
         _silence(silent, gone, 1)
         removed[str(number)] = len(gone)
         for up in ups:
-            cut(up, kept, 0)
-        cut(down, kept, 1)
+            cut(up, units, 0)
+        cut(down, units, 1)
     setattr(model.config, field, wanted)
     return Compressed(model, expected, source.dtype, removed)
 
@@ -324,14 +324,14 @@ def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear
     attention = {id(one) for site in attention_sites(model) for one in site.module.modules()}
     linears = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in attention]
     ups: list[nn.Linear] = []
-    found = 0
+    blocks = 0
     for module in linears:
         if module.out_features == inner and module.in_features != inner:
             ups.append(module)
         elif module.in_features == inner and ups:
             yield ups, module
-            ups, found = [], found + 1
-    if not found or ups or found != getattr(model, "config").num_hidden_layers:  # noqa: B009 - a model of transformers
+            ups, blocks = [], blocks + 1
+    if not blocks or ups or blocks != getattr(model, "config").num_hidden_layers:  # noqa: B009 - a model of transformers
         raise OptionError(
             f"The feed-forward layers of {type(model).__name__} are not linear layers into and out of {inner} units in each of its layers, "
             "so they cannot be pruned; choose another method, for example int8."
@@ -401,7 +401,7 @@ def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> di
         for piece in pieces(source, min(SHORT, _longest(source))):
             with torch.enable_grad():
                 loss = loss_on(source, model, piece)
-            tensors = [one for found in seen.values() for one in found]
+            tensors = [one for inputs in seen.values() for one in inputs]
             grads = iter(torch.autograd.grad(loss, tensors, allow_unused=True))
             for layer, width in readers.items():
                 for read in seen[layer]:
@@ -444,19 +444,19 @@ def loss_on(source: CompressionInput, model: Any, ids: Tensor) -> Tensor:
 @torch.no_grad()
 def measure(source: CompressionInput, model: Any, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
     """Losses, seconds of a pass and bytes of weights."""
-    found: dict[str, Any] = {"loss": {}}
+    losses: dict[str, Any] = {"loss": {}}
     for length in lengths:
         if not predicts_tokens(model):
             break
         values = [float(loss_on(source, model, piece)) for piece in pieces(source, length)]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-        found["loss"][str(length)] = {"loss": statistics.fmean(values), "loss_se": error, "documents": len(values)}
+        losses["loss"][str(length)] = {"loss": statistics.fmean(values), "loss_se": error, "documents": len(values)}
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
         _outputs(model, source.ids[:, : lengths[-1]])
         seconds.append(time.perf_counter() - started)
-    return {**found, "seconds": min(seconds), "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+    return {**losses, "seconds": min(seconds), "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
 
 
 def _outputs(model: Any, ids: Tensor) -> Tensor:
@@ -589,14 +589,14 @@ def _longest(source: CompressionInput) -> int:
     """
     most = longest_input(source.model.config) or LONG
     tokens = source.ids.shape[1]
-    asked = source.config.length
-    if asked is None:
+    length = source.config.length
+    if length is None:
         return min(LONG, most, tokens)
-    if asked > most:
-        raise LengthError(f"--length is {asked}, but the model takes {most} tokens; give at most {most}.")
-    if asked > tokens:
-        raise LengthError(f"--length is {asked}, but the text has {tokens} tokens; give a longer text with --text, or a smaller --length.")
-    return asked
+    if length > most:
+        raise LengthError(f"--length is {length}, but the model takes {most} tokens; give at most {most}.")
+    if length > tokens:
+        raise LengthError(f"--length is {length}, but the text has {tokens} tokens; give a longer text with --text, or a smaller --length.")
+    return length
 
 
 @contextmanager

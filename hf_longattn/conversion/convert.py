@@ -53,33 +53,33 @@ def convert_checkpoint(
     Raises:
         LongAttentionError: one sentence; nothing was written.
     """
-    asked = ConversionConfig.from_keywords(config, settings)
+    chosen = ConversionConfig.from_keywords(config, settings)
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
-    text = verification_text(asked.verify_text)
+    text = verification_text(chosen.verify_text)
     on_the_hub = not Path(source).expanduser().exists()
     if on_the_hub:  # refuse before downloading the weights
-        named = {"mechanism": None, "budget": None, "search_text": None} if asked.mechanism == AUTO else {}
-        plan_conversion(source, target, dataclasses.replace(asked, **named))  # type: ignore[arg-type]
-    plan = plan_conversion(open_requested(source, asked), target, asked, choose=choose)
+        named = {"mechanism": None, "budget": None, "search_text": None} if chosen.mechanism == AUTO else {}
+        plan_conversion(source, target, dataclasses.replace(chosen, **named))  # type: ignore[arg-type]
+    plan = plan_conversion(open_requested(source, chosen), target, chosen, choose=choose)
     clock["planned"] = time.perf_counter()
-    if not asked.native:
-        return _converted(plan, destination, asked, text, clock, progress)
+    if not chosen.native:
+        return _converted(plan, destination, chosen, text, clock, progress)
     choice = plan.native_twin
     if choice is not None and choice.twin is None:
         raise ExportError(f"The result would have no native twin: {choice.reason}")
-    check_destination(target, *plan.source.protected, overwrite=asked.overwrite)
+    check_destination(target, *plan.source.protected, overwrite=chosen.overwrite)
     beside = next(folder for folder in target.parents if folder.is_dir())
     with ending_cleanly(), tempfile.TemporaryDirectory(prefix=".longattn-native-", dir=beside) as folder:
-        long, plain = Path(folder) / target.name, dataclasses.replace(asked, native=False, overwrite=False)
+        long, plain = Path(folder) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)
         report = _converted(plan, long, plain, text, clock, progress)
-        return export_native(long, target, verify=asked.verify, overwrite=asked.overwrite, progress=progress, converted=report)
+        return export_native(long, target, verify=chosen.verify, overwrite=chosen.overwrite, progress=progress, converted=report)
 
 
 def _converted(
     plan: ConversionPlan,
     destination: str | Path,
-    asked: ConversionConfig,
+    chosen: ConversionConfig,
     text: tuple[str, str],
     clock: dict[str, float],
     progress: StageProgress | None,
@@ -91,12 +91,12 @@ def _converted(
         clock: times of the beginning and of the plan.
     """
     target = destination_path(destination)
-    if asked.remote_code:
-        check_remote_code(plan.config, user_code=asked.user_code)
+    if chosen.remote_code:
+        check_remote_code(plan.config, user_code=chosen.user_code)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
     words = excerpt(text[0], plan.new_length)
-    tokens = VerificationText(words, text[1], load_tokenizer(plan.source.folder), vocabulary) if asked.verify else None
-    added, first_checks = (added_values(plan), []) if asked.init_from_text is None else initial_values(plan, asked.init_from_text)
+    tokens = VerificationText(words, text[1], load_tokenizer(plan.source.folder), vocabulary) if chosen.verify else None
+    added, first_checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
 
     def write(stage: Path) -> list[str]:
         files = write_result(plan, stage, added, progress=progress)
@@ -104,15 +104,15 @@ def _converted(
         return files
 
     def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
-        checks = verify_result(plan, stage, tokens, given_text=asked.verify_text is not None, progress=progress) if tokens else []
+        checks = verify_result(plan, stage, tokens, given_text=chosen.verify_text is not None, progress=progress) if tokens else []
         require_passed(checks)
         clock["verified"] = time.perf_counter()
         checks = [*first_checks, *checks]
-        if asked.remote_code:
-            bundle_remote_code(stage, user_code=asked.user_code)
+        if chosen.remote_code:
+            bundle_remote_code(stage, user_code=chosen.user_code)
         return ConversionReport(
             destination=target,
-            config=asked.to_dict(),
+            config=chosen.to_dict(),
             plan=plan.to_dict(),
             checks=tuple(checks),
             text="not verified" if tokens is None else "seeded inputs" if plan.generic else tokens.describe(),
@@ -133,7 +133,7 @@ def _converted(
         tokenizer_length=plan.new_length,
         generated=plan.decoder or StackLength(plan.old_length, plan.new_length),
         needed_bytes=plan.total_bytes + 2**20,
-        overwrite=asked.overwrite,
+        overwrite=chosen.overwrite,
     )
 
 

@@ -139,15 +139,15 @@ class DecoderGraph(ExportedGraph):
 
     def axes(self) -> dict[str, dict[int, str]]:
         """Of every input, the names of its free axes. Layers that grow alike share a name; keys that are chosen are counted by layer."""
-        found = {"input_ids": {0: BATCH, 1: TOKENS}, "attention_mask": {0: BATCH, 1: TOTAL}, "position_ids": {0: BATCH, 1: TOKENS}}
+        named_axes = {"input_ids": {0: BATCH, 1: TOKENS}, "attention_mask": {0: BATCH, 1: TOTAL}, "position_ids": {0: BATCH, 1: TOKENS}}
         for layer, tensor in self.tensors():
             axes = {0: BATCH}
             if tensor.grows:
                 chosen = any(one.name == POSITION for one in self.states[layer])
                 end = f"_{layer}" if chosen else "" if tensor.most is None else f"_up_to_{tensor.most}"
                 axes[1 + tensor.shape.index(0)] = ("kept_length" if chosen else HELD) + end
-            found[f"{PAST}.{layer}.{tensor.name}"] = axes
-        return found
+            named_axes[f"{PAST}.{layer}.{tensor.name}"] = axes
+        return named_axes
 
     def name_axes(self, onnx: Any) -> None:
         """Give the free axes these names in place of PyTorch's symbols, by which programs fill them."""
@@ -219,17 +219,17 @@ class _Decoding:
         inputs = {"input_ids": ids, "attention_mask": self.mask[:, : here.stop]}
         if self.graph.takes_positions:
             inputs["position_ids"] = self.positions[:, here].contiguous()
-        found = self.run(self.graph.named(inputs, self.past))
+        outputs = self.run(self.graph.named(inputs, self.past))
         if self.graph.takes_positions:
             inputs["position_ids"] = inputs["position_ids"] + self.graph.first_position_id
         want = self.graph.model(**inputs, past_key_values=self.cache, use_cache=True).logits
-        self.past, self.at = [found[name] for name in self.graph.outputs[1:]], here.stop
+        self.past, self.at = [outputs[name] for name in self.graph.outputs[1:]], here.stop
         real = self.mask[:, here] != 0  # outputs at padding are undefined
         if real.any():
-            difference = (found["logits"] - want)[real].abs().max().item()
+            difference = (outputs["logits"] - want)[real].abs().max().item()
             self.worst = max(self.worst, difference if difference == difference else float("inf"))
             self.largest = max(self.largest, want[real].abs().max().item())
-        return found["logits"], want
+        return outputs["logits"], want
 
     @property
     def relative(self) -> float:
@@ -282,16 +282,16 @@ def _greedy(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
     wanted = graph.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=STEPS, past_key_values=cache
     )[:, prompt:]
-    decoding, chosen, given = _Decoding(graph, run, torch.ones(1, prompt + STEPS, dtype=torch.long)), [], ids
+    decoding, chosen, next_ids = _Decoding(graph, run, torch.ones(1, prompt + STEPS, dtype=torch.long)), [], ids
     for want in wanted[0].tolist():
-        found, _ = decoding.step(given)
-        logits = found[0, -1]
+        logits_of_graph, _ = decoding.step(next_ids)
+        logits = logits_of_graph[0, -1]
         token = int(logits.argmax())
         tied = (logits[token] - logits[want]).item() <= 2 * TOLERANCE * decoding.largest
         chosen.append(want if tied else token)
         if chosen[-1] != want:
             break
-        given = torch.tensor([[want]])
+        next_ids = torch.tensor([[want]])
     same = chosen == wanted[0].tolist()
     detail = f"{len(chosen)} tokens after {prompt:,}, chosen greedily, are {'those' if same else 'not those'} of model.generate"
     status = PASSED if same and decoding.relative <= TOLERANCE else FAILED

@@ -198,8 +198,10 @@ def export_checkpoint(
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
     """The inputs of the graph: those that the tokenizer returns and the model takes."""
     taken = inspect.signature(model.forward).parameters
-    given = [] if tokenizer is None else tokenizer.model_input_names
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if "token_type_ids" in given and "token_type_ids" in taken else [])]
+    from_tokenizer = [] if tokenizer is None else tokenizer.model_input_names
+    names = ["input_ids", "attention_mask"]
+    if "token_type_ids" in from_tokenizer and "token_type_ids" in taken:
+        names.append("token_type_ids")
     if global_attention_mask:
         if not any(mechanism.takes_globals for mechanism in attached_mechanisms(model).values()):
             raise ExportError("No layer of this model takes global tokens; leave global_attention_mask out.")
@@ -304,17 +306,17 @@ class ModelGraph(ExportedGraph):
         global_attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        given = {
+        extra = {
             "token_type_ids": token_type_ids,
             "global_attention_mask": global_attention_mask,
             "decoder_input_ids": decoder_input_ids,
         }
-        given = {name: value for name, value in given.items() if value is not None}
-        returned = self.model(input_ids=input_ids, attention_mask=attention_mask, **given, **self.fixed)
-        found = {name: value for name, value in returned.items() if isinstance(value, Tensor)}
-        if self.pooling is not None and "last_hidden_state" in found:
-            found["sentence_embedding"] = self.pooling(found["last_hidden_state"], attention_mask)
-        return found
+        extra = {name: value for name, value in extra.items() if value is not None}
+        returned = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra, **self.fixed)
+        tensors = {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+        if self.pooling is not None and "last_hidden_state" in tensors:
+            tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
+        return tensors
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -462,19 +464,19 @@ def example_inputs(
         ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
     if getattr(config, "global_token_ids", None) and length > 4:
         ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
-    made = {"input_ids": ids, "attention_mask": mask.long()}
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
     if "token_type_ids" in names:
         second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
-        made["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
+        inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
     if "global_attention_mask" in names:
-        made["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
+        inputs["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
     if "MultipleChoice" in type(model).__name__:
-        made = {name: value[:, None].repeat(1, 2, 1) for name, value in made.items()}
+        inputs = {name: value[:, None].repeat(1, 2, 1) for name, value in inputs.items()}
     if "decoder_input_ids" in names:
         text_in_decoder = any(head in type(model).__name__ for head in ("SequenceClassification", "QuestionAnswering"))
         decoded = length if text_in_decoder else min(max(2, length // 2), longest_decoded(model, length))
-        made["decoder_input_ids"] = ids[:, :decoded].contiguous()
-    return made
+        inputs["decoder_input_ids"] = ids[:, :decoded].contiguous()
+    return inputs
 
 
 def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
@@ -482,15 +484,15 @@ def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
     with torch.no_grad():
         expected = graph(**inputs)
         try:
-            found = run(inputs)
+            outputs = run(inputs)
         except Exception as error:  # runtimes raise any type of error
             why = f"{batch} × {length:,} tokens: the runtime cannot run it ({type(error).__name__})"
             return Check("equal to the model", FAILED, why, {"batch": batch, "length": length, "difference": None})
     worst = 0.0
-    for name, want in expected.items():
+    for name, expected_values in expected.items():
         mask = inputs["attention_mask"] != 0
-        rows = mask if want.shape[: mask.dim()] == mask.shape else ...  # outputs at padding are undefined
-        difference = (found[name] - want)[rows].abs().max().item() / max(1.0, want[rows].abs().max().item())
+        rows = mask if expected_values.shape[: mask.dim()] == mask.shape else ...  # outputs at padding are undefined
+        difference = (outputs[name] - expected_values)[rows].abs().max().item() / max(1.0, expected_values[rows].abs().max().item())
         worst = max(worst, difference if difference == difference else float("inf"))
     detail = f"{batch} × {length:,} tokens with padding: largest difference {worst:.1e} of the largest output"
     status = PASSED if worst <= TOLERANCE else FAILED

@@ -149,10 +149,10 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
         except CheckpointError:  # no connection, and what was loaded is in memory
             return []
     around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
-    found = {path.name: path for one in reversed(around) for pattern in (*LICENCES, *PROCESSORS) for path in one.glob(pattern)}
-    written = [name for name, path in sorted(found.items()) if path.is_file() and not (folder / name).exists()]
+    files = {path.name: path for one in reversed(around) for pattern in (*LICENCES, *PROCESSORS) for path in one.glob(pattern)}
+    written = [name for name, path in sorted(files.items()) if path.is_file() and not (folder / name).exists()]
     for name in written:
-        shutil.copyfile(found[name], folder / name)
+        shutil.copyfile(files[name], folder / name)
     for name in SIDECAR_FOLDERS:
         if (place / name).is_dir() and not (folder / name).exists():
             copy_folder(place / name, folder / name)
@@ -163,10 +163,10 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
 
 def sidecars(source: Source) -> list[Path]:
     """The files beside a source's weights that a result needs as well; of a folder around it, the licence."""
-    found = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
-    found |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
-    left = (*LEFT_OUT, *(name for name in found if name.endswith((REPORTS, ".index.json"))))
-    return [found[name] for name in sorted(found) if name not in left and found[name].is_file()]
+    files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
+    files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
+    left = (*LEFT_OUT, *(name for name in files if name.endswith((REPORTS, ".index.json"))))
+    return [files[name] for name in sorted(files) if name not in left and files[name].is_file()]
 
 
 def _keep_remote_code(source: Source, folder: Path) -> list[str]:

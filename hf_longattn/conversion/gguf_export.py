@@ -106,8 +106,8 @@ def gguf_refusal(config: Any) -> str | None:
 def _rope(config: Any) -> dict[str, Any]:
     """The rotary parameters of layers with full attention."""
     rope: dict[str, Any] = config.rope_parameters or {}
-    found: dict[str, Any] = rope.get(FULL, rope)
-    return found
+    full: dict[str, Any] = rope.get(FULL, rope)
+    return full
 
 
 def _rotary_refusal(config: Any) -> str | None:
@@ -253,15 +253,15 @@ def _names(plan: TwinPlan) -> dict[str, str]:
     known = ARCHITECTURES[plan.config.model_type].name
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == known)
     table = gguf.get_tensor_name_map(number, plan.config.num_hidden_layers)
-    found = {}
+    names = {}
     for tensor in plan.tensors:
         if tensor.new_shape is None:
             continue
         name = table.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ExportError(f"The gguf package knows no name for {tensor.name!r} of the architecture {known!r}.")
-        found[tensor.name] = name
-    return found
+        names[tensor.name] = name
+    return names
 
 
 def _in_llama_cpp(plan: TwinPlan, name: str, values: Tensor) -> Tensor:
@@ -315,9 +315,9 @@ def _check_tensors(plan: TwinPlan, file: Path, names: Mapping[str, str]) -> Chec
             back = values - 1 if known.norm_plus_one and tensor.name.endswith("norm.weight") else values
             back = _back_in_order(back, _heads(tensor.name, plan.config)) if known.permuted else back
         expected = tensor_values(plan, tensor).float()
-        found = torch.from_numpy(np.array(back)).float()  # a copy: the file is mapped read-only
-        exact = torch.equal(found, expected) or (packed.data.ndim == 1 and torch.allclose(found, expected, rtol=0, atol=1e-6))
-        if found.shape != expected.shape or not exact:
+        in_file = torch.from_numpy(np.array(back)).float()  # a copy: the file is mapped read-only
+        exact = torch.equal(in_file, expected) or (packed.data.ndim == 1 and torch.allclose(in_file, expected, rtol=0, atol=1e-6))
+        if in_file.shape != expected.shape or not exact:
             wrong.append(tensor.name)
     detail = f"{len(read)} tensors read back, equal to the native twin's"
     if wrong:
@@ -340,8 +340,8 @@ def _check_fields(file: Path, tokenizer: Mapping[str, tuple[Any, ...]]) -> Check
     wrong = []
     for add, key in lists.items():
         if add in tokenizer:
-            found, expected = fields[f"tokenizer.ggml.{key}"].contents(), list(tokenizer[add][0])
-            same = np.allclose(found, expected) if add == "add_token_scores" else list(found) == expected
+            in_file, expected = fields[f"tokenizer.ggml.{key}"].contents(), list(tokenizer[add][0])
+            same = np.allclose(in_file, expected) if add == "add_token_scores" else list(in_file) == expected
             wrong += [] if same else [key]
     detail = (
         f"{len(tokenizer['add_token_list'][0])} tokens read back"
@@ -393,28 +393,28 @@ def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
         return BYTE if fallback and _is_byte(pieces[number]) else NORMAL
 
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
-    found: dict[str, tuple[Any, ...]] = {"add_token_list": (tokens,), "add_token_types": ([kind(number) for number in range(len(tokens))],)}
+    fields: dict[str, tuple[Any, ...]] = {"add_token_list": (tokens,), "add_token_types": ([*map(kind, range(len(tokens)))],)}
     if fallback:
         ranks = {"".join(merge.split(" ")): rank for rank, merge in enumerate(merges)}
-        found |= {
+        fields |= {
             "add_tokenizer_model": ("llama",),
             "add_token_scores": ([-float(ranks.get(piece, len(merges))) for piece in tokens],),
             "add_add_space_prefix": (_prepends_space(described),),
         }
     else:
-        found |= {"add_tokenizer_model": ("gpt2",), "add_tokenizer_pre": (_splitting(described),), "add_token_merges": (merges,)}
+        fields |= {"add_tokenizer_model": ("gpt2",), "add_tokenizer_pre": (_splitting(described),), "add_token_merges": (merges,)}
     ids = loaded("a")["input_ids"]
     for name in ("bos", "eos"):
         number = getattr(loaded, f"{name}_token_id", None)
         if number is not None:
-            found[f"add_{name}_token_id"] = (number,)
-            found[f"add_add_{name}_token"] = (ids[0 if name == "bos" else -1] == number,)
+            fields[f"add_{name}_token_id"] = (number,)
+            fields[f"add_add_{name}_token"] = (ids[0 if name == "bos" else -1] == number,)
     if loaded.pad_token_id is not None:
-        found["add_pad_token_id"] = (loaded.pad_token_id,)
+        fields["add_pad_token_id"] = (loaded.pad_token_id,)
     if loaded.unk_token_id is not None:
-        found["add_unk_token_id"] = (loaded.unk_token_id,)
+        fields["add_unk_token_id"] = (loaded.unk_token_id,)
     template = getattr(loaded, "chat_template", None)
-    return {**found, **({"add_chat_template": (template,)} if isinstance(template, str) else {})}
+    return {**fields, **({"add_chat_template": (template,)} if isinstance(template, str) else {})}
 
 
 def _is_byte(piece: str) -> bool:
@@ -423,8 +423,8 @@ def _is_byte(piece: str) -> bool:
 
 def _parts(described: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
     """The steps of a normalizer or pre-tokenizer, which may be a sequence."""
-    found = described.get(part) or {}
-    return list(found.get("normalizers") or found.get("pretokenizers") or ([found] if found else []))
+    part_values = described.get(part) or {}
+    return list(part_values.get("normalizers") or part_values.get("pretokenizers") or ([part_values] if part_values else []))
 
 
 def _prepends_space(described: Mapping[str, Any]) -> bool:

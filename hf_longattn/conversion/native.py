@@ -88,23 +88,23 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    tensors, found, renamings, whole = [], set(), {}, whole_shapes(long_skeleton)
+    tensors, targets, renamings, whole = [], set(), {}, whole_shapes(long_skeleton)
     for name in source.tensors:
         renamings[name] = tuple(_with_all_heads(one, whole.get(name)) for one in twin.rename(current_name(name), model))
         for renaming in renamings[name]:
             planned, key = _planned(source, name, renaming, expected, skeleton)
             tensors.append(planned)
-            found.add(key)
+            targets.add(key)
     tied = {*(skeleton.all_tied_weights_keys or ()), *(long_skeleton.all_tied_weights_keys or ())}
     added = twin.added(model)
-    if twin.stock(model) == model.base:
-        _keep_converted(tensors, found, skeleton, model.base)
-        _keep_saved_names(tensors, found, {name: shape for name, shape in expected.items() if name not in tied})
+    if twin.twin_model_type(model) == model.base:
+        _keep_converted(tensors, targets, skeleton, model.base)
+        _keep_saved_names(tensors, targets, {name: shape for name, shape in expected.items() if name not in tied})
     for name, shape in expected.items():
         key = next((one for one in added if model_key(one, expected, skeleton) == name), None)
-        if name not in found and key is not None:
+        if name not in targets and key is not None:
             tensors.append(TensorPlan(name, "added", _dtype(source), None, shape))
-        elif name not in found and name not in tied and not _computed(name, skeleton, model):
+        elif name not in targets and name not in tied and not _computed(name, skeleton, model):
             raise ExportError(
                 f"A {choice.class_name} needs {name!r}, which {source.name!r} does not have; fine-tune or export another head."
             )
@@ -125,7 +125,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     )
 
 
-def _keep_converted(tensors: list[TensorPlan], found: set[str | None], skeleton: Any, model_type: str) -> None:
+def _keep_converted(tensors: list[TensorPlan], targets: set[str | None], skeleton: Any, model_type: str) -> None:
     """Keep tensors that transformers merges or splits while it loads the base: the experts of a mixture, fused projections."""
     mapping = get_checkpoint_conversion_mapping(type(skeleton).__name__) or get_checkpoint_conversion_mapping(model_type) or []
     renamings = [one for one in mapping if isinstance(one, RenamedWhileLoading)]
@@ -139,19 +139,19 @@ def _keep_converted(tensors: list[TensorPlan], found: set[str | None], skeleton:
         parts = [target.replace(converter.target_patterns[0], part) for part in converter.target_patterns] if converter else [target]
         if all(part in state for part in parts):
             tensors[index] = TensorPlan(one.name, "kept", one.dtype, one.old_shape, one.old_shape, one.header)
-            found.update(parts)
+            targets.update(parts)
 
 
-def _keep_saved_names(tensors: list[TensorPlan], found: set[str | None], missing: Mapping[str, tuple[int, ...]]) -> None:
+def _keep_saved_names(tensors: list[TensorPlan], targets: set[str | None], missing: Mapping[str, tuple[int, ...]]) -> None:
     """Keep tensors that transformers saves under other names than the model has (GPT-NeoX's embed_out), which the base reads as well."""
     for index, one in enumerate(tensors):
         if one.reason != NO_SUCH_TENSOR:
             continue
         kind, shape = one.name.rpartition(".")[2], one.old_shape
-        name = next((name for name in missing if name not in found and missing[name] == shape and name.endswith(kind)), None)
+        name = next((name for name in missing if name not in targets and missing[name] == shape and name.endswith(kind)), None)
         if name is not None:
             tensors[index] = TensorPlan(one.name, "kept", one.dtype, shape, shape, one.header)
-            found.add(name)
+            targets.add(name)
 
 
 def _required(choice: TwinChoice, name: str) -> NativeTwin:
@@ -346,18 +346,18 @@ class StockProbing(Probing):
         return ids.scatter(1, real.sum(-1, keepdim=True) - 1, config.eos_token_id)
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        found = super().probes(config, source_class, text, length)
+        probes = super().probes(config, source_class, text, length)
         whole = not config.is_encoder_decoder or source_class.endswith(("ForSequenceClassification", "ForCausalLM"))
-        return found if whole else with_decoder(found, config)
+        return probes if whole else with_decoder(probes, config)
 
 
 def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
     """Texts of at most `length` tokens with padding, and with global tokens where both models take them."""
     checkpoint_converters()
     converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
-    made = converter.probes(plan.config, plan.architecture.source_class, text, length)
+    probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
     globals_fit = plan.twin.takes_globals and all(one.takes_globals for one in plan.model.layers)
-    shown = [one for one in made if ("global_attention_mask" in one.inputs) <= globals_fit]
+    shown = [one for one in probes if ("global_attention_mask" in one.inputs) <= globals_fit]
     return [one for one in shown if "global_attention_mask" in one.inputs] if plan.model.masked else shown
 
 
@@ -370,7 +370,7 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     lacking = ("pooler_output",) if pooler and all(one.target is None for renamings in pooler for one in renamings) else ()
 
     def run(model: Any) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[tuple[Tensor, list[Tensor]]]]:
-        found = {} if why_not else _with_tied(model, gradients(model, step.inputs, step, lacking))
+        step_gradients = {} if why_not else _with_tied(model, gradients(model, step.inputs, step, lacking))
         outputs, tokens = [], []
         for _, probe in probes:
             _as_configured(model)
@@ -378,18 +378,18 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
             if _generates(plan, model):
                 _as_configured(model)
                 tokens.append(generated(model, probe))
-        return outputs, found, tokens
+        return outputs, step_gradients, tokens
 
     long: Any
     long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
     headless = newly_initialised(missing, long)
-    expected, wanted, said = run(long.base_model if headless else long)
+    expected, long_gradients, long_tokens = run(long.base_model if headless else long)
     del long
     twin: Any = load_source(opened, plan.architecture, None, scratch)[0]
-    found, got, answered = run(twin.base_model if headless else twin)
-    checks = [_compared(length, probe, *both) for (length, probe), *both in zip(probes, expected, found, strict=True)]
-    checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, wanted, got))
-    return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, said, answered, strict=False))]
+    of_twin, twin_gradients, twin_tokens = run(twin.base_model if headless else twin)
+    checks = [_compared(length, probe, *both) for (length, probe), *both in zip(probes, expected, of_twin, strict=True)]
+    checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
+    return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
 
 
 def _as_configured(model: Any) -> None:
@@ -415,9 +415,9 @@ def _compared(length: int, probe: Probe, expected: dict[str, Tensor], found: dic
     return equality(name, f"{detail} {worst:.1e} ({where})", most, {"length": length, "max_abs_difference": worst})
 
 
-def _with_tied(model: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_tied(model: Any, by_name: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradients under all names of every parameter: which one comes first differs between architectures with tied weights."""
-    of = {id(parameter): found[name] for name, parameter in model.named_parameters() if name in found}
+    of = {id(parameter): by_name[name] for name, parameter in model.named_parameters() if name in by_name}
     return {name: of[id(one)] for name, one in model.named_parameters(remove_duplicate=False) if id(one) in of}
 
 
@@ -428,12 +428,12 @@ def _why_no_gradients(plan: TwinPlan, scratch: Path | None) -> str:
     return ""
 
 
-def _compared_gradients(plan: TwinPlan, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> Check:
+def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dict[str, Tensor]) -> Check:
     """The long model's gradients, renamed like its tensors; copies share the gradient of what they are copies of."""
-    scale = max((float(one.abs().max()) for one in wanted.values()), default=0.0)
+    scale = max((float(one.abs().max()) for one in of_long.values()), default=0.0)
     worst, where, compared = 0.0, "none", 0
-    left = dict(found)
-    for name, gradient in wanted.items():
+    left = dict(of_twin)
+    for name, gradient in of_long.items():
         renamings = plan.renamings.get(name) or plan.twin.rename(name, plan.model)
         copies = [left.pop(one.target, None) for one in renamings if one.target is not None]
         change = renamings[0].change
@@ -475,17 +475,17 @@ def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:
     return returned.sequences[:, -count:], [step.float() for step in returned.logits]
 
 
-def _compared_tokens(length: int, expected: tuple[Tensor, list[Tensor]], found: tuple[Tensor, list[Tensor]]) -> Check:
+def _compared_tokens(length: int, of_long: tuple[Tensor, list[Tensor]], of_twin: tuple[Tensor, list[Tensor]]) -> Check:
     """The generated tokens; after a first difference only rows that agree so far are compared."""
     name = f"generates the same after {length} tokens"
-    same = torch.ones(len(expected[0]), dtype=torch.bool)
+    same = torch.ones(len(of_long[0]), dtype=torch.bool)
     worst = 0.0
-    for step, (a, b) in enumerate(zip(expected[1], found[1], strict=True)):
+    for step, (a, b) in enumerate(zip(of_long[1], of_twin[1], strict=True)):
         worst = max(worst, float((a - b)[same].abs().max()) / max(1.0, float(a.abs().max())))
-        same = same & (expected[0][:, step] == found[0][:, step])
+        same = same & (of_long[0][:, step] == of_twin[0][:, step])
         if not same.all():
             break
-    how = f"{expected[0].shape[1]} tokens after each of {len(same)} texts, {'the same' if bool(same.all()) else 'others'}"
+    how = f"{of_long[0].shape[1]} tokens after each of {len(same)} texts, {'the same' if bool(same.all()) else 'others'}"
     check = equality(name, f"{how}, largest difference of the logits {worst:.1e} of the largest", worst, {"length": length})
     return check if bool(same.all()) else Check(name, FAILED, f"{how}, but they must be equal", check.values)
 

@@ -80,7 +80,7 @@ class RevertPlan(ResultPlan):
         }
 
 
-def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
+def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     """Plan the plain model of a long checkpoint.
 
     Raises:
@@ -93,16 +93,18 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
             f"{source.name!r} is not a long checkpoint, so there is nothing to revert: its config.json has no long_attention."
         )
     refuse_quantised(source)
-    cast, positions = parse_dtype(asked.dtype), asked.positions
+    cast, positions = parse_dtype(settings.dtype), settings.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
-        raise PositionError(f"{positions!r} is no way to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}")
+        raise PositionError(
+            f"{positions!r} is not a way to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}"
+        )
     long_config, long_class, family, long_skeleton = read_long(source)
     base_class = next(name for name, one in family.heads.items() if one == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
     old_length = family.longest(long_config)
     before = _length_before(source, long_config)
-    new_length = _length(source, before if asked.max_length is None else asked.max_length, old_length)
+    new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
     if positions == AUTO:
         stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
         positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
@@ -138,7 +140,7 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
         new_length=new_length,
         positions=positions,
         tensors=tuple(tensors),
-        max_shard_size=asked.max_shard_size,
+        max_shard_size=settings.max_shard_size,
         long_config=long_config,
         warnings=(
             *_warnings(source, base_class, long_config, tensors, long_skeleton),
@@ -160,24 +162,25 @@ def _length_before(source: Source, config: Any) -> int | None:
     return old_length if isinstance(old_length, int) and not isinstance(old_length, bool) else None
 
 
-def _length(source: Source, asked: int | None, longest_possible: int) -> int:
+def _length(source: Source, length: int | None, longest_possible: int) -> int:
     """Maximum length of the result: as asked for, or as before the conversion."""
-    if asked is None:
+    if length is None:
         raise LengthError(f"{source.name!r} does not say what length it was converted from; give --max-length.")
-    if not 1 <= asked <= longest_possible:
+    if not 1 <= length <= longest_possible:
         raise LengthError(
-            f"{source.name!r} takes {longest_possible} tokens; --max-length is {asked}, but must be between 1 and {longest_possible}."
+            f"{source.name!r} takes {longest_possible} tokens; --max-length is {length}, but must be between 1 and {longest_possible}."
         )
-    return asked
+    return length
 
 
 def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtype | None) -> Any:
     """The plain config: the long one's without our fields, and with the values before the conversion."""
-    own = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
-    values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS, *own}}
+    long_only = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
+    dropped = {*NAMES, *OWN_FIELDS, *long_only}
+    values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in dropped}
     before = getattr(long_config, "extended_from", None) or {}
     if family.relative:
-        plain = family.base_config_class.from_dict({**values, **{name: value for name, value in before.items() if name not in own}})
+        plain = family.base_config_class.from_dict({**values, **{name: value for name, value in before.items() if name not in long_only}})
         if cast is not None:
             plain.dtype = cast
         return plain
@@ -271,30 +274,31 @@ def _moved_positions(
     long_config: Any, config: Any, tensors: list[TensorPlan], length: int, before: int | None, positions: str
 ) -> list[str]:
     """What happens to positions that the conversion changed, in a sentence each."""
-    found = []
+    sentences = []
     lost = "what was learned with them since is lost"
     shortened = [tensor for tensor in tensors if tensor.action == "shortened"]
     if long_config.position_extension == "none":
-        found.append("The conversion dropped the position table, which stays zero: this is not the model that was converted.")
+        sentences.append("The conversion dropped the position table, which stays zero: this is not the model that was converted.")
     elif long_config.position_extension == "interpolate" and positions == RESTORED and shortened:
-        found.append(f"The interpolated position table is solved back to the {before} positions before the conversion; {lost}.")
+        sentences.append(f"The interpolated position table is solved back to the {before} positions before the conversion; {lost}.")
     elif long_config.position_extension == "interpolate" and positions == "truncate" and before is not None:
         way = "" if length > before else "; --positions auto solves them back"
-        found.append(f"The first {length} rows of an interpolated position table are not those of the model that was converted{way}.")
+        sentences.append(f"The first {length} rows of an interpolated position table are not those of the model that was converted{way}.")
     elif long_config.position_extension != "interpolate" and positions == "interpolate" and shortened:
-        found.append(
+        sentences.append(
             "The position table, which was not interpolated, is interpolated to fewer positions: outputs differ from those of the long"
             " model and of the original one."
         )
     rope, plain = getattr(long_config, "rope_parameters", None), getattr(config, "rope_parameters", None)
     if rope != plain:
-        found.append(
+        sentences.append(
             f"The rotary positions change from {_rope(rope)} back to {_rope(plain)}, as before the conversion; {lost}."
             + (f" --max-length {before + 1} or more keeps them." if before is not None else "")
         )
     elif before is not None and length > before and "rope_parameters" in (getattr(long_config, "extended_from", None) or {}):
-        found.append(f"The rotary positions stay {_rope(rope)}, since the result is longer than the {before} tokens before the conversion.")
-    return found
+        why = f"the result is longer than the {before} tokens before the conversion"
+        sentences.append(f"The rotary positions stay {_rope(rope)}, since {why}.")
+    return sentences
 
 
 def _rope(parameters: Any) -> str:
@@ -307,26 +311,26 @@ def _rope(parameters: Any) -> str:
 
 def _warnings(source: Source, base_class: str, long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> list[str]:
     """What the plain model loses, in a sentence each."""
-    found = []
+    sentences = []
     dropped = [tensor for tensor in tensors if tensor.action == "dropped"]
     if dropped:
         named = f"{len(dropped)} parameters of the mechanism are dropped ({dropped[0].name}, …)"
-        found.append(f"{named}: what it learned with them is lost.")
+        sentences.append(f"{named}: what it learned with them is lost.")
     if any(tensor.action == "changed" for tensor in tensors):
-        found.append(f"A {base_class} has the same number of heads in all layers, so those that were pruned are there again, as zeros.")
+        sentences.append(f"A {base_class} has the same number of heads in all layers, so those that were pruned are there again, as zeros.")
     mechanisms = sorted({one.name for one in attached_mechanisms(skeleton).values()} - {"full"})
     if mechanisms:
-        found.append(f"The plain model has the attention of a {base_class} in place of {', '.join(mechanisms)}.")
+        sentences.append(f"The plain model has the attention of a {base_class} in place of {', '.join(mechanisms)}.")
     stacks = [long_config.long_attention, getattr(long_config, "decoder_long_attention", None)]
     relative = [choice for stack in stacks if stack is not None for choice in relative_choices(stack) if not relative_kind(choice).neutral]
     if relative:
-        found.append(
+        sentences.append(
             f"Its relative positions ({relative[0]}) are dropped: the plain model does not know the order that it learned from them."
         )
     adapter = source.folder / ADAPTER_FOLDER
     if adapter.is_dir():
-        found.append(f"The adapter in {str(adapter)!r} is not copied; it fits the plain model as well.")
-    return found
+        sentences.append(f"The adapter in {str(adapter)!r} is not copied; it fits the plain model as well.")
+    return sentences
 
 
 REVERT_REPORT = "revert_report.json"
@@ -366,15 +370,15 @@ def revert_checkpoint(
     return report
 
 
-def _reverted(source: str | Path, destination: str | Path, asked: RevertConfig, progress: StageProgress | None) -> ConversionReport:
+def _reverted(source: str | Path, destination: str | Path, settings: RevertConfig, progress: StageProgress | None) -> ConversionReport:
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
-    text, origin = verification_text(asked.verify_text)
-    opened = open_source(source, revision=asked.revision, token=asked.token)
-    check_destination(target, *opened.protected, overwrite=asked.overwrite)
-    plan = plan_reversion(opened, asked)
+    text, origin = verification_text(settings.verify_text)
+    opened = open_source(source, revision=settings.revision, token=settings.token)
+    check_destination(target, *opened.protected, overwrite=settings.overwrite)
+    plan = plan_reversion(opened, settings)
     text = excerpt(text, plan.new_length)
-    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if asked.verify else None
+    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if settings.verify else None
 
     def write(stage: Path) -> list[str]:
         files = write_result(plan, stage, {}, progress=progress)
@@ -387,7 +391,7 @@ def _reverted(source: str | Path, destination: str | Path, asked: RevertConfig, 
         clock["verified"] = time.perf_counter()
         return ConversionReport(
             destination=target,
-            config=asked.to_dict(),
+            config=settings.to_dict(),
             plan=plan.to_dict(),
             checks=tuple(checks),
             text=tokens.describe() if tokens is not None else "not verified",
@@ -410,7 +414,7 @@ def _reverted(source: str | Path, destination: str | Path, asked: RevertConfig, 
         tokenizer_length=plan.new_length,
         generated=StackLength(plan.old_length, plan.new_length),
         needed_bytes=plan.total_bytes + 2**20,
-        overwrite=asked.overwrite,
+        overwrite=settings.overwrite,
     )
 
 
@@ -468,11 +472,11 @@ def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scrat
     source = _as_before(plan)
     as_source = {} if source is None else _full_attention(plan, source, ids, scratch)[0]
     plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
-    found = outputs(plain.base_model if headless else plain, ids, decoder_tokens=length)
-    checks = [_compared(name, "the long model with full attention", expected, found, ids, plan.changed)]
+    of_plain = outputs(plain.base_model if headless else plain, ids, decoder_tokens=length)
+    checks = [_compared(name, "the long model with full attention", expected, of_plain, ids, plan.changed)]
     if source is not None:
         other = "the long model with full attention and the rotary positions that it was converted from"
-        checks.append(_compared("equal to the model that was converted, with these weights", other, as_source, found, ids, ""))
+        checks.append(_compared("equal to the model that was converted, with these weights", other, as_source, of_plain, ids, ""))
     return checks
 
 
@@ -502,9 +506,9 @@ def _as_before(plan: RevertPlan) -> Any:
     return config
 
 
-def _compared(name: str, other: str, expected: dict[str, Tensor], found: dict[str, Tensor], ids: Tensor, changed: str) -> Check:
+def _compared(name: str, other: str, expected: dict[str, Tensor], measured: dict[str, Tensor], ids: Tensor, changed: str) -> Check:
     """changed: why the outputs differ; empty if they must be equal."""
-    largest, relative = difference({one: expected[one] for one in expected if one in found}, found)
+    largest, relative = difference({one: expected[one] for one in expected if one in measured}, measured)
     length = ids.shape[1]
     detail = f"outputs at {length} tokens: largest difference from {other} {largest:.1e}"
     check = equality(name, detail, relative, {"length": length, "tokens": ids.numel(), "max_abs_difference": largest})

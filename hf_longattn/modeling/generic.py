@@ -121,7 +121,7 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
         named: what the user typed.
     """
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{named!r} is no folder with a config.json; give one that `longattn convert --generic` wrote.")
+        raise CheckpointError(f"{named!r} is not a folder with a config.json; give one that `longattn convert --generic` wrote.")
     written = read_json_object(path / "config.json")
     values = plain_names(PreTrainedConfig.get_config_dict(path)[0])
     chosen = values.get("long_attention")

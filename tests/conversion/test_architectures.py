@@ -163,7 +163,7 @@ class TestLoading:
     def test_folders_that_are_none(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="is neither a folder nor a Hub repository"):
             hf_longattn.load_generic(tmp_path / "nothing")
-        with pytest.raises(CheckpointError, match=r"is no folder with a config\.json"):
+        with pytest.raises(CheckpointError, match=r"is not a folder with a config\.json"):
             hf_longattn.load_generic(tmp_path)
         with pytest.raises(CheckpointError, match="needs long_attention, a model_type that begins with 'long_generic_'"):
             hf_longattn.load_generic(saved("ViTForImageClassification", tmp_path / "plain"))

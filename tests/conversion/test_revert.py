@@ -315,7 +315,7 @@ def test_dtype_and_shards(built: Built, tmp_path: Path) -> None:
     [
         ({"max_length": 201}, LengthError, "takes 200 tokens; --max-length is 201, but must be between 1 and 200"),
         ({"max_length": 0}, LengthError, "between 1"),
-        ({"positions": "tile"}, PositionError, "'tile' is no way to shorten positions"),
+        ({"positions": "tile"}, PositionError, "'tile' is not a way to shorten positions"),
         ({"dtype": "float13"}, CheckpointError, "Unknown dtype"),
     ],
 )

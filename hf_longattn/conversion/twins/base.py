@@ -107,7 +107,7 @@ class NativeTwin(ABC):
         """Whether it has the layers of the model's base."""
         return model.base in self.families
 
-    def stock(self, model: LongModel) -> str:
+    def twin_model_type(self, model: LongModel) -> str:
         """transformers' model type of the model's twin."""
         return self.model_type
 
@@ -121,7 +121,7 @@ class NativeTwin(ABC):
 
     def class_name(self, model: LongModel) -> str:
         """Its class with the model's head; it need not exist."""
-        stems = (stem_of(model.base), stem_of(self.stock(model)))
+        stems = (stem_of(model.base), stem_of(self.twin_model_type(model)))
         return model.head.replace(*stems, 1)
 
     def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
@@ -138,7 +138,7 @@ class NativeTwin(ABC):
 
     def config(self, model: LongModel) -> Any:
         """Its config."""
-        config_class = config_class_of(self.stock(model))
+        config_class = config_class_of(self.twin_model_type(model))
         stray = set(model.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
         values = {name: value for name, value in self.config_values(model).items() if name not in stray}
         return config_class.from_dict({**values, "architectures": [self.class_name(model)]})
@@ -226,7 +226,7 @@ def choose_twin(model: LongModel) -> TwinChoice:
             continue
         reason = twin.refusal(model) or missing_class(twin.class_name(model))
         if reason is None:
-            return TwinChoice(twin, twin.class_name(model), twin.stock(model), "", twin.note(model))
+            return TwinChoice(twin, twin.class_name(model), twin.twin_model_type(model), "", twin.note(model))
         reasons.append((odd is None or isinstance(odd, twin.computes), reason))
     near = [reason for fits, reason in reasons if fits]
     return TwinChoice(None, "", "", (near[0] if odd is None else near[-1]) if near else _no_twin(model))

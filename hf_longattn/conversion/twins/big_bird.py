@@ -61,7 +61,7 @@ def block_values(model: LongModel) -> dict[str, Any]:
     return {"attention_type": "block_sparse", "block_size": o.block_size, "num_random_blocks": o.num_random_blocks}
 
 
-def sticks(model: LongModel) -> str:
+def fallback_note(model: LongModel) -> str:
     """What transformers' BigBird does after a short input."""
     o: Any = model.layers[0].options
     return STICKS.format(count=5 + 2 * o.num_random_blocks, size=o.block_size)
@@ -103,7 +103,7 @@ class BigBirdTwin(NativeTwin):
         return {renamed(name, "bert", head_of(model), NAMES): value for name, value in token_types(model).items()}
 
     def note(self, model: LongModel) -> str:
-        return sticks(model)
+        return fallback_note(model)
 
 
 ENCODER = re.compile(r"(encoder\.layers\.\d+\.self_attn\.)(q|k|v|out)_proj\.")
@@ -149,7 +149,7 @@ class BigBirdPegasusTwin(NativeTwin):
         return {f"{inner}{stack}.embed_positions.weight": _sinusoids for stack in stacks}
 
     def note(self, model: LongModel) -> str:
-        return sticks(model) if model.two_stacks else ""
+        return fallback_note(model) if model.two_stacks else ""
 
 
 def _sinusoids(shape: tuple[int, ...]) -> Tensor:

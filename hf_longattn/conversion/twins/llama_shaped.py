@@ -23,19 +23,19 @@ class LlamaShaped(NativeTwin):
     computes = (Window,)
 
     def refusal(self, model: LongModel) -> str | None:
-        reason, backs = band_refusal(model)
-        return reason or one_width(backs)[0] or self.unlike(model, backs)
+        reason, lookbacks = band_refusal(model)
+        return reason or one_width(lookbacks)[0] or self.shape_refusal(model, lookbacks)
 
     @abstractmethod
-    def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
+    def shape_refusal(self, model: LongModel, lookbacks: list[int | None]) -> str | None:
         """Why it cannot hold this model, whose windows have one width."""
 
-    def backs(self, model: LongModel) -> list[int | None]:
+    def lookbacks(self, model: LongModel) -> list[int | None]:
         """How far back each layer sees."""
         return band_refusal(model)[1]
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        back = one_width(self.backs(model))[1]
+        back = one_width(self.lookbacks(model))[1]
         return {**model.values(), "sliding_window": None if back is None else back + 1}
 
 
@@ -52,16 +52,16 @@ class Mistral(LlamaShaped):
     model_type = "mistral"
     rank = 20
 
-    def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
-        if None in backs:
-            return f"Layer {backs.index(None)} has full attention and others a window, and Mistral has one setting for all layers."
+    def shape_refusal(self, model: LongModel, lookbacks: list[int | None]) -> str | None:
+        if None in lookbacks:
+            return f"Layer {lookbacks.index(None)} has full attention and others a window, and Mistral has one setting for all layers."
         reason = biased(model)
         return None if reason is None else f"{reason}, and Mistral has none."
 
 
-def layer_types(backs: list[int | None]) -> list[str]:
+def layer_types(lookbacks: list[int | None]) -> list[str]:
     """transformers' names for layers with and without a window."""
-    return [FULL if back is None else SLIDING for back in backs]
+    return [FULL if back is None else SLIDING for back in lookbacks]
 
 
 @register_twin("ministral")
@@ -71,12 +71,12 @@ class Ministral(LlamaShaped):
     model_type = "ministral"
     rank = 30
 
-    def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
+    def shape_refusal(self, model: LongModel, lookbacks: list[int | None]) -> str | None:
         reason = biased(model)
         return None if reason is None else f"{reason}, and Ministral has none."
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        return {**super().config_values(model), "layer_types": layer_types(self.backs(model))}
+        return {**super().config_values(model), "layer_types": layer_types(self.lookbacks(model))}
 
 
 @register_twin("smollm3")
@@ -86,9 +86,9 @@ class SmolLM3(LlamaShaped):
     model_type = "smollm3"
     rank = 40
 
-    def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
+    def shape_refusal(self, model: LongModel, lookbacks: list[int | None]) -> str | None:
         return None
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        own = {"use_sliding_window": True, "layer_types": layer_types(self.backs(model)), "no_rope_layers": [1] * len(model.layers)}
+        own = {"use_sliding_window": True, "layer_types": layer_types(self.lookbacks(model)), "no_rope_layers": [1] * len(model.layers)}
         return {**super().config_values(model), **own}

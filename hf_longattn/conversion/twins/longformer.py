@@ -83,15 +83,16 @@ def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], own: tuple[
         rule = global_rule(mechanism.options, separator) if isinstance(mechanism, Longformer) else NO_GLOBALS
         question = getattr(model.config, "question_separator_id", None) if isinstance(mechanism, Longformer) else None
         if rule != own or question is not None:
-            marks = "the question" if question is not None else told(rule)
+            marks = "the question" if question is not None else describe_rule(rule)
             return (
-                f"Layer {index} makes {marks} global and a {stock} by itself {told(own)}; convert with {_options(own)}, or export with "
+                f"Layer {index} makes {marks} global and a {stock} by itself {describe_rule(own)}; "
+                f"convert with {_options(own)}, or export with "
                 "--global-attention-mask and give every call that mask."
             )
     return None
 
 
-def told(rule: tuple[Any, ...]) -> str:
+def describe_rule(rule: tuple[Any, ...]) -> str:
     """A rule in words."""
     positions, ids, first, second, _ = rule
     parts = [f"positions {', '.join(map(str, positions))}"] if positions else []

@@ -21,11 +21,11 @@ class LongT5(NativeTwin):
     computes = (Window,)
 
     def refusal(self, model: LongModel) -> str | None:
-        reason, backs = band_refusal(model)
-        reason = reason or (decoder_refusal(model) if model.two_stacks else None) or one_width(backs)[0]
-        if reason is None and not all(backs):
-            layer = next(index for index, back in enumerate(backs) if not back)
-            kind = "full attention" if backs[layer] is None else "a window of one token"
+        reason, lookbacks = band_refusal(model)
+        reason = reason or (decoder_refusal(model) if model.two_stacks else None) or one_width(lookbacks)[0]
+        if reason is None and not all(lookbacks):
+            layer = next(index for index, back in enumerate(lookbacks) if not back)
+            kind = "full attention" if lookbacks[layer] is None else "a window of one token"
             return f"Layer {layer} has {kind}, and all encoder layers of a LongT5 have one window of three tokens or more."
         return reason
 

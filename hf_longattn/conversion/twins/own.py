@@ -29,13 +29,13 @@ class OwnTwin(NativeTwin):
     def takes(self, model: LongModel) -> bool:
         return model.base not in NOT_FULL
 
-    def stock(self, model: LongModel) -> str:
+    def twin_model_type(self, model: LongModel) -> str:
         return model.base
 
     def refusal(self, model: LongModel) -> str | None:
-        reason, backs = band_refusal(model)
+        reason, lookbacks = band_refusal(model)
         reason = reason or decoder_refusal(model) or _lengths_differ(model)
-        return reason or _windows(model, backs)[0]
+        return reason or _windows(model, lookbacks)[0]
 
     def note(self, model: LongModel) -> str:
         grouped = any(isinstance(layer, ShiftedWindow) for layer in (*model.layers, *model.decoder_layers))
@@ -62,27 +62,27 @@ def _lengths_differ(model: LongModel) -> str | None:
     )
 
 
-def _windows(model: LongModel, backs: list[int | None]) -> tuple[str | None, dict[str, Any]]:
+def _windows(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None, dict[str, Any]]:
     """Why the base's config cannot express these windows, or its fields that do."""
     config, values = model.config, model.values()
     before = own_windows(config)
-    now = [None if back is None else back + 1 if model.causal else 2 * back for back in backs]
-    if now == before or (None not in backs and not backs):
+    now = [None if back is None else back + 1 if model.causal else 2 * back for back in lookbacks]
+    if now == before or (None not in lookbacks and not lookbacks):
         return None, {}
     if "attention_types" in values:
-        reason, back = one_width(backs)
-        kinds = ["global" if one is None else "local" for one in backs]
+        reason, back = one_width(lookbacks)
+        kinds = ["global" if one is None else "local" for one in lookbacks]
         width = {} if back is None else {"window_size": back + 1}
         return (reason, {}) if reason is not None else (None, {"attention_types": [[kinds, 1]], "attention_layers": kinds, **width})
     if not hasattr(config, "sliding_window") and not hasattr(config, "local_attention"):
-        odd = next((index for index, back in enumerate(backs) if back is not None), None)
+        odd = next((index for index, back in enumerate(lookbacks) if back is not None), None)
         return (None if odd is None else f"Layer {odd} has a window, for which a plain {model.head} has no setting."), {}
-    reason, back = one_width(backs)
+    reason, back = one_width(lookbacks)
     if reason is not None:
         return reason, {}
     if "layer_types" not in values:
-        return _uniform(model, backs)
-    types = [FULL if one is None else SLIDING for one in backs]
+        return _uniform(model, lookbacks)
+    types = [FULL if one is None else SLIDING for one in lookbacks]
     if (reason := _rotary_differs(values, types)) is not None:
         return reason, {}
     found: dict[str, Any] = {"layer_types": types}
@@ -103,12 +103,12 @@ def _windows(model: LongModel, backs: list[int | None]) -> tuple[str | None, dic
     return None, found
 
 
-def _uniform(model: LongModel, backs: list[int | None]) -> tuple[str | None, dict[str, Any]]:
+def _uniform(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None, dict[str, Any]]:
     """For a config with one window for all layers."""
-    if len(set(backs)) == 1:
-        used = {"use_sliding_window": backs[0] is not None} if "use_sliding_window" in model.values() else {}
-        return None, {"sliding_window": None if backs[0] is None else backs[0] + 1, **used}
-    odd = backs.index(None)
+    if len(set(lookbacks)) == 1:
+        used = {"use_sliding_window": lookbacks[0] is not None} if "use_sliding_window" in model.values() else {}
+        return None, {"sliding_window": None if lookbacks[0] is None else lookbacks[0] + 1, **used}
+    odd = lookbacks.index(None)
     return f"Layer {odd} has full attention and others a window, and a plain {model.head} has one setting for all layers.", {}
 
 

@@ -21,16 +21,16 @@ class VaultGemma(NativeTwin):
     def refusal(self, model: LongModel) -> str | None:
         if getattr(model.config, "use_bidirectional_attention", None):
             return "Layer 0 sees future tokens (use_bidirectional_attention), and VaultGemma is causal."
-        reason, backs = band_refusal(model)
-        return reason or one_width(backs)[0]
+        reason, lookbacks = band_refusal(model)
+        return reason or one_width(lookbacks)[0]
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        config, backs = model.config, band_refusal(model)[1]
-        back = one_width(backs)[1]
+        config, lookbacks = model.config, band_refusal(model)[1]
+        back = one_width(lookbacks)[1]
         return {
             **model.values(),
             "sliding_window": 1 if back is None else back + 1,
-            "layer_types": layer_types(backs),
+            "layer_types": layer_types(lookbacks),
             "query_pre_attn_scalar": config.head_dim,
             "hidden_activation": config.hidden_act,
             "attn_logit_softcapping": None,
