@@ -116,7 +116,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
 
 def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Iterator[Path]:
     parent, name = destination.resolve().parent, destination.name
-    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     stage = parent / f".{name}.partial-{MACHINE}-{os.getpid()}"
     try:
         try:
@@ -144,7 +144,7 @@ def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Ite
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        _remove_empty(made)
+        _remove_empty(new_parents)
 
 
 def copy_folder(source: Path, target: Path) -> None:
@@ -268,11 +268,11 @@ def _is_running(leftover: Path) -> bool:
 
 def _last_change(folder: Path) -> float:
     """Seconds since the epoch, of the folder and everything in it."""
-    found = [0.0]
+    times = [0.0]
     for path in (folder, *folder.rglob("*")):
         with contextlib.suppress(OSError):  # removed by its process
-            found.append(path.stat().st_mtime)
-    return max(found)
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _sync(path: Path) -> None:

@@ -142,11 +142,11 @@ def show_report(report: ConversionReport) -> None:
 
     console = terminal.console()
     plan = report.plan
-    made = plan.get("class", plan["long_class"])
+    class_name = plan.get("class", plan["long_class"])
     console.print(
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
-            ("model", f"{made}, {_grown(plan['old_length'], plan['new_length'])}, positions {plan['positions']}"),
+            ("model", f"{class_name}, {_grown(plan['old_length'], plan['new_length'])}, positions {plan['positions']}"),
             ("tensors", _counts(plan["tensor_counts"])),
         )
     )
@@ -231,10 +231,10 @@ def show_probe(report: ProbeReport) -> None:
     table = _table(headings, title, justify="right")
     table.columns[0].justify = "left"
     for task, depth in dict.fromkeys((cell.task, cell.depth) for cell in report.cells):
-        found = [cells[task, depth, length] for length in report.lengths]
+        row = [cells[task, depth, length] for length in report.lengths]
         where = ["–" if depth is None else f"{depth:g}"] if depths else []
-        by_chance = [f"{found[-1].chance:.0f}"] if found[-1].chance is not None else [""] * chances
-        table.add_row(task, *where, *(f"{cell.score:.0f} ± {cell.error:.0f}" for cell in found), *by_chance)
+        by_chance = [f"{row[-1].chance:.0f}"] if row[-1].chance is not None else [""] * chances
+        table.add_row(task, *where, *(f"{cell.score:.0f} ± {cell.error:.0f}" for cell in row), *by_chance)
     console.print(table)
 
 
@@ -284,46 +284,46 @@ def _without_state(report: ExportReport, names: Sequence[str]) -> str:
     return ", ".join([name for name in names if name not in held] + ([f"{len(state)} tensors of the state"] if state else []))
 
 
-def _int8(made: dict[str, Any]) -> str:
+def _int8(int8: dict[str, Any]) -> str:
     """The quantised copy beside the graph, in a line."""
     words = {"cosine": "cosine", "least_cosine": "least cosine", "same_choice": "same choice", "relative_error": "relative error"}
     measured = "; ".join(
-        f"{name}: " + ", ".join(f"{words[key]} {value:.4f}" for key, value in values.items()) for name, values in made["outputs"].items()
+        f"{name}: " + ", ".join(f"{words[key]} {value:.4f}" for key, value in values.items()) for name, values in int8["outputs"].items()
     )
-    seconds, sizes = made["seconds"], made["bytes"]
+    seconds, sizes = int8["seconds"], int8["bytes"]
     return (
-        f"{made['file']}, {size(sizes['int8'])} instead of {size(sizes['float32'])};"
+        f"{int8['file']}, {size(sizes['int8'])} instead of {size(sizes['float32'])};"
         f" {seconds['tokens']:,} tokens in {seconds['int8']:.2f} s instead of {seconds['float32']:.2f} s,"
         f" {seconds['threads']} threads; {measured}"
     )
 
 
-def show_inspection(found: Inspection) -> None:
+def show_inspection(model: Inspection) -> None:
     """A checkpoint: its model, mechanisms, state and cost."""
     console = terminal.console()
-    pruned = ", ".join(f"{heads} in layer {layer}" for layer, heads in found.kept_heads.items())
+    pruned = ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items())
     console.print(
         _facts(
-            ("model", f"{found.source.name}  ({found.class_name}, model type {found.model_type})"),
-            ("input", f"up to {found.max_length:,} tokens, {'causal' if found.causal else 'bidirectional'}"),
-            ("parameters", f"{found.parameters:,}  ({size(found.nbytes)} in {len(found.source.tensors)} tensors)"),
+            ("model", f"{model.source.name}  ({model.class_name}, model type {model.model_type})"),
+            ("input", f"up to {model.max_length:,} tokens, {'causal' if model.causal else 'bidirectional'}"),
+            ("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {len(model.source.tensors)} tensors)"),
             *([("pruned heads", f"{pruned} kept")] if pruned else []),
         )
     )
     console.print()
-    console.print(found.attention.table(len(found.mechanisms)), highlight=False)
+    console.print(model.attention.table(len(model.mechanisms)), highlight=False)
     console.print()
-    if found.states:
-        console.print(_state_table(found), highlight=False)
-    show_costs(found.costs)
+    if model.states:
+        console.print(_state_table(model), highlight=False)
+    show_costs(model.costs)
 
 
-def _state_table(found: Inspection) -> Table:
+def _state_table(model: Inspection) -> Table:
     """The decode state of each run of equal layers."""
     headings = ["layers", "mechanism", "state", "added by each further token"]
-    table = _table(headings, f"state of each layer while decoding a sequence of {found.max_length:,} tokens")
+    table = _table(headings, f"state of each layer while decoding a sequence of {model.max_length:,} tokens")
     first = 0
-    for (name, state), run in groupby(zip((one.name for one in found.mechanisms), found.states, strict=True)):
+    for (name, state), run in groupby(zip((one.name for one in model.mechanisms), model.states, strict=True)):
         last = first + len(list(run)) - 1
         layers = f"{first}-{last}" if last > first else str(first)
         table.add_row(layers, name, size(state.bytes), size(state.per_token) if state.per_token else "nothing")

@@ -50,18 +50,18 @@ def quantise(graph: Path, target: Path) -> int:
             model, target, op_types_to_quantize=list(OPERATORS), per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=computed,
             use_external_data_format=graph.stat().st_size > LARGEST_FILE,
         )  # fmt: skip
-        made = onnx.load(target, load_external_data=False)
+        quantised = onnx.load(target, load_external_data=False)
     except OSError:
         raise
     except Exception as error:  # of protobuf, shape inference and the quantiser
         raise ExportError(f"onnxruntime cannot quantise this graph ({in_a_line(error)}); export it without int8.") from error
-    layers = sum(one.op_type == "MatMulInteger" for one in made.graph.node)
+    layers = sum(one.op_type == "MatMulInteger" for one in quantised.graph.node)
     if not layers:
         raise ExportError("This graph has no linear layer that onnxruntime can quantise; export it without int8.")
     return layers
 
 
-def accuracy(expected: dict[str, Tensor], found: dict[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
+def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
     """How near outputs ``found`` are to ``expected``, at real tokens (``mask (B, N)``) where an output has a row for each.
 
     Returns:
@@ -71,7 +71,7 @@ def accuracy(expected: dict[str, Tensor], found: dict[str, Tensor], mask: Tensor
     """
     measured = {}
     for name, want in expected.items():
-        have, real = found[name].float(), mask != 0
+        have, real = quantised[name].float(), mask != 0
         spans = name in ("start_logits", "end_logits")  # one choice among all tokens of a text
         rows: Any = real if want.shape[: real.dim()] == real.shape and not spans else ...
         if spans:
@@ -98,10 +98,10 @@ def measure(floats: Runner, integers: Runner, texts: dict[str, Tensor], long_tex
     """
     expected = floats(texts)
     try:
-        found = integers(texts)
+        outputs = integers(texts)
     except Exception as error:  # runtimes raise any type of error
         raise ExportError(f"onnxruntime cannot run the quantised graph ({in_a_line(error)}); export it without int8.") from error
-    if not all(torch.isfinite(one).all() for one in found.values() if one.is_floating_point()):
+    if not all(torch.isfinite(one).all() for one in outputs.values() if one.is_floating_point()):
         raise ExportError("The quantised graph returns values that are not finite; export it without int8.")
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(TURNS):
@@ -111,7 +111,7 @@ def measure(floats: Runner, integers: Runner, texts: dict[str, Tensor], long_tex
             times.append(time.perf_counter() - start)
     batch, length = texts["input_ids"].shape[0], texts["input_ids"].shape[-1]
     return {
-        "outputs": accuracy(expected, found, texts["attention_mask"]),
+        "outputs": accuracy(expected, outputs, texts["attention_mask"]),
         "texts": batch,
         "tokens": length,
         "seconds": {

@@ -55,18 +55,18 @@ def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
         card = read_card(readme)
     except CheckpointError:  # inherited_metadata warns about it
         return {}
-    kept = {"training": section(card.text, "Training"), "measured": section(card.text, "Results")}
+    parts = {"training": section(card.text, "Training"), "measured": section(card.text, "Results")}
     if contents.get("results"):
-        del kept["measured"]
+        del parts["measured"]
     else:
-        kept["eval_results"] = card.data.get("eval_results")
-    return {name: value for name, value in kept.items() if value}
+        parts["eval_results"] = card.data.get("eval_results")
+    return {name: value for name, value in parts.items() if value}
 
 
 def section(text: str, heading: str) -> str:
     """The text of a card under a heading of the second level."""
-    found = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return found[1].strip() if found else ""
+    match = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return match[1].strip() if match else ""
 
 
 def model_card(
@@ -115,8 +115,8 @@ def model_card(
     architecture, length = named_class(config, "AutoModel"), int(plan.get("new_length") or tokens_of(config))
     title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
     rows = [MeasuredResult.of(row) for row in results]
-    given = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
-    metadata = with_inherited(given, _inherited(folder, source, plan.get("source")))
+    stated = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
+    metadata = with_inherited(stated, _inherited(folder, source, plan.get("source")))
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
     data = _card_data(folder, architecture, metadata, is_long=attention is not None)
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
@@ -149,12 +149,12 @@ def _card_data(folder: Path, architecture: str, metadata: dict[str, Any], *, is_
     else:
         task = (head_of(class_to_load(folder, architecture)) or (None, None, ""))[1]
     tags = {*metadata["tags"]}
-    own = {
+    fields = {
         "library_name": "sentence-transformers" if kind is not None else _library(folder),
         "pipeline_tag": task,
         "tags": sorted(tags.union(TAGS) if is_long else tags.difference(TAGS)) or None,
     }
-    return ModelCardData(**{**metadata, **own})
+    return ModelCardData(**{**metadata, **fields})
 
 
 def _library(folder: Path) -> str:
@@ -167,9 +167,9 @@ def _global_tokens(folder: Path, config: dict[str, Any]) -> str:
     """Which tokens are global by the config, besides those of the mechanism's options; empty for none."""
     separator, marked = config.get("question_separator_id"), config.get("global_token_ids") or []
     named = _token_names(folder, [*([separator] if separator is not None else []), *marked])
-    found = [f"the question, up to the first `{named.pop(0)}`"] if separator is not None else []
-    found += [f"every {', '.join(f'`{name}`' for name in named)}"] if named else []
-    return " and ".join(found)
+    groups = [f"the question, up to the first `{named.pop(0)}`"] if separator is not None else []
+    groups += [f"every {', '.join(f'`{name}`' for name in named)}"] if named else []
+    return " and ".join(groups)
 
 
 def _token_names(folder: Path, ids: Sequence[int]) -> list[str]:
@@ -187,7 +187,7 @@ def with_name(text: str, folder: Path, name: str) -> str:
     """A card with its marked parts, which name the model, rendered for another name; the other text stays."""
     metadata = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     parts = _parts(folder, read_config(folder), read_report(folder), name, metadata)
-    return MARKED.sub(lambda found: parts.get(found[1], found[0]), text)
+    return MARKED.sub(lambda match: parts.get(match[1], match[0]), text)
 
 
 def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: str, metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -205,11 +205,11 @@ def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: s
 def _inherited(folder: Path, source: str | Path | None, converted_from: str | None) -> dict[str, Any]:
     """The metadata of the folder's card, completed by the source's, where one is named; without a card of the folder, that of what the
     model was converted from. The base of a source is not the model's."""
-    own = inherited_metadata(folder / "README.md") if (folder / "README.md").is_file() else None
-    named = source if source is not None or own is not None else converted_from
+    of_folder = inherited_metadata(folder / "README.md") if (folder / "README.md").is_file() else None
+    named = source if source is not None or of_folder is not None else converted_from
     card = source_card(named) if named is not None else None
     of_source = {} if card is None else {name: value for name, value in inherited_metadata(card).items() if name != "base_model"}
-    return of_source if own is None else with_inherited(own, of_source)
+    return of_source if of_folder is None else with_inherited(of_folder, of_source)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -298,9 +298,9 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
         "n": [f"{row.n:,}" if row.n is not None else "" for row in rows],
         "note": [row.note for row in rows],
     }
-    kept = {head: cells for head, cells in columns.items() if any(cells)}
-    lines = ["| " + " | ".join(kept) + " |", "|---" * len(kept) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in zip(*kept.values(), strict=True))])
+    filled = {head: cells for head, cells in columns.items() if any(cells)}
+    lines = ["| " + " | ".join(filled) + " |", "|---" * len(filled) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in zip(*filled.values(), strict=True))])
 
 
 def _versions(report: dict[str, Any]) -> str:

@@ -35,17 +35,17 @@ def inherited_metadata(card: str | Path) -> dict[str, Any]:
     except CheckpointError as error:
         warnings.warn(f"{error} No metadata is taken from it.", stacklevel=2)
         return {}
-    found = {name: data[name] for name in (*KEPT, "base_model") if data.get(name)}
-    for name, value in list(found.items()):
+    fields = {name: data[name] for name in (*KEPT, "base_model") if data.get(name)}
+    for name, value in list(fields.items()):
         listed = name in LISTED and isinstance(value, list) and all(isinstance(one, str) for one in value)
         if not isinstance(value, str) and not listed:
             expected = "text or a list of text" if name in LISTED else "text"
             warnings.warn(f"{str(card)!r} says {name}: {value!r}, which must be {expected}; it is ignored.", stacklevel=2)
-            del found[name]
-    if "tags" in found:
-        given = [found["tags"]] if isinstance(found["tags"], str) else found["tags"]
-        found["tags"] = [tag for tag in given if tag.lower() not in FORMATS]
-    return found
+            del fields[name]
+    if "tags" in fields:
+        tags = [fields["tags"]] if isinstance(fields["tags"], str) else fields["tags"]
+        fields["tags"] = [tag for tag in tags if tag.lower() not in FORMATS]
+    return fields
 
 
 def read_card(path: Path) -> ModelCard:
@@ -99,10 +99,10 @@ def check_metadata(text: str, expected: dict[str, Any]) -> None:
     except UnicodeEncodeError:
         raise LongAttentionError("The card cannot be encoded as UTF-8; check the names and values given for it.") from None
     try:
-        found = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
+        read = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
     except ValueError as error:
         raise LongAttentionError(f"The card's metadata cannot be read back ({error}); check the names and values given for it.") from error
-    wrong = sorted(key for key, value in expected.items() if found.get(key) != value)
+    wrong = sorted(key for key, value in expected.items() if read.get(key) != value)
     if wrong:
         raise LongAttentionError(
             f"The card's metadata changed when it was read back, in {', '.join(wrong)}; check the values given for it."

@@ -126,8 +126,8 @@ def _push(
         has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
     text, card = _card(place, name, has_card)
     changed = {**_adapter(place, name), **_report(place, name), **({"README.md": text} if text is not None else {})}
-    with tempfile.TemporaryDirectory() as made:  # exactly what is uploaded: texts for the repository, and links to the other files
-        stage = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:  # exactly what is uploaded: texts for the repository, and links to the other files
+        stage = Path(temporary)
         for file in {*files, *changed}:
             (stage / file).parent.mkdir(parents=True, exist_ok=True)
             if file in changed:
@@ -161,7 +161,7 @@ def _check_code(place: Path) -> None:
 
 def _files(place: Path) -> tuple[list[str], list[str]]:
     """Relative paths of what is uploaded, and of what is not."""
-    kept: list[str] = []
+    uploaded: list[str] = []
     left_out: list[str] = []
     homes = homes_of(place)
     for path in sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir()):
@@ -170,8 +170,8 @@ def _files(place: Path) -> tuple[list[str], list[str]]:
         if not out:
             check_link(path, homes)
         if not path.is_dir():
-            (kept if path.is_file() and not out else left_out).append(inside.as_posix())
-    return kept, left_out
+            (uploaded if path.is_file() and not out else left_out).append(inside.as_posix())
+    return uploaded, left_out
 
 
 def _refuse_tokens(place: Path, files: list[str], token: str | bool | None) -> None:
@@ -184,7 +184,7 @@ def _refuse_tokens(place: Path, files: list[str], token: str | bool | None) -> N
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-        if (known and known in text) or any(len(found) >= 30 for found in TOKEN.findall(text)):
+        if (known and known in text) or any(len(match) >= 30 for match in TOKEN.findall(text)):
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
 
 

@@ -130,23 +130,23 @@ def _seeds(family: Family, config: Any) -> Iterator[Module]:
 def _mechanisms(config: Any, family: Family) -> set[str]:
     """Every mechanism of the model, with the members of composite ones, and those of default configs, which transformers creates: the
     family's, and the package's, since defaults of transformers, and so the family's, may change with its version."""
-    found = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
+    mechanisms = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
     layers = int(config.num_hidden_layers)
     for one in (config, family.config_class()):
         for attention in (one.long_attention, getattr(one, "decoder_long_attention", None)):
             if isinstance(attention, LongAttentionConfig):
-                found |= set(_members({"mechanism": attention.mechanism, **attention.options}))
+                mechanisms |= set(_members({"mechanism": attention.mechanism, **attention.options}))
                 for layer in {*range(layers), *attention.layers, *range(len(attention.turns))}:
                     name, options = attention.for_layer(layer)
-                    found |= set(_members({"mechanism": name, **options}))
-    return found
+                    mechanisms |= set(_members({"mechanism": name, **options}))
+    return mechanisms
 
 
 def _members(choice: Mapping[str, Any]) -> Iterator[str]:
     """The mechanism of a choice and the mechanisms among its options, with their defaults."""
-    given = {name: value for name, value in choice.items() if name not in ("mechanism", "heads")}
+    options = {name: value for name, value in choice.items() if name not in ("mechanism", "heads")}
     yield choice["mechanism"]
-    for value in check_options(choice["mechanism"], given).to_dict().values():
+    for value in check_options(choice["mechanism"], options).to_dict().values():
         for inner in value if isinstance(value, list) else [value]:
             if isinstance(inner, Mapping) and "mechanism" in inner:
                 yield from _members(inner)
@@ -200,7 +200,7 @@ class Module:
     @cached_property
     def imports(self) -> list[tuple[ast.ImportFrom, list[Import]]]:
         """Every statement that imports from this package, with the names it imports."""
-        found = []
+        statements = []
         parts = self.name.split(".")
         package = parts if self.path.name == "__init__.py" else parts[:-1]
         for node in ast.walk(self.tree):
@@ -214,8 +214,8 @@ class Module:
             base = package[: len(package) + 1 - node.level] if node.level and self.own else []
             base = [*base, *(node.module.split(".") if node.module else [])]
             if base[:1] == [PACKAGE] and (self.own or not node.level):
-                found.append((node, [_resolved(base, alias, f"{self.path.name}, line {node.lineno},") for alias in node.names]))
-        return found
+                statements.append((node, [_resolved(base, alias, f"{self.path.name}, line {node.lineno},") for alias in node.names]))
+        return statements
 
     def flattened(self, files: Mapping[str, str]) -> str:
         """The text with every import of this package replaced; ``files`` maps dotted names to flat file names without ``.py``."""
@@ -245,15 +245,15 @@ def package_module(name: str) -> Module | None:
 
 def closure(seeds: Iterable[Module]) -> dict[str, Module]:
     """The given modules and every module of this package that they import, directly or not; sorted by name."""
-    found: dict[str, Module] = {}
+    modules: dict[str, Module] = {}
     waiting = list(seeds)
     while waiting:
         module = waiting.pop()
-        if module.name not in found:
-            found[module.name] = module
+        if module.name not in modules:
+            modules[module.name] = module
             named = {one.module for _, imports in module.imports for one in imports}
             waiting += [other for name in named if (other := package_module(name)) is not None]
-    return dict(sorted(found.items()))
+    return dict(sorted(modules.items()))
 
 
 def flat_name(name: str) -> str:
@@ -387,8 +387,8 @@ def _header(module: Module, origin: str) -> str:
 
 
 def _auto_map(family: Family, model_type: str, entry: str) -> dict[str, str]:
-    found = {"AutoConfig": f"{entry}.{family.config_class.__name__}"}
+    classes = {"AutoConfig": f"{entry}.{family.config_class.__name__}"}
     for auto, table in auto_classes():
         if names := mapped_names(table)[0].get(model_type):
-            found[auto] = f"{entry}.{names if isinstance(names, str) else names[0]}"
-    return found
+            classes[auto] = f"{entry}.{names if isinstance(names, str) else names[0]}"
+    return classes

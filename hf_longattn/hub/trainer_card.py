@@ -72,10 +72,10 @@ def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> Non
     said = introduction(text, source)
     training = text.partition(TRAINING)[2].strip()
     known = theirs.data.to_dict()
-    given = {name: known.get(name) for name in ("license", "language", "datasets", "base_model")}
+    stated = {name: known.get(name) for name in ("license", "language", "datasets", "base_model")}
     readme.unlink()
     try:
-        contents = from_source(source, {**given, "tags": known.get("tags") or []})
+        contents = from_source(source, {**stated, "tags": known.get("tags") or []})
         ours = model_card(folder, name=repo_id or str(folder), introduction=said, training=training, **contents)
     except BaseException:
         theirs.save(readme)

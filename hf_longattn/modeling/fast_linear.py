@@ -78,10 +78,10 @@ class InferenceLinear(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InferenceLinear:
         """The copy shares the weight, which never changes."""
-        made = type(self).__new__(type(self))
-        made.__dict__ |= {name: value.copy() if isinstance(value, dict) else value for name, value in self.__dict__.items()}
-        memo[id(self)] = made
-        return made
+        duplicate = type(self).__new__(type(self))
+        duplicate.__dict__ |= {name: value.copy() if isinstance(value, dict) else value for name, value in self.__dict__.items()}
+        memo[id(self)] = duplicate
+        return duplicate
 
     @property
     def dtype(self) -> torch.dtype:
@@ -233,13 +233,13 @@ class FusedLinear:
 
     def part(self, index: int, x: Tensor) -> Tensor:
         """The outputs of one projection, ``(…, sizes[index])``."""
-        found: dict[int, Tensor] = getattr(self.kept, "outputs", {})
-        if getattr(self.kept, "input", None) is not x or index not in found:
-            found = dict(enumerate(self.layer.parts(x, self.sizes)))
+        outputs: dict[int, Tensor] = getattr(self.kept, "outputs", {})
+        if getattr(self.kept, "input", None) is not x or index not in outputs:
+            outputs = dict(enumerate(self.layer.parts(x, self.sizes)))
             self.kept.input = x
-        out = found.pop(index)
-        self.kept.outputs = found
-        if not found:
+        out = outputs.pop(index)
+        self.kept.outputs = outputs
+        if not outputs:
             self.kept.input = None
         return out
 
@@ -247,8 +247,8 @@ class FusedLinear:
         refuse_saving()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedLinear:
-        made = memo[id(self)] = FusedLinear(copy.deepcopy(self.layer, memo), self.sizes)
-        return made
+        duplicate = memo[id(self)] = FusedLinear(copy.deepcopy(self.layer, memo), self.sizes)
+        return duplicate
 
 
 class FusedPart(nn.Module):

@@ -99,12 +99,12 @@ def heads_of(model: nn.Module) -> list[Heads]:
     Raises:
         OptionError: a layer whose heads cannot be cut out.
     """
-    found = []
+    layers = []
     for site in attention_sites(model):
         if site.cross:
             continue
-        own = own_projections(site.module)
-        names = [own[f"{kind}.weight"] for kind in ("query", "key", "value") if f"{kind}.weight" in own]
+        projections_by_kind = own_projections(site.module)
+        names = [projections_by_kind[f"{kind}.weight"] for kind in ("query", "key", "value") if f"{kind}.weight" in projections_by_kind]
         parts: Any = [site.module.get_submodule(one.name.rpartition(".")[0]) for one in names if one.split is None]
         projections = attention_projections(model, site.name)
         output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None
@@ -115,8 +115,8 @@ def heads_of(model: nn.Module) -> list[Heads]:
                 "by four linear layers; choose --method magnitude, or bf16."
             )
         count = parts[1].out_features // width
-        found.append(Heads(site, tuple(parts), output, count, parts[0].out_features // parts[1].out_features, width))
-    return found
+        layers.append(Heads(site, tuple(parts), output, count, parts[0].out_features // parts[1].out_features, width))
+    return layers
 
 
 def _integer(module: Any, names: Sequence[str]) -> int | None:
@@ -129,13 +129,13 @@ def cut_as_configured(model: Any) -> None:
     Raises:
         OptionError: it is no mapping of layers to numbers of heads that they have.
     """
-    kept = getattr(model.config, KEPT_HEADS, None)
-    if kept is None:
+    counts = getattr(model.config, KEPT_HEADS, None)
+    if counts is None:
         return
-    if not isinstance(kept, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in kept.items()):
-        raise OptionError(f"{KEPT_HEADS} is {kept!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}.")
+    if not isinstance(counts, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in counts.items()):
+        raise OptionError(f"{KEPT_HEADS} is {counts!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}.")
     layers = {str(heads.site.layer): heads for heads in heads_of(model)}
-    for layer, count in kept.items():
+    for layer, count in counts.items():
         heads = layers.get(str(layer))
         if heads is None or not 1 <= count <= _configured(model.config, heads):
             raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")

@@ -88,10 +88,10 @@ def refuse_adapter(source: Source) -> None:
     Raises:
         ExportError: there is an adapter that is not merged.
     """
-    found = with_kept_adapter(source)
-    if isinstance(found, AdapterSource):
+    adapted = with_kept_adapter(source)
+    if isinstance(adapted, AdapterSource):
         raise ExportError(
-            f"The result would leave out the adapter in {str(found.adapter)!r}; convert with --merge-adapter, or merge it with peft "
+            f"The result would leave out the adapter in {str(adapted.adapter)!r}; convert with --merge-adapter, or merge it with peft "
             "(merge_and_unload) and save the model."
         )
 
@@ -149,8 +149,8 @@ def _base_of(request: SourceRequest) -> tuple[str, str | None]:
             f"{str(folder / ADAPTER_CONFIG)!r} names no base_model_name_or_path; write the folder or Hub name of its base there."
         )
     if not (folder / ADAPTER_WEIGHTS).is_file() and downloaded:
-        found = f"only {PICKLED_WEIGHTS!r}: load it with peft and save it again" if (folder / PICKLED_WEIGHTS).is_file() else "no weights"
-        raise CheckpointError(f"The adapter {request.name!r} has {found}; expected {ADAPTER_WEIGHTS}.")
+        weights = f"only {PICKLED_WEIGHTS!r}: load it with peft and save it again" if (folder / PICKLED_WEIGHTS).is_file() else "no weights"
+        raise CheckpointError(f"The adapter {request.name!r} has {weights}; expected {ADAPTER_WEIGHTS}.")
     _check_config(config, folder / ADAPTER_CONFIG)
     if downloaded:
         _check_tensors(config, folder)
