@@ -117,15 +117,15 @@ def hooks() -> Path:
     return library
 
 
-def environment() -> dict[str, str]:
-    """The variables with which a process has Triton, and the hooks before PyTorch asks for any.
+def environment(triton: bool = True) -> dict[str, str]:
+    """The variables with which a process has the hooks before PyTorch asks for any, and Triton.
 
     Raises:
         Lacking: this machine does not have what that needs.
     """
     CACHE.mkdir(exist_ok=True)
     paths = [os.environ.get("PYTHONPATH", "")]
-    if importlib.util.find_spec("triton") is None:
+    if triton and importlib.util.find_spec("triton") is None:
         paths.insert(0, str(triton_folder()))
     caches = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     return {**os.environ, **caches, "LD_PRELOAD": str(hooks()), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
