@@ -17,6 +17,7 @@ from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan, open_requested
 from ..conversion.sources.base import Source
 from ..conversion.text import load_tokenizer
+from ..data.tokenization import special_ids
 from ..errors import OptionError
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..mechanisms import Mechanism
@@ -178,8 +179,9 @@ class LossAgainstChunks:
         """The change, over the tokens of all texts; ``None`` if they have none that is predicted."""
         if self._before is None:
             original = self.model.run_with(self.model.own_attention, short=True)
+            special = ([], []) if self.model.tokenizer is None else special_ids(self.model.tokenizer)
             self._before = [
-                chunk_losses(original, *pair, self.chunk(pair[0].shape[1]), causal=self.causal, together=1) for pair in self.inputs
+                chunk_losses(original, *pair, self.chunk(pair[0].shape[1]), causal=self.causal, special=special) for pair in self.inputs
             ]
         converted = self.model.run_with(attention, weights=weights)
         before, after = list[Tensor](), list[Tensor]()
