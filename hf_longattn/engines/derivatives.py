@@ -34,6 +34,13 @@ def no_fused_kernels() -> str | None:
     return "torch.nn.attention.sdpa_kernel leaves fused kernels out"
 
 
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether derivatives of what is computed from these tensors may be asked for: a graph is recorded, or a transform is active."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return True
+    return not torch.compiler.is_compiling() and func_transforms()
+
+
 def first_derivatives_only(gradients: Sequence[Any]) -> tuple[Any, ...]:
     """The gradients that a fused kernel's backward pass returns; a derivative of theirs is refused with a sentence."""
     if torch.is_grad_enabled():

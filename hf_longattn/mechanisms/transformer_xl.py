@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..engines.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
+from ..engines.derivatives import differentiated
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.shards import Locality
@@ -120,8 +121,7 @@ class TransformerXL(GatheredMechanism):
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
         """Whether a pass over these keys and values has a memory into which gradients must not flow."""
-        stops = self.options.stops and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
-        return stops and k.shape[2] > self.options.segment_length
+        return self.options.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
         """Terms may read the key (u·k in Transformer-XL's positions), so :meth:`forward` adds them for segment and memory separately."""

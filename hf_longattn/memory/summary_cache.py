@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..engines.call import AttentionCall
+from ..engines.derivatives import differentiated
 from ..engines.topk import gather_kv
 from ..mechanisms.base import Mechanism
 from ..mechanisms.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
@@ -76,7 +77,7 @@ class SummaryLayer(StartsLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the new tokens and return everything. Without gradients the memory is reused; with them it is copied."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.is_initialized:
+        if torch.is_grad_enabled() or differentiated() or torch.compiler.is_compiling() or not self.is_initialized:
             return super().update(key_states, value_states)
         before, after = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
         self.keys, self.values = self._buffer.grown("keys", self.keys, after), self._buffer.grown("values", self.values, after)
@@ -85,7 +86,6 @@ class SummaryLayer(StartsLayer):
 
     def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         """For a few new tokens after others, and nothing asked for but the causal form."""
-        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, self.keys, self.values))
         length = self.keys.shape[2]
         return (
             isinstance(mechanism, SummarisedMechanism)
@@ -94,7 +94,7 @@ class SummaryLayer(StartsLayer):
             and q.shape[2] < length
             and call.causal
             and call.dropout == 0
-            and not (call.score_mod is not None or differentiated or torch.compiler.is_compiling())
+            and not (call.score_mod is not None or torch.compiler.is_compiling() or differentiated(q, self.keys, self.values))
             and not mechanism.covers(length, causal=True)
         )
 

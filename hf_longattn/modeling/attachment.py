@@ -13,6 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..backend import BACKEND, CACHE_LAYER, LAYER_INPUT, PROJECT_ONLY, STOPPED
 from ..configuration import LongAttentionConfig
+from ..engines.derivatives import differentiated
 from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
@@ -143,7 +144,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     added: dict[str, Any] = {}
     if any(mechanism.takes_hidden_states for mechanism in mechanisms):
         added[LAYER_INPUT] = hidden
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+    if (torch.is_grad_enabled() or differentiated()) and not torch.compiler.is_exporting():
         cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
         if any(mechanism.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
@@ -158,7 +159,7 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
     positions, norms, fused projections).
     """
     projected: list[Tensor] = []
-    if hidden.requires_grad:
+    if differentiated(hidden):
         given: dict[str, Any] = {**kwargs, PROJECT_ONLY: projected}
         given |= dict.fromkeys(given.keys() & set(CACHES))
         if "hidden_states" in given:

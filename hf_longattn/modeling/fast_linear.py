@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from ..engines.derivatives import differentiated
 from ..errors import BackendError
 from ..private_apis import int8_product, pack_int8, pack_weight, packed_product
 
@@ -49,7 +50,7 @@ class InferenceLinear(nn.Module):
 
     def rows(self, x: Tensor) -> Tensor:
         """``(…, in_features)`` -> ``(M, in_features)``."""
-        if torch.is_grad_enabled() and x.requires_grad:
+        if differentiated(x):
             raise BackendError("A model after optimize_for_inference computes no gradients; load it again to train it.")
         return x.reshape(-1, self.in_features)
 

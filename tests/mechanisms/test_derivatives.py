@@ -18,7 +18,12 @@ from hf_longattn.errors import DerivativeError
 from hf_longattn.mechanisms.base import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
 
-FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+STOPPED = "transformer_xl without gradients into its memory"
+OPTIONS = {
+    **{name: (name, mechanism_class(name).sample) for name in list_mechanisms()},
+    STOPPED: ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
+}
+FORMS = [(name, causal) for causal in (False, True) for name in OPTIONS if mechanism_class(OPTIONS[name][0]).causal in ("both", causal)]
 LENGTHS = (11, 290)
 """With a mask over all pairs, and beyond the pairs for which one is taken."""
 Inputs = tuple[Tensor, ...]
@@ -34,8 +39,7 @@ class Case:
 
     def __init__(self, name: str, causal: bool, length: int, padded: bool = False) -> None:
         KEPT.clear()  # so that masks and plans are made by the first call, within a transform
-        self.module: Mechanism = mechanism_from(name, mechanism_class(name).sample, num_heads=2, head_dim=4, max_length=300)
-        self.module = self.module.double().eval()
+        self.module: Mechanism = mechanism_from(*OPTIONS[name], num_heads=2, head_dim=4, max_length=300).double().eval()
         with torch.no_grad():
             for parameter in self.module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter) * (name != "adaptive_span"))

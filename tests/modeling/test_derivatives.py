@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hf_longattn import build_mechanism
 from hf_longattn.backend import longattn_attention_forward
 from hf_longattn.engines.byte_cache import KEPT
-from hf_longattn.errors import DerivativeError, MaskError
+from hf_longattn.errors import BackendError, DerivativeError, MaskError
 from tests.reference.small_models import long_model, padding, tokens
 
 LENGTH = 270
@@ -23,8 +23,9 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "strided": {"window": 8, "stride": 16},
     "block_top_k": {"block_size": 16, "num_blocks": 3},
     "linear": {},
+    "transformer_xl": {"segment_length": 32, "memory_length": 16},
 }
-"""A band, tiles, blocks chosen by content, and a state: each with its own kernels and cache."""
+"""A band, tiles, blocks chosen by content, a state, and gradients that stop at hidden states: each with its own kernels and cache."""
 Parameters = dict[str, Tensor]
 
 
@@ -102,6 +103,14 @@ def test_second_derivatives(name: str) -> None:
     if name != "linear":
         with pytest.raises(DerivativeError, match=r"sdpa_kernel\(torch\.nn\.attention\.SDPBackend\.MATH\)"):
             case.second()
+
+
+def test_a_model_for_inference_has_no_derivative_of_any_kind() -> None:
+    model = long_model("bert", None, {"mechanism": "window", "window": 8}, num_hidden_layers=1)
+    model.optimize_for_inference("int8")
+    x = torch.randn(1, 20, 64, dtype=torch.bfloat16)
+    with pytest.raises(BackendError, match="computes no gradients"), torch.no_grad():
+        torch.func.jvp(lambda states: model(inputs_embeds=states)[0], (x,), (x,))
 
 
 def test_what_cannot_be_mapped_is_refused() -> None:
