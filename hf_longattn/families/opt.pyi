@@ -59,7 +59,7 @@ class LongOPTForSequenceClassification(LongAttentionMixin, OPTForSequenceClassif
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
-class LongOPTModel(LongBaseModelMixin, OPTModel):
+class LongOPTModel(LongAttentionMixin, OPTModel):
     """OPTModel with the mechanisms of ``config.long_attention``.
 
     ``forward`` takes the arguments of OPTModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
@@ -71,7 +71,7 @@ class LongOPTModel(LongBaseModelMixin, OPTModel):
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
-class LongOPTDecoder(LongAttentionMixin, OPTDecoder):
+class LongOPTDecoder(LongBaseModelMixin, OPTDecoder):
     """OPTDecoder with the mechanisms of ``config.long_attention``.
 
     ``forward`` takes the arguments of OPTDecoder, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
