@@ -13,10 +13,21 @@ from transformers import BertConfig, BertModel
 
 from hf_longattn.cli.app import main
 from hf_longattn.cli.terminal import SafeConsole, print_json, say
-from hf_longattn.errors import CheckpointError, in_one_line, visible
+from hf_longattn.data.sources import DataError
+from hf_longattn.errors import CheckpointError, LongAttentionError, in_one_line, visible
+from tests.conversion.test_audit import serving
+from tests.trained import tokenizer_of
 
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07b\x9b2J\u202ec\r"
 """Colours, the title of the window, an erased screen, the direction of writing, and the start of the line."""
+
+
+def small(folder: Path) -> Path:
+    """The folder of a model with its tokenizer."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 1000}
+    BertModel(BertConfig(**sizes, max_position_embeddings=64)).save_pretrained(folder)
+    tokenizer_of("bert", 64).save_pretrained(folder)
+    return folder
 
 
 def harmless(text: str) -> bool:
@@ -30,7 +41,23 @@ def test_control_characters_are_escaped_and_text_is_not() -> None:
 
 
 def test_every_error_is_harmless() -> None:
-    assert str(CheckpointError(f"The file {HOSTILE} is bad.")) == f"The file {visible(HOSTILE)} is bad."
+    kinds, waiting = [LongAttentionError], [LongAttentionError]
+    while waiting:
+        waiting = [kind for parent in waiting for kind in parent.__subclasses__()]
+        kinds += waiting
+    assert {CheckpointError, DataError} <= set(kinds)
+    for kind in kinds:
+        assert str(kind(f"The file {HOSTILE} is bad.")) == f"The file {visible(HOSTILE)} is bad."
+
+
+def test_the_columns_of_a_file_that_a_training_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({f"column{HOSTILE}": "x", "text": "y"}) + "\n")
+    with pytest.raises(SystemExit):
+        main(["train", "classify", "--model", str(small(tmp_path)), "--data", str(data), "--output", str(tmp_path / "out"), "--no-bf16"])
+    error = capsys.readouterr().err
+    assert "\\x1b[31m" in error
+    assert harmless(error.replace("\r", ""))  # the library's progress bar
 
 
 def test_everything_that_is_printed_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +67,16 @@ def test_everything_that_is_printed_is_harmless(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr()
     assert harmless(printed.out + printed.err)
     assert json.loads(printed.out[printed.out.index("{") :]) == {HOSTILE: [HOSTILE, "é"]}
+
+
+def test_what_a_server_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small(tmp_path)
+    capsys.readouterr()  # the library's progress bar
+    with serving(lambda body: (500, HOSTILE.encode()), "/embed") as url, pytest.raises(SystemExit):
+        main(["audit", str(tmp_path), "--url", url])
+    printed = capsys.readouterr()
+    assert "Error: " in printed.err
+    assert harmless(printed.out + printed.err)
 
 
 @pytest.mark.parametrize("colours", [False, True])
@@ -71,8 +108,7 @@ def test_no_command_prints_by_another_way(repository: Path) -> None:
 )
 def test_names_and_configs_with_escapes(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / f"bert{HOSTILE}\n# heading"
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
-    BertModel(BertConfig(**sizes, max_position_embeddings=64)).save_pretrained(folder)
+    small(folder)
     command, *rest = arguments
     capsys.readouterr()  # the library's progress bar
     for architectures in (["BertModel"], [f"Bert{HOSTILE}"]):
