@@ -144,7 +144,7 @@ def word_windows(
         word may begin in the window before), and the document's number.
     """
     if not reads_words(tokenizer):
-        documents = [[f" {word}" for word in words] for words in documents]
+        documents = [[f" {word}" if word else word for word in words] for words in documents]
     encoded = tokenizer(
         documents, is_split_into_words=True, truncation=True, max_length=length, stride=stride,
         return_overflowing_tokens=True, return_attention_mask=False,
