@@ -29,7 +29,7 @@ MOST_KERNELS = 256
 """Kinds of calls whose compiled function is kept; the least recently used is dropped first."""
 UNSUPPORTED = re.compile(
     r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
-    r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources|recompile limit",
+    r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources|recompile[_ ]limit",
     re.IGNORECASE,
 )
 """How PyTorch and Triton say that a machine has no such kernel."""
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def _attention(*tensors, **settings):  # type: ignore[no-untyped-def]
+    # The body of every compiled function. A traced graph holds the second line alone.
     if not torch.compiler.is_compiling():
         raise NoKernel("torch.compile is turned off")
     return flex_attention(*tensors, **settings)
@@ -129,7 +130,7 @@ def _variant(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: f
 
 
 def _layout(x: Tensor) -> Hashable:
-    """What of a tensor ``(B, H, N, D)`` a compiled function holds fast."""
+    """What a compiled function takes as fixed about a tensor ``(B, H, N, D)``."""
     batch, heads, length, head_dim = x.shape
     stored = x.is_contiguous(), x.stride(1) < x.stride(2), x.requires_grad, x.is_inference()
     return x.dtype, heads, head_dim, batch == 1, length == 1, stored

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 CACHE = Path(__file__).parents[2] / ".tmp"
@@ -207,3 +209,26 @@ def fake_tensors() -> Iterator[None]:
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
+
+
+@contextlib.contextmanager
+def results(module: str, key: str) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """The result of a name, which ``python -m module`` prints as lines of JSON, one after another, with the name under ``key``."""
+    found: dict[str, dict[str, Any]] = {}
+    command = [sys.executable, "-m", module]
+    with subprocess.Popen(command, cwd=CACHE.parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        output = process.stdout
+        assert output is not None
+
+        def result_of(name: str) -> dict[str, Any]:
+            while name not in found:
+                line = output.readline()
+                assert line, f"`python -m {module}` ended before {name!r}"
+                result = json.loads(line)
+                found[result.get(key, name)] = result
+            if "lacking" in found[name]:
+                pytest.skip(f"there is no pretended GPU: {found[name]['lacking']}")
+            return found[name]
+
+        yield result_of
+        process.kill()
