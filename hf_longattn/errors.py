@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,10 @@ class UnknownMechanismError(LongAttentionError):
 
 class OptionError(LongAttentionError):
     """An option that is unknown, or has the wrong type or an invalid value."""
+
+
+class UsageError(OptionError):
+    """A command line that cannot be parsed: exit code 2."""
 
 
 class MaskError(LongAttentionError):
@@ -77,22 +82,58 @@ class HubError(LongAttentionError):
     """The Hub cannot be reached or refuses the request."""
 
 
+EXTRAS: dict[str, dict[str, str]] = {
+    "compress": {"torchao": "torchao>=0.18"},
+    "gguf": {"gguf": "gguf>=0.17"},
+    "onnx": {"onnx": "onnx>=1.19", "onnxruntime": "onnxruntime>=1.22", "onnxscript": "onnxscript>=0.5.4"},
+    "plot": {"matplotlib": "matplotlib>=3.9"},
+    "search": {"matplotlib": "matplotlib>=3.9", "optuna": "optuna>=5.0"},
+    "sentence": {"sentence_transformers": "sentence-transformers>=6.0", "sklearn": "scikit-learn>=1.6"},
+    "train": {"accelerate": "accelerate>=1.10", "datasets": "datasets>=4.0", "evaluate": "evaluate>=0.4.5", "peft": "peft>=0.21"},
+}
+"""The packages of each extra that the package itself imports, by the name of their import: what pip installs, as in pyproject.toml."""
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Refuse before slow work where a package of an extra is not installed; nothing is imported.
+
+    Args:
+        extra: the extra's name.
+        packages: those of its packages that are needed, by the names of their imports; default: all.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    missing = [name for name in packages or EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise _missing_packages(extra, missing)
+
+
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Around imports of an extra's packages: turns a missing one into a sentence.
+    """Around imports of an extra's packages: turns a missing one, or one that cannot be imported, into a sentence.
 
     Raises:
         MissingExtraError: a package is not installed.
     """
     try:
         yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         name = (error.name or str(error)).split(".")[0]
         if name == "hf_longattn":
             raise
+        if isinstance(error, ModuleNotFoundError):
+            raise _missing_packages(extra, [name]) from error
+        requirement = EXTRAS[extra].get(name, name)
         raise MissingExtraError(
-            f"This needs the package {name!r}, which is not installed; type pip install '.[{extra}]' in your clone of hf_longattn."
+            f"The package {name!r} cannot be imported ({in_a_line(error)}); type pip install --force-reinstall '{requirement}'."
         ) from error
+
+
+def _missing_packages(extra: str, names: list[str]) -> MissingExtraError:
+    what = f"the package {names[0]!r}, which is" if len(names) == 1 else f"the packages {', '.join(map(repr, names))}, which are"
+    requirements = " ".join(f"'{EXTRAS[extra].get(name, name)}'" for name in names)
+    return MissingExtraError(f"This needs {what} not installed; type pip install {requirements}.")
 
 
 @contextmanager
@@ -128,6 +169,11 @@ def visible(text: str) -> str:
 def in_one_line(text: str) -> str:
     """The same in one line: a name or a value in a table, or in the text of a card, where a line break could begin a heading."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def error_line(error: object) -> str:
+    """What every command prints of a refusal: one line that begins with "Error: "."""
+    return f"Error: {visible(' '.join(str(error).split()))}"
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -95,7 +95,7 @@ TASKS = (
         "multitask", "MULTITASK", "finetune_multitask", "multitask_result", shards=False,
     ),
     TrainingTask(
-        "distill", "Teach a converted model's mechanisms to reproduce softmax attention; with --method, distil a teacher into a student.",
+        "distill", "Teach a converted model's mechanisms to reproduce softmax attention, or with --method a student to imitate a teacher.",
         "attention_distillation.distill", "DISTILLATION", "distill_attention", "markdown", shards=False,
     ),
     TrainingTask(

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.errors import LongAttentionError, MissingExtraError, needs_extra
+from hf_longattn.cli import main
+from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, needs_extra
+from hf_longattn.tasks import TASKS
 
-EXTRAS = (
+PACKAGES = (
     "accelerate", "datasets", "evaluate", "gguf", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "pandas", "peft", "psutil",
     "pyarrow", "sentence_transformers", "sklearn",
 )  # fmt: skip
-WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
+WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
 """As where none of these is installed: an import of them fails, and find_spec finds nothing."""
 
 
@@ -60,7 +62,7 @@ def test_converting_inspecting_publishing_and_the_way_back(tmp_path: Path, repos
         """,
         tmp_path,
     )
-    assert "pip install onnx" in found
+    assert "pip install 'onnx>=1.19'" in found
     assert "all of them ran" in found
 
 
@@ -83,11 +85,53 @@ def test_training_says_which_extra_brings_what_is_missing(
         except MissingExtraError as error:
             print(error)
         """
-    assert "type pip install '.[train]' in your clone" in python_without_extras(refused, tmp_path)
+    assert "type pip install '" in python_without_extras(refused, tmp_path)
+
+
+COMMANDS = [
+    ("search nowhere nothing --output study --trials 2", "optuna"),
+    ("search nowhere nothing --output study", "matplotlib"),
+    ("search nowhere nothing --output study --transfer-steps 2", "accelerate"),
+    ("export nowhere out", "onnxscript"),
+    ("export nowhere out --format gguf", "gguf"),
+    ("compress nowhere out --method int8", "torchao"),
+    ("audit nowhere --onnx model.onnx", "onnxruntime"),
+    ("inspect nowhere --plot here.png", "matplotlib"),
+    ("probe nowhere --plot here.png", "matplotlib"),
+    *(
+        (f"train {task.name} --model nowhere{f' --{task.option} tinybert' if task.option else ''}", list(EXTRAS[extra])[-1])
+        for task in TASKS
+        for extra in task.extras
+    ),
+    ("train distill --model nowhere --output out --text nothing --rate_trials 2", "optuna"),
+]
+"""Commands that would read a checkpoint that is not there, and a package that each needs."""
+
+
+@pytest.mark.parametrize(("line", "package"), COMMANDS)
+def test_what_is_missing_is_told_before_anything_is_read(
+    line: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match="1"):
+        main(line.split())
+    (said,) = capsys.readouterr().err.splitlines()
+    requirement = next(names[package] for names in EXTRAS.values() if package in names)
+    assert said.startswith("Error: This needs the package")
+    assert said.endswith(f"type pip install '{requirement}'.")
+
+
+def test_the_extras_are_those_of_the_project(repository: Path) -> None:
+    declared = pytest.importorskip("tomllib").loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra, packages in EXTRAS.items():
+        known = [requirement for requirement in declared[extra] if not requirement.startswith("hf-longattn")]
+        assert set(known) <= set(packages.values()), extra
+        assert set(packages.values()) <= {requirement for requirements in declared.values() for requirement in requirements}, extra
 
 
 def test_a_missing_package_is_a_sentence_and_an_import_error() -> None:
-    with pytest.raises(MissingExtraError, match=r"'no_such_package'.*pip install '\.\[train\]'") as refused, needs_extra("train"):
+    with pytest.raises(MissingExtraError, match=r"'no_such_package'.*pip install 'no_such_package'") as refused, needs_extra("train"):
         import no_such_package  # noqa: F401
     assert isinstance(refused.value, LongAttentionError)
     assert isinstance(refused.value, ImportError)

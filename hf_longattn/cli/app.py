@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import LongAttentionError, lacks_memory, shortened, visible
+from ..errors import LongAttentionError, error_line, lacks_memory, shortened
 from . import audit, compress, convert, diagnose, export, hub, inspect, probe, search, train
 
 __all__ = ["app", "main"]
@@ -87,5 +87,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(sentence: str) -> None:
-    print(f"Error: {visible(' '.join(sentence.split()))}", file=sys.stderr)
+    print(error_line(sentence), file=sys.stderr)
     raise SystemExit(1)

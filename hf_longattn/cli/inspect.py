@@ -40,6 +40,10 @@ def inspect(
     from .show import show_inspection
     from .terminal import print_json, say
 
+    if plot is not None:
+        from .plot import check_image
+
+        check_image(plot)
     if mechanism is not None and plot is not None:
         from ..mechanisms.registry import mechanism_class, mechanism_from
         from .plot import draw_patterns

@@ -149,9 +149,31 @@ def _bad_parameter(flag: str) -> Iterator[None]:
 
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
     if recipe is not None:
-        flags = [parameter.name for parameter in context.command.params if parameter.name]
-        context.default_map = {**(context.default_map or {}), **read_recipe(recipe, flags, "convert")}
+        parameters = {parameter.name: parameter for parameter in context.command.params if parameter.name}
+        values = read_recipe(recipe, parameters, "convert")
+        for name, value in values.items():
+            _check_recipe_value(context, recipe, parameters[name], value)
+        context.default_map = {**(context.default_map or {}), **values}
     return recipe
+
+
+def _check_recipe_value(context: typer.Context, recipe: str, parameter: Any, value: Any) -> None:
+    """Refuse a value that the flag would not take.
+
+    Raises:
+        OptionError: with one sentence.
+    """
+    from ..errors import OptionError
+
+    wants_list = parameter.multiple or parameter.nargs != 1
+    if isinstance(value, dict) or isinstance(value, list) != wants_list:
+        raise OptionError(
+            f"The recipe {recipe} sets {parameter.name!r} to {value!r}; it must be a {'list' if wants_list else 'single value'}."
+        )
+    try:
+        parameter.process_value(context, value)
+    except typer.BadParameter as error:
+        raise OptionError(f"The recipe {recipe} sets {parameter.name!r} to {value!r}: {error.message.rstrip('.')}.") from error
 
 
 Recipe = Annotated[

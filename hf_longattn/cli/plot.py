@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..conversion import ReachAudit
-from ..errors import LongAttentionError
+from ..errors import LongAttentionError, needs_extra
 from ..evaluation.probes import ProbeReport
 from ..mechanisms import Mechanism
 
@@ -161,10 +161,8 @@ def draw_probe(report: ProbeReport, file: Path) -> None:
 
 def _figures() -> Any:
     """matplotlib's class of figures, which need no display."""
-    try:
+    with needs_extra("plot"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LongAttentionError("Drawing needs matplotlib; type pip install matplotlib.") from error
     return Figure
 
 

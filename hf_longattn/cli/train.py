@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from ..errors import MissingExtraError, check_extra, error_line
 from ..tasks import task_names, tasks_named
 
 __all__ = ["app", "train"]
@@ -17,14 +18,22 @@ __all__ = ["app", "train"]
 
 def train(name: str, arguments: list[str] | None = None) -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
+    line = sys.argv[1:] if arguments is None else arguments
+    first, *others = tasks_named(name)
+    try:
+        for extra in () if "--help" in line else first.extras:
+            check_extra(extra)  # before imports that take seconds
+    except MissingExtraError as error:
+        print(error_line(error), file=sys.stderr)
+        return 1
     from ..training.args import is_option_set
     from ..training.training_loop import run_training
 
-    line = sys.argv[1:] if arguments is None else arguments
-    first, *others = tasks_named(name)
     task = next((task for task in others if is_option_set(task.option, line)), first)
     kinds, run, result = task.load_arguments(), task.load_train(), task.load_result()
-    return run_training(kinds, line, task.summary, train=run, result=result, prog=f"longattn train {name}")
+    elsewhere = [f"`longattn train {name} --{other.option} VALUE --help` lists the options of: {other.summary}" for other in others]
+    description = " ".join([task.summary, *(elsewhere if task is first else [])])
+    return run_training(kinds, line, description, train=run, result=result, prog=f"longattn train {name}")
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..errors import CheckpointError, LengthError, MissingExtraError, OptionError, checkpoint_errors, in_a_line
+from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors, in_a_line, needs_extra
 from ..mechanisms import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import mechanism_from
@@ -186,6 +186,8 @@ def audit_reach(
         raise OptionError(
             "An attention implementation is chosen when a checkpoint is loaded, but here none is; leave --attn-implementation out."
         )
+    if onnx is not None:
+        check_extra("onnx", "onnxruntime")
     weights = onnx is None and url is None
     if isinstance(model, nn.Module):
         loaded, config = model, model.config
@@ -454,10 +456,8 @@ class Graph:
     leading = trailing = 0
 
     def __init__(self, file: Path) -> None:
-        try:
+        with needs_extra("onnx"):
             import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError("Auditing an ONNX file needs onnxruntime; type pip install onnxruntime.") from error
         file = file / "model.onnx" if file.is_dir() else file
         if not file.is_file():
             raise OptionError(f"{str(file)!r} does not exist; give an ONNX file, or a folder with model.onnx.")

@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
-from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors, nearest, needs_extra
+from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..mechanisms.base import Mechanism
 from ..modeling.attention_sites import attention_sites
 from ..modeling.config import LongConfig
@@ -368,6 +368,8 @@ METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
     "prune-ffn": prune_ffn,
     "magnitude": magnitude,
 }
+BY_TORCHAO = ("int8", "int8-weight-only", "int4-weight-only")
+"""Methods that need torchao."""
 
 
 # ---- importance and losses
@@ -497,6 +499,8 @@ def compress_checkpoint(
         DestinationExistsError: the destination exists.
     """
     chosen = CompressionConfig(**settings) if config is None else dataclasses.replace(config, **settings)
+    if chosen.method in BY_TORCHAO:
+        check_extra("compress")
     target = destination_path(destination)
     with quiet_libraries():
         opened = open_source(source, revision=revision, token=token)

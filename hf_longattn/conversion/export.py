@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import importlib.util
 import inspect
 import logging
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError, nearest
+from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..mechanisms import Mechanism
 from ..modeling.family import family_of, family_with
 from ..modeling.sliding_window import with_base_windows
@@ -55,7 +54,6 @@ TASKS = {
 """The Hub's names of tasks, and the Auto class of each."""
 REPORT = "export_report.json"
 LONG_CONFIG = "long_config.json"
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,8 @@ def export_checkpoint(
         revision, token: of a Hub repository.
 
     Raises:
-        ExportError: the model cannot be exported or quantised, a package is missing, or the graph differs from the model.
+        MissingExtraError: a package that the format needs is not installed.
+        ExportError: the model cannot be exported or quantised, or the graph differs from the model.
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in FORMATS:
@@ -132,11 +131,8 @@ def export_checkpoint(
         )
     if int8 and format != "onnx":
         raise ExportError(f"int8 is a copy of an ONNX graph; give format='onnx' (--format onnx), not {format!r}, or leave int8 out.")
-    missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
-    if format == "onnx" and missing:
-        raise ExportError(
-            f"The ONNX format needs the package {missing[0]!r}, which is not installed; run `pip install {' '.join(ONNX_PACKAGES)}`."
-        )
+    if format == "onnx":
+        check_extra("onnx")
     target = destination_path(destination)
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     source, max_length = inspection.source, inspection.max_length
@@ -178,7 +174,7 @@ def export_checkpoint(
         size = sum(path.stat().st_size for path in stage.iterdir())
         return ExportReport(
             target, format, type(loaded).__name__, graph.inputs, max_length=max_length, files=files, bytes_written=size,
-            text=words.describe(), versions=versions(*(ONNX_PACKAGES if format == "onnx" else ())), decoding=graph.describe(), **written,
+            text=words.describe(), versions=versions(*(EXTRAS["onnx"] if format == "onnx" else ())), decoding=graph.describe(), **written,
         )  # fmt: skip
 
     kind = "ONNX" if format == "onnx" else "torch.export"

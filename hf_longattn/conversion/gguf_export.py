@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ExportError
+from ..errors import ExportError, needs_extra
 from ..modeling.sliding_window import FULL, SLIDING
 from ..private_apis import gguf_readers
 from ..staging import check_destination, destination_path
@@ -161,13 +161,12 @@ def export_gguf(
         revision, token: of a Hub repository.
 
     Raises:
+        MissingExtraError: the package ``gguf`` is not installed.
         ExportError: no native twin, or one that llama.cpp would compute differently, in a sentence that names the layer and the reason.
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
-    try:
+    with needs_extra("gguf"):
         import gguf
-    except ImportError as error:
-        raise ExportError("GGUF files are written with the gguf package: pip install gguf.") from error
     target = destination_path(destination)
     source = open_source(model, revision=revision, token=token)
     check_destination(target, *source.protected, overwrite=overwrite)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ExportError, in_a_line
+from ..errors import ExportError, in_a_line, needs_extra
 from .graphs import Runner
 
 INT8_FILE = "model_int8.onnx"
@@ -32,14 +32,10 @@ def quantise(graph: Path, target: Path) -> int:
     Raises:
         ExportError: onnxruntime cannot quantise this graph, or finds no linear layer in it.
     """
-    try:
+    with needs_extra("onnx"):
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-    except ImportError as error:
-        raise ExportError(
-            f"int8 needs onnxruntime.quantization, which cannot be imported ({in_a_line(error)}); run `pip install onnx onnxruntime`."
-        ) from error
     model = onnx.load(graph)
     del model.graph.value_info[:]  # the quantiser turns Gemm into MatMul and then finds other shapes than these; it infers them anew
     add_pre_process_metadata(model)  # PyTorch's exporter has folded constants, which its warning would ask for

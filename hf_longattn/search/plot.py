@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 LABELS = {"mass": "captured mass (mean over layers)", "kl": "−Σ KL of single layers (nats)"}
 
 
-def check_drawing() -> None:
-    """Refuse before anything is measured if matplotlib is not installed."""
-    with needs_extra("search"):
-        import matplotlib.figure  # noqa: F401
-
-
 def draw_search(result: SearchResult, file: Path) -> None:
     """Write an SVG: the best designs by score and the uniform ones; beside them, if there was a stage 2, every design that was tried."""
     with needs_extra("search"):

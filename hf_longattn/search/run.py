@@ -20,7 +20,7 @@ from ..conversion.report import versions
 from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
 from ..diagnostics.trial_model import LossAgainstChunks, check_predicts_tokens
-from ..errors import LengthError, OptionError, in_a_line
+from ..errors import LengthError, OptionError, check_extra, in_a_line
 from ..evaluation.layer_choice import layers_keep
 from ..evaluation.token_loss import LossChange
 from ..positions import widest_span
@@ -32,7 +32,6 @@ from .folder import COSTS, SCORES, SearchFolder, opened_folder
 from .layers import choose_full_layers
 from .model import SearchedModel
 from .objectives import FAILURES, Divergence, HeldOutLoss, Transferred, weights_of
-from .plot import check_drawing
 from .result import LayerRow, SearchResult
 from .scores import QUERIES, CostTable, ScoreTable, choose, divergence_table, mass_table
 from .study import ROUNDING, DesignStudy, check_trials, remove_torn_line, run_workers
@@ -193,7 +192,9 @@ def search_design(
     if output is None and (trials or transfer_steps or resume or overwrite):
         raise OptionError("Stage 2 keeps its trials in a folder; give one as output, or leave trials and transfer_steps at 0.")
     if output is not None:
-        check_drawing()
+        check_extra("search", "matplotlib")
+    if transfer_steps:
+        check_extra("train")
     kept = mode == MODES[1]
     config = SearchConfig(
         model=str(model), text=text, budget=None if kept else Budget.read(budget), full_layers=_count(budget) if kept else None,

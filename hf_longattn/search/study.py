@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..diagnostics import Candidate
-from ..errors import CheckpointError, LongAttentionError, OptionError, in_a_line, needs_extra
+from ..errors import CheckpointError, LongAttentionError, OptionError, check_extra, in_a_line, needs_extra
 from .design import Design
 from .objectives import FAILURES
 
@@ -273,5 +273,4 @@ def check_trials(trials: int, workers: int) -> None:
     if trials < 0 or workers < 1:
         raise OptionError(f"--trials is {trials} and --workers {workers}; give --trials 0 or more, and --workers 1 or more.")
     if trials:
-        with needs_extra("search"):
-            import optuna  # noqa: F401
+        check_extra("search", "optuna")

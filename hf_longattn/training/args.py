@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import os
 import re
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, get_args, get_origin
@@ -20,7 +19,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg, string_to_bool
 
-from hf_longattn.errors import LongAttentionError, OptionError, nearest
+from hf_longattn.errors import LongAttentionError, OptionError, UsageError, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
 
 Model = TypeVar("Model", bound="ModelArguments")
@@ -268,16 +267,31 @@ def given(arguments: Any) -> dict[str, Any]:
 
 
 class TaskParser(HfArgumentParser):
-    """A parser whose errors read as those of the other commands."""
+    """transformers' parser with one sentence for what is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and one sentence, and exit with code 2."""
-        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        options = [option for action in self._actions for option in action.option_strings]
-        hint = nearest(unknown[1], options) if unknown else ""
-        self.print_usage(sys.stderr)
-        print(f"Error: {message[0].upper()}{message[1:].rstrip('.')}.{hint}", file=sys.stderr)
-        raise SystemExit(2)
+        """Called by argparse.
+
+        Raises:
+            UsageError: always.
+        """
+        named = re.fullmatch(r"argument (--\w+)\S*: (.*)", message, re.DOTALL)
+        raise UsageError(f"{named[1]}: {named[2]}" if named else message)
+
+    def parse(self, line: list[str]) -> dict[str, Any]:
+        """The values of a command line by the names of their fields.
+
+        Raises:
+            UsageError: an unknown option, or a value of the wrong kind.
+        """
+        known, unknown = self.parse_known_args(line)
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        if flags:
+            choices = [flag for action in self._actions for flag in action.option_strings]
+            raise UsageError(f"there is no option {flags[0]}; {self.prog} --help lists all.{nearest(flags[0], choices)}")
+        if unknown:
+            raise UsageError(f"unexpected argument {unknown[0]!r}; values follow their option, as in --model MODEL")
+        return vars(known)
 
 
 def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None = None) -> TaskParser:
@@ -305,11 +319,11 @@ def parse_arguments(
     inherited = {each.name for each in fields(TrainingArguments)}
     for group in parser._action_groups:
         group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
-    usual = vars(parser.parse_args([]))  # HfArgumentParser's defaults of `debug` and of another option are not TrainingArguments'
+    usual = parser.parse([])  # HfArgumentParser's defaults of `debug` and of another option are not TrainingArguments'
     known, _ = parser.parse_known_args(arguments)
     if known.config:
         parser.set_defaults(**_defaults(parser, known.config, command))
-    values = vars(parser.parse_args(arguments))
+    values = parser.parse(arguments)
     values.pop("config")
     return build_arguments(kinds, **{name: value for name, value in values.items() if value != usual[name]})
 

@@ -19,7 +19,7 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from hf_longattn.errors import CheckpointError, LongAttentionError
+from hf_longattn.errors import CheckpointError, LongAttentionError, error_line
 from hf_longattn.training.checkpoints import newest_checkpoint
 
 BEAT = 2.0
@@ -129,7 +129,7 @@ def watched(folder: Path) -> Iterator[None]:
 
     def lost(rank: int, failed: bool) -> None:
         what = "ended with an error" if failed else "has ended or hangs"
-        print(f"Error: process {rank} of the training {what}: {how_to_resume(folder)}", file=sys.stderr)
+        print(error_line(f"process {rank} of the training {what}: {how_to_resume(folder)}"), file=sys.stderr)
         leave()
 
     _heart = Heart(lost)

@@ -24,7 +24,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, in_one_line, visible
+import hf_longattn
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.naming import LOGGER
 from hf_longattn.private_apis import epochs_can_be_skipped
@@ -73,7 +74,7 @@ def run_training(
         prog: the command in the help; ``None`` = the process's.
 
     Returns:
-        The exit code: 0, or 1 with one sentence on stderr.
+        The exit code: 0, or with one sentence on stderr 1 (refused or failed) or 2 (wrong usage).
     """
     first = int(os.environ.get("RANK", "0")) == 0
     try:
@@ -86,10 +87,10 @@ def run_training(
         with one_sentence_if_full(training_args.folder), sentence_if_lost(training_args.folder):
             log = train(model_args, data_args, training_args)
     except LongAttentionError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         if several():
             leave()
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except Exception:
         if not several():
             raise

@@ -55,6 +55,10 @@ def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFix
         ("just words", "names and values"),
         ("mechansm: window", "Did you mean 'mechanism'?"),
         ("maximum-length: 7", "sets 'maximum_length'"),
+        ("max_length: many", "sets 'max_length' to 'many'"),
+        ("mechanism: [window]", "sets 'mechanism' to ['window']; it must be a single value"),
+        ("option: window=8", "sets 'option' to 'window=8'; it must be a list"),
+        ("generic: perhaps", "sets 'generic' to 'perhaps'"),
         (None, "does not exist"),
     ],
 )
@@ -65,7 +69,10 @@ def test_mistakes_are_one_sentence(text: str | None, sentence: str, tmp_path: Pa
     with pytest.raises(SystemExit) as stopped:
         main(["plan", "somewhere", "--config", str(recipe)])
     assert stopped.value.code == 1
-    assert sentence in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.startswith("Error: ")
+    assert said.count("\n") == 1
 
 
 def test_a_recipe_is_found_by_its_name_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
 from hf_longattn.conversion import export
-from hf_longattn.errors import DestinationExistsError, ExportError
+from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
 from hf_longattn.mechanisms.registry import mechanism_class
 from tests.reference.small_models import long_config, padding, tokens
 
@@ -89,8 +90,8 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path,
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="differs from the model"):
         export_checkpoint(tmp_path / "window", target, format="torch")
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match="pip install onnx"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"needs the packages 'onnx', .* type pip install 'onnx>=1.19' 'onnxruntime>=1.22'"):
         export_checkpoint(small, target)
     assert {path.name for path in tmp_path.iterdir()} == {"long", "window", "hierarchical"}
 

@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_longattn import convert_checkpoint, export_gguf
 from hf_longattn.conversion.gguf_export import gguf_refusal
-from hf_longattn.errors import CheckpointError, ExportError
+from hf_longattn.errors import CheckpointError, ExportError, MissingExtraError
 from tools.native_cases import save_long
 
 gguf = pytest.importorskip("gguf", reason="the extra hf-longattn[gguf] is not installed")
@@ -133,5 +133,5 @@ def test_scaled_rotary_positions_are_not_lost_when_the_file_is_converted(tmp_pat
 
 def test_without_gguf_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(ExportError, match="pip install gguf"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'gguf>=0.17'"):
         export_gguf(tmp_path, tmp_path / "out")

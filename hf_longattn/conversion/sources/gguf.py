@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, LongAttentionError
+from ...errors import CheckpointError, LongAttentionError, needs_extra
 from ...private_apis import gguf_readers
 from ...reading import MOST_LAYERS, check_counts
 from ..tensor_files import TensorHeader
@@ -61,10 +61,8 @@ class Gguf(SourceFormat):
         file = files[0].absolute()
         if SPLIT.search(file.name):
             raise CheckpointError(f"{file.name!r} is one part of a split GGUF file; join the parts first with llama-gguf-split --merge.")
-        try:
+        with needs_extra("gguf"):
             from gguf import GGUFReader
-        except ImportError as error:
-            raise CheckpointError("GGUF files are read with the gguf package: pip install gguf.") from error
         _check_header(file)
         try:
             reader: Any = GGUFReader(file)

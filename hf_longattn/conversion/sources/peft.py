@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, ExportError, checkpoint_errors, nearest
+from ...errors import CheckpointError, ExportError, check_extra, checkpoint_errors, nearest, needs_extra
 from ...reading import NAMES, NATURAL, NUMBER, TEXT, TYPES, check_config, check_fields, named_class, read_json_object
 from ..tensor_files import TensorHeader, read_headers, write_json
 from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
@@ -129,6 +129,7 @@ class Peft(SourceFormat):
         known = {"name": request.name, "paths": (*base.paths, request.path)}
         if not request.merge_adapter:
             return AdapterSource.around(base, **known, adapter=request.path)
+        check_extra("train", "peft")  # merging needs peft, after the base was loaded
         check_config(base.config, base.name)
         merged = cache(partial(_merged_values, base, request.path))
         tensors = {one: replace(header, start=None, values=partial(_value, merged, header)) for one, header in base.tensors.items()}
@@ -272,10 +273,8 @@ def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
 
 def _merge(model: nn.Module, folder: Path) -> nn.Module:
     """The model with the adapter added to its weights."""
-    try:
+    with needs_extra("train"):
         from peft import PeftModel
-    except ImportError as error:
-        raise CheckpointError("Adapters are merged with the peft package: pip install peft.") from error
     foreign = _foreign(model, folder)
     if foreign:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.mechanisms.base import DENSE_LIMIT
 from hf_longattn.mechanisms.composite import read_choice, read_options
 from hf_longattn.training.args import LongTrainingArguments, argument
@@ -100,6 +100,8 @@ class DistillationTrainingArguments(TextTrainingArguments):
             raise OptionError("output_factor and weights_factor must be 0 or more, and one of them above 0, so that stage 1 has a loss")
         if self.rate_trials < 0 or self.rate_trials == 1:
             raise OptionError(f"rate_trials must be 2 or more rates to choose from, or 0 to choose none, not {self.rate_trials}")
+        if self.rate_trials:
+            check_extra("search", "optuna")
         if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
             raise OptionError(f"softmax_layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}")
         self._check_finetune_loss()

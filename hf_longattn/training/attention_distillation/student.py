@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
+from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors, needs_extra
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.family import LANGUAGE_MODELS
@@ -122,12 +122,11 @@ def low_rank_updates(model: PreTrainedModel, rank: int, alpha: float) -> Iterato
     exit the updates are merged into the projections. Do not use the model after an error.
 
     Raises:
-        OptionError: peft is not installed, or the projections of this architecture are unknown.
+        MissingExtraError: peft is not installed.
+        OptionError: the projections of this architecture are unknown.
     """
-    try:
+    with needs_extra("train"):
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise OptionError("LoRA requires peft; pip install peft, or add --full to train all parameters") from error
     targets = projections(model)
     mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
     own = [p for mechanism in mechanisms for p in mechanism.parameters() if p.requires_grad]

@@ -17,7 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.tensor_files import read_tensor
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, MissingExtraError
 
 from ..conftest import LENGTH
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_a_sentence(built: Built, tmp_path: Path, monkeyp
             convert_checkpoint(file, tmp_path / "long", **ARGUMENTS)
         assert not list((tmp_path / "temporary").glob("longattn-gguf-*"))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(CheckpointError, match="pip install gguf"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'gguf>=0.17'"):
         plan_conversion(whole)
 
 
