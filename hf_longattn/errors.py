@@ -126,7 +126,7 @@ def needs_extra(extra: str) -> Iterator[None]:
             raise _missing_packages(extra, [name]) from error
         requirement = EXTRAS[extra].get(name, name)
         raise MissingExtraError(
-            f"The package {name!r} cannot be imported ({in_a_line(error)}); type pip install --force-reinstall '{requirement}'."
+            f"The package {name!r} cannot be imported ({in_a_line(error)}); install it again: pip install '{requirement}'."
         ) from error
 
 

@@ -22,7 +22,6 @@ class TrainingTask:
         result: the name of the function that says what is printed of a log.
         option: where several tasks share a name, the option that asks for this one.
         extras: the package's extras that it needs.
-        shards: whether it runs where FSDP or DeepSpeed split the weights.
     """
 
     name: str
@@ -33,7 +32,6 @@ class TrainingTask:
     result: str
     option: str = ""
     extras: tuple[str, ...] = ("train",)
-    shards: bool = True
 
     @property
     def title(self) -> str:
@@ -88,19 +86,19 @@ TASKS = (
     ),
     TrainingTask(
         "embed", "Train embeddings of long documents, or with --reranker a cross-encoder, by sentence-transformers' trainers.",
-        "embed", "EMBED", "finetune_embeddings", "embeddings_result", extras=("train", "sentence"), shards=False,
+        "embed", "EMBED", "finetune_embeddings", "embeddings_result", extras=("train", "sentence"),
     ),
     TrainingTask(
         "multitask", "Train one backbone with several named heads, in batches mixed by a temperature; the heads load singly.",
-        "multitask", "MULTITASK", "finetune_multitask", "multitask_result", shards=False,
+        "multitask", "MULTITASK", "finetune_multitask", "multitask_result",
     ),
     TrainingTask(
         "distill", "Teach a converted model's mechanisms to reproduce softmax attention, or with --method a student to imitate a teacher.",
-        "attention_distillation.distill", "DISTILLATION", "distill_attention", "markdown", shards=False,
+        "attention_distillation.distill", "DISTILLATION", "distill_attention", "markdown",
     ),
     TrainingTask(
         "distill", "Distil a teacher into a student (TinyBERT, or its logits alone).",
-        "knowledge", "KNOWLEDGE", "distill_knowledge", "knowledge_result", option="method", shards=False,
+        "knowledge", "KNOWLEDGE", "distill_knowledge", "knowledge_result", option="method",
     ),
 )  # fmt: skip
 

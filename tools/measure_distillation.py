@@ -133,7 +133,7 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
         trained["kl_factor"] = options.kl_factor
     report = distill_attention(
         DistillationModelArguments(model=options.model, mechanism=mechanism, layers=options.layers),
-        TextDataArguments(text=options.text, max_length=length, max_documents=options.max_documents),
+        TextDataArguments(text=options.text, max_length=length, max_train_samples=options.max_documents or None),
         DistillationTrainingArguments(
             output_dir=str(output), stage="both" if learns else "2", gradient_accumulation_steps=1, warmup_steps=10,
             threads=options.threads, held_out_inputs=16, disable_tqdm=True, save_steps=50, resume=output.exists(), report_to="none",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..conversion import ReachAudit
-from ..errors import LongAttentionError, needs_extra
+from ..errors import LongAttentionError, check_extra, needs_extra
 from ..evaluation.probes import ProbeReport
 from ..mechanisms import Mechanism
 
@@ -113,6 +113,7 @@ def check_image(file: Path) -> None:
     Raises:
         LongAttentionError: matplotlib is not installed or does not support the file's extension, or there is no such folder.
     """
+    check_extra("plot")
     known = sorted(_figures()().canvas.get_supported_filetypes())
     if file.suffix.lstrip(".").lower() not in known:
         raise LongAttentionError(f"Cannot draw into {str(file)!r}: give a name that ends in one of {', '.join(known)}.")

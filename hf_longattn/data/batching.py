@@ -31,7 +31,7 @@ class WithoutLengths:
     """Before a collator of transformers: leaves out the lengths by which rows were grouped."""
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        rows = [{name: value for name, value in row.items() if name != "length"} for row in features]
+        rows = [{name: value for name, value in row.items() if name not in ("length", "tokens")} for row in features]
         return super().__call__(rows, return_tensors)  # type: ignore[misc]
 
 

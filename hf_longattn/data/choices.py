@@ -13,16 +13,16 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.qa_features import pad_lists
 from hf_longattn.data.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, marked_question, plain
-from hf_longattn.data.sources import DataError, read_source
+from hf_longattn.data.sources import DataError, check_column, named_columns, read_source
 from hf_longattn.errors import LengthError
 
 COLUMNS = {
-    "context": ("context", "article", "sent1"),
-    "question": ("question", "sent2"),
-    "choices": ("choices", "options"),
-    "label": ("label", "answer"),
+    "context": ("context", "article", "sent1", "ctx"),
+    "question": ("question", "sent2", "question_stem"),
+    "choices": ("choices", "options", "endings"),
+    "label": ("label", "answer", "answerKey"),
 }
-"""Names of columns that are taken without being told: plain data, RACE and SWAG."""
+"""Names of columns that are taken without being named: plain data, RACE, SWAG, HellaSwag, ARC, CommonsenseQA and OpenBookQA."""
 CHOICES = Features({"context": Value("string"), "question": Value("string"), "choices": List(Value("string")), "label": Value("int64")})
 """What :func:`read_choices` returns."""
 JOINT = Features(
@@ -45,11 +45,11 @@ def is_qangaroo(data: Dataset) -> bool:
     return set(data.column_names) >= QANGAROO
 
 
-def read_joint(source: str, split: str) -> Dataset:
+def read_joint(source: str, split: str, named: Mapping[str, Any] | None = None) -> Dataset:
     """WikiHop, or any data of :func:`read_choices`, in the columns of :func:`read_qangaroo`."""
-    if is_qangaroo(read_source(source, split)):
+    if not any((named or {}).values()) and is_qangaroo(read_source(source, split)):
         return read_qangaroo(source, split)
-    return from_choices(read_choices(source, split, varied=True))
+    return from_choices(read_choices(source, split, named, varied=True))
 
 
 def read_qangaroo(source: str, split: str) -> Dataset:
@@ -91,32 +91,48 @@ def from_choices(data: Dataset) -> Dataset:
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=JOINT)
 
 
-def read_choices(source: str, split: str, *, varied: bool = False) -> Dataset:
+def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None, *, varied: bool = False) -> Dataset:
     """Questions with the columns context, question, choices and label, a number.
+
+    Args:
+        named: the source's columns by these names, where they are not among :data:`COLUMNS`; those of choices are a list, of one column
+            with the choices, or of several with one choice each.
 
     Raises:
         DataError: a missing column, a label that is none of the choices, or (unless ``varied``) different numbers of choices.
     """
     data = read_source(source, split)
-    endings = sorted(name for name in data.column_names if name.startswith("ending") and name[6:].isdigit())
-    names = {role: next((name for name in known if name in data.column_names), None) for role, known in COLUMNS.items()}
-    missing = [role for role in ("choices", "label") if names[role] is None and not (role == "choices" and endings)]
-    if missing or (names["context"] is None and names["question"] is None):
+    named = dict(named or {})
+    endings = list(named.pop("choices", ())) or sorted(
+        name for name in data.column_names if name.startswith("ending") and name[6:].isdigit()
+    )
+    if len(endings) == 1:
+        named["choices"] = endings.pop()
+    for name in endings:
+        check_column(data, name, source, "--choices-column")
+    columns = named_columns(data, COLUMNS, named, source)
+    missing = [role for role in ("choices", "label") if role not in columns and not (role == "choices" and endings)]
+    if missing or not {"context", "question"} & set(columns):
         what = missing[0] if missing else "context"
-        raise DataError(f"{source} has no column for {what} ({', '.join(COLUMNS[what])}); its columns are {', '.join(data.column_names)}")
-    columns = {role: column for role, column in names.items() if role in ("context", "question") and column is not None}
+        raise DataError(
+            f"{source} has no column for {what} ({', '.join(COLUMNS[what])}); its columns are {', '.join(data.column_names)}; name one "
+            f"with --{what}-column"
+        )
+    texts_of = {role: columns[role] for role in ("context", "question") if role in columns}
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         where = f"row {number + 1} of {source}"
-        choices = [row[name] for name in endings] if endings else row[str(names["choices"])]
-        choices = choices["text"] if isinstance(choices, dict) else choices
+        choices = [row[name] for name in endings] if endings else row[columns["choices"]]
+        keys = choices.get("label") if isinstance(choices, dict) else None  # of ARC and CommonsenseQA, A B C … or 1 2 3 …
+        choices = choices.get("text") if isinstance(choices, dict) else choices
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
             raise DataError(f"{where}: the choices must be at least two texts, not {choices!r}")
-        texts = {"context": "", "question": "", **{role: row[column] or "" for role, column in columns.items()}}
+        texts: dict[str, Any] = {"context": "", "question": ""}
+        texts |= {role: row[column] or "" for role, column in texts_of.items()}
         wrong = next((role for role, text in texts.items() if not isinstance(text, str)), None)
         if wrong is not None:
             raise DataError(f"{where}: {columns[wrong]!r} must be a text, not {texts[wrong]!r}")
-        return {**texts, "choices": choices, "label": _number(row, str(names["label"]), choices, where)}
+        return {**texts, "choices": choices, "label": _number(row, columns["label"], choices, where, keys)}
 
     if not len(data):
         raise DataError(f"there are no questions in {source}")
@@ -128,8 +144,11 @@ def read_choices(source: str, split: str, *, varied: bool = False) -> Dataset:
     return questions
 
 
-def _number(row: Mapping[str, Any], column: str, choices: list[str], where: str) -> int:
+def _number(row: Mapping[str, Any], column: str, choices: list[str], where: str, keys: list[str] | None = None) -> int:
+    """The number of the right choice; ``keys``: what the choices are called."""
     label = row[column]
+    if keys and label in keys:
+        return keys.index(label)
     if isinstance(label, str) and label in choices:
         return choices.index(label)
     if isinstance(label, str) and len(label.strip()) == 1 and label.strip().isalpha():
@@ -156,7 +175,8 @@ def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *
         texts = [choices] if not row["context"] else [choices, documents] if question_first else [documents, choices]
         cut = "only_second" if row["context"] and question_first else "longest_first"
         encoded = tokenizer(*texts, truncation=cut, max_length=length)
-        return {**encoded, "labels": row["label"], "length": max(map(len, encoded["input_ids"]))}
+        longest = max(map(len, encoded["input_ids"]))
+        return {**encoded, "labels": row["label"], "length": longest, "tokens": longest * len(choices)}
 
     return data.map(encode, remove_columns=data.column_names)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from hf_longattn.data.sources import DataError, read_source
+from hf_longattn.data.sources import DataError, named_columns, read_source
 
 NAMES = {
     "anchor": ("anchor", "query", "question", "sentence1"),
@@ -24,19 +24,25 @@ Relevant = Mapping[str, Sequence[str]]
 """The texts that belong to each anchor."""
 
 
-def read_pairs(source: str, split: str) -> Dataset:
+def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) -> Dataset:
     """Pairs of texts in the columns anchor and positive, and negative or score if the source has them.
+
+    Args:
+        named: the source's columns by these names, where they are not among :data:`NAMES`.
 
     Raises:
         DataError: a missing column, empty texts, or scores that are no numbers.
     """
     data = read_source(source, split)
-    there = {role: [name for name in known if name in data.column_names] for role, known in NAMES.items()}
-    columns = {role: names[0] for role, names in there.items() if names}
+    columns = named_columns(data, NAMES, named or {}, source)
+    columns = {role: columns[role] for role in NAMES if role in columns}  # in the order in which losses take them
     for role in ("anchor", "positive"):
         if role not in columns:
             names = ", ".join(NAMES[role])
-            raise DataError(f"{source} has no column for the {role} ({names}); its columns are {', '.join(data.column_names)}")
+            raise DataError(
+                f"{source} has no column for the {role} ({names}); its columns are {', '.join(data.column_names)}; name one with "
+                f"--{role}-column"
+            )
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         for role, name in columns.items():

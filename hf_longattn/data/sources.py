@@ -9,7 +9,7 @@ import random
 import re
 import string
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,7 +66,14 @@ def read_source(source: str, split: str = "train") -> Dataset:
     return choose_split(found, split, source)
 
 
-class LabelledSources(Protocol):
+class SampleLimits(Protocol):
+    """Arguments that say how many rows to train on and to evaluate on at most; ``None`` = all."""
+
+    max_train_samples: int | None
+    max_eval_samples: int | None
+
+
+class LabelledSources(SampleLimits, Protocol):
     """Arguments that name labelled data: sources to train on and, if not empty, one to evaluate on."""
 
     data: list[str]
@@ -75,15 +82,13 @@ class LabelledSources(Protocol):
     validation_split: str
 
 
-def held_back(
-    args: LabelledSources, read: Callable[[str, str], Dataset], seed: int, *, limit: int = 0, least: int = 2
-) -> tuple[Dataset, Dataset]:
-    """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source.
+def held_back(args: LabelledSources, read: Callable[[str, str], Dataset], seed: int, *, least: int = 2) -> tuple[Dataset, Dataset]:
+    """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source; of both at most as many as
+    ``max_train_samples`` and ``max_eval_samples`` allow.
 
     Args:
         read: reads a split of a source.
         seed: chooses the rows; see :func:`split_held_out`.
-        limit: maximum number of rows; 0 = all.
         least: rows without which nothing is held back.
 
     Raises:
@@ -95,13 +100,23 @@ def held_back(
         columns = [", ".join(part.column_names) for part in (parts[0], parts[other])]
         raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[other]} has {columns[1]}; give data of one shape")
     if args.validation:
-        data = shuffled(parts, seed, limit) if limit else concatenate_datasets(parts)
-        return data, read(args.validation, args.validation_split)
+        return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
     rows = sum(map(len, parts))
-    if min(rows, limit or rows) < least:
+    if rows < least:
         count = "is only one row" if rows == 1 else f"are {rows} rows"
         raise OptionError(f"there {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA")
-    return split_held_out(parts, seed, limit=limit)
+    return limited(args, seed, *split_held_out(parts, seed))
+
+
+def limited(args: SampleLimits, seed: int, train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
+    """The rows to train on and those to evaluate on, drawn by the seed where there are more than wanted."""
+    return _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
+
+
+def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
+    if count is None or count >= len(data):
+        return data
+    return data.select(sorted(random.Random(seed).sample(range(len(data)), count)))
 
 
 def shuffled(parts: Sequence[Dataset], seed: int, limit: int = 0) -> Dataset:
@@ -110,19 +125,18 @@ def shuffled(parts: Sequence[Dataset], seed: int, limit: int = 0) -> Dataset:
     return data.select(_order(len(data), seed, limit))
 
 
-def split_held_out(parts: Sequence[Dataset], seed: int, *, limit: int = 0, most: int | None = None) -> tuple[Dataset, Dataset]:
+def split_held_out(parts: Sequence[Dataset], seed: int, *, most: int | None = None) -> tuple[Dataset, Dataset]:
     """Divide data into rows to train on and rows to evaluate on: of every source a tenth, drawn by the seed.
 
     A source of two rows or more gives at least one; if none has two, the last row of all is held out.
 
     Args:
         parts: the rows of each source, with the same columns.
-        limit: of the rows of all sources together, how many to use, drawn by the seed; 0 = all.
         most: rows of a source that are held out at most; ``None`` = no limit.
     """
     ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
-    order = _order(len(data), seed, limit)
+    order = _order(len(data), seed)
     by_source: list[list[int]] = [[] for _ in parts]
     for row in order:
         by_source[bisect_right(ends, row)].append(row)
@@ -132,7 +146,7 @@ def split_held_out(parts: Sequence[Dataset], seed: int, *, limit: int = 0, most:
     return data.select([row for row in order if row not in chosen]), data.select(held_out)
 
 
-def _order(count: int, seed: int, limit: int) -> list[int]:
+def _order(count: int, seed: int, limit: int = 0) -> list[int]:
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order[: limit or None]
@@ -153,6 +167,21 @@ def check_column(data: Dataset, column: str, source: str, option: str, *, text: 
     if text and kind not in ("string", "large_string", "null"):
         raise DataError(f"the column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}")
     return column
+
+
+def named_columns(data: Dataset, known: Mapping[str, Sequence[str]], named: Mapping[str, str], source: str) -> dict[str, str]:
+    """The columns of the data by what they hold.
+
+    Args:
+        known: for each role, names of columns that are taken without being named; the first that the data have.
+        named: the columns that the user named by ``--ROLE_column``; empty = none.
+
+    Raises:
+        DataError: a column that was named is missing.
+    """
+    chosen = {role: check_column(data, column, source, f"--{role}-column") for role, column in named.items() if column}
+    usual = {role: next((name for name in names if name in data.column_names), None) for role, names in known.items()}
+    return {role: column for role, column in {**usual, **chosen}.items() if column is not None}
 
 
 def load_text(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def late_chunks(
     tokenizer: PreTrainedTokenizerBase,
     documents: str | Sequence[str],
     *,
-    spans: Sequence[Sequence[Span]] | None = None,
+    spans: Sequence[Sequence[Span]] | Sequence[Span] | None = None,
     chunk_tokens: int = 256,
     prefix: str = "",
     max_length: int | None = None,
@@ -57,8 +58,9 @@ def late_chunks(
         model: an encoder without head, such as ``AutoModel.from_pretrained("bert-4096")`` or ``sentence_transformer[0].auto_model``.
         tokenizer: its tokenizer, a fast one.
         documents: texts of any length.
-        spans: for each document the passages as (start, end) in characters, for example sentences; a token belongs to the passage in
-            which it starts. If not given, passages of ``chunk_tokens`` tokens, the last one shorter.
+        spans: for each document the passages as (start, end) in characters, for example sentences; of a single text, also the passages
+            themselves. A token belongs to the passage in which it starts. If not given, passages of ``chunk_tokens`` tokens, the last one
+            shorter.
         prefix: what the model was trained to read before documents, such as "search_document: "; in no passage.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
         overlap: a longer document is read in windows that share so many tokens, and each token's state is that of the window in which it
@@ -73,10 +75,7 @@ def late_chunks(
     texts = [documents] if isinstance(documents, str) else list(documents)
     if not tokenizer.is_fast:
         raise LongAttentionError("Late chunking needs a fast tokenizer, which knows every token's characters; load one with AutoTokenizer.")
-    if spans is not None and len(spans) != len(texts):
-        raise LongAttentionError(
-            f"There are spans for {len(spans)} documents, but {len(texts)} texts; give a list of (start, end) for each."
-        )
+    passages = None if spans is None else _passages(spans, len(texts), isinstance(documents, str))
     if chunk_tokens < 1:
         raise LongAttentionError(f"chunk_tokens is {chunk_tokens}, but a passage has at least 1 token, for example 256.")
     longest = known_length(model.config, tokenizer) if max_length is None else max_length
@@ -90,9 +89,28 @@ def late_chunks(
     with evaluating(model):  # as sentence-transformers does
         for number, text in enumerate(texts):
             starts, states = _token_states(model, tokenizer, prefix, text, longest, overlap)
-            wanted = list(_even_spans(starts, len(text), chunk_tokens)) if spans is None else list(spans[number])
+            wanted = list(_even_spans(starts, len(text), chunk_tokens)) if passages is None else passages[number]
             found.append([_chunk(text, one, starts, states, normalize, number) for one in wanted])
     return found
+
+
+def _passages(spans: Sequence[Any], count: int, is_single: bool) -> list[list[Span]]:
+    """The passages of each document.
+
+    Raises:
+        LongAttentionError: something else than (start, end) in whole numbers, or lists for another number of documents.
+    """
+    lists = [spans] if is_single and all(_is_span(span) for span in spans) else list(spans)
+    if len(lists) != count:
+        raise LongAttentionError(f"There are spans for {len(lists)} documents, but {count} texts; give a list of (start, end) for each.")
+    wrong = next((span for passages in lists for span in passages if not _is_span(span)), None)
+    if wrong is not None:
+        raise LongAttentionError(f"A passage is (start, end) in characters, and a document has a list of them, [(0, 120)]; not {wrong!r}.")
+    return [[(int(start), int(end)) for start, end in passages] for passages in lists]
+
+
+def _is_span(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(hasattr(edge, "__index__") for edge in value)
 
 
 @torch.no_grad()

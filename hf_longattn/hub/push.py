@@ -21,7 +21,10 @@ from .metadata import read_card
 from .remote_code import bundle_remote_code
 from .usage import ADAPTER, next_step, remote_usage
 
-LEFT_OUT = (".*", "checkpoint-*", "runs", "training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*", "__pycache__")
+LEFT_OUT = (
+    ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt",
+    "rng_state*", "__pycache__",
+)  # fmt: skip
 """Files of a training run rather than of its model; ``training_args.bin`` is a pickle that may contain a token."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 TEXTS = (".json", ".md", ".txt", ".py", ".jinja", ".yaml", ".yml", ".jsonl")

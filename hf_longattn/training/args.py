@@ -18,8 +18,9 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, get_args, get_o
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg, string_to_bool
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from hf_longattn.errors import LongAttentionError, OptionError, UsageError, nearest
+from hf_longattn.errors import LongAttentionError, OptionError, UsageError, check_extra, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
 
 Model = TypeVar("Model", bound="ModelArguments")
@@ -31,6 +32,8 @@ EPOCHS = 3.0
 ENDLESS = 1_000_000
 """Optimiser steps of a run that only the clock ends."""
 DTYPES = ("float32", "float16", "bfloat16")
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""What `accelerate launch` sets where weights are split over processes."""
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", string_to_bool: "true or false"}
 """What the types of options are called in a message."""
 
@@ -67,27 +70,44 @@ class ModelArguments(CheckedArguments):
 
     model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
     dtype: str = argument("float32", "Type of the saved weights: float32, float16 or bfloat16.")
+    use_peft: bool = argument(
+        False, "Train LoRA updates of the attention projections with peft, beside new heads and the mechanisms' parameters, in place of "
+        "all weights; the model that is written has them merged. Learning rates are some ten times higher, about 2e-4."
+    )  # fmt: skip
+    lora_rank: int = argument(8, "LoRA's rank.")
+    lora_alpha: float = argument(16.0, "LoRA's scale: an update is multiplied by alpha / rank.")
 
     def check(self) -> None:
         if not self.model:
             raise OptionError("no model given; add --model with a checkpoint folder or a Hub name")
         if self.dtype not in DTYPES:
             raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.lora_rank < 1:
+            raise OptionError(f"lora_rank must be at least 1, not {self.lora_rank}")
+        unused = [name for name in ("lora_rank", "lora_alpha") if name in self.given]
+        if unused and not self.use_peft:
+            raise OptionError(f"{unused[0]} is of LoRA; add --use_peft, or leave it out")
+        if self.use_peft:
+            check_extra("train", "peft")
 
 
 @dataclass
 class DataArguments(CheckedArguments):
-    """What every training reads: nothing but the length of its inputs is common to all."""
+    """What every training reads."""
 
     _argument_group_name: ClassVar[str] = "data arguments"
     hub_task: ClassVar[str] = "other"
     """The task's name on the Hub, for the card's metadata."""
 
     max_length: int | None = argument(None, "Tokens of a training input; default: the model's maximum.")
+    max_train_samples: int | None = argument(None, "Documents or rows to train on at most, in the order of --seed; default: all.")
+    max_eval_samples: int | None = argument(None, "Documents or rows to evaluate on at most, in the order of --seed; default: all.")
 
     def check(self) -> None:
-        if self.max_length is not None and self.max_length < 2:
-            raise OptionError(f"max_length must be at least 2 tokens, not {self.max_length}")
+        for name, least in (("max_length", 2), ("max_train_samples", 1), ("max_eval_samples", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise OptionError(f"{name} must be at least {least}, not {value}")
 
 
 @dataclass
@@ -99,20 +119,24 @@ class LongTrainingArguments(TrainingArguments):
     """
 
     _argument_group_name: ClassVar[str] = "training arguments"
+    shards: ClassVar[bool] = True
+    """Whether the task runs where FSDP or DeepSpeed split the weights."""
 
     output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
     num_train_epochs: float = argument(
         0.0, "Passes over the data; 0 = 3 passes, or as many as max_steps or max_minutes allow.", ["--epochs"]
     )
     max_minutes: float | None = argument(
-        None, "Stop after this many minutes, as measured by the first process; the learning rate reaches zero by then."
-    )
+        None, "Stop after this many minutes, as measured by the first process; the learning rate reaches zero by then. The evaluations "
+        "before and during the training count, the one after it does not."
+    )  # fmt: skip
     tokens_per_batch: int = argument(
         0, "Tokens of a training batch, in place of a number of rows: in all where batches are packed, else rows × longest; 0 = off."
     )
     total_batch_size: int = argument(
         0, "Rows of an optimiser step over all processes, in place of gradient_accumulation_steps, which follows from it; 0 = off."
     )
+    eval_before_training: bool = argument(True, "Evaluate before the first step as well, to compare with.")
     resume: bool = argument(False, "Resume from the latest checkpoint in output_dir that is complete.")
     overwrite: bool = argument(False, "Replace the model, and delete the checkpoints, of an earlier run in output_dir.")
     threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
@@ -125,8 +149,12 @@ class LongTrainingArguments(TrainingArguments):
     warmup_steps: float = argument(0.1, "Steps of linear warm-up; a number below 1 is a fraction of the run.")
     weight_decay: float = argument(0.01, "AdamW's weight decay.")
     logging_steps: float = argument(20, "Steps between log entries; a short run logs ten times, and every run logs its last step.")
-    save_steps: float = argument(0, "Steps between checkpoints to resume from; 0 = none.")
+    save_steps: float = argument(500, "Steps between checkpoints to resume from; 0 = by save_minutes alone.")
+    save_minutes: float = argument(
+        15.0, "Minutes after which a checkpoint is written where save_steps take longer (with save_strategy steps); 0 = by steps alone."
+    )
     save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
+    hub_strategy: str = argument("end", "When push_to_hub uploads: end, the complete model. Checkpoints stay on the disk.")
 
     def __post_init__(self) -> None:
         self.given = given(self)
@@ -141,8 +169,7 @@ class LongTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         if self.fp16:
             self.bf16 = False
-        if self.save_strategy == "steps" and not self.save_steps:
-            self.save_strategy = "no"
+        self._set_checkpoints()
         if self.max_minutes is not None and self.max_steps <= 0 and not self.num_train_epochs:
             self.max_steps = ENDLESS
         self.num_train_epochs = self.num_train_epochs or EPOCHS
@@ -162,16 +189,57 @@ class LongTrainingArguments(TrainingArguments):
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("tokens_per_batch", "save_steps", "save_minutes", "threads", "dataloader_num_workers", "early_stopping_patience"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise OptionError(f"max_minutes must be above 0, not {self.max_minutes:g}; --max_steps 1 takes a single step")
+        self._check_surroundings()
         if self.total_batch_size < 0:
             raise OptionError(f"total_batch_size must be at least 1, or 0 to leave it out, not {self.total_batch_size}")
         if both := [name for name in ("gradient_accumulation_steps", "tokens_per_batch") if self.total_batch_size and name in self.given]:
             raise OptionError(f"total_batch_size and {both[0]} contradict each other; leave one out, or give --total_batch_size 0")
         if self.max_minutes is not None and str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) != "linear":
             raise OptionError("max_minutes has a linear schedule only; leave --lr_scheduler_type out, or give --max_steps instead")
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise OptionError("load_best_model_at_end needs evaluations to compare; add --eval_strategy steps, or epoch")
         if self.early_stopping_patience and not self.load_best_model_at_end:
+            raise OptionError("early_stopping_patience needs evaluations to compare; add --load_best_model_at_end --eval_strategy steps")
+
+    def _check_surroundings(self) -> None:
+        """Refuse what this machine, this process or what is installed cannot do."""
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise OptionError("fp16 needs an accelerator; leave --fp16 out: on a CPU, bfloat16 autocast is the default")
+        if self.fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise OptionError(
-                "early_stopping_patience needs evaluations to compare; add --load_best_model_at_end --eval_strategy steps --save_steps N"
+                "fsdp splits the weights over several processes, and this is one; start them with accelerate launch, for which "
+                "`longattn recipes fsdp2` prints a configuration, and leave --fsdp out"
             )
+        sharded = [name for name in SHARDING if string_to_bool(os.environ.get(name, "false"))]
+        if (sharded or self.fsdp or self.deepspeed) and not self.shards:
+            raise OptionError(
+                "this task does not run under FSDP or DeepSpeed; start whole copies of the model with accelerate launch --multi_gpu"
+            )
+        if self.hub_strategy != "end":
+            raise OptionError(f"hub_strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete")
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in names:
+            if name in ("all", "none"):
+                continue
+            if name not in INTEGRATION_TO_CALLBACK:
+                known = ", ".join(("all", "none", *INTEGRATION_TO_CALLBACK))
+                raise OptionError(f"report_to must be one of {known}, not {name!r}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+            if name not in get_available_reporting_integrations():
+                raise OptionError(f"report_to {name} needs the package {name!r}, which is not installed; type pip install {name}")
+
+    def _set_checkpoints(self) -> None:
+        """Checkpoints by default, at the steps of evaluations where the best model is to be loaded."""
+        if self.load_best_model_at_end and "save_strategy" not in self.given:
+            self.save_strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        if self.load_best_model_at_end and self.eval_strategy == "steps" and "save_steps" not in self.given:
+            self.save_steps = self.eval_steps or self.logging_steps
+        if self.save_strategy == "steps" and not self.save_steps:
+            self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
 
     def _passes_per_step(self) -> int:
         """How often every device goes forward for ``total_batch_size`` rows; devices that share a sequence count once."""

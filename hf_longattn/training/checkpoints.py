@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
 from hf_longattn.errors import CheckpointError
@@ -24,8 +27,7 @@ logger = logging.get_logger(LOGGER)
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The latest checkpoint in ``folder`` whose files are complete; ``None`` if there is no checkpoint, or a single one whose last file
-    is not complete: the run was killed while it wrote it.
+    """The latest checkpoint in ``folder`` whose files are complete; ``None`` if there is no checkpoint.
 
     Raises:
         CheckpointError: there are checkpoints, but none is complete.
@@ -38,12 +40,53 @@ def newest_checkpoint(folder: Path) -> str | None:
                 logger.warning(f"Resuming from {path}, because {'; '.join(damaged)}.")
             return str(path)
         damaged.append(f"{path.name} {why}")
-    if len(damaged) == 1 and damaged[0].endswith(STATE):
-        logger.warning(f"The run ended while it wrote its first checkpoint: {damaged[0]}.")
-    elif damaged:
-        told = "; ".join(damaged)
-        raise CheckpointError(f"no checkpoint in {str(folder)!r} is complete: {told}; to start again, give --overwrite without --resume")
+    if damaged:
+        reasons = "; ".join(damaged)
+        raise CheckpointError(f"no checkpoint in {str(folder)!r} is complete: {reasons}; to start again, give --overwrite without --resume")
     return None
+
+
+def checkpoint_to_resume(folder: Path) -> str:
+    """The latest complete checkpoint in ``folder``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        raise CheckpointError(f"there is no checkpoint in {str(folder)!r} to resume from; leave --resume out to start a new training")
+    return newest
+
+
+def check_same_model(checkpoint: Path, model: str) -> None:
+    """Refuse to continue the training of another model: its weights are those of the checkpoint, and the card would name the wrong source.
+
+    Args:
+        checkpoint: to resume from; one that does not say which model it trains is taken.
+        model: the name or folder of the model to train.
+
+    Raises:
+        CheckpointError: the checkpoint trains another one.
+    """
+    callbacks = _state(checkpoint).get("stateful_callbacks", {})
+    check_same_name(callbacks.get("RunSettings", {}).get("attributes", {}).get("settings", {}).get("model"), model, checkpoint)
+
+
+def check_same_name(kept: str | None, model: str, folder: Path) -> None:
+    """As :func:`check_same_model`, by the name ``kept`` of the model that ``folder`` was trained from."""
+    if kept is None or kept == model or Path(kept).resolve() == Path(model).resolve():
+        return
+    if Path(kept).name == Path(model).name and not Path(kept).exists():  # a folder that was moved
+        return
+    raise CheckpointError(
+        f"{str(folder)!r} continues a training of {kept!r}, not of {model!r}; give --model {kept}, or --overwrite without --resume to "
+        f"train {model!r} from the beginning"
+    )
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return state
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -72,7 +115,7 @@ def check_checkpoint(checkpoint: Path) -> str:
 def damage(checkpoint: Path) -> str | None:
     """What a checkpoint lacks, or which of its files is truncated; ``None`` if it is complete."""
     try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        state = _state(checkpoint)
         step, processes = state["global_step"], processes_of(state)
     except FileNotFoundError:
         return "has no trainer_state.json"
@@ -95,11 +138,29 @@ def damage(checkpoint: Path) -> str | None:
         return f"has no {missing[0]}"
     others = [path.name for pattern in ("rng_state*.pth", "*.safetensors") for path in sorted(checkpoint.glob(pattern))]
     for name in dict.fromkeys([*weights, "optimizer.pt", "scheduler.pt", *others]):
-        complete = _complete_tensors if name.endswith(".safetensors") else zipfile.is_zipfile
-        if not (checkpoint / name).is_file():
+        path = checkpoint / name
+        if not path.is_file():
             return f"has no {name}"
-        if not _reads(complete, checkpoint / name):
-            return f"has a damaged {name}"
+        if name.endswith(".safetensors"):
+            why = None if _reads(_complete_tensors, path) else "a damaged"
+        else:
+            why = _damage_of_pickle(path)
+        if why is not None:
+            return f"has {why} {name}"
+    return None
+
+
+def _damage_of_pickle(path: Path) -> str | None:
+    """What is wrong with a file of torch.save, none of whose code is run: it is truncated, or holds more than tensors and plain values."""
+    if not _reads(zipfile.is_zipfile, path):
+        return "a damaged"
+    try:
+        with safe_globals():
+            torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        return "code, which is not run, in its"
+    except (OSError, RuntimeError, ValueError, EOFError):
+        return "a damaged"
     return None
 
 

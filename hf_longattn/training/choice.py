@@ -30,7 +30,7 @@ from hf_longattn.training.candidates import (
     write_choices,
 )
 from hf_longattn.training.loading import load_head, load_start
-from hf_longattn.training.results import steps_of
+from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -45,9 +45,14 @@ class ChoiceDataArguments(LabelledDataArguments):
 
     data: list[str] = argument(
         [], "One or several of: a .jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub; with the "
-        "columns context (or article), question, choices (or options, or ending0, ending1 …) and label (or answer): a number from 0, a "
-        "letter from A, or the text of the choice; or with WikiHop's query, candidates, supports and answer."
+        "columns context (or article, ctx), question, choices (or options, endings, or ending0, ending1 …) and label (or answer, "
+        "answerKey): a number from 0, a letter from A, the text of the choice, or its label (ARC); or with WikiHop's query, candidates, "
+        "supports and answer."
     )  # fmt: skip
+    context_column: str = argument("", "The column that holds the document, if it has none of these names.")
+    question_column: str = argument("", "The column that holds the question, if it has none of these names.")
+    choices_column: list[str] = argument([], "The column that holds the choices, or several that hold one each.")
+    label_column: str = argument("", "The column that says which choice is right, if it has none of these names.")
     candidates: str = argument(
         "auto", "How choices are read: separate (each with the document), joint (all with all documents, each scored at its marker and "
         "averaged over the inputs that the documents need, as Longformer does on WikiHop), or auto: joint for WikiHop's columns."
@@ -55,6 +60,11 @@ class ChoiceDataArguments(LabelledDataArguments):
     long_documents: str = argument(
         "windows", "What joint does with documents that do not fit beside the candidates: windows (further inputs), or truncate."
     )
+
+    @property
+    def named_columns(self) -> dict[str, Any]:
+        """The columns that were named, by what they hold."""
+        return {role: getattr(self, f"{role}_column") for role in ("context", "question", "choices", "label")}
 
     def check(self) -> None:
         super().check()
@@ -87,10 +97,10 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
     run = begin(model_args, data_args, training_args)
     joint = data_args.candidates == "joint"
     if data_args.candidates == "auto":
-        joint = is_qangaroo(read_source(data_args.data[0], data_args.split))
+        joint = not any(data_args.named_columns.values()) and is_qangaroo(read_source(data_args.data[0], data_args.split))
     known = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES if joint else MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
     _, tokenizer = load_start(model_args.model, "candidates" if joint else "multiple choice", known)
-    data, held = held_back(data_args, read_joint if joint else read_choices, training_args.seed)
+    data, held = held_back(data_args, partial(read_joint if joint else read_choices, named=data_args.named_columns), training_args.seed)
     if joint:
         model, tokenizer = load_candidate_model(model_args.model, tokenizer)
         encode = partial(to_candidates, truncate=data_args.long_documents == "truncate")
@@ -145,7 +155,4 @@ def describe_choice(log: dict[str, Any]) -> str:
 
 def choice_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    told = [
-        f"accuracy {scores['accuracy']:.1f} ± {scores['accuracy_se']:.1f} % {when}" for when, scores in log["held_out"].items() if scores
-    ]
-    return f"held out: {'; '.join(told)}"
+    return held_out_in_words(log["held_out"], lambda scores: score_in_words(scores, "accuracy"), "question")

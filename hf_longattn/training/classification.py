@@ -22,8 +22,8 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.long_classification import summarise
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.loading import load_head, load_start, numbered
-from hf_longattn.training.results import steps_of
+from hf_longattn.training.loading import label_config, load_head, load_start
+from hf_longattn.training.results import Scores, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -44,7 +44,6 @@ class ClassificationDataArguments(LabelledDataArguments):
     validation: str = argument(
         "", "Labelled data to evaluate on, all of them; default: a tenth of every source of --data, chosen by --seed."
     )
-    max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
     packing: bool | None = argument(
         None, "Pack the documents of a training batch into one row without padding; default: yes where model and head allow it."
     )
@@ -81,7 +80,7 @@ def finetune_classification(
     config, tokenizer = load_start(model_args.model, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     texts, held_texts = read_labelled(data_args, training_args.seed)
     names = class_names(label_names(texts, held_texts), config)
-    classes = {**numbered(names), "problem_type": "single_label_classification"}
+    classes = {**label_config(names), "problem_type": "single_label_classification"}
     model = load_head(AutoModelForSequenceClassification, model_args.model, tokenizer, **classes)
     length = input_length(model, tokenizer, data_args.max_length)
     no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
@@ -135,9 +134,7 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
         OptionError: too few documents to hold some back.
     """
     columns: dict[str, str] = {"text_column": args.text_column, "label_column": args.label_column}
-    train, held_out = held_back(
-        args, lambda source, split: load_labelled(source, split=split, **columns), seed, limit=args.max_documents, least=3
-    )
+    train, held_out = held_back(args, lambda source, split: load_labelled(source, split=split, **columns), seed, least=3)
     if not len(held_out):
         raise DataError(f"there is no text in {args.validation}")
     if len(set(train["label"])) < 2:
@@ -150,18 +147,17 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
 
 def describe_classification(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    settings, scores, documents = log["settings"], log["held_out"], log["documents"]
+    settings, documents = log["settings"], log["documents"]
     return (
         f"{steps_of(log)} with `longattn train classify` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
         f"{len(log['classes'])} classes, inputs of up to {log['input_length']:,} tokens ({documents['cut']:,} documents were cut). "
-        f"On {documents['held_out']:,} held-out documents: {_in_words(scores['before'])} before, {_in_words(scores['after'])} after."
+        f"{held_out_in_words(log['held_out'], _in_words, 'document').capitalize()}."
     )
 
 
 def describe_classification_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    scores, documents = log["held_out"], log["documents"]
-    lines = [f"held out: {_in_words(scores['before'])} before; {_in_words(scores['after'])} after"]
+    documents, lines = log["documents"], [held_out_in_words(log["held_out"], _in_words, "document")]
     if documents["cut"]:
         lines.append(f"{documents['cut']:,} documents are longer than {log['input_length']:,} tokens and were cut")
     return "\n".join(lines)
@@ -181,5 +177,5 @@ def _cut(data: Dataset) -> int:
     return sum(document > length for document, length in zip(data["document"], data["length"], strict=True))
 
 
-def _in_words(scores: dict[str, Any]) -> str:
-    return f"accuracy {scores['accuracy']:.1f} ± {scores['accuracy_se']:.1f} %, macro F1 {scores['macro_f1']:.1f} %"
+def _in_words(scores: Scores) -> str:
+    return f"{score_in_words(scores, 'accuracy')}, {score_in_words(scores, 'macro_f1')}"

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
-from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
+from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError, needs_extra
+from hf_longattn.evaluation.metrics.long_qa import mean_and_error
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.loading import loading
-from hf_longattn.training.results import PERCENT, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.loading import loading, without_load_report
+from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
+OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
+"""Arguments that :class:`TimedTrainer` reads beside those of transformers."""
 FLOAT32 = {"dtype": torch.float32}
 """Of the weights while they are trained; sentence-transformers takes the file's type, in which small steps are lost."""
 
@@ -48,11 +54,22 @@ class EmbedDataArguments(LabelledDataArguments):
         "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
         "or score (embeddings only)."
     )  # fmt: skip
+    anchor_column: str = argument("", "The column that holds the query, if it has none of these names.")
+    positive_column: str = argument("", "The column that holds the text that belongs to it, if it has none of these names.")
+    negative_column: str = argument("", "The column that holds a text that does not belong to it, if it is not called negative.")
+    score_column: str = argument("", "The column that holds the similarity of the pair, if it is not called score.")
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """The columns that were named, by what they hold."""
+        return {role: getattr(self, f"{role}_column") for role in NAMES}
 
 
 @dataclass
 class EmbedTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of embeddings and rerankers."""
+
+    shards: ClassVar[bool] = False
 
     mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
     per_device_train_batch_size: int = argument(32, "Pairs of which each is told from the others.", ["--batch_size", "--batch-size"])
@@ -64,6 +81,8 @@ class EmbedTrainingArguments(LongTrainingArguments):
 
     def check(self) -> None:
         super().check()
+        if self.tokens_per_batch:
+            raise OptionError("tokens_per_batch does not apply to embed, whose batches are of pairs; give --batch_size instead")
         if self.mini_batch_size < 1:
             raise OptionError(f"mini_batch_size must be at least 1, not {self.mini_batch_size}")
 
@@ -85,30 +104,49 @@ def finetune_embeddings(
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
     run = begin(model_args, data_args, training_args)
-    data, held = held_back(data_args, read_pairs, training_args.seed, least=3)
+    if model_args.use_peft and (training_args.resume or training_args.resume_from_checkpoint or training_args.load_best_model_at_end):
+        raise OptionError(
+            "sentence-transformers' trainers do not load checkpoints with LoRA updates; leave --use_peft out, or --resume and "
+            "--load_best_model_at_end"
+        )
+    if model_args.use_peft:
+        training_args.save_strategy = SaveStrategy.NO
+    data, held = held_back(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3)
     if model_args.reranker and "score" in data.column_names:
         raise DataError(
             f"a reranker learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave the column "
             "out and keep the pairs that belong together, or train embeddings, without --reranker"
         )
-    trainer, measure = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
-    before = train(trainer, run, measure)
-    log = {"pairs": len(data), "held_out": {"before": before, "after": measure()}}
+    trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
+    before = train(trainer, run, trainer.measure)
+    log = {"pairs": len(data), "held_out": {"before": before, "after": trainer.measure()}}
     return finish(trainer, run, log, describe_embeddings)
 
 
 def embedding_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
-) -> tuple[TimedTrainer, Any]:
-    """A trainer of embeddings, and what measures them: held-out documents found by their anchors, or similarities against scores."""
+) -> MeasuringTrainer:
+    """A trainer of embeddings that measures them: held-out documents found by their anchors, or similarities against scores."""
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, InformationRetrievalEvaluator
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
 
-    class EmbeddingTrainer(TimedTrainer, SentenceTransformerTrainer):
+    class EmbeddingTrainer(MeasuringTrainer, SentenceTransformerTrainer):
         pass
 
-    with loading(model_args.model):
+    class Retrieval(InformationRetrievalEvaluator):
+        """Keeps the reciprocal rank of the first right document of each query, for a standard error."""
+
+        def compute_metrics(self, queries_result_list: list[Any]) -> Any:
+            self.reciprocal_ranks = []
+            for key, hits in zip(self.queries_ids, queries_result_list, strict=True):
+                ranked = sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))
+                right = (rank for rank, hit in enumerate(ranked[:10], start=1) if hit["corpus_id"] in self.relevant_docs[key])
+                rank = next(right, None)
+                self.reciprocal_ranks.append(0.0 if rank is None else 1 / rank)
+            return super().compute_metrics(queries_result_list)
+
+    with loading(model_args.model), without_load_report():
         model = SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32)
     if data_args.max_length is not None:
         model.max_seq_length = data_args.max_length
@@ -118,21 +156,22 @@ def embedding_trainer(
     if scored:
         texts = list(held["anchor"]), list(held["positive"])
         evaluator: Any = EmbeddingSimilarityEvaluator(*texts, list(held["score"]), batch_size=size, write_csv=False, name="held")
-        measured, n = {"spearman": f"held_spearman_{name}", "pearson": f"held_pearson_{name}"}, len(held)
     else:
-        evaluator = InformationRetrievalEvaluator(*retrieval(held), batch_size=size, write_csv=False, name="held")
-        measured, n = {"accuracy_at_1": f"held_{name}_accuracy@1", "mrr": f"held_{name}_mrr@10"}, len(evaluator.queries)
+        evaluator = Retrieval(*retrieval(held), batch_size=size, write_csv=False, name="held")
 
     def measure() -> dict[str, float]:
         scores = evaluator(model)
-        values = {metric: 100 * float(scores[key]) for metric, key in measured.items()}
-        return {**{metric: value for metric, value in values.items() if math.isfinite(value)}, "n": n}  # equal scores have no correlation
+        if scored:
+            found = {kind: float(scores[f"held_{kind}_{name}"]) for kind in ("spearman", "pearson")}
+            return {**correlations(found, len(held)), "n": len(held)}
+        ranks = evaluator.reciprocal_ranks
+        return {**percent("accuracy_at_1", [float(rank == 1) for rank in ranks]), **percent("mrr", ranks), "n": len(ranks)}
 
-    given = {**_usual(args), "batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
-    trainer = EmbeddingTrainer(
-        model, SentenceTransformerTrainingArguments(**given), train_dataset=data, loss=loss, max_minutes=args.max_minutes
+    more = {"batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
+    arguments = trainer_arguments(SentenceTransformerTrainingArguments, args, "spearman" if scored else "mrr", **more)
+    return EmbeddingTrainer(
+        model, arguments, train_dataset=data, loss=loss, max_minutes=args.max_minutes, evaluator=evaluator, measure=measure
     )
-    return trainer, measure
 
 
 def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
@@ -149,39 +188,81 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
 
 def reranking_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
-) -> tuple[TimedTrainer, Any]:
-    """A trainer of a cross-encoder on pairs and as many wrong ones, and what measures it among candidates."""
+) -> MeasuringTrainer:
+    """A trainer of a cross-encoder on pairs and as many wrong ones that measures it among candidates."""
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
-    class RerankingTrainer(TimedTrainer, CrossEncoderTrainer):
+    class RerankingTrainer(MeasuringTrainer, CrossEncoderTrainer):
         pass
 
-    with loading(model_args.model):
+    class Reranking(CrossEncoderRerankingEvaluator):
+        """Keeps the scores of each query, for standard errors."""
+
+        single: list[tuple[float, ...]]
+
+        def compute_metrics(self, is_relevant: Any, pred_score: Any) -> Any:
+            found = super().compute_metrics(is_relevant, pred_score)
+            self.single.append(found)
+            return found
+
+    with loading(model_args.model), without_load_report():
         model = CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32)
     relevant = relevant_texts(data, held)
     samples = reranking(held, relevant, args.seed)
-    evaluator = CrossEncoderRerankingEvaluator(samples, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
+    evaluator = Reranking(samples, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
 
     def measure() -> dict[str, float]:
-        scores = evaluator(model)
-        return {"mrr": 100 * float(scores["held_mrr@10"]), "ndcg": 100 * float(scores["held_ndcg@10"]), "n": len(samples)}
+        evaluator.single = []
+        evaluator(model)
+        ranks, gains, _ = zip(*evaluator.single, strict=True)
+        return {**percent("mrr", ranks), **percent("ndcg", gains), "n": len(samples)}
 
-    trainer = RerankingTrainer(
+    return RerankingTrainer(
         model,
-        CrossEncoderTrainingArguments(**_usual(args)),
+        trainer_arguments(CrossEncoderTrainingArguments, args, "mrr"),
         train_dataset=labelled_pairs(data, relevant, args.seed),
         loss=BinaryCrossEntropyLoss(model),
         max_minutes=args.max_minutes,
+        evaluator=evaluator,
+        measure=measure,
     )
-    return trainer, measure
 
 
-def _usual(args: EmbedTrainingArguments) -> dict[str, Any]:
-    """The arguments that every trainer of transformers has."""
+def percent(name: str, values: Sequence[float]) -> dict[str, float]:
+    """A mean in per cent, by its name, and its standard error."""
+    mean, error = mean_and_error([float(value) for value in values])
+    return {name: 100 * mean, f"{name}_se": 100 * error}
+
+
+def correlations(values: Mapping[str, float], count: int) -> dict[str, float]:
+    """Correlations in per cent, and their standard errors (Bonett & Wright 2000, equation 4, and for Pearson's Fisher's); those that equal
+    scores do not have are left out."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if math.isfinite(value):
+            spread = 1 + value**2 / 2 if name == "spearman" else 1.0
+            error = math.sqrt(spread / (count - 3)) * (1 - value**2) if count > 3 else 0.0
+            found |= {name: 100 * value, f"{name}_se": 100 * error}
+    return found
+
+
+def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
+    """The arguments of a trainer of sentence-transformers: those of transformers, and as attributes those of :class:`TimedTrainer`.
+
+    Args:
+        kind: their class.
+        best: the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
+        **more: those that only this class has.
+    """
     values = {each.name: getattr(args, each.name) for each in dataclasses.fields(TrainingArguments) if each.init}
-    return {**values, "remove_unused_columns": False}
+    if args.load_best_model_at_end and "metric_for_best_model" not in args.given:
+        values |= {"metric_for_best_model": best, "greater_is_better": True}
+    arguments = kind(**{**values, "remove_unused_columns": False, **more})
+    for name in OF_TIMED_TRAINER:
+        setattr(arguments, name, getattr(args, name))
+    return arguments
 
 
 def describe_embeddings(log: dict[str, Any]) -> str:
@@ -192,8 +273,9 @@ def describe_embeddings(log: dict[str, Any]) -> str:
 
 def embeddings_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    lines = [
-        ", ".join(f"{PERCENT[name]} {scores[name]:.1f} %" for name in PERCENT if name in scores) + f" {when}"
-        for when, scores in log["held_out"].items()
-    ]
-    return f"held out ({log['held_out']['after']['n']:,}): {'; '.join(lines)}"
+    rows = "pair" if {"spearman", "pearson"} & set(log["held_out"]["after"]) else "query"
+    return held_out_in_words(log["held_out"], _in_words, rows)
+
+
+def _in_words(scores: Scores) -> str:
+    return ", ".join(score_in_words(scores, name) for name in PERCENT if name in scores)

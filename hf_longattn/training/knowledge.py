@@ -7,7 +7,7 @@ Both read the same text, of a length that the teacher takes; the student's mecha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
+from hf_longattn.training.adapters import BESIDE_UPDATES
 from hf_longattn.training.args import argument
 from hf_longattn.training.lm import (
     TextDataArguments,
@@ -29,7 +30,7 @@ from hf_longattn.training.lm import (
     load_lm,
     read_documents,
 )
-from hf_longattn.training.results import steps_of
+from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -59,6 +60,8 @@ class KnowledgeModelArguments(TextModelArguments):
 @dataclass
 class KnowledgeTrainingArguments(TextTrainingArguments):
     """``TrainingArguments`` of distillation from a teacher."""
+
+    shards: ClassVar[bool] = False
 
     method: str = argument("tinybert", "tinybert (embeddings, hidden states, attention scores and logits) or logits (Hinton et al. 2015).")
     temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")
@@ -115,18 +118,19 @@ def distill_knowledge(
         raise OptionError(f"the student has {heads[0]} heads, the teacher {heads[1]}: attention does not compare; add --attention_factor 0")
     if training_args.embeddings_factor or training_args.hidden_factor:
         width, wide = student.config.hidden_size, teacher.config.hidden_size
-        student.add_module(PROJECTION, nn.Linear(width, wide, bias=False) if width != wide else nn.Identity())
+        projection = nn.Linear(width, wide, bias=False) if width != wide else nn.Identity()
+        setattr(projection, BESIDE_UPDATES, True)
+        student.add_module(PROJECTION, projection)
     training_args.remove_unused_columns = False
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
     collator = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     usual: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": training_args.max_minutes}
     trainer = KnowledgeTrainer(student, training_args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **usual)
-    before = train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
-    after = trainer.evaluate()["eval_loss"]
+    before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     inner: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(inner, PROJECTION):
         delattr(inner, PROJECTION)
-    log = {"objective": objective, "input_length": length, "layers": layers, "held_out_loss": {"before": before, "after": after}}
+    log = {"objective": objective, "input_length": length, "layers": layers, "held_out_loss": compared_losses(before, after)}
     return finish(trainer, run, log, describe_knowledge)
 
 
@@ -286,5 +290,4 @@ def describe_knowledge(log: dict[str, Any]) -> str:
 
 def knowledge_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    loss = log["held_out_loss"]
-    return f"held-out loss of the student {loss['before']:.3f} before, {loss['after']:.3f} after"
+    return f"held-out loss of the student {loss_in_words(log['held_out_loss'])}"

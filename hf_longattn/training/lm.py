@@ -22,13 +22,13 @@ from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
-from hf_longattn.data.sources import read_texts, shuffled, split_held_out
+from hf_longattn.data.sources import limited, read_texts, shuffled, split_held_out
 from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.loading import loading
-from hf_longattn.training.results import steps_of
+from hf_longattn.training.loading import load_model, loading
+from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
 from hf_longattn.training.segments import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
@@ -63,6 +63,11 @@ class LMModelArguments(TextModelArguments):
 
     from_scratch: bool = argument(False, "Start from random weights of the model's architecture, which --model then only describes.")
 
+    def check(self) -> None:
+        super().check()
+        if self.from_scratch and self.use_peft:
+            raise OptionError("use_peft updates weights that were trained before; leave --use_peft or --from_scratch out")
+
 
 @dataclass
 class MLMModelArguments(LMModelArguments):
@@ -95,7 +100,6 @@ class TextDataArguments(DataArguments):
     validation: str = argument(
         "", "Text to measure the loss on, all of it; default: a tenth of the documents of every source (1,000 at most), chosen by --seed."
     )
-    max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
     mask_probability: float = argument(0.15, "Fraction of tokens that mlm chooses.")
 
     def check(self) -> None:
@@ -197,25 +201,23 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     else:
         inputs, measured_inputs = (to_inputs(data, tokenizer, length, pack) for data in (documents, held_out))
         trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
-    before = train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
-    after = trainer.evaluate()["eval_loss"]
-    log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": {"before": before, "after": after}}
+    before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
+    log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": compared_losses(before, after)}
     return finish(trainer, run, log, describe_lm_training)
 
 
 def describe_lm_training(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    kind, loss = {"mlm": "masked", "clm": "next"}[log["objective"]], log["held_out_loss"]
+    kind = {"mlm": "masked", "clm": "next"}[log["objective"]]
     return (
         f"{steps_of(log)} with `longattn train {log['objective']}` on {', '.join(log['settings']['text'])}, inputs of "
-        f"{log['input_length']:,} tokens: held-out {kind}-token loss {loss['before']:.3f} before, {loss['after']:.3f} after."
+        f"{log['input_length']:,} tokens: held-out {kind}-token loss {loss_in_words(log['held_out_loss'])}."
     )
 
 
 def describe_lm_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    loss = log["held_out_loss"]
-    return f"held-out loss {loss['before']:.3f} before, {loss['after']:.3f} after"
+    return f"held-out loss {loss_in_words(log['held_out_loss'])}"
 
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
@@ -224,11 +226,11 @@ def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset
     parts = read_texts(args.text, split=args.split, **where)
     if args.validation:
         validation = read_texts([args.validation], split="validation", **where)
-        return shuffled(parts, seed, args.max_documents), shuffled(validation, seed)
-    documents, held_out = split_held_out(parts, seed, limit=args.max_documents, most=MOST_HELD_OUT)
+        return limited(args, seed, shuffled(parts, seed), shuffled(validation, seed))
+    documents, held_out = split_held_out(parts, seed, most=MOST_HELD_OUT)
     if not len(held_out):
         raise OptionError("there is only one document, and the loss is measured on another one; give --validation TEXT")
-    return documents, held_out
+    return limited(args, seed, documents, held_out)
 
 
 def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
@@ -247,7 +249,7 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
                 f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
                 f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
             )
-        model = loader.from_config(config, dtype=torch.float32) if from_scratch else loader.from_pretrained(name, dtype=torch.float32)
+        model = loader.from_config(config, dtype=torch.float32) if from_scratch else load_model(loader, name)
     if getattr(model, "is_quantized", False):
         raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from")
     if objective == "mlm" and tokenizer.mask_token is None:

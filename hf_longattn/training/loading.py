@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging as std_logging
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, checkpoint_errors
 from hf_longattn.hub_errors import check_saved_model
 from hf_longattn.modeling.generic import check_read_alone
+from hf_longattn.naming import LOGGER
+
+REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
+"""Loggers of transformers' LOAD REPORT."""
+logger = logging.get_logger(LOGGER)
 
 
 @contextlib.contextmanager
@@ -53,16 +61,68 @@ def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase, **conf
         CheckpointError: it cannot be loaded.
     """
     with checkpoint_errors(f"cannot load {name!r}"):
-        model = loader.from_pretrained(name, dtype=torch.float32, ignore_mismatched_sizes=True, **config)
+        model = load_model(loader, name, ignore_mismatched_sizes=True, **config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-def numbered(names: list[str]) -> dict[str, Any]:
+def load_model(loader: Any, name: str, *, elsewhere: tuple[str, ...] = (), **arguments: Any) -> PreTrainedModel:
+    """``loader.from_pretrained`` in float32, with a sentence in place of transformers' LOAD REPORT: which modules are new, and which of the
+    checkpoint are not used.
+
+    Args:
+        elsewhere: prefixes of weights that are loaded in another way.
+    """
+    with without_load_report():
+        model, info = loader.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **arguments)
+    if int(os.environ.get("RANK", "0")) == 0 and (sentence := load_report(info, elsewhere)):
+        logger.warning(f"{name}: {sentence}.")
+    return model
+
+
+def load_report(info: Mapping[str, Any], elsewhere: tuple[str, ...] = ()) -> str:
+    """What ``from_pretrained(output_loading_info=True)`` tells about a checkpoint, in words; "" if all of it was loaded."""
+    new = [key.rpartition(".")[0] for key in info["missing_keys"]]
+    resized = [key[0].rpartition(".")[0] for key in info["mismatched_keys"]]
+    unused = [key.partition(".")[0] for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
+    parts = [f"{_listed(new)} {_are(new)} new and trained from random values"] if new else []
+    other = "it is" if len(set(resized)) == 1 else "they are"
+    parts += [f"{_listed(resized)} {_are(resized)} new, since {other} of another size there"] if resized else []
+    parts += [f"{_listed(unused)} {_are(unused)} not used by this task"] if unused else []
+    return "; ".join(parts)
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    """ "a, b, c and 5 others"."""
+    names = sorted(set(names))
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} others"
+
+
+def _are(names: list[str]) -> str:
+    return "is" if len(set(names)) == 1 else "are"
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """Leave out the table that transformers logs about weights that a checkpoint lacks, or has beside those of the model."""
+
+    def is_other(record: std_logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    loggers = [std_logging.getLogger(name) for name in REPORTERS]
+    for one in loggers:
+        one.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeFilter(is_other)
+
+
+def label_config(names: list[str]) -> dict[str, Any]:
     """The arguments of a config with these classes."""
     return {
-        "num_labels": len(names),
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
     }

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
@@ -31,7 +34,7 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import split_held_out
+from hf_longattn.data.sources import limited, split_held_out
 from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.evaluation.metrics.long_classification import summarise
@@ -42,13 +45,15 @@ from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, TaskArguments, argument
 from hf_longattn.training.classification import ClassificationDataArguments, read_labelled
-from hf_longattn.training.loading import load_head, load_start, numbered
-from hf_longattn.training.results import PERCENT, steps_of
+from hf_longattn.training.loading import label_config, load_head, load_model, load_start
+from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.tokens import TokenDataArguments, read_tagged, tag_scores
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
 LOADERS = {"classify": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification, "qa": AutoModelForQuestionAnswering}
+HEAD_SCORES = {"classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question")}
+"""What each kind of head is judged by, and what is counted."""
 Scores = dict[str, float]
 
 
@@ -57,9 +62,12 @@ class MultiTaskDataArguments(DataArguments):
     """The data of several tasks."""
 
     tasks: list[str] = argument(
-        [], "Two or more NAME=KIND:DATA or NAME=KIND:DATA:VALIDATION; KIND is classify, tokens or qa, DATA as for that task, for example "
-        "topic=classify:reviews.csv names=tokens:train.conll:dev.conll."
+        [], "Two or more NAME=KIND:DATA; KIND is classify, tokens or qa, DATA as for that task, for example topic=classify:reviews.csv "
+        "ask=qa:mandarjoshi/trivia_qa:rc."
     )  # fmt: skip
+    validation: list[str] = argument(
+        [], "NAME=DATA for each task that is evaluated on other data, for example names=dev.conll; the others hold out a tenth of theirs."
+    )
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
 
     def check(self) -> None:
@@ -69,23 +77,36 @@ class MultiTaskDataArguments(DataArguments):
         self.named_tasks()
 
     def named_tasks(self) -> dict[str, tuple[str, str, str]]:
-        """Kind, data and validation of each task, by its name."""
-        found: dict[str, tuple[str, str, str]] = {}
+        """Kind, data and validation ("" for none) of each task, by its name.
+
+        Raises:
+            OptionError: what is no task, or validation data of none.
+        """
+        tasks: dict[str, tuple[str, str, str]] = {}
+        validation = dict(text.partition("=")[::2] for text in self.validation)
         for text in self.tasks:
             name, _, rest = text.partition("=")
-            kind, _, sources = rest.partition(":")
-            data, _, validation = sources.partition(":")
-            if not name.isidentifier() or not data or name in found:
+            kind, _, data = rest.partition(":")
+            if not name.isidentifier() or not data or name in tasks:
                 raise OptionError(f"a task is NAME=KIND:DATA, with a name that no other task has, not {text!r}")
             if kind not in LOADERS:
                 raise OptionError(f"the kind of task {name!r} must be one of {', '.join(LOADERS)}, not {kind!r}.{nearest(kind, LOADERS)}")
-            found[name] = (kind, data, validation)
-        return found
+            first, _, second = data.rpartition(":")
+            if Path(first).is_file():
+                raise OptionError(f"the task {text!r} names a second file; give it by --validation {name}={second}")
+            tasks[name] = (kind, data, validation.pop(name, ""))
+        if validation:
+            name = next(iter(validation))
+            raise OptionError(f"--validation takes NAME=DATA of one of the tasks {', '.join(tasks)}, not {name!r}.{nearest(name, tasks)}")
+        return tasks
 
 
 @dataclass
 class MultiTaskTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of training on several tasks at once."""
+    """``TrainingArguments`` of training on several tasks at once. The best model is by default that with the highest mean of the tasks'
+    scores (``metric_for_best_model mean``)."""
+
+    shards: ClassVar[bool] = False
 
     temperature: float = argument(
         2.0, "Tasks are drawn in proportion to (number of inputs)^(1/temperature); 1 = by size, large = all alike (T5, section 3.5.2)."
@@ -97,6 +118,10 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
 
     def check(self) -> None:
         super().check()
+        if self.tokens_per_batch:
+            raise OptionError("tokens_per_batch does not apply to multitask, whose batches are of one task each; give --batch_size instead")
+        if self.load_best_model_at_end and "metric_for_best_model" not in self.given:
+            self.metric_for_best_model = "mean"
         if self.temperature <= 0:
             raise OptionError(f"temperature must be above 0, not {self.temperature}")
 
@@ -106,13 +131,14 @@ MULTITASK = (ModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
 
 @dataclass
 class Task:
-    """A task's head, inputs and batches, and what scores it."""
+    """A task's head, inputs and batches, and what scores it. ``settings`` go into the config of the head when it is loaded singly."""
 
     kind: str
     model: PreTrainedModel
     rows: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     scores: Callable[[], Scores]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class MultiTaskModel(nn.Module):
@@ -195,14 +221,13 @@ class TaskBatches(Sampler[list[tuple[str, int]]]):
         self.epoch = epoch
 
 
-class MultiTaskTrainer(TimedTrainer):
+class MultiTaskTrainer(MeasuringTrainer):
     """Trains on mixed batches, and saves the config with the heads beside the weights."""
 
     def __init__(self, model: MultiTaskModel, args: MultiTaskTrainingArguments, tasks: Mapping[str, Task], **kwargs: Any) -> None:
-        super().__init__(model, args, train_dataset=MixedRows(tasks), data_collator=self.collate, **kwargs)
+        rows = MixedRows(tasks)
+        super().__init__(model, args, measure=self.measured, train_dataset=rows, eval_dataset=rows, data_collator=self.collate, **kwargs)
         self.tasks, self.temperature = tasks, args.temperature
-        entries = {name: {"kind": task.kind, "labels": _labels(task.model)} for name, task in tasks.items()}
-        model.config.multitask_heads = entries
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of one task."""
@@ -213,10 +238,26 @@ class MultiTaskTrainer(TimedTrainer):
         self.accelerator.even_batches = False  # there are as many batches for every process
         sizes, size = {name: len(task.rows) for name, task in self.tasks.items()}, self.args.train_batch_size
         batches = TaskBatches(sizes, size, self.temperature, self.args.seed, self.args.world_size)
-        loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.collate)
+        workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
+        loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.collate, num_workers=workers, pin_memory=pinned)
         return self.accelerator.prepare(loader)
 
+    def scores(self) -> dict[str, Scores]:
+        """The scores of every task on its held-out data, in all processes; the first one computes them."""
+        with evaluating(self.accelerator.unwrap_model(self.model)):
+            found = {name: task.scores() for name, task in self.tasks.items()} if self.is_world_process_zero() else {}
+        return dict(broadcast_object_list([found])[0])
+
+    def measured(self) -> dict[str, float]:
+        """The scores of every task as ``NAME_accuracy`` …, and the mean of what each is judged by, ``mean``."""
+        found = self.scores()
+        single = {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
+        main = [found[name][HEAD_SCORES[task.kind][0]] for name, task in self.tasks.items()]
+        return {**single, "mean": sum(main) / len(main)}
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        heads = {name: {"kind": task.kind, "labels": _labels(task.model), **task.settings} for name, task in self.tasks.items()}
+        self.accelerator.unwrap_model(self.model).config.multitask_heads = heads
         super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
             self.accelerator.unwrap_model(self.model).config.save_pretrained(output_dir or self.args.output_dir)
@@ -238,15 +279,8 @@ def finetune_multitask(
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
     training_args.remove_unused_columns, training_args.ddp_find_unused_parameters = False, True
     trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=tokenizer, max_minutes=training_args.max_minutes)
-
-    def measured() -> dict[str, Scores]:
-        with evaluating(model):
-            found = {name: task.scores() for name, task in tasks.items()} if trainer.is_world_process_zero() else {}
-        trainer.accelerator.wait_for_everyone()
-        return found
-
-    before = train(trainer, run, measured)
-    log = {"tasks": {name: task.kind for name, task in tasks.items()}, "held_out": {"before": before, "after": measured()}}
+    before = train(trainer, run, trainer.scores)
+    log = {"tasks": {name: task.kind for name, task in tasks.items()}, "held_out": {"before": before, "after": trainer.scores()}}
     return finish(trainer, run, log, describe_multitask)
 
 
@@ -264,9 +298,13 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     if head not in heads:
         raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
     entry = heads[head]
-    classes = numbered(entry["labels"])
+    classes = label_config(entry["labels"])
     loader: Any = LOADERS[entry["kind"]]
-    return loader.from_pretrained(name, key_mapping={rf"^heads\.{head}\.": ""}, **classes)
+    model = load_model(loader, name, elsewhere=("heads.",), key_mapping={rf"^heads\.{head}\.": ""}, **classes)
+    for key, value in entry.items():
+        if key not in ("kind", "labels"):
+            setattr(model.config, key, value)
+    return model
 
 
 def _labels(model: PreTrainedModel) -> list[str]:
@@ -274,9 +312,9 @@ def _labels(model: PreTrainedModel) -> list[str]:
 
 
 def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
-    texts, held_texts = read_labelled(ClassificationDataArguments(data=[data], validation=held), run.training.seed)
+    texts, held_texts = read_labelled(ClassificationDataArguments(data=[data], validation=held, **_limits(run)), run.training.seed)
     names = label_names(texts, held_texts)
-    model = load_head(LOADERS["classify"], run.model.model, tokenizer, **numbered(names), problem_type="single_label_classification")
+    model = load_head(LOADERS["classify"], run.model.model, tokenizer, **label_config(names), problem_type="single_label_classification")
     length = input_length(model, tokenizer, run.data.max_length)
     rows, held_out = (to_documents(part, tokenizer, length, names) for part in (texts, held_texts))
     collator = DocumentCollator(tokenizer)
@@ -289,9 +327,9 @@ def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str,
 
 
 def _tokens(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
-    texts, held_texts = read_tagged(TokenDataArguments(data=[data], validation=held), run.training.seed)
+    texts, held_texts = read_tagged(TokenDataArguments(data=[data], validation=held, **_limits(run)), run.training.seed)
     names = tag_names(texts, held_texts)
-    model = load_head(LOADERS["tokens"], run.model.model, tokenizer, **numbered(names))
+    model = load_head(LOADERS["tokens"], run.model.model, tokenizer, **label_config(names))
     length = input_length(model, tokenizer, run.data.max_length)
     rows, held_out = (to_windows(part, tokenizer, length, 128, names) for part in (texts, held_texts))
     collator, columns = TokenCollator(tokenizer), ["word_ids", "document"]
@@ -308,15 +346,27 @@ def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held:
     length = input_length(model, tokenizer, run.data.max_length)
     form = QAFormat(length, min(128, length // 4))
     records = load_qa(data, "train")
-    records, validation = (records, load_qa(held, "validation")) if held else split_held_out([records], run.training.seed)
+    parts = (records, load_qa(held, "validation")) if held else split_held_out([records], run.training.seed)
+    records, validation = limited(run.data, run.training.seed, *parts)
     rows = training_features(records, tokenizer, form, "windows")
+    task = Task("qa", model, rows, QACollator(tokenizer), dict)
 
     def scores() -> Scores:
         reader = QAReader("", model, tokenizer, form, batch_size=run.training.per_device_eval_batch_size)
-        found = score_answers(validation.to_list(), reader.read(validation.to_list()))
-        return {name: found[name] for name in ("exact_match", "exact_match_se", "f1", "f1_se", "n") if name in found}
+        questions = validation.to_list()
+        answers = reader.read(questions)
+        found = score_answers(questions, answers)
+        if "best_f1_threshold" in found:  # of "no answer", tuned on these questions
+            task.settings["no_answer_threshold"] = found["best_f1_threshold"]
+            found = score_answers(questions, answers, found["best_f1_threshold"])
+        return {name: found[name] for name in ("exact_match", "exact_match_se", "f1", "f1_se", "n", "best_f1_threshold") if name in found}
 
-    return Task("qa", model, rows, QACollator(tokenizer), scores)
+    task.scores = scores
+    return task
+
+
+def _limits(run: TaskArguments) -> dict[str, Any]:
+    return {name: getattr(run.data, name) for name in ("max_train_samples", "max_eval_samples")}
 
 
 @torch.no_grad()
@@ -341,11 +391,9 @@ def multitask_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
     lines = []
     for name, kind in log["tasks"].items():
-        metric = "accuracy" if kind == "classify" else "f1"
-        found = [
-            f"{scores[name][metric]:.1f} ± {scores[name][f'{metric}_se']:.1f} % {when}"
-            for when, scores in log["held_out"].items()
-            if name in scores
-        ]
-        lines.append(f"- {name}: {PERCENT[metric]} {', '.join(found)}")
+        metric, rows = HEAD_SCORES[kind]
+        scores = {when: (found or {}).get(name) for when, found in log["held_out"].items()}
+        tuned = any("best_f1_threshold" in (found or {}) for found in scores.values())
+        note = '; the threshold of "no answer" is the best one on these questions' if tuned else ""
+        lines.append(f"- {name}: {held_out_in_words(scores, partial(score_in_words, name=metric), rows)}{note}")
     return "\n".join(lines)

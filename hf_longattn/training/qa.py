@@ -30,15 +30,18 @@ from hf_longattn.data.lengths import PositionRange, input_length, longest_input
 from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
+from hf_longattn.data.sources import limited
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.evaluation.metrics.long_qa import mean_and_error
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.loading import loading
+from hf_longattn.training.loading import load_model, loading
+from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -129,7 +132,9 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     run = begin(model_args, data_args, training_args)
     read = partial(load_qa, skip_bad_rows=data_args.skip_bad_rows, evidence=data_args.evidence or None)
     records = concatenate_datasets([read(name, data_args.split) for name in data_args.data])
-    validation = read(data_args.validation, data_args.validation_split) if data_args.validation else None
+    held_out = read(data_args.validation, data_args.validation_split) if data_args.validation else records.select(())
+    records, held_out = limited(data_args, training_args.seed, records, held_out)
+    validation = held_out if data_args.validation else None
     if validation is None and training_args.eval_strategy != "no":
         raise OptionError("evaluation during training needs data; add --validation DATA, or leave --eval_strategy out")
     model, tokenizer = load_qa_model(model_args.model)
@@ -143,12 +148,16 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
     training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
+    # that of an earlier training is of other weights; it is found anew on the validation data, where some questions have no answer
+    threshold = 0.0 if "none" in {*records["kind"], *held_out["kind"]} else None
+    vars(model.config).pop("no_answer_threshold", None)
+    if threshold is not None:
+        model.config.no_answer_threshold = threshold
     reader = None
     if validation is not None:
         dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
         reader = QAReader("", model, tokenizer, form, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
-        if reader.null_threshold is None and "none" in {*records["kind"], *validation["kind"]}:
-            reader.null_threshold = 0.0
+        reader.null_threshold = threshold
     trainer = QATrainer(
         model,
         training_args,
@@ -162,19 +171,16 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         reader=reader,
     )
     log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
-    before = train(trainer, run, None if validation is None else lambda: (trainer.evaluate()["eval_loss"], trainer.scores))
-    if validation is not None and before is not None and reader is not None:
-        answers = trainer.tune_threshold()
-        after = trainer.evaluate()["eval_loss"], trainer.scores
-        log["held_out_loss"] = {"before": before[0], "after": after[0]}
-        log["held_out"] = {"before": before[1], "after": after[1]}
+    before = train(trainer, run, None if validation is None else lambda: (plain_scores(trainer.evaluate()), trainer.scores))
+    if validation is not None:
+        after = plain_scores(trainer.evaluate()), trainer.scores
+        log["held_out_loss"] = compared_losses(None if before is None else before[0], after[0])
+        log["held_out"] = {"before": None if before is None else before[1], "after": after[1]}
+        if trainer.threshold is not None:
+            trainer.accelerator.unwrap_model(trainer.model).config.no_answer_threshold = trainer.threshold
         if trainer.is_world_process_zero():
             training_args.folder.mkdir(parents=True, exist_ok=True)
-            write_predictions(
-                training_args.folder,
-                validation.to_list(),
-                [dataclasses.replace(one, text=one.above(reader.null_threshold)) for one in answers],
-            )
+            write_predictions(training_args.folder, validation.to_list(), trainer.given_answers)
             if model_args.baseline:
                 log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
         trainer.accelerator.wait_for_everyone()
@@ -222,6 +228,8 @@ class QATrainer(TimedTrainer):
         self.label_names = self.args.label_names or ["starts", "ends"]
         self.positions, self.windows, self.reader = positions, tuple(windows), reader
         self.scores: dict[str, Any] = {}
+        self.threshold = None if reader is None else reader.null_threshold
+        self.given_answers: list[Answer] = []
         self.batches = (0, 0)  # the current step, and its batches so far
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
@@ -247,31 +255,24 @@ class QATrainer(TimedTrainer):
         return [answer for _, answer in sorted(found, key=lambda one: one[0])]
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """With a reader: its loss and scores, which :attr:`scores` has by length and position as well."""
+        """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. Where some questions have no
+        answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on these questions."""
         if self.reader is None or eval_dataset is not None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        answers = self.answers()
-        losses = [loss for answer in answers for loss in answer.losses]
-        self.scores = score_answers(self.eval_dataset.to_list(), answers)
+        records, answers = self.eval_dataset.to_list(), self.answers()
+        self.scores = score_answers(records, answers)
+        if "best_f1_threshold" in self.scores:
+            self.threshold = self.scores["best_f1_threshold"]
+            answers = [dataclasses.replace(answer, text=answer.above(self.threshold)) for answer in answers]
+            self.scores = score_answers(records, answers)
+        self.given_answers = answers
+        loss, error = mean_and_error([loss for answer in answers for loss in answer.losses])
         numbers = {name: float(value) for name, value in self.scores.items() if isinstance(value, (int, float))}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": sum(losses) / len(losses), **numbers}.items()}
+        named = {"loss": loss, "loss_se": error, **numbers}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in named.items()}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def tune_threshold(self) -> list[Answer]:
-        """Put the threshold of "no answer" with the best F1 on the evaluation data into the config, where some have no answer.
-
-        Returns:
-            The answers to the evaluation data.
-        """
-        assert self.reader is not None
-        answers = self.answers()
-        found = score_answers(self.eval_dataset.to_list(), answers)
-        if "best_f1_threshold" in found:
-            self.reader.null_threshold = found["best_f1_threshold"]
-            self.accelerator.unwrap_model(self.model).config.no_answer_threshold = found["best_f1_threshold"]
-        return answers
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """As Trainer's. Positions and windows are drawn with the step's own seed, so that a resumed run draws what the uninterrupted run
@@ -325,7 +326,7 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
 
 
 def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa") -> str:
-    """What a model card says about a run: its length, the arguments that were given, and the held-out loss."""
+    """What a model card says about a run: its length, the arguments that were given, the held-out loss, and scores."""
     settings, last = log["settings"], {key: value for entry in log["history"] for key, value in entry.items()}
     unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
     changed = {k: v for k, v in settings.items() if k not in unsaid}
@@ -333,8 +334,7 @@ def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa"
     lines = [f"{last.get('step', 0):,} steps in {minutes:.1f} minutes with `{command}`, on {', '.join(settings['data'])}:", ""]
     lines += [f"- `{key}`: {value}" for key, value in changed.items()]
     if "held_out_loss" in log:
-        loss = log["held_out_loss"]
-        lines += ["", f"Loss on `{settings['validation']}`: {loss['before']:.3f} before, {loss['after']:.3f} after."]
+        lines += ["", f"Loss on `{settings['validation']}`: {loss_in_words(log['held_out_loss'])}."]
     if "held_out" in log:
         lines += ["", *(f"- {line}" for line in qa_table(log).splitlines())]
     return "\n".join(lines)
@@ -348,12 +348,20 @@ def qa_table(log: dict[str, Any]) -> str:
         return f"trained on {log['questions']:,} questions{last}; nothing was scored: add --validation DATA for exact match and F1"
     lines = []
     for when, scores in log["held_out"].items():
-        names = [name for name in ("exact_match", "f1", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
-        lines.append(f"{when}: " + ", ".join(f"{name} {scores[name]:.1f}" for name in names) + f" ({scores['n']:,} questions)")
+        if scores:
+            names = [name for name in ("exact_match", "f1", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
+            shown = ", ".join(score_in_words(scores, name, name) for name in names)
+            lines.append(f"{when}: {shown} ({counted(scores['n'], 'question')})")
     after = log["held_out"]["after"]
     if "baseline" in log:
         scores = log["baseline"]
-        lines.append(f"{log['settings']['baseline']} in windows of 512: exact_match {scores['exact_match']:.1f}, f1 {scores['f1']:.1f}")
+        shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1"))
+        lines.append(f"{log['settings']['baseline']} in windows of 512: {shown}")
+    if "best_f1_threshold" in after:
+        lines.append(
+            f'each with the threshold of "no answer" that is best on these very questions (now {after["best_f1_threshold"]:.2f}), so '
+            "somewhat higher than on others"
+        )
     for kind in ("by_length", "by_position"):
         cells = [f"{bucket} {part['f1']:.1f} (n={part['n']})" for bucket, part in after[kind].items()]
         if cells:
@@ -365,7 +373,7 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer, which pads on the
     right, where answers keep their positions."""
     with loading(name):
-        model = AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
+        model = load_model(AutoModelForQuestionAnswering, name, elsewhere=("evidence.",))
         tokenizer = AutoTokenizer.from_pretrained(name)
         if getattr(model.config, "has_evidence_heads", False):
             attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))

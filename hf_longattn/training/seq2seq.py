@@ -25,7 +25,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge_scores
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_head, load_start
-from hf_longattn.training.results import steps_of
+from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -105,9 +105,9 @@ def finetune_seq2seq(
         compute_metrics=rouge if training_args.predict_with_generate else None,
         max_minutes=training_args.max_minutes,
     )
-    before = train(trainer, run, lambda: told(trainer.evaluate()))
+    before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
     found = trainer.predict(held_out)
-    after = told(found.metrics)
+    after = plain_scores(found.metrics)
     if training_args.predict_with_generate and trainer.is_world_process_zero():
         ids = np.where(np.asarray(found.predictions) < 0, tokenizer.pad_token_id, found.predictions)
         texts = [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -137,12 +137,6 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         )
 
 
-def told(metrics: dict[str, float]) -> dict[str, float]:
-    """Loss and ROUGE of an evaluation, without its prefix."""
-    plain = {name.partition("_")[2]: value for name, value in metrics.items()}
-    return {name: plain[name] for name in ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum") if name in plain}
-
-
 def describe_seq2seq(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
     return (
@@ -153,8 +147,11 @@ def describe_seq2seq(log: dict[str, Any]) -> str:
 
 def seq2seq_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    parts = []
-    for when, scores in log["held_out"].items():
-        rouge = "/".join(f"{scores[name]:.1f}" for name in ("rouge1", "rouge2", "rougeL") if name in scores)
-        parts.append(f"loss {scores['loss']:.3f}{f', ROUGE-1/2/L {rouge}' if rouge else ''} {when}")
-    return f"held out: {'; '.join(parts)}"
+    return held_out_in_words(log["held_out"], _in_words, "document")
+
+
+def _in_words(scores: Scores) -> str:
+    error, names = error_of(scores, "loss"), [name for name in ("rouge1", "rouge2", "rougeL") if name in scores]
+    rouge = "/".join(f"{scores[name]:.1f}{'' if (se := error_of(scores, name)) is None else f' ± {se:.1f}'}" for name in names)
+    loss = f"loss {scores['loss']:.3f}{'' if error is None else f' ± {error:.3f}'}"
+    return f"{loss}, ROUGE-1/2/L {rouge} %" if rouge else loss

@@ -24,8 +24,8 @@ from hf_longattn.data.words import read_words, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.entities import entity_scores
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
-from hf_longattn.training.loading import load_head, load_start, numbered
-from hf_longattn.training.results import steps_of
+from hf_longattn.training.loading import label_config, load_head, load_start
+from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -82,7 +82,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
     texts, held_texts = read_tagged(data_args, training_args.seed)
     names = class_names(tag_names(texts, held_texts), config)
-    model = load_head(AutoModelForTokenClassification, model_args.model, tokenizer, **numbered(names))
+    model = load_head(AutoModelForTokenClassification, model_args.model, tokenizer, **label_config(names))
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = (to_windows(data, tokenizer, length, data_args.stride, names) for data in (texts, held_texts))
     pack = chosen_packing(model, data_args.packing, training_args)
@@ -145,9 +145,8 @@ def describe_tokens(log: dict[str, Any]) -> str:
 
 def tokens_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    told = [
-        f"F1 of entities {scores['f1']:.1f} ± {scores['f1_se']:.1f} %, words {scores['accuracy']:.1f} % {when}"
-        for when, scores in log["held_out"].items()
-        if scores
-    ]
-    return f"held out: {'; '.join(told)}"
+    return held_out_in_words(
+        log["held_out"],
+        lambda scores: f"{score_in_words(scores, 'f1', 'F1 of entities')}, {score_in_words(scores, 'accuracy', 'words')}",
+        "document",
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.utils.data
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,7 +25,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import TokenBudget
 from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import LongAttentionError, OptionError, in_a_line
+from hf_longattn.hub_errors import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attachment import mark_for_zero3
 from hf_longattn.modeling.mixin import LongAttentionMixin, divides_by_items
@@ -41,18 +43,22 @@ class TimedTrainer(TrainerHooks, Trainer):
 
     Args:
         max_minutes: stop after this time, with a learning rate of zero by then; a resumed run counts the minutes before. ``None`` = no
-            limit: the schedule is Trainer's own.
+            limit: the schedule is Trainer's own, but that the first step has a learning rate as well (:func:`without_idle_step`).
         eval_collator: makes the batches of evaluations and predictions, if not ``data_collator``.
         *args, **kwargs: Trainer's.
 
     Evaluations and predictions are in the order of the rows. Masked tokens are drawn anew in every pass over the data, and are the same in
     every evaluation.
+
+    Raises:
+        OptionError: Trainer refuses its arguments.
     """
 
     data_collator: Any
 
     def __init__(self, *args: Any, max_minutes: float | None = None, eval_collator: Any = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with refused_arguments():
+            super().__init__(*args, **kwargs)
         masks = self.data_collator if isinstance(self.data_collator, RepeatableMasks) else None
         self.eval_collator = masks.for_evaluation() if eval_collator is None and masks is not None else eval_collator
         inner: Any = self.accelerator.unwrap_model(self.model)
@@ -61,8 +67,9 @@ class TimedTrainer(TrainerHooks, Trainer):
         mark_for_zero3(inner)
         self.card: Callable[[], object] | None = None
         self.throughput = Throughput()
+        self.batch_losses: list[tuple[Tensor, int]] = []
         self.clock = Clock(max_minutes)
-        self.add_callback(StopInTime(self.clock))
+        self.add_callback(FollowClock(self.clock, getattr(self.args, "save_minutes", 0.0)))
         self.add_callback(LogEnough())
         self.add_callback(SynchroniseCentroids())
         self.add_callback(OrderOfPass(masks))
@@ -77,11 +84,9 @@ class TimedTrainer(TrainerHooks, Trainer):
         if not budget:
             return super().get_train_dataloader()
         data: Any = self.train_dataset
-        if "length" not in getattr(data, "column_names", ()):
-            raise OptionError("tokens_per_batch needs rows of known length, which a stream of text has not; give --batch_size instead")
         self.accelerator.even_batches = False  # TokenBudget makes as many batches for every process
         padded = not getattr(self.data_collator, "pack", False)
-        batches = TokenBudget(data["length"], budget, self.args.seed, padded=padded, processes=self.args.world_size)
+        batches = TokenBudget(row_lengths(data), budget, self.args.seed, padded=padded, processes=self.args.world_size)
         workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
         loader: Any = DataLoader(data, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers, pin_memory=pinned)
         return self.accelerator.prepare(loader)
@@ -114,7 +119,9 @@ class TimedTrainer(TrainerHooks, Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.clock.minutes is None:
-            return super().create_scheduler(num_training_steps, optimizer)
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+            self.lr_scheduler = without_idle_step(scheduler, self.args.get_warmup_steps(num_training_steps))
+            return self.lr_scheduler
         self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, self.args.warmup_steps)
         return self.lr_scheduler
 
@@ -141,6 +148,36 @@ class TimedTrainer(TrainerHooks, Trainer):
         """Whether a run has taken all its steps or all its time: one that is resumed may have, and takes no further step."""
         return self.state.global_step >= self.state.max_steps or self.clock.fraction() >= 1.0
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; the metrics have the number of rows, ``n``, and the standard error of the loss over batches, ``loss_se``."""
+        self.batch_losses = []
+        found = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        loss = found.metrics.get(f"{prefix}_loss")
+        if loss is not None:
+            values = [(float(value.mean()), size) for value, size in self.batch_losses]
+            gathered = gather_object(values) if self.args.world_size > 1 else values
+            error = standard_error_of_batches(gathered)
+            found.metrics.update({f"{prefix}_n": found.num_samples, **({} if error is None else {f"{prefix}_loss_se": error})})
+        return found
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; notes the loss of the batch."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None:
+            self.batch_losses.append((loss, rows_of(inputs)))
+        return loss, logits, labels
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As Trainer's; what the Hub refuses is one sentence."""
+        with translated_errors(str(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name), self.args.hub_token):
+            super().init_hf_repo(token, private)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; what the Hub refuses is one sentence."""
+        with translated_errors(str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir), self.args.hub_token):
+            return super().push_to_hub(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         speed = self.throughput.report(self.args.world_size) if "loss" in logs else {}
         super().log({**logs, **speed, "minutes": round(self.clock.elapsed(), 2)}, start_time)
@@ -158,6 +195,42 @@ class TimedTrainer(TrainerHooks, Trainer):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             self.card()
+
+
+class MeasuringTrainer(TimedTrainer):
+    """A trainer whose evaluations are measured by a function instead of by the loss on rows.
+
+    Args:
+        measure: returns scores by name, the same in all processes.
+        *args, **kwargs: :class:`TimedTrainer`'s.
+    """
+
+    def __init__(self, *args: Any, measure: Callable[[], dict[str, Any]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.measure = measure
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The scores, logged as Trainer logs an evaluation."""
+        scores = self.measure()
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items() if isinstance(value, (int, float))}
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def row_lengths(data: Any) -> list[int]:
+    """The tokens of each row: its column ``tokens`` (of rows that hold several inputs) or ``length``, or else its ``input_ids``.
+
+    Raises:
+        OptionError: rows of unknown length.
+    """
+    names = getattr(data, "column_names", None) or ()
+    column = next((name for name in ("tokens", "length") if name in names), None)
+    if column is not None:
+        return list(data[column])
+    if "input_ids" not in names or not hasattr(data, "__len__"):
+        raise OptionError("tokens_per_batch needs rows of known length, which a stream of text has not; give --batch_size instead")
+    return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
 
 
 class Throughput:
@@ -221,57 +294,90 @@ class SeededGroups(torch.utils.data.Sampler[int]):
 
 
 class Clock:
-    """Minutes since the first step, as a fraction of the time allowed; ``None`` minutes = no limit.
+    """Minutes since a run began, with its evaluation before the first step.
 
-    All processes use the first one's clock as it was at the last :meth:`tick`, so they stop after the same step and have the same
+    All processes use the first one's clock as it was at the last :meth:`tick`, so they stop and save after the same step and have the same
     learning rate.
+
+    Args:
+        minutes: the time allowed; ``None`` = no limit.
     """
 
-    def __init__(self, minutes: float | None) -> None:
+    def __init__(self, minutes: float | None = None) -> None:
         self.minutes = minutes
         self.started: float | None = None
-        self.before = self.agreed = 0.0
+        self.before = self.agreed = self.first_step = 0.0
 
-    def resume(self, before: float) -> None:
-        """Put the clock to the minutes that a resumed run has spent already; it stands still until :meth:`start`."""
-        self.started, self.before, self.agreed = None, before, before
+    def start(self, before: float = 0.0, first_step: float | None = None) -> None:
+        """Let the clock run.
 
-    def start(self) -> None:
-        """Let the clock run; called before every pass."""
-        self.started = time.monotonic() if self.started is None else self.started
+        Args:
+            before: the minutes that a resumed run has spent already.
+            first_step: those before its first step; ``None`` = it comes now.
+        """
+        self.started, self.before, self.agreed = time.monotonic(), before, before
+        self.first_step = before if first_step is None else first_step
 
     def tick(self, device: torch.device) -> None:
         """Broadcast the first process's time; called by every process in every step."""
-        if self.minutes is not None:
-            self.agreed = float(broadcast(torch.tensor([self.elapsed()], device=device))[0])
+        self.agreed = float(broadcast(torch.tensor([self.elapsed()], device=device))[0])
 
     def elapsed(self) -> float:
         """Minutes spent."""
         return self.before + (0.0 if self.started is None else (time.monotonic() - self.started) / 60)
 
     def fraction(self) -> float:
-        """Fraction of the time allowed that was spent at the last tick; the same in all processes."""
-        return 0.0 if self.minutes is None else self.agreed / self.minutes
+        """Fraction of the time from the first step to the limit that was spent at the last tick; the same in all processes."""
+        if self.minutes is None:
+            return 0.0
+        allowed = self.minutes - self.first_step
+        return (self.agreed - self.first_step) / allowed if allowed > 0 else 1.0
 
 
-class StopInTime(TrainerCallback):
-    """Starts the clock with the first pass, after an evaluation at the start, and stops the training with the clock."""
+class FollowClock(TrainerCallback, ExportableState):
+    """Stops the training when its time is spent, and asks for a checkpoint where the last one is older than ``save_minutes``.
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    Raises:
+        OptionError: the evaluation before the first step took all of the time.
+    """
+
+    def __init__(self, clock: Clock | None = None, save_minutes: float = 0.0) -> None:
+        self.clock, self.save_minutes, self.saved = clock or Clock(), save_minutes, 0.0
+        self.is_first_pass = True
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        spent = [entry["minutes"] for entry in state.log_history if "minutes" in entry]
-        self.clock.resume(max(spent, default=0.0))
+        spent = max((entry["minutes"] for entry in state.log_history if "minutes" in entry), default=0.0)
+        kept = (state.stateful_callbacks or {}).get(type(self).__name__, {}).get("attributes", {})
+        self.is_first_pass = not state.global_step
+        self.clock.start(spent, None if self.is_first_pass else kept.get("first_step", 0.0))
+        self.saved = spent
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.clock.start()
+        if not self.is_first_pass:
+            return
+        self.is_first_pass = False
+        self.clock.tick(args.device)
+        self.clock.first_step = self.clock.agreed
+        if self.clock.minutes is not None and self.clock.first_step >= self.clock.minutes:
+            raise OptionError(
+                f"the evaluation before the first step took {self.clock.first_step:.1f} of the {self.clock.minutes:g} minutes; give more "
+                "--max_minutes, add --no_eval_before_training, or lower --max_eval_samples"
+            )
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.clock.tick(args.device)
+        if self.clock.minutes is not None or self.save_minutes:
+            self.clock.tick(args.device)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_training_stop |= self.clock.fraction() >= 1.0
+        if self.save_minutes and args.save_strategy == "steps":
+            control.should_save |= control.should_training_stop or self.clock.agreed - self.saved >= self.save_minutes
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.saved = self.clock.agreed
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"first_step": self.clock.first_step}}
 
 
 class SynchroniseCentroids(TrainerCallback):
@@ -322,6 +428,54 @@ class LogEnough(TrainerCallback):
         if args.logging_strategy == "steps" and often < state.logging_steps:  # a resumed run warns of a state with other logging_steps
             control.should_log = state.global_step % often == 0 or (state.global_step == 1 and args.logging_first_step)
         control.should_log |= control.should_training_stop or state.global_step >= state.max_steps
+
+
+@contextmanager
+def refused_arguments() -> Iterator[None]:
+    """Turn what Trainer refuses when it is made into a sentence.
+
+    Raises:
+        OptionError: with Trainer's words.
+    """
+    try:
+        yield
+    except LongAttentionError:
+        raise
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise OptionError(in_a_line(error)) from error
+
+
+def rows_of(inputs: dict[str, Any]) -> int:
+    """The rows of a batch; of a packed one, its documents."""
+    lengths = inputs.get("lengths")
+    if isinstance(lengths, Tensor):
+        return len(lengths)
+    return next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1)
+
+
+def standard_error_of_batches(losses: Sequence[tuple[float, int]]) -> float | None:
+    """Of the mean of (loss, rows) of batches, weighted by their rows; ``None`` of fewer than two."""
+    total = sum(rows for _, rows in losses)
+    if len(losses) < 2 or not total:
+        return None
+    mean = sum(loss * rows for loss, rows in losses) / total
+    squares = sum((rows * (loss - mean)) ** 2 for loss, rows in losses)
+    return math.sqrt(squares * len(losses) / (len(losses) - 1)) / total
+
+
+def without_idle_step(scheduler: Any, warmup: int) -> Any:
+    """A schedule of transformers whose warm-up ends with the highest rate instead of beginning with 0: its first step would change nothing.
+
+    Step k of w in the warm-up has (k + 1) / w of the rate, as in torchtitan, in place of k / w. A schedule without warm-up is returned as
+    it is.
+    """
+    if not isinstance(scheduler, LambdaLR) or not warmup:
+        return scheduler
+
+    def raised(rate: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: min(1.0, rate(step) + 1 / warmup) if step < warmup else rate(step)
+
+    return LambdaLR(scheduler.optimizer, [raised(rate) for rate in scheduler.lr_lambdas])
 
 
 def timed_schedule(optimizer: Optimizer, clock: Clock, num_training_steps: int, warmup: float) -> LambdaLR:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,10 +25,20 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 import hf_longattn
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line
+from hf_longattn.errors import (
+    CheckpointError,
+    LongAttentionError,
+    OptionError,
+    UsageError,
+    error_line,
+    in_a_line,
+    in_one_line,
+    visible,
+)
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.naming import LOGGER
 from hf_longattn.private_apis import epochs_can_be_skipped
+from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import (
     DataArguments,
     LongTrainingArguments,
@@ -36,8 +46,8 @@ from hf_longattn.training.args import (
     TaskArguments,
     parse_arguments,
 )
-from hf_longattn.training.checkpoints import STATE, check_checkpoint, checkpoints, newest_checkpoint
-from hf_longattn.training.processes import how_to_resume, leave, sentence_if_lost, several, watched
+from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints
+from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost, watch_processes
 from hf_longattn.training.results import CURVES, draw_curves, measured
 from hf_longattn.training.trainer import TimedTrainer
 
@@ -88,14 +98,14 @@ def run_training(
             log = train(model_args, data_args, training_args)
     except LongAttentionError as error:
         print(error_line(error), file=sys.stderr)
-        if several():
-            leave()
+        if is_distributed():
+            hard_exit()
         return 2 if isinstance(error, UsageError) else 1
     except Exception:
-        if not several():
+        if not is_distributed():
             raise
         traceback.print_exc()
-        leave()
+        hard_exit()
     if first:
         print(visible("\n".join(line for line in (result(log), f"written to {training_args.output_dir}") if line)), file=sys.stderr)
     return 0
@@ -150,49 +160,85 @@ def check_output(args: LongTrainingArguments) -> None:
         raise OptionError(f"{args.output_dir!r} holds a model; give another --output, or add --overwrite to replace it")
 
 
-def starting_point(args: LongTrainingArguments) -> str | None:
-    """The checkpoint to resume from: the named one, or with ``resume`` the latest complete one, or ``None`` if there is none yet.
+def starting_point(run: TaskArguments) -> str | None:
+    """The checkpoint to resume from: the named one, or with ``resume`` the latest complete one; ``None`` if neither is given.
 
     Raises:
-        CheckpointError: the named checkpoint is not there or not complete, or there are checkpoints, but none is complete.
+        CheckpointError: there is no such checkpoint, none is complete, or it is of a training of another model.
     """
+    args = run.training
     if args.resume_from_checkpoint:
-        return check_checkpoint(Path(args.resume_from_checkpoint))
-    newest = newest_checkpoint(args.folder) if args.resume else None
-    if args.resume and newest is None:
-        logger.warning(f"There is no checkpoint in {args.output_dir!r} to resume from: training starts from the beginning.")
-    return newest
+        start = check_checkpoint(Path(args.resume_from_checkpoint))
+    elif args.resume:
+        start = checkpoint_to_resume(args.folder)
+    else:
+        return None
+    check_same_model(Path(start), run.model.model)
+    return start
 
 
 def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
     """Train, or resume from the latest complete checkpoint.
 
     Args:
-        measure: measures the model before its first step; see :class:`MeasureFirst`.
+        measure: measures the model before its first step, unless ``eval_before_training`` is off; see :class:`MeasureFirst`.
 
     Returns:
-        What ``measure`` returned, as JSON keeps it (tuples are lists), also where a run is resumed.
+        What ``measure`` returned, as JSON keeps it (tuples are lists), also where a run is resumed; ``None`` without a measurement.
 
     Raises:
-        CheckpointError: the checkpoint to resume from is not complete, or the disk became full.
-        OptionError: ``dtype`` with sharded weights.
+        CheckpointError: the checkpoint to resume from is not complete or of another model, or the disk became full.
+        OptionError: ``dtype`` or ``use_peft`` with sharded weights, or a metric for the best model that no evaluation has.
     """
     dtype, args = run.model.dtype, run.training
-    if dtype != "float32" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise OptionError(f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out")
-    start = starting_point(args)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if dtype != "float32":
+            raise OptionError(f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out")
+        if run.model.use_peft:
+            raise OptionError("weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --use_peft out")
+    start = starting_point(run)
     if start is not None:
         epochs_can_be_skipped()
     if start is None and trainer.is_world_process_zero():
         for old in checkpoints(args.folder):  # with --overwrite; a later --resume must not find them
             shutil.rmtree(old)
-    first = None if measure is None else MeasureFirst(measure, start)
+    first = MeasureFirst(measure, start) if measure is not None and args.eval_before_training else None
     if first is not None:
         trainer.add_callback(first)
+    trainer.add_callback(RunSettings(run.settings))
     trainer.accelerator.wait_for_everyone()
-    with watched(args.folder), one_sentence_if_full(args.folder, trainer):
+    if trainer.is_world_process_zero():
+        how = "training" if start is None else f"resuming from {start} the training of"
+        print(f"hf_longattn {hf_longattn.__version__}: {how} {run.model.model}", file=sys.stderr)
+    updates = low_rank_updates(transformers_model(trainer.model), run.model) if run.model.use_peft else nullcontext()
+    with watch_processes(args.folder), one_sentence_if_full(args.folder, trainer), updates, metric_of_best_model():
         trainer.train(resume_from_checkpoint=start)
     return None if first is None else first.found
+
+
+@contextmanager
+def metric_of_best_model() -> Iterator[None]:
+    """Turn a metric that evaluations do not have into a sentence.
+
+    Raises:
+        OptionError: with Trainer's words, which list the metrics.
+    """
+    try:
+        yield
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise OptionError(in_a_line(error, 600).strip("'\"")) from error
+
+
+class RunSettings(TrainerCallback, ExportableState):
+    """Notes in trainer_state.json what a run was started with, so that another run is told from it."""
+
+    def __init__(self, settings: dict[str, Any] | None = None) -> None:
+        self.settings = settings or {}
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"settings": self.settings}}
 
 
 class MeasureFirst(TrainerCallback, ExportableState):
@@ -233,12 +279,12 @@ def one_sentence_if_full(folder: Path, trainer: TimedTrainer | None = None) -> I
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _disk_full(error):
             raise
-        saved = rescued(trainer, folder) if trainer is not None else None
+        saved = save_elsewhere(trainer, folder) if trainer is not None else None
         now = "" if saved is None else f"the model as it is now was saved in {saved}; "
         raise CheckpointError(f"the disk of {str(folder)!r} is full: {now}{how_to_resume(folder)}, after freeing space") from error
 
 
-def rescued(trainer: TimedTrainer, folder: Path) -> Path | None:
+def save_elsewhere(trainer: TimedTrainer, folder: Path) -> Path | None:
     """Save the model in a new folder on the disk of temporary files; ``None`` if that disk is the same, or full, or weights are sharded."""
     temporary, parent = Path(tempfile.gettempdir()), next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not trainer.is_world_process_zero() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

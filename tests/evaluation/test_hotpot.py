@@ -47,3 +47,4 @@ def test_joint_scores_are_of_products_of_precision_and_recall() -> None:
     assert found["joint_em"] == pytest.approx(100 / 3)
     assert found["sp_em"] == pytest.approx(200 / 3)
     assert found["f1"] == pytest.approx(100 * (0.8 + 1) / 3)
+    assert found["sp_em_se"] == pytest.approx(100 * (2 / 9) ** 0.5 / 2**0.5)

@@ -47,6 +47,8 @@ def test_it_is_the_mean_of_the_states_of_one_pass(model: PreTrainedModel, tokeni
     for normalize in (False, True):
         (chunks,) = late_chunks(model, tokenizer, DOCUMENT, spans=[sentences], normalize=normalize)
         assert [chunk.text for chunk in chunks] == [DOCUMENT[start:end] for start, end in sentences]
+        (same,) = late_chunks(model, tokenizer, DOCUMENT, spans=sentences, normalize=normalize)  # of a single text
+        assert [chunk.embedding.tolist() for chunk in same] == [chunk.embedding.tolist() for chunk in chunks]
         for chunk, (start, end) in zip(chunks, sentences, strict=True):
             rows = [at for at, (first, last) in enumerate(read["offset_mapping"]) if last > first and start <= first < end]
             wanted = states[rows].mean(0)
@@ -122,10 +124,13 @@ def test_bad_input(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None
         ("no passage", {"spans": [[(0, 10**6)]]}),
         (r"No token of document 0 starts in the passage \(17, 18\)", {"spans": [[(17, 18)]]}),
         ("spans for 2 documents, but 1", {"spans": [[], []]}),
+        (r"A passage is \(start, end\) in characters, .* not 'ab'", {"spans": [["ab"]]}),
         ("at least 1 token", {"chunk_tokens": 0}),
     ):
         with pytest.raises(LongAttentionError, match=words):
             late_chunks(model, tokenizer, DOCUMENT, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(LongAttentionError, match=r"A passage is \(start, end\) in characters, .*; not 0"):
+        late_chunks(model, tokenizer, [DOCUMENT], spans=[(0, 5)])
     with pytest.raises(LengthError, match="too short for an overlap"):
         late_chunks(model, tokenizer, DOCUMENT, max_length=100, overlap=98)
     assert late_chunks(model, tokenizer, "") == [[]]

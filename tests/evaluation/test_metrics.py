@@ -93,6 +93,11 @@ def test_classes_by_length(source: str) -> None:
     assert (result["accuracy"], result["n"]) == (pytest.approx(60.0), 5)
     assert result["accuracy_se"] == pytest.approx(100 * (0.6 * 0.4 / 4) ** 0.5)
     assert result["macro_f1"] == pytest.approx(100 * (2 / 4 + 4 / 5 + 0) / 3)
+    pairs = list(zip(labels, found, strict=True))
+    without = [long_classification.summarise(pairs[:place] + pairs[place + 1 :])["macro_f1"] for place in range(5)]
+    mean = sum(without) / 5
+    assert result["macro_f1_se"] == pytest.approx((4 / 5 * sum((score - mean) ** 2 for score in without)) ** 0.5)  # the jackknife's
+    assert result["buckets"]["<=1024"]["macro_f1_se"] == 0.0
     assert {name: (part["n"], part["accuracy"]) for name, part in result["buckets"].items()} == {
         "<=512": (2, 50.0),
         "<=1024": (1, 100.0),

@@ -142,8 +142,8 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
 
 
 def test_settings_come_from_recipe_and_command_line(repository: Path, tmp_path: Path) -> None:
-    _, _, ready = parse_arguments(DISTILLATION, ["--config", "lolcats-llama-3-8b"], "", "longattn train distill")
-    assert (ready.transfer_steps, ready.lora_rank) == (2441, 8)
+    ready_model, _, ready = parse_arguments(DISTILLATION, ["--config", "lolcats-llama-3-8b"], "", "longattn train distill")
+    assert (ready.transfer_steps, ready_model.lora_rank) == (2441, 8)
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput_dir: b\ntext: [c]\nmechanism: hybrid\noption: [window=32]\n")
     model_args, _, training_args = parse_arguments(

@@ -36,11 +36,9 @@ def test_every_option_of_transformers_is_available(capsys: pytest.CaptureFixture
 
 
 def test_they_reach_the_trainer(tmp_path: Path) -> None:
-    line = (
-        "--model m --output o --data d --epochs 2 --report_to tensorboard --eval_strategy steps --save-steps 100 --lr_scheduler_type cosine"
-    )
+    line = "--model m --output o --data d --epochs 2 --report_to all --eval_strategy steps --save-steps 100 --lr_scheduler_type cosine"
     _, _, args = parse_arguments(QA, [*line.split(), "--load_best_model_at_end", "--early_stopping_patience", "3"], "")
-    assert (args.output_dir, args.num_train_epochs, args.report_to, args.save_strategy) == ("o", 2.0, ["tensorboard"], "steps")
+    assert (args.output_dir, args.num_train_epochs, args.report_to, args.save_strategy) == ("o", 2.0, [], "steps")
     assert (args.load_best_model_at_end, args.early_stopping_patience, args.lr_scheduler_type) == (True, 3, "cosine")
 
 
@@ -54,7 +52,23 @@ def test_minutes_alone_are_not_ended_by_steps() -> None:
 def test_the_defaults_are_the_field_s() -> None:
     args = QATrainingArguments("o")
     assert (args.learning_rate, args.adam_beta2, args.random_positions, args.windows) == (3e-5, 0.999, False, [])
-    assert args.save_strategy == "no"
+    assert (args.save_strategy, args.save_steps, args.save_minutes, args.save_total_limit) == ("steps", 500, 15, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "strategy", "steps"),
+    [
+        ({"save_steps": 0}, "steps", ENDLESS),
+        ({"save_steps": 0, "save_minutes": 0}, "no", 0),
+        ({"save_strategy": "no"}, "no", 500),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 30}, "steps", 30),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 30, "save_steps": 60}, "steps", 60),
+        ({"load_best_model_at_end": True, "eval_strategy": "epoch"}, "epoch", 500),
+    ],
+)
+def test_checkpoints_follow_the_evaluations_that_choose_among_them(changes: dict[str, Any], strategy: str, steps: int) -> None:
+    args = QATrainingArguments("o", **changes)
+    assert (args.save_strategy, args.save_steps) == (strategy, steps)
 
 
 def test_what_was_given_is_known_without_secrets() -> None:
@@ -75,11 +89,23 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
         ({"output_dir": None}, "no output folder"),
         ({"data": []}, "no data given"),
         ({"dtype": "half"}, "float32, float16, bfloat16"),
-        ({"max_length": 1}, "at least 2 tokens"),
+        ({"max_length": 1}, "max_length must be at least 2"),
+        ({"max_train_samples": 0}, "max_train_samples must be at least 1"),
+        ({"max_minutes": 0.0}, "max_minutes must be above 0, not 0; --max_steps 1"),
+        ({"max_minutes": -1.0}, "max_minutes must be above 0"),
+        ({"save_minutes": -1.0}, "save_minutes must be 0 or more"),
+        ({"report_to": "tensorboard"}, "report_to tensorboard needs the package 'tensorboard', which is not installed; type pip install"),
+        ({"report_to": "tensorbord"}, "report_to must be one of all, none, .* Did you mean 'tensorboard'"),
+        ({"fp16": True}, "fp16 needs an accelerator; leave --fp16 out"),
+        ({"fsdp": "full_shard"}, "fsdp splits the weights over several processes, and this is one"),
+        ({"lora_rank": 4}, "lora_rank is of LoRA; add --use_peft"),
+        ({"use_peft": True, "lora_rank": 0}, "lora_rank must be at least 1"),
+        ({"hub_strategy": "every_save"}, "hub_strategy must be end"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs evaluations to compare; add --eval_strategy steps"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
         ({"max_minutes": 1.0, "lr_scheduler_type": "cosine"}, "linear schedule only"),
         ({"early_stopping_patience": 2}, "needs evaluations"),
-        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "strategy"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "epoch"}, "strategy"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -135,13 +161,13 @@ def test_a_recipe_s_values_have_the_types_of_the_command_line(tmp_path: Path) ->
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "model: 5\noutput: 2026-01-01\ndata: 7\nlearning_rate: 3e-5\nmax_length:\nlr_scheduler_kwargs: {power: 2.0}\n"
-        "eval_strategy: no\nsave_strategy: no\nbf16: no\nreport_to: [tensorboard]\nlabel_names: labels\n"
+        "eval_strategy: no\nsave_strategy: no\nbf16: no\nreport_to: [none]\nlabel_names: labels\n"
     )
     model_args, data_args, args = parse_arguments(QA, ["--config", str(recipe)], "")
     assert (model_args.model, args.output_dir, data_args.data, args.learning_rate) == ("5", "2026-01-01", ["7"], 3e-5)
     assert (data_args.max_length, args.lr_scheduler_kwargs) == (None, {"power": 2.0})
     assert (args.eval_strategy, args.save_strategy, args.bf16) == ("no", "no", False)
-    assert (args.report_to, args.label_names) == (["tensorboard"], ["labels"])
+    assert (args.report_to, args.label_names) == ([], ["labels"])
 
 
 @pytest.mark.parametrize(("kinds", "data"), [(QA, "--data DATA"), (MLM, "--text TEXT"), (MULTITASK, "--tasks TASKS")])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import BertConfig, BertForQuestionAnswering
 
 from hf_longattn.errors import CheckpointError
 from hf_longattn.training import checkpoints as checkpoints_module
-from hf_longattn.training.checkpoints import check_checkpoint, damage, newest_checkpoint
+from hf_longattn.training.checkpoints import check_checkpoint, check_same_model, checkpoint_to_resume, damage, newest_checkpoint
 from hf_longattn.training.trainer import Processes
+from hf_longattn.training.training_loop import RunSettings
 
 SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -62,13 +65,47 @@ def test_the_latest_complete_checkpoint_is_taken(how: str, checkpoints: Path, tm
         newest_checkpoint(folder)
 
 
-def test_a_run_that_ended_in_its_first_save_starts_again(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(checkpoints_module.logger, "warning", said.append)
+def test_a_run_that_ended_in_its_first_save_is_not_started_again_silently(checkpoints: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
-    assert newest_checkpoint(tmp_path) is None
-    assert said == ["The run ended while it wrote its first checkpoint: checkpoint-2 has no trainer_state.json."]
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 has no trainer_state.json; to start again, give --overwrite without --resume"):
+        checkpoint_to_resume(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_is_a_damage_and_not_run(name: str, checkpoints: Path, tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "was run",))
+
+    folder = Path(shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2"))
+    assert damage(folder) is None
+    torch.save({"state": Code()}, folder / name)
+    assert damage(folder) == f"has code, which is not run, in its {name}"
+    assert not (tmp_path / "was run").exists()
+
+
+def test_the_training_of_another_model_is_not_continued(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2"))
+    check_same_model(folder, "anything")  # Trainer's own does not say what it trains
+    (tmp_path / "one").mkdir()
+    state = json.loads((folder / "trainer_state.json").read_text())
+    state["stateful_callbacks"]["RunSettings"] = RunSettings({"model": str(tmp_path / "one")}).state()
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    monkeypatch.chdir(tmp_path)
+    for same in (str(tmp_path / "one"), "one", "./one"):
+        check_same_model(folder, same)
+    with pytest.raises(
+        CheckpointError, match=r"continues a training of '.*one', not of 'elsewhere/one'; give --model .*one, or --overwrite"
+    ):
+        check_same_model(folder, "elsewhere/one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    check_same_model(folder, "elsewhere/one")  # was moved
+
+
+def test_nothing_to_resume_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint in .* to resume from; leave --resume out to start a new training"):
+        checkpoint_to_resume(tmp_path / "nowhere")
 
 
 def test_a_checkpoint_without_the_file_of_a_process_is_not_complete(checkpoints: Path, tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert reranker or log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
-    assert set(log["held_out"]["after"]) == ({"mrr", "ndcg", "n"} if reranker else {"accuracy_at_1", "mrr", "n"})
+    assert set(log["held_out"]["after"]) == (
+        {"mrr", "mrr_se", "ndcg", "ndcg_se", "n"} if reranker else {"accuracy_at_1", "accuracy_at_1_se", "mrr", "mrr_se", "n"}
+    )
     loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
     assert loaded.max_seq_length == 100
     assert (tmp_path / "out" / "README.md").is_file()
@@ -132,7 +134,7 @@ def test_scores_are_measured_by_their_correlation(tmp_path: Path, tokenizer: Pre
     data = write(rows, tmp_path / "scored.jsonl")
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "validation_split": "train"}
     log = finetune_embeddings(*build_arguments(EMBED, **given, **FAST, max_steps=1))
-    assert set(log["held_out"]["after"]) == {"spearman", "pearson", "n"}
+    assert set(log["held_out"]["after"]) == {"spearman", "spearman_se", "pearson", "pearson_se", "n"}
     assert log["held_out"]["after"]["n"] == 64
     assert log["held_out"]["before"]["spearman"] > 50
 

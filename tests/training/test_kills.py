@@ -19,6 +19,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
+from hf_longattn.errors import CheckpointError
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.lm import MLM, finetune_lm
 from tests.training.conftest import FAST, checkpoint
@@ -161,13 +162,18 @@ def test_a_save_that_ends_early_is_left_out(point: str, count: int, model: str, 
         raise Ended
 
     def train(output: str, **more: Any) -> None:
-        given = {"model": model, "text": [texts], "max_steps": 4, "save_steps": 2, "validation": held, **FAST, "overwrite": False}
-        finetune_lm(*build_arguments(MLM, output_dir=str(tmp_path / output), **given, **more))
+        given = {"model": model, "text": [texts], "max_steps": 4, "save_steps": 2, "validation": held, **FAST, "overwrite": False, **more}
+        finetune_lm(*build_arguments(MLM, output_dir=str(tmp_path / output), **given))
 
     train("whole")
     with pytest.raises(Ended), Ending(point, count, end):
         train("ended")
-    train("ended", resume=True)
+    if count == 1:  # of the first checkpoint: nothing is complete
+        with pytest.raises(CheckpointError, match=r"checkpoint-2 has a damaged trainer_state.json; to start again, give --overwrite"):
+            train("ended", resume=True)
+        train("ended", overwrite=True)
+    else:
+        train("ended", resume=True)
     same(tmp_path / "whole", tmp_path / "ended")
 
 

@@ -44,7 +44,7 @@ def test_a_converted_copy_has_no_distance_from_its_teacher(
         "text": [texts],
         "teacher": teacher,
     }
-    log = distill_knowledge(*build_arguments(KNOWLEDGE, **given, **FAST, max_steps=1, max_documents=4))
+    log = distill_knowledge(*build_arguments(KNOWLEDGE, **given, **FAST, max_steps=1, max_train_samples=4))
     assert log["input_length"] == 64
     dropout = kind == "mlm"
     assert losses(log)[0] < (2.0 if dropout else 1e-6)
@@ -59,7 +59,7 @@ def test_a_smaller_student_comes_closer(method: str, texts: str, tmp_path: Path,
     certain.save_pretrained(teacher)
     student = small(tmp_path / "student", tokenizer)
     given = {"model": student, "output_dir": str(tmp_path / "out"), "text": [texts], "teacher": teacher, "method": method}
-    log = distill_knowledge(*build_arguments(KNOWLEDGE, **given, **FAST, max_steps=30, learning_rate=1e-2, max_documents=4))
+    log = distill_knowledge(*build_arguments(KNOWLEDGE, **given, **FAST, max_steps=30, learning_rate=1e-2, max_train_samples=4))
     assert losses(log)[-1] < 0.95 * losses(log)[0]
     assert log["layers"] == [2]
     saved = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")

@@ -15,7 +15,14 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.multitask import MULTITASK, TaskBatches, finetune_multitask, load_multitask_head, multitask_result
+from hf_longattn.training.multitask import (
+    MULTITASK,
+    MultiTaskDataArguments,
+    TaskBatches,
+    finetune_multitask,
+    load_multitask_head,
+    multitask_result,
+)
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 from tests.training.test_tokens import tagged, write
@@ -57,8 +64,9 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
     assert after["names"]["f1"] > max(60.0, before["names"]["f1"])
     assert after["ask"]["f1"] >= before["ask"]["f1"]
     said = multitask_result(log).splitlines()
-    assert re.fullmatch(r"- topic: accuracy [\d.]+ ± [\d.]+ % before, 100.0 ± 0.0 % after", said[0]), said
-    assert re.fullmatch(r"- names: F1 [\d.]+ ± [\d.]+ % before, [\d.]+ ± [\d.]+ % after", said[1]), said
+    scores = r"[\d.]+ ± [\d.]+ %"
+    assert re.fullmatch(rf"- topic: held out: accuracy {scores} before; accuracy 100.0 ± 0.0 % after \(\d+ documents\)", said[0]), said
+    assert re.fullmatch(rf"- names: held out: F1 {scores} before; F1 {scores} after \(\d+ documents\)", said[1]), said
     assert "head names" in (tmp_path / "out" / "README.md").read_text()
     topic, names, ask = (load_multitask_head(str(tmp_path / "out"), head) for head in ("topic", "names", "ask"))
     assert topic.config.id2label == {0: "files", 1: "loops"}
@@ -83,8 +91,36 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
         (["a=classify:x.csv", "a=qa:y.json"], "with a name that no other task has"),
         (["a=classify:x.csv", "b=token:y.json"], "Did you mean 'tokens'"),
         (["a=classify:x.csv", "b"], "a task is NAME=KIND:DATA"),
+        (["a=classify:x.csv", f"b=tokens:{__file__}:dev.conll"], "names a second file; give it by --validation b=dev.conll"),
     ],
 )
 def test_bad_tasks_are_a_sentence(tasks: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=words):
         build_arguments(MULTITASK, model="m", output_dir=str(tmp_path), tasks=tasks)
+
+
+def test_data_may_have_a_subset_and_other_data_to_evaluate_on() -> None:
+    """A colon belongs to the data, as in a subset of the Hub or a drive of Windows."""
+    tasks = ["ask=qa:rajpurkar/squad:plain_text", r"topic=classify:C:\reviews.csv", "names=tokens:train.conll"]
+    data = MultiTaskDataArguments(tasks=tasks, validation=["names=dev.conll", "ask=rajpurkar/squad_v2:squad_v2"])
+    assert data.named_tasks() == {
+        "ask": ("qa", "rajpurkar/squad:plain_text", "rajpurkar/squad_v2:squad_v2"),
+        "topic": ("classify", r"C:\reviews.csv", ""),
+        "names": ("tokens", "train.conll", "dev.conll"),
+    }
+    with pytest.raises(OptionError, match=r"one of the tasks ask, topic, names, not 'name'\. Did you mean 'names'"):
+        MultiTaskDataArguments(tasks=tasks, validation=["name=dev.conll"])
+
+
+def test_a_head_of_questions_knows_when_there_is_no_answer(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The threshold is tuned on the held-out questions, which the result says, and loaded with the head."""
+    model = checkpoint("mlm", tmp_path / "short", tokenizer)
+    answers = [{"text": ["tree"], "answer_start": [12]}, {"text": [], "answer_start": []}]
+    records = [{"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers[n % 2]} for n in range(40)]
+    save_qa(records, tmp_path / "qa.jsonl")
+    tasks = [f"ask=qa:{tmp_path / 'qa.jsonl'}", f"topic=classify:{table(tmp_path, rows())}"]
+    given = {"model": model, "output_dir": str(tmp_path / "out"), "tasks": tasks, "validation": [f"ask={tmp_path / 'qa.jsonl'}"]}
+    log = finetune_multitask(*build_arguments(MULTITASK, **given, max_steps=2, **FAST))
+    threshold = log["held_out"]["after"]["ask"]["best_f1_threshold"]
+    assert load_multitask_head(str(tmp_path / "out"), "ask").config.no_answer_threshold == threshold
+    assert 'the threshold of "no answer" is the best one on these questions' in multitask_result(log)

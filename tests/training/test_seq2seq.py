@@ -36,7 +36,10 @@ def test_rouge(prediction: str, reference: str, expected: tuple[float, ...]) -> 
 
 
 def test_rouge_is_a_mean_over_texts() -> None:
-    assert rouge_scores(["a b", "x"], ["a b", "y"]) == {"rouge1": 50.0, "rouge2": 50.0, "rougeL": 50.0, "rougeLsum": 50.0}
+    names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    expected = {"n": 2, **dict.fromkeys(names, 50.0), **{f"{name}_se": 50.0 for name in names}}
+    assert rouge_scores(["a b", "x"], ["a b", "y"]) == pytest.approx(expected)
+    assert rouge_scores([], [])["rouge1_se"] == 0.0
 
 
 def bart(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:

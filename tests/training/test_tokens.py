@@ -56,7 +56,8 @@ def test_entities(tags: str, expected: set) -> None:
 
 def test_scores_of_entities() -> None:
     found = entity_scores([["B-A", "I-A", "O", "B-B"], ["B-A"]], [["B-A", "I-A", "I-A", "B-B"], ["B-A"]])
-    shares = {"precision": 200 / 3, "recall": 200 / 3, "f1": 200 / 3, "f1_se": 200 / 9, "accuracy": 80.0, "n": 2}
+    errors = {"precision_se": 200 / 9, "recall_se": 200 / 9, "f1_se": 200 / 9, "accuracy_se": 100 * (0.2**2 + 0.2**2) ** 0.5 * 2**0.5 / 5}
+    shares = {"precision": 200 / 3, "recall": 200 / 3, "f1": 200 / 3, "accuracy": 80.0, "n": 2, **errors}
     assert found == pytest.approx(shares)  # residuals 2 - 4f and 2 - 2f, f = 2/3; their norm over 6 entities
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import SchedulerType, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import TokenBudget
-from hf_longattn.training.trainer import Clock, OrderOfPass, SeededGroups, timed_schedule
+from hf_longattn.errors import OptionError
+from hf_longattn.training import trainer as trainer_module
+from hf_longattn.training.trainer import Clock, FollowClock, OrderOfPass, SeededGroups, timed_schedule, without_idle_step
 from tests.ranks import run_two_ranks
 
 
@@ -95,7 +98,7 @@ arguments = LongTrainingArguments("out", max_steps=1000, report_to=[], label_nam
     use_cpu=True, disable_tqdm=True, warmup_steps=0.1, learning_rate=0.1)
 data = [{"x": torch.randn(4)} for _ in range(64)]
 trainer = TimedTrainer(Model(), arguments, train_dataset=data, eval_dataset=data[:4], max_minutes=0.03, callbacks=[Note()])
-training_loop.watched = lambda folder: contextlib.nullcontext()  # which meets at MASTER_PORT
+training_loop.watch_processes = lambda folder: contextlib.nullcontext()  # which meets at MASTER_PORT
 run = TaskArguments(ModelArguments("m"), DataArguments(), arguments)
 before = training_loop.train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
 assert before == trainer.state.log_history[0]["eval_loss"] > trainer.evaluate()["eval_loss"]
@@ -110,3 +113,71 @@ def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates_and_weights
     assert first == second
     assert 0 < first[0] < 1000
     assert first[1][-1] < 0.5 * max(first[1])
+
+
+WARMING = [
+    kind.value for kind in SchedulerType
+    if kind.value not in ("constant", "reduce_lr_on_plateau", "greedy")  # no warm-up
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WARMING)
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (6, 1), (40, 8), (40, 0)])
+def test_the_first_step_learns_and_the_warm_up_ends_at_the_full_rate(kind: str, steps: int, warmup: int) -> None:
+    """transformers' own schedules begin with 0: a run of one step learnt nothing."""
+    lowest = {"min_lr": 0.01}
+    specific = {"cosine_with_min_lr": lowest, "cosine_warmup_with_min_lr": lowest, "warmup_stable_decay": {"num_decay_steps": 2}}
+    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5) for _ in range(2)]
+    plain, ours = (
+        get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps, scheduler_specific_kwargs=specific.get(kind))
+        for optimizer in optimizers
+    )
+    ours = without_idle_step(ours, warmup)
+    for step in range(steps):
+        before, now = plain.get_last_lr()[0], ours.get_last_lr()[0]
+        assert now == optimizers[1].param_groups[0]["lr"]
+        assert 0 < now <= 0.5
+        assert now == pytest.approx(min(0.5, before + 0.5 / warmup) if step < warmup else before)
+        for optimizer, scheduler in zip(optimizers, (plain, ours), strict=True):
+            optimizer.step()
+            if step + 1 < steps:
+                scheduler.step()
+
+
+def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = [0.0]
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    args, control = TrainingArguments(str(tmp_path), use_cpu=True, save_strategy="steps"), TrainerControl()
+
+    def begin(state: TrainerState) -> FollowClock:
+        follow = FollowClock(Clock(10.0), save_minutes=3.0)
+        follow.on_train_begin(args, state, control)
+        return follow
+
+    follow = begin(TrainerState())
+    now[0] += 60 * 2  # the evaluation
+    follow.on_epoch_begin(args, TrainerState(), control)
+    assert (follow.clock.elapsed(), follow.clock.fraction()) == (2.0, 0.0)
+    saved = []
+    for minute in range(8):
+        now[0] += 60
+        follow.on_optimizer_step(args, TrainerState(), control)
+        control.should_save = False
+        follow.on_step_end(args, TrainerState(), control)
+        assert follow.clock.fraction() == pytest.approx((minute + 1) / 8)
+        if control.should_save:
+            saved.append(follow.clock.elapsed())
+            follow.on_save(args, TrainerState(), control)
+    assert control.should_training_stop
+    assert saved == [3.0, 6.0, 9.0, 10.0]
+
+    state = TrainerState(global_step=4, log_history=[{"minutes": 6.0}])
+    state.stateful_callbacks = {"FollowClock": follow.state()}
+    resumed = begin(state)
+    resumed.on_epoch_begin(args, state, control)
+    assert resumed.clock.fraction() == 0.5
+
+    short = begin(TrainerState())
+    now[0] += 60 * 11
+    with pytest.raises(OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max_minutes, add --no_eval"):
+        short.on_epoch_begin(args, TrainerState(), control)

@@ -29,18 +29,26 @@ def entities(tags: Sequence[str]) -> set[Entity]:
 
 
 def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """precision, recall and f1 over all documents, and the accuracy of single words, in per cent; ``f1_se`` is the standard error over
-    documents of f1 as a ratio (Cochran 1977, section 2.11), ``n`` their number."""
-    right = said = true = same = words = 0
-    counts: list[tuple[int, int]] = []
+    """precision, recall and f1 over all documents, and the accuracy of single words, in per cent; ``f1_se`` … are their standard errors
+    over documents, as those of ratios (Cochran 1977, section 2.11), ``n`` the number of documents."""
+    counts: dict[str, list[tuple[int, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
     for guess, truth in zip(predicted, gold, strict=True):
         ours, theirs = entities(guess), entities(truth)
-        right, said, true = right + len(ours & theirs), said + len(ours), true + len(theirs)
-        counts.append((2 * len(ours & theirs), len(ours) + len(theirs)))
-        same, words = same + sum(a == b for a, b in zip(guess, truth, strict=True)), words + len(truth)
-    precision, recall = right / said if said else 0.0, right / true if true else 0.0
-    f1 = 2 * precision * recall / (precision + recall) if right else 0.0
-    n, whole = len(counts), max(1, said + true)
-    error = math.sqrt(n / (n - 1) * sum((twice - f1 * both) ** 2 for twice, both in counts)) / whole if n > 1 else math.nan
-    shares = {"precision": precision, "recall": recall, "f1": f1, "f1_se": error, "accuracy": same / max(1, words)}
-    return {**{name: 100 * share for name, share in shares.items()}, "n": n}
+        right = len(ours & theirs)
+        counts["precision"].append((right, len(ours)))
+        counts["recall"].append((right, len(theirs)))
+        counts["f1"].append((2 * right, len(ours) + len(theirs)))
+        counts["accuracy"].append((sum(a == b for a, b in zip(guess, truth, strict=True)), len(truth)))
+    found: dict[str, float] = {}
+    for name, pairs in counts.items():
+        ratio, error = ratio_of(pairs)
+        found |= {name: 100 * ratio, f"{name}_se": 100 * error}
+    return {**found, "n": len(counts["f1"])}
+
+
+def ratio_of(pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """The sum of the first numbers over that of the second, and its standard error over pairs; 0 of fewer than two pairs."""
+    count, whole = len(pairs), max(1, sum(of for _, of in pairs))
+    ratio = sum(part for part, _ in pairs) / whole
+    spread = sum((part - ratio * of) ** 2 for part, of in pairs)
+    return ratio, math.sqrt(spread * count / (count - 1)) / whole if count > 1 else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from hf_longattn.evaluation.metrics.long_qa import normalise
+from hf_longattn.evaluation.metrics.long_qa import mean_and_error, normalise
 
 Fact = tuple[str, int]
 """Title and number of a sentence."""
@@ -15,20 +15,25 @@ NAMES = ("em", "f1", "prec", "recall")
 
 def hotpot_scores(answers: Sequence[tuple[str, str]], facts: Sequence[tuple[Iterable[Fact], Iterable[Fact]]]) -> dict[str, float]:
     """Means over questions, in per cent: em, f1, prec, recall of the answers; the same with ``sp_`` of the supporting facts, and with
-    ``joint_`` of both (products of precision and recall, Yang et al. 2018, section 5.2).
+    ``joint_`` of both (products of precision and recall, Yang et al. 2018, section 5.2); each with its standard error (``f1_se`` …).
 
     Args:
         answers: predicted and gold text of each question.
         facts: predicted and gold supporting facts of each question.
     """
-    sums: Counter[str] = Counter()
+    values: dict[str, list[float]] = {prefix + name: [] for prefix in ("", "sp_", "joint_") for name in NAMES}
     for (text, gold), (found, true) in zip(answers, facts, strict=True):
         answer, support = answer_score(text, gold), support_score(found, true)
         both = (answer[0] * support[0], 0.0, answer[2] * support[2], answer[3] * support[3])
         both = (both[0], _harmonic(both[2], both[3]), both[2], both[3])
-        for prefix, values in (("", answer), ("sp_", support), ("joint_", both)):
-            sums.update({prefix + name: value for name, value in zip(NAMES, values, strict=True)})
-    return {prefix + name: 100 * sums[prefix + name] / max(1, len(answers)) for prefix in ("", "sp_", "joint_") for name in NAMES}
+        for prefix, scores in (("", answer), ("sp_", support), ("joint_", both)):
+            for name, score in zip(NAMES, scores, strict=True):
+                values[prefix + name].append(score)
+    result: dict[str, float] = {}
+    for name, single in values.items():
+        mean, error = mean_and_error(single)
+        result |= {name: 100 * mean, f"{name}_se": 100 * error}
+    return result
 
 
 def answer_score(prediction: str, gold: str) -> tuple[float, float, float, float]:

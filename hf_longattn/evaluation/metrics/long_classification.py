@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ _KWARGS = """
 predictions: list of class numbers.
 references: list of {label, length}; length = tokens of the document.
 buckets: upper bounds of the length buckets.
-Returns a dict: accuracy, accuracy_se, macro_f1, n, and buckets: {"<=512": the same four, ...} without empty ones.
+Returns a dict: accuracy, accuracy_se, macro_f1, macro_f1_se, n, and buckets: {"<=512": the same five, ...} without empty ones.
 """
 
 
@@ -45,15 +46,26 @@ class LongClassification(evaluate.Metric):
 
 
 def summarise(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Return accuracy with its standard error and macro F1 of (label, prediction) pairs, in per cent, and their number."""
-    count = len(pairs)
-    share = sum(label == found for label, found in pairs) / count if count else 0.0
-    error = math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else 0.0
-    scores = [_f1(pairs, each) for each in sorted({number for pair in pairs for number in pair})]
-    macro = sum(scores) / len(scores) if scores else 0.0
-    return {"accuracy": 100 * share, "accuracy_se": 100 * error, "macro_f1": 100 * macro, "n": count}
+    """Return accuracy and macro F1 of (label, prediction) pairs with their standard errors, in per cent, and the number of pairs; an error
+    is 0 of fewer than two. That of macro F1 is the jackknife's."""
+    counts, n = Counter(pairs), len(pairs)
+    share = sum(count for (label, found), count in counts.items() if label == found) / max(1, n)
+    error = math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
+    spread = 0.0
+    if n > 1:
+        without = {pair: _macro_f1(counts - Counter([pair])) for pair in counts}
+        mean = sum(count * without[pair] for pair, count in counts.items()) / n
+        spread = math.sqrt((n - 1) / n * sum(count * (without[pair] - mean) ** 2 for pair, count in counts.items()))
+    scores = {"accuracy": share, "accuracy_se": error, "macro_f1": _macro_f1(counts), "macro_f1_se": spread}
+    return {**{name: 100 * score for name, score in scores.items()}, "n": n}
 
 
-def _f1(pairs: Sequence[tuple[int, int]], each: int) -> float:
-    right = sum(label == found == each for label, found in pairs)
-    return 2 * right / sum((label == each) + (found == each) for label, found in pairs)
+def _macro_f1(counts: Counter[tuple[int, int]]) -> float:
+    """The mean over the classes of counted (label, prediction) pairs of their F1."""
+    right: Counter[int] = Counter()
+    total: Counter[int] = Counter()
+    for (label, found), count in counts.items():
+        total.update({label: count})
+        total.update({found: count})
+        right.update({label: count * (label == found)})
+    return sum(2 * right[each] / total[each] for each in total) / max(1, len(total))

@@ -92,12 +92,18 @@ def summarise(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
     """Return means and standard errors of (exact, f1) pairs, in per cent, and their number."""
     result: dict[str, float] = {}
     for name, values in (("exact_match", [s[0] for s in scores]), ("f1", [s[1] for s in scores])):
-        mean = sum(values) / len(values) if values else 0.0
-        spread = sum((value - mean) ** 2 for value in values)
-        error = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else 0.0
+        mean, error = mean_and_error(values)
         result[name], result[f"{name}_se"] = 100 * mean, 100 * error
     result["n"] = len(scores)
     return result
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error; the error is 0 of fewer than two values, which do not have one."""
+    count = len(values)
+    mean = sum(values) / count if count else 0.0
+    spread = sum((value - mean) ** 2 for value in values)
+    return mean, math.sqrt(spread / (count - 1) / count) if count > 1 else 0.0
 
 
 def token_f1(prediction: list[str], answer: list[str]) -> float:

@@ -7,17 +7,20 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from hf_longattn.evaluation.metrics.long_qa import mean_and_error
+
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _WORD = re.compile(r"[a-z0-9]+")
 
 
 def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F-scores in per cent."""
-    sums = dict.fromkeys(NAMES, 0.0)
-    for prediction, reference in zip(predictions, references, strict=True):
-        for name, score in zip(NAMES, rouge(prediction, reference), strict=True):
-            sums[name] += score
-    return {name: 100 * total / max(1, len(predictions)) for name, total in sums.items()}
+    """Mean F-scores in per cent, with their standard errors over texts (``rouge1_se`` …) and the number of texts, ``n``."""
+    scores = [rouge(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)]
+    found: dict[str, float] = {}
+    for name, values in zip(NAMES, zip(*scores, strict=True) if scores else ((),) * len(NAMES), strict=True):
+        mean, error = mean_and_error(values)
+        found |= {name: 100 * mean, f"{name}_se": 100 * error}
+    return {**found, "n": len(scores)}
 
 
 def rouge(prediction: str, reference: str) -> tuple[float, float, float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, check_extra
@@ -37,6 +37,11 @@ class DistillationModelArguments(TextModelArguments):
         "conversion has not changed."
     )  # fmt: skip
 
+    use_peft: bool = argument(
+        True, "Train LoRA updates of the attention projections in stage 2, merged in the model that is written; --no_use_peft, or --full, "
+        "trains all parameters."
+    )  # fmt: skip
+
     def check(self) -> None:
         super().check()
         if (self.option or self.layers) and not self.mechanism:
@@ -53,6 +58,8 @@ class DistillationModelArguments(TextModelArguments):
 @dataclass
 class DistillationTrainingArguments(TextTrainingArguments):
     """``TrainingArguments`` of attention distillation in two stages."""
+
+    shards: ClassVar[bool] = False
 
     stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune the model) or both.")
     transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
@@ -80,8 +87,6 @@ class DistillationTrainingArguments(TextTrainingArguments):
         0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune_loss kl or mixed."
     )
     full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
-    lora_rank: int = argument(8, "LoRA's rank.")
-    lora_alpha: float = argument(16.0, "LoRA's scale: an update is multiplied by alpha / rank.")
     rate_trials: int = argument(
         0, "Learning rates to try for each stage: so many short runs with rates around the stage's, each 3.2 times the one before; the one "
         "with the lowest held-out loss is taken. 0 = none. Needs Optuna (the extra 'search')."
@@ -93,7 +98,7 @@ class DistillationTrainingArguments(TextTrainingArguments):
         super().check()
         if self.stage not in STAGES:
             raise OptionError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
-        for name in ("transfer_steps", "finetune_steps", "lora_rank", "held_out_inputs", "rate_steps"):
+        for name in ("transfer_steps", "finetune_steps", "held_out_inputs", "rate_steps"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
         if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:
@@ -105,8 +110,12 @@ class DistillationTrainingArguments(TextTrainingArguments):
         if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
             raise OptionError(f"softmax_layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}")
         self._check_finetune_loss()
+        if self.resume_from_checkpoint:
+            raise OptionError("a distillation resumes from the latest checkpoints of its stages; give --resume in place of the checkpoint")
         of_a_run = [
-            name for name in ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy") if name in self.given
+            name
+            for name in ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy", "eval_before_training")
+            if name in self.given
         ]
         if of_a_run:
             name = {"num_train_epochs": "epochs"}.get(of_a_run[0], of_a_run[0])

@@ -21,10 +21,12 @@ from transformers.utils import logging
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.layer_choice import layers_keep
+from hf_longattn.hub import check_login, push_model
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.naming import LOGGER
+from hf_longattn.training.adapters import low_rank_updates
 from hf_longattn.training.args import TaskArguments
 from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
 from hf_longattn.training.attention_distillation.layers import keep_softmax, number_to_restore
@@ -46,18 +48,20 @@ from hf_longattn.training.attention_distillation.rates import (
     readable,
     write_rates,
 )
-from hf_longattn.training.attention_distillation.student import load_student, low_rank_updates, processes
+from hf_longattn.training.attention_distillation.student import load_student, processes
 from hf_longattn.training.attention_distillation.teacher import DISTILLATION_REPORT, Teacher, check_original
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
-from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.checkpoints import check_same_model, check_same_name, newest_checkpoint
 from hf_longattn.training.lm import TextDataArguments, load_lm, read_documents
-from hf_longattn.training.training_loop import begin, versions, write_trained_card
+from hf_longattn.training.results import counted, error_of
+from hf_longattn.training.training_loop import RunSettings, begin, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
 LOG_NAME = "distillation_log.jsonl"
 STAGE_1 = "stage1"
 NO_GAP = 0.01
 """Nats; a share of a smaller gap says nothing."""
+SAME_INPUTS = "The choice was made on the same held-out inputs, so the losses are somewhat lower than on others."
 STAGE_TITLES = {
     "before": "converted", "stage1": "after stage 1", "softmax_layers": "with softmax layers", "stage2": "after stage 2"
 }  # fmt: skip
@@ -82,7 +86,12 @@ def distill_attention(
         LongAttentionError: with one sentence, for anything that is wrong with the arguments, the model or the text.
         DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
     """
+    training_args.full |= not model_args.use_peft
     run = begin(model_args, data_args, training_args, check_output)
+    if training_args.resume:
+        check_resumable(run)
+    if training_args.push_to_hub:  # before the work that is to be uploaded
+        check_login(repository(training_args), training_args.hub_token)
     if training_args.overwrite and not training_args.resume and processes().is_main_process:
         for old in (training_args.folder / STAGE_1, training_args.checkpoints(1), training_args.checkpoints(2)):
             shutil.rmtree(old, ignore_errors=True)
@@ -120,6 +129,28 @@ def check_output(args: DistillationTrainingArguments) -> None:
             f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
             "another --output"
         )
+
+
+def check_resumable(run: TaskArguments) -> None:
+    """Refuse to resume what has not begun, and the distillation of another model.
+
+    Raises:
+        CheckpointError: with one sentence.
+    """
+    args: Any = run.training
+    report = read_report(args.folder / STAGE_1)
+    if report is not None:
+        check_same_name(report["settings"].get("model"), run.model.model, args.folder)
+    newest = [start for stage in (1, 2) if (start := newest_checkpoint(args.checkpoints(stage))) is not None]
+    for start in newest:
+        check_same_model(Path(start), run.model.model)
+    if report is None and not newest and not (args.folder / RATES).is_file():
+        raise CheckpointError(f"there is no checkpoint in {args.output_dir!r} to resume from; leave --resume out to start anew")
+
+
+def repository(args: DistillationTrainingArguments) -> str:
+    """The name under which push_to_hub uploads, as Trainer has it."""
+    return args.hub_model_id or args.folder.absolute().name
 
 
 def check_learns(model: PreTrainedModel) -> None:
@@ -175,6 +206,8 @@ class Stages:
         self.write(model.to(getattr(torch, self.run.model.dtype)), output)
         if processes().is_main_process:
             write_trained_card(self.run.model.model, output, describe_distillation(self.report))
+            if args.push_to_hub:
+                push_model(output, repository(args), private=bool(args.hub_private_repo), token=args.hub_token, revision=args.hub_revision)
         processes().wait_for_everyone()
         return self.report
 
@@ -200,7 +233,7 @@ class Stages:
             if length < self.length:
                 logger.warning(f"Stage 2 reads inputs of {length} tokens, which the original was trained for, not {self.length}.")
             divergence = {"input_length": length, "before": teacher.divergence(model.to(self.args.device), self.batches)}
-        with nullcontext() if self.args.full else low_rank_updates(model, self.args.lora_rank, self.args.lora_alpha):
+        with nullcontext() if self.args.full else low_rank_updates(model, self.model_args):
 
             def loss() -> float:
                 """What this stage lowers, on held-out inputs."""
@@ -225,6 +258,7 @@ class Stages:
         )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
+        trainer.add_callback(RunSettings(self.run.settings))
         trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if args.resume else None)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step
@@ -303,8 +337,8 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Attention distillation",
         "",
-        f"Nats per {unit} token on held-out inputs of {report['input_length']:,} tokens. The original is the same model with softmax "
-        "attention in every layer.",
+        f"Nats per {unit} token on {counted(before['n'], 'held-out input')} of {report['input_length']:,} tokens. The original is the same "
+        "model with softmax attention in every layer.",
         "",
         "| model | loss | gap recovered | tokens |",
         "|---|---|---|---|",
@@ -316,17 +350,18 @@ def markdown(report: dict[str, Any]) -> str:
         used += tokens.get(name, 0)
         won = recovered(before["original"], before["loss"], report[name]["loss"])
         share = "" if name == "before" or won is None else f"{100 * won:.1f} %"
-        lines.append(f"| {title} | {report[name]['loss']:.3f} | {share} | {used:,} |")
+        error = error_of(report[name], "loss")
+        lines.append(f"| {title} | {report[name]['loss']:.3f}{'' if error is None else f' ± {error:.3f}'} | {share} | {used:,} |")
     for stage, found in report.get("learning_rates", {}).items():
         losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found["held_out"].items())
-        lines += ["", f"Learning rate of stage {stage[-1]}: {found['chosen']:g}. Held-out loss after short runs: {losses}."]
+        lines += ["", f"Learning rate of stage {stage[-1]}: {found['chosen']:g}. Held-out loss after short runs: {losses}. {SAME_INPUTS}"]
     if (chosen := report.get("softmax_layers")) is not None:
         gains = ", ".join(f"{layer}: {gain:.4f}" for layer, gain in chosen["importance"].items())
         choices = ", ".join(f"{name} {found:.4f}" for name, found in chosen["compared"].items())
         lines += [
             "",
             f"{layers_keep(chosen['kept'])} softmax attention. What restoring a layer alone gains, in nats of KL divergence from the "
-            f"original: {gains}. The divergence by choice of these layers: {choices}.",
+            f"original: {gains}. The divergence by choice of these layers: {choices}. {SAME_INPUTS}",
         ]
     if kl is not None:
         lines += [
@@ -354,5 +389,11 @@ def describe_distillation(report: dict[str, Any]) -> str:
     return (
         f"Attention distillation with `longattn train distill` on {', '.join(report['settings']['text'])}, {total:,} tokens: "
         f"held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
-        f"{report[last]['loss']:.3f} now."
+        f"{report[last]['loss']:.3f} now ({counted(report['before']['n'], 'input')})."
+        + (f" Learning rates or layers were chosen by their losses. {SAME_INPUTS}" if is_tuned(report) else "")
     )
+
+
+def is_tuned(report: dict[str, Any]) -> bool:
+    """Whether something was chosen by its loss on the inputs that the report's losses are measured on."""
+    return bool(report.get("learning_rates") or report.get("softmax_layers"))

@@ -24,6 +24,7 @@ from hf_longattn.mechanisms.registry import mechanism_from
 from hf_longattn.modeling.attention_sites import attention_sites
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.sliding_window import base_attention, own_windows
+from hf_longattn.training.trainer import standard_error_of_batches
 
 TINY = 1e-12
 Batch = Mapping[str, Tensor]
@@ -226,34 +227,37 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
         layers: what :func:`matching` yields, if the layers' errors are wanted.
 
     Returns:
-        ``loss``: nats per predicted token; ``predictions``: their number; and with ``layers`` ``errors``: for each layer its name, the mean
+        ``loss``: nats per predicted token; ``loss_se``: its standard error over inputs, as of a ratio; ``n``: the inputs; ``predictions``:
+        the predicted tokens; and with ``layers`` ``errors``: for each layer its name, the mean
         squared error of its mechanism's output, absolute and as a share of the softmax output's mean square.
     """
-    total = predictions = 0.0
+    parts: list[tuple[float, int, int]] = []  # of each batch: loss, predictions, inputs
     errors: torch.Tensor | None = None
     with evaluating(model):
         for batch in batches:
             batch = {name: value.to(model.device) for name, value in batch.items()}
             labels = batch["labels"][:, 1:] if shifted(model) else batch["labels"]
-            count = int((labels != -100).sum())
-            total += float(model(**batch).loss) * count
-            predictions += count
+            parts.append((float(model(**batch).loss), int((labels != -100).sum()), len(labels)))
             if layers is not None:
                 found = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
                 errors = found if errors is None else errors + found
-    result: dict[str, Any] = {"loss": total / max(1, predictions), "predictions": int(predictions)}
+    predictions, inputs = sum(count for _, count, _ in parts), sum(count for _, _, count in parts)
+    loss = sum(mean * count for mean, count, _ in parts) / max(1, predictions)
+    error = standard_error_of_batches([(mean, count) for mean, count, _ in parts])
+    result: dict[str, Any] = {"loss": loss, "loss_se": error, "n": inputs, "predictions": predictions}
     if layers is not None and errors is not None:
-        inputs = sum(len(batch["labels"]) for batch in batches)
         rows = (errors / inputs).tolist()
         result["errors"] = [{"layer": name, "mean_squared_error": row[0], "share": row[1]} for name, row in zip(layers, rows, strict=True)]
     return result
 
 
 def measured(model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, Any]:
-    """``original``: the loss with softmax attention in every layer; ``layers``: the mechanisms' errors; ``loss``: with the mechanisms."""
+    """``original``: the loss with softmax attention in every layer; ``layers``: the mechanisms' errors; ``loss``: with the mechanisms, with
+    ``loss_se`` and ``n``, the inputs."""
     with matching(model) as layers:
         original = held_out_loss(model, batches, layers)
-    return {"original": original["loss"], "loss": held_out_loss(model, batches)["loss"], "layers": original["errors"]}
+    found = held_out_loss(model, batches)
+    return {"original": original["loss"], "layers": original["errors"], **{name: found[name] for name in ("loss", "loss_se", "n")}}
 
 
 def shifted(model: PreTrainedModel) -> bool:

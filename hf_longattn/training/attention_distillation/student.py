@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors, needs_extra
+from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.family import LANGUAGE_MODELS
 from hf_longattn.modeling.pruning import KEPT_HEADS
 from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
@@ -114,41 +109,3 @@ def check_head(name: str, architecture: str, stage_2: bool) -> None:
     raise OptionError(
         f"{name!r} is a {architecture}, which predicts no tokens; give the checkpoint with a language-modelling head that it was made from"
     )
-
-
-@contextmanager
-def low_rank_updates(model: PreTrainedModel, rank: int, alpha: float) -> Iterator[None]:
-    """Within the context only LoRA updates (Hu et al. 2021) of the attention projections and the mechanisms' parameters are trained; on
-    exit the updates are merged into the projections. Do not use the model after an error.
-
-    Raises:
-        MissingExtraError: peft is not installed.
-        OptionError: the projections of this architecture are unknown.
-    """
-    with needs_extra("train"):
-        from peft import LoraConfig, get_peft_model
-    targets = projections(model)
-    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
-    own = [p for mechanism in mechanisms for p in mechanism.parameters() if p.requires_grad]
-    transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
-    wrapped = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, fan_in_fan_out=transposed))
-    for parameter in own:
-        parameter.requires_grad_(True)
-    yield
-    wrapped.merge_and_unload()
-    model.requires_grad_(True)
-
-
-def projections(model: nn.Module) -> list[str]:
-    """The names of the q, k, v and output projections of every self-attention module."""
-    found = []
-    for site in attention_sites(model):
-        if not site.cross:
-            names = attention_projections(model, site.name)
-            if not names:
-                raise OptionError(
-                    f"no query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
-                    "update; add --full"
-                )
-            found += names
-    return list(dict.fromkeys(found))

@@ -65,6 +65,8 @@ class DistillationTrainer(TimedTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
+        if getattr(self.accelerator, "scaler", None) is not None:  # of fp16: it leaves out steps whose scaled gradients overflow
+            return loss
         found = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
         sums = torch.stack([gradient.float().sum() for _, gradient in found])
         if not bool(torch.isfinite(sums).all()):
@@ -75,7 +77,7 @@ class DistillationTrainer(TimedTrainer):
     def diverged(self, what: str, where: str) -> None:
         """Stop the training with a sentence."""
         newest = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        kept = f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written (see --save-steps)"
+        kept = f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
         rate = "transfer" if self.stage == 1 else "finetune"
         raise DivergenceError(
             f"{what} is not a finite number at step {self.state.global_step + 1} of stage {self.stage}, in {where}; {kept}; "

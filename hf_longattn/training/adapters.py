@@ -1,0 +1,80 @@
+"""Low-rank updates (LoRA, Hu et al. 2021) by peft: what is trained beside them, and how they become part of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_longattn.errors import OptionError, needs_extra
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
+from hf_longattn.training.args import ModelArguments
+
+BESIDE_UPDATES = "trained_beside_updates"
+"""The attribute of a further module that is trained in full."""
+
+
+@contextmanager
+def low_rank_updates(model: PreTrainedModel, args: ModelArguments) -> Iterator[None]:
+    """Within the context only LoRA updates of the attention projections are trained, with the mechanisms' parameters, a pooler, and what is
+    not part of the base model, unless it predicts tokens; on exit the updates are merged into the projections. Do not use the model after
+    an error.
+
+    Args:
+        model: its base model and its head, or the base model alone, whose heads are elsewhere.
+        args: ``lora_rank`` and ``lora_alpha``.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+        OptionError: the projections of this architecture are unknown.
+    """
+    with needs_extra("train"):
+        from peft import LoraConfig, get_peft_model
+    targets = projections(model)
+    trained = parameters_beside(model)
+    transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
+    config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=targets, fan_in_fan_out=transposed)
+    wrapped = get_peft_model(model, config)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    yield
+    wrapped.merge_and_unload()
+    model.requires_grad_(True)
+
+
+def parameters_beside(model: PreTrainedModel) -> list[nn.Parameter]:
+    """What is trained beside the updates: mechanisms, poolers, heads that do not predict tokens, and embeddings with rows for markers."""
+    modules: list[nn.Module] = [module for module in model.modules() if isinstance(module, Mechanism)]
+    modules += [module for name, module in model.named_modules() if name.rpartition(".")[2] == "pooler" or hasattr(module, BESIDE_UPDATES)]
+    if getattr(model.config, "global_token_ids", None):
+        modules.append(model.get_input_embeddings())
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    if model.get_output_embeddings() is None:
+        base = set(model.base_model.parameters())
+        parameters += [parameter for parameter in model.parameters() if parameter not in base]
+    return parameters
+
+
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers in ``model``: itself, or what a model of sentence-transformers or several heads are built on."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def projections(model: nn.Module) -> list[str]:
+    """The names of the q, k, v and output projections of every self-attention module."""
+    found: list[Any] = []
+    for site in attention_sites(model):
+        if not site.cross:
+            names = attention_projections(model, site.name)
+            if not names:
+                raise OptionError(
+                    f"no query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
+                    "update; train all parameters instead"
+                )
+            found += names
+    return list(dict.fromkeys(found))

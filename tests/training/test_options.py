@@ -1,0 +1,424 @@
+"""Every option of every task works or is refused in a sentence: the table of tasks by the table of options.
+
+A task is a row of :data:`DATA`, an option a row of :data:`OPTIONS`, which says what must be seen of a run that was not refused, and which
+tasks refuse it. A task or an option of our own that has no row fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from hf_longattn.cli.train import train
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.tasks import TASKS, TrainingTask
+from hf_longattn.training import args as args_module
+from hf_longattn.training import training_loop
+from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments
+from hf_longattn.training.trainer import TimedTrainer
+from tests.hub_server import serve
+from tests.hub_state import WRITER, Hub
+from tests.training.conftest import checkpoint
+from tests.training.test_seq2seq import bart
+
+WORDS = ("tree", "file", "node", "path")
+TEXT = [{"text": f"the {WORDS[number % 4]} is here " * (11 + number % 4)} for number in range(20)]
+CLASSES = [{"text": f"the {WORDS[number % 2]} is here " * (1 + number % 5), "label": WORDS[number % 2]} for number in range(20)]
+DATA: dict[str, list[dict[str, Any]]] = {
+    "qa": [
+        {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
+        for n in range(4, 16)
+    ],
+    "classify": CLASSES,
+    "tokens": [{"tokens": ["a", WORDS[n % 4], "is", "here"] * 3, "ner_tags": ["O", "B-X", "O", "O"] * 3} for n in range(20)],
+    "choice": [{"context": f"a {WORDS[n % 4]} is " * 4, "question": "which?", "choices": list(WORDS), "label": n % 4} for n in range(20)],
+    "mlm": TEXT,
+    "clm": TEXT,
+    "seq2seq": [{"document": f"the {WORDS[number % 4]} is here " * 3, "summary": WORDS[number % 4]} for number in range(20)],
+    "embed": [{"anchor": f"{WORDS[n % 4]} {n}", "positive": f"the {WORDS[n % 4]} number {n} " * 4} for n in range(24)],
+    "multitask": CLASSES,
+    "distill": TEXT,
+    "distill --method": TEXT,
+}  # fmt: skip
+"""Rows to learn from, by the titles of tasks."""
+
+STEPS = {"distill": ["--transfer_steps", "2", "--finetune_steps", "2", "--held_out_inputs", "8"]}
+"""How a task is told to take two steps; the others by --max_steps and --learning_rate."""
+FITTING = {"qa": ["--stride", "4", "--max_question_tokens", "4"], "seq2seq": ["--max_summary_length", "8"]}
+"""What a task needs beside for so small a model."""
+LINE = """--no_bf16 --disable_tqdm True --threads 1 --warmup_steps 1 --gradient_accumulation_steps 1 --logging_steps 1 --batch_size 2
+    --max_length 64 --save_strategy no"""
+
+
+@dataclass
+class Run:
+    """What was seen of a run."""
+
+    task: str
+    folder: Path
+    said: str
+    batches: list[dict[str, Any]] = field(default_factory=list)
+    trainers: list[Any] = field(default_factory=list)
+    trainable: list[int] = field(default_factory=list)
+    reported: list[dict[str, Any]] = field(default_factory=list)
+    pushed: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def log(self) -> dict[str, Any]:
+        name = "distillation_report.json" if self.task == "distill" else training_loop.LOG_NAME
+        found: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Trainer's log entries, of all stages."""
+        return [entry for trainer in self.trainers for entry in trainer.state.log_history]
+
+    @property
+    def losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.history if "loss" in entry]
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.folder.rglob("checkpoint-*"))
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option, or several that belong together.
+
+    line: what is typed.
+    seen: fails where the run does not have the option's effect; it is also given a run without the option.
+    refused: the titles of tasks that refuse it, each with a part of the sentence; "" = all tasks.
+    names: of the fields that it covers.
+    """
+
+    line: str
+    seen: Callable[[Run, Run], object] = lambda run, plain: None
+    refused: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @property
+    def covered(self) -> tuple[str, ...]:
+        return (*self.names, *(word.removeprefix("--").removeprefix("no_") for word in self.line.split() if word.startswith("--")))
+
+
+def holds(condition: object) -> None:
+    assert condition
+
+
+def evaluations(run: Run) -> list[int]:
+    return [entry["step"] for entry in run.history if any(name.startswith("eval_") for name in entry)]
+
+
+def before(log: dict[str, Any]) -> Any:
+    return (log.get("held_out") or log["held_out_loss"])["before"]
+
+
+def held_out_count(log: dict[str, Any]) -> int:
+    """The number of rows that a log's scores are of; of several tasks, the greatest."""
+    if "stage2" in log:  # of a distillation in two stages
+        return int(log["stage2"]["n"])
+    after = log["held_out_loss"] if "held_out" not in log else log["held_out"]["after"]
+    return max([after["n"]] if "n" in after else [part["n"] for part in after.values()])
+
+
+def best_is_written(run: Run, _: Run) -> None:
+    state = run.trainers[-1].state
+    best = load_file(run.folder / f"checkpoint-{state.best_global_step}" / "model.safetensors")
+    written = load_file(run.folder / "model.safetensors")
+    assert state.best_metric is not None
+    assert all(torch.equal(written[name], tensor) for name, tensor in best.items() if name in written)
+
+
+def updates_are_merged(run: Run, plain: Run) -> None:
+    assert run.trainable[-1] < plain.trainable[-1] or run.task == "distill"  # there it is the default
+    written = load_file(run.folder / "model.safetensors")
+    assert not [name for name in written if "lora" in name or "base_layer" in name]
+    assert set(written) == set(load_file(plain.folder / "model.safetensors"))
+
+
+def longest(run: Run) -> int:
+    """The tokens of the longest row that was trained on."""
+    return max(ids.shape[-1] for batch in run.batches for name, ids in batch.items() if name.endswith("input_ids"))
+
+
+def budgeted(run: Run, _: Run) -> None:
+    sizes = [(batch["input_ids"].numel(), len(batch["input_ids"])) for batch in run.batches]
+    assert sizes
+    assert all(cells <= BUDGET or rows == 1 for cells, rows in sizes), sizes
+    assert any(rows > 1 for _, rows in sizes), sizes
+
+
+BUDGET = 320
+TWO_STAGES = {"distill": "two stages"}
+OPTIONS = {
+    "eval_strategy": Option(
+        "--eval_strategy steps --eval_steps 1", lambda run, plain: holds(set(evaluations(run)) >= {1, 2}), refused=TWO_STAGES
+    ),
+    "eval_strategy epoch": Option(
+        "--eval_strategy epoch --epochs 1 --max_steps -1", lambda run, plain: holds(max(evaluations(run)) > 2), refused=TWO_STAGES
+    ),
+    "eval_before_training": Option(
+        "--no_eval_before_training", lambda run, plain: holds(before(run.log) is None is not before(plain.log)), refused=TWO_STAGES
+    ),
+    "checkpoints by default": Option("--save_strategy steps", lambda run, plain: holds(run.checkpoints[-1].name == "checkpoint-2")),
+    "save_steps": Option("--save_strategy steps --save_steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2)),
+    "save_minutes": Option("--save_strategy steps --save_steps 0 --save_minutes 1e-9", lambda run, plain: holds(len(run.checkpoints) >= 2)),
+    "save_strategy epoch": Option(
+        "--save_strategy epoch --epochs 1 --max_steps -1", lambda run, plain: holds(len(run.checkpoints) == 1), refused=TWO_STAGES
+    ),
+    "load_best_model_at_end": Option(
+        "--load_best_model_at_end --eval_strategy steps --eval_steps 1 --save_strategy steps --learning_rate 1e-2", best_is_written,
+        refused=TWO_STAGES,
+    ),
+    "early_stopping_patience": Option(
+        "--early_stopping_patience 1 --load_best_model_at_end --eval_strategy steps --eval_steps 1 --save_strategy steps", best_is_written,
+        refused=TWO_STAGES,
+    ),
+    "push_to_hub": Option("--push_to_hub --hub_model_id writer/tuned", lambda run, plain: holds(
+        {"README.md", "config.json"} <= set(run.pushed) and not [name for name in run.pushed if name.endswith((".bin", ".pt"))]
+    )),
+    "report_to": Option("--report_to tensorboard", lambda run, plain: holds(any("loss" in logs for logs in run.reported))),
+    "dataloader_num_workers": Option("--dataloader_num_workers 2", lambda run, plain: holds(run.losses == plain.losses)),
+    "tokens_per_batch": Option(
+        f"--tokens_per_batch {BUDGET} --packing false", budgeted, refused={"embed": "tokens_per_batch", "multitask": "tokens_per_batch"},
+    ),
+    "bf16": Option("--bf16 True", lambda run, plain: holds(run.trainers[-1].accelerator.mixed_precision == "bf16")),
+    "fp16": Option("--fp16", refused={"": "fp16 needs an accelerator"}),
+    "fsdp": Option("--fsdp full_shard", refused={"": "fsdp splits the weights over several processes"}),
+    "max_minutes 0": Option("--max_minutes 0", refused={"": "max_minutes|two stages"}),
+    "max_minutes": Option("--max_minutes 5", lambda run, plain: holds(run.trainers[-1].clock.minutes == 5), refused=TWO_STAGES),
+    "resume into nothing": Option("--resume", refused={"": "there is no checkpoint in .* to resume from"}),
+    "max_train_samples": Option(
+        "--max_train_samples 5", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
+    ),
+    "max_eval_samples": Option(
+        "--max_eval_samples 1", lambda run, plain: holds(held_out_count(run.log) < held_out_count(plain.log))
+    ),
+    "use_peft": Option("--use_peft --lora_rank 2 --lora_alpha 4", updates_are_merged),
+    "dtype": Option("--dtype bfloat16", lambda run, plain: holds(
+        {tensor.dtype for tensor in load_file(run.folder / "model.safetensors").values()} == {torch.bfloat16}
+    )),
+    "max_length": Option("--max_length 20 --packing false", lambda run, plain: holds(longest(run) <= 20 < longest(plain))),
+    "total_batch_size": Option("--total_batch_size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches))),
+    "overwrite": Option("--overwrite"),
+    "model": Option(
+        "", lambda run, plain: holds(run.losses and all(entry["learning_rate"] > 0 for entry in run.history if "learning_rate" in entry)),
+        names=("model", "output_dir", "threads"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A long checkpoint for each task, and the short encoder it was made from as "short"."""
+    from research.tokenizer import train_tokenizer
+    from tests.training.conftest import SOURCES
+
+    folder, tokenizer = tmp_path_factory.mktemp("models"), train_tokenizer(SOURCES, vocab_size=300)
+    short = {kind: checkpoint(kind, folder / kind, tokenizer) for kind in ("mlm", "clm")}
+    long = {}
+    for kind, mechanism, options in (("mlm", "window", {"window": 16}), ("clm", "window", {"window": 16}), ("mlm", "hedgehog", {})):
+        long[kind, mechanism] = str(folder / f"{kind}-{mechanism}")
+        convert_checkpoint(short[kind], long[kind, mechanism], mechanism=mechanism, max_length=128, verify=False, **options)
+    encoder = dict.fromkeys(DATA, long["mlm", "window"])
+    return {
+        **encoder,
+        "clm": long["clm", "window"],
+        "seq2seq": bart(folder, tokenizer),
+        "distill": long["mlm", "hedgehog"],
+        "short": short["mlm"],
+    }
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    """Runs without an option, by task."""
+    return {}
+
+
+Runner = Callable[..., tuple[int, Run]]
+
+
+@pytest.fixture
+def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+    """``runner(task, line, output)``: its exit code, and what was seen of the run."""
+    current: list[Run] = []
+    step, begin = TimedTrainer.training_step, TimedTrainer.train
+
+    def training_step(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        current[-1].batches.append({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
+        if len(current[-1].batches) == 1 or current[-1].trainers[-1] is not self:
+            current[-1].trainable.append(sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
+        return step(self, model, inputs, *args, **kwargs)
+
+    def begin_training(self: Any, *args: Any, **kwargs: Any) -> Any:
+        current[-1].trainers.append(self)
+        found = begin(self, *args, **kwargs)
+        return found
+
+    monkeypatch.setattr(TimedTrainer, "training_step", training_step)
+    monkeypatch.setattr(TimedTrainer, "train", begin_training)
+    monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)
+
+    class Reported(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            current[-1].reported.append(dict(logs))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Reported)
+    monkeypatch.setattr(args_module, "get_available_reporting_integrations", lambda: ["tensorboard"])
+
+    def run(task: TrainingTask, line: str = "", output: str = "out", rows: Any = None, more: Sequence[str] = ()) -> tuple[int, Run]:
+        assert task.title in DATA, f"give {task.title!r} a row of DATA"
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows or DATA[task.title]))
+        words = line.split()
+        source = {"text": [str(path)], "tasks": [f"one=classify:{path}", f"two=classify:{path}"], "data": [str(path)]}
+        data_args = task.load_arguments()[1]
+        flag = next(name for name in source if name in {each.name for each in dataclasses.fields(data_args)})
+        typed = ["--model", models[task.title], f"--{flag}", *source[flag], "--output", str(tmp_path / output), *LINE.split()]
+        if "--total_batch_size" in words:  # in place of this
+            del typed[(place := typed.index("--gradient_accumulation_steps")) : place + 2]
+        typed += [*STEPS.get(task.title, ["--max_steps", "2", "--learning_rate", "1e-3"]), *FITTING.get(task.title, [])]
+        typed += ["--validation", str(path)] if task.title == "qa" else []
+        typed += ["--method", "logits", "--teacher", models["short"]] if task.option else []
+        known = {each.name for kind in task.load_arguments() for each in dataclasses.fields(kind)}
+        if "--packing" in words and "packing" not in known:
+            place = words.index("--packing")
+            del words[place : place + 2]
+        current.append(Run(task.title, tmp_path / output, ""))
+        capsys.readouterr()
+        code = train(task.name, [*typed, *words, *more])
+        current[-1].said = capsys.readouterr().err
+        return code, current[-1]
+
+    return run
+
+
+@pytest.fixture
+def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serve(Hub()) as running:
+        hub(running.endpoint)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        yield running
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+
+
+def is_one_sentence(said: str, words: str) -> None:
+    lines = [line for line in said.splitlines() if "Error" in line or "Traceback" in line]
+    assert len(lines) == 1, said
+    assert lines[0].startswith("Error: "), lines
+    assert re.search(words, lines[0]), lines
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
+def test_an_option_works_or_is_refused(
+    task: TrainingTask, option: str, runner: Runner, runs: dict[str, Run], request: pytest.FixtureRequest
+) -> None:
+    row = OPTIONS[option]
+    words = row.refused.get(task.title, row.refused.get(""))
+    if "sentence" in task.extras:
+        pytest.importorskip("sentence_transformers")
+    if words is None and task.title not in runs:
+        code, runs[task.title] = runner(task, output="plain")
+        assert code == 0, runs[task.title].said
+    hub = request.getfixturevalue("server") if "push_to_hub" in option else None
+    code, run = runner(task, row.line)
+    if words is not None:
+        assert code == 1, run.said
+        is_one_sentence(run.said, words)
+        assert not (run.folder / "config.json").exists()
+        return
+    assert code == 0, run.said
+    if hub is not None:
+        run.pushed = dict(hub.repos["writer/tuned"].branches["main"])
+    row.seen(run, runs[task.title])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
+def test_a_run_is_resumed_unless_it_is_of_another_model(task: TrainingTask, runner: Runner, models: dict[str, str], tmp_path: Path) -> None:
+    if "sentence" in task.extras:
+        pytest.importorskip("sentence_transformers")
+    assert runner(task, "--save_strategy steps --save_steps 1")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    further = "--finetune_steps 3" if task.title == "distill" else "--max_steps 3"
+    other = shutil.copytree(models[task.title], tmp_path / "other")
+    code, run = runner(task, f"--save_strategy steps --resume {further} --model {other}")
+    assert code == 1
+    is_one_sentence(run.said, "continues a training of '.*', not of '.*other'; give --model")
+    assert (tmp_path / "out" / "README.md").read_text() == card
+    code, run = runner(task, f"--save_strategy steps --resume {further}")
+    assert code == 0, run.said
+    assert len(run.batches) == 1
+    assert run.history[-1]["step"] == 3
+    for folder in {path.parent for path in run.checkpoints}:
+        for path in folder.glob("checkpoint-*"):
+            (path / "trainer_state.json").unlink()
+    code, run = runner(task, f"--resume {further}")
+    assert code == 1
+    is_one_sentence(run.said, r"no checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
+
+
+@pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
+def test_weights_are_split_or_that_is_refused(task: TrainingTask, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch` says it; those that run are seen to in several processes (tests/training/test_sharded.py)."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{launched}", "true")
+    if not task.load_arguments()[2].shards:
+        code, run = runner(task)
+        assert code == 1
+        is_one_sentence(run.said, "does not run under FSDP or DeepSpeed; start whole copies of the model")
+
+
+COLUMNS = {"qa": "has schemas of its own", "multitask": "has the columns of its kinds of tasks"}
+"""Tasks whose columns cannot be named, and why."""
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
+def test_columns_can_be_named(task: TrainingTask, runner: Runner) -> None:
+    fields = [each for each in dataclasses.fields(task.load_arguments()[1]) if each.name.endswith("column")]
+    assert bool(fields) != (task.title in COLUMNS)
+    if not fields:
+        return
+    if "sentence" in task.extras:
+        pytest.importorskip("sentence_transformers")
+    usual = {each.name: str(each.default or "") or each.name.removesuffix("_column") for each in fields if isinstance(each.default, str)}
+    usual |= {each.name: each.name.removesuffix("_column") for each in fields if each.name not in usual}
+    named = {name: column for name, column in usual.items() if column in DATA[task.title][0]}
+    assert named
+    rows = [{f"my {name}" if name in named.values() else name: value for name, value in row.items()} for row in DATA[task.title]]
+    more = [word for name, column in named.items() for word in (f"--{name}", f"my {column}")]
+    code, run = runner(task, "", rows=rows, more=more)
+    assert code == 0, run.said
+    code, run = runner(task, "--overwrite", rows=rows)
+    assert code == 1
+    is_one_sentence(run.said, f"my {next(iter(named.values()))}")
+
+
+def test_every_option_of_ours_has_a_row() -> None:
+    elsewhere = {"resume": "test_a_run_is_resumed_unless_it_is_of_another_model", "num_train_epochs": "epochs"}
+    inherited = {each.name for each in dataclasses.fields(TrainingArguments)}
+    ours = {
+        each.name
+        for kind in (ModelArguments, DataArguments, LongTrainingArguments)
+        for each in dataclasses.fields(kind)
+        if each.name not in inherited
+    }
+    covered = {name for option in OPTIONS.values() for name in option.covered} | set(elsewhere)
+    assert ours <= covered
