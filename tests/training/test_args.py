@@ -233,12 +233,11 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (["--modl", "x"], "Error: Unrecognized arguments: --modl x. Did you mean '--model'?"),
-        (["--epochs", "many"], "Error: Argument --num_train_epochs/--num-train-epochs/--epochs: invalid float value: 'many'."),
+        (["--modl", "x"], "Error: there is no option --modl; longattn train mlm --help lists all. Did you mean '--model'?"),
+        (["--epochs", "many"], "Error: --num_train_epochs: invalid float value: 'many'"),
+        (["many"], "Error: unexpected argument 'many'; values follow their option, as in --model MODEL"),
     ],
 )
-def test_wrong_usage_reads_as_of_the_other_commands(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_task("mlm", ["--model", "m", "--text", "t", "--output", "o", *line])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == sentence
+def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_task("mlm", ["--text", "t", "--output", "o", "--model", "m", *line]) == 2
+    assert capsys.readouterr().err.splitlines() == [sentence]
