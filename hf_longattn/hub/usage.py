@@ -126,8 +126,8 @@ def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
     """What a model reads, from its model type and the language and tags of its card; text, in doubt."""
     if str(config.get("model_type")).removeprefix("long_") in PROTEINS:
         return DOMAINS["protein"]
-    listed = (metadata.get(field) or () for field in ("language", "tags"))
-    said = {word.lower() for values in listed for word in ([values] if isinstance(values, str) else values) if isinstance(word, str)}
+    fields = (metadata.get(field) for field in ("language", "tags"))
+    said = {word.lower() for values in fields for word in (values if isinstance(values, list) else [values]) if isinstance(word, str)}
     return DOMAINS["code" if said & CODE else "text"]
 
 

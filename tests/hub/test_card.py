@@ -61,6 +61,7 @@ def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.C
     [
         ("long_bert", {}, "The lighthouse stands where the river {tokenizer.mask_token} the sea.", "import {"),
         ("long_bert", {"language": "de"}, "The lighthouse stands", "import {"),
+        ("long_bert", {"language": 5, "tags": {"a": 1}}, "The lighthouse stands", "import {"),
         ("long_bert", {"language": ["code"]}, "import {tokenizer.mask_token} as np", "lighthouse"),
         ("long_bert", {"tags": ["python"]}, "import {tokenizer.mask_token} as np", "lighthouse"),
         ("long_esm", {"language": "en"}, "MKTVRQERLKSI{tokenizer.mask_token}", "lighthouse"),
