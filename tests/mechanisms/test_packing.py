@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alibi": {"mechanism": "window", "window": 32, "relative": "alibi"},
 }
 """Options besides the mechanisms' samples, in models."""
-WAYS = ("position_ids", "documents", "cu_seq_lens_q", "seq_idx", "bool mask", "float mask")
+WAYS = ("position_ids", "position_ids and ones", "documents", "cu_seq_lens_q", "seq_idx", "bool mask", "float mask")
 
 
 def numbers(sizes: list[int]) -> Tensor:
@@ -189,6 +189,8 @@ def packed(way: str, causal: bool) -> dict[str, Any]:
     seen = seen.tril() if causal else seen
     if way == "position_ids":
         return {"position_ids": positions}
+    if way == "position_ids and ones":
+        return {"position_ids": positions, "attention_mask": torch.ones_like(positions)}
     if way == "documents":
         return {"documents": numbers(SIZES)[None]}
     if way == "cu_seq_lens_q":
@@ -226,10 +228,34 @@ def test_an_encoder_keeps_documents_apart(form: str) -> None:
         assert_packed_equals_alone(model, packed(way, False))
 
 
-@pytest.mark.parametrize("base", ["roberta", "modernbert", "gpt2", "gpt_neox"])
-def test_positions_start_anew_with_each_document(base: str) -> None:
-    model = long_model(base, None, {"mechanism": "window", "window": 32}).double().eval()
-    assert_packed_equals_alone(model, packed("documents", False))
+@pytest.mark.parametrize(
+    ("base", "head"),
+    [("roberta", None), ("modernbert", None), ("gpt2", None), ("gpt_neox", None), ("opt", None), ("opt", "OPTForCausalLM")],
+)
+def test_positions_start_anew_with_each_document(base: str, head: str | None) -> None:
+    """Also where a head runs a module inside its base model, as OPT's does."""
+    model = long_model(base, head, {"mechanism": "window", "window": 32}).double().eval()
+    for way in ("position_ids", "position_ids and ones", "documents", "cu_seq_lens_q", "seq_idx"):
+        arguments = packed(way, False)
+        if "position_ids" in arguments:
+            arguments["position_ids"] += model.first_position_id
+        assert_packed_equals_alone(model, arguments)
+
+
+@pytest.mark.parametrize("way", ["documents", "cu_seq_lens_q", "seq_idx"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_borders_in_a_buffer_that_is_used_again_are_those_of_the_call(mode: Any, way: str) -> None:
+    """As in a server that keeps its buffers: in inference mode a tensor does not say that it was written to."""
+    model = long_model("bert", None, {"mechanism": "window", "window": 32}).double().eval()
+    ids, borders = tokens(1, LENGTH), packed(way, False)[way]
+    with mode():
+        buffer = torch.tensor([0, LENGTH // 2, LENGTH, LENGTH, LENGTH]) if way == "cu_seq_lens_q" else torch.zeros_like(borders)
+        buffer = buffer.to(borders.dtype)
+        before = model(ids, **{way: buffer})[0]
+        buffer.copy_(borders)
+        found, expected = model(ids, **{way: buffer})[0], model(ids, **{way: borders})[0]
+    assert not torch.equal(before, expected)
+    assert torch.equal(found, expected)
 
 
 def test_no_square_mask_is_made_for_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:

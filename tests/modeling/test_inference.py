@@ -32,7 +32,7 @@ from hf_longattn.modeling.fast_linear import FusedPart, Int8Linear, PackedLinear
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.run.packing import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
-from tests.reference.small_models import BASES, CAUSAL, head_inputs, long_model, padding, tokens
+from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 WINDOW = {"mechanism": "window", "window": 16}
@@ -184,6 +184,32 @@ def test_heads_over_packed_rows(base: str, head: str) -> None:
             by_token = value.shape[:2] == mask.shape
             one, other = (value[mask], expected[name][mask]) if by_token else (value, expected[name])
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["mixtral", "qwen3_moe"])
+def test_routers_over_packed_rows(base: str) -> None:
+    """Their logits come back for every token of the batch, so that the auxiliary loss is that of the padded rows."""
+    model = long_model(base, LANGUAGE_MODELS[base], WINDOW, output_router_logits=True, router_aux_loss_coef=0.5)
+    inputs = {**batch(), "use_cache": False}
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    fast = copy.deepcopy(model).optimize_for_inference("fp32")
+    assert packs(fast, **inputs)
+    with torch.no_grad():
+        packed, expected = fast(**inputs), model(**inputs)
+    real = inputs["attention_mask"].flatten().bool()
+    for router, other in zip(packed.router_logits, expected.router_logits, strict=True):
+        torch.testing.assert_close(router[real], other[real], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((packed.loss, packed.aux_loss), (expected.loss, expected.aux_loss), rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_alone_is_packed() -> None:
+    model = long_model("t5", "T5EncoderModel", WINDOW)
+    fast, inputs = copy.deepcopy(model).optimize_for_inference("fp32"), batch()
+    assert packs(fast, **inputs)
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        states, expected = fast(**inputs).last_hidden_state, model(**inputs).last_hidden_state
+    torch.testing.assert_close(states[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
 class TestPacking:

@@ -12,7 +12,18 @@ from transformers import DynamicCache
 from hf_longattn import LongBartConfig, LongBartModel, attend, build_mechanism, enable_long_attention
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
-from tests.reference.small_models import BASES, DECODERS, ENCODERS, base_class, long_like, padding, plain_model, tokens
+from tests.reference.small_models import (
+    BASES,
+    DECODERS,
+    ENCODERS,
+    LANGUAGE_MODELS,
+    base_class,
+    long_like,
+    long_model,
+    padding,
+    plain_model,
+    tokens,
+)
 
 MEMORY = 3
 RMT = {"mechanism": "recurrent_memory", "segment_length": 40, "num_memory_tokens": MEMORY}
@@ -108,6 +119,7 @@ HEADED = [
     ("roberta", "RobertaForSequenceClassification"),
     ("gpt2", "GPT2LMHeadModel"),
     ("gpt2", "GPT2ForSequenceClassification"),
+    ("opt", "OPTForCausalLM"),
     ("llama", "LlamaForCausalLM"),
     ("llama", "LlamaForTokenClassification"),
 ]
@@ -124,9 +136,30 @@ def test_every_head_works_and_trains(base: str, head: str) -> None:
     first = out[0] if not isinstance(out[0], tuple) else out[0][0]
     assert base_class(base, head).__name__ in type(longer).__name__
     first.float().pow(2).sum().backward()
-    inner = getattr(longer, longer.base_model_prefix)
-    assert (inner.long_memory.tokens.grad != 0).any()
+    (learned,) = (parameter for name, parameter in longer.named_parameters() if name.endswith("long_memory.tokens"))
+    assert (learned.grad != 0).any()
     assert isinstance(longer(ids, return_dict=False), tuple)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", ["mixtral", "qwen3_moe"])
+def test_the_loss_of_a_router_is_that_of_all_segments(base: str) -> None:
+    longer = long_model(base, LANGUAGE_MODELS[base], RMT, output_router_logits=True, router_aux_loss_coef=0.5)
+    mask, ids = padding(2, 100), tokens(2, 100)
+    labels = ids.masked_fill(mask == 0, -100)
+    out = longer(ids, attention_mask=mask, labels=labels, use_cache=False)
+    first = longer(ids[:, :34], use_cache=False)
+    real = mask.bool()
+    for router, beginning in zip(out.router_logits, first.router_logits, strict=True):
+        by_token = router.view(2, 100, -1)
+        torch.testing.assert_close(by_token[:, :34], beginning.view(2, 34, -1), atol=1e-4, rtol=0)
+        assert (by_token[real] != 0).any(-1).all()
+    predicted = longer.loss_function(out.logits, labels, longer.config.vocab_size)
+    torch.testing.assert_close(out.loss, predicted + 0.5 * out.aux_loss)
+    experts, chosen = longer.num_experts, longer.num_experts_per_tok
+    probabilities = torch.stack([router.view(2, 100, -1)[real] for router in out.router_logits]).flatten(0, 1).softmax(-1)
+    share = torch.zeros(len(probabilities), experts).scatter(1, probabilities.topk(chosen, -1).indices, 1.0).mean(0)
+    torch.testing.assert_close(out.aux_loss, experts * (share * probabilities.mean(0)).sum())
 
 
 @torch.no_grad()

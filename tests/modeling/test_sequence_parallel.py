@@ -22,6 +22,8 @@ SHAPE = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_h
 NONE = dict(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
 DEBERTA = {"max_position_embeddings": 256, "relative_attention": True, "position_buckets": 32, "pos_att_type": ["c2p", "p2c"],
            "position_biased_input": False, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0}
+EXPERTS = {"num_key_value_heads": 2, "max_position_embeddings": 256, "num_experts_per_tok": 2, "output_router_logits": True,
+           "router_aux_loss_coef": 0.5}
 length = 203
 L = {"mechanism": "longformer", "window": 32}
 CASES = [
@@ -49,6 +51,11 @@ CASES = [
         {"mechanism": "per_head", "heads": "2=window:window=32;1,3=segmented:block_size=24;window:window=16"})),
     ("LongLlamaForCausalLM", {**SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 256},
      {"mechanism": "transformer_xl", "segment_length": 24, "memory_length": 40}, "labels"),
+    ("LongMixtralForCausalLM", {**SHAPE, **EXPERTS, "num_local_experts": 4}, {"mechanism": "window", "window": 32}, "labels"),
+    ("LongQwen3MoeForCausalLM", {**SHAPE, **EXPERTS, "num_experts": 4, "moe_intermediate_size": 16}, {"mechanism": "window", "window": 32},
+     "labels"),
+    ("LongOPTForCausalLM", dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, dropout=0.0,
+     word_embed_proj_dim=32, max_position_embeddings=256), {"mechanism": "window", "window": 32}, "labels"),  # its head runs OPTDecoder
 ]
 for name, settings, attention, kind in CASES:
     torch.manual_seed(5)
@@ -74,6 +81,7 @@ for name, settings, attention, kind in CASES:
     whole = model(**batch)
     if "LMHead" in name or "Causal" in name:  # transformers rounds these logits to float32
         whole.loss = torch.nn.functional.cross_entropy(whole.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        whole.loss = whole.loss if whole.get("aux_loss") is None else whole.loss + 0.5 * whole.aux_loss
     whole.loss.backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -120,6 +128,17 @@ for name, settings, attention, given in (
         with hf_longattn.sequence_parallel(model):
             cut = model(**{"input_ids": ids, **given})[0]
     assert (cut - whole[:, start:stop]).abs().max() < 1e-8, (name, attention, given)
+
+Model = hf_longattn.LongBertModel
+model = Model(Model.config_class(**BERT, long_attention=W)).eval()
+padded = torch.ones_like(ids)
+padded[1, length - 10 :] = 0  # tokens of the last process
+with torch.no_grad():
+    whole = model(input_ids=ids, attention_mask=padded)[0]
+    optimised = model.optimize_for_inference("fp32")  # which packs padded batches where they are whole
+    with hf_longattn.sequence_parallel(optimised):
+        cut = optimised(input_ids=ids, attention_mask=padded)[0]
+assert ((cut - whole[:, start:stop]) * padded[:, start:stop, None]).abs().max() < 1e-8
 
 Model = hf_longattn.LongLlamaForCausalLM
 model = Model(Model.config_class(**SHAPE, long_attention={"mechanism": "adaptive_span", "max_span": 20, "span_loss_weight": 0.5}))
