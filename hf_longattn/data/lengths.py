@@ -38,7 +38,7 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     positions = PositionRange.of(model)
     if positions is not None:
         return positions.count
-    longest = known_length(model.config, tokenizer)
+    longest = known_length(model.config, tokenizer, model)
     if longest is None:
         raise OptionError("neither the model's config nor its tokenizer tells how long an input may be; give --max_length")
     return longest

@@ -78,7 +78,7 @@ def late_chunks(
     passages = None if spans is None else _passages(spans, len(texts), isinstance(documents, str))
     if chunk_tokens < 1:
         raise LongAttentionError(f"chunk_tokens is {chunk_tokens}, but a passage has at least 1 token, for example 256.")
-    longest = known_length(model.config, tokenizer) if max_length is None else max_length
+    longest = known_length(model.config, tokenizer, model) if max_length is None else max_length
     fixed = tokenizer.num_special_tokens_to_add() + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     if longest is not None and longest - fixed - overlap < 1:
         raise LengthError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..engines.call import UNBOUNDED
+from ..errors import CheckpointError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.longformer import Longformer
 from ..mechanisms.registry import prototype
@@ -27,17 +28,29 @@ BASE_WINDOWS = "base_windows"
 """In a config's file: the base's values of those fields, which say there what the mechanisms compute."""
 
 
-def own_windows(config: Any) -> list[int | None]:
-    """The width of every layer's window, as mechanism ``window`` counts it; ``None`` for full attention."""
+def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
+    """The width of every layer's window, as mechanism ``window`` counts it; ``None`` for full attention.
+
+    Args:
+        causal: whether its layers look back only; ``None`` where that is as usual for the config: only ModernBERT's look to either side.
+    Raises:
+        CheckpointError: the config's width is no number of tokens.
+    """
     if hasattr(config, "attention_layers"):  # GPT-Neo's names
         return [config.window_size if kind == "local" else None for kind in config.attention_layers]
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     if width is None:
         return [None] * layers
-    if hasattr(config, "local_attention"):
-        width = 2 * width  # ModernBERT counts tokens to either side
-    elif getattr(config, "use_bidirectional_attention", None):
-        width = 2 * (width - 1)  # the config's number is the first distance out of reach
+    if width < 1:
+        raise CheckpointError(
+            f"The config's sliding_window is {width}, but a window has at least 1 token; write a width, or null for full attention."
+        )
+    if causal is None:
+        causal = not hasattr(config, "local_attention") or config.model_type.endswith("decoder")
+    if getattr(config, "use_bidirectional_attention", None):
+        width = 2 * (width - 1)  # Gemma 3's number is the first distance out of reach
+    elif not causal:
+        width = 2 * width  # transformers counts tokens to either side
     types = config.__dict__.get("layer_types")
     return [width if types is None or kind == SLIDING else None for kind in types or [SLIDING] * layers]
 

@@ -14,14 +14,27 @@ from ..errors import LengthError, OptionError, PositionError
 from ..mechanisms.base import Mechanism
 from .family import Family, PositionTable, longest_input
 
+POSITIONS = "position_embeddings"
+"""How transformers' encoders call their learned position table."""
 UNLIMITED = 1 << 30
 """A tokenizer without a length says 1e30."""
 
 
-def known_length(config: Any, tokenizer: Any | None) -> int | None:
-    """The most tokens of one input, special ones included, by the config's positions and the tokenizer; ``None`` if neither tells."""
-    lengths = longest_input(config), getattr(tokenizer, "model_max_length", None)
+def known_length(config: Any, tokenizer: Any | None, model: nn.Module | None = None) -> int | None:
+    """The most tokens of one input, special ones included, by the config's positions and the tokenizer; ``None`` if neither tells.
+
+    model: one of an architecture that may not be ours. Its position table may hold a padding row, after which positions count (Longformer).
+    """
+    rows = () if model is None else (_rows_after_padding(module) for name, module in model.named_modules() if name.endswith(POSITIONS))
+    lengths = longest_input(config), getattr(tokenizer, "model_max_length", None), *rows
     return min((int(one) for one in lengths if one and 0 < one < UNLIMITED), default=None)
+
+
+def _rows_after_padding(table: nn.Module) -> int | None:
+    """The rows of a position table that are left after that of padding, where it has one, as RoBERTa's embeddings do."""
+    if not isinstance(table, nn.Embedding) or table.padding_idx is None:
+        return None
+    return table.num_embeddings - table.padding_idx - 1
 
 
 def input_of(arguments: Mapping[str, Any]) -> Tensor | None:

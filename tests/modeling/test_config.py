@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from transformers import AutoConfig, Qwen2Config
 from transformers.utils import logging
 
 import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.errors import OptionError, UnknownMechanismError
+from hf_longattn.errors import CheckpointError, OptionError, UnknownMechanismError
 from hf_longattn.modeling.config import LongConfig
 from hf_longattn.modeling.sliding_window import own_windows, with_own_windows
 from hf_longattn.naming import LOGGER
@@ -157,3 +158,21 @@ def test_a_warning_about_an_implementation_names_the_model_s_mechanism(tmp_path:
     families.LongBertModel.from_pretrained(tmp_path)
     assert messages
     assert all("would leave out the mechanism 'window'" in message for message in messages)
+
+
+def test_windows_of_the_base_are_those_that_transformers_computes() -> None:
+    """To either side in encoders, back only in decoders; ModernBERT's two configs name the same number."""
+    sizes = {"num_hidden_layers": 3, "local_attention": 12}
+    assert own_windows(transformers.ModernBertConfig(**sizes)) == [None, 12, 12]
+    assert own_windows(transformers.ModernBertDecoderConfig(**sizes)) == [None, 6, 6]
+    mistral = transformers.MistralConfig(num_hidden_layers=2, sliding_window=16)
+    assert own_windows(mistral) == [16, 16]
+    assert own_windows(mistral, causal=False) == [32, 32]
+
+
+@pytest.mark.parametrize("width", [0, -1])
+def test_a_window_without_a_token_is_refused(width: int) -> None:
+    with pytest.raises(
+        CheckpointError, match=f"The config's sliding_window is {width}, but a window has at least 1 token; write a width, or null"
+    ):
+        own_windows(transformers.MistralConfig(sliding_window=width))

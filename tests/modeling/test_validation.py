@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import hf_longattn.families as families
 from hf_longattn.errors import LengthError, PositionError
+from hf_longattn.modeling.validation import known_length
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 WINDOW = {"mechanism": "window", "window": 8}
@@ -61,3 +63,21 @@ def test_a_config_shorter_than_the_checkpoint(tmp_path: Path) -> None:
     config = families.LongBertConfig.from_pretrained(tmp_path, max_position_embeddings=256)
     with pytest.raises(PositionError, match="has 512 positions and the config asks for 256"):
         families.LongBertModel.from_pretrained(tmp_path, config=config)
+
+
+@pytest.mark.parametrize(("architecture", "longest"), [("Longformer", 98), ("XLMRoberta", 98), ("Bert", 100)])
+def test_positions_after_that_of_padding_are_counted_in_architectures_that_are_not_ours(architecture: str, longest: int) -> None:
+    """Longformer's table of 514 rows is for 512 tokens."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "vocab_size": 50,
+        "pad_token_id": 1,
+    }
+    config = getattr(transformers, f"{architecture}Config")(max_position_embeddings=100, **sizes)
+    model = getattr(transformers, f"{architecture}Model")(config).eval()
+    assert known_length(config, None, model) == longest
+    with torch.no_grad():
+        model(torch.full((1, longest), 5))

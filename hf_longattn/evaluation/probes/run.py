@@ -193,7 +193,7 @@ class Asker:
         config = self.model.config
         if self.head == "span" or getattr(config.get_text_config(), "rope_parameters", None):
             return
-        longest = known_length(config, self.tokenizer)
+        longest = known_length(config, self.tokenizer, self.model)
         if longest is not None and length > longest:
             name = str(getattr(config, "name_or_path", "")) or type(self.model).__name__
             raise LengthError(
@@ -228,7 +228,7 @@ class Asker:
     @property
     def window(self) -> int:
         """Tokens that a model reads at once."""
-        return known_length(self.model.config, self.tokenizer) or DEFAULT_WINDOW
+        return known_length(self.model.config, self.tokenizer, self.model) or DEFAULT_WINDOW
 
     def cell(self, task: ProbeTask, length: int, depth: float | None, samples: int, seed: int) -> ProbeCell:
         """A task at a length and depth."""
