@@ -117,7 +117,7 @@ def one_token_words() -> list[str]:
     """Words that the tokenizer writes as one token."""
     from transformers import AutoTokenizer
 
-    from hf_longattn.conversion.audit import single_words
+    from hf_longattn.audit.targets import single_words
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     return [tokenizer.decode([int(one)]).strip() for one in single_words(tokenizer, str(TOKENIZER))]

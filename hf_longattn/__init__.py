@@ -16,6 +16,7 @@ from .modeling.registration import register as _register
 
 if TYPE_CHECKING:
     from .attend import attend, reference_attend
+    from .audit import ReachAudit, audit_reach
     from .configuration import LongAttentionConfig
     from .conversion import (
         CompressionConfig,
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
         ConversionPlan,
         ConversionReport,
         ExportReport,
-        ReachAudit,
         RevertConfig,
-        audit_reach,
         compress_checkpoint,
         convert_checkpoint,
         export_checkpoint,
@@ -91,6 +90,7 @@ __all__ = [
 
 _WHERE = {
     "attend": ("attend", "reference_attend"),
+    "audit": ("ReachAudit", "audit_reach"),
     "configuration": ("LongAttentionConfig",),
     "conversion": (
         "CompressionConfig",
@@ -99,9 +99,7 @@ _WHERE = {
         "ConversionPlan",
         "ConversionReport",
         "ExportReport",
-        "ReachAudit",
         "RevertConfig",
-        "audit_reach",
         "compress_checkpoint",
         "convert_checkpoint",
         "export_checkpoint",

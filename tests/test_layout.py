@@ -30,7 +30,7 @@ LAYERS = (
     ("data",),
     ("evaluation",),
     ("conversion", "training", "hub"),
-    ("diagnostics",),
+    ("audit", "diagnostics"),
     ("search",),
     ("cli",),
     ("__main__",),
@@ -51,7 +51,7 @@ CONVERSION = (
     ("verify", "verify_outputs"),
     ("native", "decoder_export"),
     ("convert", "revert", "export", "compress"),
-    ("gguf_export", "audit"),
+    ("gguf_export",),
     ("__init__",),
 )
 CONVERSION_LAYER = {module: number for number, modules in enumerate(CONVERSION) for module in modules}

@@ -24,6 +24,9 @@ def audit(
     length: Annotated[
         int | None, typer.Option(min=1, help="Number of tokens.", show_default="2,048 or the model's maximum; a server's is the maximum")
     ] = None,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Test every output with every token that it must not depend on; the audit says the cost.")
+    ] = False,
     tolerance: Annotated[
         float, typer.Option(help="Changes up to this share of the largest one count as none; for int8 graphs, for example 0.05.")
     ] = 0.0,
@@ -38,10 +41,10 @@ def audit(
 ) -> None:
     """Measure how far tokens reach, and compare it with the config.
 
-    Single tokens are replaced, and the outputs that change are compared with those that the config lets them reach. Exits with 1 if they
-    differ: an attention window was dropped, or an input cut off.
+    Tokens are replaced, and the outputs that change are compared with those that the config lets them reach, layer by layer where MODEL
+    itself is audited. Exits with 1 if they differ: a window was dropped or has another width, or an input was cut off.
     """
-    from ..conversion import audit_reach
+    from ..audit import audit_reach
     from .show import show_audit
     from .terminal import print_json, say
 
@@ -49,11 +52,12 @@ def audit(
         from .plot import check_image
 
         check_image(plot)
-    found = audit_reach(
+    result = audit_reach(
         model,
         onnx=onnx,
         url=url,
         length=length,
+        exhaustive=exhaustive,
         tolerance=tolerance,
         attn_implementation=attn_implementation,
         timeout=timeout,
@@ -63,12 +67,12 @@ def audit(
     if plot is not None:
         from .plot import draw_audit
 
-        draw_audit(found, plot)
+        draw_audit(result, plot)
     if as_json:
-        print_json({**found.to_dict(), **({"plot": str(plot)} if plot else {})})
+        print_json({**result.to_dict(), **({"plot": str(plot)} if plot else {})})
     else:
-        show_audit(found)
+        show_audit(result)
         if plot is not None:
             say(f"drawn: {plot}")
-    if not found.agrees:
+    if not result.agrees:
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion import ReachAudit
+from ..audit import ReachAudit
 from ..errors import LongAttentionError, check_extra, needs_extra
 from ..evaluation.probes import ProbeReport
 from ..mechanisms import Mechanism
@@ -65,7 +65,7 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
 
 
 def draw_audit(audit: ReachAudit, file: Path) -> None:
-    """Write an image: a panel per probe with a row per layer and a column per token; for pooled embeddings, a row of probes.
+    """Write an image: a panel for each of the first runs, with a row per layer and a column per token; for embeddings, a row of probes.
 
     Raises:
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
@@ -88,7 +88,7 @@ def draw_audit(audit: ReachAudit, file: Path) -> None:
             axis.set_xticks(range(len(audit.probes)), [str(probe) for probe in audit.probes], fontsize=6, rotation=90)
         axis.set_xlabel("token replaced" if pooled else "output")
         if not pooled:
-            axis.set_title(f"token {audit.probes[number]:,} replaced", fontsize=8)
+            axis.set_title(f"run {number + 1} of {audit.runs}", fontsize=8)
     figure.legend(
         handles=[Patch(facecolor=color, edgecolor="grey", label=label) for color, label in KINDS],
         loc="outside lower center",

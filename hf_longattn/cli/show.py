@@ -17,7 +17,8 @@ from rich.table import Table
 from . import terminal
 
 if TYPE_CHECKING:
-    from ..conversion import CompressionReport, ConversionPlan, ConversionReport, ExportReport, Inspection, ReachAudit
+    from ..audit import ReachAudit
+    from ..conversion import CompressionReport, ConversionPlan, ConversionReport, ExportReport, Inspection
     from ..conversion.flops import LengthCost, MechanismCost
     from ..evaluation.probes import ProbeCell, ProbeReport
     from ..mechanisms import MechanismInfo
@@ -178,14 +179,12 @@ def _show_warnings(console: terminal.Console, sentences: Sequence[str]) -> None:
 def show_audit(audit: ReachAudit) -> None:
     """What a config says of its tokens' reach, and what was measured."""
     console = terminal.console()
+    pooled = bool(audit.probes)
+    cost = f"{audit.runs:,} runs in {audit.seconds:,.0f} s"
+    replaced = f"; replaced, one at a time: {', '.join(f'{position:,}' for position in audit.probes)}" if pooled else ""
     console.print(
-        _facts(
-            ("config", audit.model),
-            ("audited", audit.subject),
-            ("tokens", f"{audit.length:,}; replaced, one at a time: {_positions(audit.probes)}"),
-        )
+        _facts(("config", audit.model), ("audited", audit.subject), ("tokens", f"{audit.length:,}{replaced}"), ("cost", cost)),
     )
-    pooled = audit.changed.shape[-1] == 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "mechanism", *(() if pooled else ("config: back, ahead", "measured")), "verdict"):
         table.add_column(column, overflow="fold")
@@ -196,10 +195,24 @@ def show_audit(audit: ReachAudit) -> None:
     console.print(table)
     if audit.note:
         console.print(audit.note, highlight=False)
+    if not audit.exhaustive and audit.tested < 1:
+        seconds = audit.seconds / audit.runs * audit.exhaustive_runs
+        console.print(
+            f"Tested: {int(1000 * audit.tested) / 10} % of the outputs and tokens that the config keeps apart; --exhaustive tests all "
+            f"of them, in {audit.exhaustive_runs:,} runs, some {_duration(seconds)}.",
+            highlight=False,
+        )
     if audit.agrees:
         console.print("The outputs that changed are those that the config lets these tokens reach.", style="green", highlight=False)
     else:
         console.print("What runs is not what the config says.", style="bold red", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    """ "12 s", "3 minutes" or "2.5 hours"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def show_compression(report: CompressionReport) -> None:
@@ -212,10 +225,6 @@ def show_compression(report: CompressionReport) -> None:
     for row in report.rows():
         table.add_row(*row)
     console.print(table)
-
-
-def _positions(probes: Sequence[int]) -> str:
-    return ", ".join(f"{one:,}" for one in probes)
 
 
 def show_probe(report: ProbeReport) -> None:

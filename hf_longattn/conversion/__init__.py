@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .audit import ReachAudit, StageReach, audit_reach
     from .compress import CompressionConfig, CompressionReport, compress_checkpoint
     from .config import ConversionConfig, RevertConfig
     from .convert import convert_checkpoint
@@ -32,11 +31,8 @@ __all__ = [
     "ConversionReport",
     "ExportReport",
     "Inspection",
-    "ReachAudit",
     "RevertConfig",
-    "StageReach",
     "TensorPlan",
-    "audit_reach",
     "complete_folder",
     "compress_checkpoint",
     "convert_checkpoint",
@@ -49,7 +45,6 @@ __all__ = [
 ]
 
 _WHERE = {
-    "audit": ("ReachAudit", "StageReach", "audit_reach"),
     "compress": ("CompressionConfig", "CompressionReport", "compress_checkpoint"),
     "config": ("ConversionConfig", "RevertConfig"),
     "convert": ("convert_checkpoint",),

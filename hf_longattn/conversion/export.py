@@ -368,7 +368,7 @@ def write_graph(
             raise
         except Exception as error:  # tracing, translation and checks raise any type of error
             failed = f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)})"
-            if any(type(module).__name__.endswith("Experts") for module in graph.model.modules()):
+            if has_experts(graph.model):
                 raise ExportError(
                     f"{failed}: transformers loops over the experts that the tokens chose, whatever the mechanism; run the model itself, "
                     "or write one with windows for serving engines with --format native."
@@ -380,6 +380,11 @@ def write_graph(
         graph.name_axes(onnx.model)
         onnx.save(str(file))
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether tokens are sent to experts, which compute theirs together."""
+    return any(type(module).__name__.endswith("Experts") for module in model.modules())
 
 
 def _cause(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from ..errors import CheckpointError, OptionError, checkpoint_errors, in_a_line
+from ..modeling.family import Family
 from ..private_apis import auto_classes, replace_parameters, with_loader
 from .architectures import Architecture
 from .long_models.base import decoder_start
@@ -83,7 +84,7 @@ def load_source(
     if architecture.family.config_class.score_cap is not None:
         own["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, own)
-    _check_complete(missing, model, source.folder, architecture)
+    check_complete(missing, model, source.folder, architecture.family)
     return model, missing
 
 
@@ -104,12 +105,18 @@ def _model_of(
     return _load_from_files(model_class, None, source.folder, dtype, source.tensors, scratch, **arguments)
 
 
-def _check_complete(missing: set[str], model: nn.Module, folder: Path, architecture: Architecture) -> None:
-    """Refuse missing weights, except those of a head, a pooler or computed tables."""
+def check_complete(missing: set[str], model: nn.Module, folder: str | Path, family: Family | None) -> None:
+    """Refuse missing weights, except those of a head, a pooler or computed tables.
+
+    Args:
+        missing: the parameters of ``model`` that ``folder`` lacks, as transformers names them.
+    Raises:
+        CheckpointError: there are others.
+    """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     own = missing if getattr(model, "base_model", model) is model else {name for name in missing if name.startswith(prefix)}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    tables = {name: architecture.family.table(name) for name in own}
+    tables = {name: None if family is None else family.table(name) for name in own}
     computed = {name for name, table in tables.items() if table is not None and not table.learned}
     lost = sorted(name for name in own - tied - computed if "pooler" not in name)
     if lost:

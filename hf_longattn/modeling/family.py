@@ -26,6 +26,9 @@ ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification"), ("For
 PADDING = 1
 """The id of the padding token of RoBERTa's vocabulary, for a config that does not say; the model itself needs it in the config."""
 
+LENGTHS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
+"""What configs call the length of an input; the last two are those of LED and MPT."""
+
 
 @dataclass(frozen=True)
 class PositionTable:
@@ -347,7 +350,9 @@ def longest_input(config: Any) -> int | None:
     """The most tokens that a model with this config reads, special ones included; ``None`` where nothing limits them."""
     limit = getattr(config, "max_position_embeddings", None)
     family = FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
-    if family is not None and isinstance(limit, int):
+    if family is None:
+        limit = next((getattr(config, name) for name in LENGTHS if hasattr(config, name)), None)
+    elif isinstance(limit, int):
         limit = family.longest(config)
     return limit if isinstance(limit, int) and limit > 0 else None
 

@@ -15,7 +15,7 @@ from hf_longattn.cli.app import main
 from hf_longattn.cli.terminal import SafeConsole, print_json, say
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, in_one_line, visible
-from tests.conversion.test_audit import serving
+from tests.audit.fakes import serving
 from tests.trained import tokenizer_of
 
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07b\x9b2J\u202ec\r"

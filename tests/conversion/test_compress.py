@@ -27,7 +27,8 @@ from transformers import (
 
 import hf_longattn
 from hf_longattn import compress_checkpoint, convert_checkpoint, revert_checkpoint
-from hf_longattn.conversion import audit_reach, export_checkpoint, export_native, inspect_checkpoint
+from hf_longattn.audit import audit_reach
+from hf_longattn.conversion import export_checkpoint, export_native, inspect_checkpoint
 from hf_longattn.conversion.compress import METHODS, REPORT, pieces
 from hf_longattn.errors import CheckpointError, DestinationExistsError, LengthError, MissingExtraError, OptionError
 from hf_longattn.families import FAMILIES

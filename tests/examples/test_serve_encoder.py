@@ -23,8 +23,9 @@ import transformers
 from transformers import BertTokenizerFast
 
 from hf_longattn import export_checkpoint
-from hf_longattn.conversion import audit_reach, convert_checkpoint
-from tests.conversion.test_audit import WORDS, graph, window
+from hf_longattn.audit import audit_reach
+from hf_longattn.conversion import convert_checkpoint
+from tests.audit.fakes import WORDS, graph, window
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")

@@ -81,3 +81,9 @@ def test_positions_after_that_of_padding_are_counted_in_architectures_that_are_n
     assert known_length(config, None, model) == longest
     with torch.no_grad():
         model(torch.full((1, longest), 5))
+
+
+def test_lengths_of_configs_that_call_them_otherwise() -> None:
+    assert known_length(transformers.LEDConfig(max_encoder_position_embeddings=64, max_decoder_position_embeddings=32), None) == 64
+    assert known_length(transformers.MptConfig(max_seq_len=96), None) == 96
+    assert known_length(transformers.BloomConfig(), None) is None

@@ -4,83 +4,31 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AttentionInterface,
-    BartConfig,
-    BartModel,
-    BertConfig,
-    BertModel,
     BertTokenizerFast,
-    BigBirdConfig,
-    BigBirdModel,
     ErnieConfig,
     ErnieModel,
-    LongformerConfig,
-    LongformerModel,
-    LongT5Config,
-    LongT5Model,
-    MistralConfig,
-    MistralModel,
-    ModernBertConfig,
-    ModernBertModel,
     PreTrainedModel,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint, enable_long_attention, export_checkpoint, list_mechanisms
+from hf_longattn.audit import audit_reach, run, targets
 from hf_longattn.cli import main
-from hf_longattn.conversion import audit, audit_reach
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
 from hf_longattn.mechanisms.registry import mechanism_class
+from tests.audit.fakes import WORDS, graph, serving, window
 from tests.reference.small_models import long_config
-
-SMALL: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 300, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
-}  # fmt: skip
-STOCK: dict[str, Callable[[], PreTrainedModel]] = {
-    "full": lambda: BertModel(BertConfig(max_position_embeddings=200, **SMALL)),
-    "causal windows": lambda: MistralModel(MistralConfig(sliding_window=16, num_key_value_heads=1, max_position_embeddings=200, **SMALL)),
-    "windows in some layers": lambda: ModernBertModel(ModernBertConfig(local_attention=12, max_position_embeddings=200, **SMALL)),
-    "Longformer": lambda: LongformerModel(LongformerConfig(attention_window=[8, 16, 16], max_position_embeddings=202, **SMALL)),
-    "BigBird": lambda: BigBirdModel(BigBirdConfig(block_size=8, num_random_blocks=2, max_position_embeddings=200, **SMALL)),
-    "LongT5": lambda: LongT5Model(
-        LongT5Config(d_model=32, d_kv=16, d_ff=48, num_layers=3, num_heads=2, vocab_size=300, local_radius=7, pad_token_id=0)
-    ),
-    "encoder and decoder": lambda: BartModel(
-        BartConfig(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=300)
-    ),
-}
-
-
-@pytest.mark.parametrize("name", STOCK)
-def test_models_of_transformers_agree_with_their_configs(name: str) -> None:
-    audit = audit_reach(STOCK[name](), length=160)
-    assert audit.agrees, audit.to_dict()
-    assert audit.probes == (20, 80, 139)
-    measured = [stage.measured for stage in audit.stages]
-    if name == "causal windows":
-        assert measured == [(15, 0), (30, 0), (45, 0)]
-        assert [stage.declared for stage in audit.stages] == measured
-    if name == "LongT5":
-        assert measured == [(7, 7), (14, 14), (21, 21)]
-    if name == "Longformer":
-        assert measured == [(4, 4), (12, 12), (20, 20)]
-    if name == "encoder and decoder":
-        assert len(measured) == 2
-
 
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
 
@@ -88,7 +36,7 @@ FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(
 @pytest.mark.parametrize(("mechanism", "causal"), FORMS)
 def test_every_mechanism_reaches_what_it_says(mechanism: str, causal: bool) -> None:
     options = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
-    config = long_config("gpt2" if causal else "bert", options, **{"n_positions" if causal else "max_position_embeddings": 256})
+    config = long_config("gpt2" if causal else "bert", options, max_position_embeddings=256)
     model = getattr(families, "LongGPT2Model" if causal else "LongBertModel")(config)
     model.train().base_model.get_input_embeddings().eval()
     modes = [module.training for module in model.modules()]
@@ -96,13 +44,6 @@ def test_every_mechanism_reaches_what_it_says(mechanism: str, causal: bool) -> N
     assert audit.agrees, audit.to_dict()
     assert audit.noise == 0
     assert [module.training for module in model.modules()] == modes
-
-
-def window(folder: Path, name: str = "window", **options: Any) -> Path:
-    config = long_config("bert", {"mechanism": name, **options}, num_hidden_layers=2, vocab_size=1000, max_position_embeddings=256)
-    torch.manual_seed(0)
-    families.LongBertModel(config).save_pretrained(folder)
-    return folder
 
 
 def test_an_attention_function_that_ignores_the_window_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,10 +54,11 @@ def test_an_attention_function_that_ignores_the_window_is_found(tmp_path: Path, 
     monkeypatch.setitem(registered, "longattn", sdpa_attention_forward)
     audit = audit_reach(folder, length=160)
     assert not audit.agrees
-    first = audit.stages[0]
-    assert (first.declared, first.measured) == ((8, 8), (139, 139))
-    assert first.beyond == 3 * (160 - 17)
-    assert "token 20 changes the output at 159, which the config keeps apart" in first.problem
+    for layer in audit.stages[:2]:
+        assert (layer.declared, layer.measured[0]) == ((8, 8), 159)
+        assert layer.measured[1] > 100
+        assert layer.beyond > 160
+        assert "token 0 changes the output at 159, which the config keeps apart" in layer.problem
 
 
 @pytest.mark.parametrize(
@@ -139,48 +81,21 @@ def test_a_window_that_is_narrower_is_found(tmp_path: Path) -> None:
     narrow = families.LongBertModel.from_pretrained(window(tmp_path / "narrow", window=16))
     narrow.config.long_attention = families.LongBertConfig.from_dict(config).long_attention
     audit = audit_reach(narrow, length=160)
-    assert "nothing changes at the distances 16 to 31" in audit.stages[0].problem.replace("-31 to -16, ", "")
+    assert audit.stages[0].problem.endswith("; nothing changes at the distances -32 to -9, 9 to 32")
+    assert audit.stages[0].unreached == ((-32, -9), (9, 32))
     assert not audit.stages[0].beyond
 
 
 def test_a_plain_architecture_with_mechanisms_agrees(tmp_path: Path) -> None:
-    ErnieModel(ErnieConfig(max_position_embeddings=200, **SMALL)).save_pretrained(tmp_path / "short")
+    ErnieModel(
+        ErnieConfig(max_position_embeddings=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    ).save_pretrained(tmp_path / "short")
     convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=16, generic=True, verify=False)
     assert audit_reach(tmp_path / "long", length=160).stages[0].measured == (8, 8)
     model = enable_long_attention(ErnieModel.from_pretrained(tmp_path / "short"), {"mechanism": "window", "window": 16})
     assert audit_reach(model, length=160).agrees
     model.set_attn_implementation("sdpa")
     assert "which the config keeps apart" in audit_reach(model, length=160).stages[0].problem
-
-
-def graph(file: Path, *, window: int | None) -> Path:
-    """An ONNX file that adds to every real token's vector the mean of those around it, or of all."""
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    table = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)).numpy()
-    node, tensors = (
-        onnx.helper.make_node,
-        [onnx.numpy_helper.from_array(array, name) for name, array in (("table", table), ("last", np.array([2])))],
-    )
-    nodes = [
-        node("Gather", ["table", "input_ids"], ["vectors"]),
-        node("Cast", ["attention_mask"], ["real"], to=onnx.TensorProto.FLOAT),
-        node("Unsqueeze", ["real", "last"], ["column"]),
-        node("Mul", ["vectors", "column"], ["rows"]),
-        node("Transpose", ["rows"], ["columns"], perm=[0, 2, 1]),
-    ]
-    if window is None:
-        nodes += [node("ReduceMean", ["columns"], ["means"], keepdims=1)]
-    else:
-        sizes = {"kernel_shape": [window + 1], "pads": [window // 2] * 2, "count_include_pad": 1}
-        nodes += [node("AveragePool", ["columns"], ["means"], **sizes)]
-    nodes += [node("Add", ["columns", "means"], ["sums"]), node("Transpose", ["sums"], ["last_hidden_state"], perm=[0, 2, 1])]
-    names = ("input_ids", "attention_mask")
-    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "tokens"]) for name in names]
-    states = onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["batch", "tokens", 8])
-    made = onnx.helper.make_graph(nodes, "local", inputs, [states], tensors)
-    onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
-    return file
 
 
 def test_a_graph_without_the_window_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,9 +106,9 @@ def test_a_graph_without_the_window_is_found(tmp_path: Path, capsys: pytest.Capt
     assert reached.agrees
     assert "a longer input may tell" in reached.note
     wide = audit_reach(folder, onnx=graph(tmp_path / "wide.onnx", window=40), length=160)
-    assert (wide.stages[0].declared, wide.stages[0].measured, wide.stages[0].beyond) == ((16, 16), (20, 20), 24)
+    assert (wide.stages[0].declared, wide.stages[0].measured) == ((16, 16), (20, 20))
     narrow = audit_reach(folder, onnx=graph(tmp_path / "narrow.onnx", window=12), length=160)
-    assert narrow.stages[0].problem.startswith("nothing changes at the distances 8 to 15")
+    assert narrow.stages[0].problem.endswith("; nothing changes at the distances -16 to -7, 7 to 16")
     with pytest.raises(SystemExit) as stopped:
         main(["audit", str(folder), "--onnx", str(everywhere), "--length", "160", "--plot", str(tmp_path / "reach.png")])
     assert stopped.value.code == 1
@@ -212,9 +127,6 @@ def test_exports_with_and_without_the_window(tmp_path: Path) -> None:
     assert "which the config keeps apart" in audit_reach(folder, onnx=tmp_path / "wrong", length=160).stages[0].problem
 
 
-WORDS = ["tree", "file", "node", "path", "line", "value", "name", "house", "river", "stone"]
-
-
 @pytest.fixture
 def served(tmp_path: Path) -> tuple[Path, PreTrainedModel, BertTokenizerFast]:
     folder = window(tmp_path / "long", window=16)
@@ -222,27 +134,6 @@ def served(tmp_path: Path) -> tuple[Path, PreTrainedModel, BertTokenizerFast]:
     tokenizer = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=256)
     tokenizer.save_pretrained(folder)
     return folder, families.LongBertModel.from_pretrained(folder), tokenizer
-
-
-@contextmanager
-def serving(answer: Callable[[Any], tuple[int, Any]], route: str) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            code, found = answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(found if isinstance(found, bytes) else json.dumps(found).encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}{route}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def embed(model: PreTrainedModel, tokenizer: BertTokenizerFast, text: str, length: int | None = None) -> list[float]:
@@ -290,16 +181,16 @@ NO_EMBEDDINGS: dict[str, tuple[Any, str]] = {
 def test_what_a_server_may_answer_instead(
     name: str, served: tuple[Path, PreTrainedModel, BertTokenizerFast], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, words = NO_EMBEDDINGS[name]
-    monkeypatch.setattr(audit, "LARGEST_ANSWER", 40_000)
-    with serving(lambda body: (200, found), "/embed") as url, pytest.raises(OptionError, match=words) as refused:
+    answer, words = NO_EMBEDDINGS[name]
+    monkeypatch.setattr(targets, "LARGEST_ANSWER", 40_000)
+    with serving(lambda body: (200, answer), "/embed") as url, pytest.raises(OptionError, match=words) as refused:
         audit_reach(served[0], url=url, length=16)
     assert str(refused.value).startswith(url)
 
 
 def test_a_server_that_is_late_or_breaks_off(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
     def late(body: Any) -> tuple[int, Any]:
-        time.sleep(1)
+        time.sleep(0.4)
         return 200, []
 
     with serving(late, "/embed") as url, pytest.raises(OptionError, match=r"within 0\.2 seconds; give a larger --timeout"):
@@ -330,12 +221,12 @@ def table_graph(
     pytest.importorskip("onnxruntime")
     table = onnx.numpy_helper.from_array(np.full((rows, 8), fill, np.float32) * np.arange(1, rows + 1, dtype=np.float32)[:, None], "table")
     kind = getattr(onnx.TensorProto, whole)
-    given = [onnx.helper.make_tensor_value_info(name, kind, ["batch", tokens]) for name in inputs]
+    values = [onnx.helper.make_tensor_value_info(name, kind, ["batch", tokens]) for name in inputs]
     states = onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["batch", tokens, 8])
-    made = onnx.helper.make_graph(
-        [onnx.helper.make_node("Gather", ["table", inputs[0]], ["last_hidden_state"])], "rows", given, [states], [table]
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", inputs[0]], ["last_hidden_state"])], "rows", values, [states], [table]
     )
-    onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
+    onnx.save(onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
     return file
 
 
@@ -357,6 +248,38 @@ def test_graphs_that_cannot_be_asked(tmp_path: Path) -> None:
         audit_reach(folder, onnx=file)
 
 
+def test_a_checkpoint_without_the_weights_of_a_layer_is_refused(tmp_path: Path) -> None:
+    """transformers draws them at random and only warns."""
+    folder = window(tmp_path / "long", window=16)
+    tensors = load_file(folder / "model.safetensors")
+    assert audit_reach(folder, length=32).agrees
+    others = {name: values for name, values in tensors.items() if "layer.1." not in name}
+    save_file(others, folder / "model.safetensors", {"format": "pt"})
+    first = min(tensors.keys() - others.keys())
+    with pytest.raises(CheckpointError, match=f"16 tensors that a LongBertModel needs are missing in .*long', the first is '{first}'"):
+        audit_reach(folder, length=32)
+    without_pooler = {name: values for name, values in tensors.items() if "pooler" not in name}
+    assert len(without_pooler) < len(tensors)
+    save_file(without_pooler, folder / "model.safetensors", {"format": "pt"})
+    assert audit_reach(folder, length=32).agrees
+
+
+def test_an_audit_leaves_a_model_as_it_was() -> None:
+    model = enable_long_attention(
+        ErnieModel(ErnieConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)),
+        {"mechanism": "window", "window": 16},
+    )
+    model.set_attn_implementation("sdpa")
+    model.train()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    assert not audit_reach(model, length=64).agrees
+    assert model.config._attn_implementation == "sdpa"
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.encoder.layer)
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_a_damaged_tokenizer_is_told(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
     folder, _, _ = served
     file = folder / "tokenizer.json"
@@ -368,18 +291,18 @@ def test_a_damaged_tokenizer_is_told(served: tuple[Path, PreTrainedModel, BertTo
 
 def test_a_repository_of_the_hub(served: tuple[Path, PreTrainedModel, BertTokenizerFast], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, model, tokenizer = served
-    asked: list[tuple[str, str | None, bool]] = []
+    downloads: list[tuple[str, str | None, bool]] = []
 
     def download(name: str, revision: str | None, token: Any, allow_patterns: list[str]) -> str:
-        asked.append((name, revision, any(pattern.endswith("safetensors") for pattern in allow_patterns)))
+        downloads.append((name, revision, any(pattern.endswith("safetensors") for pattern in allow_patterns)))
         return str(folder)
 
     monkeypatch.setattr("hf_longattn.conversion.sources.hub.snapshot_download", download)
     assert audit_reach("user/model", length=160, revision="v1").agrees
     with serving(lambda body: (200, [embed(model, tokenizer, body["inputs"][0])]), "/embed") as url:
-        found = audit_reach("user/model", url=url, length=64)
-    assert (found.agrees, found.model) == (True, "user/model")
-    assert asked == [("user/model", "v1", True), ("user/model", None, False)]
+        audit = audit_reach("user/model", url=url, length=64)
+    assert (audit.agrees, audit.model) == (True, "user/model")
+    assert downloads == [("user/model", "v1", True), ("user/model", None, False)]
 
 
 def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_path: Path) -> None:
@@ -437,7 +360,7 @@ def test_the_command_says_one_sentence(
 ) -> None:
     folder = str(served[0])
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
-    monkeypatch.setattr(audit, "_measure", lambda *_: pytest.fail("refused before anything is measured"))
+    monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("refused before anything is measured"))
     for line, words in (
         (["--onnx", "model.onnx", "--url", "http://127.0.0.1:9/embed"], "leave out --onnx or --url"),
         (["--url", "http://127.0.0.1:9/embed", "--timeout", "-1"], "needs more than 0"),

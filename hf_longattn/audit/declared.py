@@ -1,0 +1,277 @@
+"""What a config says of the reach of tokens: for every layer, which outputs may depend on which inputs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conversion.flops import with_storage
+from ..engines.call import UNBOUNDED, AttentionCall, MaskMod
+from ..errors import checkpoint_errors
+from ..mechanisms import Mechanism
+from ..mechanisms.masked import MaskedMechanism
+from ..mechanisms.registry import mechanism_from
+from ..modeling.attention_sites import AttentionSite, attention_sites
+from ..modeling.config import LongConfig
+from ..modeling.generic import enable_long_attention
+from ..modeling.sliding_window import FULL, SLIDING, own_windows
+from ..modeling.token_globals import token_rule
+
+CELLS = 1 << 22
+"""Most pairs of an output and a token, over all heads, that are in memory at a time."""
+UNKNOWN = "not determined by the config"
+
+
+class Reach:
+    """Which outputs of a text of ``length`` tokens may depend on which of its tokens.
+
+    name: the mechanism with its options.
+    certain: whether an output depends on all tokens that it may depend on; not so where keys are chosen by their content.
+    causal: whether it depends on none after it.
+    back, ahead: how far an output looks, hubs apart.
+    hubs: ``(length,)`` bool, the global tokens, which are seen from everywhere or see everything.
+    """
+
+    name: str
+    length: int
+    certain: bool
+    causal: bool
+    back: int
+    ahead: int
+    hubs: Tensor
+
+    def influence(self, tokens: Tensor) -> Tensor:
+        """How strongly each output depends on ``tokens (length,)``, if attention weighs all allowed tokens alike: ``(length,)`` float64,
+        0 where it may not depend on them at all.
+        """
+        raise NotImplementedError
+
+    @property
+    def apart(self) -> int | None:
+        """How many pairs of an output and a token are kept apart; ``None`` where that is not known."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReach(Reach):
+    """The reach of one layer.
+
+    mask: which pairs within ``back`` and ``ahead`` there are, for each of ``heads`` heads; ``None`` for all.
+    """
+
+    name: str
+    length: int
+    certain: bool
+    causal: bool
+    back: int
+    ahead: int
+    hubs: Tensor
+    mask: MaskMod | None = None
+    heads: int = 1
+
+    @classmethod
+    def unknown(cls, length: int) -> LayerReach:
+        """Any output may depend on any token."""
+        return cls(UNKNOWN, length, False, False, length, length, torch.zeros(length, dtype=torch.bool))
+
+    def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Whether the outputs at ``rows (R,)`` may depend on the tokens at ``columns (C,)``: ``(R, C)`` bool."""
+        distance = rows[:, None] - columns
+        if self.mask is None:
+            seen = (distance <= self.back) & (-distance <= self.ahead)
+        else:
+            b, h = torch.zeros(1, 1, 1, 1, dtype=torch.long), torch.arange(self.heads).view(1, -1, 1, 1)
+            seen = self.mask(b, h, rows.view(1, 1, -1, 1), columns.view(1, 1, 1, -1))
+            seen = seen.expand(1, -1, len(rows), len(columns))[0].any(0)
+        return seen & (distance >= 0) if self.causal else seen
+
+    def blocks(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows, columns and :meth:`pairs` of all outputs, with those of ``tokens (length,)`` bool that they may depend on."""
+        members, start = tokens.nonzero()[:, 0], 0
+        most = max(1, min(CELLS // max(1, self.heads * len(members)), self.back + self.ahead + 1))
+        while start < self.length:
+            stop = min(self.length, start + most)
+            columns = members
+            if not self.hubs[start:stop].any():
+                columns = members[(members >= start - self.back) & (members < stop + self.ahead) | self.hubs[members]]
+            rows = torch.arange(start, stop)
+            yield rows, columns, self.pairs(rows, columns)
+            start = stop
+
+    @functools.cached_property
+    def counts(self) -> Tensor:
+        """How many tokens each output may depend on, ``(length,)``."""
+        if self._everything:
+            return torch.arange(1, self.length + 1) if self.causal else torch.full((self.length,), self.length)
+        return torch.cat([pairs.sum(-1) for _, _, pairs in self.blocks(torch.ones(self.length, dtype=torch.bool))])
+
+    @property
+    def apart(self) -> int:
+        return self.length**2 - int(self.counts.sum())
+
+    @property
+    def _everything(self) -> bool:
+        furthest = self.length - 1
+        return self.mask is None and self.back >= furthest and (self.causal or self.ahead >= furthest)
+
+    def influence(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.double()
+        if self._everything:
+            return tokens + (tokens.cumsum(0) if self.causal else tokens.sum()) / self.counts
+        sums = [pairs.double() @ tokens[columns] for _, columns, pairs in self.blocks(tokens > 0)]
+        return tokens + torch.cat(sums) / self.counts.clamp(min=1)
+
+
+class StackReach(Reach):
+    """The reach of all layers together."""
+
+    name = ""
+
+    def __init__(self, layers: Sequence[LayerReach]) -> None:
+        self.layers, self.length = layers, layers[0].length
+        self.certain, self.causal = all(layer.certain for layer in layers), all(layer.causal for layer in layers)
+        self.back, self.ahead = sum(layer.back for layer in layers), sum(layer.ahead for layer in layers)
+        self.hubs = torch.stack([layer.hubs for layer in layers]).any(0)
+
+    def influence(self, tokens: Tensor) -> Tensor:
+        for layer in self.layers:
+            tokens = layer.influence(tokens)
+        return tokens
+
+
+class DeclaredReach:
+    """What a config says of every layer of the text's stack: an encoder's, or a decoder's if there is no encoder.
+
+    Args:
+        config: of a model of transformers, long or not.
+        stack: its :func:`text_stack`.
+        ids: ``(N,)``, the tokens.
+        leading, trailing: how many special tokens come before and after them; they are counted, but not distinguished.
+    Raises:
+        CheckpointError: no model can be built from the config, or its windows are no numbers of tokens.
+    """
+
+    def __init__(self, config: Any, stack: Any, ids: Tensor, leading: int = 0, trailing: int = 0) -> None:
+        row = torch.cat([ids.new_full((leading,), -1), ids, ids.new_full((trailing,), -1)])[None]
+        self.length = row.shape[1]
+        self._nowhere = torch.zeros(self.length, dtype=torch.bool)
+        self._built: dict[object, LayerReach] = {}
+        sites = [site for site in attention_sites(stack) if not site.cross]
+        self.names = [site.name for site in sites]
+        self.beside: list[LayerReach] = []
+        """What mixes tokens outside the modules of ``names``."""
+        text = getattr(stack, "config", config).get_text_config()
+        windows = named_windows(text)
+        if getattr(config, "long_attention", None) is not None:
+            self.layers = self._long(config, sites, row)
+        elif not sites and windows is not None:
+            self.layers = [self._window(width, causal=False) for width in windows]
+        else:
+            self.layers = self._stock(text, sites)
+        if len(self.layers) != getattr(text, "num_hidden_layers", 0):  # other layers mix tokens in other ways
+            self.beside.append(LayerReach.unknown(self.length))
+
+    def of_stack(self) -> StackReach:
+        """All layers together."""
+        return StackReach([*self.layers, *self.beside])
+
+    def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
+        """The reach of modules of the stack that are called one after another, by what attention they contain."""
+        if not self.names and len(self.layers) == len(names):  # known by their numbers only
+            return self.layers
+        reaches = []
+        for number, name in enumerate(names):
+            inside = [reach for site, reach in zip(self.names, self.layers, strict=False) if f"{site}.".startswith(f"{name}.")]
+            calls = names[:number].count(name)
+            reaches.append(inside[min(calls, len(inside) - 1)] if inside else LayerReach.unknown(self.length))
+        return reaches
+
+    def _long(self, config: Any, sites: Sequence[AttentionSite], row: Tensor) -> list[LayerReach]:
+        """The reach of mechanisms, where ``row (1, N)`` holds the tokens."""
+        mechanisms = [site.mechanism for site in sites]
+        holder: Any = nn.ModuleList(mechanism for mechanism in mechanisms if isinstance(mechanism, Mechanism))
+        holder.config = config
+        rule = token_rule(holder) if len(holder) else None
+        chosen = None if rule is None else rule.mask(row, torch.ones_like(row, dtype=torch.bool))
+        if width := getattr(config, "conv_kernel_size", 0):  # DeBERTa-v2's convolution beside its first layer
+            convolution = LayerReach(f"convolution over {width} tokens", self.length, True, False, width // 2, width // 2, self._nowhere)
+            self.beside.append(convolution)
+        return [self._of_site(mechanism, site.decoding, chosen) for mechanism, site in zip(mechanisms, sites, strict=True)]
+
+    def _of_site(self, mechanism: nn.Module, causal: bool, chosen: Tensor | None) -> LayerReach:
+        if not isinstance(mechanism, Mechanism) or mechanism.recursion is not None:
+            return LayerReach.unknown(self.length)
+        seeded = getattr(mechanism.options, "seed", None) is not None  # layers draw differently
+        key = type(mechanism), mechanism.options, mechanism.layer if seeded else 0, causal
+        if key not in self._built:
+            self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
+        return self._built[key]
+
+    @torch.no_grad()
+    def _of_mechanism(self, mechanism: Mechanism, causal: bool, chosen: Tensor | None) -> LayerReach:
+        """The pairs of a mechanism's mask if this is its whole definition, else those within its locality."""
+        name = " ".join([mechanism.name, *mechanism.options.changed()])
+        call = AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
+        tokens = mechanism.resolve_globals(torch.empty(1, 1, self.length, 1), call)
+        local = mechanism.locality(causal)
+        masked = isinstance(mechanism, MaskedMechanism) and mechanism.mask_is_reach
+        if local is None or (tokens is not None and not masked):
+            back, ahead = self.length, 0 if causal else self.length
+        else:
+            back, ahead = local.back, local.ahead
+        mask = mechanism.mask_mod(causal, tokens) if isinstance(mechanism, MaskedMechanism) and masked else None
+        if mechanism.covers(UNBOUNDED, causal):
+            mask = None
+        hubs = self._nowhere if tokens is None or not masked else tokens[0]
+        return LayerReach(name, self.length, masked, causal, back, ahead, hubs, mask, mechanism.num_heads)
+
+    def _stock(self, config: Any, sites: Sequence[AttentionSite]) -> list[LayerReach]:
+        """The reach of attention on transformers' interface, by what a config that is not ours says of windows."""
+        kinds = config.__dict__.get("layer_types") or [FULL] * getattr(config, "num_hidden_layers", 0)
+        reaches = []
+        for site in sites:
+            widths = own_windows(config, site.decoding) if hasattr(config, "num_hidden_layers") else []
+            known = site.layer < min(len(kinds), len(widths)) and kinds[site.layer] in (FULL, SLIDING)
+            reaches.append(self._window(widths[site.layer], site.decoding) if known else LayerReach.unknown(self.length))
+        return reaches
+
+    def _window(self, width: int | None, causal: bool) -> LayerReach:
+        if (width, causal) not in self._built:
+            options = {} if width is None else {"window": width}
+            mechanism = mechanism_from("full" if width is None else "window", options, num_heads=1, head_dim=8, max_length=self.length)
+            self._built[width, causal] = self._of_mechanism(mechanism, causal, None)
+        return self._built[width, causal]
+
+
+def named_windows(config: Any) -> list[int] | None:
+    """The widths of the windows of an encoder whose attention is its own (Longformer, LED, LongT5); ``None`` for others."""
+    layers = getattr(config, "num_hidden_layers", 0)
+    widths = (
+        2 * config.local_radius if getattr(config, "encoder_attention_type", None) == "local" else getattr(config, "attention_window", None)
+    )
+    return [widths] * layers if isinstance(widths, int) else None if widths is None else list(widths)
+
+
+def text_stack(config: Any, model: nn.Module | None = None) -> Any:
+    """A model as a config describes it, without storage; its encoder where there are two stacks.
+
+    model: a model in memory with this config, which is taken as it is unless the config names mechanisms.
+    Raises:
+        CheckpointError: no model can be built from the config.
+    """
+    from transformers import AutoModel
+
+    chosen = getattr(config, "long_attention", None)
+    base: Any = getattr(model, "base_model", model)
+    if base is None or chosen is not None:
+        with torch.device("meta"), checkpoint_errors("No model can be built from this config"):
+            base = AutoModel.from_config(copy.deepcopy(config))  # building writes into it
+            if chosen is not None and not isinstance(config, LongConfig):
+                enable_long_attention(base, chosen)
+    return base.get_encoder() if config.is_encoder_decoder else base

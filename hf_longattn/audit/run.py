@@ -1,0 +1,222 @@
+"""Audit how far the tokens of a running model reach: tokens are replaced by others, and what changes is compared with the config.
+
+A window that an engine, an export or a server dropped leaves no trace in shapes or speed of short inputs. It does here: an output that
+no layer of the config lets a token reach must not change when that token does, bit for bit. The same holds the other way round for tokens
+that a server has cut off: nothing changes where something should.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..conversion.export import LONG_CONFIG
+from ..conversion.model_loading import check_complete, quiet_libraries
+from ..conversion.pooling import sentence_pooling
+from ..conversion.sources.folder import has_safetensors, read_config
+from ..conversion.sources.hub import fetch_model
+from ..conversion.text import load_tokenizer
+from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors
+from ..modeling.family import FAMILIES
+from ..modeling.generic import load_generic
+from ..modeling.validation import known_length
+from ..reading import check_name, is_generic, named_class, plain_names
+from .declared import DeclaredReach, text_stack
+from .measure import RUNS, Embedding, Measured, Settings, measure, measure_embedding
+from .targets import (
+    EMBEDDING,
+    AuditTarget,
+    GraphTarget,
+    LayerChanges,
+    ModelTarget,
+    ServerTarget,
+    TokenChanges,
+    ordinary_ids,
+    single_words,
+)  # fmt: skip
+from .verdict import ReachAudit, audited
+
+DEFAULT_LENGTH, SHORTEST, LONGEST = 2048, 8, 131_072
+OUTPUT_RUNS = 4
+"""Most sets of runs for the output of a model whose layers were measured."""
+
+
+@quiet_libraries()
+def audit_reach(
+    model: str | Path | nn.Module,
+    *,
+    onnx: str | Path | None = None,
+    url: str | None = None,
+    length: int | None = None,
+    exhaustive: bool = False,
+    tolerance: float = 0.0,
+    attn_implementation: str | None = None,
+    timeout: float = 60.0,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> ReachAudit:
+    """Compare the measured reach of a model, an ONNX file or an embedding server with what the config of ``model`` says.
+
+    Sets of tokens are replaced, and outputs that the config lets depend on none of them must not change, nor those stay the same that
+    depend on one. Of a PyTorch model every layer is measured by itself, by replacing the states before it, and then its output; of a graph
+    its output, and of a server its embedding. No weights are needed for the latter two.
+
+    By default some 25 runs find a window that is one key too narrow or too wide, and every token that is seen from far out of reach.
+    ``audit.tested`` is the share of the pairs kept apart that they test.
+
+    Args:
+        model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory.
+        onnx: a graph that should compute the same as ``model``.
+        url: an embedding server that should: the address of a route in the manner of text-embeddings-inference (``…/embed``) or OpenAI
+            (``…/v1/embeddings``). ``model`` must have a tokenizer.
+        length: tokens; the smaller of 2,048 and the model's maximum if not given, and the model's maximum for a server.
+        exhaustive: test every pair of an output and a token: some 2·b runs for windows of b tokens, or one for every token.
+        tolerance: largest change that counts as none, relative to the largest change; 0 compares bits. The int8 graphs of
+            :func:`export_checkpoint` need some 0.05, since a scale depends on all tokens; then only a reach that is too wide is found.
+        attn_implementation: of transformers, instead of the checkpoint's.
+        timeout: seconds to wait for each answer of the server.
+        revision, token: of the Hub repository.
+    Returns:
+        The audit; ``audit.agrees`` is the verdict.
+    Raises:
+        LengthError: the length is longer than the model's, or not positive.
+        OptionError: contradicting arguments, or a model, graph or server that cannot be run.
+        CheckpointError: the model or its tokenizer cannot be loaded, or lacks weights.
+    """
+    if onnx is not None and url is not None:
+        raise OptionError("An audit looks at an ONNX file or at a server, not at both; leave out --onnx or --url.")
+    if not 0 <= tolerance < 1:
+        raise OptionError(f"tolerance is {tolerance}, but it is a share of the largest change: from 0 to less than 1, for example 0.01.")
+    if not timeout > 0:
+        raise OptionError(f"timeout is {timeout:g} seconds, but a server needs more than 0 to answer, for example 60.")
+    in_memory = isinstance(model, nn.Module)
+    if attn_implementation is not None and (in_memory or onnx is not None or url is not None):
+        raise OptionError(
+            "An attention implementation is chosen when a checkpoint is loaded, but here none is; leave --attn-implementation out."
+        )
+    if onnx is not None:
+        check_extra("onnx", "onnxruntime")
+    weights = onnx is None and url is None
+    if isinstance(model, nn.Module):
+        loaded, config = model, model.config
+        name = str(getattr(config, "name_or_path", "")) or type(model).__name__
+        folder = Path(name) if Path(name).is_dir() else None
+    else:
+        name = str(model)
+        folder = _folder(name, weights, revision, token)
+        loaded, config = _opened(folder, name, weights, attn_implementation)
+    tokenizer = None if folder is None else load_tokenizer(folder)
+    stack = text_stack(config, loaded)
+    tokens = _length(name, length, known_length(config, tokenizer, stack), whole=url is not None)
+    words = single_words(tokenizer, name) if url is not None else ordinary_ids(config, tokenizer)
+    target: AuditTarget
+    if url is not None:
+        target = ServerTarget(url, tokenizer, timeout)
+        tokens -= target.leading + target.trailing
+    else:
+        target = GraphTarget(Path(onnx)) if onnx is not None else ModelTarget(loaded)
+    generator = torch.Generator().manual_seed(0)
+    ids = words[torch.randint(len(words), (tokens,), generator=generator)]
+    declared = DeclaredReach(config, stack, ids, target.leading, target.trailing)
+    started = time.monotonic()
+    whole = Settings(tolerance, exhaustive)
+    measured: list[Measured | Embedding] = []
+    with torch.no_grad():
+        if isinstance(target, ModelTarget):
+            layers = LayerChanges(target, ids, generator)
+            if layers.stages:
+                measured.append(measure(layers, declared.of_modules(layers.names), whole))
+        output = TokenChanges(target, ids, words, generator)
+        settings = Settings(tolerance, exhaustive and not measured, OUTPUT_RUNS if measured else RUNS, layers=False)
+        if output.stages == [EMBEDDING]:
+            rows = _pooled_rows(folder) if url is not None else None
+            measured.append(measure_embedding(output, declared.of_stack(), rows, target.leading, len(ids), settings))
+        else:
+            measured.append(measure(output, [declared.of_stack()], settings))
+    return audited(name, target.name, declared, measured, time.monotonic() - started, whole)
+
+
+def _length(name: str, wanted: int | None, longest: int | None, whole: bool) -> int:
+    """How many tokens are audited.
+
+    whole: the most, unless another number is given.
+    """
+    most = min(longest or LONGEST, LONGEST)
+    tokens = wanted if wanted is not None else most if whole else min(most, DEFAULT_LENGTH)
+    if not SHORTEST <= tokens <= most:
+        raise LengthError(f"An audit takes {SHORTEST} to {most:,} tokens of {name!r}, not {tokens:,}; give --length {most}.")
+    return tokens
+
+
+def _folder(name: str, weights: bool, revision: str | None, token: str | bool | None) -> Path:
+    """The folder of a checkpoint; a repository of the Hub is downloaded into its cache, with or without its weights."""
+    check_name(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        what = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{name!r} {what}; give the folder of a checkpoint, or a Hub repository id.")
+    return fetch_model(name, revision, token, weights=weights)
+
+
+def _opened(folder: Path, name: str, weights: bool, attention: str | None) -> tuple[Any, Any]:
+    """The model in fp32 (``None`` without ``weights``), and its config."""
+    from transformers import AutoConfig, AutoModel
+
+    values = read_config(folder)
+    if weights and not has_safetensors(folder):
+        raise CheckpointError(
+            f"{name!r} has no weights in safetensors files, and no others are loaded; load it with transformers and write it again with "
+            "save_pretrained, or give a converted model."
+        )
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if attention is not None:
+        source["attn_implementation"] = attention
+    with checkpoint_errors(f"{name!r} cannot be loaded"):
+        if not weights:
+            if is_generic(values):
+                return None, AutoConfig.for_model(**plain_names(values))
+            exported = folder / LONG_CONFIG  # a graph's folder, whose config.json is for programs that know the base only
+            return None, AutoConfig.from_pretrained(exported if exported.is_file() else folder, **source)
+        if is_generic(values):
+            loaded: Any = load_generic(folder, dtype=torch.float32, use_safetensors=True, **source)
+            return loaded, loaded.config
+        try:
+            load = (_quantised_class(values) or AutoModel).from_pretrained
+            loaded, info = load(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source)
+        except Exception as error:
+            if not values.get("quantization_config"):
+                raise
+            raise CheckpointError(
+                f"{name!r} holds quantised weights, which transformers cannot load here; audit the checkpoint that it was made from."
+            ) from error
+    check_complete(
+        set(info["missing_keys"]), loaded, name, FAMILIES.get(getattr(loaded.config, "base_model_type", loaded.config.model_type))
+    )
+    return loaded, loaded.config
+
+
+def _quantised_class(values: Mapping[str, Any]) -> Any | None:
+    """The class that a model with quantised weights was saved with; transformers cannot read the base out of a model with a head."""
+    import transformers
+
+    import hf_longattn
+
+    if not values.get("quantization_config"):
+        return None
+    name = named_class(values, "AutoModel")
+    model_class: Any = getattr(hf_longattn if name.startswith("Long") and hasattr(hf_longattn, name) else transformers, name, None)
+    return model_class if hasattr(model_class, "from_pretrained") else None
+
+
+def _pooled_rows(folder: Path | None) -> list[int] | None:
+    """The rows that an embedding is pooled from, by sentence-transformers' modules beside the model; ``None`` for all, or without them."""
+    pooling = None if folder is None else sentence_pooling(folder)
+    rows = {"cls": 0, "lasttoken": -1}
+    return [rows[mode] for mode in pooling.modes] if pooling is not None and set(pooling.modes) <= set(rows) else None

@@ -1,0 +1,81 @@
+"""Small models, graphs and servers to audit."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hf_longattn.families as families
+from tests.reference.small_models import long_config
+
+WORDS = ["tree", "file", "node", "path", "line", "value", "name", "house", "river", "stone"]
+
+
+def window(folder: Path, name: str = "window", **options: Any) -> Path:
+    """Write a LongBertModel of two layers and 256 tokens with this mechanism into ``folder``."""
+    config = long_config("bert", {"mechanism": name, **options}, num_hidden_layers=2, vocab_size=1000, max_position_embeddings=256)
+    torch.manual_seed(0)
+    families.LongBertModel(config).save_pretrained(folder)
+    return folder
+
+
+def graph(file: Path, *, window: int | None) -> Path:
+    """An ONNX file that adds to every real token's vector the mean of those around it, or of all."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    table = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    node, tensors = (
+        onnx.helper.make_node,
+        [onnx.numpy_helper.from_array(array, name) for name, array in (("table", table), ("last", np.array([2])))],
+    )
+    nodes = [
+        node("Gather", ["table", "input_ids"], ["vectors"]),
+        node("Cast", ["attention_mask"], ["real"], to=onnx.TensorProto.FLOAT),
+        node("Unsqueeze", ["real", "last"], ["column"]),
+        node("Mul", ["vectors", "column"], ["rows"]),
+        node("Transpose", ["rows"], ["columns"], perm=[0, 2, 1]),
+    ]
+    if window is None:
+        nodes += [node("ReduceMean", ["columns"], ["means"], keepdims=1)]
+    else:
+        sizes = {"kernel_shape": [window + 1], "pads": [window // 2] * 2, "count_include_pad": 1}
+        nodes += [node("AveragePool", ["columns"], ["means"], **sizes)]
+    nodes += [node("Add", ["columns", "means"], ["sums"]), node("Transpose", ["sums"], ["last_hidden_state"], perm=[0, 2, 1])]
+    names = ("input_ids", "attention_mask")
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "tokens"]) for name in names]
+    states = onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["batch", "tokens", 8])
+    body = onnx.helper.make_graph(nodes, "local", inputs, [states], tensors)
+    onnx.save(onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
+    return file
+
+
+@contextmanager
+def serving(answer: Callable[[Any], tuple[int, Any]], route: str) -> Iterator[str]:
+    """The address of a server that answers JSON requests with the status and the body that ``answer`` returns."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            status, body = answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}{route}"
+    finally:
+        server.shutdown()
+        server.server_close()
