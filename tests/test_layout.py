@@ -180,3 +180,17 @@ def test_no_private_name_of_a_library_is_needed_to_import_a_module(path: Path) -
             found += [f"{path.name}:{node.lineno} {node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
             found += [f"{path.name}:{node.lineno} {node.module}" for part in (node.module or "").split(".") if part.startswith("_")]
     assert not found, f"import it where it is used: {'; '.join(found)}"
+
+
+POSIX_ONLY = ("fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
+
+
+def test_no_module_of_posix_is_needed_to_import_a_module() -> None:
+    """Windows has none of them, and everything that needs none works there."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in MODULES
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if {name.name for name in getattr(node, "names", ())} & {*POSIX_ONLY} or getattr(node, "module", None) in POSIX_ONLY
+    ]
+    assert not wrong, f"import it where it is used: {'; '.join(wrong)}"

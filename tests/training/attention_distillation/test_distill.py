@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForMaskedLM,
@@ -97,6 +98,25 @@ def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp
         distill_attention(*start(stage=str(stage), save_steps=2))
     newest = tmp_path / "out" / "checkpoints" / f"stage{stage}" / "checkpoint-2" / "model.safetensors"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_step_whose_scaled_gradients_overflow_is_left_to_the_scaler(
+    stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp16 the first steps overflow, until the scaler has found a scale."""
+    prepare, scalers = Accelerator.__init__, []
+
+    def with_scaler(self: Accelerator, *args: Any, **kwargs: Any) -> None:
+        prepare(self, *args, **kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        scalers.append(self.scaler)
+
+    monkeypatch.setattr(Accelerator, "__init__", with_scaler)
+    distill_attention(*start(stage=str(stage)))
+    assert scalers[-1].get_scale() < 2.0**127, "no step has overflowed"
+    weights = load_file(tmp_path / "out" / "model.safetensors").values()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
 
 
 def test_inputs_may_be_shorter_than_the_model(start: Start, tmp_path: Path) -> None:
