@@ -51,7 +51,9 @@ class InferenceLinear(nn.Module):
     def rows(self, x: Tensor) -> Tensor:
         """``(…, in_features)`` -> ``(M, in_features)``."""
         if differentiated(x):
-            raise BackendError("A model after optimize_for_inference computes no gradients; load it again to train it.")
+            raise BackendError(
+                "A model after optimize_for_inference computes no gradients and runs in no transform of torch.func; load it again for both."
+            )
         return x.reshape(-1, self.in_features)
 
     def product(self, x: Tensor) -> Tensor:

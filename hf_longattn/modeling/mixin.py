@@ -18,7 +18,7 @@ from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import prototype
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
-from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, attentions_collected, tie_parameters
+from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped
 from .attachment import attach_mechanisms
 from .config import BASE_ATTENTION
 from .family import Family, PositionTable
@@ -367,12 +367,12 @@ class LongBaseModelMixin(LongAttentionMixin):
             restarts = self._restarts(arguments, shape)
             if restarts is None:
                 return
-            if in_graph():
+            if in_graph() and not values_mapped():
                 if (refusal := self._refusal_of_packing(shape[1], arguments.get("use_cache"))) is not None:
                     assert_in_graph(~restarts.any(), refusal)  # positions are not known yet
                     self._rule_out_packing(arguments)
                 return
-            if not restarts.any():
+            if not values_mapped() and not restarts.any():
                 return
             documents = restarts.cumsum(1).expand(shape)
         if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # one document in each row

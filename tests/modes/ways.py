@@ -1,0 +1,447 @@
+"""Ways to call a whole model, each as what it changes: the config, the model, the batch, the arguments, or the call itself.
+
+A cell of the table is two ways at once on one family. It holds when every sequence gives what the plain model gives for it alone, or when
+the call is refused by a sentence of this package; ``python -m tests.modes`` writes all of them to ``docs/results/modes.md``, and the tests
+hold every cell to what is written there. A new way is one entry of :data:`WAYS`, a new family needs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hf_longattn import sequence_parallel
+from hf_longattn.errors import MaskError
+from hf_longattn.families import FAMILIES
+from tests.reference.small_models import checkpoint_activations
+
+Fields = dict[str, Tensor]
+"""Outputs by name, those with a value for each layer as ``hidden_states.0``: ``(B, N, …)``, attentions ``(B, H, N, N)``, or a number."""
+Call = Callable[[Any, dict[str, Any]], Fields]
+"""From a model and its arguments to its outputs."""
+WINDOW = {"mechanism": "window", "window": 16}
+ALONG_THE_TEXT = ("input_ids", "attention_mask", "position_ids", "documents", "labels", "global_attention_mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to call a model.
+
+    name: in the table.
+    values: changes of the config.
+    prepare: changes the model; runs after it was built.
+    in_baseline: whether the sequences alone are run by the prepared model, too: a precision.
+    layout: what :func:`tests.modes.cells.lay_out` does with the sequences.
+    arguments: added to the call.
+    call: wraps the call.
+    baseline: wraps the call of the sequences alone, where that is another.
+    dtype, tolerance: of the model, and of the comparison relative to the largest value.
+    lacks: base -> why a family has no such way; ``None`` where it has.
+    apart: other ways -> why the two together mean nothing.
+    in_pieces: whether a text is run in pieces, each with a loss of its own.
+    slow: whether a cell takes seconds.
+    """
+
+    name: str
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[Any], Any] = lambda model: model
+    in_baseline: bool = False
+    layout: str | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    call: Callable[[Call], Call] = lambda call: call
+    baseline: Callable[[Call], Call] = lambda call: call
+    dtype: torch.dtype = torch.float64
+    tolerance: float = 1e-8
+    lacks: Callable[[str], str | None] = lambda base: None
+    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    in_pieces: bool = False
+    slow: bool = False
+
+
+# ---- families
+
+
+def decodes(base: str) -> bool:
+    """Whether the model of this base in the table is a decoder."""
+    return (
+        not FAMILIES[base].two_stacks
+        and any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in FAMILIES[base].heads)
+        and not any(head.endswith("ForMaskedLM") for head in FAMILIES[base].heads)
+    )
+
+
+def no_cache(base: str) -> str | None:
+    return None if decodes(base) else "no decoder"
+
+
+def no_router(base: str) -> str | None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return None if hasattr(CONFIG_MAPPING[base](), "output_router_logits") else "no mixture of experts"
+
+
+# ---- calls
+
+
+def in_reused_buffers(call: Call) -> Call:
+    """Another input first, in the same tensors, as a server does that keeps its buffers."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        with torch.inference_mode():
+            buffers = {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+            for name, value in buffers.items():
+                if isinstance(value, Tensor) and name != "cu_seq_lens_q":
+                    value.copy_(_another(name, value))
+            call(model, dict(buffers))
+            for name, value in arguments.items():
+                if isinstance(value, Tensor):
+                    buffers[name].copy_(value)
+            return call(model, dict(buffers))
+
+    return run
+
+
+def _another(name: str, value: Tensor) -> Tensor:
+    """Another valid content of an input."""
+    if name in ("attention_mask", "position_ids"):
+        return value
+    if name == "documents":
+        middle = value.shape[1] // 3
+        return torch.cat([torch.zeros_like(value[:, :middle]), torch.ones_like(value[:, middle:])], 1)
+    return value.flip(0)
+
+
+def as_tuples(call: Call) -> Call:
+    """``return_dict=False`` gives the outputs of ``return_dict=True`` in their order."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        by_name: list[Any] = []
+        handle = model.register_forward_hook(lambda module, args, outputs: by_name.append(outputs))
+        with handle_removed(handle):
+            fields = call(model, dict(arguments))
+            first = copy.copy(by_name[-1])
+            kept = len(by_name)
+            plain = model(**{**arguments, "return_dict": False})
+        assert kept
+        assert isinstance(plain, tuple)
+        for one, other in zip(plain, first.to_tuple(), strict=True):
+            _same(one, other)
+        return fields
+
+    return run
+
+
+def _same(one: Any, other: Any) -> None:
+    if isinstance(one, Tensor):
+        torch.testing.assert_close(one, other)
+    elif isinstance(one, tuple | list):
+        for a, b in zip(one, other, strict=True):
+            _same(a, b)
+
+
+@contextlib.contextmanager
+def handle_removed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def with_memory(call: Call) -> Call:
+    """Thirteen tokens at a time, with the memory of those before."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        memory, parts = model.new_memory("continue"), []
+        length = arguments["input_ids"].shape[1]
+        for begin in range(0, length, 13):
+            piece = {
+                name: value[:, begin : begin + 13] if name in ALONG_THE_TEXT and isinstance(value, Tensor) else value
+                for name, value in arguments.items()
+            }
+            outputs: list[Any] = []
+            handle = model.register_forward_hook(lambda module, args, out, outputs=outputs: outputs.append(out))
+            with handle_removed(handle):
+                parts.append(call(model, {**piece, "memory": memory}))
+            memory = outputs[-1].memory
+        return along_the_text(parts)
+
+    return run
+
+
+def decoding(call: Call) -> Call:
+    """Half of the text at once, then tokens one by one, three of them twice: the cache is cropped in between."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        length = arguments["input_ids"].shape[1]
+        mask = arguments.get("attention_mask")
+        mask = torch.ones_like(arguments["input_ids"]) if mask is None else mask
+        cache: list[Any] = [None]
+
+        def step(begin: int, end: int) -> Fields:
+            piece = {
+                name: value[:, begin:end] if name in ALONG_THE_TEXT and isinstance(value, Tensor) else value
+                for name, value in arguments.items()
+            }
+            for name in ("attention_mask", "global_attention_mask"):
+                if name in arguments or name == "attention_mask":
+                    piece[name] = (mask if name == "attention_mask" else arguments[name])[:, :end]
+            outputs: list[Any] = []
+            handle = model.register_forward_hook(lambda module, args, out: outputs.append(out))
+            with handle_removed(handle):
+                fields = call(model, {**piece, "past_key_values": cache[0], "use_cache": True})
+            cache[0] = outputs[-1].past_key_values
+            return fields
+
+        half = length // 2
+        with torch.no_grad():
+            parts = [step(0, half)]
+            cache[0].activate_past_recording()
+            for at in range(half, half + 3):
+                step(at, at + 1)
+            cache[0].crop(-3)
+            parts += [step(at, at + 1) for at in range(half, length)]
+        return along_the_text(parts)
+
+    return run
+
+
+def along_the_text(parts: list[Fields]) -> Fields:
+    return {name: torch.cat([part[name] for part in parts], 1) for name, value in parts[0].items() if value.dim()}
+
+
+def differentiated(call: Call) -> Call:
+    """With the gradients of a sum over the logits of real tokens, which adds up over sequences."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        fields = call(model, arguments)
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(objective(fields["logits"], arguments), list(parameters.values()), allow_unused=True)
+        gradients = tuple(torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters.values(), strict=True))
+        return {**fields, "gradient": torch.cat([gradient.flatten() for gradient in gradients]).detach()}
+
+    return run
+
+
+def objective(logits: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """A sum of the logits with fixed factors that depend on a token and a class alone."""
+    ids, mask = arguments["input_ids"], arguments.get("attention_mask")
+    factors = torch.sin(ids.to(logits.dtype)) * (1 if mask is None else mask)
+    classes = torch.cos(torch.arange(logits.shape[-1], dtype=logits.dtype))
+    if "decoder_input_ids" in arguments:
+        return (logits * classes).sum()
+    if logits.shape[1] != ids.shape[1]:  # one process's tokens of all
+        rank, processes, length = torch.distributed.get_rank(), torch.distributed.get_world_size(), ids.shape[1]
+        factors = factors[:, length * rank // processes : length * (rank + 1) // processes]
+    return (logits * factors[..., None] * classes).sum()
+
+
+def _embedded(model: Any, arguments: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Embeddings, a direction that depends on each token alone, and the other arguments."""
+    ids = arguments["input_ids"]
+    embedded = model.get_input_embeddings()(ids).detach()
+    direction = torch.sin(ids.to(embedded.dtype))[..., None] * torch.cos(torch.arange(embedded.shape[-1], dtype=embedded.dtype))
+    return embedded, direction, {name: value for name, value in arguments.items() if name != "input_ids"}
+
+
+def forward_mode(call: Call) -> Call:
+    """The outputs' tangent for a change of the embeddings, by ``torch.func.jvp``."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        embedded, direction, others = _embedded(model, arguments)
+        fields: list[Fields] = []
+
+        def function(x: Tensor) -> Tensor:
+            fields.append(call(model, {**others, "inputs_embeds": x}))
+            return fields[-1]["logits"]
+
+        _, tangent = torch.func.jvp(function, (embedded,), (direction,))
+        with torch.no_grad():
+            return {**call(model, {**others, "inputs_embeds": embedded}), "tangent": tangent}
+
+    return run
+
+
+def twice_backward(call: Call) -> Call:
+    """The same tangent by reverse mode alone: the product with the transposed Jacobian is linear, and its own transpose is the tangent."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        embedded, direction, others = _embedded(model, arguments)
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            inputs = embedded.requires_grad_()
+            fields = call(model, {**others, "inputs_embeds": inputs})
+            factors = torch.zeros_like(fields["logits"], requires_grad=True)
+            (product,) = torch.autograd.grad(fields["logits"], inputs, factors, create_graph=True)
+            (tangent,) = torch.autograd.grad(product, factors, direction)
+        return {**{name: value.detach() for name, value in fields.items()}, "tangent": tangent}
+
+    return run
+
+
+def functional_gradient(call: Call) -> Call:
+    """The gradients of :func:`differentiated` by ``torch.func.grad`` of ``functional_call``."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+        def function(values: dict[str, Tensor]) -> tuple[Tensor, Fields]:
+            fields = call(lambda **given: torch.func.functional_call(model, values, (), given), arguments)
+            return objective(fields["logits"], arguments), fields
+
+        gradients, fields = torch.func.grad(function, has_aux=True)(parameters)
+        return {**fields, "gradient": torch.cat([gradient.flatten() for gradient in gradients.values()])}
+
+    return run
+
+
+def vectorised(call: Call) -> Call:
+    """``torch.func.vmap`` over the rows of the batch."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        rows = {
+            name: value
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) and value.shape[:1] == arguments["input_ids"].shape[:1]
+        }
+        others = {name: value for name, value in arguments.items() if name not in rows}
+
+        def function(*values: Tensor) -> Fields:
+            fields = call(model, {**others, **{name: value[None] for name, value in zip(rows, values, strict=True)}})
+            return {name: value[0] if value.dim() and name != "gradient" else value for name, value in fields.items()}
+
+        fields = torch.func.vmap(function)(*rows.values())
+        return {name: value.sum(0) if name == "gradient" else value for name, value in fields.items()}
+
+    return run
+
+
+def compiled(call: Call) -> Call:
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        torch.compiler.reset()
+        try:
+            return call(torch.compile(model, dynamic=True), arguments)
+        except RuntimeError as error:
+            if str(error).startswith("Several documents are packed into one row"):  # an assertion of the graph has PyTorch's type
+                raise MaskError(str(error)) from error
+            raise
+
+    return run
+
+
+def under_autocast(call: Call) -> Call:
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        with torch.autocast("cpu", torch.bfloat16):
+            return call(model, arguments)
+
+    return run
+
+
+def sharded(call: Call) -> Call:
+    """Of one process of two; :mod:`tests.modes.rank_pair` runs both and joins what they return."""
+
+    def run(model: Any, arguments: dict[str, Any]) -> Fields:
+        with sequence_parallel(model):
+            return call(model, arguments)
+
+    return run
+
+
+# ---- models
+
+
+def optimised(precision: str, *, pack: bool | None = None) -> Callable[[Any], Any]:
+    return lambda model: model.optimize_for_inference(precision, pack=pack)
+
+
+def reloaded(model: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        names = [folder]
+        if torch.distributed.is_initialized():  # the first process writes for all
+            torch.distributed.broadcast_object_list(names)
+        model.save_pretrained(names[0])
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        again = type(model).from_pretrained(names[0], dtype=model.dtype).train(model.training)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+    if getattr(model, "is_gradient_checkpointing", False):
+        checkpoint_activations(again)
+    return again
+
+
+def checkpointed(model: Any) -> Any:
+    checkpoint_activations(model.train())
+    return model
+
+
+GRADIENTS = ("gradient checkpointing", "func.grad")
+OWN_LOSS = "every call has a loss of its own"
+ONE_FUNCTION = "both replace the call"
+INFERENCE = "inference mode"
+COARSE = 0.1
+
+WAYS: dict[str, Way] = {
+    way.name: way
+    for way in (
+        Way("right padded", layout="right"),
+        Way("left padded", layout="left"),
+        Way("documents", layout="documents"),
+        Way("restarting positions", layout="restarts"),
+        Way("offsets", layout="offsets"),
+        Way("memory", call=with_memory, in_pieces=True, apart={"attentions": "a call has the weights of the keys in the memory, too"}),
+        Way("segments", values={"long_attention": {"mechanism": "recurrent_memory", "segment_length": 24, "num_memory_tokens": 4}}),
+        Way("global tokens", values={"long_attention": {"mechanism": "longformer", "window": 16}}, layout="globals"),
+        Way("packed fp32", prepare=optimised("fp32", pack=None), dtype=torch.float32, tolerance=2e-4),
+        Way("packed bf16", prepare=optimised("bf16"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
+        Way("packed int8", prepare=optimised("int8"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
+        Way("sharded", call=sharded),
+        Way("hidden states", arguments={"output_hidden_states": True}),
+        Way("attentions", arguments={"output_attentions": True}),
+        Way("router logits", values={"output_router_logits": True, "router_aux_loss_coef": 0.5}, lacks=no_router),
+        Way("labels", layout="labels", tolerance=1e-5, apart={"memory": OWN_LOSS, "cache": OWN_LOSS}),
+        Way(
+            "inference mode",
+            call=in_reused_buffers,
+            apart=dict.fromkeys(GRADIENTS, "inference mode has no gradients") | {"forward mode": "inference mode has no tangents"},
+        ),
+        Way(
+            "gradient checkpointing",
+            prepare=checkpointed,
+            call=differentiated,
+            baseline=differentiated,
+            apart={"cache": "decoded without gradients", "packed fp32": "an optimised model has nothing to train"},
+        ),
+        Way("autocast", call=under_autocast, baseline=under_autocast, dtype=torch.float32, tolerance=COARSE),
+        Way("tuples", call=as_tuples, apart=dict.fromkeys(("memory", "cache", "forward mode", "func.grad", "vmap"), ONE_FUNCTION)),
+        Way("save and reload", prepare=reloaded, tolerance=1e-8),
+        Way(
+            "cache",
+            call=decoding,
+            in_pieces=True,
+            lacks=no_cache,
+            apart={"attentions": "a step has the weights of the keys that the cache holds"},
+        ),
+        Way(
+            "forward mode",
+            call=forward_mode,
+            baseline=twice_backward,
+            tolerance=1e-5,
+            apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION, "autocast": "derivatives of rounded numbers"},
+        ),
+        Way(
+            "func.grad",
+            call=functional_gradient,
+            baseline=differentiated,
+            apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION, "gradient checkpointing": ONE_FUNCTION},
+        ),
+        Way("vmap", call=vectorised, apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION, "labels": "each row has a loss of its own"}),
+        Way("compiled", call=compiled, slow=True, apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION}),
+    )
+}
