@@ -256,6 +256,7 @@ def test_borders_in_a_buffer_that_is_used_again_are_those_of_the_call(mode: Any,
         found, expected = model(ids, **{way: buffer})[0], model(ids, **{way: borders})[0]
     assert not torch.equal(before, expected)
     assert torch.equal(found, expected)
+    assert not vars(buffer), "what is kept on it grows with every call"
 
 
 def test_no_square_mask_is_made_for_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,7 @@ def test_a_tokenizer_s_padding_token_does_not_move_the_positions(head: str, tmp_
         expected = model(ids)[0]
         model.config.pad_token_id = 0  # as Trainer does with a tokenizer that pads with it
         model.save_pretrained(tmp_path)
+        assert model.config.pad_token_id == 0
         again = type(model).from_pretrained(tmp_path)
         assert again.config.pad_token_id == 1
         assert torch.equal(again(ids)[0], expected)

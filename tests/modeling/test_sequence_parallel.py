@@ -110,6 +110,7 @@ for name, settings, attention, kind in CASES:
 assert not wrong, wrong
 
 BERT = {**SHAPE, **NONE, "max_position_embeddings": 256}
+T5 = dict(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, is_encoder_decoder=False)
 LLAMA = {**SHAPE, "max_position_embeddings": 30, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}
 length, W = 50, {"mechanism": "window", "window": 16}
 start, stop = length * rank // ranks, length * (rank + 1) // ranks
@@ -121,6 +122,7 @@ for name, settings, attention, given in (
     ("LongBertModel", BERT, L, {"documents": torch.zeros_like(ids)}),  # one in each row
     ("LongRobertaModel", {**BERT, "pad_token_id": 1}, W, {"input_ids": ids.masked_fill(torch.arange(length) > 40, 1)}),
     ("LongLlamaModel", LLAMA, W, {}),  # frequencies follow the length
+    ("LongAttentionT5EncoderModel", T5, W, {}),
 ):
     model = getattr(hf_longattn, name)(getattr(hf_longattn, name).config_class(**settings, long_attention=attention)).eval()
     with torch.no_grad():
@@ -200,6 +202,9 @@ refused("cannot be given memory", window, name="LongLlamaForCausalLM", memory=la
 decoder = {"is_decoder": True, "add_cross_attention": True}
 refused("cannot be given encoder_hidden_states", window, "LongBertModel", decoder, encoder_hidden_states=torch.ones(1, 50, 32))
 refused("share of masked tokens", window, "LongEsmModel", {"pad_token_id": 1, "mask_token_id": 3, "token_dropout": True})
+alone = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "is_encoder_decoder": False, "is_decoder": True}
+for name in ("Bart", "Pegasus", "BigBirdPegasus", "MBart"):
+    refused("takes no position_ids", window, f"Long{name}ForCausalLM", alone)
 refused("but this model has 40", window, "LongBertModel", {"max_position_embeddings": 40})
 
 model = hf_longattn.LongBertModel(hf_longattn.LongBertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=4, vocab_size=9))

@@ -80,6 +80,10 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
         raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be split across processes.")
     if base.sharding is not None:
         raise OptionError("This model's sequences are split already; leave the outer hf_longattn.sequence_parallel before the next one.")
+    if base.position_table is not None and not base.takes_positions:
+        raise OptionError(
+            f"{type(base).__name__} takes no position_ids, which would say where a process's part begins; leave sequence parallelism out."
+        )
     if any(isinstance(module, nn.Conv1d) for module in base.modules()):
         raise OptionError(f"{type(base).__name__} convolves neighbouring tokens beside its attention; leave sequence parallelism out.")
     if getattr(base.config, "token_dropout", False):
