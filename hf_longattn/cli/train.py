@@ -12,6 +12,7 @@ import typer
 
 from ..errors import MissingExtraError, check_extra, error_line
 from ..tasks import task_names, tasks_named
+from .terminal import say
 
 __all__ = ["app", "train"]
 
@@ -24,7 +25,7 @@ def train(name: str, arguments: list[str] | None = None) -> int:
         for extra in () if "--help" in line else first.extras:
             check_extra(extra)  # before imports that take seconds
     except MissingExtraError as error:
-        print(error_line(error), file=sys.stderr)
+        say(error_line(error), stderr=True)
         return 1
     from ..training.args import is_option_set
     from ..training.training_loop import run_training

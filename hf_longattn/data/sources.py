@@ -82,13 +82,15 @@ class LabelledSources(SampleLimits, Protocol):
     validation_split: str
 
 
-def held_back(args: LabelledSources, read: Callable[[str, str], Dataset], seed: int, *, least: int = 2) -> tuple[Dataset, Dataset]:
+def held_back(
+    args: LabelledSources, read: Callable[[str, str], Dataset], seed: int, *, least: int = 2, unit: str = ""
+) -> tuple[Dataset, Dataset]:
     """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source; of both at most as many as
     ``max_train_samples`` and ``max_eval_samples`` allow.
 
     Args:
         read: reads a split of a source.
-        seed: chooses the rows; see :func:`split_held_out`.
+        seed, unit: choose the rows; see :func:`split_held_out`.
         least: rows without which nothing is held back.
 
     Raises:
@@ -101,11 +103,11 @@ def held_back(args: LabelledSources, read: Callable[[str, str], Dataset], seed: 
         raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[other]} has {columns[1]}; give data of one shape")
     if args.validation:
         return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
-    rows = sum(map(len, parts))
-    if rows < least:
-        count = "is only one row" if rows == 1 else f"are {rows} rows"
+    train, held_out = split_held_out(parts, seed, unit=unit)
+    if not len(held_out) or len(train) + len(held_out) < least:
+        count = "is only one row" if len(train) + len(held_out) == 1 else f"are {len(train) + len(held_out)} rows"
         raise OptionError(f"there {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA")
-    return limited(args, seed, *split_held_out(parts, seed))
+    return limited(args, seed, train, held_out)
 
 
 def limited(args: SampleLimits, seed: int, train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
@@ -125,23 +127,26 @@ def shuffled(parts: Sequence[Dataset], seed: int, limit: int = 0) -> Dataset:
     return data.select(_order(len(data), seed, limit))
 
 
-def split_held_out(parts: Sequence[Dataset], seed: int, *, most: int | None = None) -> tuple[Dataset, Dataset]:
+def split_held_out(parts: Sequence[Dataset], seed: int, *, most: int | None = None, unit: str = "") -> tuple[Dataset, Dataset]:
     """Divide data into rows to train on and rows to evaluate on: of every source a tenth, drawn by the seed.
 
-    A source of two rows or more gives at least one; if none has two, the last row of all is held out.
+    A source of two units or more gives at least one; if none has two, the last one drawn is held out.
 
     Args:
         parts: the rows of each source, with the same columns.
-        most: rows of a source that are held out at most; ``None`` = no limit.
+        most: units of a source that are held out at most; ``None`` = no limit.
+        unit: the column whose equal values keep rows together, such as the documents of one question; "" = every row is a unit.
     """
     ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
     order = _order(len(data), seed)
-    by_source: list[list[int]] = [[] for _ in parts]
+    values = data[unit][:] if unit else range(len(data))
+    units: dict[tuple[int, Any], list[int]] = {}
     for row in order:
-        by_source[bisect_right(ends, row)].append(row)
-    held_out = [row for rows in by_source if len(rows) > 1 for row in rows[: min(max(1, len(rows) // TENTH), most or len(rows))]]
-    held_out = held_out or order[1:][-1:]
+        units.setdefault((bisect_right(ends, row), values[row]), []).append(row)
+    of_sources = [[key for key in units if key[0] == source] for source in range(len(parts))]
+    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // TENTH), most or len(keys))]]
+    held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
     chosen = set(held_out)
     return data.select([row for row in order if row not in chosen]), data.select(held_out)
 

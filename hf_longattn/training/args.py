@@ -19,6 +19,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg, string_to_bool
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.errors import LongAttentionError, OptionError, UsageError, check_extra, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
@@ -121,6 +122,8 @@ class LongTrainingArguments(TrainingArguments):
     _argument_group_name: ClassVar[str] = "training arguments"
     shards: ClassVar[bool] = True
     """Whether the task runs where FSDP or DeepSpeed split the weights."""
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Options of transformers that the task's own loss or model does not have, and that are refused."""
 
     output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
     num_train_epochs: float = argument(
@@ -194,6 +197,8 @@ class LongTrainingArguments(TrainingArguments):
                 raise OptionError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise OptionError(f"max_minutes must be above 0, not {self.max_minutes:g}; --max_steps 1 takes a single step")
+        if unused := next((name for name in self.without_effect if name in self.given), None):
+            raise OptionError(f"{unused} has no effect in this task; leave it out")
         self._check_surroundings()
         if self.total_batch_size < 0:
             raise OptionError(f"total_batch_size must be at least 1, or 0 to leave it out, not {self.total_batch_size}")
@@ -203,6 +208,8 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError("max_minutes has a linear schedule only; leave --lr_scheduler_type out, or give --max_steps instead")
         if self.load_best_model_at_end and self.eval_strategy == "no":
             raise OptionError("load_best_model_at_end needs evaluations to compare; add --eval_strategy steps, or epoch")
+        if self.prediction_loss_only:
+            raise OptionError("prediction_loss_only leaves nothing to score; leave it out, or give --max_eval_samples 1")
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise OptionError("early_stopping_patience needs evaluations to compare; add --load_best_model_at_end --eval_strategy steps")
 
@@ -220,6 +227,10 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError(
                 "this task does not run under FSDP or DeepSpeed; start whole copies of the model with accelerate launch --multi_gpu"
             )
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise OptionError("use_liger_kernel needs the package liger-kernel, which is not installed; type pip install liger-kernel")
+        if "underflow_overflow" in self.debug:
+            raise OptionError("debug underflow_overflow cannot read masks of true and false; give --logging_nan_inf_filter False")
         if self.hub_strategy != "end":
             raise OptionError(f"hub_strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete")
         names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []

@@ -18,17 +18,20 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
 
 from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.evaluation.metrics.long_qa import mean_and_error
+from hf_longattn.naming import LOGGER
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import loading, without_load_report
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
+logger = logging.get_logger(LOGGER)
 OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
 """Arguments that :class:`TimedTrainer` reads beside those of transformers."""
 FLOAT32 = {"dtype": torch.float32}
@@ -70,6 +73,7 @@ class EmbedTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of embeddings and rerankers."""
 
     shards: ClassVar[bool] = False
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
 
     mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
     per_device_train_batch_size: int = argument(32, "Pairs of which each is told from the others.", ["--batch_size", "--batch-size"])
@@ -104,12 +108,8 @@ def finetune_embeddings(
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
     run = begin(model_args, data_args, training_args)
-    if model_args.use_peft and (training_args.resume or training_args.resume_from_checkpoint or training_args.load_best_model_at_end):
-        raise OptionError(
-            "sentence-transformers' trainers do not load checkpoints with LoRA updates; leave --use_peft out, or --resume and "
-            "--load_best_model_at_end"
-        )
     if model_args.use_peft:
+        check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
     data, held = held_back(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3)
     if model_args.reranker and "score" in data.column_names:
@@ -121,6 +121,23 @@ def finetune_embeddings(
     before = train(trainer, run, trainer.measure)
     log = {"pairs": len(data), "held_out": {"before": before, "after": trainer.measure()}}
     return finish(trainer, run, log, describe_embeddings)
+
+
+def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
+    """Refuse what needs checkpoints where LoRA updates are trained: sentence-transformers' trainers do not load those that have them.
+
+    Raises:
+        OptionError: with the option to leave out.
+    """
+    names = ("resume", "resume_from_checkpoint", "load_best_model_at_end", "save_steps", "save_minutes", "save_strategy")
+    values = {name: args.given[name] for name in names if name in args.given}
+    contradicting = next((name for name, value in values.items() if (name, value) != ("save_strategy", "no")), None)
+    if contradicting is not None:
+        raise OptionError(
+            "sentence-transformers' trainers do not load checkpoints with LoRA updates, so that none are written; leave --use_peft or "
+            f"--{contradicting} out"
+        )
+    logger.warning("No checkpoints are written, since sentence-transformers' trainers do not load those with LoRA updates.")
 
 
 def embedding_trainer(

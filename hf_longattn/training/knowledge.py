@@ -62,6 +62,7 @@ class KnowledgeTrainingArguments(TextTrainingArguments):
     """``TrainingArguments`` of distillation from a teacher."""
 
     shards: ClassVar[bool] = False
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)
 
     method: str = argument("tinybert", "tinybert (embeddings, hidden states, attention scores and logits) or logits (Hinton et al. 2015).")
     temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")

@@ -107,6 +107,7 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
     scores (``metric_for_best_model mean``)."""
 
     shards: ClassVar[bool] = False
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)
 
     temperature: float = argument(
         2.0, "Tasks are drawn in proportion to (number of inputs)^(1/temperature); 1 = by size, large = all alike (T5, section 3.5.2)."
@@ -161,6 +162,10 @@ class MultiTaskModel(nn.Module):
         for model in self.models.values():
             model.training = mode
         return super().train(mode)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Called by Trainer, whose NEFTune adds noise to them."""
+        return next(iter(self.models.values())).get_input_embeddings()
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer, before transformers 5.23 as :meth:`gradient_checkpointing_enable`."""
@@ -346,7 +351,7 @@ def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held:
     length = input_length(model, tokenizer, run.data.max_length)
     form = QAFormat(length, min(128, length // 4))
     records = load_qa(data, "train")
-    parts = (records, load_qa(held, "validation")) if held else split_held_out([records], run.training.seed)
+    parts = (records, load_qa(held, "validation")) if held else split_held_out([records], run.training.seed, unit="id")
     records, validation = limited(run.data, run.training.seed, *parts)
     rows = training_features(records, tokenizer, form, "windows")
     task = Task("qa", model, rows, QACollator(tokenizer), dict)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
@@ -30,7 +30,7 @@ from hf_longattn.data.lengths import PositionRange, input_length, longest_input
 from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import limited
+from hf_longattn.data.sources import held_back
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.long_qa import mean_and_error
@@ -60,7 +60,7 @@ class QAModelArguments(ModelArguments):
         None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
         "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
     )  # fmt: skip
-    baseline: str = argument("", "A short model to compare with on --validation, read in windows of 512 tokens that share 128.")
+    baseline: str = argument("", "A short model to compare with on the same questions, read in windows of 512 tokens that share 128.")
 
     def check(self) -> None:
         super().check()
@@ -79,7 +79,10 @@ class QADataArguments(LabelledDataArguments):
         [], "One or several of: a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
         "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
     )  # fmt: skip
-    validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
+    validation: str = argument(
+        "", "Questions to answer before, during (eval_strategy) and after training, all of them, which also tune the no-answer threshold; "
+        "default: a tenth of the questions of every source of --data, chosen by --seed, whose documents may have others in the training."
+    )  # fmt: skip
     evidence: str = argument(
         "", "Folder 'evidence' of TriviaQA's release, with the documents of its own JSON; default: the one beside the file or its folder."
     )  # fmt: skip
@@ -107,6 +110,8 @@ class QADataArguments(LabelledDataArguments):
 class QATrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of extractive question answering."""
 
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)
+
     random_positions: bool = argument(False, "Place question and document at random rows of the position table, so that all are trained.")
     windows: list[int] = argument(
         [], "For short models: train under the attention of their later conversion. In every step document tokens see the question and "
@@ -123,7 +128,8 @@ QA = (QAModelArguments, QADataArguments, QATrainingArguments)
 
 
 def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``training_args.output_dir``, with the predictions on ``data_args.validation``.
+    """Train, and write the model to ``training_args.output_dir``, with the predictions on ``data_args.validation``, or else on a tenth of
+    the questions of every source.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, scores and loss on the validation data before and after,
@@ -131,12 +137,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     """
     run = begin(model_args, data_args, training_args)
     read = partial(load_qa, skip_bad_rows=data_args.skip_bad_rows, evidence=data_args.evidence or None)
-    records = concatenate_datasets([read(name, data_args.split) for name in data_args.data])
-    held_out = read(data_args.validation, data_args.validation_split) if data_args.validation else records.select(())
-    records, held_out = limited(data_args, training_args.seed, records, held_out)
-    validation = held_out if data_args.validation else None
-    if validation is None and training_args.eval_strategy != "no":
-        raise OptionError("evaluation during training needs data; add --validation DATA, or leave --eval_strategy out")
+    records, validation = held_back(data_args, read, training_args.seed, unit="id")
     model, tokenizer = load_qa_model(model_args.model)
     stride = None if data_args.long_documents == "truncate" else data_args.stride
     form = dataclasses.replace(format_for(model, tokenizer, model_args, data_args), stride=stride)
@@ -149,15 +150,13 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
     training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
     # that of an earlier training is of other weights; it is found anew on the validation data, where some questions have no answer
-    threshold = 0.0 if "none" in {*records["kind"], *held_out["kind"]} else None
+    threshold = 0.0 if "none" in {*records["kind"], *validation["kind"]} else None
     vars(model.config).pop("no_answer_threshold", None)
     if threshold is not None:
         model.config.no_answer_threshold = threshold
-    reader = None
-    if validation is not None:
-        dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
-        reader = QAReader("", model, tokenizer, form, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
-        reader.null_threshold = threshold
+    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+    reader = QAReader("", model, tokenizer, form, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
+    reader.null_threshold = threshold
     trainer = QATrainer(
         model,
         training_args,
@@ -171,19 +170,18 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         reader=reader,
     )
     log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
-    before = train(trainer, run, None if validation is None else lambda: (plain_scores(trainer.evaluate()), trainer.scores))
-    if validation is not None:
-        after = plain_scores(trainer.evaluate()), trainer.scores
-        log["held_out_loss"] = compared_losses(None if before is None else before[0], after[0])
-        log["held_out"] = {"before": None if before is None else before[1], "after": after[1]}
-        if trainer.threshold is not None:
-            trainer.accelerator.unwrap_model(trainer.model).config.no_answer_threshold = trainer.threshold
-        if trainer.is_world_process_zero():
-            training_args.folder.mkdir(parents=True, exist_ok=True)
-            write_predictions(training_args.folder, validation.to_list(), trainer.given_answers)
-            if model_args.baseline:
-                log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
-        trainer.accelerator.wait_for_everyone()
+    before = train(trainer, run, lambda: (plain_scores(trainer.evaluate()), trainer.scores))
+    after = plain_scores(trainer.evaluate()), trainer.scores
+    log["held_out_loss"] = compared_losses(None if before is None else before[0], after[0])
+    log["held_out"] = {"before": None if before is None else before[1], "after": after[1]}
+    if trainer.threshold is not None:
+        trainer.accelerator.unwrap_model(trainer.model).config.no_answer_threshold = trainer.threshold
+    if trainer.is_world_process_zero():
+        training_args.folder.mkdir(parents=True, exist_ok=True)
+        write_predictions(training_args.folder, validation.to_list(), trainer.given_answers)
+        if model_args.baseline:
+            log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
+    trainer.accelerator.wait_for_everyone()
     return finish(trainer, run, log, describe_qa_training)
 
 
@@ -333,19 +331,19 @@ def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa"
     minutes = last.get("train_runtime", 0.0) / 60
     lines = [f"{last.get('step', 0):,} steps in {minutes:.1f} minutes with `{command}`, on {', '.join(settings['data'])}:", ""]
     lines += [f"- `{key}`: {value}" for key, value in changed.items()]
-    if "held_out_loss" in log:
-        lines += ["", f"Loss on `{settings['validation']}`: {loss_in_words(log['held_out_loss'])}."]
     if "held_out" in log:
-        lines += ["", *(f"- {line}" for line in qa_table(log).splitlines())]
+        source = f"`{settings['validation']}`" if "validation" in settings else "held-out questions"
+        lines += [
+            "",
+            f"Loss on {source}: {loss_in_words(log['held_out_loss'])}.",
+            "",
+            *(f"- {line}" for line in qa_table(log).splitlines()),
+        ]
     return "\n".join(lines)
 
 
 def qa_table(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run: the scores on the validation data before and after, a line for each, or that there are none."""
-    if "held_out" not in log:
-        losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
-        last = f", last training loss {losses[-1]:.3f}" if losses else ""
-        return f"trained on {log['questions']:,} questions{last}; nothing was scored: add --validation DATA for exact match and F1"
+    """What is printed at the end of a run: the scores on the validation data before and after, a line for each."""
     lines = []
     for when, scores in log["held_out"].items():
         if scores:

@@ -56,6 +56,8 @@ class Seq2SeqDataArguments(LabelledDataArguments):
 class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
     """``Seq2SeqTrainingArguments`` of summarisation."""
 
+    without_effect: ClassVar[tuple[str, ...]] = ("neftune_noise_alpha",)  # encoders of BART's family do not read the shared embedding
+
     predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
     generation_num_beams: int | None = argument(4, "Beams in evaluation (LED and BART: 4).")
     per_device_train_batch_size: int = argument(1, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])

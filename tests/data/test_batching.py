@@ -201,7 +201,7 @@ def test_language_models_pack_by_default(kind: str, arguments: Any, texts: str, 
     with pytest.raises(OptionError, match=r"--packing: .* convert it"):
         finetune_lm(*build_arguments(arguments, model=short, packing=True, **given))
     with pytest.raises(OptionError, match="rows of known length"):
-        finetune_lm(*build_arguments(arguments, model=short, tokens_per_batch=500, **given))
+        finetune_lm(*build_arguments(arguments, model=str(tmp_path / "long"), segments=16, tokens_per_batch=500, **given))
 
 
 @pytest.mark.parametrize("processes", [1, 3])

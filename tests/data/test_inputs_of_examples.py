@@ -330,7 +330,7 @@ def test_pairs_are_read_as_sentence_transformers_reads_them_in_inference(
     model.save(str(tmp_path / "embedder"))
     data = Dataset.from_list([{"anchor": text[:20], "positive": text} for text in TEXTS])
     settings = {"model": str(tmp_path / "embedder"), "output_dir": str(tmp_path / "out"), "data": ["data"], "max_length": LENGTH}
-    trainer, _ = embedding_trainer(*build_arguments(EMBED, **settings, bf16=False), data, data)
+    trainer = embedding_trainer(*build_arguments(EMBED, **settings, bf16=False), data, data)
     batch = trainer.data_collator(data.to_list())
     for column, prompt in (("anchor", prompts.get("query", "")), ("positive", prompts.get("document", ""))):
         expected = tokenizer([prompt + text for text in data[column]], truncation=True, max_length=LENGTH, padding=True)

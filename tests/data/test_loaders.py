@@ -92,7 +92,7 @@ def plain(kind: str, **more: Any) -> Callable[[Models, Path], dict[str, Any]]:
 
     def settings(models: Models, folder: Path) -> dict[str, Any]:
         data = write([{"text": text} for text in texts(60, 8)], folder / "text.jsonl")
-        return {"model": models.long(kind), "text": [data], "validation": data, "max_length": 16, "max_documents": 30, **more}
+        return {"model": models.long(kind), "text": [data], "validation": data, "max_length": 16, "max_train_samples": 30, **more}
 
     return settings
 
@@ -113,8 +113,8 @@ def several(models: Models, folder: Path) -> dict[str, Any]:
     """Three tasks in one run."""
     classes = write([{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts(8))], folder / "classes.jsonl")
     words, asked = write(tagged(8), folder / "words.jsonl"), write(questions(8), folder / "asked.jsonl")
-    tasks = [f"topic=classify:{classes}:{classes}", f"names=tokens:{words}:{words}", f"ask=qa:{asked}:{asked}"]
-    return {"model": models.long("mlm"), "tasks": tasks}
+    tasks = [f"topic=classify:{classes}", f"names=tokens:{words}", f"ask=qa:{asked}"]
+    return {"model": models.long("mlm"), "tasks": tasks, "validation": [f"topic={classes}", f"names={words}", f"ask={asked}"]}
 
 
 DISTILLED = {"transfer_steps": 1, "finetune_steps": 1, "held_out_inputs": 2, "mechanism": "hedgehog"}

@@ -130,9 +130,19 @@ def test_few_rows_are_divided_too(sizes: tuple[int, ...], held: int) -> None:
     assert [len(part) for part in split_held_out(numbered(*sizes), seed=0)] == [sum(sizes) - held, held]
 
 
-def test_a_limit_counts_all_rows_and_most_those_held_out() -> None:
-    assert [len(part) for part in split_held_out(numbered(100, 100), seed=0, limit=50)] in ([45, 5], [46, 4])
+def test_at_most_so_many_rows_of_a_source_are_held_out() -> None:
     assert [len(part) for part in split_held_out(numbered(100, 100), seed=0, most=3)] == [194, 6]
+
+
+def test_the_rows_of_a_unit_stay_together_where_each_source_has_units_of_its_own() -> None:
+    ids = [str(number // 3) for number in range(60)]
+    parts = [Dataset.from_dict({"id": ids, "row": list(range(start, start + 60))}) for start in (0, 60)]
+    train, held_out = split_held_out(parts, seed=0, unit="id")
+    assert sorted([*train["row"], *held_out["row"]]) == list(range(120))
+    of_rows = [{(row // 60, row % 60 // 3) for row in part["row"]} for part in (train, held_out)]
+    assert not of_rows[0] & of_rows[1]
+    assert [sum(source == place for source, _ in of_rows[1]) for place in (0, 1)] == [2, 2]
+    assert not len(split_held_out([parts[0].select(range(3))], seed=0, unit="id")[1])
 
 
 def test_given_data_to_evaluate_on_are_used_whole(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ CLASSES = [{"text": f"the {WORDS[number % 2]} is here " * (1 + number % 5), "lab
 DATA: dict[str, list[dict[str, Any]]] = {
     "qa": [
         {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
-        for n in range(4, 16)
+        for n in range(4, 34)
     ],
     "classify": CLASSES,
     "tokens": [{"tokens": ["a", WORDS[n % 4], "is", "here"] * 3, "ner_tags": ["O", "B-X", "O", "O"] * 3} for n in range(20)],
@@ -104,12 +104,14 @@ class Option:
     seen: fails where the run does not have the option's effect; it is also given a run without the option.
     refused: the titles of tasks that refuse it, each with a part of the sentence; "" = all tasks.
     names: of the fields that it covers.
+    shared: one place handles it for all tasks, so the quick tests try a third of them, in turn; the slow ones try the others.
     """
 
     line: str
     seen: Callable[[Run, Run], object] = lambda run, plain: None
     refused: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    shared: bool = False
 
     @property
     def covered(self) -> tuple[str, ...]:
@@ -177,7 +179,9 @@ OPTIONS = {
     ),
     "checkpoints by default": Option("--save_strategy steps", lambda run, plain: holds(run.checkpoints[-1].name == "checkpoint-2")),
     "save_steps": Option("--save_strategy steps --save_steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2)),
-    "save_minutes": Option("--save_strategy steps --save_steps 0 --save_minutes 1e-9", lambda run, plain: holds(len(run.checkpoints) >= 2)),
+    "save_minutes": Option(
+        "--save_strategy steps --save_steps 0 --save_minutes 1e-9", lambda run, plain: holds(len(run.checkpoints) >= 2), shared=True
+    ),
     "save_strategy epoch": Option(
         "--save_strategy epoch --epochs 1 --max_steps -1", lambda run, plain: holds(len(run.checkpoints) == 1), refused=TWO_STAGES
     ),
@@ -199,9 +203,23 @@ OPTIONS = {
     ),
     "bf16": Option("--bf16 True", lambda run, plain: holds(run.trainers[-1].accelerator.mixed_precision == "bf16")),
     "fp16": Option("--fp16", refused={"": "fp16 needs an accelerator"}),
+    "neftune": Option(
+        "--neftune_noise_alpha 5", lambda run, plain: holds(run.losses != plain.losses),
+        refused=dict.fromkeys(("embed", "distill", "seq2seq"), "neftune_noise_alpha has no effect"), shared=True,
+    ),
+    "label_smoothing": Option(
+        "--label_smoothing_factor 0.5", lambda run, plain: holds(run.losses != plain.losses),
+        refused=dict.fromkeys(("qa", "embed", "multitask", "distill", "distill --method"), "label_smoothing_factor has no effect"),
+        shared=True,
+    ),
+    "gradient_checkpointing": Option(
+        "--gradient_checkpointing", lambda run, plain: holds(run.losses == pytest.approx(plain.losses, abs=0.05)), shared=True,
+    ),
     "fsdp": Option("--fsdp full_shard", refused={"": "fsdp splits the weights over several processes"}),
     "max_minutes 0": Option("--max_minutes 0", refused={"": "max_minutes|two stages"}),
-    "max_minutes": Option("--max_minutes 5", lambda run, plain: holds(run.trainers[-1].clock.minutes == 5), refused=TWO_STAGES),
+    "max_minutes": Option(
+        "--max_minutes 5", lambda run, plain: holds(run.trainers[-1].clock.minutes == 5), refused=TWO_STAGES, shared=True
+    ),
     "resume into nothing": Option("--resume", refused={"": "there is no checkpoint in .* to resume from"}),
     "max_train_samples": Option(
         "--max_train_samples 5", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
@@ -210,12 +228,16 @@ OPTIONS = {
         "--max_eval_samples 1", lambda run, plain: holds(held_out_count(run.log) < held_out_count(plain.log))
     ),
     "use_peft": Option("--use_peft --lora_rank 2 --lora_alpha 4", updates_are_merged),
+    "use_peft, from a checkpoint": Option(
+        "--use_peft --save_strategy steps --save_steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2),
+        refused={"embed": "do not load checkpoints with LoRA updates, so that none are written; leave --use_peft or --save_steps out"},
+    ),
     "dtype": Option("--dtype bfloat16", lambda run, plain: holds(
         {tensor.dtype for tensor in load_file(run.folder / "model.safetensors").values()} == {torch.bfloat16}
-    )),
+    ), shared=True),
     "max_length": Option("--max_length 20 --packing false", lambda run, plain: holds(longest(run) <= 20 < longest(plain))),
-    "total_batch_size": Option("--total_batch_size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches))),
-    "overwrite": Option("--overwrite"),
+    "total_batch_size": Option("--total_batch_size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches)), shared=True),
+    "overwrite": Option("--overwrite", shared=True),
     "model": Option(
         "", lambda run, plain: holds(run.losses and all(entry["learning_rate"] > 0 for entry in run.history if "learning_rate" in entry)),
         names=("model", "output_dir", "threads"),
@@ -294,7 +316,6 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if "--total_batch_size" in words:  # in place of this
             del typed[(place := typed.index("--gradient_accumulation_steps")) : place + 2]
         typed += [*STEPS.get(task.title, ["--max_steps", "2", "--learning_rate", "1e-3"]), *FITTING.get(task.title, [])]
-        typed += ["--validation", str(path)] if task.title == "qa" else []
         typed += ["--method", "logits", "--teacher", models["short"]] if task.option else []
         known = {each.name for kind in task.load_arguments() for each in dataclasses.fields(kind)}
         if "--packing" in words and "packing" not in known:
@@ -326,8 +347,15 @@ def is_one_sentence(said: str, words: str) -> None:
     assert re.search(words, lines[0]), lines
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
+def cells() -> Iterator[Any]:
+    """Every task with every option."""
+    for number, task in enumerate(TASKS):
+        for place, (name, option) in enumerate(OPTIONS.items()):
+            marks = [pytest.mark.slow] if option.shared and (number + place) % 3 else []
+            yield pytest.param(task, name, id=f"{task.title}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("task", "option"), cells())
 def test_an_option_works_or_is_refused(
     task: TrainingTask, option: str, runner: Runner, runs: dict[str, Run], request: pytest.FixtureRequest
 ) -> None:
@@ -378,7 +406,7 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(task: TrainingTask, runn
 @pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
 def test_weights_are_split_or_that_is_refused(task: TrainingTask, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `accelerate launch` says it; those that run are seen to in several processes (tests/training/test_sharded.py)."""
+    """As `accelerate launch` says it; those that run are seen to in several processes (tests/training/test_accelerate_configs.py)."""
     monkeypatch.setenv(f"ACCELERATE_USE_{launched}", "true")
     if not task.load_arguments()[2].shards:
         code, run = runner(task)

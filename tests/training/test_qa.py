@@ -81,8 +81,8 @@ def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     given = {"model": checkpoint, "output_dir": str(out), "data": [data]}
     log = finetune_qa(*build_arguments(QA, **given, num_train_epochs=3, learning_rate=1e-2, dtype="float16", **FAST))
-    assert "16 questions, last training loss" in qa_table(log)
-    assert "add --validation DATA" in qa_table(log)
+    assert (log["questions"], log["held_out"]["after"]["n"]) == (15, 1), "a tenth of the questions is held out"
+    assert "after: exact_match" in qa_table(log)
     assert losses(log)[-1] < losses(log)[0]
     assert json.loads((out / LOG_NAME).read_text())["settings"]["num_train_epochs"] == 3
     saved = BertForQuestionAnswering.from_pretrained(out)
@@ -120,8 +120,6 @@ def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: 
     assert (tmp_path / "out" / "training_curves.png").is_file()
     assert "before" in describe_qa_training(log)
     assert [entry["step"] for entry in log["history"] if "eval_loss" in entry] == [0, 6, 12, 12]
-    with pytest.raises(OptionError, match="evaluation during training needs data"):
-        finetune_qa(*build_arguments(QA, **{**given, "validation": ""}, eval_strategy="epoch", **FAST))
 
 
 def test_the_best_model_is_kept_and_training_stops_early(checkpoint: str, data: str, tmp_path: Path) -> None:
@@ -307,7 +305,8 @@ def test_a_plain_trainer_has_the_same_losses(checkpoint: str, data: str, tmp_pat
     """The script of docs/how-to/train.md: transformers alone, on the same converted model, with accumulated batches."""
     long = converted(without_dropout(checkpoint), tmp_path)
     settings = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1, "seed": 3, "warmup_steps": 0, "disable_tqdm": True}
-    given = {"model": long, "output_dir": str(tmp_path / "ours"), "data": [data], "train_sampling_strategy": "random", "bf16": False}
+    given = {"model": long, "output_dir": str(tmp_path / "ours"), "data": [data], "validation": data}
+    given |= {"train_sampling_strategy": "random", "bf16": False}
     ours = finetune_qa(*build_arguments(QA, **given, **settings, per_device_train_batch_size=2, gradient_accumulation_steps=2))
 
     set_seed(3)

@@ -60,6 +60,7 @@ class DistillationTrainingArguments(TextTrainingArguments):
     """``TrainingArguments`` of attention distillation in two stages."""
 
     shards: ClassVar[bool] = False
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
 
     stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune the model) or both.")
     transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
