@@ -438,7 +438,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             return f"{PACKED} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
         if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
             return WITH_A_CACHE
-        if self.position_table is not None and kwargs.get("position_ids") is None and not self.takes_positions:
+        if self.position_table is not None and not self.takes_positions:
             return f"{PACKED} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
         return None
 

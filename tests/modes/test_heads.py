@@ -64,6 +64,22 @@ def test_every_base_runs_and_gets_documents(base: str, head: str) -> None:
         assert all(seen), f"{name} did not reach the base"
 
 
+@pytest.mark.parametrize(("base", "head"), HEADS)
+def test_positions_that_restart_reach_every_base_or_are_refused(base: str, head: str) -> None:
+    """A base that takes none would read on, with the documents kept apart at best."""
+    model = small(base, head)
+    inputs = inputs_of(model, head)
+    bases = [module for module in model.modules() if isinstance(module, LongBaseModelMixin)]
+    positions = torch.cat([torch.arange(FIRST), torch.arange(LENGTH - FIRST)])[None]
+    first = bases[0].first_position_id
+    try:
+        runs = runs_of(model, {**inputs, "position_ids": positions + first, **uncached(model)})
+    except MaskError:
+        return
+    assert all("position_ids" in run for run in runs), "position_ids did not reach the base"
+    assert all(module.position_table is None or module.takes_positions for module in bases)
+
+
 def uncached(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if getattr(model.config, "is_decoder", False) or getattr(model.config, "use_cache", False) else {}
 
