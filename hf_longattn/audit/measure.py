@@ -31,6 +31,8 @@ ROWS_CHECKED = 8
 """Outputs whose dependence on each token is looked up by gradients where a change was not seen."""
 PROBES = 16
 """Tokens all over a text whose influence on an embedding is tried, unless the audit is exhaustive."""
+CONFIRMATIONS = 2
+"""Runs with other replacements in which an output out of reach must change, too, where bits are not compared."""
 PANELS = 3
 """Sets whose changes are kept for pictures."""
 
@@ -122,15 +124,17 @@ class Stage:
     """What the runs tell of a layer or of the output.
 
     declared, measured: the furthest distances back and ahead.
+    noise: largest difference between two equal runs.
+    tolerance: largest change that counts as none, relative to the largest change.
     leaks: how many outputs changed that must not, over all runs. Of the furthest, ``leak`` is the output, and ``sources (N,)`` bool holds
-        the token that changed it.
+        the token that changed it, or all of a set of which none does so alone.
     missing: pairs of an output and a token without a change where one was required.
     tested: the share of the pairs kept apart by the config that were tested; ``None`` where that is not known.
     panels: the outputs ``(N,)`` bool that changed, and those that may, in the first runs.
     """
 
-    def __init__(self, name: str, reach: Reach, noise: float, rounding: float) -> None:
-        self.name, self.reach, self.noise, self.rounding = name, reach, noise, rounding
+    def __init__(self, name: str, reach: Reach, noise: float, tolerance: float) -> None:
+        self.name, self.reach, self.noise, self.tolerance = name, reach, noise, tolerance
         self.declared = self.measured = (0, 0)
         self.leaks, self.leak, self.sources = 0, 0, torch.zeros(reach.length, dtype=torch.bool)
         self.missing: list[tuple[int, int]] = []
@@ -149,12 +153,12 @@ class Stage:
     @property
     def exact(self) -> bool:
         """Whether bits are compared."""
-        return not self.noise and not self.rounding
+        return not self.noise and not self.tolerance
 
-    def changed(self, difference: Tensor, tolerance: float) -> Tensor:
+    def changed(self, difference: Tensor) -> Tensor:
         """Which outputs changed, ``(N,)`` bool, by more than noise and tolerance."""
         self._largest = max(self._largest, float(difference.max()))
-        return difference > max(4 * self.noise, max(tolerance, self.rounding) * self._largest)
+        return difference > max(4 * self.noise, self.tolerance * self._largest)
 
     def record(self, replacement: Replacement, changed: Tensor) -> None:
         """Note which outputs ``(N,)`` bool a run changed."""
@@ -218,17 +222,13 @@ class Measured:
 
 def measure(changes: Changes, reaches: Sequence[Reach], settings: Settings) -> Measured:
     """Replace sets of tokens one after another."""
-    stages = [Stage(*parts) for parts in zip(changes.stages, reaches, changes.noise, changes.rounding, strict=True)]
+    tolerances = [max(settings.tolerance, rounding) for rounding in changes.rounding]
+    stages = [Stage(*parts) for parts in zip(changes.stages, reaches, changes.noise, tolerances, strict=True)]
     plans = {reach: replacements(reach, settings) for reach in reaches}
     drawn: dict[Reach, list[Replacement]] = {reach: [] for reach in reaches}
     runs = 2
     while any((sets := {reach: next(plan, None) for reach, plan in plans.items()}).values()):
-        runs += 1
-        chosen = [sets[stage.reach] for stage in stages]
-        differences = changes.of([None if replacement is None else replacement.tokens for replacement in chosen])
-        for stage, replacement, difference in zip(stages, chosen, differences, strict=True):
-            if replacement is not None:
-                stage.record(replacement, stage.changed(difference, settings.tolerance))
+        runs += _run(changes, stages, [sets[stage.reach] for stage in stages])
         if not settings.exhaustive:
             for reach, replacement in sets.items():
                 drawn[reach] += [] if replacement is None else [replacement]
@@ -236,10 +236,38 @@ def measure(changes: Changes, reaches: Sequence[Reach], settings: Settings) -> M
     for stage in stages:
         stage.tested = shares[stage.reach]
     if any(stage.leaks for stage in stages):
-        runs += _find_sources(changes, stages, settings.tolerance)
+        runs += _find_sources(changes, stages)
     runs += _look_up(changes, stages)
     every = (int(reach.hubs.sum()) + sum(count for _, count in _levels(reach.length, _band(reach, True), 1)) for reach in plans)
     return Measured(stages, runs, 2 + max(every))
+
+
+def _run(changes: Changes, stages: Sequence[Stage], sets: Sequence[Replacement | None]) -> int:
+    """Replace a set in every stage that has one, note what changed, and return the number of runs: 1, or more to confirm what is out of
+    reach. Where bits are not compared, a change says little by itself: every scale of an int8 graph depends on all tokens.
+    """
+
+    def changed(replacements: Sequence[Replacement | None]) -> list[Tensor]:
+        differences = changes.of([None if replacement is None else replacement.tokens for replacement in replacements])
+        return [stage.changed(difference) for stage, difference in zip(stages, differences, strict=True)]
+
+    outputs, runs = changed(sets), 1
+    while runs <= CONFIRMATIONS:
+        suspects = [
+            replacement if replacement is not None and not stage.exact and bool((rows & ~replacement.allowed).any()) else None
+            for stage, replacement, rows in zip(stages, sets, outputs, strict=True)
+        ]
+        if not any(suspects):
+            break
+        runs += 1
+        outputs = [
+            rows if suspect is None else rows & (again | suspect.allowed)
+            for rows, again, suspect in zip(outputs, changed(suspects), suspects, strict=True)
+        ]
+    for stage, replacement, rows in zip(stages, sets, outputs, strict=True):
+        if replacement is not None:
+            stage.record(replacement, rows)
+    return runs
 
 
 def _tested(reach: Reach, sets: Sequence[Replacement], exhaustive: bool) -> float | None:
@@ -256,24 +284,28 @@ def _tested(reach: Reach, sets: Sequence[Replacement], exhaustive: bool) -> floa
     return tested / apart
 
 
-def _find_sources(changes: Changes, stages: Sequence[Stage], tolerance: float) -> int:
-    """Leave of the sets that changed a stage's furthest output the furthest token that did, by halves; return the number of runs."""
-    runs = 0
+def _find_sources(changes: Changes, stages: Sequence[Stage]) -> int:
+    """Leave of the sets that changed a stage's furthest output the furthest token that does so alone, by halves, or all if none does;
+    return the number of runs.
+    """
+    runs, sets = 0, [stage.sources for stage in stages]
     while any(stage.sources.sum() > 1 for stage in stages):
         runs += 1
         halves = [_far_half(stage.sources, stage.leak) for stage in stages]
         differences = changes.of([half if half.any() else None for half in halves])
         for stage, half, difference in zip(stages, halves, differences, strict=True):
             if half.any():
-                stage.sources = half if stage.changed(difference, tolerance)[stage.leak] else stage.sources & ~half
+                stage.sources = half if stage.changed(difference)[stage.leak] else stage.sources & ~half
     positions = torch.arange(stages[0].reach.length)
     for place in (None, 0, len(positions) - 1):  # how far the source reaches, and both ends
         alone = [stage.sources if place is None else positions == place for stage in stages]
         differences = changes.of([tokens if stage.leaks else None for stage, tokens in zip(stages, alone, strict=True)])
-        for stage, tokens, difference in zip(stages, alone, differences, strict=True):
+        for stage, tokens, difference, together in zip(stages, alone, differences, sets, strict=True):
             if stage.leaks:
-                distance = positions - tokens.nonzero()[0]
-                stage.measured = _furthest(stage.measured, distance[stage.changed(difference, tolerance)])
+                changed = stage.changed(difference)
+                stage.measured = _furthest(stage.measured, (positions - tokens.nonzero()[0])[changed])
+                if place is None and not changed[stage.leak]:
+                    stage.sources = together
     return runs + 3
 
 

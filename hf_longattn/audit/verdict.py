@@ -117,9 +117,11 @@ def of_stage(stage: Stage) -> StageReach:
     """The verdict on a layer, or on the output at every token."""
     problem = ""
     if stage.leaks:
-        source = int(stage.sources.nonzero()[0])
+        sources = stage.sources.nonzero()[:, 0].tolist()
+        several = f"{len(sources):,} tokens from {sources[0]:,} to {sources[-1]:,} together change"
+        what = f"token {sources[0]:,} changes" if len(sources) == 1 else several
         others = f" ({stage.leaks:,} such outputs)" if stage.leaks > 1 else ""
-        problem = f"token {source:,} changes the output at {stage.leak:,}, which the config keeps apart{others}"
+        problem = f"{what} the output at {stage.leak:,}, which the config keeps apart{others}"
     elif stage.missing:
         row, token = max(stage.missing, key=lambda pair: abs(pair[0] - pair[1]))
         problem = f"the output at {row:,} does not change with token {token:,}, which the config lets it see"

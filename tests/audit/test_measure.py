@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,8 @@ from transformers import AttentionInterface, PreTrainedModel
 import hf_longattn.families as families
 from hf_longattn.audit import audit_reach
 from hf_longattn.audit.declared import LayerReach, Reach, StackReach
-from hf_longattn.audit.measure import RUNS, Settings, Stage, measure, measure_embedding, replacements
+from hf_longattn.audit.measure import CONFIRMATIONS, RUNS, Settings, Stage, measure, measure_embedding, replacements
+from hf_longattn.audit.verdict import of_stage
 from tests.reference.small_models import long_config
 
 LENGTH = 160
@@ -173,6 +175,45 @@ def test_noise_hides_weak_changes_and_is_no_gap() -> None:
     assert not narrow.missing
     (wide,) = measure(Noisy(matrix(reach(40, 0, causal=True))), [declared], Settings()).stages
     assert wide.leaks
+
+
+class Scaled(Layer):
+    """A layer whose outputs all change a little with any token, and now and then one of them by more, as those of int8 graphs do."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(matrix)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def of(self, sets: Sequence[Tensor | None]) -> list[Tensor]:
+        (changes,) = super().of(sets)
+        changes[torch.randint(len(changes), (3,), generator=self.generator)] += 0.2
+        return [changes + 0.01]
+
+
+def test_with_a_tolerance_a_change_out_of_reach_is_confirmed_before_it_counts() -> None:
+    declared, settings = REACHES["causal window of 32"], Settings(tolerance=0.05)
+    measured = measure(Scaled(matrix(declared)), [declared], settings)
+    (stage,) = measured.stages
+    assert not stage.leaks
+    assert measured.runs <= 2 + (1 + CONFIRMATIONS) * (RUNS + 5)
+    (stage,) = measure(Scaled(matrix(reach(40, 0, causal=True))), [declared], settings).stages
+    assert stage.leaks
+
+
+def test_tokens_that_change_an_output_only_together_are_named_together() -> None:
+    """No token is named that does not change the output when it alone is replaced."""
+
+    class Together(Layer):
+        def of(self, sets: Sequence[Tensor | None]) -> list[Tensor]:
+            (tokens,) = sets
+            assert tokens is not None
+            changes = super().of(sets)[0]
+            changes[LENGTH - 1] += float(tokens[:16].sum() > 4)
+            return [changes]
+
+    declared = REACHES["causal window of 32"]
+    (stage,) = measure(Together(matrix(declared)), [declared], Settings()).stages
+    assert re.match(r"\d+ tokens from 0 to \d+ together change the output at 159, which the config keeps apart", of_stage(stage).problem)
 
 
 def test_what_a_reach_says_takes_memory_that_does_not_grow_with_the_square_of_the_length() -> None:
