@@ -196,8 +196,11 @@ class LengthCost:
         return self.attention_flops + self.other_flops
 
 
-def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int) -> list[Mechanism]:
-    """The mechanism of every layer; layers with equal options share one, since cost does not depend on the layer."""
+def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int | None) -> list[Mechanism]:
+    """The mechanism of every layer; layers with equal options share one, since cost does not depend on the layer.
+
+    max_length: the longest input in tokens, ``None`` for a model whose config does not say, such as one of images.
+    """
     sizes: dict[str, Any] = {"num_heads": shape.heads, "head_dim": shape.head_dim, "hidden_size": shape.hidden, "max_length": max_length}
     built: dict[str, Mechanism] = {}
     layers = []

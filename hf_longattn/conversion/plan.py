@@ -235,7 +235,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     skeleton = architecture.skeleton(config)
     tensors = plan_tensors(source, renamed_tensors(source, architecture), skeleton, {}, length.old, cast)
     shape = generic_shape(skeleton)
-    warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new), length, causal=shape.causal)
+    warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new or None), length, causal=shape.causal)
     return ConversionPlan(
         source=source,
         architecture=architecture,
