@@ -19,7 +19,9 @@ from transformers.utils import logging
 
 from .attend import run_batch
 from .engines.batch import Batch, documents_from, in_graph
+from .engines.block_sparse import masked_attention
 from .engines.call import AttentionCall, constant
+from .engines.dense import fused_attention, repeat_heads
 from .engines.dispatch import LISTENERS, Choice, running, tell
 from .engines.shards import Shard
 from .errors import BackendError, DerivativeError, MaskError
@@ -46,6 +48,12 @@ DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: ours, and those of state-space models and FlashAttention."""
 UNSUPPORTED = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
+BEYOND = DOCUMENTS.union(
+    UNSUPPORTED,
+    (CACHE_LAYER, PROJECT_ONLY, STOPPED, LAYER_INPUT, WEIGHTS),
+    ("position_bias", "softcap", "global_attention_mask", "output_attentions"),
+)
+"""Keywords that ask for more than attention of queries to keys."""
 
 
 def longattn_mask(
@@ -130,6 +138,15 @@ def longattn_attention_forward(
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
+        mask = mechanism.fused_mask(key, causal)
+        if mask is True:  # what transformers' sdpa attention does, at the same cost
+            output = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling)
+            return output.transpose(1, 2).contiguous(), None
+        if isinstance(mask, Tensor) and not dropout:
+            heads = query.shape[1]
+            output = masked_attention(query, repeat_heads(key, heads), repeat_heads(value, heads), mask, causal, scaling)
+            return output.transpose(1, 2).contiguous(), None
     bias, softcap, lengths = kwargs.get("position_bias"), _softcap(kwargs, query), (query.shape[2], key.shape[2])
     call = AttentionCall(
         causal=causal, scale=scaling, dropout=dropout, hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None
@@ -170,6 +187,18 @@ def longattn_attention_forward(
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
     weights = mechanism.weights(query, key, call.replace(dropout=0.0, stopped=None)) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
+
+
+def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether a call asks for nothing but attention of queries to keys, and nobody asks which path runs."""
+    return (
+        BEYOND.isdisjoint(kwargs)
+        and not LISTENERS
+        and mechanism.shard is None
+        and not in_graph()
+        and not torch.is_autocast_enabled(query.device.type)
+        and not attentions_collected()
+    )
 
 
 def _sharded(

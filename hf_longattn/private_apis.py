@@ -461,10 +461,11 @@ def storage_offset(tensor: Tensor) -> int:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a hook may change what ``module`` is given or returns."""
-    hooks = [getattr(module, name, None) for name in ("_forward_hooks", "_forward_pre_hooks")]
-    if None in hooks:
+    try:
+        return bool(module._forward_hooks or module._forward_pre_hooks)
+    except AttributeError:
         warn_missing("has_hooks")
-    return any(found is None or found for found in hooks)
+        return True
 
 
 def replace_parameters(module: nn.Module, parameters: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

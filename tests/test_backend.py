@@ -11,7 +11,8 @@ from transformers import BertModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_longattn.attend import attend
+from hf_longattn import backend
+from hf_longattn.attend import attend, reference_attend
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask, separates_documents
 from hf_longattn.errors import BackendError, LengthError, MaskError
 from hf_longattn.mechanisms.registry import build_mechanism
@@ -45,6 +46,40 @@ def test_it_is_attend_with_heads_and_tokens_exchanged(causal: bool, kv_heads: in
     expected = attend(q, k, v, "longformer", window=8, causal=causal, padding_mask=mask, global_mask=is_global, scaling=0.3)
     assert torch.equal(out, expected.transpose(1, 2))
     assert weights is None
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("window", [80, 16])  # which covers all pairs, and which leaves some out
+@pytest.mark.parametrize("mechanism", ["window", "longformer", "full"])
+def test_short_rows_are_one_fused_call_with_the_outputs_and_gradients_of_the_definition(
+    mechanism: str, window: int, kv_heads: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [x.double().requires_grad_() for x in qkv(kv_heads=kv_heads)]
+    options = {"full": {}, "window": {"window": window}, "longformer": {"window": window, "global_tokens": (0, 17)}}[mechanism]
+    attention = module(mechanism, causal=causal, **options)
+    expected = reference_attend(*inputs, attention.long_attention, causal=causal, scaling=0.3)
+    monkeypatch.setattr(backend, "run_batch", lambda *_: pytest.fail("the mechanism was called"))
+    out, _ = longattn_attention_forward(attention, *inputs, None, scaling=0.3)
+    torch.testing.assert_close(out.transpose(1, 2), expected, atol=1e-12, rtol=0)
+    upstream = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(x, inputs, upstream) for x in (out.transpose(1, 2), expected))
+    for gradient, of_definition in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, of_definition, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("documents", torch.zeros(2, 40).long()), ("global_attention_mask", torch.ones(2, 40).long()), ("softcap", 1.0)]
+)
+def test_what_asks_for_more_than_a_fused_call_reaches_the_mechanism(keyword: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("fused_attention", "masked_attention"):
+        monkeypatch.setattr(backend, name, lambda *_, **__: pytest.fail("the mechanism was passed over"))
+    longattn_attention_forward(module(window=80), *qkv(), None, **{keyword: value})
+    attention = module(window=80)
+    attention.long_attention.register_forward_pre_hook(lambda *_: None)
+    longattn_attention_forward(attention, *qkv(), None)
+    longattn_attention_forward(module("window", window=16), *qkv(), None, dropout=0.5)
+    longattn_attention_forward(module("window", window=16), *qkv(2000, 2000), None)
 
 
 def test_is_causal_false_makes_a_causal_module_look_ahead() -> None:

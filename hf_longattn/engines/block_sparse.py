@@ -12,32 +12,29 @@ section 3.1), which asks for the merged o and l only: the backward pass of each 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
 from ..private_apis import aten
+from .band_plan import Group, Plan, band_plan
+from .batch import in_graph
 from .byte_cache import KEPT
 from .call import AttentionCall, DistanceBias, Pattern
-from .dense import dense_attention, repeat_heads, same_dtype
-from .derivatives import first_derivatives_only, one_gradient_at_a_time
-from .dispatch import DENSE, DENSE_MASKED, Facts, attempt, choose
+from .dense import dense_attention, products, repeat_heads, same_dtype
+from .derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time, refuse_second_derivatives
+from .dispatch import DENSE, DENSE_MASKED, Facts, attempt, choose, fastest_path
 from .flex import flex_band
 from .plain import blockwise_attention
 
-FORWARD_BLOCK, FORWARD_CHUNK = 32, 64
-BACKWARD_BLOCK, BACKWARD_CHUNK = 64, 4
-"""Queries per block, and blocks per kernel call: the results of a call stay within the cache, and their memory is reused by the next."""
-WIDE, WIDE_BLOCK, WIDE_CHUNK = 384, 192, 2
-"""The same, blocks per thread, of the forward pass in bf16 where the band has :data:`WIDE` keys or more: with 64 queries or more the kernel
-lays keys and values out for AMX's tiles (measured for bands of 64 to 1,024 keys and heads of 32 to 128: up to a quarter less time)."""
-COLUMN_ROWS = 1024
-"""Most query rows per call over the global columns."""
-EDGE_BLOCK = 128
-"""Queries per call where slices are clamped to the sequence: few calls, at the price of some masked pairs."""
+COLUMN_BLOCK, COLUMN_ROWS = 32, 512
+"""Query rows that need the global columns are found in blocks of the first number; the second is the most in one call."""
+FEW_COLUMNS = 8
+"""Up to this many global columns, plain operations take less time than the kernel, which is made for many keys."""
 
 M = TypeVar("M", Tensor, Tensor | None)
 MASKED = -1e30
@@ -104,7 +101,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
-    facts = Facts(device, q_len, kv_len, call, pattern=pattern, features=q.shape[3])
+    facts = Facts(device, q_len, kv_len, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
     path = choose("band", facts)
     if path == "flex":
         out, path = attempt("band", facts, flex_band, q, k, v, pattern, call)
@@ -113,6 +110,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if path == DENSE:
         return dense_attention(q, k, v, call)
     if path == DENSE_MASKED:
+        mask = _kept_mask(q_len, kv_len, pattern, call, q.dtype) if device == "cpu" else None
+        if mask is not None:
+            return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "blockwise":
         return blockwise_attention(q, k, v, pattern, call)
@@ -120,7 +120,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
     terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
-    return cpu_band(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
+    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, terms[0]))
+    run = cpu_band if recorded or in_graph() else band_forward  # an operator's call takes a tenth of a millisecond
+    return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -131,75 +133,70 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tens
     return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
 
 
-class Group(NamedTuple):
-    """``blocks`` blocks of ``block`` queries from ``first`` on, whose key slices start ``step`` apart from ``start`` on, ``width`` long."""
-
-    first: int
-    blocks: int
-    block: int
-    start: int
-    step: int
-    width: int
-
-    def queries(self, x: Tensor) -> Tensor:
-        """The blocks of ``x (H, Nq, …)``, a view ``(blocks, H, block, …)``."""
-        return _slices(x, self.first, self.blocks, self.block, self.block)
-
-    def keys(self, x: Tensor) -> Tensor:
-        """The slices of ``x (H, Nk, …)``, a view ``(blocks, H, width, …)``."""
-        return _slices(x, self.start, self.blocks, self.width, self.step)
-
-    def add_to_keys(self, total: Tensor, parts: Tensor) -> None:
-        """Add ``parts (blocks, H, width, D)`` to ``total (H, Nk, D)``, one step wide at a time, since slices no wider never overlap."""
-        for at in range(0, self.width, self.step):
-            size = min(self.step, self.width - at)
-            _slices(total, self.start + at, self.blocks, size, self.step).add_(parts[:, :, at : at + size])
-
-    def part(self, number: int, count: int) -> Group:
-        """At most ``blocks`` blocks from block ``number`` on."""
-        first, start = self.first + number * self.block, self.start + number * self.step
-        return self._replace(first=first, start=start, blocks=min(count, self.blocks - number))
+def _kept_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
+    """The mask of a dense call, kept for further layers and calls; ``None`` where it must be made anew or is none of the band alone."""
+    tokens = call.global_mask
+    if q_len == 1 or in_graph() or no_fused_kernels() is not None:
+        return None
+    if call.key_mask is not None or call.score_mod is not None or call.dropout:
+        return None
+    if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
+        return None
+    index = None if tokens is None else tokens[0].nonzero()[:, 0]
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # whose range is too small
+    return visible_mask(q_len, kv_len, kv_len - q_len, pattern, index, dtype)
 
 
-def _slices(x: Tensor, first: int, count: int, size: int, step: int) -> Tensor:
-    """View ``x (H, N, …)`` as ``(count, H, size, …)``: slice i starts at ``first + i * step``; slices may overlap."""
-    heads, tokens, *inner = x.stride()
-    shape = (count, x.shape[0], size, *x.shape[2:])
-    return x.as_strided(shape, (step * tokens, heads, tokens, *inner), x.storage_offset() + first * tokens)
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
+    """One call of the CPU's fused kernel, with the additive mask of :func:`visible_mask`; keys after a query are left out if ``causal``."""
+    return refuse_second_derivatives(flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0])
 
 
-def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
-    """Cover all queries: the inner blocks, whose slices lie within the sequence, in one group; the edges in a few larger blocks."""
-    first = -(-max(0, left - shift) // block)
-    last = max(first, min(q_len, kv_len - right - shift) // block)
-    if last > first:
-        yield Group(first * block, last - first, block, first * block + shift - left, block, block + left + right)
-    edges = [(0, first * block), (last * block, q_len)] if last > first else [(0, q_len)]
-    for start, stop in edges:
-        for row in range(start, stop, EDGE_BLOCK):
-            size = min(EDGE_BLOCK, stop - row)
-            from_key = max(0, row + shift - left)
-            width = min(kv_len, row + size + shift + right) - from_key
-            yield Group(row, 1, size, from_key, width, width)
+def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:
+    """The mask of whole rows like ``x (B, H, N, D)`` without padding, if their fastest path is one call with a mask; shared.
+
+    Args:
+        tokens: the global tokens ``(1, N)``, if any.
+    """
+    length, call = x.shape[2], AttentionCall(pattern.causal, global_mask=tokens if pattern.has_globals else None)
+    facts = Facts(x.device.type, length, length, call, pattern=pattern, dtype=x.dtype, features=x.shape[3])
+    dense = x.device.type == "cpu" and fastest_path("band", facts) == DENSE_MASKED
+    return _kept_mask(length, length, pattern, call, x.dtype) if dense else None
 
 
-def band_mask(group: Group, shift: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
-    """Additive band mask ``(1, 1, block, width)`` of a group's slices, whose first query is at index ``shift`` of its slice; shared, so
-    read-only.
+def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``, for queries from position ``shift`` on. Shared."""
+    tokens = () if index is None else tuple(index.tolist())
 
-    Slices at the edges have many widths, all views of one mask: that of :data:`EDGE_BLOCK` queries whose first is at index ``left``.
+    def make() -> Tensor:
+        chosen = torch.zeros(1, kv_len, dtype=torch.bool)
+        chosen[0, list(tokens)] = True
+        rows = torch.arange(shift, shift + q_len)[:, None]
+        return additive_mask(~pattern.visible_mod(chosen)(0, 0, rows, torch.arange(kv_len)), dtype)[None, None]
+
+    return KEPT.get(("visible", q_len, kv_len, shift, pattern, tokens, dtype), make)
+
+
+def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``(1, 1, block, block + left + right)`` of a band, for a block whose first query is at index ``left`` of its keys.
+
+    Those of the slices at the edges, which have many widths, are views of it. Shared, so read-only.
     """
 
-    def make(block: int, width: int, shift: int) -> Tensor:
-        distance = torch.arange(block)[:, None] + shift - torch.arange(width)[None, :]
+    def make() -> Tensor:
+        distance = torch.arange(block)[:, None] + left - torch.arange(block + left + right)
         return additive_mask((distance > left) | (distance < -right), dtype)[None, None]
 
-    first, last, whole = left - shift, left - shift + group.width, EDGE_BLOCK + left + right
-    if group.blocks > 1 or group.block > EDGE_BLOCK or first < 0 or last > whole:
-        size = group.block, group.width, shift
-        return KEPT.get(("band", *size, left, right, dtype), lambda: make(*size))
-    edge = KEPT.get(("edge of a band", left, right, dtype), lambda: make(EDGE_BLOCK, whole, left))
-    return edge[:, :, : group.block, first:last]
+    return KEPT.get(("band", block, left, right, dtype), make)
+
+
+def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
+    """The part of :func:`band_mask` for a group of blocks of up to ``block`` queries, ``(1, 1, size, width)``; ``None`` where it hides
+    nothing. The first of all queries is at position ``shift`` of the keys."""
+    first = group.first + shift - group.start
+    if group.sees_all(first, left, right):
+        return None
+    return band_mask(block, left, right, dtype)[:, :, : group.block, left - first : left - first + group.width]
 
 
 class _Band(NamedTuple):
@@ -216,6 +213,10 @@ class _Band(NamedTuple):
     def of(cls, dtype: torch.dtype, bias: Tensor | None, ahead: int, *settings: Any) -> _Band:
         return cls(None if bias is None else DistanceBias(bias.to(dtype), ahead), *settings)
 
+    @property
+    def pattern(self) -> Pattern:
+        return Pattern(self.left, self.right, self.causal, True, self.global_rows)
+
     def on(self, mask: M, distance: Tensor | None) -> M | Tensor:
         """``mask`` with the bias at these distances ``(rows, columns)`` of query and key."""
         if self.bias is None or distance is None:
@@ -225,91 +226,132 @@ class _Band(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """One batch item without its outer padding; every tensor is a view ``(H, tokens, …)``."""
+    """Rows of the batch that run together, all or one, without their outer padding; every tensor is a view ``(b, H, tokens, …)``."""
 
-    by_query: tuple[int, slice, slice]
+    by_query: tuple[slice, slice, slice]
     """Index of its queries in the batch's tensors."""
-    by_key: tuple[int, slice, slice]
+    by_key: tuple[slice, slice, slice]
     shift: int
     """Position of the first query within the kept keys."""
     hole: Tensor | None
-    """Additive mask ``(Nk,)`` of padding inside the kept keys, if any."""
+    """Additive mask ``(1, 1, Nk)`` of padding inside the kept keys, if any."""
     globals: Tensor | None
     """Positions of the global tokens within the kept keys, if any."""
     q: Tensor
     k: Tensor
     v: Tensor
-    out: Tensor
-    lse: Tensor
+
+    @property
+    def q_len(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def kv_len(self) -> int:
+        return self.k.shape[2]
+
+    def causal(self, band: _Band, plan: Plan) -> bool:
+        """Whether the kernel may leave out what is after a query by itself, besides what the mask hides."""
+        return plan.dense and band.causal and self.shift == 0
 
     def padding_rows(self) -> Tensor | None:
-        """Which queries are padding between real tokens, ``(1, Nq, 1)``."""
-        return None if self.hole is None else (self.hole[self.shift : self.shift + self.q.shape[1]] != 0)[None, :, None]
+        """Which queries are padding between real tokens, ``(1, 1, Nq, 1)``."""
+        return None if self.hole is None else (self.hole[..., self.shift : self.shift + self.q_len] != 0)[..., None]
 
     def global_rows(self) -> Tensor:
         """The queries that are global tokens."""
         assert self.globals is not None
         rows = self.globals - self.shift
-        return rows[(rows >= 0) & (rows < self.q.shape[1])]
+        return rows[(rows >= 0) & (rows < self.q_len)]
 
 
 def _items(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, band: _Band, backward: bool = False
 ) -> Iterator[_Item]:
-    """Trim the outer padding of every batch item; items without a real token are skipped (their rows are zeros)."""
+    """The batch without its outer padding; rows without a real token are skipped (their outputs are zeros)."""
     every, kv_len, earlier = slice(None), k.shape[2], k.shape[2] - q.shape[2]
-    for item in range(q.shape[0]):
-        start, stop, hole = 0, kv_len, None
+    if key_mask is None and global_mask is None:
+        item = _Item((every, every, every), (every, every, every), earlier, None, None, q, k, v)
+        if len(q) == 1 or not any(group.blocks > 1 for group in _plan(item, band, backward).groups):
+            yield item
+            return
+    for row in range(q.shape[0]):
+        start, stop, hole, at = 0, kv_len, None, slice(row, row + 1)
         if key_mask is not None:
-            real = key_mask[item].nonzero()
+            real = key_mask[row].nonzero()
             if not len(real):
                 continue
             start, stop = int(real[0]), int(real[-1]) + 1
             if len(real) != stop - start:
-                hole = additive_mask(~key_mask[item, start:stop], mask_dtype(q))
+                hole = additive_mask(~key_mask[row, start:stop], mask_dtype(q))[None, None]
         first = max(start, earlier)
         if first >= stop:
             continue
-        chosen = None if global_mask is None else global_mask[item, start:stop].nonzero()[:, 0]
-        rows, keys = (item, every, slice(first - earlier, stop - earlier)), (item, every, slice(start, stop))
+        chosen = None if global_mask is None else global_mask[row, start:stop].nonzero()[:, 0]
+        rows, keys = (at, every, slice(first - earlier, stop - earlier)), (at, every, slice(start, stop))
         kept = chosen if chosen is not None and len(chosen) else None
-        yield _Item(rows, keys, first - start, hole, kept, q[rows], k[keys], v[keys], out[rows], lse[rows])
+        yield _Item(rows, keys, first - start, hole, kept, q[rows], k[keys], v[keys])
 
 
-def _band_calls(item: _Item, band: _Band, block: int, count: int) -> Iterator[tuple[Group, Tensor, Tensor | None]]:
-    """The band as kernel calls of at most ``count`` blocks of ``block`` queries, with their masks and, for a bias, their distances."""
-    for group in groups(item.q.shape[1], item.k.shape[1], item.shift, band.left, band.right, block):
-        shift, distance = group.first + item.shift - group.start, None
+Call = tuple[Group, Tensor | None, Tensor | None]
+"""Blocks of one call of the kernel, their mask and, for a bias, their distances."""
+
+
+def _band_calls(item: _Item, band: _Band, plan: Plan) -> Sequence[Call]:
+    """The band as calls of the kernel."""
+    index, dtype = item.globals if plan.dense else None, mask_dtype(item.q)
+    if plan.dense:
+        masks: Sequence[Tensor | None] = [visible_mask(item.q_len, item.kv_len, item.shift, band.pattern, index, dtype)]
+    else:
+        key = ("masks of blocks", item.q_len, item.kv_len, item.shift, band.left, band.right, plan.block, dtype)
+        masks = KEPT.get(key, lambda: [block_mask(group, item.shift, band.left, band.right, plan.block, dtype) for group in plan.groups])
+    if item.hole is None and band.bias is None:
+        return [(part, mask, None) for group, mask in zip(plan.groups, masks, strict=True) for part in plan.calls(group)]
+    calls: list[Call] = []
+    for group, mask in zip(plan.groups, masks, strict=True):
+        distance = None
         if band.bias is not None:
-            distance = torch.arange(group.block)[:, None] + shift - torch.arange(group.width)[None, :]
-        mask = band.on(band_mask(group, shift, band.left, band.right, mask_dtype(item.q)), distance)
-        for number in range(0, group.blocks, count):
-            part = group.part(number, count)
-            yield part, mask if item.hole is None else mask + part.keys(item.hole[None])[:, :, None], distance
+            first = group.first + item.shift - group.start
+            distance = torch.arange(group.block)[:, None] + first - torch.arange(group.width)[None, :]
+            mask = band.on(mask, distance)
+        for part in plan.calls(group):
+            hole = None if item.hole is None else part.keys(item.hole)[:, :, None]
+            calls.append((part, mask if hole is None else hole if mask is None else mask + hole, distance))
+    return calls
 
 
-def _forward_block(dtype: torch.dtype, width: int) -> tuple[int, int]:
-    """Queries per block, and blocks per kernel call, for a band of ``width`` keys."""
-    if dtype == torch.bfloat16 and width >= WIDE:
-        return WIDE_BLOCK, WIDE_CHUNK * torch.get_num_threads()  # one thread's share stays within its cache
-    return FORWARD_BLOCK, FORWARD_CHUNK
+def _plan(item: _Item, band: _Band, backward: bool = False) -> Plan:
+    sizes = (item.q_len, item.kv_len, item.shift, band.left, band.right)
+    return band_plan(*sizes, item.q.dtype, torch.get_num_threads(), backward=backward, tokens=item.globals is not None)
 
 
-def _column_calls(item: _Item, columns: Tensor, band: _Band) -> Iterator[tuple[int, int, Tensor | None, Tensor | None]]:
-    """Stretches of query rows that need the global columns: (first row, last row + 1, mask, distances), the last two where needed.
+Rows = tuple[int, int, Tensor | None, Tensor | None]
+"""First query row, last one + 1, mask and, for a bias, distances of a call over the global columns."""
+
+
+def _column_calls(item: _Item, columns: Tensor, band: _Band) -> Sequence[Rows]:
+    """Stretches of query rows that need the global columns.
 
     Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
     """
-    q_len, left, right = item.q.shape[1], band.left, band.right
-    start = torch.arange(0, q_len, FORWARD_BLOCK)[:, None] + item.shift
-    stop = (start + FORWARD_BLOCK).clamp(max=q_len + item.shift) - 1
+    key = ("columns", item.q_len, item.shift, band.pattern, band.bias is None, tuple(columns.tolist()), mask_dtype(item.q))
+    calls = KEPT.get(key, lambda: list(_find_column_calls(item, columns, band)))
+    if band.bias is None:
+        return calls
+    return [(first, last, band.on(mask, distance), distance) for first, last, mask, distance in calls]
+
+
+def _find_column_calls(item: _Item, columns: Tensor, band: _Band) -> Iterator[Rows]:
+    """:func:`_column_calls` with distances, and without the bias."""
+    q_len, left, right = item.q_len, band.left, band.right
+    start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + item.shift
+    stop = (start + COLUMN_BLOCK).clamp(max=q_len + item.shift) - 1
     some, every = start - columns <= left, stop - columns <= left
     if not band.causal:
         some &= columns - stop <= right
         every &= columns - start <= right
     row = 0
     for hidden, run in itertools.groupby((some.any(1).int() + every.all(1).int()).tolist()):  # no, some or all pairs are hidden
-        end = min(q_len, row + FORWARD_BLOCK * len(list(run)))
+        end = min(q_len, row + COLUMN_BLOCK * len(list(run)))
         for first in range(row, end, COLUMN_ROWS) if hidden != 2 else ():
             last, mask, distance = min(first + COLUMN_ROWS, end), None, None
             if hidden or band.bias is not None:
@@ -317,14 +359,14 @@ def _column_calls(item: _Item, columns: Tensor, band: _Band) -> Iterator[tuple[i
             if hidden and distance is not None:
                 inside = distance <= left if band.causal else (distance <= left) & (distance >= -right)
                 mask = additive_mask(inside, mask_dtype(item.q))[None, None]
-            yield first, last, band.on(mask, distance), distance
+            yield first, last, mask, distance
         row = end
 
 
 def _row_mask(item: _Item, rows: Tensor, band: _Band) -> tuple[Tensor | None, Tensor]:
     """Mask and distances of global query rows, which see every key but those in holes and, when causal, the future."""
-    distance = (rows + item.shift)[:, None] - torch.arange(item.k.shape[1])[None]
-    mask = None if item.hole is None else item.hole[None, None, None, :]
+    distance = (rows + item.shift)[:, None] - torch.arange(item.kv_len)[None]
+    mask = None if item.hole is None else item.hole[:, :, None]
     if band.causal:
         ahead = additive_mask(distance < 0, mask_dtype(item.q))[None, None]
         mask = ahead if mask is None else mask + ahead
@@ -332,12 +374,31 @@ def _row_mask(item: _Item, rows: Tensor, band: _Band) -> tuple[Tensor | None, Te
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens of ``x (H, N, …)`` as ``(1, H, g, …)``."""
-    return x[:, index][None]
+    """Tokens of ``x (b, H, N, …)`` as ``(b, H, g, …)``."""
+    return x.index_select(2, index)
 
 
-@torch.library.custom_op(f"{OPERATORS}::cpu_band", mutates_args=(), device_types="cpu")
-def cpu_band(
+def _few_columns(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Output ``(b, H, n, D)`` and log-sum-exp of n queries over a few keys ``(b, H, g, D)``."""
+    scores = products(q, k).mul_(scale)
+    scores = scores if mask is None else scores.add_(mask)
+    lse = scores.logsumexp(-1)
+    if k.shape[2] == 1:
+        return v.expand_as(q), lse
+    return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
+
+
+def _two_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """``(b, H, 1, …)`` with the row twice: in half precision the kernel takes several times as long for one as for two."""
+    return tuple(torch.cat([x, x], 2) for x in tensors)
+
+
+def _one_row(q: Tensor) -> bool:
+    """Whether ``q (b, H, n, D)`` is to be doubled."""
+    return q.shape[2] == 1 and q.element_size() < 4
+
+
+def band_forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
     left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None = None, ahead: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -352,58 +413,96 @@ def cpu_band(
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
+    band = _Band.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
     out, lse = empty_results(q)
     if key_mask is not None:
         out.zero_()
         lse.zero_()
-    band = _Band.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
-    for item in _items(q, k, v, out, lse, key_mask, global_mask):
-        for g, mask, _ in _band_calls(item, band, *_forward_block(q.dtype, left + right)):
-            part, part_lse = flash(g.queries(item.q), g.keys(item.k), g.keys(item.v), attn_mask=mask, scale=scale)
-            g.queries(item.out).copy_(part)
-            g.queries(item.lse).copy_(part_lse)
-        if item.globals is not None:
-            _globals_forward(item, item.globals, band)
+    for item in _items(q, k, v, key_mask, global_mask, band):
+        plan = _plan(item, band)
+        of_item = out[item.by_query], lse[item.by_query]
+        for g, mask, _ in _band_calls(item, band, plan):
+            inputs = g.queries(item.q), g.keys(item.k), g.keys(item.v)
+            parts = flash(*inputs, 0.0, item.causal(band, plan), attn_mask=mask, scale=scale)
+            if plan.dense and item.hole is None and parts[0].shape == out.shape and parts[0].stride() == out.stride():
+                return parts  # nothing else writes to the results
+            for result, part in zip(of_item, parts, strict=True):
+                g.queries(result).copy_(part)
+        if item.globals is not None and not plan.dense:
+            _globals_forward(item, item.globals, band, *of_item)
         padding = item.padding_rows()
         if padding is not None:
-            item.out.masked_fill_(padding, 0)
+            of_item[0].masked_fill_(padding, 0)
     return out, lse
 
 
-def _globals_forward(item: _Item, columns: Tensor, band: _Band) -> None:
-    """Merge the global keys outside the band, and overwrite the rows of the global queries."""
+def _globals_forward(item: _Item, columns: Tensor, band: _Band, out: Tensor, lse: Tensor) -> None:
+    """Merge the global keys outside the band into the item's ``out`` and ``lse``, and overwrite the rows of the global queries."""
     keys, values = _take(item.k, columns), _take(item.v, columns)
     for first, last, mask, _ in _column_calls(item, columns, band):
-        queries, out, lse = (x[:, first:last] for x in (item.q, item.out, item.lse))
-        part, part_lse = flash(queries[None], keys, values, attn_mask=mask, scale=band.scale)
-        merge_into(out, lse, part[0], part_lse[0])
+        queries, of_out, of_lse = (x[:, :, first:last] for x in (item.q, out, lse))
+        if len(columns) <= FEW_COLUMNS:
+            merge_into(of_out, of_lse, *_few_columns(queries, keys, values, mask, band.scale))
+        else:
+            merge_into(of_out, of_lse, *flash(queries, keys, values, attn_mask=mask, scale=band.scale))
     rows = item.global_rows()
     if band.global_rows and len(rows):
         mask, _ = _row_mask(item, rows, band)
-        part, part_lse = flash(_take(item.q, rows), item.k[None], item.v[None], attn_mask=mask, scale=band.scale)
-        item.out.index_copy_(1, rows, part[0])
-        item.lse.index_copy_(1, rows, part_lse[0])
+        queries = _take(item.q, rows)
+        if _one_row(queries):
+            (queries,), mask = _two_rows(queries), None if mask is None else mask.expand(-1, -1, 2, -1)
+        for result, part in zip((out, lse), flash(queries, item.k, item.v, attn_mask=mask, scale=band.scale), strict=True):
+            result.index_copy_(2, rows, part[:, :, : len(rows)])
+
+
+cpu_band = torch.library.custom_op(f"{OPERATORS}::cpu_band", band_forward, mutates_args=(), device_types="cpu")
+
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""Of q, k and v."""
 
 
 class _Gradients(NamedTuple):
-    """Views into the gradients of one item, all ``(H, tokens, D)``."""
+    """Of one item: the gradient and the results of the forward pass, and where gradients are added up; views ``(b, H, tokens, …)``."""
 
+    grad: Tensor
     out: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None
+    lse: Tensor
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+    dbias: Tensor | None
     """Gradient of the whole table, ``(H, distances)``; ``None`` where it is not needed."""
 
-    def of_call(self, band: _Band, given: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None) -> tuple[Tensor, ...]:
-        """The gradients of q, k, v of one kernel call on ``given``, its grad, q, k, v, out, lse; that of the bias is added here."""
-        if self.bias is not None and band.bias is not None and distance is not None:
-            band.bias.add_gradient(self.bias, distance, score_gradient(mask, band.scale, *given))
-        return flash_backward(*given, 0.0, False, attn_mask=mask, scale=band.scale)
+    def of_call(
+        self, band: _Band, inputs: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None, causal: bool = False
+    ) -> Gradients:
+        """The gradients of q, k, v of one call on ``inputs``, its grad, q, k, v, out, lse; that of the bias is added here."""
+        if self.dbias is not None and band.bias is not None and distance is not None:
+            of_scores, _ = score_gradient(mask, band.scale, *inputs)
+            band.bias.add_gradient(self.dbias, distance, of_scores.sum(0))
+        grad, q, k, v, out, lse = inputs
+        if k.shape[2] <= FEW_COLUMNS:
+            return _few_columns_backward(mask, band.scale, *inputs)
+        if one_row := _one_row(q):  # the second one has no gradient
+            grad, (q, out, lse) = F.pad(grad, (0, 0, 0, 1)), _two_rows(q, out, lse)
+            mask = None if mask is None else mask.expand(-1, -1, 2, -1)
+        dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=band.scale)
+        return dq[:, :, :1] if one_row else dq, dk, dv
 
 
-def score_gradient(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Tensor:
-    """Gradient of the scores of ``softmax(q·k·scale + mask)·v``, summed over the first axis: ``(H, rows, columns)``.
+def _few_columns_backward(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, *rest: Tensor) -> Gradients:
+    """The gradients of q, k, v of n queries over a few keys."""
+    of_scores, weights = score_gradient(mask, scale, grad, q, k, *rest)
+    of_scores, dtype = of_scores.mul_(scale), weights.dtype
+    dk, dv = of_scores.transpose(-1, -2) @ q.to(dtype), weights.transpose(-1, -2) @ grad.to(dtype)
+    return (of_scores @ k.to(dtype)).to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+
+
+def score_gradient(
+    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the scores of ``softmax(q·k·scale + mask)·v``, and the weights, both ``(n, H, rows, columns)``.
 
     grad, q, out ``(n, H, rows, D)``, k, v ``(n, H, columns, D)``, lse ``(n, H, rows)``: of the whole softmax, of which this may be a part.
     """
@@ -413,7 +512,7 @@ def score_gradient(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k
         scores = scores.add_(mask)
     weights = scores.sub_(lse[..., None]).exp_()
     of_weights = (grad @ v.transpose(-1, -2)).sub_((grad * out).sum(-1, keepdim=True))
-    return weights.mul_(of_weights).sum(0)
+    return of_weights.mul_(weights), weights
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_band_backward", mutates_args=(), device_types="cpu")
@@ -424,24 +523,29 @@ def cpu_band_backward(
     """Gradients of :func:`cpu_band` with respect to q, k, v and, with ``of_bias``, the bias (otherwise empty), in time and memory linear
     in the number of tokens."""
     dbias = _like_bias(q, bias if of_bias else None).zero_()
-    dq, dk, dv = (x.zero_() for x in token_major(q.dtype, q, k, v))
+    dq, dk, dv = token_major(q.dtype, q, k, v)
     band = _Band.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
-    for item in _items(q, k, v, out, lse, key_mask, global_mask):
-        into = _Gradients(grad[item.by_query], dq[item.by_query], dk[item.by_key], dv[item.by_key], dbias if of_bias else None)
-        padding = item.padding_rows()
+    for x in (dq, dk, dv):
+        x.zero_()
+    for item in _items(q, k, v, key_mask, global_mask, band, backward=True):
+        at, keys = item.by_query, item.by_key
+        into = _Gradients(grad[at], out[at], lse[at], dq[at], dk[keys], dv[keys], dbias if of_bias else None)
+        padding, plan = item.padding_rows(), _plan(item, band, backward=True)
         if padding is not None:
-            into = into._replace(out=into.out.masked_fill(padding, 0))
-        if item.globals is not None:
+            into = into._replace(grad=into.grad.masked_fill(padding, 0))
+        if item.globals is not None and not plan.dense:
             if global_rows:
                 into = _rows_backward(item, item.global_rows(), band, into)
             _columns_backward(item, item.globals, band, into)
-        for g, mask, distance in _band_calls(item, band, BACKWARD_BLOCK, BACKWARD_CHUNK):
-            of_out, of_q, of_k, of_v = g.queries(into.out), g.queries(item.q), g.keys(item.k), g.keys(item.v)
-            given = (of_out, of_q, of_k, of_v, g.queries(item.out), g.queries(item.lse))
-            part = into.of_call(band, given, mask, distance)
-            g.queries(into.q).add_(part[0])
-            g.add_to_keys(into.k, part[1])
-            g.add_to_keys(into.v, part[2])
+        for g, mask, distance in _band_calls(item, band, plan):
+            of_out, of_q, of_k, of_v = g.queries(into.grad), g.queries(item.q), g.keys(item.k), g.keys(item.v)
+            inputs = (of_out, of_q, of_k, of_v, g.queries(into.out), g.queries(into.lse))
+            parts = into.of_call(band, inputs, mask, distance, item.causal(band, plan))
+            if plan.dense and item.q.shape == q.shape and item.hole is None:  # nothing else adds to them
+                return *parts, dbias
+            g.queries(into.dq).add_(parts[0])
+            g.add_to_keys(into.dk, parts[1])
+            g.add_to_keys(into.dv, parts[2])
     return dq, dk, dv, dbias
 
 
@@ -449,22 +553,23 @@ def _rows_backward(item: _Item, rows: Tensor, band: _Band, into: _Gradients) -> 
     """The global rows; returned without the gradients of their outputs, since no other call computed these."""
     if not len(rows):
         return into
-    grad, queries, out, lse = (_take(x, rows) for x in (into.out, item.q, item.out, item.lse))
-    part = into.of_call(band, (grad, queries, item.k[None], item.v[None], out, lse), *_row_mask(item, rows, band))
-    into.q.index_add_(1, rows, part[0][0])
-    into.k.add_(part[1][0])
-    into.v.add_(part[2][0])
-    return into._replace(out=into.out.index_fill(1, rows, 0))
+    mask, distance = _row_mask(item, rows, band)
+    grad, queries, out, lse = (_take(x, rows) for x in (into.grad, item.q, into.out, into.lse))
+    dq, dk, dv = into.of_call(band, (grad, queries, item.k, item.v, out, lse), mask, distance)
+    into.dq.index_add_(2, rows, dq)
+    into.dk.add_(dk)
+    into.dv.add_(dv)
+    return into._replace(grad=into.grad.index_fill(2, rows, 0))
 
 
 def _columns_backward(item: _Item, columns: Tensor, band: _Band, into: _Gradients) -> None:
     keys, values = _take(item.k, columns), _take(item.v, columns)
     for first, last, mask, distance in _column_calls(item, columns, band):
-        grad, queries, out, lse = (x[None, :, first:last] for x in (into.out, item.q, item.out, item.lse))
-        part = into.of_call(band, (grad, queries, keys, values, out, lse), mask, distance)
-        into.q[:, first:last].add_(part[0][0])
-        into.k.index_add_(1, columns, part[1][0])
-        into.v.index_add_(1, columns, part[2][0])
+        grad, queries, out, lse, dq = (x[:, :, first:last] for x in (into.grad, item.q, into.out, into.lse, into.dq))
+        parts = into.of_call(band, (grad, queries, keys, values, out, lse), mask, distance)
+        dq.add_(parts[0])
+        into.dk.index_add_(2, columns, parts[1])
+        into.dv.index_add_(2, columns, parts[2])
 
 
 def _like_bias(q: Tensor, bias: Tensor | None) -> Tensor:

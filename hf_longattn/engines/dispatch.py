@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..naming import LOGGER
+from .band_plan import Plan, band_plan
 from .batch import in_graph
 from .call import AttentionCall, DistanceBias, Pattern
 from .derivatives import no_fused_kernels
@@ -87,6 +88,13 @@ class Facts:
             return False
         return isinstance(self.call.score_mod, DistanceBias) if self.device == "cpu" else _no_flex(self) is None
 
+    def cpu_plan(self) -> Plan:
+        """How the CPU's kernel computes the band at the least cost."""
+        assert self.dtype is not None
+        band, kv_len = self.band, self.kv_len
+        sizes = (self.q_len, kv_len, kv_len - self.q_len, min(band.left, kv_len), min(band.right, kv_len))
+        return band_plan(*sizes, self.dtype, torch.get_num_threads(), tokens=self.call.global_mask is not None)
+
 
 Reason = Callable[[Facts], str | None]
 """Why a path does not run, as a clause; ``None`` where it may."""
@@ -122,9 +130,13 @@ def _band_is_short(facts: Facts) -> str | None:
     if torch.compiler.is_exporting():  # one graph for all lengths
         narrow = min(band.left, band.left if band.causal else band.right) + 1
         return "the band is narrower than some inputs" if band.bounded and not _known(kv_len <= narrow) else None
-    if facts.few_pairs or (kv_len <= DENSE_KEYS and kv_len <= band.width and not facts.biased):
+    if facts.few_pairs:
         return None
-    return MANY
+    if torch.compiler.is_compiling() or _no_cpu_kernel(facts, takes_bias=True) is not None:
+        return None if kv_len <= DENSE_KEYS and kv_len <= band.width and not facts.biased else MANY
+    if facts.biased or facts.call.key_mask is not None:
+        return "the band kernel adds the bias, or cuts the padding off, without an N×N matrix"
+    return None if facts.cpu_plan().dense else "a block of queries for which few keys are masked costs less"
 
 
 def _not_on(device: str, facts: Facts) -> str | None:
@@ -259,6 +271,11 @@ class Choice:
 
 class NoKernel(Exception):
     """A path turns out not to run on this machine; the text says why, as a clause."""
+
+
+def fastest_path(kind: str, facts: Facts) -> str:
+    """The path that :func:`choose` would choose, without telling anybody."""
+    return _first(kind, facts)[0]
 
 
 def choose(kind: str, facts: Facts) -> str:

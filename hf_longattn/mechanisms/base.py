@@ -451,6 +451,11 @@ class Mechanism(nn.Module, ABC):
         """Whether the mechanism equals full softmax attention for every input of up to ``length`` tokens."""
         return False
 
+    def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
+        """How calling this module for whole rows of real tokens, with keys ``key (B, H_kv, N, D)``, runs one fused call and nothing else:
+        ``True`` without a mask, besides causality, or with an additive mask ``(1, 1, N, N)``; ``False`` where it does not."""
+        return False
+
     def pairs(self, length: int, causal: bool = False) -> int:
         """Query–key products of one head for an input of ``length`` tokens, the unit in which costs are compared."""
         return length * (length + 1) // 2 if causal else length * length

@@ -9,14 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.block_sparse import block_sparse_attention
+from ..engines.block_sparse import block_sparse_attention, short_mask
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.dense import dense_attention, fused_attention, index_grid, repeat_heads
+from ..engines.derivatives import no_fused_kernels
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.shards import Locality
 from ..positions.relative import Span
+from ..private_apis import has_hooks
 from .base import KeptKeys, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs, global_parts, triangle
 
@@ -135,6 +137,23 @@ class SparseMechanism(MaskedMechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
+
+    def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
+        length = key.shape[2]
+        if self.token_rule is not None or has_hooks(self):
+            return False
+        if self.covers(length, causal):
+            return True
+        if no_fused_kernels() is not None:
+            return False
+
+        def make() -> Tensor | bool:
+            pattern = self.pattern(causal)
+            mask = short_mask(key, pattern, self.resolve_globals(key[:1], AttentionCall(pattern.causal)))
+            return False if mask is None else mask
+
+        name = ("fused mask", type(self), self.options, length, causal, key.dtype, key.device, torch.get_num_threads())
+        return KEPT.get(name, make)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = self.pattern(causal)

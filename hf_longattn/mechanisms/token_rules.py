@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall
 from ..errors import OptionError
 
@@ -91,7 +92,12 @@ def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) ->
     """
     if call.global_mask is not None:
         return call.global_mask if call.key_mask is None else call.global_mask & call.key_mask
-    return at_positions(positions, call.real(k)) if positions else None
+    if not positions:
+        return None
+    if call.key_mask is not None:
+        return at_positions(positions, call.key_mask)
+    key = ("global positions", positions, k.shape[0], k.shape[2], k.device)
+    return KEPT.get(key, lambda: at_positions(positions, call.real(k)))
 
 
 def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:

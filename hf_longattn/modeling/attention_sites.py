@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,8 @@ CROSS_MECHANISM = "full"
 """Cross-attention is full: its queries and keys come from different sequences, so distances between them have no meaning."""
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Names of cross-attention."""
+ATTENDING = "attending"
+"""The attribute of a Long base model with a list of its attention modules."""
 SERVED = "layers_served"
 """The attribute of an attention module with the layers that it serves, if there are several."""
 
@@ -93,6 +95,19 @@ def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
     if isinstance(found, nn.ModuleDict):
         return {f"{ON}.{layer}": one for layer, one in found.items() if isinstance(one, Mechanism)}
     return {ON: found} if isinstance(found, Mechanism) else {}
+
+
+def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
+    """The mechanism of every layer; of a Long base model without a walk through all modules, which takes longer than a short input's
+    attention."""
+    attending = model.__dict__.get(ATTENDING)
+    attending = [module for module in model.modules() if hasattr(module, ON)] if attending is None else attending
+    return [mechanism for module in attending for mechanism in mechanisms_on(module).values()]
+
+
+def with_members(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:
+    """``mechanisms`` and the members of composites."""
+    return [part for mechanism in mechanisms for part in mechanism.modules() if isinstance(part, Mechanism)]
 
 
 SEPARATE = {

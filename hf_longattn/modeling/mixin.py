@@ -20,6 +20,7 @@ from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
 from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped
 from .attachment import attach_mechanisms
+from .attention_sites import ATTENDING, ON, layer_mechanisms, with_members
 from .config import BASE_ATTENTION
 from .family import Family, PositionTable
 from .pruning import cut_as_configured
@@ -291,6 +292,7 @@ class LongBaseModelMixin(LongAttentionMixin):
 
     def equip(self) -> None:
         """Add memory tokens, where mechanisms need them; layers that contradict one another are refused."""
+        setattr(self, ATTENDING, [module for module in self.modules() if hasattr(module, ON)])
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
 
@@ -333,7 +335,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         """
         if arguments.get("global_attention_mask") is not None and self.runs_mechanisms:
             length = arguments["global_attention_mask"].shape[-1]
-            if not any(m.takes_globals or m.covers(length) for m in self.modules() if isinstance(m, Mechanism)):
+            if not any(mechanism.takes_globals or mechanism.covers(length) for mechanism in with_members(layer_mechanisms(self))):
                 raise MaskError(
                     "global_attention_mask was given, but no layer of this model takes global tokens "
                     f"(its mechanism is {self.config.long_attention.mechanism!r}); "

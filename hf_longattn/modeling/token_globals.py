@@ -16,6 +16,7 @@ from ..errors import MaskError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.token_rules import TokenRule
 from ..naming import LOGGER
+from .attention_sites import layer_mechanisms, with_members
 
 logger = logging.get_logger(LOGGER)
 
@@ -29,7 +30,7 @@ def token_rule(model: nn.Module) -> TokenRule | None:
     Raises:
         OptionError: layers with different rules, or a segment without a separator.
     """
-    takers = [module for module in model.modules() if isinstance(module, Mechanism) and module.takes_globals]
+    takers = _takers(model)
     config = getattr(model, "config", None)
     question = getattr(config, "question_separator_id", None)
     marked = tuple(getattr(config, "global_token_ids", None) or ())
@@ -51,18 +52,23 @@ def token_rule(model: nn.Module) -> TokenRule | None:
 
 def fixed_globals(mechanisms: Iterable[Mechanism]) -> tuple[int, ...]:
     """The positions that are global in any of the mechanisms or their members."""
-    parts = [part for mechanism in mechanisms for part in mechanism.modules() if isinstance(part, Mechanism)]
-    return tuple(sorted({position for part in parts for position in getattr(part.options, "global_tokens", ())}))
+    return tuple(sorted({position for part in with_members(mechanisms) for position in getattr(part.options, "global_tokens", ())}))
+
+
+def _takers(model: nn.Module) -> list[Mechanism]:
+    """The mechanisms of ``model`` and members of composites that take global tokens."""
+    outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.takes_globals]
+    return [mechanism for mechanism in with_members(outer) if mechanism.takes_globals] if outer else []
 
 
 def chooses_by_ids(model: nn.Module) -> bool:
     """Whether the mechanisms of ``model`` choose global tokens by their ids: segments or given ids."""
-    return any(module.token_rule is not None for module in model.modules() if isinstance(module, Mechanism) and module.takes_globals)
+    return any(mechanism.token_rule is not None for mechanism in _takers(model))
 
 
 def takes_globals(model: nn.Module) -> bool:
     """Whether any layer of ``model`` takes global tokens."""
-    return any(isinstance(module, Mechanism) and module.takes_globals for module in model.modules())
+    return any(mechanism.takes_globals for mechanism in layer_mechanisms(model))
 
 
 def question_separator(tokenizer: Any) -> int | None:

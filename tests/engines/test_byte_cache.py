@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines import block_sparse, byte_cache
+from hf_longattn.engines import band_plan, block_sparse, byte_cache
 from hf_longattn.engines.byte_cache import BUDGET, KEPT, OVERHEAD, ByteCache, tensor_bytes
 from hf_longattn.engines.call import GatherTile
 from hf_longattn.mechanisms.registry import mechanism_class
@@ -173,22 +173,28 @@ def test_masks_of_a_wide_window_are_made_once(window: int, monkeypatch: pytest.M
     KEPT.clear()
     made = counted(monkeypatch)
     for _ in range(2):
-        for group in block_sparse.groups(65536, 65536, 0, window - 1, 0, 64):
-            mask = block_sparse.band_mask(group, group.first - group.start, window - 1, 0, torch.float32)
-            assert mask.shape == (1, 1, group.block, group.width)
-    assert len(made) == 2  # that of the inner blocks, and the one of which those at the edges are parts
+        for group in band_plan.groups(65536, 65536, 0, window - 1, 0, 64):
+            mask = block_sparse.block_mask(group, 0, window - 1, 0, 64, torch.float32)
+            assert mask is None or mask.shape == (1, 1, group.block, group.width)
+    assert len(made) == 1  # that of the inner blocks, of which those at the edges are parts
     assert KEPT.nbytes < 40 << 20
 
 
-@pytest.mark.parametrize(("left", "right", "shift"), [(40, 0, 0), (40, 25, 13), (300, 300, 0), (0, 0, 7), (500, 2, 100)])
-def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: int) -> None:
+@pytest.mark.parametrize(("left", "right", "shift"), [(40, 0, 0), (40, 25, 13), (300, 300, 0), (0, 0, 7), (500, 2, 100), (200, 190, 0)])
+@pytest.mark.parametrize("block", [32, 64, 192, 333])
+def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: int, block: int) -> None:
     KEPT.clear()
-    q_len, kv_len = 333, 333 + shift
-    for group in block_sparse.groups(q_len, kv_len, shift, min(left, kv_len), min(right, kv_len), 64):
-        first = group.first + shift - group.start
-        mask = block_sparse.band_mask(group, first, min(left, kv_len), min(right, kv_len), torch.float32)
-        distance = torch.arange(group.block)[:, None] + first - torch.arange(group.width)[None]
-        assert torch.equal(mask[0, 0] == 0, (distance <= left) & (distance >= -right))
+    q_len, kv_len, rows = 333, 333 + shift, []
+    left, right = min(left, kv_len), min(right, kv_len)
+    for group in band_plan.groups(q_len, kv_len, shift, left, right, block):
+        mask = block_sparse.block_mask(group, shift, left, right, block, torch.float32)
+        seen = torch.ones(group.block, group.width, dtype=torch.bool) if mask is None else mask[0, 0] == 0
+        for number in range(group.blocks):
+            first, start = group.first + number * group.block, group.start + number * group.step
+            distance = torch.arange(first, first + group.block)[:, None] + shift - torch.arange(start, start + group.width)[None]
+            assert torch.equal(seen, (distance <= left) & (distance >= -right))
+            rows += range(first, first + group.block)
+    assert sorted(rows) == list(range(q_len)), "every query is in one block"
 
 
 def test_plans_of_many_layers_and_lengths_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
