@@ -23,6 +23,8 @@ from benchmarks.inference import PRECISIONS, speedups
 from benchmarks.inference import markdown as inference_markdown
 from benchmarks.packing import markdown as packing_markdown
 from benchmarks.report import markdown_table, memory_table, timing_table
+from benchmarks.same_precision import brief as same_precision_brief
+from benchmarks.same_precision import markdown as same_precision_markdown
 from benchmarks.serving import int8_markdown, load_markdown
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
@@ -290,6 +292,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "decode-onnx": partial(decoding, "decode-onnx"),
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
+    "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m benchmarks.same_precision"),
+    "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m benchmarks.same_precision"),
     "inference": partial(study, "inference", inference_markdown, "python -m benchmarks.inference"),
     "compress": partial(study, "compress", compression_markdown, "python -m research.compression --work-dir work"),
     "packing": partial(study, "packing", packing_markdown, "python -m benchmarks.packing"),

@@ -32,6 +32,23 @@ SMALLEST = 1e-8
 """Of scales, so that a row of zeros has one."""
 
 
+def outside_of_graphs(layer: nn.Module, x: Tensor) -> Tensor:
+    """What ``layer`` makes of ``x``, between two graphs of torch.compile: Inductor cannot read weights in oneDNN's layout.
+
+    Raises:
+        BackendError: the model is being exported, into one graph.
+    """
+    if torch.compiler.is_exporting():
+        raise BackendError("A model after optimize_for_inference cannot be exported, since its weights are packed; export it before.")
+    return _run_uncompiled(layer, x)
+
+
+@torch.compiler.disable(reason="Layers after optimize_for_inference run between graphs; compile without fullgraph=True.")
+def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = layer(x)
+    return out
+
+
 class InferenceLinear(nn.Module):
     """A linear layer without gradients, at a fixed place and in a fixed dtype."""
 
@@ -44,8 +61,10 @@ class InferenceLinear(nn.Module):
         """``(…, in_features)`` -> ``(…, out_features)``.
 
         Raises:
-            BackendError: the input needs gradients.
+            BackendError: the input needs gradients, or the model is being exported.
         """
+        if torch.compiler.is_compiling():
+            return outside_of_graphs(self, x)
         return self.product(self.rows(x)).view(*x.shape[:-1], self.out_features)
 
     def rows(self, x: Tensor) -> Tensor:
@@ -263,6 +282,8 @@ class FusedPart(nn.Module):
         self.in_features, self.out_features = fused.layer.in_features, fused.sizes[index]
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return outside_of_graphs(self, x)
         return self.fused.part(self.index, x)
 
     def extra_repr(self) -> str:

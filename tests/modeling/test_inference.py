@@ -371,6 +371,75 @@ def test_a_model_of_transformers_is_taken_too() -> None:
     assert torch.equal(hf_longattn.optimize_for_inference(plain)(tokens(2, 30)).last_hidden_state, expected)
 
 
+def graphs_of(model: Any, **inputs: Tensor) -> tuple[Any, list[torch.fx.GraphModule]]:
+    """The outputs of a compiled copy of a model, and the graphs that a compiler got."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    with torch.no_grad():
+        return torch.compile(model, backend=keep)(**inputs), graphs
+
+
+@pytest.mark.parametrize(("base", "precision"), [("bert", "int8"), ("llama", "bf16")])
+def test_compiled_graphs_hold_no_packed_weights(base: str, precision: str) -> None:
+    """Inductor fails at them."""
+    model = long_model(base, None, WINDOW).optimize_for_inference(precision)
+    inputs = {"input_ids": tokens(1, 40), **uncached(base)}
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state
+    out, graphs = graphs_of(model, **inputs)
+    assert graphs, "something is compiled"
+    targets = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert not any(library in target for target in targets for library in ("mkldnn", "onednn"))
+    assert torch.equal(out.last_hidden_state, expected)
+    with pytest.raises(Exception, match="compile without fullgraph=True"), torch.no_grad():
+        torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_inductor_compiles_an_optimised_model(precision: str) -> None:
+    model = long_model("bert", None, WINDOW).optimize_for_inference(precision)
+    compiled = torch.compile(model)
+    with torch.no_grad():
+        for length in (40, 100):
+            expected = model(tokens(1, length)).last_hidden_state
+            difference = (compiled(tokens(1, length)).last_hidden_state - expected).float().norm()
+            assert difference < 0.05 * expected.float().norm(), "Inductor rounds less often"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_exporting_an_optimised_model_is_refused(precision: str) -> None:
+    model = long_model("bert", None, WINDOW).optimize_for_inference(precision)
+    with pytest.raises(BackendError, match="cannot be exported, since its weights are packed; export it before"):
+        torch.export.export(model, (tokens(1, 40),), strict=False)
+
+
+@pytest.mark.parametrize("loaded", [torch.float16, torch.bfloat16], ids=str)
+def test_fp32_is_fp32_in_whatever_dtype_the_model_was_loaded(loaded: torch.dtype, tmp_path: Path) -> None:
+    long_model("bert", None, WINDOW).to(loaded).save_pretrained(tmp_path)
+    model, expected = (AutoModel.from_pretrained(tmp_path, dtype=dtype) for dtype in ("auto", torch.float32))
+    assert model.dtype == loaded
+    model.optimize_for_inference("fp32")
+    assert {x.dtype for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()} == {torch.float32}
+    assert model.config.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(model(tokens(1, 40)).last_hidden_state, expected(tokens(1, 40)).last_hidden_state)
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_a_warning_says_where_int8_is_not_the_fastest(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(inference, "has_amx", lambda: amx)
+    monkeypatch.setattr(inference.logger, "warning_once", warnings.append)
+    long_model("bert", None, WINDOW).optimize_for_inference("bf16")
+    long_model("bert", None, WINDOW).optimize_for_inference("int8")
+    assert warnings == [inference.SLOWER] * amx
+
+
 def test_refusals() -> None:
     model = long_model("bert", None, WINDOW)
     with pytest.raises(OptionError, match=r"There is no precision 'int4'; choose one of fp32, bf16, int8."):
