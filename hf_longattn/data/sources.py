@@ -104,8 +104,9 @@ def held_back(
     if args.validation:
         return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
     train, held_out = split_held_out(parts, seed, unit=unit)
-    if not len(held_out) or len(train) + len(held_out) < least:
-        count = "is only one row" if len(train) + len(held_out) == 1 else f"are {len(train) + len(held_out)} rows"
+    rows = len(train) + len(held_out)
+    if not len(held_out) or rows < least:
+        count = "is only one row" if rows == 1 else f"are {rows} rows" + (f" of one {unit}" if unit and rows >= least else "")
         raise OptionError(f"there {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA")
     return limited(args, seed, train, held_out)
 

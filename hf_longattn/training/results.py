@@ -26,7 +26,8 @@ Scores = Mapping[str, Any]
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation of Trainer measured, without its prefix and its times."""
     named = {name.partition("_")[2]: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    return {name: value for name, value in named.items() if name.removesuffix("_se") in ("loss", "n", *PERCENT)}
+    scores = {name: value for name, value in named.items() if name.removesuffix("_se") in ("loss", "n", *PERCENT)}
+    return {**scores, "n": int(scores["n"])} if "n" in scores else scores
 
 
 def compared_losses(before: Scores | None, after: Scores) -> dict[str, Any]:

@@ -117,14 +117,17 @@ def begin(
     """Refuse arguments that contradict one another, and to write over another model; set threads and seed.
 
     Args:
-        check: refuses what the output holds; default: :func:`check_output`.
+        check: refuses what the output holds; default: :func:`check_output`, and what :func:`starting_point` refuses.
 
     Raises:
         OptionError: they do, or the output holds a model or checkpoints.
+        CheckpointError: there is nothing to resume from.
     """
     run = TaskArguments(model_args, data_args, training_args)
     run.check()
     (check or check_output)(training_args)
+    if check is None:
+        starting_point(run)  # before anything slow
     if training_args.threads:
         torch.set_num_threads(training_args.threads)
     transformers.set_seed(training_args.seed)

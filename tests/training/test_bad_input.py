@@ -127,7 +127,7 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
     (pruned / "config.json").write_text(json.dumps({**config, "model_type": "long_bert", "kept_heads": {"0": 1}}), encoding="utf-8")
     for folder, words in ((adapter, "holds an adapter, not a model; merge it"), (plain, "load it with hf_longattn.load_generic")):
         for task in ("mlm", "classify", "qa"):
-            assert words in sentence(task, [ROWS[task]] * 4, "--model", str(folder))
+            assert words in sentence(task, [{**ROWS[task], "id": str(number)} for number in range(4)], "--model", str(folder))
         with pytest.raises(CheckpointError, match=words):
             hf_longattn.probe_model(folder)
     assert "differs in shape from the student (kept_heads is {'0': 1}, not None)" in sentence(

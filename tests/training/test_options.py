@@ -83,6 +83,10 @@ class Run:
         return found
 
     @property
+    def card(self) -> str:
+        return (self.folder / "README.md").read_text(encoding="utf-8")
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """Trainer's log entries, of all stages."""
         return [entry for trainer in self.trainers for entry in trainer.state.log_history]
@@ -225,7 +229,8 @@ OPTIONS = {
         "--max_train_samples 5", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
     ),
     "max_eval_samples": Option(
-        "--max_eval_samples 1", lambda run, plain: holds(held_out_count(run.log) < held_out_count(plain.log))
+        "--max_eval_samples 1",
+        lambda run, plain: holds(held_out_count(run.log) < held_out_count(plain.log) and not re.search(r"\bnan\b", run.card + run.said)),
     ),
     "use_peft": Option("--use_peft --lora_rank 2 --lora_alpha 4", updates_are_merged),
     "use_peft, from a checkpoint": Option(
@@ -355,7 +360,7 @@ def cells() -> Iterator[Any]:
             yield pytest.param(task, name, id=f"{task.title}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize(("task", "option"), cells())
+@pytest.mark.parametrize(("task", "option"), list(cells()))
 def test_an_option_works_or_is_refused(
     task: TrainingTask, option: str, runner: Runner, runs: dict[str, Run], request: pytest.FixtureRequest
 ) -> None:
@@ -401,6 +406,26 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(task: TrainingTask, runn
     code, run = runner(task, f"--resume {further}")
     assert code == 1
     is_one_sentence(run.said, r"no checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, id=task.title, marks=[pytest.mark.slow] if number % 4 else [])
+        for number, task in enumerate(TASKS)
+        if task.title not in OPTIONS["use_peft, from a checkpoint"].refused
+    ],
+)
+def test_updates_are_resumed_from_a_checkpoint(task: TrainingTask, runner: Runner) -> None:
+    line = "--use_peft --save_strategy steps --save_steps 1 " + ("--finetune_steps 3" if task.title == "distill" else "--max_steps 3")
+    code, run = runner(task, line)
+    assert code == 0, run.said
+    whole = load_file(run.folder / "model.safetensors")
+    shutil.rmtree(run.checkpoints[-1])
+    code, run = runner(task, f"{line} --resume")
+    assert code == 0, run.said
+    assert len(run.batches) == 1
+    torch.testing.assert_close(load_file(run.folder / "model.safetensors"), whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])

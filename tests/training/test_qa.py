@@ -84,6 +84,7 @@ def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
     log = finetune_qa(*build_arguments(QA, **given, num_train_epochs=3, learning_rate=1e-2, dtype="float16", **FAST))
     assert (log["questions"], log["held_out"]["after"]["n"]) == (15, 1), "a tenth of the questions is held out"
     assert "after: exact_match" in qa_table(log)
+    assert "(1 input)" in (out / "README.md").read_text()
     assert losses(log)[-1] < losses(log)[0]
     assert json.loads((out / LOG_NAME).read_text())["settings"]["num_train_epochs"] == 3
     saved = BertForQuestionAnswering.from_pretrained(out)
@@ -353,6 +354,7 @@ def test_the_readme_s_inference_finds_what_the_evaluation_found(checkpoint: str,
     for scores in log["held_out"].values():  # a threshold of its own before and after, so that the gain is not the threshold's
         assert scores["f1"] == pytest.approx(scores["best_f1"])
         assert scores["NoAns_total"] == 6
+    assert "best on these very questions" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_threshold_of_an_earlier_training_is_dropped(checkpoint: str, data: str, tmp_path: Path) -> None:
