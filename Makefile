@@ -72,6 +72,7 @@ bench: $(READY)  ## measure attention, models and training; results go to docs/r
 	$(BENCH) attention --mechanism longformer --option window=512 --globals 64 --lengths 1024,4096,8192 --against window,sdpa,flex,hf-longformer
 	$(BENCH) model --option window=512 --lengths 512,1024,4096,8192 --repeats 3
 	$(BENCH) train --option window=512 --lengths 512,1024,4096 --repeats 3
+	$(PY) -m benchmarks.same_precision --again
 	$(MAKE) docs
 
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/
