@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from tests.modes.cells import FAMILIES_IN_QUICK, Cell
+from tests.modes.cells import ROWS, Cell
 from tests.modes.ways import WAYS
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -19,7 +19,7 @@ SIGNS = {"equal": "=", "refused": "r", "none": "·"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--families", default=",".join(FAMILIES_IN_QUICK), help="only these; the rows of others stay")
+    parser.add_argument("--rows", default=",".join(ROWS), help="only these; the others stay")
     parser.add_argument("--ways", default=",".join(WAYS), help="only the pairs with one of these; the others stay")
     parser.add_argument("--without", default="", help="no pairs with these")
     options = parser.parse_args()
@@ -27,21 +27,19 @@ def main() -> None:
     file = RESULTS / "modes.json"
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else {}
     wrong = []
-    for base in options.families.split(","):
-        rows = {name: words for name, words in cells.get(base, {}).items() if {*name.split(" × ")} <= {*WAYS}}
+    for row in options.rows.split(","):
+        rows = {name: words for name, words in cells.get(row, {}).items() if {*name.split(" × ")} <= {*WAYS}}
         for first, second in itertools.combinations_with_replacement(WAYS, 2):
             if not {first, second} & {*options.ways.split(",")} or {first, second} & {*options.without.split(",")}:
                 continue
             name = f"{first} × {second}"
             try:
-                rows[name] = str(Cell(base, first, second).outcome())
+                rows[name] = str(Cell(row, first, second).outcome())
             except Exception as error:
                 rows.pop(name, None)
-                wrong.append(f"{base}: {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
+                wrong.append(f"{row}: {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
                 print(wrong[-1], flush=True)
-        cells[base] = {
-            f"{a} × {b}": rows[f"{a} × {b}"] for a, b in itertools.combinations_with_replacement(WAYS, 2) if f"{a} × {b}" in rows
-        }
+        cells[row] = {f"{a} × {b}": rows[f"{a} × {b}"] for a, b in itertools.combinations_with_replacement(WAYS, 2) if f"{a} × {b}" in rows}
         write(cells)
     print(f"{len(wrong)} wrong; written to {file}")
     raise SystemExit(bool(wrong))

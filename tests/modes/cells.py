@@ -12,13 +12,14 @@ from torch import Tensor
 
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES
-from tests.modes.ways import WAYS, WINDOW, Fields, decodes
+from tests.modes.ways import WAYS, WINDOW, Fields, decodes, head_of
 from tests.reference.small_models import long_model
-from tools.small_models import language_model
 
-FAMILIES_IN_QUICK = ("bert", "roberta", "llama", "opt", "mixtral", "gpt2", "t5", "bart", "gpt_neo", "deberta-v2")
-"""The families of the stored table; slow tests take every family."""
-HEADS = {"t5": "T5EncoderModel"}
+ROWS = (
+    *("bert", "roberta", "llama", "opt", "mixtral", "gpt2", "t5:T5EncoderModel", "bart", "bart:BartForCausalLM", "gpt_neo"),
+    "deberta-v2",
+)
+"""The rows of the stored table, as :func:`tests.modes.ways.head_of` takes them; slow tests take every family."""
 LENGTHS = (40, 25, 9)
 TOKENS_OF_DECODER = 7
 DROPOUTS = """
@@ -48,10 +49,10 @@ class Outcome:
 
 
 class Cell:
-    """Ways to call the model of ``base``, together."""
+    """Ways to call the model of a row, together."""
 
-    def __init__(self, base: str, *names: str) -> None:
-        self.base, self.ways = base, [WAYS[name] for name in dict.fromkeys(names)]
+    def __init__(self, row: str, *names: str) -> None:
+        self.row, self.base, self.ways = row, row.partition(":")[0], [WAYS[name] for name in dict.fromkeys(names)]
         self.layouts = {way.layout for way in self.ways if way.layout}
         self.dtype = torch.float32 if any(way.dtype == torch.float32 for way in self.ways) else torch.float64
         self.tolerance = max(way.tolerance for way in self.ways)
@@ -59,7 +60,7 @@ class Cell:
     def missing(self) -> str | None:
         """Why there is no such cell."""
         for way in self.ways:
-            if (reason := way.lacks(self.base)) is not None:
+            if (reason := way.lacks(self.row)) is not None:
                 return reason
             for other in self.ways:
                 if (reason := way.apart.get(other.name)) is not None:
@@ -72,7 +73,7 @@ class Cell:
         return None
 
     def _class(self) -> Any:
-        return FAMILIES[self.base].long_class_of(_base_class(self.base))
+        return FAMILIES[self.base].long_class_of(_base_class(self.row))
 
     def _takes_positions(self, model_class: Any) -> bool:
         import inspect
@@ -81,11 +82,11 @@ class Cell:
 
     def model(self) -> Any:
         """The model before any way has prepared it."""
-        values: dict[str, Any] = {"long_attention": WINDOW, **NO_DROPOUT, **({"is_decoder": True} if decodes(self.base) else {})}
+        values: dict[str, Any] = {"long_attention": WINDOW, **NO_DROPOUT, **({"is_decoder": True} if decodes(self.row) else {})}
         for way in self.ways:
             values |= way.values
         known = {name: value for name, value in values.items() if name != "long_attention"}
-        model = long_model(self.base, _base_class(self.base).__name__, values["long_attention"], **_known(self.base, known))
+        model = long_model(self.base, head_of(self.row), values["long_attention"], **_known(self.base, known))
         if hasattr(model.config, "num_experts_per_tok"):
             model.set_experts_implementation("eager")
         return model.to(self.dtype)
@@ -147,15 +148,16 @@ class Cell:
         return self._finished(model, {"input_ids": sequence[None]}, self._labels(model, sequence)[None], chosen, [len(sequence)])
 
     def _labels(self, model: Any, sequence: Tensor) -> Tensor:
-        labels = sequence.roll(3) % (model.config.num_labels if self.base == "t5" else 200)
+        labels = sequence.roll(3) % 200
         return torch.cat([torch.full_like(labels[:1], -100), labels[1:]])
 
     def _finished(self, model: Any, arguments: dict[str, Any], labels: Tensor, chosen: Tensor, lengths: Sequence[int]) -> dict[str, Any]:
-        if "labels" in self.layouts and not FAMILIES[self.base].two_stacks:
+        two_stacks = FAMILIES[self.base].two_stacks and not decodes(self.row)
+        if "labels" in self.layouts and not two_stacks:
             arguments["labels"] = labels
         if "globals" in self.layouts:
             arguments["global_attention_mask"] = chosen
-        if FAMILIES[self.base].has_decoder(_base_class(self.base).__name__) and FAMILIES[self.base].two_stacks:
+        if two_stacks and FAMILIES[self.base].has_decoder(head_of(self.row)):
             own = [torch.randint(5, 200, (TOKENS_OF_DECODER,), generator=torch.Generator().manual_seed(length)) for length in lengths]
             arguments["decoder_input_ids"] = torch.stack(own)
         for way in self.ways:
@@ -231,7 +233,7 @@ class Cell:
             losses = []
             for sequence, own in zip(self.sequences(), fields, strict=True):
                 labels, logits = self._labels(model, sequence), own["logits"].double()
-                labels, logits = (labels[1:], logits[:-1]) if decodes(self.base) else (labels, logits)
+                labels, logits = (labels[1:], logits[:-1]) if decodes(self.row) and not FAMILIES[self.base].two_stacks else (labels, logits)
                 losses.append(F.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none"))
             total["loss"] = torch.cat(losses).mean()
             if "aux_loss" in total:
@@ -283,7 +285,7 @@ class Cell:
     def _run_sharded(self) -> tuple[list[Fields], Fields]:
         from tests.modes.rank_pair import RANKS
 
-        found = RANKS.run(self.base, tuple(way.name for way in self.ways))
+        found = RANKS.run(self.row, tuple(way.name for way in self.ways))
         model = self.model()
         text = self.lay_out(model, self.sequences())
         return self.split(found, text), {name: value for name, value in found.items() if name in WHOLE}
@@ -333,10 +335,10 @@ def fields_of(model: Any, arguments: dict[str, Any]) -> Fields:
     return fields
 
 
-def _base_class(base: str) -> Any:
+def _base_class(row: str) -> Any:
     import transformers
 
-    return getattr(transformers, HEADS.get(base) or language_model(base))
+    return getattr(transformers, head_of(row))
 
 
 def _known(base: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,9 @@ def serve(rank: int, meeting: str, connection: Any) -> None:
     )
     connection.send("ready")
     while True:
-        base, names = connection.recv()
+        row, names = connection.recv()
         try:
-            cell = Cell(base, *names)
+            cell = Cell(row, *names)
             torch.manual_seed(0)
             model = cell.model()
             for way in cell.ways:
@@ -57,7 +57,7 @@ class Ranks:
         self.processes: list[Any] = []
         self.connections: list[Any] = []
 
-    def run(self, base: str, names: tuple[str, ...]) -> dict[str, Tensor]:
+    def run(self, row: str, names: tuple[str, ...]) -> dict[str, Tensor]:
         """The fields of the whole batch: each process's tokens side by side, gradients of its own tokens' sum added up.
 
         Raises:
@@ -67,7 +67,7 @@ class Ranks:
         if not self.processes:
             self._start()
         for connection in self.connections:
-            connection.send((base, names))
+            connection.send((row, names))
         answers: list[Any] = [None] * PROCESSES
         while None in answers:
             waiting = {self.connections[rank]: rank for rank, answer in enumerate(answers) if answer is None}

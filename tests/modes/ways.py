@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import MaskError
-from hf_longattn.families import FAMILIES
 from tests.reference.small_models import checkpoint_activations
+from tools.small_models import language_model
 
 Fields = dict[str, Tensor]
 """Outputs by name, those with a value for each layer as ``hidden_states.0``: ``(B, N, …)``, attentions ``(B, H, N, N)``, or a number."""
@@ -44,7 +44,7 @@ class Way:
     call: wraps the call.
     baseline: wraps the call of the sequences alone, where that is another.
     dtype, tolerance: of the model, and of the comparison relative to the largest value.
-    lacks: base -> why a family has no such way; ``None`` where it has.
+    lacks: row -> why it has no such way; ``None`` where it has.
     apart: other ways -> why the two together mean nothing.
     in_pieces: whether a text is run in pieces, each with a loss of its own.
     slow: whether a cell takes seconds.
@@ -60,7 +60,7 @@ class Way:
     baseline: Callable[[Call], Call] = lambda call: call
     dtype: torch.dtype = torch.float64
     tolerance: float = 1e-8
-    lacks: Callable[[str], str | None] = lambda base: None
+    lacks: Callable[[str], str | None] = lambda row: None
     apart: Mapping[str, str] = dataclasses.field(default_factory=dict)
     in_pieces: bool = False
     slow: bool = False
@@ -69,23 +69,25 @@ class Way:
 # ---- families
 
 
-def decodes(base: str) -> bool:
-    """Whether the model of this base in the table is a decoder."""
-    return (
-        not FAMILIES[base].two_stacks
-        and any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in FAMILIES[base].heads)
-        and not any(head.endswith("ForMaskedLM") for head in FAMILIES[base].heads)
-    )
+def head_of(row: str) -> str:
+    """The class that a row of the table calls: ``base`` stands for the one that predicts tokens, ``base:class`` for that class."""
+    base, _, head = row.partition(":")
+    return head or language_model(base)
 
 
-def no_cache(base: str) -> str | None:
-    return None if decodes(base) else "no decoder"
+def decodes(row: str) -> bool:
+    """Whether the class of a row is a decoder alone."""
+    return head_of(row).endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def no_router(base: str) -> str | None:
+def no_cache(row: str) -> str | None:
+    return None if decodes(row) else "no decoder"
+
+
+def no_router(row: str) -> str | None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return None if hasattr(CONFIG_MAPPING[base](), "output_router_logits") else "no mixture of experts"
+    return None if hasattr(CONFIG_MAPPING[row.partition(":")[0]](), "output_router_logits") else "no mixture of experts"
 
 
 # ---- calls
