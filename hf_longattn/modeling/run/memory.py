@@ -37,8 +37,8 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
         return TokenMemory()
     if model.config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in attention_sites(model)):
         raise MemoryMismatchError(
-            f"{type(model).__name__} is not a decoder, and a memory holds past tokens only; "
-            "use a decoder, or memory tokens (recurrent_memory) in an encoder."
+            f"{type(model).__name__} is no decoder without cross-attention, and a memory holds past tokens only; "
+            "use a decoder such as GPT-2 or Llama, or memory tokens (recurrent_memory) in an encoder."
         )
     if positions not in (None, *POSITIONS):
         raise OptionError(f"positions is {positions!r}, but must be one of: {', '.join(POSITIONS)}.")

@@ -99,13 +99,18 @@ class MemoryTokens(nn.Module):
         return new
 
 
+def recursions(model: nn.Module) -> set[Recursion | None]:
+    """How the mechanisms of a model pass memory tokens on; ``None`` for those that use none."""
+    return {module.recursion for module in model.modules() if isinstance(module, Mechanism)}
+
+
 def recursion_of(model: nn.Module) -> Recursion | None:
     """How memory tokens pass from segment to segment in ``model``; ``None`` if it runs over the whole text.
 
     Raises:
         OptionError: the layers disagree.
     """
-    found = {module.recursion for module in model.modules() if isinstance(module, Mechanism)}
+    found = recursions(model)
     if len(found) > 1:
         raise OptionError(
             "Memory tokens pass through all layers of a model, but the layers have different mechanisms or options; "
@@ -120,14 +125,15 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
     Raises:
         OptionError: the model is part of an encoder-decoder, or a segment is longer than its position table.
     """
-    recursion = recursion_of(stack)
-    if recursion is None:
-        return
-    if stack.config.is_encoder_decoder:
+    crosses = any(site.cross for site in attention_sites(stack))
+    if (stack.config.is_encoder_decoder or crosses) and any(recursions(stack)):
         raise OptionError(
             f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} is one of two stacks; "
             "choose another mechanism, for example window or transformer_xl."
         )
+    recursion = recursion_of(stack)
+    if recursion is None:
+        return
     if table is not None and recursion.length > table.tokens(stack.config):
         raise OptionError(
             f"A segment has {recursion.length} tokens, but the model {table.tokens(stack.config)} positions; "
