@@ -11,11 +11,11 @@ from transformers import BertModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_longattn import backend
+from hf_longattn import backend, list_mechanisms
 from hf_longattn.attend import attend, reference_attend
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask, separates_documents
 from hf_longattn.errors import BackendError, LengthError, MaskError
-from hf_longattn.mechanisms.registry import build_mechanism
+from hf_longattn.mechanisms.registry import build_mechanism, mechanism_class, mechanism_from
 from tests.reference.small_models import pair, plain_model, tokens
 
 
@@ -66,6 +66,40 @@ def test_short_rows_are_one_fused_call_with_the_outputs_and_gradients_of_the_def
     gradients = (torch.autograd.grad(x, inputs, upstream) for x in (out.transpose(1, 2), expected))
     for gradient, of_definition in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, of_definition, atol=1e-12, rtol=0)
+
+
+OPTIONS = [
+    *[(name, mechanism_class(name).sample) for name in list_mechanisms()],
+    ("window", {"window": 5, "dilation": (1, 2, 3, 1), "num_sinks": 2}),
+    ("window", {"window": 8, "dilation": (2,)}),
+    ("longformer", {"window": 8, "separate_global": True, "global_tokens": (0,)}),
+    ("window", {"window": 8, "relative": "alibi"}),
+]
+
+
+@pytest.mark.parametrize(("mechanism", "options"), OPTIONS, ids=str)
+def test_a_fused_call_is_for_mechanisms_that_are_a_pattern_and_nothing_else(mechanism: str, options: dict[str, Any]) -> None:
+    causal = mechanism_class(mechanism).causal is True
+    built, (q, k, v) = mechanism_from(mechanism, options, num_heads=4, head_dim=8, max_length=40), qkv()
+    mask = built.fused_mask(k, causal)
+    if mask is False:
+        return
+    added = None if mask is True else mask
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, added, is_causal=causal and added is None, scale=0.3)
+    torch.testing.assert_close(out, reference_attend(q, k, v, built, causal=causal, scaling=0.3).to(q.dtype))
+
+
+def test_a_mechanism_with_a_forward_of_its_own_is_called() -> None:
+    class Doubled(type(build_mechanism("window", num_heads=4, head_dim=8, window=80))):  # type: ignore[misc]
+        def forward(self, *args: Any) -> torch.Tensor:
+            return 2 * super().forward(*args)
+
+    plain = module("window", window=80)
+    doubled = module("window", window=80)
+    doubled.long_attention.__class__ = Doubled
+    inputs = qkv()
+    once, twice = (longattn_attention_forward(attention, *inputs, None)[0] for attention in (plain, doubled))
+    torch.testing.assert_close(twice, 2 * once)
 
 
 @pytest.mark.parametrize(

@@ -33,5 +33,8 @@ class Full(SparseMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         return lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)
 
+    def only_pattern(self) -> bool:
+        return type(self).forward is Full.forward
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return full_attention(q, k, v, call)

@@ -179,8 +179,8 @@ class Longformer(SparseMechanism):
     def mask_is_reach(self) -> bool:  # the rows of global tokens have other projections, and see the same keys
         return True
 
-    def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
-        return not self.options.separate_global and super().fused_mask(key, causal)
+    def only_pattern(self) -> bool:
+        return not self.options.separate_global and type(self).forward is Longformer.forward
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return not self.options.separate_global and super().covers(length, causal)

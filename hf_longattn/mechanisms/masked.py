@@ -138,9 +138,13 @@ class SparseMechanism(MaskedMechanism):
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
 
+    def only_pattern(self) -> bool:
+        """Whether ``forward`` attends over :meth:`pattern` and does nothing else. A class with a ``forward`` says so by overriding this."""
+        return type(self).forward is SparseMechanism.forward
+
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         length = key.shape[2]
-        if self.token_rule is not None or has_hooks(self):
+        if not self.only_pattern() or self.token_rule is not None or has_hooks(self):
             return False
         if self.covers(length, causal):
             return True

@@ -207,6 +207,9 @@ class Window(WindowMask, SparseMechanism):
         sinks = (torch.arange(k.shape[2], device=k.device) < self.options.num_sinks).expand(k.shape[0], -1)
         return sinks if call.key_mask is None else sinks & call.key_mask
 
+    def only_pattern(self) -> bool:
+        return not self._groups and type(self).forward is Window.forward
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if not self._groups:
             return super().forward(q, k, v, call)
