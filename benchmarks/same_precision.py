@@ -7,7 +7,7 @@
 BERT with SDPA and LongBert have the same random weights, the width of BERT-base and four layers, and read one sequence without padding.
 Each pair is in one precision: as loaded in fp32 and bf16, and after optimize_for_inference, which takes the original as well. Equality
 comes first: in every precision the original with a dense mask of the mechanism's pairs has the outputs of the converted model. Times are
-processor time of one thread; both models take turns in one process, in changing order, and a ratio is the median of those of the turns.
+processor time of one thread; both models take turns in one process, and a ratio is the median of those of the turns.
 """
 
 from __future__ import annotations
@@ -93,15 +93,18 @@ def time_pair(pair: tuple[nn.Module, nn.Module], length: int, seconds: float) ->
     for model in pair:
         model(ids)
     deadline = time.process_time() + seconds
-    while len(turns) < TURNS[0] or (len(turns) < TURNS[1] and time.process_time() < deadline):
-        order = (0, 1) if len(turns) % 2 else (1, 0)
-        taken = [0.0, 0.0]
-        gc.collect()
-        for index in order:
-            started = time.process_time()
-            pair[index](ids)
-            taken[index] = (time.process_time() - started) * 1e3
-        turns.append((taken[0], taken[1]))
+    gc.collect()
+    gc.disable()
+    try:
+        while len(turns) < TURNS[0] or (len(turns) < TURNS[1] and time.process_time() < deadline):
+            taken = []
+            for model in pair:  # always in the same order, so that each finds the caches as the other left them
+                started = time.process_time()
+                model(ids)
+                taken.append((time.process_time() - started) * 1e3)
+            turns.append((taken[0], taken[1]))
+    finally:
+        gc.enable()
     return turns
 
 
