@@ -14,8 +14,8 @@ from typing import Any
 class LongAttentionError(ValueError):
     """Base of all errors of this package. What a message quotes of a file, a server or a path cannot control a terminal."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*(visible(one) if isinstance(one, str) else one for one in args))
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class UnknownMechanismError(LongAttentionError):

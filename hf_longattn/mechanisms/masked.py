@@ -146,7 +146,7 @@ class SparseMechanism(MaskedMechanism):
         length = key.shape[2]
         if not self.only_pattern() or self.token_rule is not None or has_hooks(self):
             return False
-        if self.covers(length, causal):
+        if self.pattern(causal).covers(length, length):
             return True
         if no_fused_kernels() is not None:
             return False

@@ -31,7 +31,8 @@ class PointsAt(nn.Module):
     def __init__(self, ids: list[int]) -> None:
         super().__init__()
         self.ids, self.seen = ids, []
-        self.attention = build_mechanism("longformer", num_heads=1, head_dim=4)
+        self.attention = nn.Module()
+        self.attention.long_attention = build_mechanism("longformer", num_heads=1, head_dim=4)
 
     def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
         self.seen.append(inputs)

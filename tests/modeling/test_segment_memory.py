@@ -161,7 +161,7 @@ def test_bad_input_is_a_sentence() -> None:
         longer(ids, memory=memory, attention_mask=torch.ones(2, 64))
     with pytest.raises(OptionError, match="positions is 'absolute'"):
         longer.new_memory("absolute")
-    with pytest.raises(MemoryMismatchError, match="is not a decoder"):
+    with pytest.raises(MemoryMismatchError, match="is no decoder"):
         long_like(plain_model("bert"), "bert", {"mechanism": "window"}).new_memory()
     longer.transformer.gradient_checkpointing = True
     with pytest.raises(MemoryMismatchError, match="Gradient checkpointing"):
