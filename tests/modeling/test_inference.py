@@ -379,6 +379,7 @@ def graphs_of(model: Any, **inputs: Tensor) -> tuple[Any, list[torch.fx.GraphMod
         graphs.append(graph)
         return graph
 
+    torch.compiler.reset()  # Dynamo compiles a function for eight backends of a process at most
     with torch.no_grad():
         return torch.compile(model, backend=keep)(**inputs), graphs
 

@@ -373,6 +373,8 @@ def reloaded(model: Any) -> Any:
         again = type(model).from_pretrained(names[0], dtype=model.dtype).train(model.training)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+    if hasattr(model.config, "num_experts_per_tok"):
+        again.set_experts_implementation("eager")  # PyTorch's grouped product takes no float64
     if getattr(model, "is_gradient_checkpointing", False):
         checkpoint_activations(again)
     return again
