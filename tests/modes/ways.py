@@ -437,7 +437,7 @@ WAYS: dict[str, Way] = {
             call=forward_mode,
             baseline=twice_backward,
             tolerance=1e-5,
-            apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION, "autocast": "derivatives of rounded numbers"},
+            apart={"func.grad": ONE_FUNCTION, "memory": ONE_FUNCTION, "cache": ONE_FUNCTION, "autocast": "derivatives of rounded numbers"},
         ),
         Way(
             "func.grad",
