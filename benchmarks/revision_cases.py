@@ -100,7 +100,10 @@ def decoding(kind: str, length: int, tokens: int) -> Call:
 
 
 def register() -> None:
-    """Enter the cases: every mechanism in both directions with and without gradients, and whole models."""
+    """Enter the cases: every mechanism in both directions with and without gradients, and whole models.
+
+    8-bit layers are left out: before 60171d0 they took oneDNN's reference code where a processor has no AMX, minutes for a short text.
+    """
     from hf_longattn import list_mechanisms
 
     for causal in (False, True):
@@ -113,7 +116,7 @@ def register() -> None:
     for length in (128, 512, 1024, 2048, 4096):
         for kind in ("Bert", "Llama"):
             CASES[f"{kind} model, {length:,} tokens"] = functools.partial(model, kind, length)
-        for precision in ("fp32", "bf16", "int8"):
+        for precision in ("fp32", "bf16"):
             CASES[f"Bert model, {precision} optimised, {length:,} tokens"] = functools.partial(model, "Bert", length, precision=precision)
     CASES["Bert model, bf16 optimised, 8 padded rows of up to 512 tokens"] = functools.partial(
         model, "Bert", 512, precision="bf16", rows=8, padded=True
