@@ -45,7 +45,7 @@ QUICK: dict[str, Any] = {"length": 96, "documents": 2}
 QUICK_BASES = ("bert", "gpt2", "llama")
 HEADS = ("albert", "gemma", "gpt2", "gpt_neox", "modernbert", "phi3")
 """Bases whose heads are not cut out: their projections are fused or shared, or there is one head for keys and values."""
-UNITS = ("albert", "gpt2", "modernbert", "phi3")
+UNITS = ("albert", "gpt2", "mixtral", "modernbert", "phi3", "qwen3_moe")
 """The same for feed-forward units."""
 TOGETHER = ("adaptive_span", "bigbird", "delta", "infini", "lsh", "per_head", "taylor")
 """Mechanisms whose heads differ by their number (patterns or random draws), or whose parameters are not laid out by heads."""
