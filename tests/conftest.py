@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before transformers and datasets are imported: they read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.hub_state import Hub
 
 pytest.register_assert_rewrite("tests.modeling.encoder_decoder_contract")
 
@@ -70,3 +74,19 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None
         monkeypatch.setattr("time.sleep", lambda seconds: None)
 
     return use
+
+
+@pytest.fixture
+def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on loopback, to which this test's calls go with the token of a user who may write."""
+    import transformers
+
+    from tests.hub_server import serve
+    from tests.hub_state import WRITER, Hub
+
+    with serve(Hub()) as running:
+        hub(running.endpoint)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        yield running
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,8 @@ CELLS = 1 << 22
 UNKNOWN = "not determined by the config"
 
 
-class Reach:
+@dataclass(frozen=True, eq=False)
+class Reach(ABC):
     """Which outputs of a text of ``length`` tokens may depend on which of its tokens.
 
     name: the mechanism with its options.
@@ -46,11 +48,11 @@ class Reach:
     ahead: int
     hubs: Tensor
 
+    @abstractmethod
     def influence(self, tokens: Tensor) -> Tensor:
         """How strongly each output depends on ``tokens (length,)``, if attention weighs all allowed tokens alike: ``(length,)`` float64,
         0 where it may not depend on them at all.
         """
-        raise NotImplementedError
 
     @property
     def apart(self) -> int | None:
@@ -65,13 +67,6 @@ class LayerReach(Reach):
     mask: which pairs within ``back`` and ``ahead`` there are, for each of ``heads`` heads; ``None`` for all.
     """
 
-    name: str
-    length: int
-    certain: bool
-    causal: bool
-    back: int
-    ahead: int
-    hubs: Tensor
     mask: MaskMod | None = None
     heads: int = 1
 
@@ -131,13 +126,17 @@ class LayerReach(Reach):
 class StackReach(Reach):
     """The reach of all layers together."""
 
-    name = ""
-
     def __init__(self, layers: Sequence[LayerReach]) -> None:
-        self.layers, self.length = layers, layers[0].length
-        self.certain, self.causal = all(layer.certain for layer in layers), all(layer.causal for layer in layers)
-        self.back, self.ahead = sum(layer.back for layer in layers), sum(layer.ahead for layer in layers)
-        self.hubs = torch.stack([layer.hubs for layer in layers]).any(0)
+        super().__init__(
+            "",
+            layers[0].length,
+            certain=all(layer.certain for layer in layers),
+            causal=all(layer.causal for layer in layers),
+            back=sum(layer.back for layer in layers),
+            ahead=sum(layer.ahead for layer in layers),
+            hubs=torch.stack([layer.hubs for layer in layers]).any(0),
+        )
+        self.layers = layers
 
     def influence(self, tokens: Tensor) -> Tensor:
         for layer in self.layers:

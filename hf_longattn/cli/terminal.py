@@ -29,8 +29,8 @@ class SafeConsole(Console):
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """A console on stdout or stderr, at most ``width`` columns wide."""
-    made = SafeConsole(stderr=stderr, soft_wrap=False)
-    return made if width is None else SafeConsole(stderr=stderr, soft_wrap=False, width=min(width, made.width))
+    terminal = SafeConsole(stderr=stderr, soft_wrap=False)
+    return terminal if width is None else SafeConsole(stderr=stderr, soft_wrap=False, width=min(width, terminal.width))
 
 
 def say(*lines: object, stderr: bool = False, end: str = "\n") -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from huggingface_hub import ModelCard
 from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
@@ -17,22 +16,11 @@ from hf_longattn.hub import keep_model_card, write_model_card
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.lm import LM, finetune_lm
 
-from ..hub_server import serve
-from ..hub_state import WRITER, Hub
+from ..hub_state import Hub
 from .conftest import TEXT
 
 REPO = "writer/tuned"
 METADATA = {"license": "apache-2.0", "language": "en", "datasets": ["bookcorpus"], "base_model": "someone/small-bert"}
-
-
-@pytest.fixture
-def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve(Hub()) as running:
-        hub(running.endpoint)
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-        yield running
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
 
 
 @pytest.fixture

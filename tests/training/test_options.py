@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -29,8 +28,6 @@ from hf_longattn.training import args as args_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments
 from hf_longattn.training.trainer import TimedTrainer
-from tests.hub_server import serve
-from tests.hub_state import WRITER, Hub
 from tests.training.conftest import checkpoint
 from tests.training.test_seq2seq import bart
 
@@ -333,16 +330,6 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return code, current[-1]
 
     return run
-
-
-@pytest.fixture
-def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve(Hub()) as running:
-        hub(running.endpoint)
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-        yield running
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
 
 
 def is_one_sentence(said: str, words: str) -> None:

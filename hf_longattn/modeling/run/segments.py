@@ -110,13 +110,13 @@ def recursion_of(model: nn.Module) -> Recursion | None:
     Raises:
         OptionError: the layers disagree.
     """
-    found = recursions(model)
-    if len(found) > 1:
+    different = recursions(model)
+    if len(different) > 1:
         raise OptionError(
             "Memory tokens pass through all layers of a model, but the layers have different mechanisms or options; "
             'give every layer the same, for example long_attention={"mechanism": "recurrent_memory", "segment_length": 512}.'
         )
-    return found.pop() if found else None
+    return different.pop() if different else None
 
 
 def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
