@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.masked import MaskedMechanism
-from hf_longattn.mechanisms.registry import mechanism_from
+from hf_longattn.mechanisms.common.masked import MaskedMechanism
+from hf_longattn.mechanisms.common.registry import mechanism_from
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -75,8 +75,8 @@ def worker(rank: int, meeting: str) -> None:
 
     from hf_longattn import build_mechanism
     from hf_longattn.attend import run_batch
-    from hf_longattn.engines.call import AttentionCall
-    from hf_longattn.engines.shards import Shard, cut_evenly
+    from hf_longattn.engines.common.call import AttentionCall
+    from hf_longattn.engines.common.shards import Shard, cut_evenly
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=PROCESSES)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn.attend import reference_attend
-from hf_longattn.engines.call import Pattern
-from hf_longattn.mechanisms.masked import GatheredMechanism, SparseMechanism
+from hf_longattn.engines.common.call import Pattern
+from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 
 from .case import AttentionInputs
 from .implementations import LeftOut

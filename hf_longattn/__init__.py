@@ -4,6 +4,7 @@
 torch is imported with the first name that needs it (see :mod:`hf_longattn.modeling.registration`).
 """
 
+# ruff: noqa: F401 (names for editors and type checkers)
 from __future__ import annotations
 
 import importlib
@@ -12,6 +13,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from .lazy import point_to_moved_modules, public_names
 from .modeling.registration import register as _register
 
 if TYPE_CHECKING:
@@ -19,18 +21,11 @@ if TYPE_CHECKING:
     from .audit import ReachAudit, audit_reach
     from .configuration import LongAttentionConfig
     from .conversion import (
-        CompressionConfig,
-        CompressionReport,
         ConversionConfig,
         ConversionPlan,
         ConversionReport,
-        ExportReport,
         RevertConfig,
-        compress_checkpoint,
         convert_checkpoint,
-        export_checkpoint,
-        export_gguf,
-        export_native,
         plan_conversion,
         revert_checkpoint,
     )
@@ -38,6 +33,15 @@ if TYPE_CHECKING:
     from .errors import LongAttentionError
     from .evaluation.probes import ProbeReport, probe_model
     from .explain import Explanation, explain
+    from .export import (
+        CompressionConfig,
+        CompressionReport,
+        ExportReport,
+        compress_checkpoint,
+        export_checkpoint,
+        export_gguf,
+        export_native,
+    )
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
@@ -47,66 +51,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CompressionConfig",
-    "CompressionReport",
-    "ConversionConfig",
-    "ConversionPlan",
-    "ConversionReport",
-    "Diagnosis",
-    "Explanation",
-    "ExportReport",
-    "LongAttentionConfig",
-    "LongAttentionError",
-    "Mechanism",
-    "MechanismInfo",
-    "ProbeReport",
-    "ReachAudit",
-    "RevertConfig",
-    "SearchResult",
-    "attend",
-    "audit_reach",
-    "build_mechanism",
-    "compress_checkpoint",
-    "convert_checkpoint",
-    "diagnose",
-    "enable_long_attention",
-    "explain",
-    "export_checkpoint",
-    "export_gguf",
-    "export_native",
-    "list_mechanisms",
-    "load_generic",
-    "mechanism_info",
-    "optimize_for_inference",
-    "plan_conversion",
-    "probe_model",
-    "reference_attend",
-    "register_mechanism",
-    "revert_checkpoint",
-    "search_design",
-    "sequence_parallel",
-]
-
-_WHERE = {
+PUBLIC_NAMES = {
     "attend": ("attend", "reference_attend"),
     "audit": ("ReachAudit", "audit_reach"),
     "configuration": ("LongAttentionConfig",),
     "conversion": (
-        "CompressionConfig",
-        "CompressionReport",
-        "ConversionConfig",
-        "ConversionPlan",
-        "ConversionReport",
-        "ExportReport",
-        "RevertConfig",
-        "compress_checkpoint",
-        "convert_checkpoint",
-        "export_checkpoint",
-        "export_gguf",
-        "export_native",
-        "plan_conversion",
-        "revert_checkpoint",
+        *("ConversionConfig", "ConversionPlan", "ConversionReport", "RevertConfig"),
+        *("convert_checkpoint", "plan_conversion", "revert_checkpoint"),
+    ),
+    "export": (
+        *("CompressionConfig", "CompressionReport", "ExportReport"),
+        *("compress_checkpoint", "export_checkpoint", "export_gguf", "export_native"),
     ),
     "diagnostics": ("Diagnosis", "diagnose"),
     "evaluation.probes": ("ProbeReport", "probe_model"),
@@ -118,15 +73,16 @@ _WHERE = {
     "modeling.run.sharding": ("sequence_parallel",),
     "search": ("SearchResult", "search_design"),
 }
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+"""Module -> its names that are public here."""
+_public_name, __all__ = public_names(__name__, PUBLIC_NAMES)
 
 
 if not TYPE_CHECKING:  # type checkers find every name above
 
     def __getattr__(name: str) -> Any:
         """The public names, the ``Long…`` classes and the sub-packages, imported on first use."""
-        if name in _MODULE_OF:
-            value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        if name in __all__:
+            value = _public_name(name)
         elif name.startswith("Long"):
             value = getattr(importlib.import_module(".families", __name__), name)
         elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
@@ -146,9 +102,10 @@ class _Package(types.ModuleType):
     """Keeps ``hf_longattn.attend`` the function: importing the module of that name would put itself in its place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        shadowed = isinstance(value, types.ModuleType) and name in _MODULE_OF
+        shadowed = isinstance(value, types.ModuleType) and name in __all__
         super().__setattr__(name, getattr(value, name) if shadowed else value)
 
 
 sys.modules[__name__].__class__ = _Package
 _register()
+point_to_moved_modules(__name__)

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.batch import Batch, documents_from, in_graph
-from .engines.call import AttentionCall, Run, aligned
-from .engines.dense import nothing_seen
-from .engines.derivatives import mapped_in_a_sentence
-from .engines.dispatch import LISTENERS, Facts, choose, running
+from .engines.common.batch import Batch, documents_from, in_graph
+from .engines.common.call import AttentionCall, Run, aligned
+from .engines.common.dense import nothing_seen
+from .engines.common.derivatives import mapped_in_a_sentence
+from .engines.common.dispatch import LISTENERS, Facts, choose, running
 from .errors import LengthError, MaskError, OptionError
-from .mechanisms.base import Mechanism, ScoreMod
-from .mechanisms.options import SEED
-from .mechanisms.registry import has_tensors, mechanism_from, options_of, without_tensors
+from .mechanisms.common.base import Mechanism, ScoreMod
+from .mechanisms.common.options import SEED
+from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 
 
 def attend(

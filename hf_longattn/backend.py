@@ -18,14 +18,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
 from .attend import run_batch
-from .engines.batch import Batch, documents_from, in_graph
 from .engines.block_sparse import masked_attention
-from .engines.call import AttentionCall, constant
-from .engines.dense import fused_attention, repeat_heads
-from .engines.dispatch import LISTENERS, Choice, running, tell
-from .engines.shards import Shard
+from .engines.common.batch import Batch, documents_from, in_graph
+from .engines.common.call import AttentionCall, constant
+from .engines.common.dense import fused_attention, repeat_heads
+from .engines.common.dispatch import LISTENERS, Choice, running, tell
+from .engines.common.shards import Shard
 from .errors import BackendError, DerivativeError, MaskError
-from .mechanisms.base import Mechanism, ScoreMod
+from .mechanisms.common.base import Mechanism, ScoreMod
 from .naming import BACKEND, LOGGER
 from .private_apis import attentions_collected, func_transforms, values_mapped
 

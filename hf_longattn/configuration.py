@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
-from .mechanisms.composite import HIGHEST_LAYER, read_choice, read_rules, write_choices
-from .mechanisms.options import OptionInfo
-from .mechanisms.registry import check_options, mechanism_class, prototype
+from .mechanisms.common.composite import HIGHEST_LAYER, read_choice, read_rules, write_choices
+from .mechanisms.common.options import OptionInfo
+from .mechanisms.common.registry import check_options, mechanism_class, prototype
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
 """What ``layers`` may be; see :class:`LongAttentionConfig`."""
@@ -32,7 +32,7 @@ class LongAttentionConfig:
     Args:
         mechanism: the default; ``longformer``, or the first of those in turn.
         layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
-            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.composite`).
+            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.common.composite`).
         options: of the default mechanism.
 
     Raises:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engines.dispatch import Choice, listen
+from .engines.common.dispatch import Choice, listen
 from .errors import BackendError
-from .mechanisms.base import Mechanism
+from .mechanisms.common.base import Mechanism
 
 COLUMNS = ("layer", "mechanism", "path", "reason")
 FIRST = "the path of highest priority: nothing speaks against it"

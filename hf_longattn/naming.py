@@ -36,7 +36,8 @@ def module_names(package: str) -> list[str]:
     """The modules of a sub-package (``mechanisms``, ``families``), sorted: adding one is adding a file."""
     if FLAT_FILES:
         return sorted(FLAT_FILES[package])
-    return sorted(found.name for found in pkgutil.iter_modules(importlib.import_module(f"{__package__}.{package}").__path__))
+    folders = importlib.import_module(f"{__package__}.{package}").__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folders) if not module.ispkg)
 
 
 def load_module(package: str, name: str) -> ModuleType:

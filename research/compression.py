@@ -32,10 +32,10 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 import hf_longattn
 from benchmarks.report import machine, markdown_table, store_study
-from hf_longattn.conversion.compress import METHODS
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.export.compress import METHODS
 from hf_longattn.mechanisms import list_mechanisms
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.staging import write_text
 from research.adaptation import paired
 from research.context import TOKENS, pretrain

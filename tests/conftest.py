@@ -52,10 +52,10 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mechanisms registered by this test are forgotten after it."""
-    from hf_longattn import mechanisms
+    from hf_longattn.mechanisms.common import registry
 
-    mechanisms.list_mechanisms()
-    monkeypatch.setattr(mechanisms.registry, "_REGISTRY", dict(mechanisms.registry._REGISTRY))
+    registry.list_mechanisms()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
 from hf_longattn.attend import prepare
 from hf_longattn.errors import LengthError, MaskError, OptionError, RegistrationError, UnknownMechanismError
-from hf_longattn.mechanisms.options import RESERVED
-from hf_longattn.mechanisms.registry import PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
+from hf_longattn.mechanisms.common.options import RESERVED
+from hf_longattn.mechanisms.common.registry import PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
 
 Q = torch.randn(2, 4, 10, 8)
 
@@ -40,7 +40,7 @@ def test_bad_input_gets_a_sentence(call, error: type[Exception], says: str) -> N
 
 
 def test_a_users_own_mechanism_is_one_class_and_names_are_not_taken_twice() -> None:
-    from hf_longattn.mechanisms.registry import _REGISTRY
+    from hf_longattn.mechanisms.common.registry import _REGISTRY
     from hf_longattn.mechanisms.window import Window
 
     with pytest.raises(RegistrationError, match=r"test_attend\.py:\d+ has a name that is already registered by .*window\.py:\d+"):

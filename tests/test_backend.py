@@ -15,7 +15,7 @@ from hf_longattn import backend, list_mechanisms
 from hf_longattn.attend import attend, reference_attend
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask, separates_documents
 from hf_longattn.errors import BackendError, LengthError, MaskError
-from hf_longattn.mechanisms.registry import build_mechanism, mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
 from tests.reference.small_models import pair, plain_model, tokens
 
 

@@ -21,7 +21,8 @@ import hf_longattn
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms import mechanism_class, registry
+from hf_longattn.mechanisms import mechanism_class
+from hf_longattn.mechanisms.common import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("docs", "research", "scripts", "tools")

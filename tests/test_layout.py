@@ -16,7 +16,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
-    ("errors", "naming", "tasks"),
+    ("errors", "lazy", "naming", "tasks"),
     ("hub_errors", "private_apis", "reading"),
     ("recipes", "staging"),
     ("engines",),
@@ -29,7 +29,7 @@ LAYERS = (
     ("families",),
     ("data",),
     ("evaluation",),
-    ("conversion", "training", "hub"),
+    ("conversion", "training", "hub", "export"),
     ("audit", "diagnostics"),
     ("search",),
     ("cli",),
@@ -45,13 +45,11 @@ CONVERSION = (
     ("long_models",),
     ("architectures",),
     ("twins",),
-    ("flops", "graphs", "int8", "model_loading", "pooling"),
+    ("flops", "model_loading", "pooling"),
     ("plan", "plan_tensors"),
     ("inspection", "writing", "folders"),
     ("verify", "verify_outputs"),
-    ("native", "decoder_export"),
-    ("convert", "revert", "export", "compress"),
-    ("gguf_export",),
+    ("convert", "revert"),
     ("__init__",),
 )
 CONVERSION_LAYER = {module: number for number, modules in enumerate(CONVERSION) for module in modules}
@@ -88,6 +86,8 @@ def forbidden(here: str, target: str) -> bool:
         return False
     if module not in LAYER:  # a name from the package's __init__, which imports every family
         return LAYER[here] < PEERS and module != "__version__"
+    if here == "export" and module == "conversion":
+        return False
     if LAYER[module] == LAYER[here] == PEERS:
         return is_module(module, *inner[:1]) if inner else False
     return LAYER[module] >= LAYER[here]

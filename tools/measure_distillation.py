@@ -27,8 +27,8 @@ import torch
 
 import hf_longattn  # noqa: F401  (registers the long models with AutoModel)
 from benchmarks.report import machine, one_sentence_errors, store_study, stored_study
-from hf_longattn.mechanisms.composite import read_choice
-from hf_longattn.mechanisms.registry import build_mechanism
+from hf_longattn.mechanisms.common.composite import read_choice
+from hf_longattn.mechanisms.common.registry import build_mechanism
 from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
 from hf_longattn.training.attention_distillation.distill import STAGE_1, distill_attention, recovered
 from hf_longattn.training.attention_distillation.student import CONVERTED

@@ -14,8 +14,8 @@ from benchmarks.report import markdown_table
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli.plot import draw_patterns
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.mechanisms.options import RELATIVE, OptionInfo
-from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.options import RELATIVE, OptionInfo
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 
 LENGTH = 64
 FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}

@@ -28,9 +28,9 @@ from transformers.utils import logging
 
 from benchmarks.report import machine
 from hf_longattn import export_gguf, export_native
-from hf_longattn.conversion.gguf_export import gguf_refusal
 from hf_longattn.conversion.twins.base import LongModel, choose_twin
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.export.gguf import gguf_refusal
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 

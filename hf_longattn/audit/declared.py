@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.flops import with_storage
-from ..engines.call import UNBOUNDED, AttentionCall, MaskMod
+from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..errors import checkpoint_errors
 from ..mechanisms import Mechanism
-from ..mechanisms.masked import MaskedMechanism
-from ..mechanisms.registry import mechanism_from
+from ..mechanisms.common.masked import MaskedMechanism
+from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attention_sites import AttentionSite, attention_sites
 from ..modeling.config import LongConfig
 from ..modeling.generic import enable_long_attention

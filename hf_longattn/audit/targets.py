@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..conversion.export import has_experts
 from ..errors import LongAttentionError, OptionError, in_a_line, needs_extra
+from ..export.onnx import has_experts
 from ..modeling.inference import evaluating
 
 WORDS = 2000

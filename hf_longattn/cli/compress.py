@@ -38,7 +38,7 @@ def compress(
     and its loss at short and long lengths, its time and its size are printed beside those of the source; all are in
     compression_report.json.
     """
-    from ..conversion import compress_checkpoint
+    from ..export import compress_checkpoint
     from .show import show_compression
     from .terminal import print_json
 

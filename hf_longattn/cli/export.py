@@ -56,7 +56,7 @@ def export(
     A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at all. With --task
     text-generation-with-past the graph takes and returns what a decoder keeps of the text so far, and generates what the model does.
     """
-    from ..conversion import export_checkpoint, export_gguf, export_native
+    from ..export import export_checkpoint, export_gguf, export_native
     from .show import show_export, show_report
     from .terminal import print_json
 

@@ -45,7 +45,7 @@ def inspect(
 
         check_image(plot)
     if mechanism is not None and plot is not None:
-        from ..mechanisms.registry import mechanism_class, mechanism_from
+        from ..mechanisms.common.registry import mechanism_class, mechanism_from
         from .plot import draw_patterns
 
         chosen: dict[str, Any] = dict(flags.parse_options(option)) or mechanism_class(mechanism).sample

@@ -87,7 +87,7 @@ def check_user_code(remote_code: bool, user_code: bool) -> None:
 
 def parse_options(pairs: list[str] | None) -> dict[str, str]:
     """`window=512` … -> {"window": "512"}; the mechanism's option types convert the text."""
-    from ..mechanisms.composite import read_pairs
+    from ..mechanisms.common.composite import read_pairs
 
     with _bad_parameter("--option"):
         return read_pairs(pairs or [])
@@ -98,7 +98,7 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
 
     Rules without numbers apply in turn: `window:window=256,full` -> {"in_turn": [{...}, {...}]}.
     """
-    from ..mechanisms.composite import read_rules
+    from ..mechanisms.common.composite import read_rules
 
     turns: list[dict[str, Any]] = []
     layers: dict[Any, Any] = {}
@@ -113,7 +113,7 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
 
 def parse_mechanism(rule: str | None, flag: str = "--decoder-mechanism") -> dict[str, Any] | None:
     """`window:window=256` -> {"mechanism": "window", "window": "256"}."""
-    from ..mechanisms.composite import read_choice
+    from ..mechanisms.common.composite import read_choice
 
     with _bad_parameter(flag):
         return None if rule is None else read_choice(rule)

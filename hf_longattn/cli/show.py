@@ -18,9 +18,10 @@ from . import terminal
 
 if TYPE_CHECKING:
     from ..audit import ReachAudit
-    from ..conversion import CompressionReport, ConversionPlan, ConversionReport, ExportReport, Inspection
+    from ..conversion import ConversionPlan, ConversionReport, Inspection
     from ..conversion.flops import LengthCost, MechanismCost
     from ..evaluation.probes import ProbeCell, ProbeReport
+    from ..export import CompressionReport, ExportReport
     from ..mechanisms import MechanismInfo
     from ..recipes import Recipe
 

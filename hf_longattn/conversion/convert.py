@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
+from ..export import export_native
 from ..hub import bundle_remote_code, check_remote_code
 from ..modeling.family import LANGUAGE_MODELS
 from ..staging import check_destination, destination_path, ending_cleanly
@@ -16,7 +17,6 @@ from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_folder
 from .model_loading import quiet_libraries
-from .native import export_native
 from .plan import Chooser, ConversionPlan, StackLength, open_requested, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import ResultInfo

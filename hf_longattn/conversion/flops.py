@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
-from ..engines.call import AttentionCall
+from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
-from ..mechanisms.registry import mechanism_from
+from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attention_sites import AttentionSite, attention_sites
 from .architectures import attached_mechanisms
 

@@ -13,8 +13,8 @@ import torch
 from ..configuration import IN_TURN, LongAttentionConfig
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, nearest
 from ..mechanisms import Mechanism
-from ..mechanisms.composite import write_choice, write_numbers
-from ..mechanisms.options import RELATIVE
+from ..mechanisms.common.composite import write_choice, write_numbers
+from ..mechanisms.common.options import RELATIVE
 from ..modeling.family import PositionTable
 from ..modeling.generic import mark_generic
 from ..modeling.sliding_window import own_windows, with_own_windows

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
+from ..engines.common.call import AttentionCall
 from ..errors import CheckpointError
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
 from ..modeling.generic import OWN, load_generic, load_generic_with
 from ..modeling.sliding_window import keeps_window, own_windows
 from ..private_apis import attention_implementation

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..data.tokenization import special_ids
-from ..engines.call import AttentionCall
-from ..engines.dense import repeat_heads
+from ..engines.common.call import AttentionCall
+from ..engines.common.dense import repeat_heads
 from ..errors import CheckpointError, OptionError
-from ..mechanisms.base import Mechanism
-from ..mechanisms.registry import mechanism_from
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attention_sites import attention_sites
 from ..modeling.generic import enable_long_attention
 from ..modeling.run.segments import MemoryTokens

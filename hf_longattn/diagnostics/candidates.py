@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.base import KeptKeys
-from ..mechanisms.composite import read_choice, write_choice
-from ..mechanisms.registry import check_options, mechanism_class, mechanism_from
+from ..mechanisms.common.base import KeptKeys
+from ..mechanisms.common.composite import read_choice, write_choice
+from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
 from .layer_attention import LayerAttention
 
 USUAL = (

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from ..engines.dense import wide
-from ..mechanisms.base import KeptKeys
+from ..engines.common.call import AttentionCall
+from ..engines.common.dense import wide
+from ..mechanisms.common.base import KeptKeys
 from ..positions.relative import RelativePositions
 
 SINK = 4

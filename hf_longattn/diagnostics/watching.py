@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..engines.call import AttentionCall
+from ..engines.common.call import AttentionCall
 from ..errors import BackendError, LengthError, OptionError
 from ..mechanisms import Mechanism
 from ..modeling.attachment import attach_mechanisms

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
-from .batch import in_graph
 from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, padding_of, token_major, zero_unseen
-from .byte_cache import KEPT
-from .call import AttentionCall, GatherTile, rows_of
-from .cpu_chunks import inverse_permutation, merge_rows, register, stable_order
-from .dense import same_dtype
-from .dispatch import Facts, choose
+from .common.batch import in_graph
+from .common.byte_cache import KEPT
+from .common.call import AttentionCall, GatherTile, rows_of
+from .common.dense import same_dtype
+from .common.dispatch import Facts, choose
+from .cpu.chunks import inverse_permutation, merge_rows, register, stable_order
 from .gathered import gathered_attention
 
 ROW = 64

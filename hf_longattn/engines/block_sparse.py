@@ -21,15 +21,15 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from ..private_apis import aten
-from .band_plan import Group, Plan, band_plan
-from .batch import in_graph
-from .byte_cache import KEPT
-from .call import AttentionCall, DistanceBias, Pattern
-from .dense import dense_attention, products, repeat_heads, same_dtype
-from .derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time, refuse_second_derivatives
-from .dispatch import DENSE, DENSE_MASKED, Facts, attempt, choose, fastest_path
-from .flex import flex_band
-from .plain import blockwise_attention
+from .common.batch import in_graph
+from .common.byte_cache import KEPT
+from .common.call import AttentionCall, DistanceBias, Pattern
+from .common.dense import dense_attention, products, repeat_heads, same_dtype
+from .common.derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time, refuse_second_derivatives
+from .common.dispatch import DENSE, DENSE_MASKED, Facts, attempt, choose, fastest_path
+from .common.plain import blockwise_attention
+from .cpu.band_plan import Group, Plan, band_plan
+from .cuda.flex import flex_band
 
 COLUMN_BLOCK, COLUMN_ROWS = 32, 512
 """Query rows that need the global columns are found in blocks of the first number; the second is the most in one call."""

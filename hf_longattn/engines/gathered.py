@@ -1,6 +1,6 @@
 """The gathered engine: softmax attention of rows of queries over rows of keys, both given as lists of positions.
 
-Every static or dynamic block pattern, every set of columns, every hash bucket is a :class:`~hf_longattn.engines.call.GatherTile`:
+Every static or dynamic block pattern, every set of columns, every hash bucket is a :class:`~hf_longattn.engines.common.call.GatherTile`:
 R rows, each of which pairs some queries with some keys. A query may appear in several tiles; it attends to the union of their keys
 under *one* softmax, because the tiles' outputs merge by log-sum-exp. The cost is the number of listed pairs, in any arrangement.
 
@@ -32,13 +32,13 @@ from .block_sparse import (
     token_major,
     zero_unseen,
 )
-from .byte_cache import KEPT
-from .call import AttentionCall, GatherTile
-from .dense import nothing_seen, same_dtype
-from .derivatives import first_derivatives_only, one_gradient_at_a_time
-from .dispatch import Facts, attempt, choose
-from .flex import flex_gathered
-from .plain import plain_gathered
+from .common.byte_cache import KEPT
+from .common.call import AttentionCall, GatherTile
+from .common.dense import nothing_seen, same_dtype
+from .common.derivatives import first_derivatives_only, one_gradient_at_a_time
+from .common.dispatch import Facts, attempt, choose
+from .common.plain import plain_gathered
+from .cuda.flex import flex_gathered
 
 
 def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -101,7 +101,7 @@ class Rules(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """One tile as the operator receives it; see :class:`hf_longattn.engines.call.GatherTile`."""
+    """One tile as the operator receives it; see :class:`hf_longattn.engines.common.call.GatherTile`."""
 
     queries: Tensor
     keys: Tensor
@@ -497,7 +497,7 @@ def cpu_gathered(
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
-        queries, keys, biases: one per tile, as in :class:`hf_longattn.engines.call.GatherTile`.
+        queries, keys, biases: one per tile, as in :class:`hf_longattn.engines.common.call.GatherTile`.
         rules: four numbers per tile, see :func:`flat_rules`.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``, 0 where a query sees nothing.

@@ -31,10 +31,10 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from ..private_apis import aten, has_aten, warn_missing
-from .batch import in_graph
-from .call import AttentionCall, ScoreMod
-from .dense import fused_attention, grid_of, index_grid, masked_softmax, repeat_heads, wide
-from .derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
+from .common.batch import in_graph
+from .common.call import AttentionCall, ScoreMod
+from .common.dense import fused_attention, grid_of, index_grid, masked_softmax, repeat_heads, wide
+from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
 
 SCORE_CELLS = 1 << 19
 """Scores per step of a search, so that the results of a step stay within the cache."""

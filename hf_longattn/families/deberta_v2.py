@@ -18,7 +18,7 @@ from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Con
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention, make_log_bucket_position
 
 from ..backend import BACKEND, longattn_mask
-from ..engines.call import TokenTerm
+from ..engines.common.call import TokenTerm
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderConfig
 from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads

@@ -14,7 +14,7 @@ from transformers.models.mpnet.configuration_mpnet import MPNetConfig
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
 
 from ..backend import BACKEND
-from ..engines.call import DistanceBias
+from ..engines.common.call import DistanceBias
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderConfig
 from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads

@@ -257,7 +257,7 @@ def closure(seeds: Iterable[Module]) -> dict[str, Module]:
 
 
 def flat_name(name: str) -> str:
-    """``hf_longattn.engines.dense`` -> ``longattn_engines_dense``; a user's ``mine.attention`` -> ``longattn_user_mine_attention``."""
+    """``hf_longattn.engines.linear`` -> ``longattn_engines_linear``; a user's ``mine.attention`` -> ``longattn_user_mine_attention``."""
     first, *inner = name.split(".")
     return "_".join(["longattn", *inner] if first == PACKAGE else ["longattn_user", first, *inner])
 
@@ -266,10 +266,10 @@ def _resolved(base: list[str], alias: ast.alias, where: str) -> Import:
     """What ``from base import alias`` imports; public names of the package are traced to their module."""
     whole = ".".join([*base, alias.name])
     if base == [PACKAGE] and alias.name not in ("families", "mechanisms"):
-        from .. import _MODULE_OF
+        from .. import PUBLIC_NAMES
 
-        if alias.name in _MODULE_OF:
-            return Import(f"{PACKAGE}.{_MODULE_OF[alias.name]}", alias.name, alias.asname)
+        if home := next((module for module, names in PUBLIC_NAMES.items() if alias.name in names), None):
+            return Import(f"{PACKAGE}.{home}", alias.name, alias.asname)
     if package_module(whole) is not None:
         return Import(whole, None, alias.asname or alias.name)
     if base == [PACKAGE] or package_module(".".join(base)) is None:

@@ -14,7 +14,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
-from ..mechanisms.registry import prototype
+from ..mechanisms.common.registry import prototype
 from ..reading import is_generic, named_class, plain_names, read_json_object
 
 _QA = """

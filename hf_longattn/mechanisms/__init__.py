@@ -1,8 +1,8 @@
 """WHAT is attended to: one file per mechanism, with its options, its fast path and its float64 definition."""
 
-from .base import Mechanism
-from .options import Options, option
-from .registry import (
+from .common.base import Mechanism
+from .common.options import Options, option
+from .common.registry import (
     MechanismInfo,
     build_mechanism,
     check_options,

@@ -18,16 +18,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, GatherTile, Pattern, plus, remapped, rows_of
-from ..engines.dense import dense_attention, grid_of, repeat_heads
-from ..engines.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.common.call import AttentionCall, GatherTile, Pattern, plus, remapped, rows_of
+from ..engines.common.dense import dense_attention, grid_of, repeat_heads
+from ..engines.common.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.common.shards import Locality
 from ..engines.gathered import gathered_attention
-from ..engines.shards import Locality
 from ..errors import OptionError
-from .base import KeptKeys, Mechanism, scaled_scores, softmax_over, visible_to_all
-from .layout import band_pairs
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import KeptKeys, Mechanism, scaled_scores, softmax_over, visible_to_all
+from .common.layout import band_pairs
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 BLOCK = 64
 """Queries that share a run of keys; the visited span is rounded up to it."""

@@ -22,23 +22,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engines.batch import last_real
-from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall, GatherTile, MaskMod, plus
-from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads
-from ..engines.derivatives import map_one_by_one
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.batch import last_real
+from ..engines.common.byte_cache import KEPT
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, plus
+from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
+from ..engines.common.derivatives import map_one_by_one
+from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.global_rows import global_index
 from ..engines.gathered import gathered_attention
-from ..engines.global_rows import global_index
 from ..errors import LengthError, OptionError
 from ..naming import OPERATORS
 from ..positions.distances import Extent
-from .base import KeptKeys, pad_queries, scaled_scores, softmax_over, visible_to_all
-from .layout import joined, tokens_of
-from .masked import MaskedMechanism
-from .options import Options, option
-from .registry import register_mechanism
-from .token_rules import global_tokens
+from .common.base import KeptKeys, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.layout import joined, tokens_of
+from .common.masked import MaskedMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
+from .common.token_rules import global_tokens
 
 
 @dataclasses.dataclass(frozen=True)

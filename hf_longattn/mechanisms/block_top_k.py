@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_selected import block_selected_attention
-from ..engines.call import AttentionCall, GatherTile, rows_of
-from ..engines.dense import dense_attention, repeat_heads
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.call import AttentionCall, GatherTile, rows_of
+from ..engines.common.dense import dense_attention, repeat_heads
+from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
-from .base import KeptKeys, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
-from .layout import tokens_of
-from .options import Options, option
-from .registry import register_mechanism
-from .summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.base import KeptKeys, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.layout import tokens_of
+from .common.options import Options, option
+from .common.registry import register_mechanism
+from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.batch import in_graph, last_real
-from ..engines.call import AttentionCall
+from ..engines.common.batch import in_graph, last_real
+from ..engines.common.call import AttentionCall
 from ..engines.topk import exact_dtype
 from ..errors import LengthError, OptionError
-from .feature_map import LinearMechanism
-from .options import Options, option
-from .registry import register_mechanism
+from .common.feature_map import LinearMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, State
-from ..engines.dense import repeat_heads, wide
+from ..engines.common.call import AttentionCall, State
+from ..engines.common.dense import repeat_heads, wide
+from ..engines.common.shards import Shard
 from ..engines.linear import gated_delta_rule
-from ..engines.shards import Shard
 from ..errors import OptionError
-from .base import Mechanism, drop_keys
-from .feature_map import HeadwiseLinear
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import Mechanism, drop_keys
+from .common.feature_map import HeadwiseLinear
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 STEPS = (1e-3, 1e-1)
 """Initial range of softplus(b), as in Mamba2."""

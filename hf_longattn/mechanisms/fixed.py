@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import GatherTile, MaskMod, rows_of
+from ..engines.common.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
-from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
-from .masked import GatheredMechanism
-from .options import Options, option
-from .registry import register_mechanism
+from .common.layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
+from .common.masked import GatheredMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.block_sparse import full_attention
-from ..engines.call import AttentionCall, MaskMod, Pattern
-from .masked import SparseMechanism
-from .registry import register_mechanism
+from ..engines.common.call import AttentionCall, MaskMod, Pattern
+from .common.masked import SparseMechanism
+from .common.registry import register_mechanism
 
 
 @register_mechanism("full")

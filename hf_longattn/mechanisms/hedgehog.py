@@ -16,10 +16,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from .feature_map import HeadwiseLinear, LinearMechanism, log_products
-from .options import Options, option
-from .registry import register_mechanism
+from ..engines.common.call import AttentionCall
+from .common.feature_map import HeadwiseLinear, LinearMechanism, log_products
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 HALVES, JOINT, NONE = "halves", "joint", "none"
 

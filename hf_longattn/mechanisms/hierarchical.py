@@ -26,16 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.batch import last_real
-from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall, GatherTile, remapped, rows_of
-from ..engines.dense import dense_attention, grid_of, repeat_heads
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.batch import last_real
+from ..engines.common.byte_cache import KEPT
+from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
+from ..engines.common.dense import dense_attention, grid_of, repeat_heads
+from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from .base import Mechanism, pad_queries, softmax_over, visible_to_all
-from .layout import neighbourhoods, triangle, without_gaps
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import Mechanism, pad_queries, softmax_over, visible_to_all
+from .common.layout import neighbourhoods, triangle, without_gaps
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,19 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.batch import in_graph
-from ..engines.call import AttentionCall, Pattern, State
-from ..engines.dense import index_grid, repeat_heads, wide
+from ..engines.common.batch import in_graph
+from ..engines.common.call import AttentionCall, Pattern, State
+from ..engines.common.dense import index_grid, repeat_heads, wide
+from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
-from ..engines.shards import Locality, Shard
 from ..errors import OptionError
-from .base import Mechanism, drop_keys, normalised, visible_to_all
-from .composite import Choice
-from .feature_map import LinearMechanism
+from .common.base import Mechanism, drop_keys, normalised, visible_to_all
+from .common.composite import Choice
+from .common.feature_map import LinearMechanism
+from .common.layout import band_pairs
+from .common.options import Options, option
+from .common.registry import mechanism_class, register_mechanism
 from .hedgehog import HedgehogOptions
-from .layout import band_pairs
-from .options import Options, option
-from .registry import mechanism_class, register_mechanism
 
 HEDGEHOG = Choice("hedgehog", HedgehogOptions())
 FIRST_MIXING = 0.1

@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.batch import in_graph
-from ..engines.call import AttentionCall, State
-from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
-from .base import Mechanism, drop_keys, normalised, pad_queries, visible_to_all
-from .feature_map import elu_plus_one
-from .layout import block_sizes, triangle
-from .options import Options, option
-from .registry import register_mechanism
-from .segment_state import append_tokens, empty_segment, last_segment
+from ..engines.common.batch import in_graph
+from ..engines.common.call import AttentionCall, State
+from ..engines.common.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
+from .common.base import Mechanism, drop_keys, normalised, pad_queries, visible_to_all
+from .common.feature_map import elu_plus_one
+from .common.layout import block_sizes, triangle
+from .common.options import Options, option
+from .common.registry import register_mechanism
+from .common.segment_state import append_tokens, empty_segment, last_segment
 
 GATE = -2.0
 """Initial β: an untrained memory has a weight of about 1/8."""
@@ -136,7 +136,7 @@ class Infini(Mechanism):
         return repeat_heads(k, q.shape[1]), drop_keys(repeat_heads(v, q.shape[1]), dropout_p)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state is each row's current segment (:mod:`hf_longattn.mechanisms.segment_state`), and ``memory (B, H_kv, D, D)`` and
+        """The state is each row's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`), and ``memory (B, H_kv, D, D)`` and
         ``norm (B, H_kv, D)`` of the segments before it; with dropout H_kv is H, since each head drops other keys."""
         k, v = self._dropped(q, k, v, call.dropout)
         q, k, v = same_dtype(q, k, v)

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from ..engines.derivatives import no_fused_kernels
+from ..engines.common.call import AttentionCall
+from ..engines.common.derivatives import no_fused_kernels
 from ..engines.linear import Feature, packed_linear_attention
-from .base import drop_keys
-from .feature_map import LinearMechanism, elu_plus_one
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import drop_keys
+from .common.feature_map import LinearMechanism, elu_plus_one
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
-from ..engines.dense import dense_attention, repeat_heads
-from ..engines.dispatch import DENSE, choose_covered
+from ..engines.common.call import AttentionCall
+from ..engines.common.dense import dense_attention, repeat_heads
+from ..engines.common.dispatch import DENSE, choose_covered
 from ..errors import LengthError, OptionError
-from .base import Mechanism, softmax_over
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import Mechanism, softmax_over
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 SHARINGS = ("none", "headwise", "key-value", "layerwise")
 

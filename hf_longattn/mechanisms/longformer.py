@@ -19,18 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, MaskMod, Pattern
-from ..engines.dense import dense_attention, masked_softmax, products
-from ..engines.global_rows import global_index, put_rows, separate_rows
-from ..engines.shards import Shard
+from ..engines.common.call import AttentionCall, MaskMod, Pattern
+from ..engines.common.dense import dense_attention, masked_softmax, products
+from ..engines.common.global_rows import global_index, put_rows, separate_rows
+from ..engines.common.shards import Shard
 from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
 from ..private_apis import has_hooks
-from .base import Mechanism
-from .masked import SparseMechanism
-from .options import Options, option
-from .registry import register_mechanism
-from .token_rules import TokenRule, check_counted, global_tokens
+from .common.base import Mechanism
+from .common.masked import SparseMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
+from .common.token_rules import TokenRule, check_counted, global_tokens
 
 
 @dataclasses.dataclass(frozen=True)

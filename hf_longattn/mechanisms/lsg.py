@@ -36,23 +36,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall, GatherTile, remapped, rows_of
-from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads
-from ..engines.derivatives import map_one_by_one
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.byte_cache import KEPT
+from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
+from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
+from ..engines.common.derivatives import map_one_by_one
+from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.global_rows import global_index, overwrite_global_rows
+from ..engines.common.shards import Locality
 from ..engines.gathered import gathered_attention
-from ..engines.global_rows import global_index, overwrite_global_rows
-from ..engines.shards import Locality
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
-from .base import KeptKeys, Mechanism, pad_queries, visible_to_all
-from .layout import joined, neighbourhoods
-from .options import Options, option
-from .pooled import PooledKeys, pooled_weights, uniform
-from .registry import register_mechanism
-from .token_rules import check_counted, global_tokens
+from .common.base import KeptKeys, Mechanism, pad_queries, visible_to_all
+from .common.layout import joined, neighbourhoods
+from .common.options import Options, option
+from .common.pooled import PooledKeys, pooled_weights, uniform
+from .common.registry import register_mechanism
+from .common.token_rules import check_counted, global_tokens
 
 CHOSEN = ("strided", "block_strided", "max_norm")
 MEANS = ("average_pooling", "lsh")

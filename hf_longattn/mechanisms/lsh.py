@@ -31,17 +31,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds
-from ..engines.call import AttentionCall, GatherTile
-from ..engines.cpu_chunks import chunk_attention
-from ..engines.dense import repeat_heads
-from ..engines.dispatch import Facts, choose
+from ..engines.bucket_tiles import ChunkRounds, RecentRounds, Rounds
+from ..engines.common.call import AttentionCall, GatherTile
+from ..engines.common.dense import repeat_heads
+from ..engines.common.dispatch import Facts, choose
+from ..engines.cpu.chunks import chunk_attention
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
-from .base import Mechanism
-from .bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import Mechanism
+from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
 """Length for which the number of buckets is chosen if the longest input is not known."""

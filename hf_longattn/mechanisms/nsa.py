@@ -39,18 +39,18 @@ from torch import Tensor, nn
 
 from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
-from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads, wide
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
-from ..engines.shards import Shard
+from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
+from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads, wide
+from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.shards import Shard
 from ..engines.topk import SCORE_CELLS, exact_dtype, ranking, term_at, topk
 from ..errors import OptionError
-from .base import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .layout import band_pairs, triangle
-from .options import Options, option
-from .pooled import uniform
-from .registry import register_mechanism
-from .summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.layout import band_pairs, triangle
+from .common.options import Options, option
+from .common.pooled import uniform
+from .common.registry import register_mechanism
+from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 FIRST_GATE = 1 / 3
 """Each gate before training."""

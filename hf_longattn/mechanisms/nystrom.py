@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
-from ..engines.dense import dense_attention, repeat_heads
+from ..engines.common.call import AttentionCall
+from ..engines.common.dense import dense_attention, repeat_heads
 from ..errors import LengthError, OptionError
-from .base import Mechanism, drop_keys, softmax_over
+from .common.base import Mechanism, drop_keys, softmax_over
+from .common.options import Options, option
+from .common.registry import register_mechanism
 from .linformer import project_length, segment_matrix, segment_means
-from .options import Options, option
-from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

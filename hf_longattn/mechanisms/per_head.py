@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall, mod_of_heads
-from ..engines.shards import Shard
+from ..engines.common.call import AttentionCall, mod_of_heads
+from ..engines.common.shards import Shard
 from ..errors import OptionError
 from ..positions.distances import Extent
-from .base import KeptKeys, Mechanism
-from .composite import Composite, HeadChoice
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import KeptKeys, Mechanism
+from .common.composite import Composite, HeadChoice
+from .common.options import Options, option
+from .common.registry import register_mechanism
 from .window import WindowOptions
 
 EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,full' to take turns"

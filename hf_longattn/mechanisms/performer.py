@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall, State
+from ..engines.common.call import AttentionCall, State
 from ..private_apis import in_backward, tensor_version
-from .feature_map import LinearMechanism, added, log_products
-from .options import Options, option
-from .registry import register_mechanism
+from .common.feature_map import LinearMechanism, added, log_products
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,14 +18,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall, GatherTile, MaskMod, State, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, State, rows_of
 from ..errors import OptionError
-from .base import Recursion
-from .layout import block_sizes, cells, triangle
-from .masked import GatheredMechanism
-from .options import Options, option
-from .registry import register_mechanism
-from .segment_state import append_tokens, empty_segment, last_segment
+from .common.base import Recursion
+from .common.layout import block_sizes, cells, triangle
+from .common.masked import GatheredMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
+from .common.segment_state import append_tokens, empty_segment, last_segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RecurrentMemory(GatheredMechanism):
         return tuple(cells(blocks, blocks, causal=causal))
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state is each row's current segment, see :mod:`hf_longattn.mechanisms.segment_state`."""
+        """The state is each row's current segment, see :mod:`hf_longattn.mechanisms.common.segment_state`."""
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
             out = self(q, k, v, call.replace(causal=True))

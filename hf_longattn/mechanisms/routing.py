@@ -38,15 +38,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.bucketed import ROW, RecentRounds, cluster_rows, taken
-from ..engines.call import AttentionCall, GatherTile
-from ..engines.dense import index_grid, repeat_heads
+from ..engines.bucket_tiles import ROW, RecentRounds, cluster_rows, taken
+from ..engines.common.call import AttentionCall, GatherTile
+from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
-from .base import Mechanism
-from .bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
-from .layout import band_tile
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import Mechanism
+from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.layout import band_tile
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
 """Length for which the number of clusters is chosen if the longest input is not known."""

@@ -31,19 +31,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
-from ..engines.dense import dense_attention, grid_of, products, repeat_heads
-from ..engines.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
+from ..engines.common.dense import dense_attention, grid_of, products, repeat_heads
+from ..engines.common.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.common.shards import Locality
 from ..engines.gathered import gathered_attention
-from ..engines.shards import Locality
 from ..engines.topk import gather_kv, term_at
-from .base import pad_queries, softmax_over, visible_to_all
-from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
-from .masked import GatheredMechanism
-from .options import Options, option
-from .pooled import PooledKeys, pooled_weights, uniform
-from .registry import register_mechanism
-from .summaries import CacheSummaries, SummarisedMechanism
+from .common.base import pad_queries, softmax_over, visible_to_all
+from .common.layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
+from .common.masked import GatheredMechanism
+from .common.options import Options, option
+from .common.pooled import PooledKeys, pooled_weights, uniform
+from .common.registry import register_mechanism
+from .common.summaries import CacheSummaries, SummarisedMechanism
 
 SUMMARISING = ("pooled", "attention")
 

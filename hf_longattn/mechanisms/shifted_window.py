@@ -23,19 +23,19 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import full_attention
-from ..engines.byte_cache import KEPT
-from ..engines.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, mod_of_heads, rows_of
-from ..engines.dense import dense_attention, index_grid, repeat_heads
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.byte_cache import KEPT
+from ..engines.common.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, mod_of_heads, rows_of
+from ..engines.common.dense import dense_attention, index_grid, repeat_heads
+from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.common.shards import Locality
 from ..engines.gathered import gathered_attention
-from ..engines.shards import Locality
 from ..errors import OptionError
 from ..positions.distances import Extent
-from .base import KeptKeys, Mechanism, pad_queries
-from .layout import block_sizes, cells, triangle
-from .masked import MaskedMechanism
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import KeptKeys, Mechanism, pad_queries
+from .common.layout import block_sizes, cells, triangle
+from .common.masked import MaskedMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import GatherTile, MaskMod, Pattern, rows_of
-from .layout import ROW, band_pairs, band_tile, cells, column_pairs, prefixes, residues
-from .masked import GatheredMechanism
-from .options import Options, option
-from .registry import register_mechanism
+from ..engines.common.call import GatherTile, MaskMod, Pattern, rows_of
+from .common.layout import ROW, band_pairs, band_tile, cells, column_pairs, prefixes, residues
+from .common.masked import GatheredMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

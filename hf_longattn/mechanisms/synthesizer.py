@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
-from ..engines.dense import dense_attention, grid_of, masked_softmax, products, repeat_heads, wide
+from ..engines.common.call import AttentionCall
+from ..engines.common.dense import dense_attention, grid_of, masked_softmax, products, repeat_heads, wide
 from ..errors import LengthError, OptionError
-from .base import Mechanism, reset, softmax_over, visible_to_all
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import Mechanism, reset, softmax_over, visible_to_all
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

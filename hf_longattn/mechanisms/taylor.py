@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
-from .feature_map import HeadwiseLinear, LinearMechanism
-from .options import Options, option
-from .registry import register_mechanism
+from ..engines.common.call import AttentionCall
+from .common.feature_map import HeadwiseLinear, LinearMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 FEATURES, HEAD = "feature_dim", "head_dim"
 

@@ -18,14 +18,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from ..engines.dense import dense_attention, repeat_heads
-from ..engines.dispatch import DENSE, choose_covered
+from ..engines.common.call import AttentionCall
+from ..engines.common.dense import dense_attention, repeat_heads
+from ..engines.common.dispatch import DENSE, choose_covered
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
-from .base import KeptKeys, scaled_scores, softmax_over, visible_to_all
-from .options import Options, option
-from .registry import register_mechanism
-from .summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.base import KeptKeys, scaled_scores, softmax_over, visible_to_all
+from .common.options import Options, option
+from .common.registry import register_mechanism
+from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 UNIT = 16
 """Tokens in a unit, of which a decode cache keeps the largest key norm."""

@@ -22,18 +22,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
-from ..engines.dense import dense_attention, grid_of, repeat_heads
-from ..engines.derivatives import differentiated
-from ..engines.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
+from ..engines.common.dense import dense_attention, grid_of, repeat_heads
+from ..engines.common.derivatives import differentiated
+from ..engines.common.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.common.shards import Locality
 from ..engines.gathered import gathered_attention
-from ..engines.shards import Locality
 from ..positions.relative import Span
-from .base import KeptKeys, both, pad_queries, scaled_scores, softmax_over
-from .layout import block_sizes, cells, triangle
-from .masked import GatheredMechanism
-from .options import Options, option
-from .registry import register_mechanism
+from .common.base import KeptKeys, both, pad_queries, scaled_scores, softmax_over
+from .common.layout import block_sizes, cells, triangle
+from .common.masked import GatheredMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
 

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
-from ..engines.shards import Locality
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
+from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..positions.distances import Extent
-from .base import Mechanism
-from .composite import Choice, Composite
-from .layout import band_tile, without
-from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
-from .options import Options, option
-from .registry import mechanism_class, register_mechanism
+from .common.base import Mechanism
+from .common.composite import Choice, Composite
+from .common.layout import band_tile, without
+from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
+from .common.options import Options, option
+from .common.registry import mechanism_class, register_mechanism
 from .strided import StridedOptions
 from .window import WindowOptions
 

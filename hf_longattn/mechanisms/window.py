@@ -20,16 +20,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads
-from ..engines.dense import repeat_heads
-from ..engines.shards import Locality
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads
+from ..engines.common.dense import repeat_heads
+from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..positions.distances import Extent
 from ..positions.relative import Span
-from .layout import band_pairs, band_tile, column_pairs
-from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
-from .options import Options, option
-from .registry import register_mechanism
+from .common.layout import band_pairs, band_tile, column_pairs
+from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
+from .common.options import Options, option
+from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from ..engines.batch import first_real
-from ..engines.call import AttentionCall
+from ..engines.common.batch import first_real
+from ..engines.common.call import AttentionCall
 from ..errors import BackendError, LengthError, MaskError
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
 
 NOT_STARTED = 1 << 40
 """Start of a sequence whose first real token has not come yet: after every column."""

@@ -5,8 +5,8 @@ the caches of eager decoding:
 
 - :class:`KeysLayer` holds the last keys and values (``key``, ``value``), as many as the mechanism reaches, or all; scores are masked by
   the mechanism's definition, in memory new tokens × keys;
-- :class:`KeptKeysLayer` holds the keys that :meth:`~hf_longattn.mechanisms.base.Mechanism.kept` keeps, with their positions;
-- :class:`RecurrentLayer` holds the state of :meth:`~hf_longattn.mechanisms.base.Mechanism.advance`, which runs token by token (ONNX: Scan).
+- :class:`KeptKeysLayer` holds the keys that :meth:`~hf_longattn.Mechanism.kept` keeps, with their positions;
+- :class:`RecurrentLayer` holds the state of :meth:`~hf_longattn.Mechanism.advance`, which runs token by token (ONNX: Scan).
 
 Zeros are every state before the first token, with no tokens along an axis that grows.
 """
@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from ..attend import run_batch
-from ..engines.batch import Batch
-from ..engines.call import AttentionCall, State
+from ..engines.common.batch import Batch
+from ..engines.common.call import AttentionCall, State
 from ..errors import ExportError
-from ..mechanisms.base import Mechanism
-from ..mechanisms.masked import MaskedMechanism
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.masked import MaskedMechanism
 from ..positions.relative import QueryDependent
 from ..private_apis import assume_in_graph, scan_in_graph
 from .cache_layer import AttendingLayer, refuse_restricted_pairs
@@ -143,7 +143,7 @@ class KeptKeysLayer(GraphLayer):
 
 
 class RecurrentLayer(GraphLayer):
-    """The state that the mechanism's :meth:`~hf_longattn.mechanisms.base.Mechanism.advance` returns."""
+    """The state that the mechanism's :meth:`~hf_longattn.Mechanism.advance` returns."""
 
     keeps = "a state of a graph"
 

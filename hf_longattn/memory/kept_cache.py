@@ -1,7 +1,7 @@
 """Cache layers for patterns that keep scattered keys visible: sinks and a window, every s-th column, the last columns of blocks.
 
 A layer holds the keys that some later token can still see, each with the column of the padded batch that it came from; what
-:meth:`hf_longattn.mechanisms.base.Mechanism.kept` gives up is dropped. Positions count from each sequence's first real token, so rows
+:meth:`hf_longattn.Mechanism.kept` gives up is dropped. Positions count from each sequence's first real token, so rows
 with different padding keep different columns; a row with fewer of them has empty slots (column -1).
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from ..mechanisms.base import Mechanism
-from ..mechanisms.masked import MaskedMechanism
-from ..mechanisms.registry import prototype
+from ..engines.common.call import AttentionCall
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.masked import MaskedMechanism
+from ..mechanisms.common.registry import prototype
 from ..naming import BACKEND
 from .cache_layer import StartsLayer, StaticKeysLayer, enter_layer_type, refuse_restricted_pairs
 

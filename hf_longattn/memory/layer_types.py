@@ -7,9 +7,9 @@ import json
 import torch
 
 from ..configuration import LongAttentionConfig
-from ..mechanisms.base import Mechanism
-from ..mechanisms.registry import prototype
-from ..mechanisms.summaries import SummarisedMechanism
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.summaries import SummarisedMechanism
 from .kept_cache import kept_layer_type
 from .state_cache import STATE_LAYER
 from .summary_cache import SUMMARY_LAYER

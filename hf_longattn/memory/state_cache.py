@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
-from ..engines.batch import Batch
-from ..engines.call import AttentionCall, State, advanced
+from ..engines.common.batch import Batch
+from ..engines.common.call import AttentionCall, State, advanced
 from ..errors import LengthError
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND
 from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pairs
 
@@ -26,7 +26,7 @@ LONGEST = 64
 
 @dataclass
 class Step:
-    """One call of :meth:`hf_longattn.mechanisms.base.Mechanism.advance`.
+    """One call of :meth:`hf_longattn.Mechanism.advance`.
 
     mask: ``(B, tokens)`` bool, True = real token, or ``None``; skipped: padding before each row's first token, where there is any.
     """
@@ -87,7 +87,7 @@ class LastSteps:
 
 
 class StateLayer(StartsLayer):
-    """The state that :meth:`hf_longattn.mechanisms.base.Mechanism.advance` returned, and how many tokens it has seen."""
+    """The state that :meth:`hf_longattn.Mechanism.advance` returned, and how many tokens it has seen."""
 
     keeps = "a state"
     is_croppable = False

@@ -1,6 +1,6 @@
 """The cache layer of mechanisms that choose among all keys: it keeps them all, and beside them what the choice needs.
 
-The summaries of a unit of tokens (:meth:`hf_longattn.mechanisms.summaries.SummarisedMechanism.summarise_units`) are made once, and again
+The summaries of a unit of tokens (:meth:`SummarisedMechanism.summarise_units`) are made once, and again
 only for the unit that grows, so that a step neither reads all keys nor copies them. Long pieces of a prompt, four-dimensional masks,
 gradients and compiled graphs go through the mechanism's ``forward`` over the same keys, and so does every step of a static cache.
 """
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from ..engines.derivatives import differentiated
+from ..engines.common.call import AttentionCall
+from ..engines.common.derivatives import differentiated
 from ..engines.topk import gather_kv
-from ..mechanisms.base import Mechanism
-from ..mechanisms.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
 from .cache_layer import StartsLayer, StaticKeysLayer
 

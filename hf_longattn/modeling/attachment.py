@@ -13,10 +13,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..backend import BACKEND, CACHE_LAYER, LAYER_INPUT, PROJECT_ONLY, STOPPED
 from ..configuration import LongAttentionConfig
-from ..engines.derivatives import differentiated
+from ..engines.common.derivatives import differentiated
 from ..errors import BackendError, OptionError
-from ..mechanisms.base import Mechanism
-from ..mechanisms.registry import mechanism_from
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.registry import mechanism_from
 from ..memory import AttendingLayer
 from ..private_apis import attention_implementation
 from .attention_sites import (

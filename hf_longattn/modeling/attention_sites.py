@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.pytorch_utils import Conv1D
 
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
 from .family import attention_names
 
 ON = "long_attention"

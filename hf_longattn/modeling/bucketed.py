@@ -14,7 +14,7 @@ from transformers import Cache, EncoderDecoderCache
 
 from ..backend import BACKEND, longattn_attention_forward
 from ..configuration import LongAttentionConfig
-from ..engines.call import DistanceBias
+from ..engines.common.call import DistanceBias
 from ..positions.relative import buckets
 from ..private_apis import attention_implementation
 from .config import LongEncoderDecoderConfig

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..engines.derivatives import differentiated
+from ..engines.common.derivatives import differentiated
 from ..errors import BackendError
 from ..private_apis import int8_product, pack_int8, pack_weight, packed_product
 

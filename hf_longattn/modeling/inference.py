@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..engines.batch import in_graph
+from ..engines.common.batch import in_graph
 from ..errors import BackendError, OptionError, nearest
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
 from ..naming import LOGGER
 from ..private_apis import cpu_computes_bf16, has_amx, has_hooks, kept_in_float32
 from .attention_sites import attention_sites, own_projections

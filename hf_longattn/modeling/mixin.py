@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BACKEND, DOCUMENTS, WEIGHTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
-from ..engines.batch import in_graph, positions_in
+from ..engines.common.batch import in_graph, positions_in
 from ..errors import BackendError, MaskError, MemoryMismatchError, OptionError
-from ..mechanisms.base import Mechanism, Recursion
-from ..mechanisms.registry import prototype
+from ..mechanisms.common.base import Mechanism, Recursion
+from ..mechanisms.common.registry import prototype
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
 from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
 from .attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
 from .family import attention_names
 

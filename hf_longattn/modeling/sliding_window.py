@@ -14,11 +14,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..engines.call import UNBOUNDED
+from ..engines.common.call import UNBOUNDED
 from ..errors import CheckpointError
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.registry import prototype
 from ..mechanisms.longformer import Longformer
-from ..mechanisms.registry import prototype
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """transformers' names for a layer with and without a window, in ``config.layer_types``."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils import logging
 
-from ..engines.batch import Batch, in_graph
+from ..engines.common.batch import Batch, in_graph
 from ..errors import MaskError, OptionError
-from ..mechanisms.base import Mechanism
-from ..mechanisms.token_rules import TokenRule
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.token_rules import TokenRule
 from ..naming import LOGGER
 from .attention_sites import layer_mechanisms, with_members
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig
 
 from ..errors import LengthError, OptionError, PositionError
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
 from .family import Family, PositionTable, longest_input
 
 POSITIONS = "position_embeddings"

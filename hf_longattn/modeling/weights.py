@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, initialization
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from ..mechanisms.base import Mechanism
+from ..mechanisms.common.base import Mechanism
 from ..positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..private_apis import is_initialised
 from .attention_sites import copy_projections, mechanisms_on

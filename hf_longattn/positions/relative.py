@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.call import DistanceBias, ScoreMod, constant
-from ..engines.dense import wide
+from ..engines.common.call import DistanceBias, ScoreMod, constant
+from ..engines.common.dense import wide
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 

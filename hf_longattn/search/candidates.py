@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..diagnostics import Candidate
 from ..errors import OptionError
-from ..mechanisms.registry import prototype
+from ..mechanisms.common.registry import prototype
 
 USUAL = (
     "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",

@@ -26,9 +26,9 @@ from ..attend import run_batch
 from ..conversion.flops import ModelShape, state_bytes
 from ..conversion.tensor_files import write_json
 from ..diagnostics import Candidate
-from ..engines.call import AttentionCall
+from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError, in_a_line
-from ..mechanisms.registry import mechanism_from
+from ..mechanisms.common.registry import mechanism_from
 from ..reading import read_json_object
 from ..staging import staged_file
 from .objectives import FAILURES

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..diagnostics import Candidate
-from ..mechanisms.composite import write_numbers
+from ..mechanisms.common.composite import write_numbers
 
 
 @dataclass(frozen=True)

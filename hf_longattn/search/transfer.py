@@ -17,7 +17,7 @@ from transformers import AutoModel
 from ..diagnostics import Candidate
 from ..diagnostics.trial_model import Weights
 from ..errors import OptionError, needs_extra
-from ..mechanisms.registry import prototype
+from ..mechanisms.common.registry import prototype
 from ..staging import staged_file
 from .model import layer_weights
 from .objectives import Transferred

@@ -6,10 +6,10 @@ Names are loaded when first used, so that importing one task does not import the
 # ruff: noqa: F401 (names for editors and type checkers)
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hf_longattn.errors import needs_extra
+from ..errors import needs_extra
+from ..lazy import public_names
 
 with needs_extra("train"):  # every module of this package needs them
     import accelerate
@@ -43,40 +43,34 @@ if TYPE_CHECKING:
     from .seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
     from .tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
 
-_NAMES = {
-    ".data.batching": ("DataCollatorWithGlobals", "DataCollatorWithPacking"),
-    ".data.lengths": ("longest_input",),
-    ".data.qa_schemas": ("load_qa", "save_qa"),
-    ".data.sources": ("load_labelled", "load_text"),
-    "args": ("ModelArguments",),
-    "attention_distillation.args": ("DistillationModelArguments", "DistillationTrainingArguments"),
-    "attention_distillation.distill": ("distill_attention",),
-    "choice": ("ChoiceDataArguments", "ChoiceTrainingArguments", "finetune_choice"),
-    "classification": ("ClassificationDataArguments", "ClassificationTrainingArguments", "finetune_classification"),
-    "embed": ("EmbedDataArguments", "EmbedModelArguments", "EmbedTrainingArguments", "finetune_embeddings"),
-    "lm": (
-        "CLMDataArguments",
-        "CLMModelArguments",
-        "LMDataArguments",
-        "LMModelArguments",
-        "MLMDataArguments",
-        "MLMModelArguments",
-        "TextDataArguments",
-        "TextModelArguments",
-        "TextTrainingArguments",
-        "finetune_lm",
-    ),
-    "multitask": ("MultiTaskDataArguments", "MultiTaskTrainingArguments", "finetune_multitask", "load_multitask_head"),
-    "qa": ("QADataArguments", "QAModelArguments", "QATrainingArguments", "finetune_qa", "load_qa_model"),
-    "seq2seq": ("Seq2SeqDataArguments", "Seq2SeqLongTrainingArguments", "finetune_seq2seq"),
-    "tokens": ("TokenDataArguments", "TokenTrainingArguments", "finetune_tokens"),
-}
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__, __all__ = public_names(
+    __name__,
+    {
+        ".data.batching": ("DataCollatorWithGlobals", "DataCollatorWithPacking"),
+        ".data.lengths": ("longest_input",),
+        ".data.qa_schemas": ("load_qa", "save_qa"),
+        ".data.sources": ("load_labelled", "load_text"),
+        "args": ("ModelArguments",),
+        "attention_distillation.args": ("DistillationModelArguments", "DistillationTrainingArguments"),
+        "attention_distillation.distill": ("distill_attention",),
+        "choice": ("ChoiceDataArguments", "ChoiceTrainingArguments", "finetune_choice"),
+        "classification": ("ClassificationDataArguments", "ClassificationTrainingArguments", "finetune_classification"),
+        "embed": ("EmbedDataArguments", "EmbedModelArguments", "EmbedTrainingArguments", "finetune_embeddings"),
+        "lm": (
+            "CLMDataArguments",
+            "CLMModelArguments",
+            "LMDataArguments",
+            "LMModelArguments",
+            "MLMDataArguments",
+            "MLMModelArguments",
+            "TextDataArguments",
+            "TextModelArguments",
+            "TextTrainingArguments",
+            "finetune_lm",
+        ),
+        "multitask": ("MultiTaskDataArguments", "MultiTaskTrainingArguments", "finetune_multitask", "load_multitask_head"),
+        "qa": ("QADataArguments", "QAModelArguments", "QATrainingArguments", "finetune_qa", "load_qa_model"),
+        "seq2seq": ("Seq2SeqDataArguments", "Seq2SeqLongTrainingArguments", "finetune_seq2seq"),
+        "tokens": ("TokenDataArguments", "TokenTrainingArguments", "finetune_tokens"),
+    },
+)

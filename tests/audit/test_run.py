@@ -26,7 +26,7 @@ from hf_longattn import convert_checkpoint, enable_long_attention, export_checkp
 from hf_longattn.audit import audit_reach, run, targets
 from hf_longattn.cli import main
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.audit.fakes import WORDS, graph, serving, window
 from tests.reference.small_models import long_config
 

@@ -13,7 +13,8 @@ from benchmarks import device_check
 from benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, stages
 from benchmarks.device_check import run_case
 from hf_longattn import list_mechanisms
-from hf_longattn.engines import dispatch, flex
+from hf_longattn.engines.common import dispatch
+from hf_longattn.engines.cuda import flex
 
 SHORT = {
     str(case): case.at(length=min(case.length, 290), queries=min(case.queries, 200)) for case in first_checks() if case.task == "check"

@@ -20,7 +20,7 @@ from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
 from hf_longattn.conversion.verify_outputs import seeded_inputs
 from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError, PositionError
-from hf_longattn.mechanisms.base import Mechanism
+from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.reading import generic_names
 from tests.trained import tokenizer_of
 

@@ -28,12 +28,13 @@ from transformers import (
 import hf_longattn
 from hf_longattn import compress_checkpoint, convert_checkpoint, revert_checkpoint
 from hf_longattn.audit import audit_reach
-from hf_longattn.conversion import export_checkpoint, export_native, inspect_checkpoint
-from hf_longattn.conversion.compress import METHODS, REPORT, pieces
+from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import CheckpointError, DestinationExistsError, LengthError, MissingExtraError, OptionError
+from hf_longattn.export import export_checkpoint, export_native
+from hf_longattn.export.compress import METHODS, REPORT, pieces
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling import quantised
 from hf_longattn.modeling.pruning import heads_of
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, long_model, tokens

@@ -13,10 +13,11 @@ import torch
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
 from hf_longattn.cli.show import show_export
-from hf_longattn.conversion import ExportReport, decoder_export
-from hf_longattn.conversion.decoder_export import TASK
 from hf_longattn.errors import ExportError
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.export import ExportReport
+from hf_longattn.export import decoder as decoder_export
+from hf_longattn.export.decoder import TASK
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory.graph_cache import KeysLayer
 from tests.reference.small_models import CAUSAL, LANGUAGE_MODELS, long_model, tokens
 

@@ -19,9 +19,9 @@ import transformers
 import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
-from hf_longattn.conversion import export
 from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.export import onnx as export
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import long_config, padding, tokens
 
 LENGTH = 1024

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from hf_longattn import list_mechanisms
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.conversion.flops import LENGTHS, DecodeState, ModelShape, compare_mechanisms, decode_states, matrix_speed
-from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.memory.kept_cache import SLACK
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import long_like, plain_model, tokens

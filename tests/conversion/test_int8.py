@@ -13,9 +13,10 @@ import torch
 from hf_longattn import export_checkpoint
 from hf_longattn.audit import audit_reach
 from hf_longattn.cli import main
-from hf_longattn.conversion import convert_checkpoint, int8
-from hf_longattn.conversion.int8 import INT8_FILE, accuracy, measure, quantise
+from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import ExportError, MissingExtraError
+from hf_longattn.export import int8
+from hf_longattn.export.int8 import INT8_FILE, accuracy, measure, quantise
 from tests.conversion.test_export import saved
 
 

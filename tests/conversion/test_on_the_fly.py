@@ -14,7 +14,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 
 from .conftest import LENGTH
 from .every_family import NOT_AS_IT_IS, Short, head_of

@@ -9,7 +9,7 @@ import torch
 
 from hf_longattn.diagnostics import layer_attention as module
 from hf_longattn.diagnostics.layer_attention import LayerAttention, RowSums, bin_of, distance_bins, mass_on, sampled_rows
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 
 HEADS, WIDTH = 4, 8
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from hf_longattn.backend import _score_mod
-from hf_longattn.engines import flex, flex_kernel
-from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
-from hf_longattn.engines.byte_cache import KEPT
-from hf_longattn.engines.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
-from hf_longattn.engines.flex_kernel import fused_flex
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
+from hf_longattn.engines.cuda import flex, flex_kernel
+from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.families.deberta_v2 import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info
-from hf_longattn.engines import flex
+from hf_longattn.engines.cuda import flex
 from hf_longattn.mechanisms import Mechanism, check_options
 
 from .pretended_h100 import Lacking, environment

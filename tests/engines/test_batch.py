@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_longattn.engines.batch import roll_left
+from hf_longattn.engines.common.batch import roll_left
 
 
 def test_rows_are_rolled_left_and_back() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_longattn.engines.block_selected import block_selected_attention, selected_block_tiles
-from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.dense import masked_softmax
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.common.dense import masked_softmax
 
 
 @pytest.mark.parametrize(("length", "size", "ranks", "rows"), [(50, 8, 3, 4), (50, 8, 1, 16), (7, 10, 1, 2), (64, 4, 6, 8)])

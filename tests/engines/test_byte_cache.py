@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines import band_plan, block_sparse, byte_cache
-from hf_longattn.engines.byte_cache import BUDGET, KEPT, OVERHEAD, ByteCache, tensor_bytes
-from hf_longattn.engines.call import GatherTile
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.engines import block_sparse
+from hf_longattn.engines.common import byte_cache
+from hf_longattn.engines.common.byte_cache import BUDGET, KEPT, OVERHEAD, ByteCache, tensor_bytes
+from hf_longattn.engines.common.call import GatherTile
+from hf_longattn.engines.cpu import band_plan
+from hf_longattn.mechanisms.common.registry import mechanism_class
 
 
 def test_the_longest_unused_goes_first() -> None:

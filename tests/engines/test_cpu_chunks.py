@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.batch import Batch
-from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.cpu_chunks import chunk_attention, stable_order
-from hf_longattn.engines.dense import masked_softmax
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.common.dense import masked_softmax
+from hf_longattn.engines.cpu.chunks import chunk_attention, stable_order
 
 
 def meetings(buckets: Tensor, real: Tensor, size: int, before: int, after: int) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hf_longattn import build_mechanism
-from hf_longattn.engines import dense
-from hf_longattn.engines.batch import Batch
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common import dense
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.call import AttentionCall
 
 
 class KernelCalls(TorchFunctionMode):

@@ -18,14 +18,14 @@ from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
-from hf_longattn.engines import flex
-from hf_longattn.engines.batch import Batch
-from hf_longattn.engines.byte_cache import KEPT
-from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, rows_of
-from hf_longattn.engines.dispatch import NoKernel, listen
-from hf_longattn.engines.flex import BLOCK, Lists, band_block_mask, packed, transposed
-from hf_longattn.engines.plain import blockwise_attention, plain_gathered
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
+from hf_longattn.engines.common.dispatch import NoKernel, listen
+from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
+from hf_longattn.engines.cuda import flex
+from hf_longattn.engines.cuda.flex import BLOCK, Lists, band_block_mask, packed, transposed
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import long_model, tokens
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_longattn.engines.byte_cache import KEPT
-from hf_longattn.engines.call import AttentionCall, GatherTile, rows_of
+from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
+from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.gathered import cpu_gathered, flat_rules, gathered_attention
-from hf_longattn.engines.plain import plain_gathered
 
 BATCH, HEADS, WIDTH = 2, 3, 8
 
@@ -207,7 +207,7 @@ def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypa
         return out, *torch.autograd.grad(out.square().sum(), (*x, bias))
 
     whole, dropped = run(), run(dropout_p=0.5)
-    monkeypatch.setattr("hf_longattn.engines.plain.PAIRS", 400)
+    monkeypatch.setattr("hf_longattn.engines.common.plain.PAIRS", 400)
     for got, wanted in zip(run(), whole, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
     again = run(dropout_p=0.5)
@@ -232,7 +232,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_memory_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small part."""
-    monkeypatch.setattr("hf_longattn.engines.plain.PAIRS", 1 << 18)
+    monkeypatch.setattr("hf_longattn.engines.common.plain.PAIRS", 1 << 18)
     length, width = 16384, 16
     rows = rows_of(length, 64)
     keys = torch.randint(0, length, (1, 1, rows.shape[2], 512))

@@ -11,13 +11,13 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.attend import run_batch
 from hf_longattn.engines import block_sparse
-from hf_longattn.engines.band_plan import BF16, BF16_AMX, band_plan
-from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import cpu_band
-from hf_longattn.engines.byte_cache import KEPT
-from hf_longattn.engines.call import AttentionCall, DistanceBias, Pattern
-from hf_longattn.engines.flex import flex_band
-from hf_longattn.engines.plain import blockwise_attention
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.call import AttentionCall, DistanceBias, Pattern
+from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.cpu.band_plan import BF16, BF16_AMX, band_plan
+from hf_longattn.engines.cuda.flex import flex_band
 
 MECHANISMS = {
     "band": ("window", {}),

@@ -297,7 +297,10 @@ def test_files_of_a_checkout(tmp_path: Path) -> None:
     ("known", "sentence"),
     [
         (None, "Neither an installed distribution nor a git checkout"),
-        (Provenance("hf_longattn 0.1.0", (Path("hf_longattn/engines/dense.py"),)), r"differs from the published version: \S*dense\.py"),
+        (
+            Provenance("hf_longattn 0.1.0", (Path("hf_longattn/engines/common/dense.py"),)),
+            r"differs from the published version: \S*dense\.py",
+        ),
     ],
 )
 def test_what_is_not_as_published_is_bundled_only_when_that_is_said(

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.call import AttentionCall, GatherTile, aligned_weights
-from hf_longattn.engines.plain import allowed
-from hf_longattn.mechanisms.masked import MaskedMechanism
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, aligned_weights
+from hf_longattn.engines.common.plain import allowed
+from hf_longattn.mechanisms.common.masked import MaskedMechanism
 
 
 def listed(parts: Iterable[GatherTile], queries: int, keys: int) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class
 
 HEADS, WIDTH, LENGTH = 2, 4, 41
 Pairs = Callable[[Any, Any, Any, Any, bool], Tensor]

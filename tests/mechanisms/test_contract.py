@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.errors import LengthError, OptionError
-from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 
 LENGTHS = (1, 2, 63, 64, 65, 300)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import LengthError, OptionError
-from hf_longattn.mechanisms.registry import mechanism_from
+from hf_longattn.mechanisms.common.registry import mechanism_from
 
 
 def test_nearer_keys_weigh_more_and_none_negatively() -> None:

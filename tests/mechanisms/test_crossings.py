@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
-from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
 
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import attend, list_mechanisms, reference_attend
-from hf_longattn.engines.byte_cache import KEPT
+from hf_longattn.engines.common.byte_cache import KEPT
 from hf_longattn.errors import DerivativeError
-from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 
 STOPPED = "transformer_xl without gradients into its memory"
 OPTIONS = {

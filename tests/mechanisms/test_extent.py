@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_longattn import list_mechanisms
-from hf_longattn.engines.call import AttentionCall
-from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.positions import Extent
 
 LENGTH, HEADS, WIDTH = 240, 4, 16

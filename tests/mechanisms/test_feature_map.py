@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
-from hf_longattn.engines.call import AttentionCall, advanced
+from hf_longattn.engines.common.call import AttentionCall, advanced
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.feature_map import LinearMechanism
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.feature_map import LinearMechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class
 
 LINEAR = [name for name in list_mechanisms() if issubclass(mechanism_class(name), LinearMechanism)]
 FORMS = [
@@ -65,7 +65,7 @@ def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bo
     module = built(name, **options)
     found = []
     for size in (1, 1 << 30):
-        monkeypatch.setattr("hf_longattn.mechanisms.feature_map.PIECE", size)
+        monkeypatch.setattr("hf_longattn.mechanisms.common.feature_map.PIECE", size)
         out = attend(q, k, v, module, causal=causal)
         found.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
     for a, b in zip(*found, strict=True):

@@ -32,7 +32,7 @@ FORMS = [
 
 def built(options: dict[str, Any], length: int | None = None) -> Any:
     """A mechanism of four heads whose parameters are all different."""
-    from hf_longattn.mechanisms.registry import mechanism_from
+    from hf_longattn.mechanisms.common.registry import mechanism_from
 
     torch.manual_seed(0)
     module = mechanism_from("linformer", options, num_heads=4, head_dim=8, max_length=length)

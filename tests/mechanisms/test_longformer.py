@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, families, reference_attend
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import LengthError, MaskError, OptionError
-from hf_longattn.mechanisms.token_rules import TokenRule
+from hf_longattn.mechanisms.common.token_rules import TokenRule
 from tests.mechanisms.definition import Attention
 
 HEADS, HEAD_DIM, WIDTH = 4, 8, 24

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from tests.reference.small_models import pair, tokens
 

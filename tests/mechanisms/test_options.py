@@ -27,7 +27,7 @@ from hf_longattn import (
     reference_attend,
 )
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 
 HEADS, HEAD_DIM = 2, 4
 WIDTH = HEADS * HEAD_DIM

@@ -11,11 +11,11 @@ from transformers import DataCollatorWithFlattening
 
 from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
 from hf_longattn.backend import separates_documents
-from hf_longattn.engines.batch import Batch, documents_from
-from hf_longattn.engines.dispatch import listen
+from hf_longattn.engines.common.batch import Batch, documents_from
+from hf_longattn.engines.common.dispatch import listen
 from hf_longattn.errors import MaskError
-from hf_longattn.mechanisms import feature_map
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common import feature_map
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
-from hf_longattn.engines.dense import repeat_heads
+from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.errors import OptionError
 
 N = 300

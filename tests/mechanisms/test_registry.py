@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.errors import RegistrationError
-from hf_longattn.mechanisms import registry
+from hf_longattn.mechanisms.common import registry
 
 HEAD = """\
 import dataclasses
 
 from hf_longattn import register_mechanism
-from hf_longattn.mechanisms.masked import SparseMechanism
-from hf_longattn.mechanisms.options import Options, option
+from hf_longattn.mechanisms.common.masked import SparseMechanism
+from hf_longattn.mechanisms.common.options import Options, option
 from hf_longattn.mechanisms.window import Window
 
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import Routing
 from tests.ranks import run_two_ranks

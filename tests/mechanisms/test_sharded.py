@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import hf_longattn
 from hf_longattn.attend import run_batch
-from hf_longattn.engines.call import AttentionCall, TokenTerm
-from hf_longattn.engines.shards import Shard, cut_evenly
+from hf_longattn.engines.common.call import AttentionCall, TokenTerm
+from hf_longattn.engines.common.shards import Shard, cut_evenly
 from hf_longattn.errors import MaskError, OptionError
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 
 CASES = []
 for name in hf_longattn.list_mechanisms():

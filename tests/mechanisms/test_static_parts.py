@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_longattn import build_mechanism
-from hf_longattn.mechanisms.masked import GatheredMechanism
+from hf_longattn.mechanisms.common.masked import GatheredMechanism
 from tests.mechanisms.listed import listed, visible
 
 CPU = torch.device("cpu")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, reference_attend
-from hf_longattn.engines.call import GatherTile, rows_of
-from hf_longattn.engines.dense import index_grid
+from hf_longattn.engines.common.call import GatherTile, rows_of
+from hf_longattn.engines.common.dense import index_grid
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms import registry
-from hf_longattn.mechanisms.masked import GatheredMechanism, SparseMechanism
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common import registry
+from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.mechanisms.listed import visible
 
 LENGTH = 300
@@ -109,7 +109,7 @@ def test_the_parts_list_every_visible_pair_exactly_once(causal: bool) -> None:
     union = build_mechanism("union", num_heads=4, head_dim=8, of="residues+window:window=20+head_blocks+window:window=6")
     counts = torch.zeros(4, 100, 100, dtype=torch.long)
     for part in union.parts(100, causal, torch.device("cpu")):
-        from hf_longattn.engines.plain import allowed
+        from hf_longattn.engines.common.plain import allowed
 
         seen = allowed(part, None, torch.zeros(1, 1, 1, 1, dtype=torch.long))
         seen = seen if part.bias is None else seen & part.bias

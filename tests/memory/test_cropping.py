@@ -15,7 +15,7 @@ from transformers import DynamicCache, StaticCache
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms
 from hf_longattn.backend import CACHE_LAYER, longattn_attention_forward
 from hf_longattn.errors import LengthError
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import FULL, STATE_LAYER, SUMMARY_LAYER, AttendingLayer, decode_layer_types
 from hf_longattn.memory.kept_cache import SLACK
 from tests.reference.small_models import long_config, long_model, tokens

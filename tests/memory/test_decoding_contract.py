@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
 from hf_longattn.errors import LengthError
-from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import STATE_LAYER
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens

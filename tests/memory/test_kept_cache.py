@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
-from hf_longattn.engines.call import GatherTile, MaskMod, rows_of
-from hf_longattn.mechanisms import registry
-from hf_longattn.mechanisms.masked import GatheredMechanism
-from hf_longattn.mechanisms.options import Options, option
+from hf_longattn.engines.common.call import GatherTile, MaskMod, rows_of
+from hf_longattn.mechanisms.common import registry
+from hf_longattn.mechanisms.common.masked import GatheredMechanism
+from hf_longattn.mechanisms.common.options import Options, option
 from hf_longattn.memory.kept_cache import SLACK
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 

@@ -10,8 +10,8 @@ from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import build_mechanism, mechanism_class
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class
 from hf_longattn.positions.relative import RELATIVE
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import build_mechanism
-from hf_longattn.engines.call import AttentionCall
-from hf_longattn.mechanisms.summaries import SummarisedMechanism
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.mechanisms.common.summaries import SummarisedMechanism
 from hf_longattn.memory import SUMMARY_LAYER, SummaryLayer, decode_layer_types
 from tests.reference.small_models import (
     DECODERS,

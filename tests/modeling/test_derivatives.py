@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import build_mechanism
 from hf_longattn.backend import longattn_attention_forward
-from hf_longattn.engines.byte_cache import KEPT
+from hf_longattn.engines.common.byte_cache import KEPT
 from hf_longattn.errors import BackendError, DerivativeError, MaskError
 from tests.reference.small_models import long_model, padding, tokens
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.families import FAMILIES
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attention_sites import attention_sites
 from tools.small_models import Shape, small_values
 

@@ -26,7 +26,7 @@ import hf_longattn
 from hf_longattn.errors import BackendError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling import inference
 from hf_longattn.modeling.fast_linear import FusedPart, Int8Linear, PackedLinear
 from hf_longattn.modeling.inference import evaluating

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModel
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.mechanisms.base import Mechanism, reset
-from hf_longattn.mechanisms.registry import has_tensors, mechanism_class, prototype
+from hf_longattn.mechanisms.common.base import Mechanism, reset
+from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
 from hf_longattn.modeling import weights
 from hf_longattn.modeling.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
 from tools.small_models import Shape, small_config

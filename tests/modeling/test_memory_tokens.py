@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import LongBartConfig, LongBartModel, attend, build_mechanism, enable_long_attention
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
 from tests.reference.small_models import (
     BASES,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn import list_mechanisms
 from hf_longattn.errors import LengthError, MaskError, MemoryMismatchError, OptionError
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
 

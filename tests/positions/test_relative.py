@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
-from hf_longattn.engines.batch import Batch
-from hf_longattn.engines.call import AttentionCall, DistanceBias
-from hf_longattn.engines.plain import blockwise_attention
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.call import AttentionCall, DistanceBias
+from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.positions.relative import RELATIVE, build_relative, read_relative
 
 KINDS = ["alibi", "t5_buckets:num_buckets=16,max_distance=40", "shaw:clip=5", "transformer_xl"]

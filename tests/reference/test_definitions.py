@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
-from hf_longattn.engines import dispatch
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common import dispatch
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_from
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
 from tests.reference.definitions._relative import with_relative
 

@@ -5,7 +5,7 @@ import torch
 from transformers.models.qwen3_next import modeling_qwen3_next as theirs
 
 from hf_longattn import attend, build_mechanism
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.mechanisms.delta import Delta
 

@@ -15,9 +15,9 @@ def tree(tmp_path: Path) -> Path:
     package = tmp_path / "hf_longattn"
     for name, text in {
         "errors.py": "",
-        "engines/dense.py": "from ..errors import X\n",
+        "engines/common/dense.py": "from ..errors import X\n",
         "engines/band.py": "def run(padding_mask):\n    return padding_mask\n",
-        "mechanisms/base.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..engines import band\n",
+        "mechanisms/common/base.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..engines import band\n",
         "mechanisms/window.py": "from ..engines.dense import x\nfrom . import base\n\ndef later():\n    from ..engines import band\n",
         "mechanisms/linear.py": "import torch\n",
     }.items():

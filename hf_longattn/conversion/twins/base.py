@@ -17,10 +17,10 @@ import transformers
 from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
-from ...engines.call import UNBOUNDED
+from ...engines.common.call import UNBOUNDED
 from ...errors import check_registration
 from ...mechanisms import Mechanism
-from ...mechanisms.registry import prototype
+from ...mechanisms.common.registry import prototype
 from ...modeling.family import Family
 from ...modeling.sliding_window import with_base_windows
 from ...naming import load_module, module_names

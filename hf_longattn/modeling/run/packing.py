@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...backend import DOCUMENTS
-from ...engines.batch import Batch, in_graph
+from ...engines.common.batch import Batch, in_graph
 from ...private_apis import outputs_collected
 from ..attention_sites import attention_sites
 from ..fast_linear import InferenceLinear

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ...engines.batch import in_graph, roll_left
+from ...engines.common.batch import in_graph, roll_left
 from ...errors import MaskError, MemoryMismatchError, OptionError
-from ...mechanisms.base import Mechanism, Recursion
-from ...mechanisms.segment_state import leading
+from ...mechanisms.common.base import Mechanism, Recursion
+from ...mechanisms.common.segment_state import leading
 from ...memory import StateLayer, TokenMemory
 from ..attention_sites import attention_sites
 from ..family import PositionTable

@@ -1,7 +1,7 @@
 """Sequence parallelism: one long input over several processes, each of which computes the rows of its own tokens.
 
 Windows take the neighbouring tokens' keys and values from the next processes, global tokens are sent to all, and linear mechanisms send
-their states, so a process exchanges what a mechanism sees and not the whole sequence (:mod:`hf_longattn.engines.shards`).
+their states, so a process exchanges what a mechanism sees and not the whole sequence (:mod:`hf_longattn.engines.common.shards`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from ...attend import run_batch
 from ...backend import BACKEND, DOCUMENTS, documents_of
-from ...engines.shards import Shard, cut_evenly
+from ...engines.common.shards import Shard, cut_evenly
 from ...errors import BackendError, MaskError, OptionError
-from ...mechanisms.base import Mechanism
+from ...mechanisms.common.base import Mechanism
 from ...private_apis import attention_implementation
 from ..family import CAUSAL_LANGUAGE_MODELS
 from ..mixin import LongBaseModelMixin, auxiliary_loss

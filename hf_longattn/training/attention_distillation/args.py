@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, check_extra
-from hf_longattn.mechanisms.base import DENSE_LIMIT
-from hf_longattn.mechanisms.composite import read_choice, read_options
+from hf_longattn.mechanisms.common.base import DENSE_LIMIT
+from hf_longattn.mechanisms.common.composite import read_choice, read_options
 from hf_longattn.training.args import LongTrainingArguments, argument
 from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_from
+from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.modeling.attention_sites import attention_sites
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.sliding_window import base_attention, own_windows

@@ -15,8 +15,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_longattn.conversion import convert_checkpoint, export_checkpoint, export_gguf, export_native, plan_conversion
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, ExportError
+from hf_longattn.export import export_checkpoint, export_gguf, export_native
 
 from ...trained import tokenizer_of
 from ..conftest import LENGTH

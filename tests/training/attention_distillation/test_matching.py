@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 
 from hf_longattn import attend, reference_attend
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
 from hf_longattn.training.attention_distillation.layers import number_to_restore, restore_softmax, with_softmax

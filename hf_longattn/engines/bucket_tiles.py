@@ -1,0 +1,273 @@
+"""The bucketed engine: from bucket numbers to the tiles of the gathered engine.
+
+In every round each token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so that a key has
+a *place* 0 … n-1; a query has the place of its (bucket, position) in that order. It sees one run of places per round:
+
+    :class:`ChunkRounds`    the order is cut into chunks; a query sees its chunk and neighbouring chunks (in a circle)
+    :class:`RecentRounds`   the last w keys of its bucket at or before it, which later tokens never change
+
+Sorted queries with nearly the same run form a row. Both cost N·(size of the run) whatever the sizes of the buckets: an empty or a huge
+bucket makes neither empty nor long rows. Padding is sorted to the end and never seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .common.call import GatherTile
+from .cpu.chunks import inverse_permutation
+
+ROW = 128
+"""Most queries in one row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """Tokens by (bucket, position), in every round; all ``(B, H, R, N)``.
+
+    codes: bucket · N + position in ascending order, padding last.
+    order: the token at each place.
+    """
+
+    codes: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
+        """Sort ``buckets (B, H, R, N)`` with ``real (B, N)``; tokens before ``first`` are treated as padding."""
+        length = buckets.shape[-1]
+        position = torch.arange(length, device=buckets.device)
+        outside = position < first
+        if real is not None:
+            outside = outside | ~real[:, None, None, :]
+        return cls(*(torch.where(outside, num_buckets, buckets) * length + position).sort(-1))
+
+    @property
+    def places(self) -> Tensor:
+        """The place of each token."""
+        return inverse_permutation(self.order)
+
+
+class Rounds(ABC):
+    """The keys that every query sees in every round, and the tiles by which the gathered engine visits them."""
+
+    limits_rows: ClassVar[bool] = False
+    """Whether a row's run holds keys that not all of its queries see."""
+    groups: Tensor
+    """A number for every sorted query, ``(B, H, R, N)``, never descending; the queries of a row share it."""
+
+    def __init__(
+        self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
+    ) -> None:
+        """
+        Args:
+            query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; of the queries only the last ``q_len`` count.
+            real: ``(B, N)`` bool, True = real token.
+            size: tokens in a chunk, or in the run of earlier keys.
+            shared: queries and keys are the same vectors: equal buckets, and a token does not see itself.
+        """
+        self.size, self.shared, self.num_buckets = size, shared, num_buckets
+        self.length = key_buckets.shape[-1]
+        self.first = self.length - q_len
+        self.keys = Sorted.of(key_buckets, num_buckets, real)
+        same = shared and self.first == 0
+        self.queries = self.keys if same else Sorted.of(query_buckets, num_buckets, real, self.first)
+        self.key_places = self.keys.places
+        self.real = torch.full((1, 1, 1, 1), self.length, device=key_buckets.device) if real is None else real.sum(-1).view(-1, 1, 1, 1)
+        # If the sorted queries are the sorted keys, a row is a stretch of the order; otherwise rows end where their run does, too.
+        self.aligned = same and size <= ROW
+        self.row = size if self.aligned else max(1, min(size, ROW) // 2)
+        self.place()
+
+    @abstractmethod
+    def place(self) -> None:
+        """Find the run of every query: set ``self.groups`` and the attributes that :meth:`run` and :meth:`meets` read."""
+
+    @abstractmethod
+    def run(self, group: Tensor) -> Tensor:
+        """Places of the keys of a row of ``group (B, H, R, rows)``, ``(B, H, R, rows, Tk)``; -1 where there is none."""
+
+    @abstractmethod
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        """Whether these pairs see each other in ``round``: ``queries (B, H, rows, Tq)``, ``keys (B, H, rows, Tk)``, both positions."""
+
+    @abstractmethod
+    def seen(self) -> Tensor:
+        """How many keys a query sees in a round, ``(B, H, R, N)`` by position; arbitrary where there is no query."""
+
+    def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
+        """One tile per round, with the rule ``outside``; a pair of an earlier round is left out unless duplicates count."""
+        queries, group = self._rows()
+        places = self.run(group)
+        keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
+        keys = torch.where((places >= 0) & (places < self.real[..., None]), keys, -1)
+        outside = (0, 0) if self.shared and outside is None else outside
+        made = []
+        for r in range(queries.shape[2]):
+            rows, columns = queries[:, :, r], keys[:, :, r]
+            bias = self.meets(r, rows, columns) if self.limits_rows else None
+            for earlier in range(0 if count_duplicates else r):
+                new = ~self.meets(earlier, rows, columns)
+                bias = new if bias is None else bias & new
+            made.append(GatherTile(rows, columns, outside=outside, bias=bias))
+        return tuple(made)
+
+    def no_visible_key(self) -> Tensor:
+        """Which queries see no key in any round, ``(B, H, N)`` by position."""
+        return (self.seen() - int(self.shared)).sum(2) <= 0
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Queries in rows ``(B, H, R, rows, row)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``."""
+        order, size = self.queries.order, self.row
+        wanted = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
+        if self.aligned:
+            stretches = -(-self.length // size)
+            wanted = torch.nn.functional.pad(wanted, (0, stretches * size - self.length), value=-1)
+            return wanted.unflatten(-1, (stretches, size)), torch.arange(stretches, device=order.device).expand(*order.shape[:3], -1)
+        groups = -(-self.length // self.size)
+        return rows_by_group(wanted, self.groups.clamp(0, groups - 1), groups, self.length - self.first, size)
+
+
+class ChunkRounds(Rounds):
+    """The sorted keys in chunks of ``size``; a query sees its chunk, ``before`` chunks before and ``after`` after it, in a circle."""
+
+    def __init__(self, *args: Any, before: int = 1, after: int = 0, **kwargs: Any) -> None:
+        self.before, self.after = before, after
+        super().__init__(*args, **kwargs)
+
+    def place(self) -> None:
+        self.chunks = (self.real + self.size - 1) // self.size
+        self.key_chunks = self.key_places // self.size
+        if self.aligned:
+            self.groups = self.query_chunks = self.key_chunks
+            return
+        last = (self.real - 1).clamp(min=0)
+        self.groups = torch.searchsorted(self.keys.codes, self.queries.codes).minimum(last) // self.size
+        self.query_chunks = torch.empty_like(self.groups).scatter_(-1, self.queries.order, self.groups)
+
+    def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
+        """The chunks that are seen from ``chunk``, ``(..., 1 + before + after)``; -1 where the circle is shorter than that."""
+        offset = torch.arange(-self.before, self.after + 1, device=chunk.device)
+        near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
+        return torch.where(offset + self.before < chunks[..., None], near, -1)
+
+    def run(self, group: Tensor) -> Tensor:
+        near = self.neighbours(group, self.chunks)
+        inside = torch.arange(self.size, device=group.device)
+        return torch.where(near >= 0, near * self.size, -self.length - self.size)[..., None].add(inside).flatten(-2)
+
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        narrow = torch.int16 if self.length // self.size < 32000 else torch.int32
+        home = taken(self.query_chunks[:, :, round], queries)
+        there = taken(self.key_chunks[:, :, round], keys).to(narrow)[..., None, :]
+        near = self.neighbours(home, self.chunks).to(narrow)
+        met = there == near[..., :1]
+        for t in range(1, near.shape[-1]):
+            met = met | (there == near[..., t : t + 1])
+        return met
+
+    def seen(self) -> Tensor:
+        near = self.neighbours(self.query_chunks, self.chunks)
+        filled = (self.real[..., None] - near * self.size).clamp(max=self.size)
+        return torch.where(near >= 0, filled, 0).sum(-1)
+
+
+class RecentRounds(Rounds):
+    """The last ``size`` keys of the query's bucket at or before its own position."""
+
+    limits_rows = True
+
+    def place(self) -> None:
+        # In the sorted order these are the places low … high of the query's bucket.
+        sorted_codes = self.queries.codes
+        start = sorted_codes // self.length * self.length
+        high = torch.searchsorted(self.keys.codes, sorted_codes, right=True) - 1
+        low = torch.searchsorted(self.keys.codes, start).maximum(high - self.size + 1)
+        self.groups = high.clamp(min=0) // self.size
+        self.low, self.high = (torch.empty_like(x).scatter_(-1, self.queries.order, x) for x in (low, high))
+
+    def run(self, group: Tensor) -> Tensor:
+        start = group * self.size - (self.size - 1)
+        return start[..., None] + torch.arange(2 * self.size - 1, device=group.device)
+
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        low, high = (taken(x[:, :, round], queries).int()[..., None] for x in (self.low, self.high))
+        place = taken(self.key_places[:, :, round], keys).int()[..., None, :]
+        return (place >= low) & (place <= high)
+
+    def seen(self) -> Tensor:
+        return (self.high - self.low + 1).clamp(min=0)
+
+
+def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Sorted queries in rows of at most ``size`` that share a group.
+
+    A new row starts after ``size`` sorted queries and where the group changes: at most the sum of both numbers of rows.
+
+    Args:
+        order: ``(B, H, R, N)``, queries by rising group; only the first ``count`` are meant, and of them no -1.
+        groups: ``(B, H, R, N)``, group of the query at each place of the order, below ``num_groups``.
+    Returns:
+        Queries ``(B, H, R, rows, size)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``.
+    """
+    slot = torch.arange(order.shape[-1], device=order.device)
+    total = -(-count // size) + num_groups
+    row, meant = (slot // size + groups).clamp(max=total - 1), slot < count
+    target = torch.where(meant, row * size + slot % size, total * size)
+    rows = order.new_full((*order.shape[:3], total * size + 1), -1).scatter_(-1, target, torch.where(meant, order, -1))
+    group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(meant, row, total), groups)
+    return rows[..., :-1].unflatten(-1, (total, size)), group[..., :-1]
+
+
+def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int) -> tuple[Tensor, Tensor]:
+    """Queries of ``clusters (B, H, N)`` in rows of one cluster each, ``(B, H, rows, size)``, and the rows' clusters ``(B, H, rows)``."""
+    length = clusters.shape[-1]
+    ordered = Sorted.of(clusters[:, :, None], num_clusters, real, length - q_len)
+    cluster = ordered.codes // length
+    order = torch.where(cluster < num_clusters, ordered.order, -1)
+    rows, group = rows_by_group(order, cluster.clamp(max=num_clusters - 1), num_clusters, q_len, size)
+    return rows[:, :, 0], group[:, :, 0]
+
+
+def taken(values: Tensor, positions: Tensor) -> Tensor:
+    """``values (B, H, N)`` at ``positions (B, H, rows, T)``; anything where a position is -1."""
+    return values.gather(-1, positions.clamp(min=0).flatten(-2)).view(positions.shape)
+
+
+def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) -> Tensor:
+    """The last ``size`` keys at or before each query whose bucket is the query's, in every round.
+
+    Args:
+        keys: ``(B, H, R, N)``, bucket of the key at each position; negative where there is no key to be seen.
+        queries: ``(B, H, R, Nq)`` of the same dtype; positions: ``(B, Nq)`` of the queries.
+    Returns:
+        ``(B, H, R, Nq, size)`` int64, positions, latest first; -1 where a bucket holds fewer.
+    """
+    batch, heads, rounds, length = keys.shape
+    q_len = queries.shape[-1]
+    same = keys[:, :, :, None] == queries[..., None]
+    if q_len > 1 or bool((positions < length - 1).any()):
+        same &= (torch.arange(length, device=keys.device) <= positions[..., None])[:, None, None]
+    row, place = same.view(-1, length).nonzero().unbind(1)  # by row, and rising in each
+    after = torch.bincount(row, minlength=batch * heads * rounds * q_len).cumsum(0)[row] - 1 - torch.arange(len(row), device=row.device)
+    kept = after < size
+    found = place.new_full((batch * heads * rounds * q_len, size), -1)
+    found[row[kept], after[kept]] = place[kept]
+    return found.view(batch, heads, rounds, q_len, size)
+
+
+def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+    """Which of ``places``, returned by :func:`last_in_bucket`, an earlier round has found as well; same shape, bool."""
+    rounds = places.shape[2]
+    twice = torch.zeros_like(places, dtype=torch.bool)
+    for earlier in range(rounds - 1):
+        later = places[:, :, earlier + 1 :].clamp(min=0)
+        bucket = keys[:, :, earlier].gather(-1, later.flatten(2)).view(later.shape)
+        oldest = places[:, :, earlier, :, -1]  # -1, so that every key of the bucket was found, where it holds fewer than `size`
+        twice[:, :, earlier + 1 :] |= (bucket == queries[:, :, None, earlier, :, None]) & (later >= oldest[:, :, None, :, None])
+    return twice & (places >= 0)

@@ -1,0 +1,236 @@
+"""Where the sequences of a batch lie: the one place that knows about left padding, holes and packed documents.
+
+A :class:`Batch` is made once per forward pass. :mod:`.call` uses it to bring a call to sequences that begin at index 0 before a mechanism
+runs, so mechanisms and engines only ever meet padding after a sequence or inside it, as a key mask.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...errors import MaskError
+from ...private_apis import values_mapped
+from .derivatives import no_fused_kernels
+
+Made = TypeVar("Made")
+Place = tuple[int, int, int]
+"""Row, first token and token after the last one, of a part along an axis."""
+Places = Sequence[Place]
+
+
+class Piece(NamedTuple):
+    """Tokens ``start … stop - 1`` of a row: from its first real token to its last."""
+
+    row: int
+    start: int
+    stop: int
+    holes: bool
+    """Whether there is padding between its real tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The sequences of ``(B, N)`` tokens.
+
+    mask: ``(B, N)`` bool, True = real token; ``None`` when all are.
+    documents: ``(B, N)`` integers that ascend along each row; tokens with the same number are one document. ``None`` when each row is one.
+    """
+
+    mask: Tensor | None = None
+    documents: Tensor | None = None
+
+    @classmethod
+    def of(cls, mask: Tensor | None, documents: Tensor | None = None) -> Batch | None:
+        """The batch, or ``None`` when every row is one sequence without padding."""
+        return None if mask is None and documents is None else cls(mask, documents)
+
+    @functools.cached_property
+    def sequences(self) -> tuple[Piece, ...]:
+        """Every sequence that has a real token, row by row. Waits for the device once; not available in a graph."""
+        return tuple(_found(self.mask, self.documents))
+
+    def kept(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """``make()``, made once for all layers that share this batch; in a graph, every time."""
+        if in_graph():
+            return make()
+        if key not in self._kept:  # made outside of inference mode, since calls that need gradients may use it too
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = make()
+        return self._kept[key]
+
+    @functools.cached_property
+    def _kept(self) -> dict[Hashable, Any]:
+        return {}
+
+    @property
+    def padded_left(self) -> bool:
+        """Whether a row may begin with padding; in a graph any may."""
+        return in_graph() or any(one.start > 0 for one in self.sequences)
+
+    def cut(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
+        """The part of every sequence in ``x``, whose axis ``dim`` holds the last of the ``length`` tokens of each row of axis 0.
+
+        The parts are views whose gradients are joined, not added up.
+        """
+        missing = length - x.shape[dim]
+        at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
+        return list(_views(x, dim, at) if no_fused_kernels() is not None else _Cut.apply(x, dim, at))
+
+    def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
+        """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences, in their memory layout; zeros elsewhere."""
+        missing = kv_len - q_len
+        at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
+        if no_fused_kernels() is not None:
+            return _put(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, at)
+        return _Join.apply(batch, q_len, at, *outs)
+
+
+def _put(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, at: Places) -> Tensor:
+    """A tensor of this shape with the parts in their places, and zeros in places without one; in the layout of the first part."""
+    like = next(part for part in parts if part is not None)
+    whole = sum(stop - start for _, start, stop in at) == shape[0] * shape[dim] and all(part is not None for part in parts)
+    token_major = like.dim() == 4 and like.stride(1) < like.stride(2)
+    sizes = [shape[0], shape[2], shape[1], shape[3]] if token_major else list(shape)
+    total = like.new_empty(sizes) if whole else like.new_zeros(sizes)
+    total = total.transpose(1, 2) if token_major else total
+    for (row, start, stop), part in zip(at, parts, strict=True):
+        if part is not None:
+            total[row : row + 1].narrow(dim, start, stop - start).copy_(part)
+    return total
+
+
+def _views(x: Tensor, dim: int, at: Places) -> tuple[Tensor, ...]:
+    return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in at)
+
+
+class _Join(torch.autograd.Function):
+    """Copies parts ``(1, H, n, D)`` to their places; their gradients are views."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: int, length: int, at: Places, *parts: Tensor) -> Tensor:
+        ctx.at = at
+        return _put(parts, (batch, parts[0].shape[1], length, parts[0].shape[3]), 2, at)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *_views(grads[0], 2, ctx.at)
+
+
+class _Cut(torch.autograd.Function):
+    """Views of sequences; their gradients are written into one tensor, once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, at: Places) -> tuple[Tensor, ...]:
+        ctx.dim, ctx.at, ctx.shape = dim, at, x.shape
+        return _views(x, dim, at)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        found = all(grad is None for grad in grads)
+        return None if found else _put(grads, ctx.shape, ctx.dim, ctx.at), None, None
+
+
+def in_graph() -> bool:
+    """Whether values cannot be looked at because a graph is being traced, or because torch.vmap maps over them."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or values_mapped()
+
+
+def _found(mask: Tensor | None, documents: Tensor | None) -> Iterator[Piece]:
+    """The documents of each row, each from its first real token to its last."""
+    like = documents if mask is None else mask
+    assert like is not None
+    borders = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+    borders[:, :1] = True
+    if documents is not None:
+        numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
+        highest = numbers.cummax(1).values  # padding belongs to the document before it
+        if bool(((numbers < highest) if mask is None else (numbers < highest) & mask).any()):
+            raise MaskError(
+                "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
+                "number the documents in the order of their tokens."
+            )
+        borders[:, 1:] = highest[:, 1:] != highest[:, :-1]
+    width = like.shape[1]
+    part = borders.flatten().cumsum(0) - 1
+    places = torch.arange(len(part), device=like.device)
+    if mask is not None:
+        part, places = part[mask.flatten()], places[mask.flatten()]
+    firsts = borders.sum().new_full((int(borders.sum()),), like.numel())
+    starts = firsts.scatter_reduce(0, part, places, "amin")
+    stops = torch.zeros_like(firsts).scatter_reduce(0, part, places + 1, "amax")
+    for start, stop, count in torch.stack([starts, stops, part.bincount(minlength=len(firsts))], 1).tolist():
+        if count:
+            row = start // width
+            yield Piece(row, start - row * width, stop - row * width, count < stop - start)
+
+
+def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    """``documents (B, N)``, checked, or made of the offsets ``cu_seqlens``; ``None`` without either.
+
+    Args:
+        cu_seqlens: ``(documents + 1,)``, where each document begins in one row of N tokens, from 0 to N, as in flash-attn.
+        shape: ``(B, N)``.
+    Raises:
+        MaskError: they do not fit the tokens, do not ascend, or both are given.
+    """
+    if documents is None and cu_seqlens is None:
+        return None
+    if documents is not None and cu_seqlens is not None:
+        raise MaskError("documents and cu_seqlens say the same thing; pass one of them.")
+    if documents is not None:
+        if tuple(documents.shape) != shape or documents.is_floating_point():
+            raise MaskError(
+                f"documents has shape {tuple(documents.shape)} and dtype {documents.dtype}, but must be integers "
+                f"(batch, tokens) = {shape}, the number of each token's document, ascending along each row."
+            )
+        return documents.long()
+    assert cu_seqlens is not None
+    batch, length = shape
+    fits = cu_seqlens.dim() == 1 and len(cu_seqlens) > 1 and not cu_seqlens.is_floating_point() and batch == 1
+    ends = cu_seqlens.tolist() if fits and not in_graph() else None
+    if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
+        raise MaskError(
+            f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, for example "
+            f"[0, {length // 2}, {length}], but is {ends if ends is not None else tuple(cu_seqlens.shape)} for a batch of {batch}; "
+            "for several rows pass documents (batch, tokens)."
+        )
+    places = torch.arange(length, device=cu_seqlens.device)
+    return torch.bucketize(places, cu_seqlens[1:-1].long(), right=True)[None]
+
+
+def positions_in(documents: Tensor) -> Tensor:
+    """Position of every token in its document, for ``documents (B, N)``."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
+    begins = torch.nn.functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return places - torch.where(begins, places, 0).cummax(1).values
+
+
+def first_real(mask: Tensor) -> Tensor:
+    """Index of each row's first real token in ``mask (B, N)``, ``(B,)``; 0 where there is none."""
+    return mask.int().argmax(-1)
+
+
+def last_real(mask: Tensor) -> Tensor:
+    """Index of each row's last real token in ``mask (B, N)``, ``(B,)``; the last of all where there is none."""
+    return mask.shape[-1] - 1 - mask.flip(-1).int().argmax(-1)
+
+
+def wrapped(places: Tensor, length: int) -> Tensor:
+    """``places`` from -length to 2·length - 1 as indices of ``length`` tokens; ONNX has no remainder of a free length."""
+    places = torch.where(places < length, places, places - length)
+    return torch.where(places < 0, places + length, places)
+
+
+def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
+    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``, or to the right by ``-start``; what falls off comes back."""
+    length = x.shape[dim]
+    places = wrapped(torch.arange(length, device=x.device) + start[:, None], length)
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = places.shape
+    return x.gather(dim, places.view(shape).expand(x.shape))

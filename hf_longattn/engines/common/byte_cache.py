@@ -1,0 +1,158 @@
+"""The process-wide cache of masks, plans of block patterns and their layouts, bounded in bytes.
+
+Everything that later calls of the same shape reuse is in :data:`KEPT`, at most :data:`BUDGET` bytes. The least recently used entries are
+evicted first; a value larger than the budget is not cached.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...private_apis import func_transforms, tensor_version
+
+Made = TypeVar("Made")
+BUDGET = 256 << 20
+"""Most bytes in :data:`KEPT`: enough for the masks and plans of 24 layers with different patterns."""
+OVERHEAD = 512
+"""Bytes counted per entry besides its tensors, so that the number of small entries is bounded too."""
+SPARED = 7 / 8
+"""Share of the budget that remains after an eviction, so that not every new entry evicts."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Entry:
+    value: Any
+    nbytes: int
+    used: int
+
+
+class ByteCache:
+    """A least-recently-used cache of at most ``budget`` bytes of tensors; thread-safe.
+
+    A hit is one dictionary lookup without a lock. Values are shared by all callers, who must not write to them.
+    """
+
+    def __init__(self, budget: int = BUDGET) -> None:
+        self.budget = budget
+        self.nbytes = 0
+        """Bytes in the cache."""
+        self._entries: dict[Hashable, _Entry] = {}
+        self._clock = itertools.count()
+        self._lock = threading.RLock()  # freeing a value may drop another entry in the same thread
+
+    def get(self, key: Hashable, make: Callable[[], Made], size: Callable[[Made], int | None] | None = None) -> Made:
+        """What ``make`` returned for ``key``. While PyTorch compiles or exports, and within torch.func, whose tensors mean nothing
+        outside of it, nothing is cached.
+
+        Args:
+            size: bytes of the value, or None to not cache it; :func:`tensor_bytes` by default.
+        """
+        if torch.compiler.is_compiling():
+            return make()
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.used = next(self._clock)
+            return entry.value
+        made = _made(make)
+        if func_transforms():
+            return made
+        nbytes = (size or tensor_bytes)(made)
+        return made if nbytes is None else self.put(key, made, nbytes)
+
+    def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Made], size: Callable[[Made], int]) -> Made:
+        """What ``make`` returned for ``key`` and the current versions of these tensor objects; dropped when one of them is freed."""
+        versions = map(tensor_version, tensors)
+        whole = (*key, *map(id, tensors), *versions)
+        held = self.find(whole)
+        if held is not None and all(ref() is x for ref, x in zip(held[0], tensors, strict=True)):
+            return held[1]
+        if func_transforms():
+            return _made(make)
+        made, drop = _made(make), self.drop  # at interpreter exit modules lose their names before the last tensors are freed
+        refs = tuple(weakref.ref(x, lambda _: drop(whole)) for x in tensors)
+        self.put(whole, (refs, made), size(made))
+        return made
+
+    def find(self, key: Hashable) -> Any:
+        """What was put under ``key``, or None."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        entry.used = next(self._clock)
+        return entry.value
+
+    def put(self, key: Hashable, value: Made, nbytes: int) -> Made:
+        """Cache ``value`` of ``nbytes``, unless it exceeds the budget; returns it."""
+        nbytes += OVERHEAD
+        if nbytes > self.budget:
+            return value
+        with self._lock:
+            self.drop(key)
+            if self.nbytes + nbytes > self.budget:
+                used = {one: entry.used for one in list(self._entries) if (entry := self._entries.get(one)) is not None}
+                for oldest in sorted(used, key=used.__getitem__):  # a copy, since freeing values drops entries
+                    self.drop(oldest)
+                    if self.nbytes + nbytes <= self.budget * SPARED:
+                        break
+            self._entries[key] = _Entry(value, nbytes, next(self._clock))
+            self.nbytes += nbytes
+        return value
+
+    def drop(self, key: Hashable) -> None:
+        """Drop ``key``, if present."""
+        with self._lock:
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self.nbytes -= entry.nbytes
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._entries.clear()
+            self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _made(make: Callable[[], Made]) -> Made:
+    """Made outside of inference mode, since calls that need gradients use it too."""
+    with torch.inference_mode(False), torch.no_grad():
+        return make()
+
+
+KEPT = ByteCache()
+"""The cache of this process."""
+
+
+def tensor_bytes(value: Any) -> int | None:
+    """Bytes of all tensors in ``value``, each storage once; None if one is not a plain tensor (a traced one, for example)."""
+    storages: dict[tuple[torch.device, int], int] = {}
+    for tensor in _tensors(value):
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return None
+        storage = tensor.untyped_storage()
+        storages[storage.device, storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _tensors(one)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))

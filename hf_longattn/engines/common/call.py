@@ -1,0 +1,430 @@
+"""What is asked of an engine: which pairs (a band, tiles), which score terms, everything else about a call, and how a call is aligned.
+
+Mechanisms meet sequences that begin at index 0. :func:`aligned` sees to that before a mechanism runs, in one of four ways, among which
+:mod:`.dispatch` chooses:
+
+- **masked**: as it is, with a key mask, where nothing is padded on the left or distances alone matter (short inputs, a GPU, a graph);
+- **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
+  documents are bit for bit what they are alone. On the CPU, and for documents everywhere;
+- **packed**: as it is, where the mechanism keeps documents apart by itself, with the bits of each alone but without copying them together;
+- **rolled**: each row is rolled to the left, so that left padding becomes right padding: tensor operations only, for GPUs and graphs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import MaskError
+from .batch import Batch, Piece, first_real, in_graph, roll_left, wrapped
+from .byte_cache import KEPT
+
+MaskMod = Callable[[Any, Any, Any, Any], Any]
+"""``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""
+UNBOUNDED = 1 << 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """Query i visits the keys ``i - left … i + right``; with ``has_globals`` also the global columns, which every query sees, and with
+    ``global_rows`` the global tokens see every key in turn."""
+
+    left: int
+    right: int
+    causal: bool
+    has_globals: bool = False
+    global_rows: bool = True
+
+    @classmethod
+    def window(cls, width: int, causal: bool, has_globals: bool = False, global_rows: bool = True) -> Pattern:
+        """A window of total ``width``: half on each side, or all of it back (itself included) when causal."""
+        back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
+        return cls(back, ahead, causal, has_globals, global_rows)
+
+    @classmethod
+    def everything(cls, causal: bool) -> Pattern:
+        """All keys, or all earlier ones when causal."""
+        return cls(UNBOUNDED, 0 if causal else UNBOUNDED, causal)
+
+    @property
+    def width(self) -> int:
+        """Keys in the band of one query."""
+        return self.left + self.right + 1
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the band is finite on both sides, so that most of a long input is outside."""
+        return max(self.left, self.right) < UNBOUNDED
+
+    def covers(self, q_len: int, kv_len: int) -> bool:
+        """Whether the band contains every key, for queries that are the last ``q_len`` of ``kv_len`` positions."""
+        return self.left >= kv_len - 1 and (self.causal or self.right >= q_len - 1)
+
+    def band_mod(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        """The band as a ``mask_mod``."""
+        return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
+
+    def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
+        """Band or global, without padding; causality bounds the global part as well."""
+        if global_mask is None:
+            return self.band_mod
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            seen = self.band_mod(b, h, q_idx, kv_idx) | global_mask[b, kv_idx]
+            if self.global_rows:
+                seen = seen | global_mask[b, q_idx]
+            return seen & (kv_idx <= q_idx) if self.causal else seen
+
+        return mod
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceBias:
+    """A ``score_mod`` of the distance and the head: adds ``table[h, (q_idx - kv_idx) + ahead]``.
+
+    The CPU's band engine adds the table to its blocks; to every other engine it is an ordinary ``score_mod``.
+
+    table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond these are clamped.
+    """
+
+    table: Tensor
+    ahead: int
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
+
+    def of_heads(self, heads: Sequence[int]) -> DistanceBias:
+        """The bias of some heads, renumbered from 0."""
+        return DistanceBias(self.table[list(heads)], self.ahead)
+
+    def over(self, distance: Tensor) -> Tensor:
+        """``(H, rows, columns)`` for distances ``(rows, columns)``."""
+        return self.table[:, (distance + self.ahead).clamp(0, self.table.shape[1] - 1)]
+
+    def add_gradient(self, total: Tensor, distance: Tensor, of_scores: Tensor) -> None:
+        """Add to ``total``, shaped as the table, the gradient of scores ``(H, rows, columns)`` at these distances."""
+        index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
+        total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
+
+
+class TokenTerm(ABC):
+    """A ``score_mod`` made of some tokens' queries and keys, to be made anew for those of another part of the sequence."""
+
+    @abstractmethod
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """As every ``score_mod``, for the tokens of which this was made."""
+
+    @abstractmethod
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
+        """The term of ``q (B, h, Nq, D)``, the last queries of ``k (B, h, Nk, D)``, which belong to h of this term's heads."""
+
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> TokenTerm:
+        """The term of some heads, renumbered from 0, of queries on ``device``."""
+        return _TermOfHeads(self, tuple(heads), device)
+
+
+class _TermOfHeads(TokenTerm):
+    """A term for some of its heads, still one that can be made anew for other tokens."""
+
+    def __init__(self, term: TokenTerm, heads: tuple[int, ...], device: torch.device) -> None:
+        self.term, self.heads = term, heads
+        self.numbers = _numbers(heads, device)
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.term(score, b, self.numbers[h], q_idx, kv_idx)
+
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
+        return self.term.of(q, k, [self.heads[head] for head in heads])
+
+
+def constant(number: float, device: torch.device) -> float | Tensor:
+    """``number`` as a score term holds it: on a GPU a tensor there, since no compiled kernel takes a Python float from a closure."""
+    if device.type == "cpu":
+        return number
+    return KEPT.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
+
+
+def _numbers(heads: tuple[int, ...], device: torch.device) -> Tensor:
+    """``heads`` as a score term holds them, ``(len(heads),)`` int64 on ``device``."""
+    return KEPT.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
+
+
+def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch.device) -> ScoreMod | None:
+    """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``; terms that are objects stay of their class."""
+    if isinstance(score_mod, TokenTerm):
+        return score_mod.of_heads(heads, device)
+    if score_mod is None or isinstance(score_mod, DistanceBias):
+        return None if score_mod is None else score_mod.of_heads(heads)
+    numbers = _numbers(tuple(heads), device)
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers[h], q_idx, kv_idx)
+
+
+def remapped(
+    score_mod: ScoreMod | None,
+    *,
+    queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
+    keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
+) -> ScoreMod | None:
+    """``score_mod`` for an engine whose indices are not positions: it is given ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
+    if score_mod is None:
+        return None
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, queries(q_idx), keys(b, h, kv_idx))
+
+
+def plus(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
+    """``score_mod``, and then ``term(b, h, q_idx, kv_idx)`` added to the score."""
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
+        return score + term(b, h, q_idx, kv_idx).to(score.dtype)
+
+    return mod
+
+
+@dataclasses.dataclass(frozen=True)
+class GatherTile:
+    """R rows of query–key pairs. Sizes of 1 in the batch and head axes serve every batch item and head.
+
+    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query twice in one tile.
+    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot.
+        The tensors must not be written to afterwards: the layout is computed once and cached for them.
+    causal: no keys after the query.
+    inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
+    outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another tile has them.
+    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may require gradients.
+
+    A key listed twice for a query, in one row or in two tiles, counts twice: hide it by ``outside`` or ``bias`` where the definition counts
+    it once.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    causal: bool = False
+    inside: tuple[int, int] | None = None
+    outside: tuple[int, int] | None = None
+    bias: Tensor | None = None
+
+    def sees(self, distance: Tensor) -> Tensor:
+        """Whether ``causal``, ``inside`` and ``outside`` leave pairs at these distances (query - key) visible."""
+        seen = distance >= 0 if self.causal else distance == distance
+        if self.inside is not None:
+            seen = seen & (distance >= self.inside[0]) & (distance <= self.inside[1])
+        if self.outside is not None:
+            seen = seen & ((distance < self.outside[0]) | (distance > self.outside[1]))
+        return seen
+
+
+def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
+    """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row padded with -1."""
+    count = -(-length // size)
+    places = torch.arange(count * size, device=device)
+    return torch.where(places < length, places, -1).view(1, 1, count, size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """Everything about a call besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
+
+    causal: position i ignores the keys after i.
+    batch: padding and documents; a mechanism meets right padding and holes only, as :attr:`key_mask`.
+    global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
+    scale: factor on q·k; ``None`` is ``D ** -0.5``.
+    dropout: dropout probability on the weights.
+    score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
+    seed: seed of randomised mechanisms.
+    hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
+    stopped: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
+    positions: ``(B or 1, n)``, what the features of n tokens read of their positions; set within linear mechanisms that count them.
+    """
+
+    causal: bool = False
+    batch: Batch | None = None
+    global_mask: Tensor | None = None
+    scale: float | None = None
+    dropout: float = 0.0
+    score_mod: ScoreMod | None = None
+    seed: int = 0
+    hidden_states: Tensor | None = None
+    stopped: tuple[Tensor, Tensor] | None = None
+    positions: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, *, padding_mask: Tensor | None = None, documents: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0,
+        **arguments: Any,
+    ) -> AttentionCall:  # fmt: skip
+        """The call that keyword arguments of :func:`hf_longattn.attend` make, not checked."""
+        return cls(batch=Batch.of(padding_mask, documents), scale=scaling, dropout=dropout_p, **arguments)
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """``(B, Nk)`` bool, True = real token; ``None`` when all are."""
+        return None if self.batch is None else self.batch.mask
+
+    def real(self, k: Tensor) -> Tensor:
+        """:attr:`key_mask` of the keys ``k (B, H, Nk, D)``, all True where none is padding."""
+        return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
+
+    def replace(self, **changes: Any) -> AttentionCall:
+        """A call with other values."""
+        if torch.compiler.is_compiling():
+            return dataclasses.replace(self, **changes)
+        new = object.__new__(AttentionCall)  # several times faster, which counts while decoding
+        new.__dict__.update(self.__dict__, **changes)
+        return new
+
+    def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
+        """The call for other keys: ``key_mask (B, Nk)`` bool in place of the call's."""
+        return self.replace(batch=Batch.of(key_mask))
+
+    def scale_for(self, head_dim: int) -> float:
+        """The factor on q·k as a number."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+Run = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
+"""Attention of sequences that begin at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
+
+
+def aligned(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str) -> Tensor:
+    """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
+
+    Args:
+        how: ``"packed"``, ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
+    Returns:
+        Rows of padding are finite and mean nothing.
+    Raises:
+        MaskError: documents in a graph.
+    """
+    batch = call.batch
+    assert batch is not None
+    if batch.documents is not None and in_graph():
+        raise MaskError(
+            "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor torch.vmap knows; call the "
+            "model without torch.compile and torch.vmap, or give each document its own row with padding."
+        )
+    if how == "split":
+        outs = [run(*piece) if piece[0].shape[2] else piece[0] for piece in _pieces(q, k, v, call, batch)]
+        return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else torch.zeros_like(q)
+    return run(q, k, v, call) if how in ("packed", "masked") else _rolled(run, q, k, v, call, batch)
+
+
+def aligned_weights(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """As :func:`aligned` for what returns weights ``(B, H, Nq, Nk)``, here zeros in rows and columns of padding and of other documents."""
+    batch = call.batch
+    if batch is None:
+        return run(q, k, call)
+    if in_graph():
+        assert batch.mask is not None
+        start = first_real(batch.mask)
+        return _rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), q, k, k, call, batch)
+    full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
+    missing = k.shape[2] - q.shape[2]
+    for one, (queries, keys, _, own) in zip(batch.sequences, _pieces(q, k, k, call, batch), strict=True):
+        if queries.shape[2]:
+            rows = slice(max(0, one.start - missing), one.stop - missing)
+            full[one.row : one.row + 1, :, rows, one.start : one.stop] = run(queries, keys, own)
+    return full
+
+
+State = dict[str, Tensor]
+"""What a stateful mechanism remembers of the tokens so far: tensors with the batch first."""
+Advance = Callable[[Tensor, Tensor, Tensor, State | None, AttentionCall], tuple[Tensor, State]]
+
+
+def advanced(
+    run: Advance, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall, skipped: Sequence[int] | None
+) -> tuple[Tensor, State | None]:
+    """The next tokens of a batch whose rows may start at different times, by ``run(q, k, v, state, call) -> (output, state)``.
+
+    Args:
+        q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
+        state: that of all rows, zeros for a row before its first token; ``None`` before the first token of all.
+        skipped: how many tokens of padding come before each row's first token; ``None`` where none do.
+    Returns:
+        The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.
+    """
+    if skipped is None or not any(skipped):
+        return run(q, k, v, state, call)
+    length = q.shape[2]
+    first = torch.tensor(tuple(skipped), device=q.device)[:, None]
+    batch = Batch(torch.arange(length, device=q.device) >= first)
+    outs, states = [], {}
+    for one, (queries, keys, values, own) in zip(batch.sequences, _pieces(q, k, v, call, batch), strict=True):
+        if call.key_mask is not None:
+            own = own.replace(batch=Batch(call.key_mask[one.row : one.row + 1, one.start :]))
+        before = None if state is None or one.start else {name: x[one.row : one.row + 1] for name, x in state.items()}
+        out, states[one.row] = run(queries, keys, values, before, own)
+        outs.append(out)
+    if not states:
+        return torch.zeros_like(q), state
+    like = next(iter(states.values()))
+    empty = {name: torch.zeros_like(x) for name, x in like.items()}
+    rows = [states.get(row, empty) for row in range(len(q))]
+    return batch.join(outs, len(q), length, length), {name: torch.cat([row[name] for row in rows]) for name in like}
+
+
+def _pieces(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, AttentionCall]]:
+    """Queries, keys, values and call of every sequence, as if it were alone."""
+    length = k.shape[2]
+    cut = functools.partial(batch.cut, length=length)
+    nothing: list[Any] = [None] * len(batch.sequences)
+    stopped = nothing if call.stopped is None else list(zip(*(cut(x, 2) for x in call.stopped), strict=True))
+    hidden = nothing if call.hidden_states is None else cut(call.hidden_states, 1)
+    parts = zip(batch.sequences, cut(q, 2), cut(k, 2), cut(v, 2), hidden, stopped, strict=True)
+    for one, queries, keys, values, states, constants in parts:
+        at = (slice(one.row, one.row + 1), slice(one.start, one.stop))
+        own = call.replace(
+            batch=Batch(batch.mask[at]) if one.holes and batch.mask is not None else None,
+            global_mask=None if call.global_mask is None else call.global_mask[at],
+            score_mod=_score_mod_of(call.score_mod, one),
+            hidden_states=states,
+            stopped=constants,
+        )
+        yield queries, keys, values, own
+
+
+def _score_mod_of(score_mod: ScoreMod | None, one: Piece) -> ScoreMod | None:
+    """``score_mod`` for a sequence's own indices."""
+    if score_mod is None or isinstance(score_mod, DistanceBias) or one[:2] == (0, 0):
+        return score_mod
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + one.row, h, q_idx + one.start, kv_idx + one.start)
+
+
+def _rolled(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
+    """Every row from its first real token on; queries that are the last of a sequence are preceded by zeros."""
+    assert batch.mask is not None
+    start, length = first_real(batch.mask), k.shape[2]
+    missing = length - q.shape[2]
+    score_mod, hidden, stopped = call.score_mod, call.hidden_states, call.stopped
+    if score_mod is not None and not isinstance(score_mod, DistanceBias):
+        inner = score_mod  # which meets every token at its own index, padding that came round to the end too
+
+        def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return inner(score, b, h, wrapped(q_idx + start[b], length), wrapped(kv_idx + start[b], length))
+
+    if hidden is not None:
+        hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
+    if stopped is not None:
+        earlier = length - stopped[0].shape[2]
+        whole = [torch.cat([x[:, :, :earlier], own], 2) if earlier else own for x, own in zip((k, v), stopped, strict=True)]
+        stopped = roll_left(whole[0], start), roll_left(whole[1], start)
+    own = call.replace(
+        batch=Batch(roll_left(batch.mask, start, 1)),
+        global_mask=None if call.global_mask is None else roll_left(call.global_mask, start, 1),
+        score_mod=score_mod,
+        hidden_states=hidden,
+        stopped=stopped,
+    )
+    q = F.pad(q, (0, 0, missing, 0)) if missing else q
+    out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), own)
+    return roll_left(out, -start)[:, :, missing:]

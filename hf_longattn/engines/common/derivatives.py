@@ -1,0 +1,120 @@
+"""Derivatives that fused kernels do not have: forward-mode AD, the transforms of torch.func, and second derivatives.
+
+A fused kernel has a backward pass and no other derivative. Within a transform of ``torch.func``, or a level of forward-mode AD, the plain
+paths run instead, whose operations PyTorch differentiates and maps in every way. That second derivatives will be asked for is not known in
+the forward pass: they are refused where they are computed, with what to type. As in PyTorch, that is ``sdpa_kernel(SDPBackend.MATH)``
+around the forward pass, in which the plain paths run as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
+
+from ...errors import DerivativeError
+from ...private_apis import func_transforms, values_mapped
+
+FUSED_NODE = "ScaledDotProduct"
+"""How the names of autograd's nodes of PyTorch's fused kernels begin."""
+
+
+def no_fused_kernels() -> str | None:
+    """Why only plain operations may run now, as a clause; ``None`` where fused kernels may."""
+    if torch.compiler.is_compiling():
+        return None
+    if func_transforms():
+        return "torch.func and forward-mode AD need derivatives that fused kernels do not have"
+    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():  # which hold on every device
+        return None
+    return "torch.nn.attention.sdpa_kernel leaves fused kernels out"
+
+
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether derivatives of what is computed from these tensors may be asked for: a graph is recorded, or a transform is active."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return True
+    return not torch.compiler.is_compiling() and func_transforms()
+
+
+def first_derivatives_only(gradients: Sequence[Any]) -> tuple[Any, ...]:
+    """The gradients that a fused kernel's backward pass returns; a derivative of theirs is refused with a sentence."""
+    if torch.is_grad_enabled():
+        _refuse_gradients_of(gradients)
+    return tuple(gradients)
+
+
+def refuse_second_derivatives(out: Tensor) -> Tensor:
+    """The output of scaled_dot_product_attention; where that ran a fused kernel, second derivatives are refused with a sentence."""
+    if out.requires_grad and not torch.compiler.is_compiling() and type(out.grad_fn).__name__.startswith(FUSED_NODE):
+        assert out.grad_fn is not None
+        out.grad_fn.register_hook(_after_backward)
+    return out
+
+
+def _after_backward(gradients: Iterable[Tensor | None], _: Any) -> None:
+    if torch.is_grad_enabled():
+        _refuse_gradients_of(gradients)
+
+
+def _refuse_gradients_of(gradients: Iterable[Tensor | None]) -> None:
+    for gradient in gradients:
+        if isinstance(gradient, Tensor) and gradient.requires_grad:
+            gradient.register_hook(_refuse)
+
+
+def _refuse(_: Tensor) -> NoReturn:
+    raise DerivativeError(
+        "A second derivative was asked for, but the fused attention kernel that ran has none; run the forward pass within "
+        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), or use torch.func."
+    )
+
+
+@contextmanager
+def one_gradient_at_a_time() -> Iterator[None]:
+    """Around a fused kernel's backward pass, or as its decorator: many gradients at once, by autograd's own vmap, end in a sentence.
+
+    Raises:
+        DerivativeError: the gradients are mapped (``is_grads_batched``, ``vectorize=True``).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Batching rule not implemented" not in str(error):
+            raise
+        raise DerivativeError(
+            "Many gradients were asked for at once (is_grads_batched, vectorize=True), but the fused attention kernel that ran takes one "
+            "at a time; use torch.func.jacrev or torch.func.hessian, or leave vectorize out."
+        ) from error
+
+
+@contextmanager
+def mapped_in_a_sentence(mechanism: str) -> Iterator[None]:
+    """Around a mechanism that ``torch.vmap`` may map over: what it cannot follow ends in a sentence.
+
+    Raises:
+        DerivativeError: the work depends on the values that are mapped.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not values_mapped() or "randomness" in str(error):
+            raise
+        raise DerivativeError(
+            f"torch.vmap cannot follow mechanism {mechanism!r} with this input, since what it computes depends on the values; put the "
+            "mapped axis into the batch axis in place of vmap, or differentiate one example after the other."
+        ) from error
+
+
+def map_one_by_one(operator: Any) -> None:
+    """Let ``torch.vmap`` run a custom operator that returns one tensor for one entry after the other."""
+
+    def each(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        entries = ([x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)] for i in range(info.batch_size))
+        return torch.stack([operator(*entry) for entry in entries]), 0
+
+    operator.register_vmap(each)

@@ -1,0 +1,1 @@
+"""Paths for the CPU: bands and sorted chunks by its fused flash kernel."""

@@ -1,0 +1,1 @@
+"""Paths for CUDA devices: compiled flex_attention."""

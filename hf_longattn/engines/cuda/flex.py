@@ -1,0 +1,305 @@
+"""CUDA engine: compiled flex_attention over lists of blocks, never a square of blocks.
+
+The blocks of a band follow from its width; global columns are a separate call, and global rows are computed densely. Tiles run here where
+their rows are whole blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask
+
+from ..common.batch import Batch
+from ..common.byte_cache import KEPT
+from ..common.call import AttentionCall, GatherTile, Pattern
+from ..common.dense import merged
+from ..common.dispatch import NoKernel
+from ..common.global_rows import gather_tokens, global_index, overwrite_global_rows
+from .flex_kernel import fused_flex, kind_of
+
+Lists = tuple[Tensor, Tensor]
+"""Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; the first ``count`` indices of a row are valid."""
+
+
+def packed(chosen: Tensor, indices: Tensor) -> Lists:
+    """The ``indices (…, rows, width)`` that are ``chosen (B, H, rows, width)``, in their order."""
+    order = (~chosen).int().argsort(dim=-1, stable=True)
+    return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(torch.int32).contiguous()
+
+
+def transposed(lists: Lists, columns: int) -> Lists:
+    """The rows that visit each of ``columns`` blocks, from the blocks that each row visits, with repetitions."""
+    counts, indices = lists
+    batch, heads, rows, width = indices.shape
+    places = torch.arange(rows * width, device=indices.device)
+    used = places[:width] < counts[..., None]
+    column = torch.where(used, indices, columns).flatten(2).long()
+    order = column.argsort(dim=-1, stable=True)
+    column = column.gather(-1, order)
+    totals = column.new_zeros(batch, heads, columns + 1).scatter_add_(2, column, torch.ones_like(column))
+    longest = max(1, int(totals[..., :columns].max()))
+    slot = places - (totals.cumsum(-1) - totals).gather(-1, column)
+    target = torch.where(column < columns, column * longest + slot, columns * longest)
+    found = column.new_zeros(batch, heads, columns * longest + 1).scatter_(2, target, order // width)
+    found = found[..., :-1].unflatten(-1, (columns, longest))
+    return totals[..., :columns].to(torch.int32), found.to(torch.int32).contiguous()
+
+
+def block_mask(
+    lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
+) -> BlockMask:
+    """The mask of (partial, full) blocks listed by rows of queries and by rows of keys; ``mask_mod`` is evaluated in partial ones."""
+    if torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu":  # its compiled kernel needs a slot for every block of a row
+        rows, columns = (-(-length // size) for length in lengths)
+        by_query = _widened(by_query[0], columns), by_query[1] and _widened(by_query[1], columns)
+        by_key = _widened(by_key[0], rows), by_key[1] and _widened(by_key[1], rows)
+    (partial, full), (partial_by_key, full_by_key) = by_query, by_key
+    return BlockMask(
+        seq_lengths=lengths,
+        kv_num_blocks=partial[0],
+        kv_indices=partial[1],
+        full_kv_num_blocks=None if full is None else full[0],
+        full_kv_indices=None if full is None else full[1],
+        q_num_blocks=partial_by_key[0],
+        q_indices=partial_by_key[1],
+        full_q_num_blocks=None if full_by_key is None else full_by_key[0],
+        full_q_indices=None if full_by_key is None else full_by_key[1],
+        BLOCK_SIZE=(size, size),
+        mask_mod=mask_mod,
+    )
+
+
+def _widened(lists: Lists, blocks: int) -> Lists:
+    """``lists`` padded to ``blocks`` indices per row."""
+    counts, indices = lists
+    return counts, torch.nn.functional.pad(indices, (0, blocks - indices.shape[-1])) if indices.shape[-1] < blocks else indices
+
+
+def mask_bytes(mask: BlockMask) -> int:
+    """Bytes of a mask's lists."""
+    return sum(x.untyped_storage().nbytes() for x in vars(mask).values() if isinstance(x, Tensor))
+
+
+BLOCK = 128
+"""Block size of a band."""
+SIZES = (128, 64, 32)
+"""Block sizes of tiles that the compiled kernel takes."""
+
+
+def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
+    """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
+
+    Raises:
+        NoKernel: this machine has no such kernel.
+    """
+    key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(q.shape[-1]), call.score_mod
+    q_len, kv_len = q.shape[2], k.shape[2]
+    offset = _offset(q_len, kv_len)
+    kind = pattern, key_mask is None, kind_of(score_mod)
+    attention, of_columns = (functools.partial(fused_flex, (part, *kind)) for part in ("band", "columns"))
+    shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
+    if global_mask is not None and torch.compiler.is_compiling():  # a graph cannot hold a number of columns that depends on the data
+        band = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
+        return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
+    band = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
+    if global_mask is not None:
+        index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
+    if global_mask is None or index.shape[1] == 0:
+        return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
+    # Global columns are a separate call: every row of queries visits them, so in the band's list they would lengthen all rows.
+    at_column = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, index[b, j]))
+    columns = column_block_mask(pattern, q_len, kv_len, index, real)
+    out, aux = attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale, return_aux=AuxRequest(lse=True))
+    at = [gather_tokens(x, index) for x in (k, v)]
+    column_out, column_aux = of_columns(q, *at, score_mod=at_column, block_mask=columns, scale=scale, return_aux=AuxRequest(lse=True))
+    out = merged([out, column_out], [aux.lse, column_aux.lse])
+    if not pattern.global_rows:
+        return out
+    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
+
+
+def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch | None, device: torch.device) -> BlockMask:
+    """:func:`band_block_mask`, made once: for all calls where there is no padding, else for all layers that share the batch."""
+    key = ("band block mask", pattern, q_len, kv_len, device)
+    mask = None if batch is None else batch.mask
+    if batch is None or mask is None:
+        return KEPT.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
+    return batch.kept(key, lambda: band_block_mask(pattern, q_len, kv_len, mask, device))
+
+
+def band_block_mask(
+    pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device, global_mask: Tensor | None = None
+) -> BlockMask:
+    """The blocks that the band touches, listed in (blocks of the sequence) × (blocks of the window) numbers.
+
+    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With ``global_mask`` the list also holds
+    the blocks of global columns and rows, in a slot for every pair of blocks: for graphs, where it cannot be as long as the data say.
+    """
+    offset = _offset(q_len, kv_len)
+    some, every = (None, None) if key_mask is None else (_per_block(key_mask, any), _per_block(key_mask, all))
+    columns = None if global_mask is None else _per_block(global_mask, any)
+    rows = None if global_mask is None or not pattern.global_rows else _per_block(global_mask[:, offset:] if offset else global_mask, any)
+
+    def partial_and_full(q_block: Tensor, k_block: Tensor, indices: Tensor) -> tuple[Lists, Lists]:
+        q_start, k_start = q_block * BLOCK + offset, k_block * BLOCK
+        q_stop, k_stop = (q_start + BLOCK).clamp(max=kv_len) - 1, (k_start + BLOCK).clamp(max=kv_len) - 1
+        touched = ((q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right))[None]
+        if columns is not None:
+            seen = columns[:, k_block.clamp(0, columns.shape[1] - 1)]
+            seen = seen if rows is None else seen | rows[:, q_block.clamp(0, rows.shape[1] - 1)]
+            touched = touched | (seen & (k_start <= q_stop) if pattern.causal else seen)
+        touched = touched & ((q_block >= 0) & (q_start < kv_len) & (k_block >= 0) & (k_start < kv_len))
+        full = (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
+        full = full & (q_stop - q_start == BLOCK - 1) & (k_stop - k_start == BLOCK - 1)
+        touched, full = touched[:, None], full[None, None]
+        if some is not None and every is not None:
+            at = k_block.clamp(0, some.shape[1] - 1)
+            touched, full = touched & some[:, at][:, None], full & every[:, at][:, None]
+        return packed(touched & ~full, indices), packed(touched & full, indices)
+
+    def neighbours(blocks: int, others: int, first: int, width: int) -> tuple[Tensor, Tensor]:
+        """Rows of blocks, and the blocks that may touch them, of which the first holds position ``block · BLOCK + first``."""
+        row = torch.arange(blocks, device=device)[:, None]
+        if global_mask is not None:
+            return row, torch.arange(others, device=device)[None]
+        start = (row * BLOCK + first).div(BLOCK, rounding_mode="floor").clamp(min=0)
+        return row, start + torch.arange(min(others, (width + 3 * BLOCK - 3) // BLOCK), device=device)
+
+    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
+    q_blocks, k_blocks = -(-q_len // BLOCK), -(-kv_len // BLOCK)
+    row, met = neighbours(q_blocks, k_blocks, offset - left, left + right + 1)
+    column, meeting = neighbours(k_blocks, q_blocks, -right - offset, left + right + 1)
+
+    visible = pattern.visible_mod(global_mask)
+
+    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        seen = visible(b, h, q_idx + offset, kv_idx)
+        return seen if key_mask is None else seen & key_mask[b, kv_idx]
+
+    by_query, by_key = partial_and_full(row, met, met), partial_and_full(meeting, column, meeting)
+    return block_mask((q_len, kv_len), BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+
+
+def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, real: Tensor) -> BlockMask:
+    """All blocks of the global columns, gathered from positions ``index (B, g)``; keys inside the band are hidden."""
+    offset = _offset(q_len, kv_len)
+    q_blocks, k_blocks = -(-q_len // BLOCK), -(-index.shape[1] // BLOCK)
+
+    def everything(rows: int, others: int) -> Lists:
+        counts = torch.full((1, 1, rows), others, dtype=torch.int32, device=index.device)
+        return counts, torch.arange(others, dtype=torch.int32, device=index.device).expand(1, 1, rows, -1).contiguous()
+
+    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        i, j = q_idx + offset, index[b, kv_idx]
+        seen = real[b, kv_idx] & ~pattern.band_mod(b, h, i, j)
+        return seen & (j <= i) if pattern.causal else seen
+
+    by_query, by_key = (everything(q_blocks, k_blocks), None), (everything(k_blocks, q_blocks), None)
+    return block_mask((q_len, index.shape[1]), BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+
+
+def _offset(q_len: int, kv_len: int) -> int:
+    """Position of the first query: a plain 0 for whole sequences, even if lengths are symbols, whose difference the CPU kernel rejects."""
+    return 0 if q_len == kv_len else kv_len - q_len
+
+
+def _per_block(mask: Tensor, reduce: Any) -> Tensor:
+    """Reduce ``mask (B, N)`` by ``any`` or ``all`` over key blocks: ``(B, blocks)``; slots past the end are False."""
+    missing = -mask.shape[1] % BLOCK
+    blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BLOCK))
+    return blocks.any(-1) if reduce is any else blocks.all(-1)
+
+
+def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
+    """As :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout.
+
+    Raises:
+        NoKernel: a tile is not made of whole blocks, or this machine has no such kernel.
+    """
+    key_mask, scale, score_mod = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
+    layouts = []
+    for tile in tiles:
+        layout = kept_block_lists(tile, q.shape[2], k.shape[2])
+        if layout is None:
+            raise NoKernel(f"a tile is not made of whole blocks of {', '.join(map(str, SIZES))} tokens")
+        layouts.append(layout)
+    settings = {"score_mod": score_mod, "scale": scale} | ({} if len(tiles) == 1 else {"return_aux": AuxRequest(lse=True)})
+    outs, lses = [], []
+    for tile, (size, by_query, by_key) in zip(tiles, layouts, strict=True):
+        kind = "tile", key_mask is None, kind_of(score_mod), tile.causal, tile.inside, tile.outside, size
+        mask = block_mask((q.shape[2], k.shape[2]), size, rules_mod(tile, key_mask), by_query=(by_query, None), by_key=(by_key, None))
+        result = fused_flex(kind, q, k, v, block_mask=mask, **settings, **_kernel_options(size))
+        if len(tiles) == 1:
+            return result
+        outs.append(result[0])
+        lses.append(result[1].lse)
+    return merged(outs, lses)
+
+
+Layout = tuple[int, Lists, Lists]
+"""The block size of a tile, its blocks by rows of queries, and by rows of keys."""
+
+
+def kept_block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None:
+    """:func:`block_lists`, cached for the tiles of a static plan, because reading values synchronises with the GPU."""
+    tensors = [x for x in (tile.queries, tile.keys) if not x.is_inference()]
+    if len(tensors) < 2 or torch.compiler.is_compiling() or tile.bias is not None:
+        return block_lists(tile, q_len, kv_len)
+    return KEPT.of(
+        tensors,
+        ("block lists", q_len, kv_len),
+        lambda: block_lists(tile, q_len, kv_len),
+        lambda layout: 0 if layout is None else sum(x.nbytes for lists in layout[1:] for x in lists),
+    )
+
+
+def block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None:
+    """The blocks of a tile; None where its rows are not whole blocks.
+
+    A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
+    """
+    size = tile.queries.shape[3]
+    if size not in SIZES or tile.bias is not None:
+        return None
+    keys = torch.nn.functional.pad(tile.keys, (0, -tile.keys.shape[3] % size), value=-1).unflatten(-1, (-1, size))
+    row, row_whole = _blocks(tile.queries, size, q_len)
+    block, whole = _blocks(keys, size, kv_len)
+    empty = (keys < 0).all(-1)
+    if not bool(row_whole.all() & (whole | empty).all()):
+        return None
+    batch, heads, rows, width = torch.broadcast_shapes(row[..., None].shape, block.shape)
+    chosen = torch.zeros(batch, heads, -(-q_len // size), width, dtype=torch.bool, device=keys.device)
+    indices = chosen.to(torch.int64)
+    place = row[..., None].expand(batch, heads, rows, width)
+    chosen = chosen.scatter(2, place, (~empty).expand(place.shape))
+    lists = packed(chosen, indices.scatter(2, place, block.clamp(min=0).expand(place.shape)))
+    return size, lists, transposed(lists, -(-kv_len // size))
+
+
+def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
+    """The block of the first position in each list ``index (…, size)``, and whether the list is that whole block."""
+    first = index[..., 0]
+    places = first[..., None] + torch.arange(size, device=index.device)
+    whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
+    return first.div(size, rounding_mode="floor"), whole
+
+
+def rules_mod(tile: GatherTile, key_mask: Tensor | None) -> Any:
+    """The rules of a tile and the padding as a ``mask_mod``."""
+
+    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        seen = tile.sees(q_idx - kv_idx)
+        return seen if key_mask is None else seen & key_mask[b, kv_idx]
+
+    return mask_mod
+
+
+def _kernel_options(size: int) -> dict[str, Any]:
+    """Options that keep the kernel's tiles within a block; the defaults fit blocks of 128."""
+    names = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
+    return {} if size == 128 else {"kernel_options": dict.fromkeys(names, size)}

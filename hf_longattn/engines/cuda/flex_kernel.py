@@ -1,0 +1,183 @@
+"""flex_attention by a fused kernel, or not at all.
+
+Without a kernel flex_attention computes all N×N scores in memory, and raises nothing: where torch.compile is turned off, and once PyTorch
+has compiled a function for as many variants of its arguments as it allows (eight). So every kind of call has its own compiled function
+here, and none of them runs uncompiled. Where PyTorch cannot compile one, forward or backward, :class:`~.dispatch.NoKernel` is raised, and
+another path runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from ...private_apis import compile_errors, floats_as_constants
+from ..common.dispatch import NoKernel
+
+MOST_KERNELS = 256
+"""Kinds of calls whose compiled function is kept; the least recently used is dropped first."""
+UNSUPPORTED = re.compile(
+    r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
+    r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources|recompile[_ ]limit",
+    re.IGNORECASE,
+)
+"""How PyTorch and Triton say that a machine has no such kernel."""
+SERIOUS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
+"""Errors of the machine, which say nothing about a kernel."""
+logger = logging.getLogger(__name__)
+
+
+def _attention(*tensors, **settings):  # type: ignore[no-untyped-def]
+    # The body of every compiled function. A traced graph holds the second line alone.
+    if not torch.compiler.is_compiling():
+        raise NoKernel("torch.compile is turned off")
+    return flex_attention(*tensors, **settings)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled for all lengths; what cannot be compiled as a whole is an error."""
+    return torch.compile(function, dynamic=True, fullgraph=True)
+
+
+class Kernel:
+    """flex_attention compiled for one kind of call.
+
+    PyTorch counts what it compiles by code object, so each has one of its own.
+    """
+
+    numbers = itertools.count()
+
+    def __init__(self) -> None:
+        code = _attention.__code__.replace(co_name=f"flex_attention_{next(self.numbers)}")
+        self.run = compiled(types.FunctionType(code, globals()))
+        self.refusal: str | None = None
+        """Why this machine has no such kernel, once that is known."""
+        self.has_backward = False
+        """Whether the backward pass is known to run."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
+        with nullcontext() if settings.get("score_mod") is None else floats_as_constants():
+            if not self.has_backward and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+                self.run_backward(q, k, v, **settings)
+            return self.run(q, k, v, **settings)
+
+    def run_backward(self, *tensors: Tensor, **settings: Any) -> None:
+        """Run forward and backward once.
+
+        PyTorch compiles the backward pass when it first runs, where it would be too late to take another path.
+        """
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # this pass is none of a checkpoint's
+                out = self.run(*leaves, **settings)
+                out = out if isinstance(out, Tensor) else out[0]
+                torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.zeros_like(out))
+        except torch.OutOfMemoryError:  # the forward pass alone, without gradients that nobody asks for, may still fit
+            return
+        self.has_backward = True
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+_kernels: OrderedDict[Hashable, Kernel] = OrderedDict()
+_lock = threading.Lock()
+_warned: set[Hashable] = set()
+
+
+def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
+    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward; in a graph that is being compiled, as it is.
+
+    Args:
+        kind: everything in the closures of the mask and the score term besides tensors, lengths and other numbers.
+    Raises:
+        NoKernel: this machine has none for this kind of call, which is logged once. Other errors, such as a lack of memory, are raised as
+            they are.
+    """
+    if torch.compiler.is_compiling():
+        return _attention(q, k, v, **settings)
+    kernel = _kernel((kind, _variant(q, k, v, **settings)))
+    if kernel.refusal is None:
+        try:
+            return kernel(q, k, v, **settings)
+        except Exception as error:
+            reason = refusal(error)
+            if reason is None:
+                raise
+            kernel.refusal = None if isinstance(error, NoKernel) else reason
+        _warn(q, reason)
+        raise NoKernel(reason)
+    raise NoKernel(kernel.refusal)
+
+
+def _variant(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float | None = None, **settings: Any) -> Hashable:
+    """What PyTorch would compile one function anew for, apart from rare coincidences of sizes."""
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(q.device.type)
+    lists = [size == 1 for x in (block_mask.kv_indices, block_mask.q_indices) if x is not None for size in x.shape]
+    return q.device, scale, "return_aux" in settings, modes, q.shape[2] == k.shape[2], *lists, *map(_layout, (q, k, v))
+
+
+def _layout(x: Tensor) -> Hashable:
+    """What a compiled function takes as fixed about a tensor ``(B, H, N, D)``."""
+    batch, heads, length, head_dim = x.shape
+    stored = x.is_contiguous(), x.stride(1) < x.stride(2), x.requires_grad, x.is_inference()
+    return x.dtype, heads, head_dim, batch == 1, length == 1, stored
+
+
+def _kernel(kind: Hashable) -> Kernel:
+    with _lock:
+        kernel = _kernels.get(kind)
+        if kernel is None:
+            kernel = _kernels[kind] = Kernel()
+            if len(_kernels) > MOST_KERNELS:
+                _kernels.popitem(last=False)
+        _kernels.move_to_end(kind)
+    return kernel
+
+
+def count() -> int:
+    """Number of kinds of calls with a compiled function."""
+    return len(_kernels)
+
+
+def refusal(error: BaseException) -> str | None:
+    """Why this machine has no such kernel, as ``error`` or one of its causes says; ``None`` where the error is another."""
+    causes = [error]
+    while (earlier := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(earlier)
+    if any(isinstance(one, SERIOUS) for one in causes):
+        return None
+    if isinstance(error, NoKernel):
+        return str(error)
+    clear = next((one for one in causes if isinstance(one, NotImplementedError) or UNSUPPORTED.search(str(one))), None)
+    if clear is None and isinstance(error, compile_errors()):
+        clear = error
+    return None if clear is None else (str(clear).strip().splitlines() or [type(clear).__name__])[0][:300]
+
+
+def _warn(q: Tensor, reason: str) -> None:
+    subject = q.device, q.dtype, q.shape[3], reason
+    if subject not in _warned:
+        _warned.add(subject)
+        logger.warning(
+            "flex_attention has no fused kernel for heads of %d in %s on %s (%s); plain PyTorch operations run instead, which are slower.",
+            q.shape[3], str(q.dtype).removeprefix("torch."), q.device, reason
+        )  # fmt: skip
+
+
+def kind_of(score_mod: Any) -> Hashable:
+    """The kind of a score term for :func:`fused_flex`."""
+    code: Hashable = getattr(score_mod, "__code__", None)
+    return type(score_mod).__name__ if code is None else code

@@ -1,0 +1,26 @@
+"""Checkpoints in other forms: graphs for ONNX and torch.export, stock architectures, GGUF, and fewer bits or weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import public_names
+
+if TYPE_CHECKING:
+    from .compress import CompressionConfig as CompressionConfig
+    from .compress import CompressionReport as CompressionReport
+    from .compress import compress_checkpoint as compress_checkpoint
+    from .gguf import export_gguf as export_gguf
+    from .native import export_native as export_native
+    from .onnx import ExportReport as ExportReport
+    from .onnx import export_checkpoint as export_checkpoint
+
+__getattr__, __all__ = public_names(
+    __name__,
+    {
+        "compress": ("CompressionConfig", "CompressionReport", "compress_checkpoint"),
+        "gguf": ("export_gguf",),
+        "native": ("export_native",),
+        "onnx": ("ExportReport", "export_checkpoint"),
+    },
+)

@@ -1,0 +1,101 @@
+"""What an export writes: a model as a function of tensors, and the runtime that runs the written file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..conversion.report import Check
+from ..conversion.text import VerificationText
+
+PAST = "past_key_values"
+"""How the names of a decoder's state tensors begin."""
+Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""A graph in its runtime: outputs by name for inputs by name."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced model and its example inputs.
+
+    inputs, outputs: names of all of them, in order. shortest: the minimum length for which it is one graph.
+    """
+
+    program: torch.export.ExportedProgram
+    example: dict[str, Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shortest: int
+
+
+class ExportedGraph(nn.Module, ABC):
+    """A model as a function of named tensors, which can be one graph for all batch sizes and lengths.
+
+    model: what it wraps.
+    words: texts on which it is traced and compared.
+    advised: a mechanism whose models can be written, for the message that another cannot.
+    """
+
+    model: Any
+    words: VerificationText
+    advised: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all inputs, in order."""
+
+    @abstractmethod
+    def traced(self, max_length: int) -> Traced:
+        """The program for any batch and texts of up to ``max_length`` tokens."""
+
+    @abstractmethod
+    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
+        """Compare the graph that ``load()`` runs with the model, at lengths between ``limits``."""
+
+    def name_axes(self, onnx: Any) -> None:
+        """Name the free axes of an ONNX model (of onnx_ir), where programs need more than PyTorch's symbols."""
+
+    def describe(self) -> dict[str, Any] | None:
+        """What export_report.json tells a program that runs the graph about its state; ``None`` without one."""
+        return None
+
+
+def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
+    """The graph in ``file``, in the runtime that ``format`` is for."""
+    return onnx_runner(file, outputs) if format == "onnx" else torch_runner(file, outputs)
+
+
+def torch_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
+    """A program of torch.export."""
+    program: Callable[..., Any] = torch.export.load(file).module()
+
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        past = [value for name, value in inputs.items() if name.startswith(PAST)]
+        found = program(**{name: value for name, value in inputs.items() if not name.startswith(PAST)}, **({"past": past} if past else {}))
+        return found if isinstance(found, dict) else dict(zip(outputs, found, strict=True))
+
+    return run
+
+
+def onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
+    """An ONNX graph in onnxruntime, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    taken = {value.name for value in session.get_inputs()}
+
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        given = {name: value.numpy() for name, value in inputs.items() if name in taken}  # unused inputs are removed from the graph
+        return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), given)), strict=True))
+
+    return run

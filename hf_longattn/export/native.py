@@ -1,0 +1,498 @@
+"""A native twin of a long checkpoint: the checkpoint of a stock architecture that computes the same, written and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter, rename_source_key
+from transformers.core_model_loading import WeightRenaming as RenamedWhileLoading
+
+from ..conversion.architectures import Architecture, current_name, read_long
+from ..conversion.flops import ModelShape, cost_at, layer_mechanisms, model_shape
+from ..conversion.folders import short_name, write_folder
+from ..conversion.long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
+from ..conversion.model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
+from ..conversion.plan import StackLength
+from ..conversion.plan_tensors import ResultPlan, TensorPlan, model_key
+from ..conversion.report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality, require_passed, seconds, versions
+from ..conversion.sources.base import ResultInfo, Source, open_source
+from ..conversion.sources.peft import refuse_adapter, with_kept_adapter
+from ..conversion.sources.quantised import refuse_quantised
+from ..conversion.tensor_files import read_tensor
+from ..conversion.text import VerificationText, excerpt, load_tokenizer, verification_text
+from ..conversion.twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
+from ..conversion.verify import check_tensors, check_tokenizer, run_steps
+from ..conversion.verify_outputs import GRADIENT_LENGTH, gradients, length_from_files, probe_outputs
+from ..conversion.writing import write_result
+from ..errors import ExportError, checkpoint_errors
+from ..modeling.pruning import whole_shapes, with_silent_heads
+from ..staging import check_destination, destination_path
+
+NATIVE_REPORT = "native_report.json"
+SHORT = 24
+"""Tokens of the short input."""
+GENERATED = 12
+NO_SUCH_TENSOR = "the stock class has no such tensor"
+FLOPS = 5e11
+"""Arithmetic of one pass over the long input: some seconds on two cores."""
+
+
+@dataclass(frozen=True)
+class TwinPlan(ResultPlan):
+    """Everything decided before a byte is written; ``architecture.source_class`` is the class of the twin."""
+
+    model: LongModel
+    twin: NativeTwin
+    note: str
+    renamings: Mapping[str, tuple[WeightRenaming, ...]]  # name of the long model's tensor -> its names in the twin
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            **self.of_long_model(),
+            "warnings": [f"{self.note[0].upper()}{self.note[1:]}."] if self.note else [],
+            **self.sizes(),
+        }
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape of the long model."""
+        return model_shape(self.model.config, self.architecture.skeleton(self.model.config), [one.dtype for one in self.tensors])
+
+
+def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
+    """Plan the native twin of a long checkpoint; `masked` as for :class:`LongModel`.
+
+    Raises:
+        ExportError: a short checkpoint, or one without a twin, with the layer and the reason.
+    """
+    if "long_attention" not in source.config:
+        raise ExportError(
+            f"{source.name!r} is a short checkpoint, which is its own; convert it first (longattn convert {source.name} DST)."
+        )
+    refuse_quantised(source)
+    config, class_name, family, long_skeleton = read_long(source)
+    model = LongModel(config, class_name, family, masked)
+    choice = choose_twin(model)
+    twin = _required(choice, source.name)
+    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
+        twin_config = twin.config(model)
+        skeleton: Any = twin.skeleton(model)
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    tensors, targets, renamings, whole = [], set(), {}, whole_shapes(long_skeleton)
+    for name in source.tensors:
+        renamings[name] = tuple(_with_all_heads(one, whole.get(name)) for one in twin.rename(current_name(name), model))
+        for renaming in renamings[name]:
+            planned, key = _planned(source, name, renaming, expected, skeleton)
+            tensors.append(planned)
+            targets.add(key)
+    tied = {*(skeleton.all_tied_weights_keys or ()), *(long_skeleton.all_tied_weights_keys or ())}
+    added = twin.added(model)
+    if twin.twin_model_type(model) == model.base:
+        _keep_converted(tensors, targets, skeleton, model.base)
+        _keep_saved_names(tensors, targets, {name: shape for name, shape in expected.items() if name not in tied})
+    for name, shape in expected.items():
+        key = next((one for one in added if model_key(one, expected, skeleton) == name), None)
+        if name not in targets and key is not None:
+            tensors.append(TensorPlan(name, "added", _dtype(source), None, shape))
+        elif name not in targets and name not in tied and not _computed(name, skeleton, model):
+            raise ExportError(
+                f"A {choice.class_name} needs {name!r}, which {source.name!r} does not have; fine-tune or export another head."
+            )
+    architecture = Architecture(family, twin_config, choice.class_name, class_name)
+    return TwinPlan(
+        source=source,
+        architecture=architecture,
+        config=twin_config,
+        old_length=model.length,
+        new_length=model.length,
+        positions="kept",
+        tensors=tuple(tensors),
+        max_shard_size=None,
+        model=model,
+        twin=twin,
+        note=choice.note,
+        renamings=renamings,
+    )
+
+
+def _keep_converted(tensors: list[TensorPlan], targets: set[str | None], skeleton: Any, model_type: str) -> None:
+    """Keep tensors that transformers merges or splits while it loads the base: the experts of a mixture, fused projections."""
+    mapping = get_checkpoint_conversion_mapping(type(skeleton).__name__) or get_checkpoint_conversion_mapping(model_type) or []
+    renamings = [one for one in mapping if isinstance(one, RenamedWhileLoading)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    state = skeleton.state_dict()
+    for index, one in enumerate(tensors):
+        if one.reason != NO_SUCH_TENSOR or one.header is None:
+            continue
+        target, pattern = rename_source_key(one.name, renamings, converters, skeleton.base_model_prefix, state)
+        converter = next((one for one in converters if pattern in one.source_patterns), None)
+        parts = [target.replace(converter.target_patterns[0], part) for part in converter.target_patterns] if converter else [target]
+        if all(part in state for part in parts):
+            tensors[index] = TensorPlan(one.name, "kept", one.dtype, one.old_shape, one.old_shape, one.header)
+            targets.update(parts)
+
+
+def _keep_saved_names(tensors: list[TensorPlan], targets: set[str | None], missing: Mapping[str, tuple[int, ...]]) -> None:
+    """Keep tensors that transformers saves under other names than the model has (GPT-NeoX's embed_out), which the base reads as well."""
+    for index, one in enumerate(tensors):
+        if one.reason != NO_SUCH_TENSOR:
+            continue
+        kind, shape = one.name.rpartition(".")[2], one.old_shape
+        name = next((name for name in missing if name not in targets and missing[name] == shape and name.endswith(kind)), None)
+        if name is not None:
+            tensors[index] = TensorPlan(one.name, "kept", one.dtype, shape, shape, one.header)
+            targets.add(name)
+
+
+def _required(choice: TwinChoice, name: str) -> NativeTwin:
+    if choice.twin is None:
+        raise ExportError(f"{name!r} has no native twin: {choice.reason}")
+    return choice.twin
+
+
+def _dtype(source: Source) -> torch.dtype:
+    floating = [header.dtype for header in source.tensors.values() if header.dtype.is_floating_point]
+    return max(set(floating), key=floating.count)
+
+
+def _computed(name: str, skeleton: nn.Module, model: LongModel) -> bool:
+    """Whether a stock model computes or can do without a tensor that no file has."""
+    table = model.family.table(name)
+    return (table is not None and not table.learned) or "pooler" in name or name in dict(skeleton.named_buffers())
+
+
+def _with_all_heads(renaming: WeightRenaming, shape: tuple[int, ...] | None) -> WeightRenaming:
+    """With zeros for heads that were pruned, since stock architectures have as many in every layer; ``shape`` is that with all heads."""
+    if shape is None:
+        return renaming
+
+    def change(values: Tensor) -> Tensor:
+        whole = with_silent_heads(values, shape)
+        return whole if renaming.change is None else renaming.change(whole)
+
+    return dataclasses.replace(renaming, change=change)
+
+
+def _planned(
+    source: Source, name: str, renaming: WeightRenaming, expected: Mapping[str, tuple[int, ...]], skeleton: nn.Module
+) -> tuple[TensorPlan, str | None]:
+    """What happens to one tensor, and its name in the twin's state."""
+    header = source.tensors[name]
+    if renaming.target is None:
+        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason=renaming.reason), None
+    shape, key = header.shape, model_key(renaming.target, dict(expected), skeleton)
+    if renaming.change is not None:
+        shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
+    if key is None:
+        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason=NO_SUCH_TENSOR), None
+    if expected[key] != shape:
+        raise ExportError(f"Tensor {name!r} of {source.name!r} would have the shape {shape}, but the native twin needs {expected[key]}.")
+    action = "changed" if renaming.change is not None else "renamed" if renaming.target != name else "kept"
+    return TensorPlan(renaming.target, action, header.dtype, header.shape, shape, header, change=renaming.change), key
+
+
+def added_to_twin(plan: TwinPlan) -> dict[str, Tensor]:
+    """The values of the tensors that the long model lacks."""
+    functions = plan.twin.added(plan.model)
+    state = {tensor.name: tensor.new_shape for tensor in plan.tensors}
+    skeleton = plan.twin.skeleton(plan.model)
+    keys = {model_key(name, state, skeleton) or name: function for name, function in functions.items()}
+    return {one.name: keys[one.name](one.new_shape) for one in plan.tensors if one.action == "added" and one.new_shape is not None}
+
+
+def export_native(
+    model: str | Path,
+    destination: str | Path,
+    *,
+    global_attention_mask: bool = False,
+    verify: bool = True,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: StageProgress | None = None,
+    converted: ConversionReport | None = None,
+) -> ConversionReport:
+    """Write the native twin of a long checkpoint, and compare it: a stock architecture of transformers that computes the same.
+
+    It is served by whatever knows that architecture, without this package. Outputs, gradients and generated tokens are compared at a
+    short and a long input, with padding.
+
+    Args:
+        model: the folder of a long checkpoint, or a Hub repository id.
+        destination: a folder that does not exist yet; it is complete or does not appear.
+        global_attention_mask: every call of the twin will give this mask, so that the config's global tokens need not be those that the
+            stock architecture marks by itself.
+        verify: compare the written checkpoint with the model.
+        overwrite: replace an existing folder, once the new one is complete.
+        revision, token: of a Hub repository.
+        progress: called as progress(stage, done, total).
+        converted: the report of the conversion that `model` is a step of; its checks are part of the result's.
+
+    Returns:
+        The report, which is also in the destination's native_report.json.
+
+    Raises:
+        ExportError: there is no native twin; the sentence names the layer and the reason.
+        LongAttentionError: one sentence; nothing was written.
+    """
+    with quiet_libraries():
+        target = destination_path(destination)
+        opened = with_kept_adapter(open_source(model, revision=revision, token=token))
+        check_destination(target, *opened.protected, overwrite=overwrite)
+        plan = plan_twin(opened, masked=global_attention_mask)
+        if any(one.name not in opened.tensors for one in plan.tensors):
+            refuse_adapter(opened)  # it has the long model's names
+        named = str(model) if converted is None else converted.plan["source"]
+        return _written(opened, target, plan, named, verify, overwrite, progress, converted)
+
+
+def _written(
+    opened: Source, target: Path, plan: TwinPlan, named: str, verify: bool, overwrite: bool, progress: StageProgress | None,
+    converted: ConversionReport | None,
+) -> ConversionReport:  # fmt: skip
+    clock = {"start": time.perf_counter(), "planned": time.perf_counter()}
+    text, origin = verification_text(None)
+    words = VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(opened.folder), plan.config.vocab_size)
+
+    def write(stage: Path) -> list[str]:
+        files = write_result(plan, stage, added_to_twin(plan), progress=progress)
+        clock["written"] = time.perf_counter()
+        return files
+
+    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
+        checks = verify_twin(plan, stage, words, progress) if verify else []
+        require_passed(checks)
+        clock["verified"] = time.perf_counter()
+        return ConversionReport(
+            destination=target,
+            config={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
+            plan=plan.to_dict(),
+            checks=(*(converted.checks if converted is not None else ()), *checks),
+            text=words.describe() if verify else "not verified",
+            files=files,
+            bytes_written=plan.total_bytes,
+            seconds=seconds(clock),
+            versions=versions(),
+            next_step=None if converted is None else converted.next_step,
+        )
+
+    return write_folder(
+        opened,
+        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length),
+        weights=write,
+        report=checked,
+        report_file=NATIVE_REPORT,
+        introduction=f"A `{plan.architecture.source_class}` for inputs of up to {plan.new_length:,} tokens, which computes what the "
+        f"long model `{short_name(opened, named)}` does, made by `longattn export --format native`.",
+        made_from=named,
+        tokenizer_length=plan.new_length,
+        generated=StackLength(plan.old_length, plan.new_length),
+        needed_bytes=plan.total_bytes + 2**20,
+        overwrite=overwrite,
+    )
+
+
+# The comparison of a twin with its long model.
+
+
+def verify_twin(plan: TwinPlan, result: Path, text: VerificationText, progress: StageProgress | None = None) -> list[Check]:
+    """Check the written folder `result`: every tensor, the tokenizer, outputs, gradients and generated tokens."""
+    opened = open_source(result)
+    running = choose_running(plan.parameters, plan.largest_tensor)
+    with running.scratch(result) as scratch:
+        steps: list[Callable[[], list[Check]]] = [
+            lambda: check_tensors(plan, opened),
+            lambda: check_tokenizer(plan, result, text),
+            lambda: [running.check()],
+        ]
+        if not running.why_not:
+            steps.append(lambda: _check_outputs(plan, opened, text, scratch))
+        return run_steps(steps, progress)
+
+
+def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
+    """A short and a long input, in tokens."""
+    longest = plan.new_length
+    if plan.twin.only_length and plan.note:
+        return (longest,)
+    shape = plan.shape
+    layers = layer_mechanisms(plan.model.config.long_attention, shape, longest)
+    long = longest
+    while long > 64 and cost_at(long, shape, layers).total_flops > FLOPS:
+        long = max(64, long // 2)
+    return tuple(dict.fromkeys((min(SHORT, long), min(long, length_from_files(plan)) if from_files else long)))
+
+
+class StockProbing(Probing):
+    """Inputs for a stock architecture without a converter."""
+
+    takes_globals = False
+
+    def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
+        """Classification by an encoder-decoder reads the end token of every text: exactly one, the last token."""
+        if not (config.is_encoder_decoder and source_class.endswith("ForSequenceClassification")):
+            return ids
+        ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
+        return ids.scatter(1, real.sum(-1, keepdim=True) - 1, config.eos_token_id)
+
+    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
+        probes = super().probes(config, source_class, text, length)
+        whole = not config.is_encoder_decoder or source_class.endswith(("ForSequenceClassification", "ForCausalLM"))
+        return probes if whole else with_decoder(probes, config)
+
+
+def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
+    """Texts of at most `length` tokens with padding, and with global tokens where both models take them."""
+    checkpoint_converters()
+    converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
+    probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
+    globals_fit = plan.twin.takes_globals and all(one.takes_globals for one in plan.model.layers)
+    shown = [one for one in probes if ("global_attention_mask" in one.inputs) <= globals_fit]
+    return [one for one in shown if "global_attention_mask" in one.inputs] if plan.model.masked else shown
+
+
+def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scratch: Path | None) -> list[Check]:
+    lengths = _lengths(plan, scratch is not None)
+    probes = [(length, probe) for length in lengths for probe in probes_of(plan, text, length)]
+    step = probes_of(plan, text, lengths[-1] if len(lengths) == 1 else min(lengths[-1], GRADIENT_LENGTH))[-1]
+    why_not = _why_no_gradients(plan, scratch)
+    pooler = [renamings for name, renamings in plan.renamings.items() if "pooler." in name]
+    lacking = ("pooler_output",) if pooler and all(one.target is None for renamings in pooler for one in renamings) else ()
+
+    def run(model: Any) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[tuple[Tensor, list[Tensor]]]]:
+        step_gradients = {} if why_not else _with_tied(model, gradients(model, step.inputs, step, lacking))
+        outputs, tokens = [], []
+        for _, probe in probes:
+            _as_configured(model)
+            outputs.append(probe_outputs(model, probe.inputs))
+            if _generates(plan, model):
+                _as_configured(model)
+                tokens.append(generated(model, probe))
+        return outputs, step_gradients, tokens
+
+    long: Any
+    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
+    headless = newly_initialised(missing, long)
+    expected, long_gradients, long_tokens = run(long.base_model if headless else long)
+    del long
+    twin: Any = load_source(opened, plan.architecture, None, scratch)[0]
+    of_twin, twin_gradients, twin_tokens = run(twin.base_model if headless else twin)
+    checks = [_compared(length, probe, *both) for (length, probe), *both in zip(probes, expected, of_twin, strict=True)]
+    checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
+    return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
+
+
+def _as_configured(model: Any) -> None:
+    """Undo what a short input does to transformers' BigBird, which computes full attention for good after it."""
+    for module in model.modules():
+        if hasattr(module, "set_attention_type") and getattr(module, "config", None) is not None:
+            module.set_attention_type(module.config.attention_type)
+
+
+def _compared(length: int, probe: Probe, expected: dict[str, Tensor], found: dict[str, Tensor]) -> Check:
+    name = f"equal to the long model at {length} tokens, {probe.name}"
+    worst, most, where = 0.0, 0.0, ""
+    for one in sorted(expected.keys() & found.keys()):
+        a, b = (probe.rows(one, outputs[one].float()) for outputs in (expected, found))
+        difference = float((a - b).abs().max()) if a.shape == b.shape else float("inf")
+        relative = difference / max(1.0, float(a.abs().max()))
+        if not relative <= most or not where:
+            worst, most, where = difference, relative, one
+    if not where:
+        return Check(name, FAILED, "the two models have no output in common")
+    named = [one for one in sorted(expected.keys() & found.keys()) if "hidden_states[" not in one]
+    detail = f"{', '.join([*named, 'all hidden states'])}: largest difference"
+    return equality(name, f"{detail} {worst:.1e} ({where})", most, {"length": length, "max_abs_difference": worst})
+
+
+def _with_tied(model: Any, by_name: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients under all names of every parameter: which one comes first differs between architectures with tied weights."""
+    of = {id(parameter): by_name[name] for name, parameter in model.named_parameters() if name in by_name}
+    return {name: of[id(one)] for name, one in model.named_parameters(remove_duplicate=False) if id(one) in of}
+
+
+def _why_no_gradients(plan: TwinPlan, scratch: Path | None) -> str:
+    needed, available = 4 * plan.parameters * 3.5, available_memory()
+    if scratch is not None or needed > available:
+        return f"a model and the gradients of two take {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
+    return ""
+
+
+def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dict[str, Tensor]) -> Check:
+    """The long model's gradients, renamed like its tensors; copies share the gradient of what they are copies of."""
+    scale = max((float(one.abs().max()) for one in of_long.values()), default=0.0)
+    worst, where, compared = 0.0, "none", 0
+    left = dict(of_twin)
+    for name, gradient in of_long.items():
+        renamings = plan.renamings.get(name) or plan.twin.rename(name, plan.model)
+        copies = [left.pop(one.target, None) for one in renamings if one.target is not None]
+        change = renamings[0].change
+        gradient = gradient if change is None else change(gradient)
+        shares = [one for one in copies if one is not None]
+        difference = float((gradient - sum(shares, torch.zeros_like(gradient))).abs().max()) if copies else 0.0
+        compared += bool(copies)
+        if not difference <= worst:
+            worst, where = difference, name
+    values = {"compared": compared, "max_abs_difference": worst, "largest_gradient": scale}
+    detail = f"gradients of {compared} parameters after one step: largest difference {worst:.1e} ({where}), largest gradient {scale:.1e}"
+    good = scale > 0 and worst <= 1e-4 * scale
+    return Check("equal gradients", PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
+
+
+def _generates(plan: TwinPlan, model: Any) -> bool:
+    return bool(getattr(model, "can_generate", lambda: False)()) and not (plan.twin.only_length and plan.note)
+
+
+def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:
+    """Tokens chosen greedily after a text of each row, and the logits of every step; texts of a decoder are padded on the left."""
+    ids, mask = probe.inputs["input_ids"], probe.inputs["attention_mask"]
+    more: dict[str, Any] = {}
+    if not model.config.is_encoder_decoder:
+        keep = max(1, ids.shape[1] - GENERATED)
+        ids, mask = ids[:, :keep], mask[:, :keep]
+        rows = [torch.roll(row, keep - int(real.sum())) for row, real in zip(ids, mask, strict=True)]
+        ids, mask = torch.stack(rows), mask.flip(-1)
+    if "global_attention_mask" in probe.inputs and "global_attention_mask" in inspect.signature(model.forward).parameters:
+        more["global_attention_mask"] = probe.inputs["global_attention_mask"]
+    if "output_router_logits" in inspect.signature(model.forward).parameters:
+        more["output_router_logits"] = False  # transformers cannot balance the experts' load with a cache and a padding mask
+    count = GENERATED
+    with torch.no_grad():
+        returned = model.generate(
+            ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False, num_beams=1, output_logits=True,
+            return_dict_in_generate=True, pad_token_id=model.config.pad_token_id or 0, **more,
+        )  # fmt: skip
+    return returned.sequences[:, -count:], [step.float() for step in returned.logits]
+
+
+def _compared_tokens(length: int, of_long: tuple[Tensor, list[Tensor]], of_twin: tuple[Tensor, list[Tensor]]) -> Check:
+    """The generated tokens; after a first difference only rows that agree so far are compared."""
+    name = f"generates the same after {length} tokens"
+    same = torch.ones(len(of_long[0]), dtype=torch.bool)
+    worst = 0.0
+    for step, (a, b) in enumerate(zip(of_long[1], of_twin[1], strict=True)):
+        worst = max(worst, float((a - b)[same].abs().max()) / max(1.0, float(a.abs().max())))
+        same = same & (of_long[0][:, step] == of_twin[0][:, step])
+        if not same.all():
+            break
+    how = f"{of_long[0].shape[1]} tokens after each of {len(same)} texts, {'the same' if bool(same.all()) else 'others'}"
+    check = equality(name, f"{how}, largest difference of the logits {worst:.1e} of the largest", worst, {"length": length})
+    return check if bool(same.all()) else Check(name, FAILED, f"{how}, but they must be equal", check.values)
+
+
+def tensor_values(plan: TwinPlan, tensor: TensorPlan) -> Tensor:
+    """The values of one tensor of the twin."""
+    if tensor.header is None:
+        return added_to_twin(plan)[tensor.name]
+    values = read_tensor(tensor.header)
+    return values if tensor.change is None else tensor.change(values)

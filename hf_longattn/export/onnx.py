@@ -1,0 +1,500 @@
+"""Export a long checkpoint as one graph for all batch sizes and lengths: ONNX, or a program of torch.export."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import inspect
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
+from ..conversion.folders import short_name, write_folder
+from ..conversion.inspection import inspect_checkpoint
+from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
+from ..conversion.pooling import SentencePooling, sentence_pooling, write_for_servers
+from ..conversion.report import FAILED, PASSED, TOLERANCE, Check, versions
+from ..conversion.sources.base import ResultInfo, Source
+from ..conversion.sources.peft import refuse_adapter
+from ..conversion.sources.quantised import refuse_quantised
+from ..conversion.tensor_files import write_json
+from ..conversion.text import VerificationText, load_tokenizer, verification_text
+from ..errors import EXTRAS, ExportError, check_extra, nearest
+from ..mechanisms import Mechanism
+from ..modeling.family import family_of, family_with
+from ..modeling.sliding_window import with_base_windows
+from ..modeling.validation import known_length
+from ..private_apis import auto_mapping, trace_errors
+from ..staging import check_destination, destination_path
+from .decoder import TASK as WITH_PAST
+from .decoder import DecoderGraph
+from .graphs import ExportedGraph, Runner, Traced, onnx_runner, runner
+from .int8 import INT8_FILE, measure, quantise
+
+TASKS = {
+    "feature-extraction": "AutoModel",
+    "fill-mask": "AutoModelForMaskedLM",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "text-generation": "AutoModelForCausalLM",
+    WITH_PAST: "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+}
+"""The Hub's names of tasks, and the Auto class of each."""
+REPORT = "export_report.json"
+LONG_CONFIG = "long_config.json"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A finished export.
+
+    inputs, outputs: names, in order. min_length, max_length: least (pad shorter texts) and most tokens that the graph takes.
+    text: what the graph and the model were run on.
+    decoding: of a decoder with a cache, its state tensors and how they are initialised.
+    int8: of the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
+    """
+
+    destination: Path
+    format: str
+    class_name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    min_length: int
+    max_length: int
+    opset: int | None
+    checks: tuple[Check, ...]
+    files: tuple[str, ...]
+    bytes_written: int
+    versions: dict[str, str]
+    text: str = ""
+    decoding: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, as in export_report.json."""
+        return {**self.__dict__, "destination": str(self.destination), "checks": [check.to_dict() for check in self.checks]}
+
+
+@quiet_libraries()
+def export_checkpoint(
+    model: str | Path,
+    destination: str | Path,
+    *,
+    format: str = "onnx",
+    opset: int | None = None,
+    task: str | None = None,
+    global_attention_mask: bool = False,
+    int8: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> ExportReport:
+    """Write a long checkpoint as one graph, after comparing it with the model at three lengths.
+
+    Weights are written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``,
+    as one step of generation, which takes and returns what every layer keeps of the text so far. The graph of a
+    sentence-transformers model also returns ``sentence_embedding``, pooled and normalised as its modules say, which are copied beside it.
+    config.json is that of the base, which programs without this package read (sentence-transformers, optimum, text-embeddings-inference):
+    the attention is in the graph. The Long config is beside it as long_config.json.
+
+    Args:
+        model: the folder of a long checkpoint, or a Hub repository id.
+        destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
+        format: "onnx", or "torch" for ``torch.export.load``.
+        opset: of ONNX; None takes PyTorch's default.
+        task: its head, one of ``TASKS``; None keeps the head of the checkpoint.
+        global_attention_mask: add this input to the graph; otherwise global tokens are those of the configuration.
+        int8: also write model_int8.onnx by onnxruntime's dynamic quantisation of the linear layers, and measure its accuracy and time.
+        overwrite: replace an existing folder, once the new one is complete.
+        revision, token: of a Hub repository.
+
+    Raises:
+        MissingExtraError: a package that the format needs is not installed.
+        ExportError: the model cannot be exported or quantised, or the graph differs from the model.
+        CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
+    """
+    if format not in FORMATS:
+        raise ExportError(
+            f"Unknown format {format!r}; expected {' or '.join(FORMATS)}; {' and '.join(STOCK)} are export_native and export_gguf."
+        )
+    if int8 and format != "onnx":
+        raise ExportError(f"int8 is a copy of an ONNX graph; give format='onnx' (--format onnx), not {format!r}, or leave int8 out.")
+    if format == "onnx":
+        check_extra("onnx")
+    target = destination_path(destination)
+    inspection = inspect_checkpoint(model, revision=revision, token=token)
+    source, max_length = inspection.source, inspection.max_length
+    check_destination(target, *source.protected, overwrite=overwrite)
+    if "long_attention" not in source.config:
+        raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
+    refuse_quantised(source)
+    refuse_adapter(source)
+    loaded = _load(source, inspection.class_name, task)
+    _check_mechanisms(loaded)
+    text, origin = verification_text(None)
+    words = VerificationText(text, origin, load_tokenizer(source.folder), loaded.config.vocab_size)
+    if task == WITH_PAST and global_attention_mask:
+        raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
+    if task == WITH_PAST and int8:
+        raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
+    graph: ExportedGraph
+    if task == WITH_PAST:
+        graph = DecoderGraph(loaded, words)
+    else:
+        names = input_names(loaded, words.source_tokenizer, global_attention_mask)
+        graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder))
+    graph.eval()
+    written: dict[str, Any] = {}
+
+    def write(stage: Path) -> list[str]:
+        outputs, shortest, used = write_graph(graph, stage / FILES[format], format, max_length, opset)
+        limits = (shortest, max_length)
+        checks = graph.check(partial(runner, stage / FILES[format], outputs, format), limits)
+        if failed := [check for check in checks if check.status == FAILED]:
+            raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
+        quantised = _quantise(stage, graph.inputs, outputs, words, loaded, limits) if int8 else None
+        _write_configs(loaded, source, stage)
+        written.update(outputs=outputs, min_length=shortest, opset=used, checks=tuple(checks), int8=quantised)
+        return sorted(path.name for path in stage.iterdir())
+
+    def described(stage: Path, files: tuple[str, ...]) -> ExportReport:
+        write_for_servers(stage, known_length(loaded.config, words.source_tokenizer) or max_length)
+        size = sum(path.stat().st_size for path in stage.iterdir())
+        return ExportReport(
+            target, format, type(loaded).__name__, graph.inputs, max_length=max_length, files=files, bytes_written=size,
+            text=words.describe(), versions=versions(*(EXTRAS["onnx"] if format == "onnx" else ())), decoding=graph.describe(), **written,
+        )  # fmt: skip
+
+    kind = "ONNX" if format == "onnx" else "torch.export"
+    return write_folder(
+        source,
+        ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length),
+        weights=write,
+        report=described,
+        report_file=REPORT,
+        introduction=f"The long model `{short_name(source)}` (`{type(loaded).__name__}`) as one {kind} graph for inputs of up to "
+        f"{max_length:,} tokens, made by `longattn export`.",
+        needed_bytes=(14 if int8 else 5) * sum(p.numel() for p in loaded.parameters()),  # the quantiser writes its input anew
+        overwrite=overwrite,
+    )
+
+
+def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
+    """The inputs of the graph: those that the tokenizer returns and the model takes."""
+    taken = inspect.signature(model.forward).parameters
+    from_tokenizer = [] if tokenizer is None else tokenizer.model_input_names
+    names = ["input_ids", "attention_mask"]
+    if "token_type_ids" in from_tokenizer and "token_type_ids" in taken:
+        names.append("token_type_ids")
+    if global_attention_mask:
+        if not any(mechanism.takes_globals for mechanism in attached_mechanisms(model).values()):
+            raise ExportError("No layer of this model takes global tokens; leave global_attention_mask out.")
+        names.append("global_attention_mask")
+    if getattr(model.config, "is_encoder_decoder", False):
+        names.append("decoder_input_ids")
+    return tuple(names)
+
+
+def _load(source: Source, class_name: str, task: str | None) -> Any:
+    """The model with the head of the task, in float32."""
+    import transformers
+
+    family = family_with(class_name)
+    assert family is not None
+    model_class = family.model_class(class_name)
+    if task is not None:
+        if task not in TASKS:
+            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(TASKS)}.{nearest(task, TASKS)}")
+        heads = auto_mapping(getattr(transformers, TASKS[task]))
+        if family.config_class not in heads:
+            raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}.")
+        chosen = heads[family.config_class]
+        model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
+    model, info = model_class.from_pretrained(
+        source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+    )
+    missing = without_random_pooler(model, set(info["missing_keys"]))
+    if newly_initialised(missing, model):
+        raise ExportError(
+            f"{source.name!r} was saved as {class_name} and has no weights for {min(missing)!r} of {type(model).__name__}; "
+            "export the head that it has, or fine-tune this one first."
+        )
+    return model.eval()
+
+
+def _check_mechanisms(model: nn.Module) -> None:
+    from ..mechanisms import list_mechanisms
+    from ..mechanisms.common.registry import mechanism_class
+
+    refused = sorted({mechanism.name for mechanism in attached_mechanisms(model).values() if not mechanism.exports})
+    if refused:
+        good = ", ".join(name for name in list_mechanisms() if mechanism_class(name).exports)
+        raise ExportError(
+            f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
+        )
+
+
+def _quantise(
+    stage: Path, names: tuple[str, ...], outputs: tuple[str, ...], words: VerificationText, model: Any, limits: tuple[int, int]
+) -> dict[str, Any]:
+    """Write the int8 copy of the graph in ``stage``; the values of :attr:`ExportReport.int8`."""
+    graph, copy = stage / FILES["onnx"], stage / INT8_FILE
+    layers = quantise(graph, copy)
+    texts, long_text = (
+        example_inputs(model, names, words, batch, min(max(length, limits[0]), limits[1]), repeated=False) for batch, length in MEASURED
+    )
+    measured = measure(onnx_runner(graph, outputs), onnx_runner(copy, outputs), texts, long_text)
+    sizes = {"float32": graph.stat().st_size, "int8": copy.stat().st_size}
+    return {"file": INT8_FILE, "linear_layers": layers, "bytes": sizes, "text": words.describe(), **measured}
+
+
+def _write_configs(model: Any, source: Source, stage: Path) -> None:
+    """The base's config as config.json, and the Long one beside it."""
+    values = with_base_windows(model.config.to_dict())
+    plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
+    heads = [name for name, one in family_of(model.config).heads.items() if one == type(model).__name__]
+    shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
+    write_json(stage / "config.json", {"architectures": heads, "model_type": model.config.base_model_type, **plain})
+
+
+FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
+FORMATS = tuple(FILES)
+STOCK = ("native", "gguf")
+"""Formats of stock architectures, which are checkpoints and not graphs."""
+SHORTEST = (2, 129, 513)
+"""Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some definitions need a few blocks to be one graph."""
+EXAMPLE = 600
+"""Tokens of the traced text, unless the minimum length is greater."""
+
+
+class ModelGraph(ExportedGraph):
+    """A model as a function of named tensors that returns a dictionary of tensors, without cache.
+
+    names: its inputs.
+    """
+
+    advised = "longformer"
+
+    def __init__(self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None = None) -> None:
+        super().__init__()
+        self.model, self.words, self.names, self.pooling = model, words, names, pooling
+        self.fixed: dict[str, Any] = {"return_dict": True}
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            self.fixed["use_cache"] = False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        extra = {
+            "token_type_ids": token_type_ids,
+            "global_attention_mask": global_attention_mask,
+            "decoder_input_ids": decoder_input_ids,
+        }
+        extra = {name: value for name, value in extra.items() if value is not None}
+        returned = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra, **self.fixed)
+        tensors = {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+        if self.pooling is not None and "last_hidden_state" in tensors:
+            tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
+        return tensors
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.names
+
+    def traced(self, max_length: int) -> Traced:
+        decoded, tried = longest_decoded(self.model, max_length), _least_lengths(self, max_length)
+        for shortest in tried:
+            example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE, shortest + 1)))
+            try:
+                program = torch.export.export(self, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
+            except trace_errors():  # a guard on the length, or guards that contradict each other
+                if shortest == tried[-1]:
+                    raise
+            else:
+                return Traced(program, example, tuple(example), tuple(self(**example)), shortest)
+        raise AssertionError("no minimum length to try")
+
+    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
+        """As :meth:`ExportedGraph.check`, for each of ``SHAPES``."""
+        run = load()
+        compared: list[Check] = []
+        for batch, length in SHAPES:
+            if length < limits[0] and compared:
+                length = sum(limits) // 2
+            inputs = example_inputs(self.model, self.names, self.words, batch, min(max(length, limits[0]), limits[1]))
+            compared.append(_compare(self, run, inputs))
+        return compared
+
+
+def write_graph(
+    graph: ExportedGraph, file: Path, format: str, max_length: int, opset: int | None
+) -> tuple[tuple[str, ...], int, int | None]:
+    """Trace the graph and write it to ``file``, for texts of up to ``max_length`` tokens.
+
+    Returns:
+        The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
+
+    Raises:
+        ExportError: PyTorch cannot write this model as one graph.
+    """
+    with torch.no_grad(), _hushed():
+        try:
+            traced = graph.traced(max_length)
+            if format == "torch":
+                torch.export.save(traced.program, file)
+                return traced.outputs, traced.shortest, None
+            onnx = torch.onnx.export(
+                traced.program, kwargs=traced.example, input_names=list(traced.inputs), output_names=list(traced.outputs),
+                opset_version=opset, verbose=False,
+            )  # fmt: skip
+        except OSError:
+            raise
+        except Exception as error:  # tracing, translation and checks raise any type of error
+            failed = f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)})"
+            if has_experts(graph.model):
+                raise ExportError(
+                    f"{failed}: transformers loops over the experts that the tokens chose, whatever the mechanism; run the model itself, "
+                    "or write one with windows for serving engines with --format native."
+                ) from error
+            raise ExportError(
+                f"{failed}; run the model itself, or export one with another mechanism, for example {graph.advised}."
+            ) from error
+        assert onnx is not None
+        graph.name_axes(onnx.model)
+        onnx.save(str(file))
+        return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether tokens are sent to experts, which compute theirs together."""
+    return any(type(module).__name__.endswith("Experts") for module in model.modules())
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the original error; those raised from it address PyTorch's developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()[:160]}" if lines else type(error).__name__
+
+
+def _least_lengths(graph: ModelGraph, max_length: int) -> list[int]:
+    """``SHORTEST``, and the lengths from which mechanisms are no longer full attention, which is a separate path."""
+    ends = set(SHORTEST)
+    for mechanism in attached_mechanisms(graph).values():
+        for causal in (False, True):
+            ends.add(1 + bisect.bisect_left(range(1, max_length + 1), True, key=partial(_uncovered, mechanism, causal)))
+    return sorted(length for length in ends if 2 <= length < max_length)
+
+
+def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> bool:
+    return not mechanism.covers(length, causal)
+
+
+def longest_decoded(model: Any, max_length: int) -> int:
+    """Maximum length of the decoder, if the encoder takes ``max_length``."""
+    return min(max_length, getattr(model.config, "max_decoder_position_embeddings", max_length))
+
+
+def free_sizes(example: dict[str, Tensor], shortest: int, max_length: int, decoder_max: int) -> dict[str, dict[int, Any]]:
+    """The dynamic axes of the inputs: the batch first, the tokens last, and choices between."""
+    batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
+    length = torch.export.Dim("length", min=shortest, max=max_length)
+    decoder_length = torch.export.Dim("decoder_length", min=2, max=decoder_max)
+    sizes = {}
+    for name, value in example.items():
+        tokens = decoder_length if name.startswith("decoder") else length
+        sizes[name] = {0: batch, **({1: choices} if value.dim() == 3 else {}), value.dim() - 1: tokens}
+    return sizes
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Silence the exporters' warnings about their steps and missing packages."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+MEASURED = ((6, 512), (1, 2048))
+"""Batch size and length of the texts on which an int8 copy is compared (a seventh would be all padding), and of the one that is timed."""
+SHAPES = ((3, 7), (2, 333), (1, 2048))
+"""Batch sizes and lengths to compare; the graph's minimum, a middle and its maximum length replace those it does not take."""
+
+
+def example_inputs(
+    model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int, repeated: bool = True
+) -> dict[str, Tensor]:
+    """Texts of different lengths, right-padded to ``(batch, length)``, or to ``(batch, choices, length)`` for multiple choice.
+
+    repeated: they start alike; otherwise they are consecutive parts of the text.
+    """
+    ids = words.tokens(length).repeat(batch, 1) if repeated else words.tokens(batch * length).view(batch, length).clone()
+    ids[:, 0] = ids[0, 0]
+    real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
+    mask = torch.arange(length)[None] < real
+    config = model.config
+    ids = torch.where(mask, ids, config.pad_token_id or 0)
+    if getattr(config, "is_encoder_decoder", False):  # heads that read the whole text in the decoder need its end token
+        ids = ids.masked_fill(ids == config.eos_token_id, min(5, config.vocab_size - 1)).scatter(1, real - 1, config.eos_token_id)
+    separator = getattr(config, "question_separator_id", None)
+    if separator is not None and length > 2:  # a question, which the graph has to find
+        ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
+    if getattr(config, "global_token_ids", None) and length > 4:
+        ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    if "token_type_ids" in names:
+        second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
+        inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
+    if "global_attention_mask" in names:
+        inputs["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
+    if "MultipleChoice" in type(model).__name__:
+        inputs = {name: value[:, None].repeat(1, 2, 1) for name, value in inputs.items()}
+    if "decoder_input_ids" in names:
+        text_in_decoder = any(head in type(model).__name__ for head in ("SequenceClassification", "QuestionAnswering"))
+        decoded = length if text_in_decoder else min(max(2, length // 2), longest_decoded(model, length))
+        inputs["decoder_input_ids"] = ids[:, :decoded].contiguous()
+    return inputs
+
+
+def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
+    batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
+    with torch.no_grad():
+        expected = graph(**inputs)
+        try:
+            outputs = run(inputs)
+        except Exception as error:  # runtimes raise any type of error
+            why = f"{batch} × {length:,} tokens: the runtime cannot run it ({type(error).__name__})"
+            return Check("equal to the model", FAILED, why, {"batch": batch, "length": length, "difference": None})
+    worst = 0.0
+    for name, expected_values in expected.items():
+        mask = inputs["attention_mask"] != 0
+        rows = mask if expected_values.shape[: mask.dim()] == mask.shape else ...  # outputs at padding are undefined
+        difference = (outputs[name] - expected_values)[rows].abs().max().item() / max(1.0, expected_values[rows].abs().max().item())
+        worst = max(worst, difference if difference == difference else float("inf"))
+    detail = f"{batch} × {length:,} tokens with padding: largest difference {worst:.1e} of the largest output"
+    status = PASSED if worst <= TOLERANCE else FAILED
+    return Check("equal to the model", status, detail, {"batch": batch, "length": length, "difference": worst})

@@ -1,0 +1,82 @@
+"""Public names that are imported on first use, and sentences for names and modules that have moved."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+MOVED_MODULES = {
+    "conversion.compress": "export.compress",
+    "conversion.decoder_export": "export.decoder",
+    "conversion.export": "export.onnx",
+    "conversion.gguf_export": "export.gguf",
+    "conversion.graphs": "export.graphs",
+    "conversion.int8": "export.int8",
+    "conversion.native": "export.native",
+    **{
+        f"engines.{name}": f"engines.common.{name}"
+        for name in ("batch", "byte_cache", "call", "dense", "derivatives", "dispatch", "global_rows", "plain", "shards")
+    },
+    "engines.band_plan": "engines.cpu.band_plan",
+    "engines.bucketed": "engines.bucket_tiles",
+    "engines.cpu_chunks": "engines.cpu.chunks",
+    "engines.flex": "engines.cuda.flex",
+    "engines.flex_kernel": "engines.cuda.flex_kernel",
+    **{
+        f"mechanisms.{name}": f"mechanisms.common.{name}"
+        for name in (
+            *("base", "bucketed", "composite", "feature_map", "layout", "masked", "options", "pooled", "registry"),
+            *("segment_state", "summaries", "token_rules"),
+        )
+    },
+}
+"""Modules of the first 0.1 and where they are now, below ``hf_longattn``."""
+
+
+def public_names(
+    package: str, modules: Mapping[str, Sequence[str]], moved: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], list[str]]:
+    """``__getattr__`` and ``__all__`` of a package whose names are imported on first use, so that importing it loads none of its modules.
+
+    Args:
+        package: its ``__name__``.
+        modules: module -> its public names; a module with a leading dot is relative to the package's parent.
+        moved: name -> the package that has it now.
+    """
+    homes = {name: module for module, names in modules.items() for name in names}
+
+    def load(name: str) -> Any:
+        if name in homes:
+            home = homes[name]
+            return getattr(importlib.import_module(f".{home}", package), name)
+        if moved and name in moved:
+            # `from … import` would replace the message of an AttributeError
+            raise ImportError(f"{package}.{name} has moved; write: from {moved[name]} import {name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load, sorted(homes)
+
+
+class _MovedModules(importlib.abc.MetaPathFinder):
+    """Says where a module is now. It stands last, so that it is asked only for what nobody else finds."""
+
+    def __init__(self, package: str) -> None:
+        self.new_names = {f"{package}.{old}": f"{package}.{new}" for old, new in MOVED_MODULES.items()}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname in self.new_names:
+            raise ModuleNotFoundError(f"{fullname} has moved; import {self.new_names[fullname]}", name=fullname)
+        return None
+
+
+def point_to_moved_modules(package: str) -> None:
+    """Make imports of modules that have moved fail with a sentence that has their new name."""
+    if not any(isinstance(finder, _MovedModules) and f"{package}.conversion.export" in finder.new_names for finder in sys.meta_path):
+        sys.meta_path.append(_MovedModules(package))

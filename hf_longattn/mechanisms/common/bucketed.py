@@ -1,0 +1,230 @@
+"""Mechanisms whose tokens meet in buckets: the base of hashing and of clustering.
+
+A mechanism determines, for every query i and key j, in how many rounds they meet: the multiplicity M. Its definition is
+
+    weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M if duplicates count, else 1 where M > 0
+
+where a is a learned affinity, if the mechanism has one. A query that meets no key attends to its own position. Buckets are chosen in
+float64 whatever the dtype, so that neither the shape of a batch nor its padding moves a token to another bucket, and without gradients.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...engines.bucket_tiles import found_in_earlier_rounds, last_in_bucket
+from ...engines.common.call import AttentionCall, GatherTile, plus
+from ...engines.common.dense import dense_attention, index_grid, repeat_heads
+from ...engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ...engines.gathered import gathered_attention
+from ...engines.topk import gather_kv, gathered_kv_attention, term_at
+from .base import KeptKeys, pad_queries, scaled_scores, softmax_over
+from .summaries import CacheSummaries, SummarisedMechanism
+
+
+class BucketedMechanism(SummarisedMechanism):
+    """A mechanism on the bucketed engine. Keys are given before :meth:`key_vectors`, whose rounding could change their bucket."""
+
+    engine: ClassVar[str] = "bucketed"
+    exports = "definition"
+    summary_unit = 1
+    same_bits: ClassVar[bool] = False
+    """Later tokens change nothing but the order in which an earlier row is summed, because rows are cut from the sorted tokens."""
+
+    @property
+    def count_duplicates(self) -> bool:
+        """Whether a pair that meets in several rounds counts as often."""
+        return False
+
+    @abstractmethod
+    def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The definition: in how many rounds query i meets key j, ``(B, H, Nq, Nk)`` int, by plain comparison of all pairs.
+
+        q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``.
+        """
+
+    @abstractmethod
+    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+        """The same for the engine, without comparing all pairs.
+
+        Args:
+            q: ``(B, H, N, D)``, of which the last ``q_len`` are queries; k: ``(B, H, N, D)``.
+        Returns:
+            Tiles of real keys, and which queries meet no key, ``(B, H, N)`` bool (padding may be among them); ``None`` if all meet one.
+        """
+
+    def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """a of the definition, ``(B, H, Nq, Nk)``."""
+        return None
+
+    def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
+        return q, self.key_vectors(repeat_heads(k, q.shape[1]))
+
+    def key_vectors(self, k: Tensor) -> Tensor:
+        """The vectors of keys ``(…, D)`` whose products with the queries are the scores."""
+        return k
+
+    @abstractmethod
+    def key_buckets(self, k: Tensor) -> Tensor:
+        """Buckets of the causal form, ``(B, H, rounds, N)`` integers, of ``k (B, H_kv, N, D)``."""
+
+    @abstractmethod
+    def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
+        """The same for the last queries, ``(B, H, rounds, Nq)``; ``last`` are the keys ``(B, H_kv, Nq, D)`` at their positions."""
+
+    @abstractmethod
+    def recent(self) -> tuple[int, int]:
+        """How many of the last keys of its bucket a causal query sees, and how many of the last keys of all buckets."""
+
+    @property
+    def sees_itself(self) -> bool:
+        """Whether a query sees the key at its own position if that is in its bucket."""
+        return True
+
+    def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
+        """a of the causal form for each query's own ``keys (B, H, Nq, K, D)``, ``(B, H, Nq, K)``."""
+        return None
+
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
+        """The buckets of every token, ``(B, H·rounds, N)`` int32, the rounds of a head next to each other; -1 for padding."""
+        buckets = self.key_buckets(k.flatten(2, 3)).masked_fill(~real[:, None, None, :, 0], -1)
+        return {"buckets": buckets.flatten(1, 2).int()}
+
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
+        (size, window), heads, q_len, kv_len = self.recent(), q.shape[1], q.shape[2], k.shape[2]
+        positions = summaries.positions(q_len, kv_len)
+        table = summaries.tables["buckets"].unflatten(1, (heads, -1))
+        asked = self.query_buckets(q, k[:, :, kv_len - q_len :]).to(table.dtype)
+        found = last_in_bucket(table, asked, positions, size)
+        if not self.count_duplicates:
+            found = found.masked_fill(found_in_earlier_rounds(found, table, asked), -1)
+        own = positions[:, None, :, None].expand(-1, heads, -1, 1)
+        places = found.transpose(2, 3).flatten(3)
+        if not self.sees_itself:
+            places = places.masked_fill(places == own, -1)
+        if window:
+            near = own - torch.arange(window, device=q.device)
+            places = torch.cat([places.masked_fill(places > own - window, -1), near], -1)
+        no_visible_key = (places < 0).all(-1, keepdim=True)
+        places = torch.where(no_visible_key & (torch.arange(places.shape[-1], device=q.device) == 0), own, places)
+        columns, seen = summaries.columns(places, kv_len)
+        queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], gather_kv(k, columns)
+        bias = self.picked_affinity(q, keys)
+        if call.score_mod is not None:
+            term = term_at(call.score_mod, columns, kv_len)
+            bias = term if bias is None else bias + term
+        seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
+        return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=call.scale)
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+        if self.count_duplicates or not self.plain_scores:
+            return None
+        meets, places = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)
+
+        def kept(rows: Tensor, scores: Tensor) -> Tensor:
+            met = meets(rows)
+            return met | (~met.any(-1, keepdim=True) & (rows[:, None] == places))
+
+        return kept
+
+    @property
+    def plain_scores(self) -> bool:
+        """Whether scores are those of full attention: the given queries and keys, without an affinity."""
+        return True
+
+    @abstractmethod
+    def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        """:meth:`meetings` for some of the queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool, in memory linear in N.
+
+        q, k: ``(B, H, N, D)``.
+        """
+
+    def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """M' of the definition, ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
+        real, count = call.real(k), self.meetings(q, k, call)
+        _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+        no_visible_key = ~(count > 0).any(-1, keepdim=True)
+        count = torch.where(no_visible_key & (q_idx == kv_idx), 1, count) * (real[:, None, None, :] & real[:, None, -q.shape[2] :, None])
+        return count if self.count_duplicates else count.clamp(max=1)
+
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        given = repeat_heads(k, q.shape[1])
+        q, k = self.prepared(q, k)
+        count = self.multiplicity(q, given, call)
+        return softmax_over(scaled_scores(q, k, self._counted(q, k, call, count)), count > 0)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        q_len, kv_len = q.shape[2], k.shape[2]
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == DENSE:
+            return dense_attention(q, k, v, call)
+        given = repeat_heads(k, q.shape[1])
+        q, k = self.prepared(q, k)
+        v = repeat_heads(v, q.shape[1])
+        if path == DENSE_MASKED:
+            count = self.multiplicity(q, given, call)
+            own = self._counted(q, k, call, count).replace(causal=False, batch=None)
+            return dense_attention(q, k, v, own, mask_mod=lambda *_: count > 0)
+        return self.sparse_path(pad_queries(q, kv_len), k, v, q_len, given, call)[:, :, kv_len - q_len :]
+
+    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, given: Tensor, call: AttentionCall) -> Tensor:
+        """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs; the last ``q_len`` rows of q are queries.
+
+        given: the keys before :meth:`key_vectors`.
+        """
+        parts, no_visible_key = self.visits(q, given, q_len, call)
+        out = gathered_attention(q, k, v, parts, call.with_mask(None))  # the parts list real keys only
+        if no_visible_key is not None:
+            no_visible_key = no_visible_key if call.key_mask is None else no_visible_key & call.key_mask[:, None]
+            one = F.dropout(torch.ones_like(v[..., :1]), call.dropout)
+            out = torch.where(no_visible_key[..., None], one * v, out)
+        return out
+
+    def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
+        """The call whose score term, for scores of all pairs, includes the affinity and the logarithm of how often a pair counts."""
+        score_mod, affinity = call.score_mod, self.affinity(q, k, call)
+        if affinity is not None:
+            score_mod = plus(score_mod, lambda *_: affinity)
+        if self.count_duplicates:
+            logarithm = count.clamp(min=1).to(torch.promote_types(q.dtype, torch.float32)).log()
+            score_mod = plus(score_mod, lambda *_: logarithm)
+        return call.replace(score_mod=score_mod)
+
+
+def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Callable[[Tensor], Tensor]:
+    """:func:`recent_in_bucket` for some of N queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool, in any of the rounds.
+
+    query_buckets, key_buckets: ``(B, H, R, N)``.
+    """
+    places = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
+
+    def met(rows: Tensor) -> Tensor:
+        found: Tensor | None = None
+        past = (places <= rows[:, None]) & real[:, None, None, :]
+        for asked, listed in zip(query_buckets[..., rows].unbind(2), key_buckets.unbind(2), strict=True):
+            same = (asked[..., None] == listed[..., None, :]) & past
+            recent = same & (same.flip(-1).cumsum(-1).flip(-1) <= size)
+            found = recent if found is None else found | recent
+        assert found is not None
+        return found
+
+    return met
+
+
+def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:
+    """Which keys are among the last ``size`` of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
+
+    query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
+    """
+    q_len, kv_len = query_buckets.shape[-1], key_buckets.shape[-1]
+    _, _, q_idx, kv_idx = index_grid(1, 1, q_len, kv_len, key_buckets.device)
+    same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & (kv_idx <= q_idx) & real[:, None, None, None, :]
+    newer = same.flip(-1).cumsum(-1).flip(-1)
+    return same & (newer <= size)

@@ -1,0 +1,195 @@
+"""Building blocks of static patterns: rows of queries and keys for the gathered engine, and how many pairs a pattern has.
+
+Positions are int64 tables whose empty slots are -1. Rows have at most :data:`ROW` queries, or :data:`WIDE_ROW` where all see the
+same keys; where queries see a growing number of keys (the causal forms), rows are grouped into at most :data:`STEPS` parts, each as wide
+as its last row needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...engines.common.call import GatherTile, MaskMod, Pattern, rows_of
+
+ROW = 128
+"""Queries per row, at most, where what they see differs: wider rows would be masked for longer."""
+WIDE_ROW = 256
+"""Queries per row, at most, where all see the same: the kernel takes twice as many queries at a time from 192 on."""
+STEPS = 8
+"""Parts of different width into which a triangle of pairs is cut, at most."""
+BAND_ROW = 64
+"""Queries per row of a band: its keys are the row and both sides."""
+
+
+def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
+    """Pairs at distances ``-right … left`` times ``dilation``: in every residue class of positions, a plain band."""
+    members = -(-length // dilation)
+    # By branches, not min, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
+    left, right = (side if side < members else members - 1 for side in (left, right))
+    size = BAND_ROW if members >= BAND_ROW else members
+    first = torch.arange(0, members, size, device=device)[:, None]
+    queries = _members(first + torch.arange(size, device=device), dilation, length)
+    keys = _members(first + torch.arange(-left, size + right, device=device), dilation, length)
+    return GatherTile(queries, keys, inside=(-right * dilation, left * dilation))
+
+
+def residues(length: int, stride: int, device: torch.device) -> Tensor:
+    """Positions by their residue, ``(stride, ceil(length / stride))``."""
+    steps = torch.arange(-(-length // stride), device=device)[None]
+    return _members(steps, stride, length)[0, 0]
+
+
+def _members(steps: Tensor, stride: int, length: int) -> Tensor:
+    """Positions ``step * stride + residue`` for every residue and row of ``steps (R, T)``: ``(1, 1, stride * R, T)``."""
+    places = steps * stride + torch.arange(stride, device=steps.device)[:, None, None]
+    return torch.where((steps >= 0) & (places < length), places, -1).flatten(0, 1)[None, None]
+
+
+def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[GatherTile]:
+    """Queries ``(C, n)`` of each cell with the keys ``(C, m)`` of the same cell. When causal, queries and keys end together."""
+    count, total = queries.shape[1], keys.shape[1]
+    size = ROW * -(-count // (ROW * STEPS)) if causal else count
+    for first in range(0, count, size):
+        last = min(first + size, count)
+        rows = in_rows(queries[:, first:last], ROW if causal else WIDE_ROW)
+        seen = keys[:, : total - count + last] if causal else keys
+        # The first rows of all cells, then their second rows …: neighbours are as far apart as the cells.
+        repeated = seen.repeat(rows.shape[1], 1)
+        yield GatherTile(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
+
+
+def in_rows(cells: Tensor, row: int) -> Tensor:
+    """Cells ``(C, n)`` cut into r equal rows of at most ``row``, ``(C, r, n / r)``."""
+    pieces = -(-cells.shape[1] // row)
+    size = -(-cells.shape[1] // pieces)
+    return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
+
+
+def without_gaps(index: Tensor) -> Tensor:
+    """Rows of ``index (…, T)`` with the empty slots after the listed positions, and no more slots than the longest row needs.
+
+    What a row needs is read from the values; while PyTorch compiles, when nothing can be read, the rows stay as they are.
+    """
+    if torch.compiler.is_compiling():
+        return index
+    order = (index < 0).sort(dim=-1, stable=True)
+    return index.gather(-1, order.indices)[..., : int((index >= 0).sum(-1).max())]
+
+
+def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
+    """Positions of the tokens of ``blocks (…, K)``, ``(…, K·size)``; -1 where there is no block or no token."""
+    place = blocks[..., None] * size + torch.arange(size, device=blocks.device)
+    return torch.where((blocks[..., None] >= 0) & (place < length), place, -1).flatten(-2)
+
+
+def neighbourhoods(length: int, size: int, causal: bool, device: torch.device) -> Tensor:
+    """The keys of every block, of the block before it and, unless causal, of the one after: ``(1, 1, blocks, 2 or 3 · size)``."""
+    first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
+    keys = first + torch.arange((2 if causal else 3) * size, device=device)
+    return torch.where((keys >= 0) & (keys < length), keys, -1)
+
+
+def joined(*lists: Tensor) -> Tensor:
+    """Lists ``(B or 1, H or 1, R, K)`` one after the other."""
+    batch, heads = (max(x.shape[axis] for x in lists) for axis in (0, 1))
+    return torch.cat([x.expand(batch, heads, -1, -1) for x in lists], -1)
+
+
+def prefixes(
+    rows: Tensor, keys: Tensor, seen: Sequence[int], *, causal: bool = False, outside: tuple[int, int] | None = None
+) -> Iterator[GatherTile]:
+    """Row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``, which never falls from row to row."""
+    count = len(seen)
+    size = count if seen[0] == seen[-1] else -(-count // STEPS)
+    for first in range(0, count, size):
+        last = min(first + size, count)
+        widest = seen[last - 1]
+        if widest == 0:
+            continue
+        limit = torch.tensor(seen[first:last], device=keys.device)[:, None]
+        listed = torch.where(torch.arange(widest, device=keys.device) < limit, keys[:widest], -1)
+        yield GatherTile(rows[None, None, first:last], listed[None, None], causal=causal, outside=outside)
+
+
+def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> GatherTile:
+    """``part`` without the pairs of ``band`` and without those that any of ``mods`` lets through."""
+    mods = list(mods)
+    if band is not None:
+        low, high = -band.right, band.left
+        if part.outside is None:
+            part = dataclasses.replace(part, outside=(low, high))
+        elif part.outside[0] <= high + 1 and low <= part.outside[1] + 1:
+            part = dataclasses.replace(part, outside=(min(low, part.outside[0]), max(high, part.outside[1])))
+        else:
+            mods.append(band.band_mod)
+    if not mods:
+        return part
+    left_out = _any(mods, part.queries, part.keys, num_heads)
+    if part.bias is None:
+        bias = ~left_out
+    elif part.bias.dtype == torch.bool:
+        bias = part.bias & ~left_out
+    else:
+        bias = part.bias.masked_fill(left_out, float("-inf"))
+    return dataclasses.replace(part, bias=bias)
+
+
+def global_parts(tokens: Tensor, most: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[GatherTile, ...]:
+    """The rows and columns of the global ``tokens (B, N)`` bool, at most ``most`` of an item, without the pairs that ``seen`` lets
+    through already."""
+    length, device = tokens.shape[1], tokens.device
+    if most == 0:
+        return ()
+    index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+    chosen = torch.where(tokens.gather(1, index), index, -1)[:, None, None, :]
+    queries = rows_of(length, BAND_ROW, device)
+    keys = chosen.expand(-1, -1, queries.shape[2], -1)
+    everything = torch.arange(length, device=device).view(1, 1, 1, -1)
+    rows_only = ~_any([seen], chosen, everything, num_heads) & ~tokens[:, None, None, None, :]
+    return (
+        GatherTile(queries, keys, causal=causal, bias=~_any([seen], queries, keys, num_heads)),
+        GatherTile(chosen, everything, causal=causal, bias=rows_only),
+    )
+
+
+def _any(mods: Sequence[MaskMod], queries: Tensor, keys: Tensor, num_heads: int) -> Tensor:
+    """Whether any of ``mods`` lets a pair through, ``(B or 1, H or 1, R, Tq, Tk)``; empty slots mean nothing."""
+    b = torch.zeros(1, 1, 1, 1, 1, dtype=torch.long, device=queries.device)
+    h = torch.arange(num_heads, device=queries.device).view(1, -1, 1, 1, 1)
+    q_idx, kv_idx = queries.clamp(min=0)[..., :, None], keys.clamp(min=0)[..., None, :]
+    found = mods[0](b, h, q_idx, kv_idx)
+    for mod in mods[1:]:
+        found = found | mod(b, h, q_idx, kv_idx)
+    return found
+
+
+def triangle(length: int) -> int:
+    """Pairs with ``key <= query`` among ``length`` tokens."""
+    return length * (length + 1) // 2
+
+
+def band_pairs(length: int, left: int, right: int) -> int:
+    """Pairs with ``-right <= query - key <= left``."""
+    return length + _clipped_sum(left, length) + _clipped_sum(right, length)
+
+
+def column_pairs(columns: range, length: int, left: int, right: int, causal: bool) -> int:
+    """Pairs of all queries (when causal, those from the column on) with the given columns, without those in the band."""
+    past = sum(max(0, length - 1 - column - left) for column in columns)
+    return past if causal else past + sum(max(0, column - right) for column in columns)
+
+
+def block_sizes(length: int, size: int) -> list[int]:
+    """Tokens of each block; the last one may be short."""
+    return [min(size, length - first) for first in range(0, length, size)]
+
+
+def _clipped_sum(side: int, length: int) -> int:
+    """Keys on one side of the diagonal, summed over all queries: Σ_i min(i, side)."""
+    side = min(side, length - 1)
+    return side * (side + 1) // 2 + (length - 1 - side) * side

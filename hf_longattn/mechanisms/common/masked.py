@@ -1,0 +1,203 @@
+"""Softmax over a subset of the keys: the definition, a mask over positions combined with padding and causality."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...engines.block_sparse import block_sparse_attention, short_mask
+from ...engines.common.byte_cache import KEPT
+from ...engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
+from ...engines.common.dense import dense_attention, fused_attention, index_grid, repeat_heads
+from ...engines.common.derivatives import no_fused_kernels
+from ...engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ...engines.common.shards import Locality
+from ...engines.gathered import gathered_attention
+from ...positions.relative import Span
+from ...private_apis import has_hooks
+from .base import KeptKeys, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .layout import band_pairs, global_parts, triangle
+
+
+class MaskedMechanism(Mechanism):
+    """A mechanism that is a ``mask_mod`` over positions of the keys' sequence."""
+
+    @abstractmethod
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
+
+    def for_union(self) -> MaskedMechanism:
+        """The form of this mechanism that a union joins: a band without more than global tokens, or parts."""
+        return self
+
+    def most_globals(self) -> int:
+        """The largest number of global tokens in a call without ``global_mask``."""
+        return 0
+
+    @property
+    def mask_is_reach(self) -> bool:
+        """Whether an output depends on exactly the keys of its row of the mask, whatever the weights are."""
+        return type(self).dense_weights is MaskedMechanism.dense_weights
+
+    def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """Which keys each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
+        grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
+        return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
+
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        scores = scaled_scores(q, k, call)
+        return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+        return self.kept_by_mask(k, call) if self.options.is_mask() and self.recursion is None else None
+
+    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
+        """:meth:`kept_keys` where the mask says it all."""
+        mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
+        b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
+        return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
+
+    def attend_kept(
+        self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
+    ) -> Tensor:
+        """Causal attention over keys that a cache has kept.
+
+        Args:
+            q: ``(B, H, Nq, D)`` at ``q_positions (B, Nq)``.
+            k, v: ``(B, H_kv, S, D)`` at ``k_positions (B, S)``, in any order; slots that are not ``real (B, S)`` are not seen.
+        Returns:
+            ``(B, H, Nq, D)``.
+        """
+        seen = self.kept_visible(q_positions, k_positions, real)
+        dtype = q.dtype
+        if self.relative is not None:
+            distance = q_positions[:, :, None] - k_positions[:, None, :]
+            term = self.relative.term(q, k, distance, True, call.scale_for(self.head_dim))
+            wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
+            seen = torch.where(seen, term.to(wide), torch.finfo(wide).min)
+            q, k, v = q.to(wide), k.to(wide), v.to(wide)
+        out = fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
+        return out.to(dtype)
+
+    def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
+        """Which kept keys each query sees, ``(B, H or 1, Nq, S)`` bool."""
+        b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
+        h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
+        rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
+        return self.mask_mod(True, None)(b, h, rows, columns) & (columns <= rows) & real[:, None, None, :]
+
+
+class SparseMechanism(MaskedMechanism):
+    """A mechanism whose mask is a band, and global rows and columns where it has them."""
+
+    engine: ClassVar[str] = "block_sparse"
+
+    @property
+    def position_dependent(self) -> bool:  # type: ignore[override]
+        return self.pattern(self.causal is not False).has_globals
+
+    @property
+    def trims_padding(self) -> bool:  # type: ignore[override]
+        return self.pattern(self.causal is not False).bounded
+
+    @abstractmethod
+    def pattern(self, causal: bool) -> Pattern:
+        """How the engine visits the visible keys."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        tokens = self.resolve_globals(k, call)
+        if tokens is not call.global_mask:
+            call = call.replace(global_mask=tokens)
+        return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
+
+    def locality(self, causal: bool) -> Locality | None:
+        pattern = self.pattern(causal)
+        return Locality(pattern.left, pattern.right) if pattern.bounded else None
+
+    def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return block_sparse_attention(q, k, v, dataclasses.replace(self.pattern(call.causal), global_rows=False), call)
+
+    def global_rows(self, causal: bool) -> bool:
+        pattern = self.pattern(causal)
+        return pattern.has_globals and pattern.global_rows
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        pattern = self.pattern(causal)
+        if pattern.has_globals:
+            return super().span(q_len, kv_len, causal)
+        return min(pattern.left, kv_len - 1), min(pattern.right, q_len - 1)
+
+    def reach(self, causal: bool = True) -> int | None:
+        pattern = self.pattern(True)
+        return None if pattern.has_globals or not pattern.bounded else pattern.left + 1
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.pattern(causal).covers(length, length)
+
+    def only_pattern(self) -> bool:
+        """Whether ``forward`` attends over :meth:`pattern` and does nothing else. A class with a ``forward`` says so by overriding this."""
+        return type(self).forward is SparseMechanism.forward
+
+    def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
+        length = key.shape[2]
+        if not self.only_pattern() or self.token_rule is not None or has_hooks(self):
+            return False
+        if self.pattern(causal).covers(length, length):
+            return True
+        if no_fused_kernels() is not None:
+            return False
+
+        def make() -> Tensor | bool:
+            pattern = self.pattern(causal)
+            mask = short_mask(key, pattern, self.resolve_globals(key[:1], AttentionCall(pattern.causal)))
+            return False if mask is None else mask
+
+        name = ("fused mask", type(self), self.options, length, causal, key.dtype, key.device, torch.get_num_threads())
+        return KEPT.get(name, make)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        pattern = self.pattern(causal)
+        return min(triangle(length) if causal else length * length, band_pairs(length, pattern.left, pattern.right))
+
+
+class GatheredMechanism(MaskedMechanism):
+    """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.common.call.GatherTile`, a function of the length alone.
+
+    The engine always gets a whole sequence: queries that are the last of a longer one are preceded by zeros.
+    """
+
+    engine: ClassVar[str] = "gathered"
+    exports = "definition"
+
+    @abstractmethod
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """How the engine visits the pairs of a sequence of ``length`` tokens.
+
+        Together exactly the pairs of ``mask_mod`` (and, when causal, ``key <= query``), without the global tokens of a call. The result is
+        cached per length and device, so it must depend on nothing but ``self.options`` and the heads.
+        """
+
+    def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """:meth:`parts`, cached."""
+        key = (type(self), self.options, self.num_heads, length, causal, device)
+        return KEPT.get(key, lambda: self.parts(length, causal, device))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        q_len, kv_len = q.shape[2], k.shape[2]
+        tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
+        some = tokens is not None and call.global_mask is not None
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal), tokens=some)
+        if path == DENSE:
+            return dense_attention(q, k, v, call)
+        if path == DENSE_MASKED:
+            return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        parts = self.plan(kv_len, call.causal, q.device)
+        if tokens is not None:
+            most = self.most_globals() if compiling else int(tokens.sum(-1).max())
+            parts += global_parts(tokens, most, self.mask_mod(call.causal, None), self.num_heads, call.causal)
+        return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]

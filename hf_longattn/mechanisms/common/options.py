@@ -1,0 +1,226 @@
+"""Typed, documented and validated options of a mechanism: a frozen dataclass whose fields say what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from ...errors import OptionError, nearest
+from ...positions.relative import read_relative
+
+RELATIVE = "relative"
+"""The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
+
+MAX_LENGTH, SEED = "max_length", "seed"
+"""Options that build_mechanism or attend have an argument for: what is given there is the option."""
+RESERVED = frozenset(
+    (
+        *("name", "num_heads", "head_dim", "hidden_size", "generator"),
+        *("q", "k", "v", "mechanism", "causal", "padding_mask", "documents", "cu_seqlens", "global_mask", "scaling", "dropout_p"),
+        *("score_mod", "hidden_states"),
+    )
+)
+"""The other arguments of build_mechanism and attend, whose names no option may have."""
+
+POSITIONS = "positions"
+"""The unit of options that list tokens by their positions."""
+LARGEST = 2**31 - 1
+"""Largest whole number that an option takes, so that sums and products of positions stay within 64 bits."""
+_WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionInfo:
+    """One option as shown to users: name, readable type, default, meaning and unit."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    unit: str
+
+    def readable(self, value: Any) -> str:
+        """A value of the option for readers. A list of positions names them, since a bare 0 reads as "none"."""
+        if not isinstance(value, list | tuple):
+            return str(value)
+        entries = ",".join(map(str, value)) or "none"
+        return f"position{'s' if len(value) > 1 else ''} {entries}" if value and self.unit == POSITIONS else entries
+
+
+def option(
+    default: Any,
+    help: str,
+    unit: str = "",
+    *,
+    least: int | None = None,
+    most: int = LARGEST,
+    even: bool = False,
+    choices: Sequence[str] = (),
+) -> Any:
+    """Declare a field of an ``Options`` dataclass with its meaning, unit (tokens, blocks, rows …) and permitted values.
+
+    Args:
+        least, most: bounds of numbers, or of each number of a tuple. ``most`` is for numbers that determine memory or time independently of
+            the input's length, so that a typo is refused at once; others may be as large as the index arithmetic of the engines allows.
+        even: whether a number must be even and at least 2.
+        choices: the permitted strings.
+    """
+    limits = {"least": least, "most": most, "even": even, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, **limits})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of every mechanism's options. Fields declare their permitted values; :meth:`check` refuses impossible combinations."""
+
+    relative: str | None = dataclasses.field(
+        default=None,
+        kw_only=True,
+        metadata={
+            "help": "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in shaw:clip=32",
+            "unit": "",
+        },
+    )
+
+    def check(self) -> None:
+        """Raise :class:`OptionError` for what :func:`option` cannot express, such as values that do not fit together."""
+
+    @classmethod
+    def infos(cls) -> tuple[OptionInfo, ...]:
+        """Describe every option, in declaration order; those that all mechanisms have come last."""
+        hints = typing.get_type_hints(cls)
+        return tuple(
+            OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
+            for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
+        )
+
+    @classmethod
+    def build(cls, mechanism: str, values: dict[str, Any]) -> Options:
+        """Check names, types and values, and return the options.
+
+        Raises:
+            OptionError: for an unknown name (the nearest one is offered), a wrong type or an impossible value.
+        """
+        hints = typing.get_type_hints(cls)
+        known = [info.name for info in cls.infos()]
+        checked = {}
+        for name, value in values.items():
+            if name not in hints or name not in known:
+                listed = ", ".join(known) if known else "none"
+                raise OptionError(f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}")
+            common = name == RELATIVE and value not in (None, "none", "None")
+            checked[name] = read_relative(value) if common else _coerce(mechanism, name, value, hints[name])
+            cls._check_value(mechanism, name, checked[name])
+        built = cls(**checked)
+        built.check()
+        return built
+
+    @classmethod
+    def _check_value(cls, mechanism: str, name: str, value: Any) -> None:
+        """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
+        field = cls.__dataclass_fields__[name]
+        limits, known = field.metadata, type(field.default) in (int, float) and field.default != 0
+        example = field.default if known else 512 if field.default is None and limits.get("unit") == "tokens" else 4
+        for one in value if isinstance(value, tuple) else (value,):
+            wanted, choices = "", limits.get("choices")
+            if isinstance(one, str) and choices and one not in choices:
+                wanted = f"one of: {', '.join(choices)}.{nearest(one, choices)}"
+            elif isinstance(one, int | float):
+                least, most = limits.get("least"), limits.get("most", LARGEST)
+                if limits.get("even") and (one < 2 or one % 2):
+                    wanted = f"even and at least 2; for example {name}=16."
+                elif least is not None and one < least:
+                    wanted = f"at least {least}; for example {name}={example}."
+                elif abs(one) > most:
+                    wanted = f"at most {most}{f'; for example {name}={field.default}' if known else ''}."
+            if wanted:
+                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {one!r}, but must be {wanted}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings); relative positions where there are."""
+        values = {info.name: getattr(self, info.name) for info in self.infos()}
+        plain = {name: [_plain(one) for one in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
+        return {name: value for name, value in plain.items() if name != RELATIVE or value is not None}
+
+    def changed(self) -> list[str]:
+        """``"name=value"`` of the options that are not at their defaults."""
+        usual = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        return [f"{name}={value}" for name, value in self.to_dict().items() if getattr(self, name) != usual[name]]
+
+    def is_mask(self) -> bool:
+        """Whether a band or a mechanism of parts is nothing but its mask with these options: softmax over the visible keys."""
+        return True
+
+    def sample_length(self) -> int:
+        """A text length, in tokens, for which a mechanism with these options can be built."""
+        return 64
+
+    def min_heads(self) -> int:
+        """The smallest head count that exercises every part of these options."""
+        return 1
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def _type_name(hint: Any) -> str:
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and not hasattr(args[0], "__origin__"):
+        return f"tuple[{args[0].__name__}, ...]"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
+    """Bring ``value`` (from Python, JSON or a command line) to the annotated type, or raise a sentence."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in args:
+            return None
+        return _coerce(mechanism, name, value, next(a for a in args if a is not type(None)))
+    if origin is tuple and hasattr(args[0], "read_all"):
+        return args[0].read_all(mechanism, name, value)
+    if hasattr(hint, "read_all"):
+        return hint.read(mechanism, name, value)
+    try:
+        if origin is tuple:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                value = [value]  # one entry
+            if isinstance(value, str):
+                value = [] if value.lower() == "none" else value.replace("+", ",").split(",")
+            return tuple(_coerce(mechanism, name, item, args[0]) for item in value if item != "")
+        if hint is bool:
+            return _to_bool(value)
+        if hint is int:
+            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+                raise ValueError
+            if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
+                raise ValueError
+            return int(value)
+        if hint is float:
+            if isinstance(value, bool) or not math.isfinite(float(value)):
+                raise ValueError
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        wanted = "a finite number" if hint is float else _type_name(hint)
+        if args and args[0] is int:
+            wanted = f"whole numbers joined by +, for example {name}=1"
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {wanted}.") from None
+    if hint is str and not isinstance(value, str):
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be a string.")
+    return value
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "1", "0"):
+        return value.lower() in ("true", "yes", "1")
+    raise ValueError

@@ -1,0 +1,67 @@
+"""Pooled keys: means of the keys and values of several tokens, attended to under the same softmax as the tokens themselves.
+
+The engines get them after the tokens, as further keys. In the definition, the weight of a pooled key is spread over its tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...engines.common.call import AttentionCall, remapped
+from ...engines.common.dense import grid_of
+from .base import softmax_over
+
+
+class PooledKeys(NamedTuple):
+    """M pooled keys. ``real`` and ``position`` may have sizes of 1 in the batch and head axes."""
+
+    keys: Tensor
+    """``(B, H, M, D)``"""
+    values: Tensor
+    """``(B, H, M, D)``"""
+    real: Tensor
+    """Which have a token at all, ``(B, H, M)``; if this differs by head, those without must not be listed for a query."""
+    position: Tensor
+    """Mean position of their tokens, rounded down, ``(B, H, M)``: where a score term sees them."""
+
+    def appended(self, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
+        """``k, v (B, H, N, D)`` with the pooled keys and values after them, and the call for these."""
+        length, (items, heads, _) = k.shape[2], self.position.shape
+
+        def position(b: Tensor, h: Tensor, kv_idx: Tensor) -> Tensor:
+            b, h = (index if size > 1 else torch.zeros_like(index) for index, size in ((b, items), (h, heads)))
+            return torch.where(kv_idx < length, kv_idx, self.position[b, h, (kv_idx - length).clamp(min=0)])
+
+        call = call.replace(score_mod=remapped(call.score_mod, keys=position))
+        if call.key_mask is not None:
+            real = self.real[:, 0] if self.real.shape[1] == 1 else torch.ones_like(self.real[:, 0])
+            call = call.with_mask(torch.cat([call.key_mask, real], 1))
+        return torch.cat([k, self.keys], 2), torch.cat([v, self.values], 2), call
+
+
+def uniform(members: Tensor, dtype: torch.dtype) -> Tensor:
+    """Equal shares for the ``members (…, N)`` bool of each pool."""
+    return softmax_over(torch.zeros_like(members, dtype=dtype), members)
+
+
+def pooled_weights(q: Tensor, k: Tensor, spread: Tensor, members: Tensor, seen: Tensor, pools_seen: Tensor, call: AttentionCall) -> Tensor:
+    """The definition: weights ``(B, H, Nq, Nk)`` of a softmax over tokens and pools.
+
+    Args:
+        q, k: ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``.
+        spread: ``(B, H, M, Nk)``, the shares of tokens in each pool; their sum is 1, or 0 for an empty pool.
+        members: ``(B, H, M, Nk)`` bool, the tokens of each pool.
+        seen, pools_seen: which tokens and pools each query sees, broadcastable to ``(B, H, Nq, Nk)`` and ``(B, H, Nq, M)``.
+    """
+    scores, pooled = (q @ keys.transpose(-1, -2) * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
+    if call.score_mod is not None:
+        b, h, q_idx, kv_idx = grid_of(q, k)
+        position = (members * kv_idx).sum(-1) // members.sum(-1).clamp(min=1)
+        scores = call.score_mod(scores, b, h, q_idx, kv_idx)
+        pooled = call.score_mod(pooled, b, h, q_idx, position[:, :, None])
+    seen = torch.cat([seen.expand(scores.shape), pools_seen.expand(pooled.shape)], -1)
+    weights = softmax_over(torch.cat([scores, pooled], -1), seen)
+    return weights[..., : k.shape[2]] + weights[..., k.shape[2] :] @ spread

@@ -1,0 +1,247 @@
+"""The one registry of mechanisms: register, list, describe, build."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
+from numbers import Integral
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, nearest
+from ...naming import load_module, module_names
+from .base import Mechanism, reset
+from .options import LARGEST, MAX_LENGTH, RELATIVE, RESERVED, OptionInfo, Options
+
+_REGISTRY: dict[str, type[Mechanism]] = {}
+COMPOSED = {
+    "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config based",
+    "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
+    "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
+}
+"""Names from the literature that are settings of mechanisms."""
+PROTOTYPE_WIDTH = 64
+"""Head width and length of a prototype."""
+PROTOTYPES = 256
+"""How many prototypes are kept, and how many mechanisms that :func:`hf_longattn.attend` was asked for by name."""
+M = TypeVar("M", bound=type[Mechanism])
+
+
+@dataclasses.dataclass(frozen=True)
+class MechanismInfo:
+    """What a user wants to know about a mechanism before choosing it."""
+
+    name: str
+    summary: str
+    paper: str
+    engine: str
+    cost: str
+    causal: bool | str
+    trains: bool
+    takes_globals: bool
+    exact_when: str
+    options: tuple[OptionInfo, ...]
+
+
+def register_mechanism(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a :class:`Mechanism` available under ``name`` everywhere (functional API, configs, CLI, tests).
+
+    Raises:
+        RegistrationError: the class lacks a method, its options lack a help text, or another class has the name; with file and line.
+    """
+
+    def register(cls: M) -> M:
+        known = _REGISTRY.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise RegistrationError(
+                f"Mechanism {name!r} of {defined_at(cls)} has a name that is already registered by {defined_at(known)}; choose another one."
+            )
+        _check_class(name, cls)
+        cls.name = name
+        _REGISTRY[name] = cls
+        _prototype.cache_clear()
+        without_tensors.cache_clear()
+        return cls
+
+    return register
+
+
+def _check_class(name: str, cls: type[Mechanism]) -> None:
+    """Raise :class:`RegistrationError` unless ``cls`` is a complete mechanism whose options are described."""
+    if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
+        raise RegistrationError(f"Mechanism {name!r} of {defined_at(cls)} is not a class derived from Mechanism; derive it from one.")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        bases = sorted({base.__name__ for base in cls.__mro__ for method in missing if method in vars(base)})
+        raise RegistrationError(
+            f"Mechanism {name!r} of {defined_at(cls)} lacks {', '.join(f'{method}()' for method in missing)}; define "
+            f"{'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes."
+        )
+    options = cls.options_type
+    if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise RegistrationError(
+            f"The options of mechanism {name!r} at {defined_at(options)} are not a frozen dataclass derived from Options; write "
+            "@dataclasses.dataclass(frozen=True) and class MyOptions(Options)."
+        )
+    undecorated = sorted(set(inspect.get_annotations(options)) - set(options.__dataclass_fields__))
+    if undecorated:
+        raise RegistrationError(
+            f"Option {undecorated[0]!r} of mechanism {name!r} at {defined_at(options)} is not a dataclass field; decorate the class with "
+            "@dataclasses.dataclass(frozen=True)."
+        )
+    if taken := sorted(RESERVED.intersection(options.__dataclass_fields__)):
+        raise RegistrationError(
+            f"Option {taken[0]!r} of mechanism {name!r} at {defined_at(options)} has the name of an argument of build_mechanism or attend, "
+            "which would take it; choose another name."
+        )
+    if bare := next((info.name for info in options.infos() if not info.help), None):
+        raise RegistrationError(
+            f"Option {bare!r} of mechanism {name!r} at {defined_at(options)} has no help text; "
+            f'write {bare} = option(default, "what it means", "its unit").'
+        )
+
+
+@cache
+def _discover() -> None:
+    """Import every module of this package once: a new mechanism is one new file."""
+    for name in module_names("mechanisms"):
+        load_module("mechanisms", name)
+
+
+def mechanism_class(name: str) -> type[Mechanism]:
+    """The class registered under ``name``.
+
+    Raises:
+        UnknownMechanismError: naming the nearest registered mechanism.
+    """
+    _discover()
+    if not isinstance(name, str):
+        raise UnknownMechanismError(f"The mechanism is given as {name!r}, but must be a name, for example 'longformer'.")
+    if name not in _REGISTRY:
+        if name in COMPOSED:
+            raise UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
+        raise UnknownMechanismError(
+            f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
+        )
+    return _REGISTRY[name]
+
+
+def options_of(name: str) -> Mapping[str, object]:
+    """The fields of a mechanism's options by their names."""
+    return mechanism_class(name).options_type.__dataclass_fields__
+
+
+def list_mechanisms(causal: bool | None = None, engine: str | None = None) -> list[str]:
+    """Names of the registered mechanisms, optionally only those with a causal (bidirectional) form or of one engine."""
+    _discover()
+    return sorted(
+        name
+        for name, cls in _REGISTRY.items()
+        if (causal is None or cls.causal in ("both", causal)) and (engine is None or cls.engine == engine)
+    )
+
+
+def mechanism_info(name: str) -> MechanismInfo:
+    """Summary, paper, cost, options … of one mechanism."""
+    cls = mechanism_class(name)
+    fields = {f.name: getattr(cls, f.name) for f in dataclasses.fields(MechanismInfo) if f.name not in ("name", "options")}
+    options = tuple(info for info in cls.options_type.infos() if cls.takes_score_mod or info.name != RELATIVE)
+    return MechanismInfo(name=name, options=options, **fields)
+
+
+def check_options(name: str, options: dict[str, Any]) -> Options:
+    """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
+    cls = mechanism_class(name)
+    built = cls.options_type.build(name, options)
+    if built.relative is not None and not cls.takes_score_mod:
+        raise OptionError(
+            f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was asked for; "
+            "leave it out, or choose a mechanism of softmax attention such as 'window'."
+        )
+    return built
+
+
+def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
+    """A small instance of a mechanism with these options (or their JSON), to ask what it needs: its causal form, its reach, its state.
+
+    It has no storage: its tensors are on the meta device.
+    """
+    return _prototype(name, options if isinstance(options, str) else json.dumps(options, sort_keys=True))
+
+
+@lru_cache(PROTOTYPES)
+def _prototype(name: str, options: str) -> Mechanism:
+    chosen = check_options(name, json.loads(options))
+    heads = chosen.min_heads()
+    with torch.device("meta"):
+        return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length(), chosen)
+
+
+def build_mechanism(
+    name: str, *, num_heads: int, head_dim: int, hidden_size: int | None = None, max_length: int | None = None, **options: Any
+) -> Mechanism:
+    """Build one layer's mechanism.
+
+    Args:
+        name: a registered name.
+        num_heads: query heads of the layer.
+        head_dim: width of a head.
+        hidden_size: width of the model; ``num_heads * head_dim`` by default.
+        max_length: longest input in tokens, for mechanisms whose parameters depend on it, and the option of this name where there is one.
+        options: the mechanism's own options, see :func:`mechanism_info`.
+
+    Raises:
+        UnknownMechanismError, OptionError: one sentence with the nearest valid name.
+    """
+    if max_length is not None and MAX_LENGTH in options_of(name):
+        options[MAX_LENGTH], max_length = max_length, None
+    return mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
+
+
+def mechanism_from(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    num_heads: int,
+    head_dim: int,
+    hidden_size: int | None = None,
+    max_length: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Mechanism:
+    """:func:`build_mechanism` with the options in a mapping, as configurations keep them: ``max_length`` may be one of them as well.
+
+    generator: what random parameters are drawn from, on its device; torch's own generator, which is the default, is then left alone.
+    """
+    cls, checked = mechanism_class(name), check_options(name, dict(options))
+    for field, value in {"num_heads": num_heads, "head_dim": head_dim, "hidden_size": hidden_size, "max_length": max_length}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= LARGEST):
+            raise OptionError(f"Mechanism {name!r} cannot be built with {field}={value!r}; it must be a whole number of at least 1.")
+    width = hidden_size or num_heads * head_dim
+    if generator is None:
+        return cls(num_heads, head_dim, width, max_length, checked)
+    with torch.device("meta"):
+        built = cls(num_heads, head_dim, width, max_length, checked)
+    if has_tensors(built):
+        reset(built.to_empty(device=generator.device), generator)
+    return built
+
+
+@lru_cache(PROTOTYPES, typed=True)
+def without_tensors(
+    name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
+) -> Mechanism | None:
+    """A mechanism that any number of calls may use at once, because it has no parameter or buffer; ``None`` if it has one."""
+    with torch.device("meta"):
+        built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
+    return None if has_tensors(built) else built.eval()
+
+
+def has_tensors(module: nn.Module) -> bool:
+    """Whether a module has any parameters or buffers."""
+    return next(itertools.chain(module.parameters(), module.buffers()), None) is not None

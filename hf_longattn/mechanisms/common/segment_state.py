@@ -1,0 +1,121 @@
+"""Decoding within segments: the keys and values of each row's current segment, in a state of constant size.
+
+With left padding, rows start at different times and have filled different parts of their segments. A state holds
+
+    keys, values   ``(B, H_kv, S, D)``: slot p is position p of the row's segment
+    real           ``(B, S)`` bool: False for padding and for slots that are still empty
+    filled         ``(B,)``: number of positions filled; 0 before the row's first real token
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...engines.common.batch import in_graph
+from ...engines.common.call import AttentionCall, ScoreMod, State
+from ...engines.common.dense import dense_attention
+from ...positions.relative import RelativePositions
+
+
+class TwoSegments(NamedTuple):
+    """A state after appending at most S tokens: the current segment and the next, side by side."""
+
+    keys: Tensor
+    """``(B, H_kv, 2S, D)``; ``values`` likewise."""
+    values: Tensor
+    real: Tensor
+    """``(B, 2S)``"""
+    positions: Tensor
+    """Position of each new token within the two segments, ``(B, n)``; below 0 for padding before the first real token."""
+    filled: Tensor
+    """Number of positions filled in the two segments, ``(B,)``."""
+
+    @property
+    def crossed(self) -> Tensor:
+        """Which rows have reached the next segment, ``(B,)``."""
+        return self.filled > self.real.shape[1] // 2
+
+    def attend(self, q: Tensor, call: AttentionCall, relative: RelativePositions | None = None) -> Tensor:
+        """Causal softmax attention of the new tokens' queries ``q (B, H, n, D)`` within their segments."""
+        size = self.real.shape[1] // 2
+        used = self.real.shape[1] if in_graph() or bool(self.crossed.any()) else size
+        score_mod: ScoreMod | None = None
+        if relative is not None:
+            distance = self.positions[:, :, None] - torch.arange(used, device=q.device)
+            term = relative.term(q, self.keys[:, :, :used], distance, True, call.scale_for(q.shape[3]))
+
+            score_mod = lambda score, b, h, q_idx, kv_idx: score + term  # noqa: E731
+        return dense_attention(
+            q, self.keys[:, :, :used], self.values[:, :, :used],
+            call.replace(causal=False, score_mod=score_mod).with_mask(self.real[:, :used]), q_idx=self.positions[:, None, :, None],
+            mask_mod=lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx) & (kv_idx // size == q_idx // size),
+        )  # fmt: skip
+
+    def state(self) -> State:
+        """The segment that each row is in now."""
+        size, crossed = self.real.shape[1] // 2, self.crossed
+        over = crossed[:, None, None, None]
+        return {
+            "keys": torch.where(over, self.keys[:, :, size:], self.keys[:, :, :size]),
+            "values": torch.where(over, self.values[:, :, size:], self.values[:, :, :size]),
+            "real": (self.real[:, size:] & crossed[:, None]) | (self.real[:, :size] & ~crossed[:, None]),  # as onnxruntime can, too
+            "filled": torch.where(crossed, self.filled - size, self.filled),
+        }
+
+
+def empty_segment(k: Tensor, v: Tensor, size: int) -> State:
+    """The state before the first token."""
+    batch, heads, _, head_dim = k.shape
+    return {
+        "keys": k.new_zeros(batch, heads, size, head_dim),
+        "values": v.new_zeros(batch, heads, size, v.shape[3]),
+        "real": torch.zeros(batch, size, dtype=torch.bool, device=k.device),
+        "filled": torch.zeros(batch, dtype=torch.long, device=k.device),
+    }
+
+
+def leading(key_mask: Tensor) -> Tensor:
+    """Tokens before each row's first real token in ``key_mask (B, n)``, ``(B,)``; n for rows without one."""
+    return (key_mask.cumsum(1) == 0).sum(1)
+
+
+def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegments:
+    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``, of which ``real (B, n)`` are no padding."""
+    (batch, _, count, _), size = k.shape, state["real"].shape[1]
+    filled = state["filled"]
+    skipped = torch.where(filled == 0, leading(real), 0)
+    places = torch.arange(count, device=k.device) - skipped[:, None]
+    positions = torch.where(places >= 0, places + filled[:, None], -1)
+    slots = torch.where(positions < 0, 2 * size, positions)  # leading padding goes to an extra slot that is cut off
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        extended = torch.cat([old, old.new_zeros(*old.shape[:-2], size + 1, old.shape[-1])], -2)
+        index = slots.view(batch, *[1] * (new.dim() - 3), count, 1).expand_as(new)
+        return extended.scatter(-2, index, new.to(old.dtype))[..., : 2 * size, :]
+
+    kept = put(state["real"][..., None], real[..., None])[..., 0]
+    return TwoSegments(put(state["keys"], k), put(state["values"], v), kept, positions, filled + count - skipped)
+
+
+def last_segment(k: Tensor, v: Tensor, real: Tensor, size: int) -> tuple[State, Tensor]:
+    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, of which ``real (B, N)`` are no padding, and the index of each row's
+    current segment, ``(B,)``."""
+    length = k.shape[2]
+    skipped = leading(real)
+    segment = (length - skipped - 1).clamp(min=0) // size
+    first = skipped + segment * size
+    places = first[:, None] + torch.arange(size, device=k.device)
+    inside = places < length
+    places = places.clamp(max=length - 1)
+    keys, values = (x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in (k, v))
+    hidden = ~inside[:, None, :, None]
+    state = {
+        "keys": keys.masked_fill(hidden, 0),
+        "values": values.masked_fill(hidden, 0),
+        "real": real.gather(1, places) & inside,
+        "filled": length - first,
+    }
+    return state, segment

@@ -1,0 +1,89 @@
+"""Mechanisms that choose keys by summaries of them (means, norms, hashes), which a decode cache keeps beside the keys.
+
+A sequence is cut into units of ``summary_unit`` tokens, counted from its first real token. The summary of a unit depends on its tokens
+alone (and on ``summary_ahead`` more after it), so it can be computed again at any time: for a unit that still grows, after tokens were
+removed, for another batch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...engines.common.call import AttentionCall
+from ...engines.topk import gather_kv, gathered_kv_attention, term_at
+from .base import Mechanism
+
+FEW_QUERIES = 32
+"""Most new tokens for which summaries are used; longer pieces of a prompt go through ``forward``."""
+
+
+@dataclass
+class CacheSummaries:
+    """The summaries of all keys in a cache, the newest included.
+
+    tables: by name ``(B, H', units, …)``; unit u of row b starts at column ``starts[b] + u·summary_unit``. Units without tokens hold
+        arbitrary finite numbers.
+    starts: ``(B,)``, column of each sequence's first real token.
+    real: ``(B, N)`` bool, True = real token; ``None`` when all are.
+    """
+
+    tables: dict[str, Tensor]
+    starts: Tensor
+    real: Tensor | None
+
+    def positions(self, q_len: int, kv_len: int) -> Tensor:
+        """Positions ``(B, q_len)`` of the last tokens, counted from each sequence's first real token; negative for left padding."""
+        return torch.arange(kv_len - q_len, kv_len, device=self.starts.device) - self.starts[:, None]
+
+    def columns(self, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+        """Columns of ``positions (B, …)``, and which hold a real token: not those of negative positions and padding."""
+        starts = self.starts.view(-1, *[1] * (positions.dim() - 1))
+        columns = (positions + starts).clamp(0, kv_len - 1)
+        there = (positions >= 0) & (positions + starts < kv_len)
+        if self.real is not None:
+            there = there & self.real.gather(1, columns.flatten(1)).view(columns.shape)
+        return columns, there
+
+
+class SummarisedMechanism(Mechanism):
+    """A causal mechanism that can attend to a cache of all keys through summaries of them."""
+
+    @property
+    @abstractmethod
+    def summary_unit(self) -> int | None:
+        """Tokens in a unit; ``None`` when these options need no summaries."""
+
+    @property
+    def summary_ahead(self) -> int:
+        """How many tokens after a unit its summary depends on as well; units are then those tokens longer in :meth:`summarise_units`."""
+        return 0
+
+    @abstractmethod
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
+        """The summaries of units, given their tokens.
+
+        Args:
+            k, v: ``(B, H_kv, m, unit + ahead, D)``; real: ``(B, m, unit + ahead)`` bool, False for padding and for tokens still to come.
+        Returns:
+            Tensors ``(B, H', m, …)`` by name.
+        """
+
+    @abstractmethod
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
+        """Causal attention of the last tokens, ``(B, H, Nq, D)``, equal to ``forward``.
+
+        Args:
+            q: ``(B, H, Nq, D)``, at most :data:`FEW_QUERIES`; k, v: ``(B, H_kv, Nk, D)``, the whole cache.
+            call: its ``score_mod`` includes the relative positions.
+        """
+
+
+def attend_at(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, seen: Tensor, call: AttentionCall) -> Tensor:
+    """Attention of ``q (B, H, Nq, D)`` over the keys at ``columns (B, H, Nq, K)`` of ``k, v (B, H_kv, Nk, D)``, of those ``seen`` bool."""
+    if call.score_mod is not None:
+        seen = term_at(call.score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
+    return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=call.scale)

@@ -1,0 +1,106 @@
+"""Which tokens are global: fixed positions, or by token ids (single ids, or a whole segment of a pair of texts)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ...engines.common.byte_cache import KEPT
+from ...engines.common.call import AttentionCall
+from ...errors import OptionError
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRule:
+    """The union of positions, token ids and segments; padding is never global.
+
+    positions: counted from each sequence's first real token.
+    token_ids: every token with one of these ids.
+    first_segment: the tokens before the first separator, which is not one of them (Beltagy et al. 2020, section 3.1, "global attention on
+        all question tokens").
+    second_segment: everything after the separators that end the first segment, closing separators included.
+    separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
+    question_separator: the id that ends the question before a document. All tokens before the document are then global, instead of
+        ``positions``: the question and its separators (one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's).
+
+    A sequence without a separator has no segments, and one with nothing after it has no question.
+    """
+
+    positions: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    first_segment: bool = False
+    second_segment: bool = False
+    separator: int | None = None
+    question_separator: int | None = None
+
+    @property
+    def segments(self) -> bool:
+        """Whether the rule needs to know the separator."""
+        return self.first_segment or self.second_segment
+
+    def with_separator(self, separator: int | None) -> TokenRule:
+        """The rule with this separator if it needs one and has none.
+
+        Raises:
+            OptionError: it needs one and ``separator`` is ``None``.
+        """
+        if self.separator is not None or not self.segments:
+            return self
+        if separator is None:
+            raise OptionError(
+                "Segments are global by global_first_segment or global_second_segment, but neither the option separator_token_id "
+                "nor the config's sep_token_id says which token ends one; give separator_token_id, for example 102 for BERT."
+            )
+        return dataclasses.replace(self, separator=separator)
+
+    def mask(self, ids: Tensor, real: Tensor) -> Tensor:
+        """The global tokens ``(B, N)`` bool of ``ids (B, N)``; ``real (B, N)`` bool is False for padding."""
+        chosen = at_positions(self.positions, real)
+        if self.question_separator is not None:
+            question = self.question(ids, real)
+            chosen = question | (chosen & ~question.any(-1, keepdim=True))
+        if self.token_ids:
+            chosen = chosen | torch.isin(ids, torch.tensor(self.token_ids, device=ids.device))
+        if self.segments:
+            ends = (ids == self.separator) & real
+            after = ends.cumsum(-1) > 0
+            if self.first_segment:
+                chosen = chosen | (~after & ends.any(-1, keepdim=True))
+            if self.second_segment:
+                chosen = chosen | ((after & ~ends).cumsum(-1) > 0)
+        return chosen & real
+
+    def question(self, ids: Tensor, real: Tensor) -> Tensor:
+        """The tokens before the document ``(B, N)`` bool; none in a row without a document."""
+        ends = (ids == self.question_separator) & real
+        document = ((ends.cumsum(-1) > 0) & ~ends & real).cumsum(-1) > 0
+        return ~document & document.any(-1, keepdim=True) & real
+
+
+def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
+    """The tokens at ``positions``, counted from each sequence's first real token, as ``(B, N)`` bool."""
+    counted = real.cumsum(-1) - 1
+    return real & (counted[..., None] == torch.tensor(positions, dtype=torch.long, device=real.device)).any(-1)
+
+
+def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) -> Tensor | None:
+    """The global tokens ``(B, Nk)`` bool of a call: its ``global_mask``, else those at ``positions``; ``None`` without either.
+
+    Positions count from the first real token, and padding is never global.
+    """
+    if call.global_mask is not None:
+        return call.global_mask if call.key_mask is None else call.global_mask & call.key_mask
+    if not positions:
+        return None
+    if call.key_mask is not None:
+        return at_positions(positions, call.key_mask)
+    key = ("global positions", positions, k.shape[0], k.shape[2], k.device)
+    return KEPT.get(key, lambda: at_positions(positions, call.real(k)))
+
+
+def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:
+    """Refuse negative positions or token ids."""
+    if min(values if isinstance(values, tuple) else (values,), default=0) < 0:
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {values}, but {what} count from 0; for example {name}={example}.")
