@@ -22,18 +22,9 @@ from hf_longattn.cli import main
 from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
 from hf_longattn.export import onnx as export
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.reference.small_models import long_config, padding, tokens
+from tests.reference.small_models import padding, tokens
 
-LENGTH = 1024
-OWN_LENGTH = {"cosformer": {"max_length": LENGTH}, "linformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}}
-
-
-def saved(folder: Path, mechanism: str = "longformer", base: str = "bert", head: str = "LongBertModel", **options: Any) -> Path:
-    chosen = {"mechanism": mechanism, **{**mechanism_class(mechanism).sample, **OWN_LENGTH.get(mechanism, {}), **options}}
-    config = long_config(base, chosen, num_hidden_layers=1, max_position_embeddings=LENGTH)
-    torch.manual_seed(0)
-    getattr(families, head)(config).save_pretrained(folder)
-    return folder
+from .conftest import LENGTH, saved
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import ExportError, MissingExtraError
 from hf_longattn.export import int8
 from hf_longattn.export.int8 import INT8_FILE, accuracy, measure, quantise
-from tests.conversion.test_export import saved
+
+from .conftest import saved
 
 
 def test_accuracy_counts_real_tokens_only() -> None:

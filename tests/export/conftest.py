@@ -1,0 +1,27 @@
+"""Checkpoints to export: short ones, which a test converts, and long ones of one layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hf_longattn.families as families
+from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.reference.small_models import long_config
+
+from ..conversion.conftest import built, checkpoint
+
+__all__ = ["LENGTH", "built", "checkpoint", "saved"]
+
+LENGTH = 1024
+OWN_LENGTH = {"cosformer": {"max_length": LENGTH}, "linformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}}
+
+
+def saved(folder: Path, mechanism: str = "longformer", base: str = "bert", head: str = "LongBertModel", **options: Any) -> Path:
+    chosen = {"mechanism": mechanism, **{**mechanism_class(mechanism).sample, **OWN_LENGTH.get(mechanism, {}), **options}}
+    config = long_config(base, chosen, num_hidden_layers=1, max_position_embeddings=LENGTH)
+    torch.manual_seed(0)
+    getattr(families, head)(config).save_pretrained(folder)
+    return folder
