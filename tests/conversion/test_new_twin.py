@@ -1,0 +1,60 @@
+"""A native twin is one file dropped in place: the example of CONTRIBUTING.md is planned, written and compared like any other."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import transformers
+
+from hf_longattn.conversion import convert_checkpoint, plan_conversion, twins
+from hf_longattn.conversion.twins import base
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def olmo3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example as a file of the package."""
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a native twin\n")[2]
+    base.native_twins()  # those of the package, which stay
+    (tmp_path / "dropped").mkdir()
+    (tmp_path / "dropped" / "olmo3.py").write_text(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)[0], encoding="utf-8")
+    monkeypatch.setattr(twins, "__path__", [*twins.__path__, str(tmp_path / "dropped")])
+    monkeypatch.setattr(base, "TWINS", dict(base.TWINS))
+    base._discover.cache_clear()
+    yield
+    base._discover.cache_clear()
+    sys.modules.pop("hf_longattn.conversion.twins.olmo3", None)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A small OLMo 2 as transformers saves it."""
+    config = transformers.Olmo2Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=96, max_position_embeddings=64,
+        pad_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    transformers.Olmo2ForCausalLM(config).save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.mark.usefixtures("olmo3")
+def test_the_example_of_contributing_is_a_twin_like_any_other(source: Path, tmp_path: Path) -> None:
+    planned = plan_conversion(source, mechanism="window", window=16, max_length=128).native_twin
+    assert planned is not None
+    assert planned.class_name == "Olmo3ForCausalLM"
+    report = convert_checkpoint(source, tmp_path / "twin", mechanism="window", window=16, max_length=128, native=True)
+    assert report.passed
+    twin = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "twin")
+    assert type(twin) is transformers.Olmo3ForCausalLM
+    assert (twin.config.sliding_window, set(twin.config.layer_types)) == (16, {"sliding_attention"})
+
+
+def test_without_the_file_there_is_none(source: Path) -> None:
+    planned = plan_conversion(source, mechanism="window", window=16, max_length=128).native_twin
+    assert planned is not None
+    assert planned.twin is None
