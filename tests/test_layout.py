@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hf_longattn"
@@ -60,10 +59,15 @@ CHECKOUT = ("benchmarks", "research", "scripts", "tests", "tools")
 NAME_OF_MECHANISM = re.compile(r"(^|[._])mechanism([._]name)?$")
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, packages: tuple[str, ...] = ("hf_longattn",)) -> Iterator[tuple[int, str]]:
     """(line, dotted target) of every import of ``packages`` in a file, relative ones resolved."""
     package = ["hf_longattn", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -93,32 +97,43 @@ def forbidden(here: str, target: str) -> bool:
     return LAYER[module] >= LAYER[here]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert here in LAYER, f"{here} is new: give it a layer in {Path(__file__).name} and in docs/architecture.md"
-    wrong = [f"{path.name}:{line} imports {target}" for line, target in imports(path) if forbidden(here, target)]
-    assert not wrong, f"{here} may import lower layers only: {'; '.join(wrong)}"
+def place(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "conversion").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_inside_conversion_go_one_way(path: Path) -> None:
-    here = path.relative_to(PACKAGE / "conversion").parts[0].removesuffix(".py")
-    assert here in CONVERSION_LAYER, f"{here} is new in conversion: give it a layer in {Path(__file__).name}"
-    targets = [(line, target.split(".")) for line, target in imports(path)]
-    inner = [(line, parts[2]) for line, parts in targets if parts[1:2] == ["conversion"] and len(parts) > 2]
-    wrong = [f"{path.name}:{line} imports {module}" for line, module in inner if module != here and is_higher(here, module)]
-    assert not wrong, f"{here} must not import higher layers of conversion: {'; '.join(wrong)}"
+def test_imports_go_one_way() -> None:
+    room_of = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES}
+    unknown = {*room_of.values()} - {*LAYER}
+    assert not unknown, f"{sorted(unknown)} are new: give them a layer in {Path(__file__).name} and in docs/architecture.md"
+    wrong = [
+        f"{place(path, line)} imports {target}"
+        for path, room in room_of.items()
+        for line, target in imports(path)
+        if forbidden(room, target)
+    ]
+    assert not wrong, "a module may import lower layers only: " + "; ".join(wrong)
+
+
+def test_imports_inside_conversion_go_one_way() -> None:
+    folder = PACKAGE / "conversion"
+    module_at = {path: path.relative_to(folder).parts[0].removesuffix(".py") for path in sorted(folder.rglob("*.py"))}
+    unknown = {*module_at.values()} - {*CONVERSION_LAYER}
+    assert not unknown, f"{sorted(unknown)} are new in conversion: give them a layer in {Path(__file__).name}"
+    wrong = []
+    for path, here in module_at.items():
+        targets = [(line, target.split(".")) for line, target in imports(path)]
+        inner = [(line, parts[2]) for line, parts in targets if parts[1:2] == ["conversion"] and len(parts) > 2]
+        wrong += [f"{place(path, line)} imports {module}" for line, module in inner if module != here and is_higher(here, module)]
+    assert not wrong, "a module must not import higher layers of conversion: " + "; ".join(wrong)
 
 
 def is_higher(here: str, module: str) -> bool:
     return CONVERSION_LAYER[module] > CONVERSION_LAYER[here]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_package_imports_nothing_that_only_a_checkout_has(path: Path) -> None:
-    found = [f"{path.name}:{line} {name}" for line, name in imports(path, CHECKOUT)]
-    assert not found, f"{', '.join(CHECKOUT)} import hf_longattn, never the other way round: {'; '.join(found)}"
+def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
+    wrong = [f"{place(path, line)} {name}" for path in MODULES for line, name in imports(path, CHECKOUT)]
+    assert not wrong, f"{', '.join(CHECKOUT)} import hf_longattn, never the other way round: {'; '.join(wrong)}"
 
 
 def test_imports_have_no_cycles() -> None:
@@ -147,7 +162,7 @@ def cycles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
 def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
     found = []
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if not (isinstance(node, ast.Compare) and NAME_OF_MECHANISM.search(ast.unparse(node.left))):
                 continue
             leaves = [leaf for side in node.comparators for leaf in ast.walk(side) if isinstance(leaf, ast.Constant)]
@@ -171,15 +186,16 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert list(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_private_name_of_a_library_is_needed_to_import_a_module(path: Path) -> None:
+def test_no_private_name_of_a_library_is_needed_to_import_a_module() -> None:
     """Such a name may move with any version: it is looked up where it is used, so that everything else goes on without it."""
-    found = []
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in ("torch", "transformers"):
-            found += [f"{path.name}:{node.lineno} {node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
-            found += [f"{path.name}:{node.lineno} {node.module}" for part in (node.module or "").split(".") if part.startswith("_")]
-    assert not found, f"import it where it is used: {'; '.join(found)}"
+    wrong = []
+    for path in MODULES:
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in ("torch", "transformers"):
+                names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
+                names += [f"{node.module}" for part in (node.module or "").split(".") if part.startswith("_")]
+                wrong += [f"{place(path, node.lineno)} {name}" for name in names]
+    assert not wrong, f"import it where it is used: {'; '.join(wrong)}"
 
 
 POSIX_ONLY = ("fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
@@ -190,7 +206,7 @@ def test_no_module_of_posix_is_needed_to_import_a_module() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in MODULES
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in tree_of(path).body
         if {name.name for name in getattr(node, "names", ())} & {*POSIX_ONLY} or getattr(node, "module", None) in POSIX_ONLY
     ]
     assert not wrong, f"import it where it is used: {'; '.join(wrong)}"
