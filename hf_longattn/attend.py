@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .engines.common.batch import Batch, documents_from, in_graph
-from .engines.common.call import AttentionCall, Run, aligned
+from .engines.common.call import AttentionCall, Run, attend_per_sequence
 from .engines.common.dense import nothing_seen
 from .engines.common.derivatives import mapped_in_a_sentence
 from .engines.common.dispatch import LISTENERS, Facts, choose, running
@@ -185,12 +185,12 @@ def run_batch(
         running(mechanism) if LISTENERS and not torch.compiler.is_compiling() else nullcontext(),
         mapped_in_a_sentence(mechanism.name) if in_graph() else nullcontext(),
     ):
-        if call.batch is None or not mechanism.aligns(call):
+        if call.batch is None or not mechanism.per_sequence(call):
             return (run or mechanism)(q, k, v, call)
         facts = Facts(
             q.device.type, q.shape[2], k.shape[2], call, by_position=mechanism.position_dependent,
-            together=mechanism.crosses or (run is None and mechanism.whole_batch),
-            alone=alone and not mechanism.crosses, trims=mechanism.trims_padding,
+            together=mechanism.is_cross_attention or (run is None and mechanism.needs_whole_batch),
+            alone=alone and not mechanism.is_cross_attention, trims=mechanism.trims_padding,
         )  # fmt: skip
         packed = run is None and mechanism.takes_documents and call.batch.documents is not None
-        return aligned(run or mechanism, q, k, v, call, choose("packed rows" if packed else "rows", facts))
+        return attend_per_sequence(run or mechanism, q, k, v, call, choose("packed rows" if packed else "rows", facts))

@@ -161,7 +161,7 @@ def longattn_attention_forward(
         cache.note_padding(padding)
         batch = None if padding is None else _batch(padding, padding.shape[1])
         seen = call.replace(batch=batch, score_mod=_score_mod(dense_mask, bias, *lengths, softcap))
-        if cache.takes_over(mechanism, query, seen):
+        if cache.computes_attention(mechanism, query, seen):
             told = LISTENERS and not torch.compiler.is_compiling()
             with running(mechanism) if told else nullcontext():
                 if told:
@@ -181,11 +181,11 @@ def longattn_attention_forward(
         )
     tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key)
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
-    if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
-        call = call.replace(stopped=tuple(stopped) or (key, value))
+    if (detached_kv := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
+        call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     defined = torch.compiler.is_exporting() and mechanism.exports == "definition"
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
-    weights = mechanism.weights(query, key, call.replace(dropout=0.0, stopped=None)) if _weights_wanted(kwargs) else None
+    weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
 
 
@@ -215,8 +215,8 @@ def _sharded(
         asked = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
         raise MaskError(f"A sequence that is split across processes cannot be given {asked}; leave that, or sequence parallelism, out.")
     call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], _softcap(kwargs, query)))
-    if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(shard.length):
-        call = call.replace(stopped=tuple(stopped) or (key, value))
+    if (detached_kv := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(shard.length):
+        call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     return mechanism.attend_sharded(query, key, value, call, shard).transpose(1, 2).contiguous()
 
 

@@ -85,7 +85,7 @@ class BigBird(MaskedMechanism):
     cost = "N·b·(w+r+2g)"
     exact_when = "N ≤ b·(2g+w+2r), or ≤ b·(g+w+r) when causal"
     takes_globals = True
-    by_head = ()
+    per_head_tensors = ()
     options_type = BigBirdOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
 
@@ -102,7 +102,7 @@ class BigBird(MaskedMechanism):
         self.ignores_padding = self.options.blocks_over == "text"
 
     @property
-    def whole_batch(self) -> bool:  # type: ignore[override]
+    def needs_whole_batch(self) -> bool:  # type: ignore[override]
         return self.training and self.options.random_pattern == "hf"
 
     @property
@@ -140,7 +140,7 @@ class BigBird(MaskedMechanism):
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
         """The pattern in blocks for sequences of ``count (B or 1,)`` blocks, at most ``rows``."""
         o, seed = self.options, self.options.seed + self.layer + seed
-        first, heads = self.among or (0, self.num_heads)
+        first, heads = self.head_range or (0, self.num_heads)
         if o.random_pattern == "hf" and self.training:
             length = self.max_length or rows * o.block_size
             random = transformers_blocks(count, seed, heads, rows, o.num_random_blocks, o.block_size, length)
@@ -229,7 +229,7 @@ class BigBird(MaskedMechanism):
         if tokens is not None:
             return make()
         drawn = self.options.random_pattern == "hf" and self.training
-        where = (self.options, self.num_heads, self.among, self.layer + seed, self.max_length if drawn else drawn)
+        where = (self.options, self.num_heads, self.head_range, self.layer + seed, self.max_length if drawn else drawn)
         return KEPT.get((type(self), *where, length, causal, device, dtype), make)
 
 

@@ -53,7 +53,7 @@ class BlockTopK(SummarisedMechanism):
     exports = "definition"
     cost = "N·k·b + N·N/b"
     exact_when = "N ≤ num_blocks · block_size"
-    by_head = ()
+    per_head_tensors = ()
     options_type = BlockTopKOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 32, "num_blocks": 3}
 

@@ -46,7 +46,7 @@ class Cosformer(LinearMechanism):
     summary = "ReLU features whose products are re-weighted by the cosine of the distance"
     paper = "Qin et al. 2022, cosFormer: Rethinking Softmax in Attention, eq. 10-13"
     counts_positions = True
-    by_head = ()
+    per_head_tensors = ()
     options_type = CosformerOptions
     sample: ClassVar[dict[str, Any]] = {"max_length": 640}
     options: CosformerOptions

@@ -77,7 +77,7 @@ class Delta(Mechanism):
             self.query_map = HeadwiseLinear(num_heads, head_dim, options.expand * head_dim)
             self.key_map = HeadwiseLinear(num_heads, head_dim, options.expand * head_dim)
         if not self.takes_hidden_states:
-            self.by_head = tuple(name for name, _ in self.named_parameters())
+            self.per_head_tensors = tuple(name for name, _ in self.named_parameters())
         self.reset_parameters()
 
     def _rate(self) -> nn.Module:

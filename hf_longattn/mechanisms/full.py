@@ -21,7 +21,7 @@ class Full(SparseMechanism):
     engine = "dense"
     cost = "N²"
     exact_when = "always"
-    by_head = ()
+    per_head_tensors = ()
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:

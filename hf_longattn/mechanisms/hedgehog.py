@@ -44,7 +44,7 @@ class Hedgehog(LinearMechanism):
     summary = "a learned exponential feature map, trained to imitate softmax"
     paper = "Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6"
     trains = True
-    by_head = ("query_map.weight", "key_map.weight")
+    per_head_tensors = ("query_map.weight", "key_map.weight")
     options_type = HedgehogOptions
     options: HedgehogOptions
 

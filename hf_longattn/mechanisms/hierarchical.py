@@ -57,7 +57,7 @@ class Hierarchical(Mechanism):
     exports = ""
     cost = "N·b·log(N/b)"
     exact_when = "levels = 1, or block_size ≥ N/2"
-    by_head = ()
+    per_head_tensors = ()
     options_type = HierarchicalOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 8}
 

@@ -76,7 +76,7 @@ class Hybrid(Mechanism):
     trains = True
     stateful = True
     takes_score_mod = False
-    same_bits = False
+    bitwise_causal = False
     position_dependent = False
     options_type = HybridOptions
     sample: ClassVar[dict[str, Any]] = {"window": 16}
@@ -94,8 +94,9 @@ class Hybrid(Mechanism):
         self.linear = linear
         if options.mixing is None:
             self.mixing = nn.Parameter(torch.empty(num_heads))
-        if linear.by_head is not None:
-            self.by_head = (*(["mixing"] if options.mixing is None else []), *(f"linear.{name}" for name in linear.by_head))
+        if linear.per_head_tensors is not None:
+            mixing = ["mixing"] if options.mixing is None else []
+            self.per_head_tensors = (*mixing, *(f"linear.{name}" for name in linear.per_head_tensors))
         self.reset_parameters()
 
     @torch.no_grad()

@@ -54,7 +54,7 @@ class Infini(Mechanism):
     trains = True
     takes_score_mod = False
     stateful = True
-    same_bits = False
+    bitwise_causal = False
     options_type = InfiniOptions
     sample: ClassVar[dict[str, Any]] = {"segment_length": 40}
 

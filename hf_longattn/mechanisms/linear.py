@@ -35,7 +35,7 @@ class Linear(LinearMechanism):
     summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
     takes_documents = True  # a feature depends on one number, and so not on what is computed together
-    by_head = ()
+    per_head_tensors = ()
     options_type = LinearOptions
     options: LinearOptions
 

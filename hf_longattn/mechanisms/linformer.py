@@ -73,7 +73,7 @@ class Linformer(Mechanism):
     causal = False
     trains = True
     takes_score_mod = False
-    by_head: tuple[str, ...] | None = ()
+    per_head_tensors: tuple[str, ...] | None = ()
     options_type = LinformerOptions
     sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
 
@@ -103,7 +103,7 @@ class Linformer(Mechanism):
             self.value_projection = nn.Parameter(torch.empty(shape))
             """F, as E."""
         if options.sharing == "none":
-            self.by_head = ("key_projection", "value_projection")
+            self.per_head_tensors = ("key_projection", "value_projection")
         if options.sharing == "layerwise":
             self.shared_by_layers = ("key_projection",)
         self.fits_activations = options.projection == "linear"

@@ -73,7 +73,7 @@ class Longformer(SparseMechanism):
     cost = "N·(w+g)"
     exact_when = "window ≥ 2(N−1), or ≥ N when causal, or every token is global; without separate_global"
     takes_globals = True
-    by_head = ()
+    per_head_tensors = ()
     options_type = LongformerOptions
     sample: ClassVar[dict[str, Any]] = {"window": 32}
 

@@ -146,7 +146,7 @@ class Lsg(Mechanism):
     options: LsgOptions
 
     @property
-    def by_head(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def per_head_tensors(self) -> tuple[str, ...] | None:  # type: ignore[override]
         return None if self.options.selection == "lsh" else ()  # whose directions are drawn for all heads
 
     @property

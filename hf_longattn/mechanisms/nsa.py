@@ -128,7 +128,7 @@ class NSA(SummarisedMechanism):
     cost = "N·(n·l'+w) + N·N/d"
     exact_when = "never"
     trains = True
-    by_head = ("gate", "gate_bias")
+    per_head_tensors = ("gate", "gate_bias")
     options_type = NSAOptions
     sample: ClassVar[dict[str, Any]] = {
         "compress_size": 8, "compress_stride": 4, "block_size": 16, "num_blocks": 5, "window": 24, "hidden": 8,

@@ -65,7 +65,7 @@ class Nystrom(Mechanism):
     takes_score_mod = False
     takes_fewer_queries = False
     position_dependent = False
-    by_head: tuple[str, ...] | None = ()
+    per_head_tensors: tuple[str, ...] | None = ()
     options_type = NystromOptions
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
 
@@ -79,9 +79,9 @@ class Nystrom(Mechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.ignores_padding = options.landmarks_over == "text" and options.inv_coeff_init_option == "exact"
         if options.inv_coeff_init_option == "original":  # which compares the heads
-            self.by_head = None
+            self.per_head_tensors = None
         elif options.conv_kernel is not None:
-            self.by_head = ("conv",)
+            self.per_head_tensors = ("conv",)
         if options.conv_kernel is not None:
             self.conv = nn.Parameter(torch.empty(num_heads, options.conv_kernel))
             """``(H, conv_kernel)``, the convolution of each head's values."""

@@ -108,10 +108,10 @@ class PerHead(Composite):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), stopped=None)
-            if call.stopped is not None and member.stops_gradients(k.shape[2]):
-                _, stopped_k, stopped_v = self._of_heads(heads, q, *call.stopped)
-                own = own.replace(stopped=(stopped_k, stopped_v))
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), detached_kv=None)
+            if call.detached_kv is not None and member.stops_gradients(k.shape[2]):
+                _, detached_k, detached_v = self._of_heads(heads, q, *call.detached_kv)
+                own = own.replace(detached_kv=(detached_k, detached_v))
             outs.append(member(*self._of_heads(heads, q, k, v), own))
         return self._in_order(outs)
 
@@ -119,9 +119,9 @@ class PerHead(Composite):
         outs = []
         for member, heads in self._heads():
             own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            if call.stopped is not None:
+            if call.detached_kv is not None:
                 stops = member.stops_gradients(shard.length)
-                own = own.replace(stopped=tuple(self._of_heads(heads, q, *call.stopped)[1:]) if stops else None)
+                own = own.replace(detached_kv=tuple(self._of_heads(heads, q, *call.detached_kv)[1:]) if stops else None)
             queries, keys, values = self._of_heads(heads, q, k, v)
             outs.append(member.attend_sharded(queries, keys, values, own, shard))
         return self._in_order(outs)

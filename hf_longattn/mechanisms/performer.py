@@ -48,9 +48,9 @@ class Performer(LinearMechanism):
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
     cost = "N·m·D"
     exact_when = "never; before normalisation, the expected weights are those of softmax"
-    same_bits = False
+    bitwise_causal = False
     logarithms = True
-    by_head = ()
+    per_head_tensors = ()
     options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions
@@ -86,7 +86,7 @@ class Performer(LinearMechanism):
         self.reset_parameters()
 
     @property
-    def whole_batch(self) -> bool:  # type: ignore[override]
+    def needs_whole_batch(self) -> bool:  # type: ignore[override]
         return self.training and self.options.redraw_interval > 0
 
     def redraw(self) -> None:

@@ -105,7 +105,7 @@ class Routing(BucketedMechanism):
             self.router = nn.Parameter(empty)
         else:
             self.register_buffer("centroids", empty)
-        self.by_head = ("router",) if self.learned else ("centroids",)
+        self.per_head_tensors = ("router",) if self.learned else ("centroids",)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -121,7 +121,7 @@ class Routing(BucketedMechanism):
                 self.centroids.copy_(F.normalize(drawn, dim=-1))
 
     @property
-    def whole_batch(self) -> bool:  # type: ignore[override]
+    def needs_whole_batch(self) -> bool:  # type: ignore[override]
         return self.training and not self.learned
 
     @property
@@ -281,7 +281,7 @@ class Routing(BucketedMechanism):
         return dataclasses.replace(part, bias=bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf")))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if self.whole_batch and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        if self.needs_whole_batch and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
             real = call.real(k)
             kinds = [self._sums(q, real[:, -q.shape[2] :]), self._sums(repeat_heads(k, q.shape[1]), real)]
             q, k, v = after_backward((q, k, v), lambda: self._follow(kinds))

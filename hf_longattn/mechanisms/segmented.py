@@ -70,7 +70,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
     cost = "N·b, with summaries N·(b+N/b)"
     exact_when = "block_size ≥ N; integration = 'previous': 2·block_size ≥ N"
-    by_head = ()
+    per_head_tensors = ()
     options_type = SegmentedOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 24, "integration": "pooled"}
 

@@ -68,7 +68,7 @@ class ShiftedWindow(MaskedMechanism):
     engine = "gathered"
     cost = "N·g in training, N² in eval mode; N·g in both with keep_groups"
     exact_when = "in eval mode without keep_groups; in training N ≤ group_size/2"
-    by_head = ()
+    per_head_tensors = ()
     options_type = ShiftedWindowOptions
     sample: ClassVar[dict[str, Any]] = {"group_size": 32, "keep_groups": True}
 
@@ -104,7 +104,7 @@ class ShiftedWindow(MaskedMechanism):
     @property
     def first_shifted(self) -> int:
         """The first of this part's heads that is shifted."""
-        first, heads = self.among or (0, self.num_heads)
+        first, heads = self.head_range or (0, self.num_heads)
         return min(max(heads // 2 - first, 0), self.num_heads)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:

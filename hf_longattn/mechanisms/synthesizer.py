@@ -85,7 +85,7 @@ class Synthesizer(Mechanism):
         sizes = Sizes(num_heads, head_dim, length, hidden, options.rank, factor, options.trainable)
         self.kinds = nn.ModuleDict({kind: KINDS[kind](sizes) for kind in options.variant})
         self.mixing = nn.Parameter(torch.zeros(len(options.variant))) if len(options.variant) > 1 else None
-        self.by_head = tuple(f"kinds.{name}" for name, _ in (*self.kinds.named_parameters(), *self.kinds.named_buffers()))
+        self.per_head_tensors = tuple(f"kinds.{name}" for name, _ in (*self.kinds.named_parameters(), *self.kinds.named_buffers()))
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

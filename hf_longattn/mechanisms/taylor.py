@@ -46,7 +46,7 @@ class Taylor(LinearMechanism):
     cost = "N·d²·D"
     trains = True
     estimates_exp = True
-    by_head = ()
+    per_head_tensors = ()
     options_type = TaylorOptions
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions

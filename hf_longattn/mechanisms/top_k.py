@@ -48,7 +48,7 @@ class TopK(SummarisedMechanism):
     exact_when = "num_keys ≥ N"
     position_dependent = False
     summary_unit = UNIT
-    by_head = ()
+    per_head_tensors = ()
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 

@@ -100,12 +100,12 @@ class TransformerXL(GatheredMechanism):
         return self.kept_by_mask(k, call)  # where gradients stop plays no part
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The memory holds ``call.stopped``, keys and values ``(B, H_kv, n, D)`` of the last n tokens, or k and v detached if ``None``."""
+        """The memory holds ``call.detached_kv (B, H_kv, n, D)`` of the last n tokens, or k and v detached if ``None``."""
         if not self._stops(k, v):
             return super().forward(q, k, v, call)
         # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
         (_, heads, q_len, _), length, causal = q.shape, k.shape[2], call.causal
-        remembered = _remembered(k, v, call.stopped)
+        remembered = _remembered(k, v, call.detached_kv)
         mods = self._score_mods(q, (k, remembered[0]), call)
         q = pad_queries(q, length)
         k, v = (repeat_heads(torch.cat(both, 2), heads) for both in zip((k, v), remembered, strict=True))
@@ -155,11 +155,11 @@ class TransformerXL(GatheredMechanism):
         return self.options.stops and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in float64; without ``bptt`` the memory's keys and values are ``call.stopped``, or k and v as constants."""
+        """The definition in float64; without ``bptt`` the memory's keys and values are ``call.detached_kv``, or k and v as constants."""
         if not self.options.stops:
             return super().reference(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
-        q, k, v, *remembered = (x.double() for x in (q, k, v, *_remembered(k, v, call.stopped)))
+        q, k, v, *remembered = (x.double() for x in (q, k, v, *_remembered(k, v, call.detached_kv)))
         in_segment, in_memory = (scaled_scores(q, keys, self._with_dense_terms(q, keys, call)) for keys in (k, remembered[0]))
         _, _, q_idx, kv_idx = grid_of(q, k)
         own = q_idx // size == kv_idx // size
@@ -190,11 +190,11 @@ class TransformerXL(GatheredMechanism):
         return total
 
 
-def _remembered(k: Tensor, v: Tensor, stopped: tuple[Tensor, Tensor] | None) -> list[Tensor]:
-    """Keys and values ``(B, H_kv, N, D)`` of the memory: ``stopped`` for the last tokens, constants before them."""
-    if stopped is None:
+def _remembered(k: Tensor, v: Tensor, detached_kv: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """Keys and values ``(B, H_kv, N, D)`` of the memory: ``detached_kv`` for the last tokens, constants before them."""
+    if detached_kv is None:
         return [k.detach(), v.detach()]
-    return [torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2) for x, y in zip((k, v), stopped, strict=True)]
+    return [torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2) for x, y in zip((k, v), detached_kv, strict=True)]
 
 
 def _folded(mods: list[ScoreMod | None], length: int) -> ScoreMod | None:

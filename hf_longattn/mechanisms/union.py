@@ -75,8 +75,9 @@ class Union(Composite, GatheredMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.adopt(_joined(choice.build(num_heads, head_dim, hidden_size, max_length)) for choice in options.of)
-        if all(member.by_head is not None for member in self.mechanisms):
-            self.by_head = tuple(f"members.{i}.{name}" for i, member in enumerate(self.mechanisms) for name in member.by_head or ())
+        if all(member.per_head_tensors is not None for member in self.mechanisms):
+            named = ((i, name) for i, member in enumerate(self.mechanisms) for name in member.per_head_tensors or ())
+            self.per_head_tensors = tuple(f"members.{i}.{name}" for i, name in named)
 
     @property
     def bands(self) -> list[SparseMechanism]:

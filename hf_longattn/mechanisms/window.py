@@ -127,7 +127,7 @@ class DilatedWindow(WindowMask, GatheredMechanism):
     name = "window"
 
     @property
-    def by_head(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def per_head_tensors(self) -> tuple[str, ...] | None:  # type: ignore[override]
         return () if len(set(self.dilations)) == 1 else None
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -163,7 +163,7 @@ class Window(WindowMask, SparseMechanism):
     summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
     paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2"
     cost = "N·(w+sinks)"
-    by_head = ()
+    per_head_tensors = ()
     exact_when = "dilation = 1 and window ≥ 2(N−1), or window + num_sinks ≥ N when causal; num_sinks ≥ N"
     options_type = WindowOptions
     sample: ClassVar[dict[str, Any]] = {"window": 32}

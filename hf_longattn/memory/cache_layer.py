@@ -37,7 +37,7 @@ class AttendingLayer(ABC):
     """What it attends to, for :func:`hf_longattn.explain`."""
 
     @abstractmethod
-    def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
+    def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         """Whether :meth:`attend` is to be called in this step; otherwise ``update`` returned all past keys and values."""
 
     @abstractmethod

@@ -78,7 +78,7 @@ class GraphLayer(AttendingLayer, DynamicLayer):
         self.count = key_states.shape[2]
         return key_states, value_states
 
-    def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
+    def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         return True
 
     def note_padding(self, mask: Tensor | None) -> None:

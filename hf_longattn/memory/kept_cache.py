@@ -41,7 +41,7 @@ class KeptLayer(StartsLayer):
         """The fewest tokens after which everything is there that later ones see."""
         self._clean_size = 0
 
-    def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
+    def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         """From the first clean-up on; until then all keys are there."""
         return self.pruned
 

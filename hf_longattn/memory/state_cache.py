@@ -123,7 +123,7 @@ class StateLayer(StartsLayer):
             assert self.starts is not None
             self._latest = int(self.starts.max())
 
-    def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
+    def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         """Always: no keys are kept."""
         return True
 

@@ -84,7 +84,7 @@ class SummaryLayer(StartsLayer):
         self.keys[:, :, before:], self.values[:, :, before:] = key_states, value_states
         return self.keys, self.values
 
-    def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
+    def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         """For a few new tokens after others, and nothing asked for but the causal form."""
         length = self.keys.shape[2]
         return (

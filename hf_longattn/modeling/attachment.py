@@ -71,7 +71,7 @@ def attach_mechanisms(
         head_dim = _first(site.module, (names.head_dim or HEAD_DIMS[0], *HEAD_DIMS)) or _first(site.module, WIDTHS) // heads
         width = input_width(site.module) or _first(site.module, WIDTHS)
         mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
-        mechanism.layer, mechanism.crosses = site.layer, site.cross
+        mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
         causal = bool(site.module.is_causal)
         if mechanism.causal not in ("both", causal):
             raise mechanism.wrong_form(causal, f"{site.name} of {type(model).__name__}")

@@ -65,7 +65,7 @@ class Heads:
     def check(self) -> None:
         """Raise :class:`OptionError` for a mechanism whose parameters cannot be cut with the heads."""
         mechanism = getattr(self.site.module, "long_attention", None)
-        if isinstance(mechanism, Mechanism) and mechanism.by_head is None and any(True for _ in mechanism.parameters()):
+        if isinstance(mechanism, Mechanism) and mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters()):
             raise OptionError(
                 f"Mechanism {mechanism.name!r} has parameters that are not laid out by heads, so no heads can be cut out; "
                 "choose --method prune-ffn, or int8."
@@ -76,7 +76,7 @@ class Heads:
         if not isinstance(mechanism, Mechanism):
             return []
         named = {**dict(mechanism.named_parameters()), **dict(mechanism.named_buffers())}
-        return [named[name] for name in mechanism.by_head or ()]
+        return [named[name] for name in mechanism.per_head_tensors or ()]
 
 
 def spread(index: Tensor, width: int) -> Tensor:

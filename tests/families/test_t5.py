@@ -124,7 +124,7 @@ class TestEitherAttention(EncoderDecoderContract):
         encoder = [m.options.window for name, m in found.items() if name.startswith("encoder")]
         assert encoder == [8, 4]
         assert [m.name for name, m in found.items() if name.startswith("decoder")] == ["full"] * 6
-        assert [m.crosses for name, m in found.items() if name.startswith("decoder")] == [False, True] * 3
+        assert [m.is_cross_attention for name, m in found.items() if name.startswith("decoder")] == [False, True] * 3
 
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_gradients_are_the_base_s_with_checkpointing_too(self, base: str, reentrant: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, aligned_weights
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, weights_per_sequence
 from hf_longattn.engines.common.plain import allowed
 from hf_longattn.mechanisms.common.masked import MaskedMechanism
 
@@ -35,4 +35,4 @@ def visible(mechanism: MaskedMechanism, length: int, causal: bool, padding: Tens
         return mechanism.visible(q, k, call).expand(*q.shape[:3], k.shape[2]).float()
 
     call = AttentionCall.of(causal=causal, padding_mask=padding)
-    return (aligned_weights(run, x, x, call) if mechanism.ignores_padding else run(x, x, call)) > 0
+    return (weights_per_sequence(run, x, x, call) if mechanism.ignores_padding else run(x, x, call)) > 0

@@ -128,7 +128,7 @@ def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> Non
     k[:, :, 150:] += 3.0
     v[:, :, 150:] += 3.0
     after = attend(q, k, v, name, causal=causal, **small_options(name))
-    if mechanism_class(name).same_bits:
+    if mechanism_class(name).bitwise_causal:
         assert torch.equal(before[:, :, :150], after[:, :, :150]) == causal
     else:
         assert torch.allclose(before[:, :, :150], after[:, :, :150], rtol=0, atol=1e-6) == causal

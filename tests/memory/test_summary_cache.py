@@ -141,7 +141,7 @@ def test_tables_are_those_of_all_keys_at_once(name: str) -> None:
             keys, values = layer.update(k[:, :, done:upto], v[:, :, done:upto])
             layer.note_padding(mask[:, :upto])
             call = AttentionCall.of(causal=True, padding_mask=mask[:, :upto])
-            if layer.takes_over(mechanism, q[:, :, done:upto], call):
+            if layer.computes_attention(mechanism, q[:, :, done:upto], call):
                 layer.attend(mechanism, q[:, :, done:upto], keys, values, call, False)
         done = upto
     assert layer.summarised == 75

@@ -1,7 +1,7 @@
 """What is asked of an engine: which pairs (a band, tiles), which score terms, everything else about a call, and how a call is aligned.
 
-Mechanisms meet sequences that begin at index 0. :func:`aligned` sees to that before a mechanism runs, in one of four ways, among which
-:mod:`.dispatch` chooses:
+Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` brings them there before a mechanism runs, in one of four ways,
+among which :mod:`.dispatch` chooses:
 
 - **masked**: as it is, with a key mask, where nothing is padded on the left or distances alone matter (short inputs, a GPU, a graph);
 - **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
@@ -242,7 +242,7 @@ class AttentionCall:
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
-    stopped: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
+    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
     positions: ``(B or 1, n)``, what the features of n tokens read of their positions; set within linear mechanisms that count them.
     """
 
@@ -254,7 +254,7 @@ class AttentionCall:
     score_mod: ScoreMod | None = None
     seed: int = 0
     hidden_states: Tensor | None = None
-    stopped: tuple[Tensor, Tensor] | None = None
+    detached_kv: tuple[Tensor, Tensor] | None = None
     positions: Tensor | None = None
 
     @classmethod
@@ -295,7 +295,7 @@ Run = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
 """Attention of sequences that begin at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
 
 
-def aligned(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str) -> Tensor:
+def attend_per_sequence(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str) -> Tensor:
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
@@ -318,8 +318,9 @@ def aligned(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how:
     return run(q, k, v, call) if how in ("packed", "masked") else _rolled(run, q, k, v, call, batch)
 
 
-def aligned_weights(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """As :func:`aligned` for what returns weights ``(B, H, Nq, Nk)``, here zeros in rows and columns of padding and of other documents."""
+def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``; rows and columns of padding and of other
+    documents are zeros."""
     batch = call.batch
     if batch is None:
         return run(q, k, call)
@@ -378,9 +379,9 @@ def _pieces(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) 
     length = k.shape[2]
     cut = functools.partial(batch.cut, length=length)
     nothing: list[Any] = [None] * len(batch.sequences)
-    stopped = nothing if call.stopped is None else list(zip(*(cut(x, 2) for x in call.stopped), strict=True))
+    detached_kv = nothing if call.detached_kv is None else list(zip(*(cut(x, 2) for x in call.detached_kv), strict=True))
     hidden = nothing if call.hidden_states is None else cut(call.hidden_states, 1)
-    parts = zip(batch.sequences, cut(q, 2), cut(k, 2), cut(v, 2), hidden, stopped, strict=True)
+    parts = zip(batch.sequences, cut(q, 2), cut(k, 2), cut(v, 2), hidden, detached_kv, strict=True)
     for one, queries, keys, values, states, constants in parts:
         at = (slice(one.row, one.row + 1), slice(one.start, one.stop))
         own = call.replace(
@@ -388,7 +389,7 @@ def _pieces(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) 
             global_mask=None if call.global_mask is None else call.global_mask[at],
             score_mod=_score_mod_of(call.score_mod, one),
             hidden_states=states,
-            stopped=constants,
+            detached_kv=constants,
         )
         yield queries, keys, values, own
 
@@ -405,7 +406,7 @@ def _rolled(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batc
     assert batch.mask is not None
     start, length = first_real(batch.mask), k.shape[2]
     missing = length - q.shape[2]
-    score_mod, hidden, stopped = call.score_mod, call.hidden_states, call.stopped
+    score_mod, hidden, detached_kv = call.score_mod, call.hidden_states, call.detached_kv
     if score_mod is not None and not isinstance(score_mod, DistanceBias):
         inner = score_mod  # which meets every token at its own index, padding that came round to the end too
 
@@ -414,16 +415,16 @@ def _rolled(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batc
 
     if hidden is not None:
         hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
-    if stopped is not None:
-        earlier = length - stopped[0].shape[2]
-        whole = [torch.cat([x[:, :, :earlier], own], 2) if earlier else own for x, own in zip((k, v), stopped, strict=True)]
-        stopped = roll_left(whole[0], start), roll_left(whole[1], start)
+    if detached_kv is not None:
+        earlier = length - detached_kv[0].shape[2]
+        whole = [torch.cat([x[:, :, :earlier], own], 2) if earlier else own for x, own in zip((k, v), detached_kv, strict=True)]
+        detached_kv = roll_left(whole[0], start), roll_left(whole[1], start)
     own = call.replace(
         batch=Batch(roll_left(batch.mask, start, 1)),
         global_mask=None if call.global_mask is None else roll_left(call.global_mask, start, 1),
         score_mod=score_mod,
         hidden_states=hidden,
-        stopped=stopped,
+        detached_kv=detached_kv,
     )
     q = F.pad(q, (0, 0, missing, 0)) if missing else q
     out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), own)

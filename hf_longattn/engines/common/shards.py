@@ -172,7 +172,7 @@ class Shard:
         """
         ranges = self.around(local)
         low, high = ranges[self.rank]
-        parts = [k, v] if call.stopped is None else [k, v, *call.stopped]
+        parts = [k, v] if call.detached_kv is None else [k, v, *call.detached_kv]
         widths = [x.shape[-1] for x in parts]
         whole = torch.cat(parts, -1)
         near = self.reach(whole, ranges)
@@ -180,8 +180,8 @@ class Shard:
         if tokens is not None:
             near, own, beyond = self._with_globals(whole, near, own, tokens, low, high, local.period)
         found = near.split(widths, -1)
-        if call.stopped is not None:
-            own = own.replace(stopped=tuple(found[2:]))
+        if call.detached_kv is not None:
+            own = own.replace(detached_kv=tuple(found[2:]))
         if call.hidden_states is not None and tokens is None:
             own = own.replace(hidden_states=self.reach(call.hidden_states, ranges, 1))
         queries = F.pad(q, (0, 0, 0, high - self.stop + beyond))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...engines.common.call import UNBOUNDED, AttentionCall, ScoreMod, State, TokenTerm, aligned_weights, mod_of_heads
+from ...engines.common.call import UNBOUNDED, AttentionCall, ScoreMod, State, TokenTerm, mod_of_heads, weights_per_sequence
 from ...engines.common.dense import grid_of, index_grid, repeat_heads
 from ...engines.common.global_rows import put_rows
 from ...engines.common.shards import GlobalTokens, Locality, Shard, cut_evenly, in_turn, softmax_rows
@@ -72,7 +72,7 @@ class Mechanism(nn.Module, ABC):
     """``"both"``, or ``True``/``False`` for a mechanism that exists in the causal/bidirectional form only."""
     trains: bool = False
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
-    same_bits: ClassVar[bool] = True
+    bitwise_causal: ClassVar[bool] = True
     """Whether a causal row is bitwise unchanged when later tokens change; otherwise it is unchanged up to rounding (1e-6)."""
     takes_globals: bool = False
     """Whether the mechanism uses ``global_mask``."""
@@ -90,21 +90,21 @@ class Mechanism(nn.Module, ABC):
     """Whether the engine for long inputs cuts the outer padding off every row by itself, so that rows need not be split."""
     takes_documents: ClassVar[bool] = False
     """Whether ``forward`` keeps packed documents apart on the CPU, each as if it were alone, so that rows need not be split."""
-    crosses: bool = False
+    is_cross_attention: bool = False
     """Whether the queries belong to another sequence than the keys, so that they are not cut where the keys have padding: set on the
     mechanism of a cross-attention module."""
     shard: Shard | None = None
     """The part of the sequence that a call is given, where it is cut over processes (:func:`hf_longattn.sequence_parallel`)."""
-    whole_batch: bool = False
+    needs_whole_batch: bool = False
     """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
     stateful: bool = False
     """Whether decoding keeps a state of constant size in place of the keys; see :meth:`advance`."""
     takes_hidden_states: bool = False
     """Whether this mechanism needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``."""
-    by_head: tuple[str, ...] | None = None
+    per_head_tensors: tuple[str, ...] | None = None
     """Names, below the mechanism, of the tensors whose first axis is the heads, where heads are independent of each other and nothing else
     depends on which or how many they are: a process can then compute some of the heads (:meth:`of_heads`). ``None``: not so."""
-    among: tuple[int, int] | None = None
+    head_range: tuple[int, int] | None = None
     """Of a part that :meth:`of_heads` made, its first head and the number of all."""
     fits_activations: bool = False
     """Whether :meth:`init_from_activations` has parameters to set."""
@@ -169,7 +169,7 @@ class Mechanism(nn.Module, ABC):
         Relative positions come in by ``call.score_mod``, as in the engines: :meth:`defined` and :meth:`weights` put them there.
         """
 
-    def aligns(self, call: AttentionCall) -> bool:
+    def per_sequence(self, call: AttentionCall) -> bool:
         """Whether the sequences of a call are brought to index 0 before the mechanism runs."""
         return call.batch is not None and (self.ignores_padding or call.batch.documents is not None)
 
@@ -196,7 +196,7 @@ class Mechanism(nn.Module, ABC):
             return q.new_zeros(*q.shape[:3], k.shape[2])
         precise = torch.promote_types(q.dtype, torch.float32)
         call = AttentionCall.of(**arguments) if call is None else call
-        run = functools.partial(aligned_weights, self._weights) if self.aligns(call) else self._weights
+        run = functools.partial(weights_per_sequence, self._weights) if self.per_sequence(call) else self._weights
         return run(q.to(precise), k.to(precise), call).to(q.dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -384,9 +384,9 @@ class Mechanism(nn.Module, ABC):
             MaskError: the same, where another padding would do.
         """
         heads, processes = q.shape[1], len(shard.bounds)
-        if self.by_head is None or self.relative is not None or self.takes_hidden_states or heads < processes:
+        if self.per_head_tensors is None or self.relative is not None or self.takes_hidden_states or heads < processes:
             self.check_shard(shard)
-            if self.by_head is not None and heads < processes:
+            if self.per_head_tensors is not None and heads < processes:
                 raise OptionError(
                     f"Mechanism {self.name!r} needs whole sequences, so that processes divide its heads, but {heads} heads cannot be "
                     f"divided over {processes} processes; use at most {heads}, or a local mechanism, for example longformer."
@@ -405,15 +405,15 @@ class Mechanism(nn.Module, ABC):
         term = call.score_mod
         term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last), q.device)
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        tensors = {f"mechanism.{name}": named[name][first:last] for name in self.by_head}
+        tensors = {f"mechanism.{name}": named[name][first:last] for name in self.per_head_tensors}
         whole = shard.call(call.replace(score_mod=term), 0, shard.length)
         out = torch.func.functional_call(_SomeHeads(self), tensors, (shard.run, self.of_heads(first, last), q, k, v, whole))
         return shard.own(divided, out)
 
     def of_heads(self, first: int, last: int) -> Mechanism:
-        """This mechanism as one of the heads ``first … last - 1``. It shares all tensors: :attr:`by_head` must be replaced in a call."""
+        """This mechanism as one of the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
         part = copy.copy(self)
-        part.num_heads, part.among = last - first, (first, self.num_heads)
+        part.num_heads, part.head_range = last - first, (first, self.num_heads)
         return part
 
     def check_shard(self, shard: Shard) -> None:
@@ -438,7 +438,7 @@ class Mechanism(nn.Module, ABC):
         """Whether, in a text of ``length`` tokens, gradients must stop at the hidden states that some keys and values are made from.
 
         A model then makes the keys and values of a call twice while gradients are computed, the second time from hidden states that are
-        constants, and hands these to ``forward`` as ``stopped``, a pair ``(B, H_kv, n, D)`` of the call's own n tokens: what flows into
+        constants, and hands these to ``forward`` as ``detached_kv``, a pair ``(B, H_kv, n, D)`` of the call's own n tokens: what flows into
         them reaches the layer's projections, but not the hidden states.
         """
         return False

@@ -34,7 +34,7 @@ class BucketedMechanism(SummarisedMechanism):
     engine: ClassVar[str] = "bucketed"
     exports = "definition"
     summary_unit = 1
-    same_bits: ClassVar[bool] = False
+    bitwise_causal: ClassVar[bool] = False
     """Later tokens change nothing but the order in which an earlier row is summed, because rows are cut from the sorted tokens."""
 
     @property

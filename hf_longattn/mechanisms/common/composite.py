@@ -334,8 +334,8 @@ class Composite(Mechanism):
         return any(member.position_dependent for member in self.mechanisms)
 
     @property
-    def whole_batch(self) -> bool:  # type: ignore[override]
-        return any(member.whole_batch for member in self.mechanisms)
+    def needs_whole_batch(self) -> bool:  # type: ignore[override]
+        return any(member.needs_whole_batch for member in self.mechanisms)
 
     @property
     def token_rule(self) -> TokenRule | None:

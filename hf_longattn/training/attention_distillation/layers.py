@@ -88,7 +88,7 @@ def with_softmax(model: PreTrainedModel, layers: Collection[int]) -> Iterator[No
     placed = {layer: (site, _mechanism(site)) for layer, site in own_sites(model).items() if layer in layers}
     for site, own in placed.values():
         softmax = own_softmax(model.config, site.layer, own)
-        softmax.layer, softmax.crosses = own.layer, own.crosses
+        softmax.layer, softmax.is_cross_attention = own.layer, own.is_cross_attention
         site.put(softmax)
     try:
         yield

@@ -46,7 +46,7 @@ class Matching(Mechanism):
     """
 
     name = "matching"
-    whole_batch = True
+    needs_whole_batch = True
 
     def __init__(self, student: Mechanism, teacher: Mechanism, factors: Factors, learns: bool) -> None:
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
