@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn.attend import attend, reference_attend
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.engines.common import dispatch
-from hf_longattn.engines.common.dispatch import listen
+from hf_longattn.engines import dispatch
 from hf_longattn.engines.cuda import flex_kernel
+from hf_longattn.engines.dispatch import listen
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
 

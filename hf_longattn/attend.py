@@ -13,7 +13,7 @@ from .engines.common.batch import Batch, documents_from, in_graph
 from .engines.common.call import AttentionCall, Run, attend_per_sequence
 from .engines.common.dense import nothing_seen
 from .engines.common.derivatives import mapped_in_a_sentence
-from .engines.common.dispatch import LISTENERS, Facts, choose, running
+from .engines.dispatch import LISTENERS, Facts, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism, ScoreMod
 from .mechanisms.common.options import SEED

@@ -18,12 +18,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
 from .attend import run_batch
-from .engines.block_sparse import masked_attention
 from .engines.common.batch import Batch, documents_from, in_graph
 from .engines.common.call import AttentionCall, constant
 from .engines.common.dense import fused_attention, repeat_heads
-from .engines.common.dispatch import LISTENERS, Choice, running, tell
 from .engines.common.shards import Shard
+from .engines.cpu.dense_mask import masked_attention
+from .engines.dispatch import LISTENERS, Choice, running, tell
 from .errors import BackendError, DerivativeError, MaskError
 from .mechanisms.common.base import Mechanism, ScoreMod
 from .naming import BACKEND, LOGGER

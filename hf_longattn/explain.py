@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engines.common.dispatch import Choice, listen
+from .engines.dispatch import Choice, listen
 from .errors import BackendError
 from .mechanisms.common.base import Mechanism
 

@@ -20,7 +20,7 @@ MOVED_MODULES = {
     "conversion.native": "export.native",
     **{
         f"engines.{name}": f"engines.common.{name}"
-        for name in ("batch", "byte_cache", "call", "dense", "derivatives", "dispatch", "global_rows", "plain", "shards")
+        for name in ("batch", "byte_cache", "call", "dense", "derivatives", "global_rows", "plain", "shards")
     },
     "engines.band_plan": "engines.cpu.band_plan",
     "engines.bucketed": "engines.bucket_tiles",

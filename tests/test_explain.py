@@ -15,9 +15,10 @@ import torch
 
 from hf_longattn import attend, build_mechanism, explain
 from hf_longattn.attend import run_batch
-from hf_longattn.engines.common import dispatch
+from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.dispatch import LISTENERS, PATHS, Choice, Facts, NoKernel, attempt, choose, listen
+from hf_longattn.engines.cuda.flex_kernel import NoKernel
+from hf_longattn.engines.dispatch import LISTENERS, PATHS, Choice, Facts, attempt, choose, listen
 from hf_longattn.errors import BackendError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens

@@ -1,1 +1,1 @@
-"""HOW attention runs fast: few engines, shared by the mechanisms, each with a CPU and a CUDA path."""
+"""HOW attention runs fast: one file per engine, which says what it computes and chooses the path; the table of paths is `dispatch`."""

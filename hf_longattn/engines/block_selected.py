@@ -1,29 +1,18 @@
 """The block-selected engine: each query sees its own block of keys and the blocks it selected.
 
-On the CPU this is PyTorch's fused flash kernel on views of the keys, forward and backward: a block of keys is one contiguous slice, and the
-queries of a head are copied in the order of their selected blocks, so those of one block are one slice too. Without causality a query's own
-block is one more selection; causal queries meet it separately, in views on both sides, under one mask. The blocks merge by log-sum-exp.
-Elsewhere the selection becomes tiles of the gathered engine, which on the CPU takes 1.8 times as long for the forward pass and 1.7 times
-for forward and backward (2,048 and 8,192 tokens, 4 blocks of 128 per query, 4 heads of 64, one thread).
+On the CPU a path of its own runs blocks as slices; elsewhere the selection becomes tiles of the gathered engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..naming import OPERATORS
-from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, padding_of, token_major, zero_unseen
 from .common.batch import in_graph
-from .common.byte_cache import KEPT
 from .common.call import AttentionCall, GatherTile, rows_of
 from .common.dense import same_dtype
-from .common.dispatch import Facts, choose
-from .cpu.chunks import inverse_permutation, merge_rows, register, stable_order
+from .cpu.block_selected import cpu_block_selected
+from .dispatch import Facts, choose
 from .gathered import gathered_attention
 
 ROW = 64
@@ -83,168 +72,3 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     queries = listed[..., :-1].unflatten(-1, (most, rows))
     used = [most] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
     return [GatherTile(queries[j, :, :, :n], keys[j, :, :, :n]) for j, n in enumerate(used) if n]
-
-
-TOGETHER = 4096
-"""Most queries, over all heads, in one call over their own blocks."""
-
-
-class _Own(NamedTuple):
-    """Blocks whose queries attend to the same block of keys: ``view`` turns ``(H, N, …)`` into ``(blocks, H, size, …)``."""
-
-    first: int
-    blocks: int
-    size: int
-    mask: Tensor
-
-    def view(self, x: Tensor) -> Tensor:
-        return x[:, self.first : self.first + self.blocks * self.size].unflatten(1, (self.blocks, self.size)).transpose(0, 1)
-
-
-class _Visit(NamedTuple):
-    """The queries of one head that selected a block."""
-
-    place: slice
-    """Their indices among all selections, sorted by block."""
-    keys: slice
-    mask: Tensor | None
-
-
-class _Head(NamedTuple):
-    """The selections of one head, sorted by block."""
-
-    queries: Tensor
-    """``(N · K)``: the query of each selection."""
-    row: Tensor
-    """``(N, K)``: the indices of a query's selections."""
-    none: int
-    """Number of empty selections, which come first."""
-    visits: tuple[_Visit, ...]
-
-    def sorted(self, x: Tensor) -> Tensor:
-        """``x (N, …)`` at the query of each selection, ``(N · K, …)``."""
-        return x.contiguous().index_select(0, self.queries)
-
-
-@torch.library.custom_op(f"{OPERATORS}::cpu_block_selected", mutates_args=(), device_types="cpu")
-def cpu_block_selected(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, chosen: Tensor, block_size: int, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention of every query to its own block and its selected blocks.
-
-    Args:
-        q, k, v: ``(B, H, N, D)``.
-        key_mask: ``(B, N)`` bool, True = real token, or None.
-        chosen: ``(B, H, N, K)`` int64, as :func:`block_selected_attention` takes it.
-        causal: leave out the keys after the query in its own block.
-    Returns:
-        output ``(B, H, N, D)``, stored token-major, and log-sum-exp ``(B, H, N)``, 0 where a query sees nothing.
-    """
-    out, lse = empty_results(q)
-    chosen = chosen if causal else _with_own(chosen, block_size)
-    for item in range(q.shape[0]):
-        padding = padding_of(key_mask, item, mask_dtype(q))
-        for own in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
-            part, part_lse = flash(*(own.view(x[item]) for x in (q, k, v)), attn_mask=own.mask, scale=scale)
-            own.view(out[item]).copy_(part)
-            own.view(lse[item]).copy_(part_lse)
-        for number, head in enumerate(_heads(chosen[item], block_size, padding)):
-            of_q, of_k, of_v, of_out, of_lse = (x[item, number] for x in (q, k, v, out, lse))
-            _add_chosen(of_q, of_k, of_v, of_out, of_lse, head, causal, scale)
-    zero_unseen(out, lse)
-    return out, lse
-
-
-def _add_chosen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, head: _Head, merge: bool, scale: float) -> None:
-    """Attention to the selected blocks of one head, written to ``out (N, D)`` and ``lse (N,)`` or merged with them."""
-    queries, row = head.sorted(q), head.row
-    # One row for every selection, then the earlier results to merge with. Empty selections have the share 0.
-    parts, lses = [q.new_zeros(head.none, q.shape[1])], [lse.new_full((head.none,), MASKED)]
-    for visit in head.visits:
-        keys, values = (x[None, None, visit.keys] for x in (k, v))
-        part, part_lse = flash(queries[None, None, visit.place], keys, values, attn_mask=visit.mask, scale=scale)
-        parts.append(part[0, 0])
-        lses.append(part_lse[0, 0])
-    if merge:
-        parts.append(out)
-        lses.append(lse)
-        row = torch.cat([row, torch.arange(row.numel(), row.numel() + len(row))[:, None]], 1)
-    for into, merged in zip((out, lse), merge_rows(parts, lses, row), strict=True):
-        into.copy_(merged)
-
-
-def _with_own(chosen: Tensor, size: int) -> Tensor:
-    """``chosen (B, H, N, K)`` with every query's own block added, ``(B, H, N, K + 1)``."""
-    own = torch.arange(chosen.shape[2]) // size
-    return torch.cat([chosen, own[:, None].expand(*chosen.shape[:3], 1)], -1)
-
-
-def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[_Own]:
-    """The own blocks of causal queries: whole blocks, as many per call as stay within the cache, then the incomplete last one."""
-    whole, step = length // size, max(1, TOGETHER // (heads * size))
-    stretches = [(at * size, min(step, whole - at), size) for at in range(0, whole, step)]
-    if length > whole * size:
-        stretches.append((whole * size, 1, length - whole * size))
-    for first, count, width in stretches:
-        mask = _future(width, dtype)
-        hidden = None if padding is None else padding[first : first + count * width].view(count, 1, 1, width)
-        if hidden is not None and bool(hidden.any()):
-            mask = mask + hidden
-        yield _Own(first, count, width, mask)
-
-
-def _future(size: int, dtype: torch.dtype) -> Tensor:
-    """The additive mask ``(1, 1, size, size)`` of a causal block; shared, so read-only."""
-    return KEPT.get(("future", size, dtype), lambda: torch.full((size, size), MASKED, dtype=dtype).triu_(1)[None, None])
-
-
-def _heads(chosen: Tensor, size: int, padding: Tensor | None) -> Iterator[_Head]:
-    """The selections ``(H, N, K)`` of every head of one item; nothing where K = 0."""
-    heads, length, many = chosen.shape
-    blocks = -(-length // size)
-    by_block = stable_order(chosen.flatten(1), blocks)
-    hidden = [False] * blocks
-    if padding is not None:
-        hidden = F.pad(padding != 0, (0, blocks * size - length)).view(blocks, size).any(1).tolist()
-    for head in range(heads) if many else ():
-        order = by_block[head]
-        end, *counts = torch.bincount(chosen[head].flatten() + 1, minlength=blocks + 1).tolist()
-        none, visits = end, []
-        for block, count in enumerate(counts):
-            if count:
-                keys = slice(block * size, min(length, (block + 1) * size))
-                mask = padding[None, None, None, keys] if padding is not None and hidden[block] else None
-                visits.append(_Visit(slice(end, end + count), keys, mask))
-            end += count
-        yield _Head(order // many, inverse_permutation(order).view(length, many), none, tuple(visits))
-
-
-@torch.library.custom_op(f"{OPERATORS}::cpu_block_selected_backward", mutates_args=(), device_types="cpu")
-def cpu_block_selected_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, chosen: Tensor,
-    block_size: int, causal: bool, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_block_selected` with respect to q, k, v, accumulated in float32 at least."""
-    dq, dk, dv = (x.zero_() for x in token_major(mask_dtype(q), q, k, v))
-    chosen = chosen if causal else _with_own(chosen, block_size)
-    for item in range(q.shape[0]):
-        padding = padding_of(key_mask, item, mask_dtype(q))
-        for own in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
-            blocks = [own.view(x[item]) for x in (grad, q, k, v, out, lse)]
-            for total, part in zip((dq, dk, dv), flash_backward(*blocks, 0.0, False, attn_mask=own.mask, scale=scale), strict=True):
-                own.view(total[item]).add_(part)
-        for number, head in enumerate(_heads(chosen[item], block_size, padding)):
-            of_grad, of_q, of_out, of_lse = (head.sorted(x[item, number]) for x in (grad, q, out, lse))
-            by_choice = [q.new_zeros(head.none, q.shape[3])]
-            for visit in head.visits:
-                at_grad, at_q, at_out, at_lse = (x[None, None, visit.place] for x in (of_grad, of_q, of_out, of_lse))
-                keys, values = (x[item, number, visit.keys][None, None] for x in (k, v))
-                part = flash_backward(at_grad, at_q, keys, values, at_out, at_lse, 0.0, False, attn_mask=visit.mask, scale=scale)
-                by_choice.append(part[0][0, 0])
-                dk[item, number, visit.keys].add_(part[1][0, 0])
-                dv[item, number, visit.keys].add_(part[2][0, 0])
-            dq[item, number].add_(F.embedding_bag(head.row, torch.cat(by_choice).to(dq.dtype), mode="sum"))
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
-
-
-register(cpu_block_selected, cpu_block_selected_backward, tensors=2)

@@ -19,8 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .common.call import GatherTile
-from .cpu.chunks import inverse_permutation
+from .common.call import GatherTile, inverse_permutation
 
 ROW = 128
 """Most queries in one row."""

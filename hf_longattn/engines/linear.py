@@ -30,7 +30,7 @@ from .common.batch import Place, Places
 from .common.call import State
 from .common.dense import wide
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
-from .common.dispatch import CALL, Facts, choose
+from .dispatch import CALL, Facts, choose
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""

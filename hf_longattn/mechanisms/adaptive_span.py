@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall, GatherTile, Pattern, plus, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
-from ..engines.common.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.common.shards import Locality
+from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from .common.base import KeptKeys, Mechanism, scaled_scores, softmax_over, visible_to_all

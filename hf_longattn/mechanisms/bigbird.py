@@ -27,8 +27,8 @@ from ..engines.common.byte_cache import KEPT
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, plus
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.derivatives import map_one_by_one
-from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.common.global_rows import global_index
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import LengthError, OptionError
 from ..naming import OPERATORS

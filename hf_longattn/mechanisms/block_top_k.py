@@ -21,7 +21,7 @@ from torch import Tensor
 from ..engines.block_selected import block_selected_attention
 from ..engines.common.call import AttentionCall, GatherTile, rows_of
 from ..engines.common.dense import dense_attention, repeat_heads
-from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError

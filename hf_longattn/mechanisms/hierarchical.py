@@ -30,7 +30,7 @@ from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import KEPT
 from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
-from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from .common.base import Mechanism, pad_queries, softmax_over, visible_to_all
 from .common.layout import neighbourhoods, triangle, without_gaps

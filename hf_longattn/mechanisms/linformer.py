@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
-from ..engines.common.dispatch import DENSE, choose_covered
+from ..engines.dispatch import DENSE, choose_covered
 from ..errors import LengthError, OptionError
 from .common.base import Mechanism, softmax_over
 from .common.options import Options, option

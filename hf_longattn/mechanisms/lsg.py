@@ -40,9 +40,9 @@ from ..engines.common.byte_cache import KEPT
 from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.derivatives import map_one_by_one
-from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.common.global_rows import global_index, overwrite_global_rows
 from ..engines.common.shards import Locality
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError

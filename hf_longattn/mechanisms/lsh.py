@@ -34,8 +34,8 @@ from torch import Tensor
 from ..engines.bucket_tiles import ChunkRounds, RecentRounds, Rounds
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import repeat_heads
-from ..engines.common.dispatch import Facts, choose
 from ..engines.cpu.chunks import chunk_attention
+from ..engines.dispatch import Facts, choose
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .common.base import Mechanism

@@ -41,8 +41,8 @@ from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads, wide
-from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.common.shards import Shard
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.topk import SCORE_CELLS, exact_dtype, ranking, term_at, topk
 from ..errors import OptionError
 from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all

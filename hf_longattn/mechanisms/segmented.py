@@ -33,8 +33,8 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.common.dense import dense_attention, grid_of, products, repeat_heads
-from ..engines.common.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.common.shards import Locality
+from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
 from .common.base import pad_queries, softmax_over, visible_to_all

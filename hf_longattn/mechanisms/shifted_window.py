@@ -26,8 +26,8 @@ from ..engines.block_sparse import full_attention
 from ..engines.common.byte_cache import KEPT
 from ..engines.common.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, mod_of_heads, rows_of
 from ..engines.common.dense import dense_attention, index_grid, repeat_heads
-from ..engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.common.shards import Locality
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..positions.distances import Extent

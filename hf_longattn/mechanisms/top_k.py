@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
-from ..engines.common.dispatch import DENSE, choose_covered
+from ..engines.dispatch import DENSE, choose_covered
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
 from .common.base import KeptKeys, scaled_scores, softmax_over, visible_to_all
 from .common.options import Options, option

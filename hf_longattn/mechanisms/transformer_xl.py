@@ -25,8 +25,8 @@ from torch import Tensor
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
-from ..engines.common.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.common.shards import Locality
+from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..positions.relative import Span
 from .common.base import KeptKeys, both, pad_queries, scaled_scores, softmax_over

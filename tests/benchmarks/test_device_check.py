@@ -13,7 +13,7 @@ from benchmarks import device_check
 from benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, stages
 from benchmarks.device_check import run_case
 from hf_longattn import list_mechanisms
-from hf_longattn.engines.common import dispatch
+from hf_longattn.engines import dispatch
 from hf_longattn.engines.cuda import flex
 
 SHORT = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch.nn.attention.flex_attention import flex_attention
 
-from hf_longattn.engines.common import dispatch
+from hf_longattn.engines import dispatch
 from hf_longattn.engines.cuda import flex
 
 

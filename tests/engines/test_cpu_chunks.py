@@ -7,7 +7,8 @@ from torch import Tensor
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import masked_softmax
-from hf_longattn.engines.cpu.chunks import chunk_attention, stable_order
+from hf_longattn.engines.cpu.chunks import chunk_attention
+from hf_longattn.engines.cpu.flash import stable_order
 
 
 def meetings(buckets: Tensor, real: Tensor, size: int, before: int, after: int) -> Tensor:

@@ -21,10 +21,11 @@ from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import KEPT
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
-from hf_longattn.engines.common.dispatch import NoKernel, listen
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.cuda.flex import BLOCK, Lists, band_block_mask, packed, transposed
+from hf_longattn.engines.cuda.flex_kernel import NoKernel
+from hf_longattn.engines.dispatch import listen
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import long_model, tokens
 

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.backend import _score_mod
-from hf_longattn.engines.common import dispatch
+from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern, ScoreMod, constant, mod_of_heads
-from hf_longattn.engines.common.dispatch import NoKernel
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flex, flex_kernel
+from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.families.deberta_v2 import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 

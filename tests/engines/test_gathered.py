@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_longattn.engines.common.byte_cache import KEPT
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
 from hf_longattn.engines.common.plain import plain_gathered
-from hf_longattn.engines.gathered import cpu_gathered, flat_rules, gathered_attention
+from hf_longattn.engines.cpu.gathered import cpu_gathered, flat_rules
+from hf_longattn.engines.gathered import gathered_attention
 
 BATCH, HEADS, WIDTH = 2, 3, 8
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.common import dispatch
-from hf_longattn.engines.common.dispatch import CALL, Facts, choose, fla_installed
+from hf_longattn.engines import dispatch
+from hf_longattn.engines.dispatch import CALL, Facts, choose, fla_installed
 from hf_longattn.engines.linear import Feature, linear_attention, packed_linear_attention
 from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
 

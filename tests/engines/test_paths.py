@@ -10,12 +10,12 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.attend import run_batch
-from hf_longattn.engines import block_sparse
-from hf_longattn.engines.block_sparse import cpu_band
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import KEPT
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, Pattern
 from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.cpu import band, dense_mask
+from hf_longattn.engines.cpu.band import cpu_band
 from hf_longattn.engines.cpu.band_plan import BF16, BF16_AMX, band_plan
 from hf_longattn.engines.cuda.flex import flex_band
 
@@ -78,7 +78,7 @@ BLOCKS = [32, 64, 192, 1000]
 def test_blocks_of_every_size_have_the_outputs_and_gradients_of_the_definition(
     visited: str, causal: bool, side: str, few_queries: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_sparse, "band_plan", functools.partial(band_plan, block=block))
+    monkeypatch.setattr(band, "band_plan", functools.partial(band_plan, block=block))
     torch.manual_seed(0)
     length, (name, options) = 300, MECHANISMS[visited]
     q, k, v = (torch.randn(2, 4, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -116,8 +116,8 @@ def test_short_inputs_are_one_call_with_a_mask_that_is_kept(
         masks_used.append(attn_mask)
         return kernel(*inputs, attn_mask=attn_mask, scale=scale)
 
-    kernel = block_sparse.flash
-    monkeypatch.setattr(block_sparse, "flash", flash)
+    kernel = dense_mask.flash
+    monkeypatch.setattr(dense_mask, "flash", flash)
     for _ in range(2):
         q, k, v = (torch.randn(2, 4, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
         queries = q[:, :, -150:] if few_queries else q
@@ -134,7 +134,7 @@ def test_short_inputs_are_one_call_with_a_mask_that_is_kept(
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("side", ["none", "inside"])
 def test_a_bias_by_distance_in_blocks_of_every_size(side: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_sparse, "band_plan", functools.partial(band_plan, block=block))
+    monkeypatch.setattr(band, "band_plan", functools.partial(band_plan, block=block))
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, 300, 8, dtype=torch.float64) for _ in range(3))
     table = torch.randn(2, 81, dtype=torch.float64, requires_grad=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
-from hf_longattn.engines.common import dispatch
+from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism

@@ -1,1 +1,1 @@
-"""What engines share: the call, the batch, the table of paths, the cache, and paths for every device."""
+"""What engines share: the call, the batch, the cache, what is sharded across processes, and paths for every device."""

@@ -1,7 +1,7 @@
 """What is asked of an engine: which pairs (a band, tiles), which score terms, everything else about a call, and how a call is aligned.
 
 Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` brings them there before a mechanism runs, in one of four ways,
-among which :mod:`.dispatch` chooses:
+among which :mod:`hf_longattn.engines.dispatch` chooses:
 
 - **masked**: as it is, with a key mask, where nothing is padded on the left or distances alone matter (short inputs, a GPU, a graph);
 - **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
@@ -228,6 +228,12 @@ def rows_of(length: int, size: int, device: torch.device | None = None) -> Tenso
     count = -(-length // size)
     places = torch.arange(count * size, device=device)
     return torch.where(places < length, places, -1).view(1, 1, count, size)
+
+
+def inverse_permutation(order: Tensor) -> Tensor:
+    """The place of every number in ``order (…, N)``."""
+    places = torch.arange(order.shape[-1], device=order.device)
+    return torch.empty_like(order).scatter_(-1, order, places.expand(order.shape))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,1 +1,1 @@
-"""Paths for the CPU: bands and sorted chunks by its fused flash kernel."""
+"""Paths for the CPU, on PyTorch's fused flash kernel."""

@@ -11,63 +11,17 @@ The gathered engine takes 2.1-2.3 times as long for the forward pass and 1.6-1.8
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...naming import OPERATORS
-from ..block_sparse import MASKED, additive_mask, empty_results, flash, flash_backward, mask_dtype, token_major
-from ..common.call import AttentionCall
+from ..common.call import AttentionCall, inverse_permutation
 from ..common.dense import same_dtype
-from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
-
-
-def stable_order(numbers: Tensor, most: int) -> Tensor:
-    """Stable argsort of integers ``(…, N)`` from -1 to ``most``; NumPy has a radix sort for 16 bits."""
-    if most >= 1 << 15:
-        return numbers.argsort(dim=-1, stable=True)
-    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
-
-
-def inverse_permutation(order: Tensor) -> Tensor:
-    """The place of every number in ``order (…, N)``."""
-    places = torch.arange(order.shape[-1], device=order.device)
-    return torch.empty_like(order).scatter_(-1, order, places.expand(order.shape))
-
-
-def merge_rows(parts: Sequence[Tensor], lses: Sequence[Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
-    """Output ``(n, D)`` and log-sum-exp ``(n,)`` of n tokens; ``row (n, m)`` lists the rows of the concatenated parts that each merges."""
-    shares = torch.cat(list(lses))[row.t()]
-    lse = shares.logsumexp(0)
-    weights = shares.sub_(lse).exp_().t().contiguous()
-    return F.embedding_bag(row, torch.cat(list(parts)).to(weights.dtype), mode="sum", per_sample_weights=weights), lse
-
-
-def register(operator: Any, backward: Any, tensors: int) -> None:
-    """Register shapes and gradients of a custom operator on the kernel.
-
-    Args:
-        operator: ``(q, k, v, *tensors, *settings) -> (output, log-sum-exp)``.
-        backward: ``(grad, q, k, v, output, log-sum-exp, *tensors, *settings) -> (dq, dk, dv)``.
-        tensors: how many of the arguments after v are tensors or ``None``; they have no gradients.
-    """
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.settings = inputs[3 + tensors :]
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs[:3], *output, *inputs[3 : 3 + tensors])
-
-    @one_gradient_at_a_time()
-    def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = backward(grad, *ctx.saved_tensors, *ctx.settings)
-        return first_derivatives_only((*gradients, *[None] * (tensors + len(ctx.settings))))
-
-    operator.register_fake(lambda q, *_: empty_results(q))
-    backward.register_fake(lambda _grad, q, k, v, *_: token_major(q.dtype, q, k, v))
-    operator.register_autograd(gradients, setup_context=setup_context)
+from .flash import MASKED, additive_mask, empty_results, flash, flash_backward, mask_dtype, merge_rows, register, stable_order, token_major
 
 
 def chunk_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Tensor, size: int, call: AttentionCall, *, before: int, after: int) -> Tensor:

@@ -18,9 +18,8 @@ from ..common.batch import Batch
 from ..common.byte_cache import KEPT
 from ..common.call import AttentionCall, GatherTile, Pattern
 from ..common.dense import merged
-from ..common.dispatch import NoKernel
 from ..common.global_rows import gather_tokens, global_index, overwrite_global_rows
-from .flex_kernel import fused_flex, kind_of
+from .flex_kernel import NoKernel, fused_flex, kind_of
 
 Lists = tuple[Tensor, Tensor]
 """Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; the first ``count`` indices of a row are valid."""

@@ -2,7 +2,7 @@
 
 Without a kernel flex_attention computes all N×N scores in memory, and raises nothing: where torch.compile is turned off, and once PyTorch
 has compiled a function for as many variants of its arguments as it allows (eight). So every kind of call has its own compiled function
-here, and none of them runs uncompiled. Where PyTorch cannot compile one, forward or backward, :class:`~.dispatch.NoKernel` is raised, and
+here, and none of them runs uncompiled. Where PyTorch cannot compile one, forward or backward, ``NoKernel`` is raised, and
 another path runs.
 """
 
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...private_apis import compile_errors, floats_as_constants
-from ..common.dispatch import NoKernel
 
 MOST_KERNELS = 256
 """Kinds of calls whose compiled function is kept; the least recently used is dropped first."""
@@ -36,6 +35,10 @@ UNSUPPORTED = re.compile(
 SERIOUS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 """Errors of the machine, which say nothing about a kernel."""
 logger = logging.getLogger(__name__)
+
+
+class NoKernel(Exception):
+    """A path turns out not to run on this machine; the text says why, as a clause."""
 
 
 def _attention(*tensors, **settings):  # type: ignore[no-untyped-def]

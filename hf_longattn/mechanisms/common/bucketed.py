@@ -21,7 +21,7 @@ from torch import Tensor
 from ...engines.bucket_tiles import found_in_earlier_rounds, last_in_bucket
 from ...engines.common.call import AttentionCall, GatherTile, plus
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
-from ...engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at
 from .base import KeptKeys, pad_queries, scaled_scores, softmax_over

@@ -14,8 +14,8 @@ from ...engines.common.byte_cache import KEPT
 from ...engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
-from ...engines.common.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.common.shards import Locality
+from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
 from ...positions.relative import Span
 from ...private_apis import has_hooks

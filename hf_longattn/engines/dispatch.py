@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...naming import LOGGER
-from ..cpu.band_plan import Plan, band_plan
-from .batch import in_graph
-from .call import AttentionCall, DistanceBias, Pattern
-from .derivatives import no_fused_kernels
+from ..naming import LOGGER
+from .common.batch import in_graph
+from .common.call import AttentionCall, DistanceBias, Pattern
+from .common.derivatives import no_fused_kernels
+from .cpu.band_plan import Plan, band_plan
+from .cuda.flex_kernel import NoKernel
 
 VARIABLE = "HF_LONGATTN_LOG"
 DENSE_CELLS = 256 * 256
@@ -267,10 +268,6 @@ class Choice:
 
     def __str__(self) -> str:
         return self.path + "".join(f"; no {name}: {reason}" for name, reason in self.refused)
-
-
-class NoKernel(Exception):
-    """A path turns out not to run on this machine; the text says why, as a clause."""
 
 
 def fastest_path(kind: str, facts: Facts) -> str:

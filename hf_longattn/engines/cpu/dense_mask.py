@@ -1,0 +1,44 @@
+"""The path ``dense-masked`` on the CPU: one call of the fused kernel over all keys, with the band and the global tokens as its mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..common.batch import in_graph
+from ..common.byte_cache import KEPT
+from ..common.call import AttentionCall, Pattern
+from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
+from .flash import additive_mask, flash
+
+
+def kept_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
+    """The mask of a dense call, kept for further layers and calls; ``None`` where it must be made anew or is none of the band alone."""
+    tokens = call.global_mask
+    if q_len == 1 or in_graph() or no_fused_kernels() is not None:
+        return None
+    if call.key_mask is not None or call.score_mod is not None or call.dropout:
+        return None
+    if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
+        return None
+    index = None if tokens is None else tokens[0].nonzero()[:, 0]
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # whose range is too small
+    return visible_mask(q_len, kv_len, kv_len - q_len, pattern, index, dtype)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
+    """One call of the CPU's fused kernel, with the additive mask of :func:`visible_mask`; keys after a query are left out if ``causal``."""
+    return refuse_second_derivatives(flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0])
+
+
+def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``, for queries from position ``shift`` on. Shared."""
+    tokens = () if index is None else tuple(index.tolist())
+
+    def make() -> Tensor:
+        chosen = torch.zeros(1, kv_len, dtype=torch.bool)
+        chosen[0, list(tokens)] = True
+        rows = torch.arange(shift, shift + q_len)[:, None]
+        return additive_mask(~pattern.visible_mod(chosen)(0, 0, rows, torch.arange(kv_len)), dtype)[None, None]
+
+    return KEPT.get(("visible", q_len, kv_len, shift, pattern, tokens, dtype), make)

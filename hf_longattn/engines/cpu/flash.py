@@ -1,0 +1,103 @@
+"""PyTorch's fused attention kernel for the CPU, its additive masks, and how the results of several calls become one.
+
+The calls of a path are parts of one softmax over disjoint sets of keys. With their outputs o_p and log-sum-exps l_p, l = log Σ_p exp(l_p)
+and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023,
+FlashAttention-2, section 3.1), which asks for the merged o and l only: the backward pass of each part is the kernel's with these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...private_apis import aten
+from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
+
+MASKED = -1e30
+"""Additive mask. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
+flash, flash_backward = aten("cpu_flash"), aten("cpu_flash", 1)
+"""PyTorch's fused attention kernel for the CPU."""
+
+
+def mask_dtype(q: Tensor) -> torch.dtype:
+    """The dtype that the kernel expects of masks, and in which it returns log-sum-exps."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros, and :data:`MASKED` where ``hidden`` (bool)."""
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)
+
+
+def padding_of(key_mask: Tensor | None, item: int, dtype: torch.dtype) -> Tensor | None:
+    """The additive mask ``(N,)`` of one batch item's padding, if it has any, from ``key_mask (B, N)``."""
+    return None if key_mask is None or bool(key_mask[item].all()) else additive_mask(~key_mask[item], dtype)
+
+
+def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``, so that merging the heads is free."""
+    return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
+
+
+def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored token-major."""
+    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=mask_dtype(q)).transpose(1, 2)
+    return token_major(q.dtype, q)[0], lse
+
+
+def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Merge the output ``(…, N, D)`` and log-sum-exp ``(…, N)`` of a part with those of the parts before it, in place."""
+    merged = torch.logaddexp(lse, part_lse)
+    out.lerp_(part, (part_lse - merged).exp_()[..., None].to(out.dtype))
+    lse.copy_(merged)
+
+
+def zero_unseen(out: Tensor, lse: Tensor) -> None:
+    """Set the rows to zero that saw no key."""
+    nothing = lse <= MASKED / 2
+    if bool(nothing.any()):
+        out.masked_fill_(nothing[..., None], 0)
+        lse.masked_fill_(nothing, 0)
+
+
+def stable_order(numbers: Tensor, most: int) -> Tensor:
+    """Stable argsort of integers ``(…, N)`` from -1 to ``most``; NumPy has a radix sort for 16 bits."""
+    if most >= 1 << 15:
+        return numbers.argsort(dim=-1, stable=True)
+    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
+
+
+def merge_rows(parts: Sequence[Tensor], lses: Sequence[Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
+    """Output ``(n, D)`` and log-sum-exp ``(n,)`` of n tokens; ``row (n, m)`` lists the rows of the concatenated parts that each merges."""
+    shares = torch.cat(list(lses))[row.t()]
+    lse = shares.logsumexp(0)
+    weights = shares.sub_(lse).exp_().t().contiguous()
+    return F.embedding_bag(row, torch.cat(list(parts)).to(weights.dtype), mode="sum", per_sample_weights=weights), lse
+
+
+def register(operator: Any, backward: Any, tensors: int) -> None:
+    """Register shapes and gradients of a custom operator on the kernel.
+
+    Args:
+        operator: ``(q, k, v, *tensors, *settings) -> (output, log-sum-exp)``.
+        backward: ``(grad, q, k, v, output, log-sum-exp, *tensors, *settings) -> (dq, dk, dv)``.
+        tensors: how many of the arguments after v are tensors or ``None``; they have no gradients.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.settings = inputs[3 + tensors :]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[:3], *output, *inputs[3 : 3 + tensors])
+
+    @one_gradient_at_a_time()
+    def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = backward(grad, *ctx.saved_tensors, *ctx.settings)
+        return first_derivatives_only((*gradients, *[None] * (tensors + len(ctx.settings))))
+
+    operator.register_fake(lambda q, *_: empty_results(q))
+    backward.register_fake(lambda _grad, q, k, v, *_: token_major(q.dtype, q, k, v))
+    operator.register_autograd(gradients, setup_context=setup_context)

@@ -1,0 +1,234 @@
+"""How a tile of query-key pairs becomes calls of the CPU's fused kernel.
+
+Rows whose tokens lie at a constant distance from one another, and whose next row lies at a constant distance from them, are read as a
+strided *view*; all others are gathered by their list of positions. Rows are computed a few at a time, so that what is gathered stays in the
+cache and its memory is reused. The layout depends on the tile's index tensors alone and is cached for as long as they live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.byte_cache import KEPT
+from ..common.call import GatherTile
+
+CHUNK_BYTES = 800
+"""Estimated size of a :class:`Chunk`."""
+FAR, FAR_ENOUGH = 1 << 30, 1 << 28
+"""Larger than any distance between two positions; larger than any position, so that relative positions stay positive."""
+SKIP, WHOLE, KEYS, PAIRS = -1, 0, 1, 2
+"""What a row needs: nothing, since no pair is visible; no mask; a mask over keys; a mask over pairs."""
+
+
+class Rules(NamedTuple):
+    """Pairs with ``low <= query - key <= high`` are visible, except for ``left_out[0] <= query - key <= left_out[1]``."""
+
+    low: int
+    high: int
+    left_out: tuple[int, int]
+
+    @classmethod
+    def of(cls, tile: GatherTile) -> Rules:
+        low, high = tile.inside or (-FAR, FAR)
+        bounds = (max(low, 0) if tile.causal else low, high, *(tile.outside or (FAR, -FAR)))
+        low, high, first, last = (max(-FAR, min(FAR, x)) for x in bounds)
+        return cls(low, high, (first, last))
+
+    @property
+    def trivial(self) -> bool:
+        """Whether every pair is visible."""
+        return self.low == -FAR and self.high == FAR and self.left_out[0] > self.left_out[1]
+
+
+class Spec(NamedTuple):
+    """One tile as the operator receives it; see :class:`hf_longattn.engines.common.call.GatherTile`."""
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+    rules: Rules
+
+
+class Run(NamedTuple):
+    """Tokens ``start + row * step + i * stride`` for i < size; ``slot`` is the index of the first one in the row's list."""
+
+    start: int
+    step: int
+    stride: int
+    size: int
+    slot: int
+
+    def row(self, number: int) -> Run:
+        return self._replace(start=self.start + number * self.step)
+
+    def part(self, first: int, size: int) -> Run:
+        return self._replace(start=self.start + first * self.stride, size=size, slot=self.slot + first)
+
+
+class Chunk(NamedTuple):
+    """What one kernel call computes: some heads, rows, and slots of the rows' queries, with all keys of these rows."""
+
+    heads: slice
+    rows: slice
+    slots: slice
+    queries: Run | None
+    """None: the tokens are gathered by their list."""
+    keys: Run | None
+    need: int
+    """WHOLE, KEYS or PAIRS."""
+    holes: bool
+    """Whether some listed query is an empty slot."""
+
+
+class Limits(NamedTuple):
+    """Largest size of a call: (token, head) pairs on either side, and entries of a mask that is not shared by all rows."""
+
+    queries: int
+    keys: int
+    """Of keys that are gathered."""
+    viewed: int
+    """Of keys that are views."""
+    mask: int = 1 << 18
+
+
+class Layout(NamedTuple):
+    """The calls of one tile: one list for every batch item, or a single one for all; and whether the tile lists every query."""
+
+    chunks: tuple[tuple[Chunk, ...], ...]
+    complete: bool
+
+    def of(self, item: int) -> tuple[Chunk, ...]:
+        return self.chunks[item % len(self.chunks)]
+
+
+def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+    """The layout of a tile, cached for its index tensors."""
+    tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
+    key = ("layout", len(tensors), spec.rules, heads, q_len, limits)
+    return KEPT.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), lambda made: CHUNK_BYTES * sum(map(len, made.chunks)))
+
+
+def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+    query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
+    needs = _needs(spec, [run is not None for run in key_runs or [None] * spec.keys.shape[2]])
+    empty = (spec.queries < 0).any(-1).expand(needs.shape)
+    by_head = max(needs.shape[1], spec.keys.shape[1]) > 1
+    shared = needs.shape[:2] == (1, 1)
+    listed = int((spec.queries >= 0).sum((-1, -2)).min())
+    items = []
+    for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
+        signature = need[0] if shared else [max(map(max, need))] * len(need[0])
+        chunks = []
+        for first, count in _groups(signature, query_runs, key_runs):
+            if signature[first] == SKIP:
+                continue
+            q_run, k_run = (None if runs is None else _joined(runs, first, count) for runs in (query_runs, key_runs))
+            for chunk in _cut(spec, first, count, q_run, k_run, heads, by_head, limits, signature[first]):
+                rows = [row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]]
+                low, high = min(rows), max(rows)
+                if high != SKIP:
+                    some = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
+                    chunks.append(chunk._replace(need=max(high, KEYS) if low == SKIP else high, holes=some))
+        items.append(tuple(chunks))
+    return Layout(tuple(items), listed == q_len and not bool((needs == SKIP).any()))
+
+
+def _needs(spec: Spec, viewed: list[bool]) -> Tensor:
+    """SKIP, WHOLE, KEYS or PAIRS for every row, ``(B or 1, H or 1, R)``; empty key slots of views are not visited."""
+    queries, keys, bias, rules = spec
+    real = queries >= 0
+    shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
+    if rules.trivial and bias is None and bool(real.all()) and bool((keys >= 0).all()):
+        return torch.full(shape, WHOLE)
+    nearest = queries.masked_fill(~real, FAR).amin(-1, keepdim=True) - keys
+    farthest = queries.amax(-1, keepdim=True) - keys
+    empty = keys < 0
+    never = empty | (farthest < rules.low) | (nearest > rules.high) | ~real.any(-1, keepdim=True)
+    always = ~never & (nearest >= rules.low) & (farthest <= rules.high)
+    never = never | ((nearest >= rules.left_out[0]) & (farthest <= rules.left_out[1]))
+    always = always & ((farthest < rules.left_out[0]) | (nearest > rules.left_out[1]))
+    if bias is not None and bias.dtype == torch.bool:
+        never, always = never | ~bias.any(-2), always & bias.all(-2)
+    hidden = never & ~(empty & torch.tensor(viewed)[:, None])
+    need = torch.where((~never & ~always).any(-1), PAIRS, torch.where(hidden.any(-1), KEYS, WHOLE))
+    if bias is not None and bias.dtype != torch.bool:
+        need = need.clamp(min=PAIRS if bias.shape[-2] > 1 else KEYS)
+    return need.masked_fill(never.all(-1), SKIP).expand(shape)
+
+
+def _runs(index: Tensor) -> list[Run | None] | None:
+    """The rows of ``index (1, 1, R, T)`` as runs (with step 0); None where they are irregular, too many, or differ by item or head."""
+    if index.shape[:2] != (1, 1):
+        return None
+    index = index[0, 0]
+    real = index >= 0
+    size, slot = real.sum(-1), real.int().argmax(-1)
+    start = index.gather(1, slot[:, None])[:, 0]
+    following = index.gather(1, (slot + 1).clamp(max=index.shape[1] - 1)[:, None])[:, 0]
+    stride = torch.where(size > 1, following - start, 1)
+    place = torch.arange(index.shape[1]) - slot[:, None]
+    within = (place >= 0) & (place < size[:, None])
+    exact = (real == within).all(-1) & (~real | (index == start[:, None] + place * stride[:, None])).all(-1) & (stride > 0) & (size > 0)
+    if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
+        return None
+    numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
+    return [Run(a, 0, d, n, at) if good else None for good, a, d, n, at in numbers]
+
+
+def _groups(needs: list[int], *sides: list[Run | None] | None) -> Iterator[tuple[int, int]]:
+    """Cut the rows into stretches of equal shape and need, whose runs are one constant step apart: (first row, number of rows)."""
+
+    def kind(row: int) -> tuple:
+        runs = (None if side is None else side[row] for side in sides)
+        return needs[row], *(None if run is None else run[2:] for run in runs)
+
+    def steps(row: int) -> tuple:
+        pairs = ((None, None) if side is None else (side[row], side[row + 1]) for side in sides)
+        return tuple(0 if a is None or b is None else b.start - a.start for a, b in pairs)
+
+    first = 0
+    while first < len(needs):
+        last = first
+        while last + 1 < len(needs) and kind(last + 1) == kind(first) and min(steps(last), default=0) >= 0 and steps(last) == steps(first):
+            last += 1
+        yield first, last + 1 - first
+        first = last + 1
+
+
+def _joined(runs: list[Run | None], first: int, count: int) -> Run | None:
+    run, following = runs[first], runs[min(first + 1, first + count - 1)]
+    return None if run is None or following is None else run._replace(step=following.start - run.start)
+
+
+def _cut(
+    spec: Spec, first: int, count: int, queries: Run | None, keys: Run | None, heads: int, by_head: bool, limits: Limits, need: int
+) -> Iterator[Chunk]:
+    """Cut ``count`` equal rows into calls within ``limits``: slots of a row first, then heads or rows, whichever share less memory."""
+    size = spec.queries.shape[-1] if queries is None else queries.size
+    width = spec.keys.shape[-1] if keys is None else keys.size
+    aligned = queries is not None and keys is not None and queries.step == keys.step
+    slots = min(size, limits.queries)
+    if need == PAIRS:
+        slots = min(slots, max(32, limits.mask // width))
+    units = min(limits.queries // slots, (limits.keys if keys is None else limits.viewed) // width)
+    if need == PAIRS and not aligned:
+        units = min(units, limits.mask // (slots * width) * (1 if by_head else heads))
+    units = max(1, units)
+    if by_head:
+        at_once = min(count, units)
+        together = min(heads, max(1, units // at_once))
+    else:
+        together = min(heads, units)
+        at_once = min(count, max(1, units // together))
+    for low in range(0, size, slots):
+        some = min(slots, size - low)
+        at = (queries.slot if queries is not None else 0) + low
+        for head in range(0, heads, together):
+            for row in range(first, first + count, at_once):
+                place = slice(head, min(heads, head + together)), slice(row, min(first + count, row + at_once)), slice(at, at + some)
+                of_queries = None if queries is None else queries.row(row - first).part(low, some)
+                yield Chunk(*place, of_queries, None if keys is None else keys.row(row - first), need, holes=False)
