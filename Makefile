@@ -50,7 +50,7 @@ lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/mypy
 
 format: $(READY)  ## lay the code out, mend what ruff can mend, and write the types of the Long classes
-	$(PY) -m tools.class_stubs
+	$(PY) -m scripts.dev.tools.class_stubs
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
@@ -62,7 +62,7 @@ test-slow: $(READY)  ## every test, transformers' own suites included (can take 
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) -o faulthandler_timeout=3600 $(ARGS)
 
 # Timings count on a quiet machine only: nothing else may run.
-bench: $(READY)  ## measure attention, models and training; results go to docs/results (half an hour on 2 cores)
+bench: $(READY)  ## measure attention, models and training; results go to scripts/dev/results (half an hour on 2 cores)
 	$(BENCH) attention --option window=512 --lengths 1024,4096,8192,16384
 	$(BENCH) attention --option window=512 --lengths 1024,4096,8192 --causal --against sdpa,flex
 	$(BENCH) attention --option window=512 --lengths 1024,4096,8192 --backward --against sdpa,hf-longformer
@@ -72,11 +72,11 @@ bench: $(READY)  ## measure attention, models and training; results go to docs/r
 	$(BENCH) attention --mechanism longformer --option window=512 --globals 64 --lengths 1024,4096,8192 --against window,sdpa,flex,hf-longformer
 	$(BENCH) model --option window=512 --lengths 512,1024,4096,8192 --repeats 3
 	$(BENCH) train --option window=512 --lengths 512,1024,4096 --repeats 3
-	$(PY) -m benchmarks.same_precision --again
+	$(PY) -m scripts.dev.benchmarks.same_precision --again
 	$(MAKE) docs
 
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/
-	$(PY) -m tools.update_docs
+	$(PY) -m scripts.dev.tools.update_docs
 
 gpu-check: $(READY)  ## every mechanism on CUDA against float64, and timings, in eight minutes
 	$(PY) scripts/gpu_check.py $(ARGS)

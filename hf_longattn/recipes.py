@@ -24,7 +24,9 @@ from typing import Any
 from .errors import CheckpointError, LongAttentionError, nearest
 from .reading import read_text
 
-CONFIGS = Path(__file__).parent / "configs"
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE / "configs")
+"""The wheel has them in the package; a checkout, also one that is installed with ``pip install -e``, next to it."""
 TRAINED = re.compile(r"(?:longattn|-m hf_longattn) train (\w+) ")
 """The task in a command."""
 ENTRIES = ("Paper", "Score", "Base", "Hardware", "Differs", "Commands")

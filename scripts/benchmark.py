@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is part of the checkout, not of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts.dev is part of the checkout, not of the installed package
 
-from benchmarks.app import app
+from scripts.dev.benchmarks.app import app
 
 if __name__ == "__main__":
     app()

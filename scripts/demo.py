@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # research/ is part of the checkout, not of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts.dev is part of the checkout, not of the installed package
 
-from research.demo import main
+from scripts.dev.studies.demo import main
 
 if __name__ == "__main__":
     sys.exit(main())

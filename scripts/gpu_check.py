@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is part of the checkout, not of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts.dev is part of the checkout, not of the installed package
 
 import typer
 
-from benchmarks.gpu_check import main
+from scripts.dev.benchmarks.gpu_check import main
 
 if __name__ == "__main__":
     typer.run(main)

@@ -3,7 +3,7 @@
 python scripts/train_qa.py --model MODEL --data my_squad.json --output trained
 accelerate launch --multi_gpu --num_processes 2 scripts/train_qa.py --model MODEL --data my_squad.json --output trained
 
-`--data program lookup`, tasks of research/, are trained by `python -m research.qa_finetune`, which has more flags.
+`--data program lookup`, tasks of scripts/dev/studies/, are trained by `python -m scripts.dev.studies.qa_finetune`, which has more flags.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     data = takewhile(lambda word: not word.startswith("--"), typed[typed.index("--data") + 1 :] if "--data" in typed else [])
     if REFERENCE_TASKS.isdisjoint(data):
         return train("qa", typed)
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # research/ is part of the checkout, not of the installed package
-    from research.qa_finetune import main as train_reference_tasks
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts.dev is part of the checkout, not of the installed package
+    from scripts.dev.studies.qa_finetune import main as train_reference_tasks
 
     return train_reference_tasks(typed)
 

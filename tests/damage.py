@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hf_longattn.cli import main
-from tools.small_models import Shape, language_model, small_config
+from scripts.dev.tools.small_models import Shape, language_model, small_config
 
 LENGTH = 64
 WORDS = ("the", "of", "and", "a", "to", "in", "is", "it", "was", "on", "we", "they", "storm", "boat", "school", "sea")

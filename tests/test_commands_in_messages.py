@@ -25,7 +25,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted
              ROOT / "hf_longattn" / "hub" / "template.md"]  # fmt: skip
 DOCUMENTS = [path for path in DOCUMENTS if "results" not in path.parts and path.stem != "architecture"]  # which is for contributors
 CHECKOUT = re.compile(
-    r"\bmake [a-z-]+`|`make |^make |python3? -m (?:tools|research|benchmarks)\b|(?:scripts|research|examples|tools|benchmarks)/\w+\.py",
+    r"\bmake [a-z-]+`|`make |^make |python3? -m scripts\b|(?:examples|scripts)/[\w/]+\.py",
     re.M,
 )
 """What only a checkout of the repository has."""

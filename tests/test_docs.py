@@ -25,14 +25,13 @@ from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.mechanisms.common import registry
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("docs", "research", "scripts", "tools")
-DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md")))]
+DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in ("docs", "model_cards", "scripts") for path in sorted((ROOT / folder).rglob("*.md")))]
 
 
 def test_made_parts_are_up_to_date(repository: Path) -> None:
     """In a separate process: transformers' HfArgumentParser changes the types in the signatures of argument classes that it has read."""
     done = subprocess.run(
-        [sys.executable, "-m", "tools.update_docs", "--check"], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "scripts.dev.tools.update_docs", "--check"], cwd=repository, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.returncode == 0, f"type: make docs\n{done.stdout}{done.stderr}"
 
@@ -56,8 +55,8 @@ def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z]+(?:-[a-z]+)*)(?: |`|\n|,)", "\n".join(re.findall(r"`+[^`]*`+", text)))) <= targets
-    named = re.findall(r"(?<![\w/])(?:configs|research|scripts|tools)/[\w/]+\.(?:py|yaml)", text)
-    named += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m ((?:research|tools)\.[\w.]+\w)", text)]
+    named = re.findall(r"(?<![\w/])(?:configs|model_cards|scripts)/[\w/]+\.(?:py|yaml)", text)
+    named += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (scripts\.dev\.\w+\.[\w.]+\w)", text)]
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
@@ -118,7 +117,7 @@ def test_the_example_of_late_chunking_runs(small_models: None, capsys: pytest.Ca
     assert capsys.readouterr().out.startswith("A long document.")
 
 
-@pytest.mark.parametrize("folder", ["scripts", "tools", "research"])
+@pytest.mark.parametrize("folder", ["scripts", "scripts/dev/studies", "scripts/dev/tools"])
 def test_an_index_names_every_module_of_its_folder(folder: str) -> None:
     index = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     named = {name.removesuffix(".py").rstrip("/") for name in re.findall(r"`([\w/.]+)`", index)}

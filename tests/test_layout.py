@@ -53,8 +53,8 @@ CONVERSION = (
 )
 CONVERSION_LAYER = {module: number for number, modules in enumerate(CONVERSION) for module in modules}
 
-# Beside the package in a checkout, and not in the wheel.
-CHECKOUT = ("benchmarks", "research", "scripts", "tests", "tools")
+# Next to the package in a checkout, and not in the wheel.
+CHECKOUT = ("scripts", "tests")
 
 NAME_OF_MECHANISM = re.compile(r"(^|[._])mechanism([._]name)?$")
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from hf_longattn.private_apis import DECLARED, PRIVATE_APIS, TESTED
 
 HOME = "hf_longattn/private_apis.py"
-FOLDERS = ("hf_longattn", "benchmarks", "research", "scripts", "tools")
+FOLDERS = ("hf_longattn", "scripts")
 OTHERS = {"_replace", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit"}
 """Private by their spelling only (of a namedtuple, of os), or argparse's."""
 LISTED = {part for api in PRIVATE_APIS.values() for where in api.where for part in re.split("[.:]", where) if part.startswith("_")}

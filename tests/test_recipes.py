@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shlex
+import subprocess
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -97,3 +103,31 @@ def test_a_recipe_of_another_command_is_told() -> None:
     with pytest.raises(LongAttentionError, match="'based' is for `convert`, not for `train clm`"):
         read_recipe("based", [], "train clm")
     assert read_recipe("longformer-triviaqa", command="train qa")["learning_rate"] == 3e-5
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_an_installed_package_has_the_recipes(kind: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `pip install .` and `pip install -e .` install it, in an environment of its own with the libraries of this one."""
+    pytest.importorskip("editables")
+    build = pytest.importorskip("hatchling.build")
+    monkeypatch.chdir(repository)
+    name = {"wheel": build.build_wheel, "editable": build.build_editable}[kind](str(tmp_path))
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=True)
+    [packages] = environment.glob("lib/*/site-packages")
+    with zipfile.ZipFile(tmp_path / name) as archive:
+        archive.extractall(packages)
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+
+    command = [str(environment / "bin" / "python"), "-m", "hf_longattn", "recipes", "longformer-triviaqa"]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.stdout == (repository / "configs" / "recipes" / "longformer-triviaqa.yaml").read_text(encoding="utf-8"), done.stderr
+    if kind == "wheel":
+        assert {path.name for path in packages.glob("hf_longattn/configs/**/*.yaml")} == {recipe.path.name for recipe in READY.values()}
+
+
+def test_a_recipe_of_the_checkout_is_a_file_like_any_other(repository: Path) -> None:
+    """`--config configs/based.yaml`, typed in a checkout."""
+    assert repository / "configs" == CONFIGS
+    assert read_recipe(repository / "configs" / "based.yaml") == read_recipe("based")

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion.text import PARAGRAPHS
-from tools.family_checkpoints import trained_tokenizer
+from scripts.dev.tools.family_checkpoints import trained_tokenizer
 
 REAL_TEXT = PARAGRAPHS + (Path(__file__).resolve().parents[1] / "LICENSE").read_text(encoding="utf-8")
 OTHERS = ("Naïve façades don't cost 3.50 – or do they?", " ".join(string.printable))

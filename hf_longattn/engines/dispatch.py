@@ -29,8 +29,7 @@ from .cuda.flex_kernel import NoKernel
 VARIABLE = "HF_LONGATTN_LOG"
 DENSE_CELLS = 256 * 256
 """Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path: measured on CPUs, where the sparse
-paths cost several calls. On a GPU it is an estimate, that so few pairs cost little besides the launch of a kernel; ``benchmarks.gpu_check``
-measures it (``crossing``)."""
+paths cost several calls. On a GPU it is an estimate, that so few pairs cost little besides the launch of a kernel."""
 DENSE_KEYS = 768
 """It also is up to this many keys where the band is as wide, which leaves little out: measured on CPUs, elsewhere an estimate."""
 MOST_FEATURES = 256

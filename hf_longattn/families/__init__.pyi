@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """Long<Base> families: the models of transformers with long attention, one short file per base architecture."""
 
 from .albert import LongAlbertConfig as LongAlbertConfig, LongAlbertForMaskedLM as LongAlbertForMaskedLM, LongAlbertForMultipleChoice as LongAlbertForMultipleChoice, LongAlbertForPreTraining as LongAlbertForPreTraining, LongAlbertForQuestionAnswering as LongAlbertForQuestionAnswering, LongAlbertForSequenceClassification as LongAlbertForSequenceClassification, LongAlbertForTokenClassification as LongAlbertForTokenClassification, LongAlbertModel as LongAlbertModel

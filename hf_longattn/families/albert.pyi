@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongAlbert: ALBERT (Lan et al. 2020), one set of weights for all layers, each with its own mechanism; the position table is as
 wide as the embeddings, which are narrower than the layers (``embedding_size``).
 """

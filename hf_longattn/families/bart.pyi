@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongBart: BART (Lewis et al. 2020), an encoder and a decoder, each with a learned table that starts with two rows that are not
 positions. ``max_position_embeddings`` leaves those out, as in BartConfig: 4,096 for 4,096 tokens.
 """

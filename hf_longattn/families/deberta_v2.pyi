@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention becomes terms of a mechanism's scores: it takes any
 mechanism over scores that has no global tokens.
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongDistilBert: DistilBERT (Sanh et al. 2019), BERT of half the layers, without token types and pooler; positions in one table, which
 with ``sinusoidal_pos_embds`` is initialised with sinusoids and trained like any other.
 """

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongElectra: ELECTRA (Clark et al. 2020), discriminator and generator; its position table is as wide as the embeddings, which may be
 narrower than the layers (``embedding_size``).
 """

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongEsm: ESM-1b and ESM-2 (Rives et al. 2021; Lin et al. 2022), encoders of proteins: a token is an amino acid.
 
 ``position_embedding_type`` says where positions are: ``"rotary"``, or ``"absolute"`` in a table where they start after the row of the

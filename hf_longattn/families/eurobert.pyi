@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongEuroBert: EuroBERT (Boizard et al. 2025), an encoder with Llama's layers: grouped key/value heads, rotary positions.
 """
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongGemma2: Gemma 2 (Rivière et al. 2024), every other layer with a window, scores capped by a tanh (``attn_logit_softcapping``).
 """
 

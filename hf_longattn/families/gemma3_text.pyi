@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongGemma3Text: the text model of Gemma 3 (Kamath et al. 2025), five of six layers with a window, and rotary positions
 (``rope_parameters``) for each of the two kinds.
 """

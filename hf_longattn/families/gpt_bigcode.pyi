@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongGPTBigCode: StarCoder and SantaCoder (Li et al. 2023; Ben Allal et al. 2023), as GPT-2 with one key/value head for all queries
 (``multi_query``); causal, positions in one learned table.
 """

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongGPTNeo: GPT-Neo (Black et al. 2021), causal, positions in one learned table, scores that are not scaled.
 
 Every other layer is local: it sees the last ``window_size`` tokens, and stays so (:mod:`hf_longattn.modeling.sliding_window`). Without

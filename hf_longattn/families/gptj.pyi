@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongGPTJ: GPT-J (Wang and Komatsuzaki 2021), causal, rotary positions on a part of each head, which transformers cannot scale.
 
 Its layers pass no arguments down to attention, so that it takes mechanisms without global tokens.

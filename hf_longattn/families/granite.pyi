@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongGranite: IBM's Granite 3 (2024), as Llama with factors on embeddings, attention, residuals and logits; rotary positions.
 """
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongGte: the encoder of gte-multilingual and Snowflake's Arctic embeddings (Zhang et al. 2024, mGTE): rotary positions, gated layers.
 """
 

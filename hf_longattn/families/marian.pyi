@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongMarian: the translation models of Marian (Junczys-Dowmunt et al. 2018), an encoder and a decoder with sinusoidal positions, computed
 for any length.
 """

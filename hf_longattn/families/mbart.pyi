@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongMBart: mBART (Liu et al. 2020) and mBART-50, an encoder and a decoder, each with a learned table that starts with two rows that
 are not positions. ``max_position_embeddings`` leaves those out.
 """

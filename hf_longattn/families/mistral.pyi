@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongMistral: Mistral (Jiang et al. 2023), causal, grouped key/value heads, rotary positions; every layer may have a window.
 """
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongMixtral: Mixtral (Jiang et al. 2024), as Mistral with a mixture of experts in every layer; each token's router chooses them, whatever
 the mechanism.
 """

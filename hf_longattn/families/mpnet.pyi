@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongMPNet: MPNet (Song et al. 2020), which takes any mechanism over scores that has no global tokens.
 
 Besides a position table, which starts with two rows that are not positions, all layers share one table of T5's relative positions. All

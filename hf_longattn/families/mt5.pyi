@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongMT5: mT5 (Xue et al. 2021), T5 v1.1 over a hundred languages.
 """
 

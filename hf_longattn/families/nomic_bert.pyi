@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongNomicBert: Nomic BERT (Nussbaum et al. 2024), the encoder of nomic-embed-text: BERT with rotary positions and gated layers.
 """
 

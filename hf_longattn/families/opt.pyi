@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongOPT: OPT (Zhang et al. 2022), causal, positions in one learned table that starts with two rows that are not positions; the model adds
 those itself, and ``max_position_embeddings`` leaves them out. Padding takes no position.
 """

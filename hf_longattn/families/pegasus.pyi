@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongPegasus: Pegasus (Zhang et al. 2020), an encoder and a decoder with sinusoidal positions, computed for any length.
 """
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongPhi: Phi-1 to Phi-2 (Gunasekar et al. 2023), causal, rotary positions on a part of each head (``partial_rotary_factor``).
 """
 

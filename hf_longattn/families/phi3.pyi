@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongPhi3: Phi-3 (Abdin et al. 2024), causal, one projection for queries, keys and values, rotary positions; layers may have a window.
 """
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongQwen2: Qwen2 and Qwen2.5 (Yang et al. 2024), causal, grouped key/value heads, rotary positions; the last layers may have a window.
 """
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongQwen3: Qwen3 (Yang et al. 2025), as Qwen2 with normalised queries and keys.
 """
 

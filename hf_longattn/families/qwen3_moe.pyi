@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongQwen3Moe: the mixtures of experts of Qwen3 (Yang et al. 2025), with the attention of Qwen3; all layers may have a window.
 """
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongRoberta: RoBERTa (Liu et al. 2019), whose positions start after the row of its padding token in the table.
 
 ``max_position_embeddings`` counts the rows, as in RobertaConfig: 4,098 for 4,096 tokens with ``pad_token_id=1``.

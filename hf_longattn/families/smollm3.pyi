@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongSmolLM3: SmolLM3 (Hugging Face 2025), causal, grouped key/value heads, rotary positions except in every fourth layer.
 """
 

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongStarcoder2: StarCoder2 (Lozhkov et al. 2024), causal, grouped key/value heads, rotary positions; every layer may have a window.
 """
 

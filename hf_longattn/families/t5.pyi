@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongAttentionT5: T5, T5 v1.1 and FLAN-T5 (Raffel et al. 2020), an encoder and a decoder with relative positions on the scores, which take
 any mechanism over scores. transformers' LongT5 has its own classes, of other names.
 """

@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongUMT5: UMT5 (Chung et al. 2023), mT5 whose layers have relative positions each.
 """
 

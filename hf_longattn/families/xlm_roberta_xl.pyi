@@ -1,4 +1,4 @@
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+# Written by `make format` with transformers 5.23.0; do not edit.
 """LongXLMRobertaXL: XLM-RoBERTa XL and XXL (Goyal et al. 2021), with its norms before the layers, and RoBERTa's positions: they start after
 the row of the padding token, and ``max_position_embeddings`` counts the rows.
 """

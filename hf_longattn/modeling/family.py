@@ -129,7 +129,7 @@ class Family:
         decoder of an encoder-decoder.
     stack: the base's class of both the encoder and the decoder, if they have one class (``T5Stack``).
     attention: unusual names in its attention modules.
-    sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models (:mod:`tools.small_models`).
+    sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models.
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
     """
 

@@ -14,8 +14,8 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.app import app as bench
 from hf_longattn.cli import app, main
+from scripts.dev.benchmarks.app import app as bench
 
 from ..damage import CONVERT, convert, make_checkpoint
 
@@ -55,7 +55,7 @@ def commands(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 COMMANDS = dict(commands(typer.main.get_command(app))) | dict(commands(typer.main.get_command(bench), ("bench",)))
-"""Those of `longattn`, and those of `python -m benchmarks` under the name bench."""
+"""Those of `longattn`, and those of `python -m scripts.dev.benchmarks` under the name bench."""
 FLAGS: list[Any] = [
     pytest.param(path, parameter, id=f"{' '.join(path)} {(*parameter.opts, parameter.name)[0]}")
     for path, command in COMMANDS.items()

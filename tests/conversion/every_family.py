@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.families import FAMILIES
-from tools.small_models import language_model, small_config
+from scripts.dev.tools.small_models import language_model, small_config
 
 Short = Callable[[str, str], Path]
 TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}

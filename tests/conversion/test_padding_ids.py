@@ -18,7 +18,7 @@ from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, rever
 from hf_longattn.errors import CheckpointError, LengthError
 from hf_longattn.hub.usage import tokens_of
 from hf_longattn.modeling.family import FAMILIES, longest_input
-from tools.native_cases import long_attention
+from scripts.dev.tools.native_cases import long_attention
 
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)

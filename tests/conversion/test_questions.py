@@ -17,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, DataColla
 
 from hf_longattn import convert_checkpoint, export_checkpoint, revert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, whole
-from research.variable_tracking import DocumentShape, Filler, make_document
+from scripts.dev.studies.variable_tracking import DocumentShape, Filler, make_document
 from tests.trained import tokenizer_of
 
 LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 16}
@@ -78,7 +78,7 @@ def test_a_segment_s_separator_is_the_tokenizer_s(built: Callable[[str], Path], 
 def converted(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """The project's own question-answering model for 4,096 tokens."""
     folder = tmp_path_factory.mktemp("questions") / "long"
-    asset = repository / "assets" / "bert-python-512-qa"
+    asset = repository / "model_cards" / "bert-python-512-qa"
     convert_checkpoint(asset, folder, mechanism="longformer", window=256, max_length=4096, verify=False)
     return folder
 

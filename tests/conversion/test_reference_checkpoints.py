@@ -1,4 +1,4 @@
-"""The trained checkpoints of assets/ convert, verify, and read on beyond their old length."""
+"""The trained checkpoints of model_cards/ convert, verify, and read on beyond their old length."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from transformers import AutoModel, AutoTokenizer
 
 from hf_longattn.conversion import convert_checkpoint
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
 
 
 @pytest.mark.parametrize("name", ["bert-python-512", "bert-python-512-qa"])
 def test_a_trained_checkpoint_becomes_long(name: str, tmp_path: Path) -> None:
-    if not (ASSETS / name / "config.json").is_file():
-        pytest.skip(f"assets/{name} has not been trained here yet")
-    report = convert_checkpoint(ASSETS / name, tmp_path / "long", mechanism="longformer", window=256, max_length=2048)
+    if not (CHECKPOINTS / name / "config.json").is_file():
+        pytest.skip(f"model_cards/{name} has not been trained here yet")
+    report = convert_checkpoint(CHECKPOINTS / name, tmp_path / "long", mechanism="longformer", window=256, max_length=2048)
     assert report.passed
     found = {check.name: check for check in report.checks}
     assert found["tokenizer"].status == "passed"
@@ -28,12 +28,12 @@ def test_a_trained_checkpoint_becomes_long(name: str, tmp_path: Path) -> None:
 
 def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path: Path) -> None:
     """Tiled positions with a window read 2,048 tokens about as well as the source reads chunks of 512; random ones do not."""
-    if not (ASSETS / "bert-python-512" / "config.json").is_file():
-        pytest.skip("assets/bert-python-512 has not been trained here yet")
+    if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
+        pytest.skip("model_cards/bert-python-512 has not been trained here yet")
     losses = {}
     for positions in ("tile", "random"):
         report = convert_checkpoint(
-            ASSETS / "bert-python-512",
+            CHECKPOINTS / "bert-python-512",
             tmp_path / positions,
             mechanism="window",
             window=256,
@@ -50,9 +50,9 @@ def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path
 @pytest.mark.parametrize(("window", "needs_training"), [(512, False), (1024, True)])
 def test_a_report_is_labelled_by_the_loss_at_the_new_length(window: int, needs_training: bool, tmp_path: Path) -> None:
     """A window in which two keys have the same position is exact up to the old length, and much worse beyond it."""
-    if not (ASSETS / "bert-python-512" / "config.json").is_file():
-        pytest.skip("assets/bert-python-512 has not been trained here yet")
-    report = convert_checkpoint(ASSETS / "bert-python-512", tmp_path / "long", mechanism="window", window=window, max_length=1024)
+    if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
+        pytest.skip("model_cards/bert-python-512 has not been trained here yet")
+    report = convert_checkpoint(CHECKPOINTS / "bert-python-512", tmp_path / "long", mechanism="window", window=window, max_length=1024)
     assert report.passed
     assert report.needs_training == needs_training
     assert bool(report.train_command) == needs_training

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.data import qa_features
 from hf_longattn.data.qa_features import QAFormat, cut_question, encode_qa, token_at
 from hf_longattn.errors import LengthError
-from research.variable_tracking import DocumentShape, Filler, make_document
+from scripts.dev.studies.variable_tracking import DocumentShape, Filler, make_document
 
 
 @pytest.fixture

@@ -229,7 +229,7 @@ QUERY = "How is a frozen dataclass copied with one field changed?"
 TEXTS = ["dataclasses.replace returns a new object.", "A river meets the sea. " * 150, "copy", "An object of a frozen dataclass. " * 60]
 
 
-def small_classifier(folder: Path, assets: Path, labels: list[str], base: str = "SequenceClassification") -> Path:
+def small_classifier(folder: Path, checkpoints: Path, labels: list[str], base: str = "SequenceClassification") -> Path:
     """A BERT of two layers with random weights, the tokenizer of the reference encoder, and named labels."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -238,7 +238,7 @@ def small_classifier(folder: Path, assets: Path, labels: list[str], base: str = 
     )  # fmt: skip
     getattr(transformers, f"BertFor{base}")(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(assets / "bert-python-512" / name, folder / name)
+        shutil.copyfile(checkpoints / "bert-python-512" / name, folder / name)
     return folder
 
 
@@ -246,7 +246,7 @@ def small_classifier(folder: Path, assets: Path, labels: list[str], base: str = 
 @pytest.mark.parametrize("activation", ["Sigmoid", "Identity", "of old files"])
 def test_a_re_ranker_scores_as_the_cross_encoder_does(activation: str, repository: Path, tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    plain = small_classifier(tmp_path / "plain", repository / "assets", ["relevant"])
+    plain = small_classifier(tmp_path / "plain", repository / "model_cards", ["relevant"])
     source = tmp_path / "source"
     if activation == "of old files":  # no list of modules, and the activation in the config
         config = json.loads((plain / "config.json").read_text())
@@ -292,7 +292,7 @@ def test_a_re_ranker_scores_as_the_cross_encoder_does(activation: str, repositor
 @pytest.mark.slow
 def test_a_classifier_of_pairs_keeps_its_labels(repository: Path, tmp_path: Path) -> None:
     labels = ["entails", "contradicts", "neither"]
-    source = small_classifier(tmp_path / "source", repository / "assets", labels)
+    source = small_classifier(tmp_path / "source", repository / "model_cards", labels)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=64, max_length=2048)
     export_checkpoint(tmp_path / "long", tmp_path / "graph")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "graph")
@@ -315,7 +315,7 @@ def test_a_classifier_of_tokens_is_exported_with_its_labels_and_not_served(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = ["O", "B-NAME", "I-NAME"]
-    source = small_classifier(tmp_path / "source", repository / "assets", labels, "TokenClassification")
+    source = small_classifier(tmp_path / "source", repository / "model_cards", labels, "TokenClassification")
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=64, max_length=2048)
     report = export_checkpoint(tmp_path / "long", tmp_path / "graph", int8=True)
     assert report.int8 is not None

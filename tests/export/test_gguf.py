@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from hf_longattn import convert_checkpoint, export_gguf
 from hf_longattn.errors import CheckpointError, ExportError, MissingExtraError
 from hf_longattn.export.gguf import gguf_refusal
-from tools.native_cases import save_long
+from scripts.dev.tools.native_cases import save_long
 
 gguf = pytest.importorskip("gguf", reason="the extra hf-longattn[gguf] is not installed")
 

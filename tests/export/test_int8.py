@@ -121,7 +121,7 @@ def test_nothing_is_kept_if_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_trained_models_choose_the_same(asset: str, outputs: tuple[str, ...], agreeing: float, repository: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     convert_checkpoint(
-        repository / "assets" / asset, tmp_path / "long", mechanism="longformer", window=256, max_length=4096, verify=False
+        repository / "model_cards" / asset, tmp_path / "long", mechanism="longformer", window=256, max_length=4096, verify=False
     )  # fmt: skip
     made = export_checkpoint(tmp_path / "long", tmp_path / "graph", int8=True).int8
     assert made is not None
@@ -136,7 +136,7 @@ def test_the_audit_finds_a_window_that_was_dropped_before_quantising(repository:
     pytest.importorskip("onnxruntime")
     for name, options in (("window", {"window": 128}), ("full", {})):
         convert_checkpoint(
-            repository / "assets" / "bert-python-512", tmp_path / name, mechanism=name, max_length=2048, verify=False, **options
+            repository / "model_cards" / "bert-python-512", tmp_path / name, mechanism=name, max_length=2048, verify=False, **options
         )  # fmt: skip
         export_checkpoint(tmp_path / name, tmp_path / f"{name}-onnx", int8=True, task="feature-extraction")
     kept, dropped = (

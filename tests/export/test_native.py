@@ -22,8 +22,8 @@ from hf_longattn.conversion.twins.base import LongModel, choose_twin
 from hf_longattn.errors import DestinationExistsError, ExportError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
-from tools.native_cases import long_attention, long_values, save_long
-from tools.small_models import language_model
+from scripts.dev.tools.native_cases import long_attention, long_values, save_long
+from scripts.dev.tools.small_models import language_model
 
 WINDOW = {"mechanism": "window", "window": 6}
 LAST = {"layers": "0=full;1=window:window=6"}

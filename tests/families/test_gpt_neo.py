@@ -14,8 +14,8 @@ from torch import Tensor
 from hf_longattn import convert_checkpoint, plan_conversion
 from hf_longattn.errors import MaskError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
+from scripts.dev.tools.small_models import language_model
 from tests.reference.small_models import checkpoint_activations, head_inputs, long_model, padding, pair, plain_model, tokens
-from tools.small_models import language_model
 
 FULL = {"mechanism": "full"}
 

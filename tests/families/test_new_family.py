@@ -29,7 +29,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, ErnieForMaskedLM
 import hf_longattn
 from hf_longattn import LongErnieForMaskedLM, convert_checkpoint
-from tools.small_models import Shape, small_config
+from scripts.dev.tools.small_models import Shape, small_config
 
 folder = Path(sys.argv[1])
 assert Path(hf_longattn.__file__).is_relative_to(folder), hf_longattn.__file__
@@ -56,7 +56,7 @@ def checkout(tmp_path: Path, repository: Path) -> Path:
     assert code is not None
     shutil.copytree(repository / "hf_longattn", tmp_path / "hf_longattn", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "hf_longattn" / "families" / "ernie.py").write_text(code[1], encoding="utf-8")
-    for name in ("tests", "tools", "pyproject.toml", "configs", "scripts", "assets", "docs"):
+    for name in ("tests", "pyproject.toml", "configs", "scripts", "model_cards", "docs"):
         if (repository / name).exists():
             (tmp_path / name).symlink_to(repository / name)
     return tmp_path

@@ -19,9 +19,9 @@ import hf_longattn.families as families
 from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, reference_attend, revert_checkpoint
 from hf_longattn.errors import OptionError, PositionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from scripts.dev.tools.small_models import Shape, language_model, small_values
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
 from tests.reference.small_models import checkpoint_activations, tokens
-from tools.small_models import Shape, language_model, small_values
 
 BASES = ("t5", "mt5", "umt5")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]

@@ -206,7 +206,7 @@ def test_a_plain_model_gets_a_plain_card(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"], "max_position_embeddings": 512})
     )
-    text = write_model_card(tmp_path, name="assets/small").read_text()
+    text = write_model_card(tmp_path, name="folder/small").read_text()
     assert "import hf_longattn" not in text
     assert "## Results" not in text
     assert "## What the conversion checked" not in text

@@ -12,10 +12,10 @@ import transformers
 from torch import Tensor
 
 import hf_longattn.families as families
+from scripts.dev.tools.small_models import Shape, small_values
 from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
 from tests.modeling.two_stacks import BASES, GENERATING, inputs_of, long_like, plain_model
 from tests.reference.small_models import TOKENS, checkpoint_activations, tokens
-from tools.small_models import Shape, small_values
 
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
 

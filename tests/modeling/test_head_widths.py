@@ -12,7 +12,7 @@ from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attention_sites import attention_sites
-from tools.small_models import Shape, small_values
+from scripts.dev.tools.small_models import Shape, small_values
 
 SHAPE = Shape(width=32, heads=4, tokens=128)
 HEADS = {"qwen3": "LongQwen3ForCausalLM", "gemma": "LongGemmaForCausalLM", "gemma3_text": "LongGemma3ForCausalLM"}

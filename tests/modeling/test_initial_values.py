@@ -20,7 +20,7 @@ from hf_longattn.mechanisms.common.base import Mechanism, reset
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
 from hf_longattn.modeling import weights
 from hf_longattn.modeling.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
-from tools.small_models import Shape, small_config
+from scripts.dev.tools.small_models import Shape, small_config
 
 CONVERTED_ONLY = ("nystromformer",)
 """Their plain checkpoints have other names and are refused; the result of a conversion has every tensor."""

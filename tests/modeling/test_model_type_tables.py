@@ -21,9 +21,9 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.family import family_names
 from hf_longattn.modeling.registration import TABLES
+from scripts.dev.tools.family_checkpoints import make_checkpoint
 from tests.reference.small_models import long_config, long_model, plain_config, plain_model, tokens
 from tests.trained import tokenizer_of
-from tools.family_checkpoints import make_checkpoint
 
 LIBRARIES = ("transformers", "peft", "sentence_transformers", "accelerate")
 ENTERED = {

@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from hf_longattn.errors import BackendError
 from hf_longattn.families import FAMILIES
-from tools.small_models import small_values
+from scripts.dev.tools.small_models import small_values
 
 WINDOW = {"mechanism": "window", "window": 6}
 IDS = torch.randint(5, 90, (2, 40), generator=torch.Generator().manual_seed(0))

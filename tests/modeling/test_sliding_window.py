@@ -14,8 +14,8 @@ from transformers import AutoConfig, DynamicCache
 import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import MaskError, OptionError
+from scripts.dev.tools.small_models import small_values
 from tests.reference.small_models import LANGUAGE_MODELS, long_config, long_like, padding, plain_model, tokens
-from tools.small_models import small_values
 
 WIDTH = 24
 LAST = {"sliding_window": WIDTH, "use_sliding_window": True, "max_window_layers": 1}

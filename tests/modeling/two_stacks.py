@@ -10,9 +10,9 @@ import transformers
 from torch import Tensor
 
 import hf_longattn.families as families
+from scripts.dev.tools.small_models import language_model
 from tests.reference import small_models
 from tests.reference.small_models import TOKENS, tokens
-from tools.small_models import language_model
 
 APART = ("bigbird_pegasus", "t5", "mt5", "umt5")
 """Their attention is their own, and so are their tests."""

@@ -1,4 +1,4 @@
-"""``python -m tests.modes``: runs every cell of the table and writes docs/results/modes.json and modes.md (an hour on 2 cores)."""
+"""``python -m tests.modes``: runs every cell of the table and writes scripts/dev/results/modes.json and modes.md (an hour on 2 cores)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.utils import logging
 from tests.modes.cells import ROWS, Cell
 from tests.modes.ways import WAYS
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "scripts" / "dev" / "results"
 SIGNS = {"equal": "=", "refused": "r", "none": "·"}
 
 

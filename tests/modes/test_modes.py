@@ -14,7 +14,7 @@ from hf_longattn.private_apis import cpu_computes_bf16
 from tests.modes.cells import ROWS, Cell
 from tests.modes.ways import WAYS
 
-STORED = json.loads((Path(__file__).resolve().parents[2] / "docs" / "results" / "modes.json").read_text(encoding="utf-8"))
+STORED = json.loads((Path(__file__).resolve().parents[2] / "scripts" / "dev" / "results" / "modes.json").read_text(encoding="utf-8"))
 ROUNDING = ("packed bf16", "packed int8")
 QUICK = [name for name, way in WAYS.items() if not way.slow]
 ALONE = [(row, name, name) for row in ROWS for name in QUICK]

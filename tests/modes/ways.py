@@ -1,9 +1,8 @@
 """Ways to call a whole model, each as what it changes: the config, the model, the batch, the arguments, or the call itself.
 
 A cell of the table is two ways at once on one family. It holds when every sequence gives what the plain model gives for it alone, or when
-the call is refused by a sentence of this package; ``python -m tests.modes`` writes all of them to ``docs/results/modes.md``, and the tests
-hold every cell to what is written there. A new way is one entry of :data:`WAYS`, a new family needs nothing.
-"""
+the call is refused by a sentence of this package; ``python -m tests.modes`` writes all of them to ``scripts/dev/results/modes.md``, and the
+tests hold every cell to what is written there. A new way is one entry of :data:`WAYS`, a new family needs nothing."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import MaskError
+from scripts.dev.tools.small_models import language_model
 from tests.reference.small_models import checkpoint_activations
-from tools.small_models import language_model
 
 Fields = dict[str, Tensor]
 """Outputs by name, those with a value for each layer as ``hidden_states.0``: ``(B, N, …)``, attentions ``(B, H, N, N)``, or a number."""

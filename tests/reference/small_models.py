@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import hf_longattn.families as families
-from tools.small_models import Shape, language_model, small_values
+from scripts.dev.tools.small_models import Shape, language_model, small_values
 
 SHAPE = Shape(width=64, layers=3, heads=4, inner=96, tokens=512, vocabulary=200)
 TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}

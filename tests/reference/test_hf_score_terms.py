@@ -10,8 +10,8 @@ import transformers
 
 import hf_longattn.families as families
 from hf_longattn.errors import OptionError
+from scripts.dev.tools.small_models import small_values
 from tests.reference.small_models import SHAPE, head_inputs, tokens
-from tools.small_models import small_values
 
 V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "norm_rel_ebd": "layer_norm",
       "position_buckets": 32, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip

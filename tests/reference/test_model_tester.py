@@ -1,4 +1,4 @@
-"""transformers' own ModelTesterMixin on the Long families; the same run with a stored table is tools/run_transformers_tests.py."""
+"""transformers' own ModelTesterMixin on the Long families; scripts/dev/tools/run_transformers_tests.py stores a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from tools import run_transformers_tests as suite
+from scripts.dev.tools import run_transformers_tests as suite
 
 ONE_OF_EACH = ["bert", "llama", "bart"]
 QUICK = (

@@ -1,4 +1,4 @@
-"""scripts/distill_attention.py and tools/measure_distillation.py: from the command line, in one process and in two."""
+"""scripts/distill_attention.py and scripts/dev/tools/measure_distillation.py: from the command line, in one process and in two."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.training.args import parse_arguments
 from hf_longattn.training.attention_distillation.distill import DISTILLATION
-from research.tokenizer import train_tokenizer
+from scripts.dev.studies.tokenizer import train_tokenizer
+from scripts.dev.tools import measure_distillation
 from tests.training.conftest import SOURCES, checkpoint
-from tools import measure_distillation
 
 FAST = (
     "--batch_size 1 --transfer_steps 4 --finetune_steps 4 --no_bf16 --disable_tqdm True --threads 1 --logging_steps 1 --held_out_inputs 2"

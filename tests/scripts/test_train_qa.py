@@ -31,7 +31,7 @@ def test_mistakes_are_one_sentence(script: ModuleType, tmp_path: Path, capsys: p
 
 
 def test_reference_tasks_are_trained_by_research(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    from research import qa_finetune
+    from scripts.dev.studies import qa_finetune
 
     given: list[list[str]] = []
     monkeypatch.setattr(qa_finetune, "main", lambda arguments: given.append(arguments) or 0)

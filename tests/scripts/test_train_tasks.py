@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 import hf_longattn
 from hf_longattn.tasks import task_names
-from research.tokenizer import train_tokenizer
+from scripts.dev.studies.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 
 

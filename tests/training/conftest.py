@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from research.tokenizer import train_tokenizer
-from research.variable_tracking import Filler
+from scripts.dev.studies.tokenizer import train_tokenizer
+from scripts.dev.studies.variable_tracking import Filler
 
 FAST: dict[str, Any] = {
     "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,

@@ -125,7 +125,7 @@ BF16_AMX = Costs((32, 192, 256, 384, 768), (3.3, 1.1, 0.8), 0.25, 110.0, 5_000.0
 FP32_BACKWARD = Costs((64, 192), (8.0, 8.0, 7.6), 0.3, 100.0, 8_000.0, 200_000.0, 256)
 BF16_BACKWARD = Costs((64, 192, 256), (8.0, 7.0, 5.4), 0.3, 250.0, 8_000.0, 200_000.0, 256)
 """Measured on an AMD EPYC of 2024 (AVX-512 without AMX) in processor time of one thread, with windows of 512 tokens and 256 to 2,048
-tokens; those with AMX are estimated from whole models on an Intel Xeon of 2023. ``benchmarks.same_precision`` shows whether they hold."""
+tokens; those with AMX are estimated from whole models on an Intel Xeon of 2023."""
 
 
 def costs_of(dtype: torch.dtype, backward: bool, threads: int) -> Costs:

@@ -1,7 +1,7 @@
 """Tasks over tokens that mean nothing: recall of pairs (Zoology), induction, copying.
 
 Each class is a task of given size; ``batch(size, generator)`` returns tokens and labels ``(B, N)``, the next token where it is asked for
-and :data:`IGNORED` elsewhere. Small models are trained on them (`python -m research.evaluate_probes`), and checkpoints are asked them
+and :data:`IGNORED` elsewhere. Small models are trained on them, and checkpoints are asked them
 with the tokenizer's ids as symbols (`longattn probe`).
 """
 

@@ -1,4 +1,4 @@
-"""transformers' own ModelTesterMixin on the Long families. Runs inside the unpacked sdist, where `tools/run_transformers_tests.py`
+"""transformers' own ModelTesterMixin on the Long families. Runs inside the unpacked sdist, where `run_transformers_tests.py`
 puts it beside the replacements; it is no test module of this project's own suite."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import transformers
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from tools.small_models import Shape, small_values
+from scripts.dev.tools.small_models import Shape, small_values
 
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask

@@ -37,7 +37,7 @@ def test_the_layers_whose_restoration_gains_most_are_chosen() -> None:
 
 
 def test_a_layer_that_gains_only_after_another_is_chosen_after_it() -> None:
-    """As measured in assets/bert-python-512 with hedgehog: wrong inputs from layer 0 hide what softmax attention gains in layer 1."""
+    """As measured in model_cards/bert-python-512 with hedgehog: wrong inputs from layer 0 hide what softmax attention gains in layer 1."""
     asked: list[frozenset[int]] = []
 
     def divergences(sets: Sequence[frozenset[int]]) -> list[float]:

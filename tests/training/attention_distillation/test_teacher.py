@@ -21,9 +21,9 @@ from hf_longattn.training.attention_distillation.distill import LOG_NAME, distil
 from hf_longattn.training.attention_distillation.teacher import Teacher, predictions_at
 from hf_longattn.training.attention_distillation.trainer import DivergenceError
 from hf_longattn.training.knowledge import frozen_teacher
+from scripts.dev.tools.small_models import language_model, small_config
 from tests.training.attention_distillation.conftest import Kill, Start
 from tests.training.conftest import checkpoint
-from tools.small_models import language_model, small_config
 
 
 @pytest.mark.parametrize(("kind", "full"), [("mlm", False), ("clm", True), ("llama", False)])

@@ -1,0 +1,1 @@
+"""What a checkout runs: see README.md."""

@@ -1,0 +1,254 @@
+"""The benchmark's command line, used by scripts/benchmark.py and `python -m scripts.dev.benchmarks`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_longattn.errors import LongAttentionError, OptionError, lacks_memory, visible
+
+if TYPE_CHECKING:
+    from .report import BenchmarkResult
+
+app = typer.Typer(
+    help="Verify equality with the float64 definition, then time our attention and others in one run; JSON and SVG are stored.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+LONGEST, MOST = 2**24, 2**16
+"""Maximum of lengths in tokens, and of all other counts."""
+
+Mechanism = Annotated[str, typer.Option(help="The mechanism to measure; `longattn mechanisms` lists them.")]
+Options = Annotated[
+    list[str], typer.Option("--option", help="An option of the mechanism as name=value, for example window=512. Repeatable.")
+]
+Lengths = Annotated[str, typer.Option(help="Tokens, separated by commas.")]
+Against = Annotated[str, typer.Option(help="Implementations to compare with, separated by commas; '' for none.")]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Sequences per pass.")]
+Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
+HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
+Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")]
+Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
+Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
+WithMemory = Annotated[
+    bool, typer.Option("--memory", help="Also measure peak memory, each length in a fresh process, and fit its exponent.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of inputs and weights.")]
+OutputDir = Annotated[Path, typer.Option(help="Folder for the JSON and the SVG.")]
+
+
+def parse_options(texts: list[str]) -> dict[str, object]:
+    """``["window=512"]`` -> ``{"window": 512}``; values are read as YAML.
+
+    Raises:
+        OptionError: when an entry has no ``=`` or no valid value.
+    """
+    import yaml
+
+    options: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise OptionError(f"The option {text!r} is not of the form name=value; for example --option window=512.")
+        try:
+            options[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise OptionError(f"The value of option {text!r} cannot be read; for example --option window=512.") from error
+    return options
+
+
+def parse_lengths(text: str) -> list[int]:
+    """``"1024,4096"`` or ``"1K,4K"`` -> ``[1024, 4096]``.
+
+    Raises:
+        OptionError: when an entry is not a whole number from 1 to :data:`LONGEST`, or there is none.
+    """
+    try:
+        found = [int(part[:-1]) * 1024 if part[-1] in "kK" else int(part) for part in (piece.strip() for piece in text.split(",")) if part]
+    except ValueError as error:
+        raise OptionError(f"The lengths {text!r} are not whole numbers separated by commas; for example --lengths 1024,4096.") from error
+    if not found or not all(1 <= length <= LONGEST for length in found):
+        raise OptionError(
+            f"A benchmark needs at least one length, each from 1 to {LONGEST} tokens, not {text[:80]!r}; for example --lengths 1024,4096."
+        )
+    return found
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print a line with paths, whose bytes need not be UTF-8."""
+    typer.echo(visible(text), err=err)
+
+
+def finish(result: BenchmarkResult, folder: Path) -> None:
+    """Store and plot the result; exit with 1 if a check failed."""
+    from .drawing import draw_result
+
+    path = result.save(folder)
+    say(f"stored {path}")
+    if not result.equal:
+        wrong = next(check for check in result.checks if not check.passed)
+        found = f"{wrong.what}: {wrong.error:.1e}"
+        typer.echo(
+            f"{wrong.implementation} differs from the definition at {wrong.length} tokens ({found}), so nothing was timed.", err=True
+        )
+        raise typer.Exit(1)
+    say(f"drawn  {draw_result(result, path.with_suffix('.svg'))}")
+
+
+def measure(
+    kind: str, option: list[str], lengths: str, against: str, repeats: int, memory: bool, threads: int | None, folder: Path, **fields: Any
+) -> None:
+    """Run, print and store; a refusal is one sentence and exit code 1."""
+    from .case import Case
+    from .run import run_attention, run_model, set_threads
+
+    with refusals(folder):
+        set_threads(threads)
+        case = Case(options=parse_options(option), **fields)
+        names = [name.strip() for name in against.split(",") if name.strip()]
+        run = run_attention if kind == "attention" else run_model
+        finish(run(case, parse_lengths(lengths), names, repeats=repeats, memory=memory, log=typer.echo), folder)
+
+
+@contextmanager
+def refusals(folder: Path) -> Iterator[None]:
+    """What is refused, does not fit into memory or cannot be written into ``folder``, is one sentence and exit code 1."""
+    try:
+        yield
+    except LongAttentionError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        typer.echo("There is not enough memory for these sizes; give smaller ones, or fewer --lengths.", err=True)
+        raise typer.Exit(1) from error
+    except OSError as error:
+        say(f"{error.filename or folder}: {error.strerror}; choose another folder with --output-dir.", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def attention(
+    mechanism: Mechanism = "window",
+    option: Options = [],  # noqa: B006 - typer reads the default
+    lengths: Lengths = "1024,4096,8192",
+    against: Against = "sdpa,flex,hf-longformer",
+    backward: Annotated[bool, typer.Option("--backward", help="Time the forward and the backward pass.")] = False,
+    causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
+    num_globals: Globals = 0,
+    dtype: Dtype = "fp32",
+    batch: Batch = 1,
+    heads: Heads = 12,
+    head_dim: HeadDim = 64,
+    repeats: Repeats = 5,
+    memory: WithMemory = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    output_dir: OutputDir = Path("scripts/dev/results"),
+) -> None:
+    """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention, transformers' Longformer."""
+    fields = {"mechanism": mechanism, "backward": backward, "causal": causal, "num_globals": num_globals, "dtype": dtype, "batch": batch}
+    fields |= {"heads": heads, "head_dim": head_dim, "device": device, "seed": seed}
+    measure("attention", option, lengths, against, repeats, memory, threads, output_dir, **fields)
+
+
+def _model_command(name: str, summary: str, backward: bool) -> None:
+    def command(
+        mechanism: Mechanism = "longformer",
+        option: Options = [],  # noqa: B006 - typer reads the default
+        lengths: Lengths = "512,1024,4096",
+        against: Against = "sdpa,hf-longformer",
+        layers: Layers = 12,
+        num_globals: Globals = 0,
+        dtype: Dtype = "fp32",
+        batch: Batch = 1,
+        heads: Heads = 12,
+        head_dim: HeadDim = 64,
+        repeats: Repeats = 5,
+        memory: WithMemory = False,
+        threads: Threads = None,
+        device: Device = "cpu",
+        seed: Seed = 0,
+        output_dir: OutputDir = Path("scripts/dev/results"),
+    ) -> None:
+        fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
+        fields |= {"head_dim": head_dim, "device": device, "seed": seed, "backward": backward}
+        measure("model", option, lengths, against, repeats, memory, threads, output_dir, **fields)
+
+    app.command(name, help=summary)(command)
+
+
+_model_command(
+    "model", "A whole encoder of base size with random weights: LongBert against BERT with SDPA, transformers' Longformer.", backward=False
+)
+_model_command("train", "The same, forward and backward through all parameters.", backward=True)
+
+
+@app.command()
+def decode(
+    attention: Annotated[
+        list[str],
+        typer.Option(help="Mechanism with its options, or one per layer as in --layers of longattn convert. Repeatable."),
+    ] = ["full", "window:window=512", "linear", "taylor:feature_dim=16,window:window=64", "recurrent_memory"],  # noqa: B006
+    lengths: Lengths = "2K,8K,64K",
+    layers: Layers = 2,
+    heads: Heads = 8,
+    head_dim: HeadDim = 64,
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens timed after each length.")] = 24,
+    full_up_to: Annotated[int, typer.Option(min=0, max=LONGEST, help="Longest text of full attention, whose prompt costs N².")] = 8192,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Measure the exported graph in onnxruntime, on one thread.")] = False,
+    threads: Threads = None,
+    seed: Seed = 0,
+    output_dir: OutputDir = Path("scripts/dev/results"),
+) -> None:
+    """Decoding: time per token and memory of the cache after texts of growing length; equal to the full pass, checked first."""
+    from hf_longattn.configuration import LongAttentionConfig
+
+    from .decoding import DecodeShape, decoding_table, run_decoding, run_graph_decoding, save_decoding
+    from .run import set_threads
+
+    with refusals(output_dir):
+        set_threads(threads)
+        shape = DecodeShape(layers, heads, head_dim, steps, seed)
+        chosen = {line: LongAttentionConfig(layers=line) for line in attention}
+        if onnx:
+            record = run_graph_decoding(chosen, parse_lengths(lengths), shape, log=typer.echo)
+        else:
+            record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
+        say(f"stored {save_decoding(record, output_dir)}")
+        typer.echo(decoding_table(record))
+
+
+@app.command()
+def memory(
+    mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as window:window=512. Repeatable.")],
+    lengths: Lengths = "4K,16K,64K",
+    causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
+    dtype: Dtype = "fp32",
+    heads: Heads = 4,
+    head_dim: HeadDim = 64,
+    threads: Threads = None,
+    output_dir: OutputDir = Path("scripts/dev/results"),
+) -> None:
+    """Peak memory of a forward and backward pass over doublings of the length, each in a fresh process, and how it grows."""
+    from .case import Case
+    from .footprint import footprint_table, run_footprint, save_footprint
+    from .run import set_threads
+
+    with refusals(output_dir):
+        set_threads(threads)
+        case = Case(dtype=dtype, heads=heads, head_dim=head_dim, causal=causal, backward=True)
+        record = run_footprint(mechanism, parse_lengths(lengths), case, log=typer.echo)
+        typer.echo(f"stored {save_footprint(record, output_dir)}")
+        typer.echo(footprint_table(record))

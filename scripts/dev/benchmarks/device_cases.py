@@ -1,0 +1,144 @@
+"""What ``scripts.dev.benchmarks.gpu_check`` checks and times, the most valuable first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from hf_longattn import list_mechanisms, mechanism_info
+
+Task = Literal["check", "time", "crossing", "decode"]
+QUICK_LENGTHS = {77: 33, 300: 40, 2048: 130, 4096: 96, 16384: 192, 65536: 192}
+"""The lengths of a full run, and those of ``--quick``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceCase:
+    """One call of attention; with the default options of its mechanism where none are given.
+
+    task: ``check`` against the float64 definition; ``time`` against PyTorch's kernels; ``crossing``, a window as a dense call with a mask
+        and by its kernel; or ``decode``, a language model with the mechanism.
+    padding: ``none``, ``left``, ``right``, or ``documents``: two packed into each row.
+    tokens: leading tokens that are global.
+    queries: the last ones of the sequence; 0 is all.
+    term: what changes the scores: ``none``, ``softcap`` or ``bias``.
+    mode: ``gradients``, ``no_grad`` or ``inference``.
+    """
+
+    mechanism: str
+    task: Task = "check"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    length: int = 300
+    causal: bool = False
+    dtype: str = "bf16"
+    batch: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    padding: str = "right"
+    tokens: int = 0
+    queries: int = 0
+    dropout: float = 0.0
+    term: str = "none"
+    mode: str = "gradients"
+
+    def at(self, **changes: Any) -> DeviceCase:
+        """The same case with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def __str__(self) -> str:
+        """What deviates from the defaults."""
+        parts = [self.task, self.mechanism, "causal" if self.causal else "both ways", self.dtype, str(self.length)]
+        parts += [f"{name}={value}" for name, value in self.options.items()]
+        for field in dataclasses.fields(self)[6:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                parts.append(f"{field.name}={value}")
+        return " ".join(parts)
+
+
+WINDOW = DeviceCase("window", options={"window": 128}, length=2048)
+
+
+def forms(name: str) -> list[bool]:
+    """Which of both ways and causal a mechanism has."""
+    causal = mechanism_info(name).causal
+    return [False, True] if causal == "both" else [bool(causal)]
+
+
+def first_checks() -> Iterator[DeviceCase]:
+    """What most models run: windows in every setting, then the patterns that share their kernels."""
+    for length in (300, 2048):
+        for causal in (True, False):
+            yield WINDOW.at(length=length, causal=causal)
+    longformer = WINDOW.at(mechanism="longformer", tokens=3)
+    yield from (longformer, longformer.at(causal=True), longformer.at(padding="left"))
+    yield from (WINDOW.at(padding=padding) for padding in ("left", "documents", "none"))
+    yield from (WINDOW.at(dropout=0.1), WINDOW.at(kv_heads=4), WINDOW.at(batch=1, padding="none"))
+    yield from (WINDOW.at(mode=mode) for mode in ("no_grad", "inference"))
+    for term in ("softcap", "bias"):
+        yield from (WINDOW.at(term=term), WINDOW.at(term=term, causal=True))
+    for relative in ("alibi", "t5_buckets", "shaw", "transformer_xl"):
+        yield WINDOW.at(causal=True, options={"window": 128, "relative": relative})
+    heads = {"heads": "0-1=window:window=64;2-3=window:window=256"}
+    yield from (WINDOW.at(mechanism="per_head", options=heads, term=term) for term in ("none", "bias"))
+    yield from (WINDOW.at(head_dim=head_dim) for head_dim in (8, 16, 80, 96, 128, 256))
+    yield WINDOW.at(head_dim=128, dtype="fp32")
+    yield from (WINDOW.at(queries=queries, causal=True, mode="no_grad") for queries in (1, 40, 300))
+    yield from (WINDOW.at(dtype=dtype, causal=causal) for dtype in ("fp32", "fp16") for causal in (True, False))
+    yield from (WINDOW.at(length=length) for length in (1, 77, 4096))
+    yield DeviceCase("window", task="decode", causal=True, length=2048, dtype="fp32")
+
+
+def first_timings() -> Iterator[DeviceCase]:
+    """Windows and what is built on them, at two lengths, so that the growth of memory shows."""
+    base = DeviceCase("window", task="time", batch=1, heads=12, kv_heads=12, padding="none")
+    for length in (4096, 16384):
+        at = base.at(length=length)
+        yield from (at, at.at(causal=True), at.at(mode="no_grad"))
+        yield from (at.at(mechanism="longformer", tokens=3), at.at(dropout=0.1), at.at(kv_heads=4), at.at(batch=2, padding="right"))
+        yield from (at.at(padding="documents"), at.at(mechanism="bigbird"), at.at(term="softcap"))
+    yield base.at(mode="no_grad", length=65536)
+    yield from (WINDOW.at(task="crossing", length=length, padding="none") for length in (128, 256, 384, 512, 768, 1024))
+    yield from (DeviceCase(name, task="decode", causal=True, length=16384) for name in ("full", "window", "linear"))
+
+
+def other_checks() -> Iterator[DeviceCase]:
+    """Every mechanism in every form and dtype."""
+    for dtype, length in (("bf16", 300), ("bf16", 2048), ("fp32", 300), ("fp16", 2048), ("fp32", 2048)):
+        for name in list_mechanisms():
+            yield from (DeviceCase(name, length=length, causal=causal, dtype=dtype) for causal in forms(name))
+    for name in list_mechanisms():
+        yield DeviceCase(name, length=2048, causal=forms(name)[-1], padding="documents")
+
+
+def other_timings() -> Iterator[DeviceCase]:
+    """Every mechanism, forward and backward."""
+    for length in (4096, 16384):
+        for name in list_mechanisms():
+            if name not in ("window", "longformer", "bigbird"):
+                for causal in forms(name):
+                    yield DeviceCase(name, "time", length=length, causal=causal, batch=1, heads=12, kv_heads=12, padding="none")
+
+
+def stages(quick: bool) -> list[tuple[bool, list[DeviceCase]]]:
+    """The stages in their order: whether the cases run alone on the device, because they are timed, and the cases."""
+    every = [(False, first_checks()), (True, first_timings()), (False, other_checks()), (True, other_timings())]
+    if not quick:
+        return [(alone, list(cases)) for alone, cases in every]
+    return [(alone, _quick(cases, 2 if number < 2 else 1)) for number, (alone, cases) in enumerate(every)]
+
+
+def _quick(cases: Iterator[DeviceCase], lengths: int) -> list[DeviceCase]:
+    """The cases at short lengths, of each task's first ``lengths`` only, without half precision of two kinds."""
+    kept: dict[str, DeviceCase] = {}
+    known: dict[str, set[int]] = {}
+    for case in cases:
+        seen = known.setdefault(case.task, set())
+        if case.dtype != "fp16" and (case.length in seen or len(seen) < lengths or case.length < 300):
+            seen.add(case.length)
+            length, kv_heads, queries = QUICK_LENGTHS.get(case.length, case.length), min(case.kv_heads, 4), min(case.queries, 20)
+            short = case.at(length=length, heads=4, kv_heads=kv_heads, queries=queries)
+            kept.setdefault(str(short), short)
+    return list(kept.values())

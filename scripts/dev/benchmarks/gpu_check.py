@@ -1,0 +1,237 @@
+"""Check and time every mechanism on a GPU within a few minutes: ``python -m scripts.dev.benchmarks.gpu_check`` from a checkout.
+
+Every result is a line of ``OUTPUT.jsonl`` as soon as it is known, the most valuable cases come first, and ``OUTPUT.json`` holds them all in
+the end. The cases run in worker processes: several at once where they are only checked, one where they are timed. A worker that ends or
+hangs costs its case alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from subprocess import PIPE
+from typing import IO, Annotated, Any
+
+import torch
+import typer
+
+from scripts.dev import ROOT
+
+from .device_cases import DeviceCase, stages
+from .report import machine, markdown_table, store_study
+
+OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/gpu_check.json")}
+CASE_SECONDS = 90.0
+"""A worker that takes longer for a case is ended."""
+QUADRATIC = 1.5
+"""Memory that grows faster than this power of the length is taken for N×N."""
+MOST_WORKERS = {"cuda": 6, "cpu": 1}
+WORKER = "--worker"
+COMMAND = [sys.executable, "-m", "scripts.dev.benchmarks.gpu_check", WORKER]
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cuda, or cpu to try the script itself.")] = "cuda",
+    quick: Annotated[bool, typer.Option("--quick", help="Short inputs only, a few minutes on a CPU.")] = False,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds after which no case is begun and running ones are ended.")] = 480.0,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that check at once; 0: 6 on CUDA, 1 on a CPU.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the results go: scripts/dev/results/gpu_check.json, or runs/gpu_check.json from a CPU.")
+    ] = None,
+) -> None:
+    """Forward and backward in bf16, fp32 and fp16 against float64, then timings against PyTorch's own kernels."""
+    kind = device.partition(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        typer.echo("There is no CUDA device here, so nothing was checked; `--device cpu --quick` tries the script itself.")
+        return
+    output = (output or OUTPUT[kind]).with_suffix(".json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    deadline, planned = time.monotonic() + budget, stages(quick)
+    with open(output.with_suffix(".jsonl"), "w", encoding="utf-8") as lines, open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
+        results = Results(lines)
+        for alone, cases in planned:
+            run_stage(cases, 1 if alone else workers or MOST_WORKERS[kind], partial(Worker, device, log), results, deadline)
+    record = results.record(sum(len(cases) for _, cases in planned))
+    store_study(output, record)
+    for line in summary(record):
+        typer.echo(line)
+    typer.echo(f"stored in {output}")
+    if not record["results"] or any(not one["passed"] for one in record["results"]) or record["quadratic"]:
+        raise typer.Exit(1)
+
+
+class Results:
+    """What was found so far, written line by line."""
+
+    def __init__(self, lines: IO[str]) -> None:
+        self.lines, self.lock = lines, threading.Lock()
+        self.found: list[dict[str, Any]] = []
+        self.write({"machine": machine()})
+
+    def add(self, result: dict[str, Any]) -> None:
+        with self.lock:
+            self.found.append(result)
+            self.write(result)
+            typer.echo(shown(result))
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.lines.write(json.dumps(line) + "\n")
+        self.lines.flush()
+
+    def record(self, planned: int) -> dict[str, Any]:
+        """Everything, with what follows from several results."""
+        return {"machine": machine(), "planned": planned, "results": self.found, "quadratic": list(quadratic(self.found))}
+
+
+def shown(result: dict[str, Any]) -> str:
+    """One line about a result."""
+    errors = [f"{name.partition('_')[0]} {result[name]:.1e}" for name in ("output_error", "gradient_error") if name in result]
+    times = [f"{name} {t['ms']:.2f} ms" for name, t in result.get("timings", {}).items() if "ms" in t]
+    text = ", ".join([*errors, *times, *result.get("paths", ())])
+    return f"{'' if result['passed'] else 'FAILED '}{result['case']}: {text}" + (f"; {result['failure']}" if "failure" in result else "")
+
+
+def quadratic(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Timed cases of ours whose memory grows like the number of pairs."""
+    peaks: dict[str, dict[int, float]] = {}
+    for result in results:
+        peak = result.get("timings", {}).get("longattn", {}).get("mib")
+        if peak:
+            peaks.setdefault(result["case"].replace(f" {result['length']}", " N"), {})[result["length"]] = peak
+    for case, by_length in peaks.items():
+        for (short, less), (long, more) in itertools.pairwise(sorted(by_length.items())):
+            if (power := math.log(more / less) / math.log(long / short)) > QUADRATIC:
+                yield f"{case}: {less:.0f} MiB at {short} tokens, {more:.0f} at {long} (N^{power:.1f})"
+
+
+def summary(record: dict[str, Any]) -> Iterator[str]:
+    """What failed, what has no kernel here, and how many cases were reached."""
+    results = record["results"]
+    for result in results:
+        if not result["passed"]:
+            yield shown(result)
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        for reason in result.get("no_flex", ()):
+            reasons.setdefault(reason, []).append(result["case"])
+    for reason, cases in reasons.items():
+        yield f"without flex_attention, {len(cases)} cases ({reason}), such as: {cases[0]}"
+    for line in record["quadratic"]:
+        yield f"FAILED memory grows too fast: {line}"
+    passed = sum(result["passed"] for result in results)
+    yield f"{passed} of {len(results)} cases passed; {record['planned'] - len(results)} were not reached within the budget"
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """How many cases passed, and what was timed."""
+    results = record["results"]
+    timings = {one["case"].partition(" ")[2]: one["timings"] for one in results if "timings" in one}
+    names = list(dict.fromkeys(name for timing in timings.values() for name in timing))
+    rows = [
+        [case, *(f"{timing[name]['ms']:.2f}" if "ms" in timing.get(name, ()) else "–" for name in names)]
+        for case, timing in timings.items()
+    ]
+    for row, timing in zip(rows, timings.values(), strict=True):
+        row.append(f"{timing['longattn']['mib']:,.0f}" if "mib" in timing.get("longattn", ()) else "–")
+    passed = f"{sum(one['passed'] for one in results)} of {len(results)} cases passed."
+    return passed if not rows else f"{passed}\n\n{markdown_table(['ms', *names, 'MiB of longattn'], rows)}"
+
+
+class Worker:
+    """A process that runs one case after another; what it prints besides goes into ``log``."""
+
+    def __init__(self, device: str, log: IO[str]) -> None:
+        self.process = subprocess.Popen([*COMMAND, device], cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=log, text=True)
+
+    def run(self, case: DeviceCase, seconds: float) -> dict[str, Any]:
+        """The result of a case, or that the process ended, or was ended after ``seconds``."""
+        timer, begun = threading.Timer(seconds, self.process.kill), time.monotonic()
+        timer.start()
+        try:
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            self.process.stdin.write(json.dumps(dataclasses.asdict(case)) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if line:
+            return json.loads(line)
+        code, took = self.process.wait(), time.monotonic() - begun
+        failure = f"it was ended after {took:.0f} seconds" if took >= seconds else f"its process ended with exit code {code}"
+        return {
+            "case": str(case),
+            "mechanism": case.mechanism,
+            "task": case.task,
+            "length": case.length,
+            "passed": False,
+            "failure": failure,
+        }
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def run_stage(cases: Sequence[DeviceCase], workers: int, start: Callable[[], Worker], results: Results, deadline: float) -> None:
+    """Run the cases in their order by so many workers, until the deadline."""
+    waiting: SimpleQueue[DeviceCase] = SimpleQueue()
+    for case in cases:
+        waiting.put(case)
+
+    def run() -> None:
+        worker = None
+        try:
+            while (left := deadline - time.monotonic()) > 0 and not waiting.empty():
+                case = waiting.get_nowait()
+                if worker is not None and worker.ended:
+                    worker.close()
+                    worker = None
+                worker = worker or start()
+                result = worker.run(case, min(CASE_SECONDS, left))
+                if result["passed"] or time.monotonic() < deadline:  # what the deadline ended says nothing
+                    results.add(result)
+        except Empty:  # another worker took the last
+            return
+        finally:
+            if worker is not None:
+                worker.close()
+
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(run) for _ in range(min(workers, len(cases)))]:
+            done.result()
+
+
+def work(device: str) -> None:
+    """Run the cases that come as lines of JSON, and write a line with each result; after an error that spoils the device, end."""
+    from .device_check import run_case
+
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        case = DeviceCase(**json.loads(line))
+        answers.write(json.dumps(run_case(case, device)) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [WORKER]:
+        work(sys.argv[2])
+    else:
+        typer.run(main)

@@ -1,0 +1,205 @@
+"""The whole path on a fresh machine, without a network: convert, score, fine-tune, score again (10 minutes at most, 2 cores).
+
+    make demo                        or   python scripts/demo.py
+    python scripts/demo.py --minutes 1 --per-length 8        a shorter look
+
+What is committed: the 512-token question-answering model in model_cards/bert-python-512-qa (and the encoder it came from).
+What happens here: its conversion, all scores, the fine-tuning on long documents, tables, drawing and model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import Progress
+
+from scripts.dev import ROOT
+
+ASSET = ROOT / "model_cards" / "bert-python-512-qa"
+BEFORE, AFTER, CONTROL = "converted to longformer", "longformer, fine-tuned", "converted, random positions (control)"
+LENGTH, WINDOW = 8192, 256
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's values."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default=str(ASSET), help="512-token QA model to convert (default: the committed one)")
+    add("--output", default="demo_output", help="folder for models, tables, drawing and card (default: demo_output)")
+    add("--minutes", type=float, default=1.5, help="minutes of fine-tuning (default: 1.5)")
+    add("--data", nargs="+", default=["argument", "base", "lookup"], help="tasks to score (default: argument base lookup)")
+    add("--per-length", type=int, default=24, help="questions per length and data set (default: 24)")
+    add("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="lengths of lookup documents")
+    add("--threads", type=int, default=0, help="processor threads (default: torch's)")
+    return parser.parse_args(arguments)
+
+
+def convert(options: argparse.Namespace, out: Path) -> tuple[Path, Path]:
+    """Convert with tiled positions (verified, shown) and with random ones (the control)."""
+    from hf_longattn import convert_checkpoint
+    from hf_longattn.cli.show import show_report
+
+    step(1, f"Convert the committed 512-token QA model to {LENGTH:,} tokens with longformer attention")
+    console.print(
+        f"   longattn convert {options.model} {out / 'converted'} --mechanism longformer --option window={WINDOW} --max-length {LENGTH}"
+    )
+    console.print("   With a network the same command takes a Hub name:")
+    console.print("   longattn convert deepset/bert-base-cased-squad2 long-bert --mechanism longformer --max-length 4096\n")
+    settings: dict[str, Any] = {"mechanism": "longformer", "window": WINDOW, "max_length": LENGTH}
+    report = convert_checkpoint(options.model, out / "converted", positions="tile", **settings)
+    show_report(report)
+    convert_checkpoint(options.model, out / "control", positions="random", verify=False, **settings)
+    return out / "converted", out / "control"
+
+
+def readers(options: argparse.Namespace, converted: Path, control: Path) -> list[Any]:
+    """The rows that need no training."""
+    from hf_longattn.evaluation.qa_reader import QAReader, truncated, windows
+    from hf_longattn.training import load_qa_model
+    from scripts.dev.studies.qa_baselines import LexicalRule, Program, RandomCandidate
+
+    model, tokenizer = load_qa_model(options.model)
+    return [
+        RandomCandidate(),
+        LexicalRule(),
+        Program(),
+        QAReader("first 512 tokens", model, tokenizer, truncated(512)),
+        QAReader("windows of 512, stride 128", model, tokenizer, windows(512, 128)),
+        long_reader(CONTROL, control),
+        long_reader(BEFORE, converted),
+    ]
+
+
+def long_reader(row: str, folder: Path) -> Any:
+    """A converted model that reads the whole document."""
+    from hf_longattn.evaluation.qa_reader import QAReader, whole
+    from hf_longattn.training import load_qa_model
+
+    model, tokenizer = load_qa_model(str(folder))
+    return QAReader(row, model, tokenizer, whole(LENGTH), batch_size=1)
+
+
+def score(systems: list[Any], sets: dict[str, list[dict[str, Any]]], what: str) -> list[Any]:
+    """Ask all questions, with a progress bar per data set."""
+    from scripts.dev.studies.qa_run import run_readers
+
+    answers = []
+    with Progress(console=console) as progress:
+        for name, records in sets.items():
+            task = progress.add_task(f"   {what}: {name}, {len(records)} questions", total=len(records))
+            answers += run_readers(systems, records, name, partial(_completed, progress, task))
+    return answers
+
+
+def _completed(progress: Progress, task: Any, done: int) -> None:
+    progress.update(task, completed=done)
+
+
+def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
+    """Train the converted model with Trainer for a few minutes."""
+    import yaml
+
+    from hf_longattn.training.args import build_arguments
+    from scripts.dev.studies.qa_finetune import READER, finetune_qa
+
+    step(3, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
+    recipe = yaml.safe_load((ROOT / "scripts" / "dev" / "studies" / "configs" / "qa_long_8192.yaml").read_text(encoding="utf-8"))
+    recipe |= {"model": str(converted), "output_dir": str(out / "fine-tuned"), "max_minutes": options.minutes, "threads": options.threads}
+    console.print(
+        "   python -m scripts.dev.studies.qa_finetune --config scripts/dev/studies/configs/qa_long_8192.yaml"
+        f" --model {converted} --output {out / 'fine-tuned'}"
+    )
+    finetune_qa(*build_arguments(READER, **recipe, disable_tqdm=True), on_log=show_log)
+    return out / "fine-tuned"
+
+
+def show_log(entry: dict[str, Any]) -> None:
+    """One line per log entry of the Trainer."""
+    exact = ", ".join(f"{k.removeprefix('exact_')} {100 * v:.0f} %" for k, v in entry.items() if k.startswith("exact_"))
+    if "loss" in entry:
+        console.print(f"   {entry['minutes']:.1f} min: loss {float(entry['loss']):.2f}; answers found in the batches: {exact}")
+
+
+def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namespace, started: float) -> None:
+    """Print the tables, draw them, write the model card."""
+    from hf_longattn.hub import write_model_card
+    from scripts.dev.benchmarks.report import machine
+    from scripts.dev.studies.qa_table import card_results, summary_markdown, write_report
+
+    about = {
+        "committed": "the 512-token QA model; everything else was made by this run",
+        "trained on the spot": f"{AFTER}: {options.minutes:g} minutes of Trainer",
+        "timing": "one document at a time; the fine-tuned model in a second pass",
+        "machine": ", ".join(f"{key} {value}" for key, value in machine().items()),
+    }
+    table = write_report(out / "long_qa", answers, about, "Long question answering: the demo's tables")
+    step(5, "What came out: exact answers, per cent ± standard error")
+    console.print(Markdown(summary_markdown(table)))
+    card = write_model_card(
+        folder,
+        results=card_results(table, AFTER),
+        title="bert-python-8192-qa",
+        training=f"Converted from the 512-token QA model of this project and fine-tuned for {options.minutes:g} minutes by the demo.",
+        license="apache-2.0",
+        limits=["A 7 M-parameter model trained on Python source alone: it shows the method, not the state of the art."],
+    )
+    console.print(f"   tables by length, F1 and times {out / 'long_qa.md'}, drawing {out / 'long_qa.svg'}, model card {card}")
+    console.print("   Committed: the 512-token QA model. Made here: both conversions, the fine-tuned model, all scores and times.")
+    console.print(f"   Done in {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+def step(number: int, text: str) -> None:
+    """Announce a step."""
+    console.print(f"\n[bold]{number}. {text}[/bold]")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; return its exit code."""
+    options = parse(arguments)
+    started = time.monotonic()
+    console.print("[bold]hf_longattn: a 512-token model reads 8,192 tokens[/bold]  (no network needed)")
+    console.print(f"   Committed: {Path(options.model).name}, a 512-token QA model trained by this project; loading libraries ...")
+    import torch
+    import transformers
+
+    from hf_longattn.errors import LongAttentionError
+    from hf_longattn.training import load_qa_model
+    from scripts.dev.studies.qa_run import evaluation_set
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    out = Path(options.output)
+    try:
+        for name in ("converted", "control", "fine-tuned"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        converted, control = convert(options, out)
+        step(2, "Score on long documents from packages that no training ever saw, before any training")
+        _, tokenizer = load_qa_model(options.model)
+        sets = {name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths) for name in options.data}
+        for name, records in sets.items():
+            shown = records[len(records) // 2]
+            console.print(f"   {name}: {shown['question']}  Answer: {shown['answers']['text'][0]}", markup=False)
+        answers = score(readers(options, converted, control), sets, "all systems")
+        folder = fine_tune(options, converted, out)
+        step(4, "Score the fine-tuned model on the same questions")
+        answers += score([long_reader(AFTER, folder)], sets, "fine-tuned")
+        finish(answers, out, folder, options, started)
+    except LongAttentionError as error:
+        console.print(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Write the types of the Long classes, which exist at run time only, where editors and type checkers look for them.
+
+    python -m scripts.dev.tools.class_stubs            hf_longattn/families/*.pyi: one for each family, and one that names all their classes
+    python -m scripts.dev.tools.class_stubs --check    exit code 1 when they are not what would be written
+
+The signatures are those of the pinned transformers. ``make format`` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import transformers
+from transformers import modeling_outputs
+
+from hf_longattn.families import FAMILIES, Family
+from scripts.dev import ROOT
+
+FOLDER = ROOT / "hf_longattn" / "families"
+HEADER = f"# Written by `make format` with transformers {transformers.__version__}; do not edit.\n"
+FRONT = '''\
+"""Long<Base> families: the models of transformers with long attention, one short file per base architecture."""
+
+{imports}
+from ..modeling.family import FAMILIES as FAMILIES
+from ..modeling.family import AttentionNames as AttentionNames
+from ..modeling.family import Family as Family
+from ..modeling.family import PositionTable as PositionTable
+from ..modeling.generic import enable_long_attention as enable_long_attention
+from ..modeling.generic import load_generic as load_generic
+from ..modeling.registration import register as register
+
+__all__ = [
+{names}
+]
+'''
+COMMON = {
+    "Any": "typing",
+    "Cache": "transformers",
+    "GenerationMixin": "transformers",
+    "Literal": "typing",
+    "LongAttentionConfig": "..configuration",
+    "Mapping": "collections.abc",
+    "SegmentMemory": "..memory",
+    "Tensor": "torch",
+    "torch": "",
+}
+"""What the signatures name -> the module that it is in."""
+LONG_ARGUMENTS = {
+    "global_attention_mask": "Tensor | None",
+    "documents": "Tensor | None",
+    "memory": "SegmentMemory | None",
+    "memory_reset": "Tensor | None",
+}
+"""What every Long ``forward`` takes besides the base's arguments."""
+ANY_FORWARD = {"output_attentions": "bool | None", "output_hidden_states": "bool | None", "return_dict": "bool | None"}
+"""What a ``forward`` with ``**kwargs`` hands down. Anything else is taken for a slip of the pen, as it would be lost without a word."""
+CONFIG_ARGUMENTS = {
+    "long_attention": "Mapping[str, Any] | LongAttentionConfig | None",
+    "position_extension": "str",
+    "question_separator_id": "int | None",
+    "attn_implementation": "str | None",
+    "num_labels": "int",
+}
+DECODER_ARGUMENTS = {
+    "decoder_long_attention": "Mapping[str, Any] | LongAttentionConfig | None",
+    "max_decoder_position_embeddings": "int | None",
+}
+NAMES = {"LongTensor": "Tensor", "BoolTensor": "Tensor", "RopeParameters": "dict[str, Any]", "EsmFoldConfig": "Any"}
+
+
+def stubs() -> dict[str, str]:
+    """File name -> text."""
+    exported = [(module_of(family), sorted(family.exports)) for family in FAMILIES.values()]
+    imports = "\n".join(f"from .{module} import {', '.join(f'{name} as {name}' for name in names)}" for module, names in sorted(exported))
+    names = "\n".join(f'    "{name}",' for name in sorted(name for _, names in exported for name in names))
+    return {"__init__.pyi": HEADER + FRONT.format(imports=imports, names=names)} | {
+        f"{module_of(family)}.pyi": family_stub(family) for family in FAMILIES.values()
+    }
+
+
+def module_of(family: Family) -> str:
+    return family.module.rpartition(".")[2]
+
+
+def family_stub(family: Family) -> str:
+    """The stub of a family's module: its config, its entry, its classes, and what else the module defines as it is."""
+    module = importlib.import_module(family.module)
+    models = [*family.heads.values(), *family.parts.values()]
+    needed = {("..modeling.family", "Family")}
+    bodies = ["FAMILY: Family\n"]
+    for text, imports in (config_stub(family), *(model_stub(family, name) for name in models)):
+        bodies.append(text)
+        needed |= imports
+    named = set(
+        re.findall(r"\w+", " ".join(line for body in bodies for line in body.splitlines() if line.lstrip().startswith(("class", "def"))))
+    )
+    needed |= {(where, name) for name, where in COMMON.items() if name in named}
+    others = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    others = sorted({*others} - {*models, family.config_class.__name__} - {"__getattr__"})
+    if others:
+        bodies.append("\n".join(f"{name}: Any" for name in others) + "\n")
+        needed.add(("typing", "Any"))
+    by_module: dict[str, set[str]] = {}
+    for where, name in needed:
+        by_module.setdefault(where, set()).add(name)
+    lines = [
+        f"from {where} import {', '.join(sorted(names))}" if where else f"import {', '.join(names)}" for where, names in by_module.items()
+    ]
+    summary = (module.__doc__ or "").strip()
+    return HEADER + f'"""{summary}\n"""\n\n' + "\n".join(sorted(lines)) + "\n\n" + "\n".join(bodies)
+
+
+def config_stub(family: Family) -> tuple[str, set[tuple[str, str]]]:
+    config, base = family.config_class, family.base_config_class
+    arguments = {
+        name: f"{shown(parameter.annotation)} = {default(parameter.default)}"
+        for name, parameter in inspect.signature(config.__init__).parameters.items()
+        if name not in ("self", "kwargs")
+    }
+    arguments |= {alias: arguments[name] for alias, name in config.attribute_map.items() if name in arguments and alias not in arguments}
+    lengths = {"max_position_embeddings": "int"} if family.relative else {}
+    added = {**CONFIG_ARGUMENTS, **(DECODER_ARGUMENTS if family.two_stacks else {}), **lengths}
+    arguments |= {name: f"{kind} = ..." for name, kind in added.items()}
+    lines = [
+        f"class {config.__name__}({', '.join(parent.__name__ for parent in config.__bases__)}):",
+        docstring(config),
+        f"    def __init__(self, *, {', '.join(f'{name}: {rest}' for name, rest in arguments.items())}) -> None: ...",
+    ]
+    bases = {(parent.__module__.replace("hf_longattn.", "..", 1), parent.__name__) for parent in config.__bases__[:-1]}
+    return "\n".join(lines) + "\n", {*bases, (base.__module__, base.__name__)}
+
+
+def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
+    model = family.model_class(name)
+    ours = [parent for parent in model.__bases__ if parent.__module__ == "hf_longattn.modeling.mixin"]
+    base = next(parent for parent in model.__bases__ if parent.__module__.startswith("transformers.models."))
+    signature = inspect.signature(model.forward)
+    given = {
+        name: f"{'Any' if parameter.annotation is parameter.empty else shown(parameter.annotation)}"
+        + ("" if parameter.default is parameter.empty else f" = {default(parameter.default)}")
+        for name, parameter in signature.parameters.items()
+        if name not in ("self", *LONG_ARGUMENTS) and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    keywords = {**LONG_ARGUMENTS, **({name: kind for name, kind in ANY_FORWARD.items() if name not in given} if passes_on else {})}
+    arguments = [*(f"{name}: {rest}" for name, rest in given.items()), "*", *(f"{name}: {kind} = None" for name, kind in keywords.items())]
+    output, needed = output_class(signature.return_annotation, base)
+    generates = ["GenerationMixin"] if transformers.GenerationMixin in model.__bases__ else []
+    parents = [*(parent.__name__ for parent in ours), base.__name__, *generates]
+    lines = [
+        f"class {name}({', '.join(parents)}):",
+        docstring(model),
+        f"    config: {family.config_class.__name__}",
+        f"    def __init__(self, config: {family.config_class.__name__}, *arguments: Any, **options: Any) -> None: ...",
+        f"    def forward(self, {', '.join(arguments)}) -> {output}: ...",
+        "    __call__ = forward",
+    ]
+    return "\n".join(lines) + "\n", {(base.__module__, base.__name__), *needed, *(("..modeling.mixin", parent.__name__) for parent in ours)}
+
+
+def docstring(made: Any) -> str:
+    return textwrap.indent(f'"""{inspect.getdoc(made)}' + ("\n" if "\n" in str(inspect.getdoc(made)) else "") + '"""', "    ")
+
+
+def shown(annotation: Any) -> str:
+    """An annotation as text, without the modules of its names."""
+    if annotation is inspect.Parameter.empty:
+        return "Any"
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", text.replace("torch.dtype", "dtype_"))
+    text = re.sub(r"\w+", lambda word: NAMES.get(word[0], word[0]), text).replace("dtype_", "torch.dtype")
+    return re.sub(r"\bdict\b(?!\[)", "dict[str, Any]", text)
+
+
+def default(value: Any) -> str:
+    return repr(value) if isinstance(value, bool | int | str) or value is None or (isinstance(value, float) and value == value) else "..."
+
+
+def output_class(annotation: Any, base: type) -> tuple[str, set[tuple[str, str]]]:
+    """The class of a ``forward``'s outputs and where it is; a tuple, which ``return_dict=False`` gives, is left out."""
+    found = next((name for name in parts(shown(annotation)) if name[0].isupper() and name != "Any"), None)
+    if found is None:
+        return "Any", set()
+    return found, {(modeling_outputs.__name__ if hasattr(modeling_outputs, found) else base.__module__, found)}
+
+
+def parts(union: str) -> Iterator[str]:
+    yield from (part.strip() for part in re.sub(r"\[.*?\]", "", union).split("|"))
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the file is not up to date")
+    check = parser.parse_args(arguments if arguments is None else list(arguments)).check
+    written = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.pyi")}
+    expected = stubs()
+    stale = sorted(name for name in {*written, *expected} if written.get(name) != expected.get(name))
+    for name in stale if not check else ():
+        if name in expected:
+            (FOLDER / name).write_text(expected[name], encoding="utf-8")
+        else:
+            (FOLDER / name).unlink()
+    if stale and check:
+        print(f"Not up to date in {FOLDER}: {', '.join(stale)}; run `python -m scripts.dev.tools.class_stubs`.", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""The part of docs/mechanisms.md that describes each mechanism: formula, picture, options, cost, source, all from the registry."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_longattn import list_mechanisms, mechanism_info
+from hf_longattn.cli.plot import draw_patterns
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.mechanisms.common.options import RELATIVE, OptionInfo
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from scripts.dev.benchmarks.report import markdown_table
+
+LENGTH = 64
+FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}
+
+
+def sections() -> str:
+    """What all have, and one section per mechanism."""
+    return "\n\n".join([_relative(), *(_section(name) for name in list_mechanisms())])
+
+
+def picture_of(name: str) -> str:
+    """File name of a mechanism's picture, in docs/pictures."""
+    return f"{name}.png"
+
+
+def draw(folder: Path) -> None:
+    """Draw every mechanism's pattern for 64 tokens, both forms where there are two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in list_mechanisms():
+        cls = mechanism_class(name)
+        torch.manual_seed(0)
+        built = mechanism_from(name, cls.sample, num_heads=4, head_dim=16, max_length=LENGTH).eval()
+        forms = {"bidirectional": False, "causal": True}
+        shown = {(built, causal): form for form, causal in forms.items() if cls.causal in ("both", causal)}
+        draw_patterns(
+            {f"{form}, {_options(cls)}": one for (one, _), form in shown.items()},
+            length=LENGTH,
+            causal=[causal for _, causal in shown],
+            file=folder / picture_of(name),
+        )
+
+
+def _section(name: str) -> str:
+    info, cls = mechanism_info(name), mechanism_class(name)
+    rows = [[f"`{o.name}`", o.type.replace(" | ", " or "), f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
+    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "No other options."
+    facts = [
+        f"Source: {info.paper}.",
+        f"Cost: {info.cost}. Forms: {FORMS[info.causal]}. Engine: {info.engine}. Equals full attention: {info.exact_when}.",
+        *["Takes `global_attention_mask`."] * info.takes_globals,
+        *["Adds parameters that need training."] * info.trains,
+    ]
+    picture = f"![pattern of {name}](pictures/{picture_of(name)})\n\n*{LENGTH} tokens, {_options(cls)}; rows are queries, columns keys.*"
+    return "\n\n".join([f"### {name}", _text(cls), " ".join(facts), picture, table])
+
+
+def _own_options(name: str) -> list[OptionInfo]:
+    return [option for option in mechanism_info(name).options if option.name != RELATIVE]
+
+
+def _relative() -> str:
+    """The option that most mechanisms have, described once."""
+    with_it, without = ([name for name in list_mechanisms() if mechanism_class(name).takes_score_mod is takes] for takes in (True, False))
+    option = next(option for option in mechanism_info(with_it[0]).options if option.name == RELATIVE)
+    return f"All mechanisms except {', '.join(without)} also have the option `{RELATIVE}` (default none): {option.help}."
+
+
+def _text(cls: type[Mechanism]) -> str:
+    """The definition as the mechanism's file states it, with Sphinx's roles as plain code."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""))
+
+
+def _options(cls: type[Mechanism]) -> str:
+    return ", ".join(f"{option} {_shown(value)}" for option, value in cls.sample.items()) or "no options"
+
+
+def _shown(value: Any) -> str:
+    """A value of an option as a reader writes it."""
+    values = [str(one) for one in (value if isinstance(value, tuple | list) else (value,))]
+    return ", ".join(values) or "none"

@@ -1,0 +1,225 @@
+"""Native twins of every mechanism in every family, scripts/dev/results/native_twins.*: which there are, and that they compute the same.
+
+    python -m scripts.dev.tools.native_twins                        # some minutes
+    python -m scripts.dev.tools.native_twins --only bert,llama      # these bases; the others stay as they are stored
+
+Models are small and have random weights; mechanisms have the options of scripts/dev/tools/native_cases.py, with which one is transformers'
+where there is such an architecture. Every twin is written and compared by `longattn export --format native`, read in an interpreter that
+has transformers but not this package, and written as GGUF where llama.cpp computes the same. Where there is no twin, the cell has the
+reason."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_longattn import export_gguf, export_native
+from hf_longattn.conversion.twins.base import LongModel, choose_twin
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.export.gguf import gguf_refusal
+from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms import list_mechanisms
+from scripts.dev import RESULTS
+from scripts.dev.benchmarks.report import machine
+
+from .native_cases import long_attention, long_values, save_long
+from .small_models import language_model
+
+OUTPUT = RESULTS / "native_twins"
+PATTERNS: dict[str, dict[str, Any]] = {
+    "gemma2": {"sliding_window": 8},
+    "gemma3_text": {"sliding_window": 8},
+    "modernbert": {"local_attention": 8},
+}
+"""Bases that have windows in some layers: here of a width that small models notice."""
+ATOL = 1e-4
+
+Cell = dict[str, Any]
+Table = dict[str, dict[str, Cell]]
+
+
+def cell(base: str, mechanism: str, folder: Path) -> Cell:
+    """One combination, compared; or ``{"reason": sentence}``. The long model and its twin are left in `folder`."""
+    family = FAMILIES[base]
+    changes = {"long_attention": long_attention(mechanism), **PATTERNS.get(base, {})}
+    try:
+        config = family.config_class(**{**long_values(base), **changes})
+    except LongAttentionError as error:
+        return {"reason": str(error)}
+    model = LongModel(config, family.heads[language_model(base)], family)
+    choice = choose_twin(model)
+    if choice.twin is None:
+        return {"reason": choice.reason}
+    save_long(folder / "long", base, changes.pop("long_attention"), **changes)
+    checks = export_native(folder / "long", folder / "twin").checks
+    generated = [check.status for check in checks if check.name.startswith("generates")]
+    outputs = [check.values["max_abs_difference"] for check in checks if check.name.startswith("equal to the long model")]
+    gradients = next(check for check in checks if check.name == "equal gradients")
+    refusal = gguf_refusal(choice.twin.config(model))
+    if refusal is None:
+        export_gguf(folder / "long", folder / "gguf")  # raises unless every tensor is read back
+    return {
+        "twin": choice.class_name,
+        **({"note": choice.note} if choice.note else {}),
+        "outputs": {"texts": len(outputs), "max_abs_difference": max(outputs)},
+        "gradients": gradients.values,
+        "generated": "the same tokens" if "passed" in generated else "generates no text",
+        "gguf": refusal or "yes",
+    }
+
+
+def inputs_of(config: Any) -> dict[str, Tensor]:
+    """Random ids of the maximum length of the small models, without padding."""
+    random = torch.Generator().manual_seed(0)
+    found = {"input_ids": torch.randint(5, 90, (2, 64), generator=random)}
+    if config.is_encoder_decoder:
+        found["decoder_input_ids"] = torch.randint(5, 90, (2, 12), generator=random)
+    return found
+
+
+READER = """
+import importlib.util, json, sys
+if importlib.util.find_spec("hf_longattn") is not None:
+    sys.exit("hf_longattn is importable here")
+import torch, transformers
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+transformers.utils.logging.set_verbosity_error()
+for folder in map(Path, sys.argv[1:]):
+    name = json.loads((folder / "twin" / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, name).from_pretrained(folder / "twin").eval()
+    with torch.no_grad():
+        logits = model(**load_file(folder / "inputs.safetensors")).logits
+    save_file({"logits": logits.contiguous()}, folder / "logits.safetensors")
+"""
+
+
+def clean_python(folder: Path) -> Path:
+    """An environment with the packages of this one, except those that are installed from a checkout: without hf_longattn."""
+    venv.create(folder, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "packages.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    return folder / "bin" / "python"
+
+
+def read_elsewhere(found: Table, work: Path) -> None:
+    """Let every twin be read without this package, and put the largest difference of its logits from the long model's into its cell."""
+    cells = {work / mechanism / base: one for mechanism, row in found.items() for base, one in row.items() if "twin" in one}
+    expected: dict[Path, Tensor] = {}
+    for folder in cells:
+        family = FAMILIES[folder.name]
+        model: Any = family.model_class(family.heads[language_model(folder.name)]).from_pretrained(folder / "long").eval()
+        inputs = inputs_of(model.config)
+        save_file(inputs, folder / "inputs.safetensors")
+        with torch.no_grad():
+            expected[folder] = model(**inputs).logits
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(clean_python(work / "venv")), "-c", READER, *map(str, cells)]
+    done = subprocess.run(command, cwd=work, env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"The twins could not be read in a clean environment: {done.stderr.strip().splitlines()[-1]}")
+    for folder, one in cells.items():
+        logits = load_file(folder / "logits.safetensors")["logits"]
+        difference = float((logits - expected[folder]).abs().max())
+        if not difference <= ATOL * max(1.0, float(expected[folder].abs().max())):
+            raise SystemExit(f"{folder}: read without hf_longattn, the logits differ by {difference:.1e}")
+        one["without_hf_longattn"] = difference
+
+
+def table(bases: list[str], work: Path) -> Table:
+    """Mechanism -> base -> cell."""
+    found: Table = {}
+    for mechanism in list_mechanisms():
+        found[mechanism] = {}
+        for base in bases:
+            one = found[mechanism][base] = cell(base, mechanism, work / mechanism / base)
+            print(f"{mechanism} {base}: {one.get('twin') or one['reason']}", file=sys.stderr, flush=True)
+    read_elsewhere(found, work)
+    return found
+
+
+def markdown(found: Table, how: str) -> str:
+    """The page."""
+    shown = [mechanism for mechanism, cells in found.items() if any("twin" in one for one in cells.values())]
+    others = [mechanism for mechanism in found if mechanism not in shown]
+    reasons: dict[str, int] = {}
+
+    def number(sentence: str) -> str:
+        return f"none [{reasons.setdefault(sentence, len(reasons) + 1)}]"
+
+    lines = [
+        "# Native twins",
+        "",
+        f"*Made by `python -m scripts.dev.tools.native_twins` on {how}.",
+        "A cell is the class of transformers that computes what the long model with a language-model head does, or the number of the",
+        "reason why there is none; all cells are in `native_twins.json`.*",
+        "",
+        "| base | " + " | ".join(f"`{mechanism}`" for mechanism in shown) + " |",
+        "|---|" + "---|" * len(shown),
+    ]
+    for base in found[shown[0]]:
+        cells = (found[mechanism][base] for mechanism in shown)
+        lines.append(f"| {base} | " + " | ".join(one.get("twin") or number(one["reason"]) for one in cells) + " |")
+    lines += [
+        "",
+        "No stock architecture has " + ", ".join(f"`{mechanism}`" for mechanism in others) + ", in any family.",
+        "",
+        "## Compared",
+        "",
+        "Small models with random weights, at a short and at the maximum length, with padding where the twin takes it: the largest",
+        "difference of any output or hidden state, of any gradient after one step, and the tokens generated; then the largest difference",
+        "of the logits of the twin in an environment without hf_longattn; and whether a GGUF file is written, read back tensor by tensor.",
+        "",
+        "| mechanism | base | twin | outputs | gradients | generated | without hf_longattn | GGUF |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for mechanism in shown:
+        for base, one in found[mechanism].items():
+            if "twin" in one:
+                gguf = one["gguf"] if one["gguf"] == "yes" else number(one["gguf"])
+                differences = (one["outputs"]["max_abs_difference"], one["gradients"]["max_abs_difference"])
+                row = [f"`{mechanism}`", base, one["twin"], *(f"{value:.0e}" for value in differences), one["generated"]]
+                lines.append("| " + " | ".join([*row, f"{one['without_hf_longattn']:.0e}", gguf]) + " |")
+    lines += ["", "## Why there is none", ""]
+    lines += [f"{place}. {sentence}" for sentence, place in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default=",".join(FAMILIES), help="bases, separated by commas (default: all)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="path without suffix (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    bases = options.only.split(",")
+    if unknown := sorted({*bases} - {*FAMILIES}):
+        parser.error(f"unknown base {unknown[0]!r}; expected some of {', '.join(FAMILIES)}")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as work:
+        found = table(bases, Path(work))
+    where = machine()
+    path = options.output.with_suffix(".json")
+    stored: Table = json.loads(path.read_text(encoding="utf-8"))["twins"] if path.exists() else {}
+    merged = {mechanism: {**stored.get(mechanism, {}), **row} for mechanism, row in found.items()}
+    found = {mechanism: {base: row[base] for base in FAMILIES if base in row} for mechanism, row in merged.items()}
+    path.write_text(json.dumps({"machine": where, "twins": found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    described = f"{where['processor']} with transformers {where['transformers']}"
+    options.output.with_suffix(".md").write_text(markdown(found, described), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,365 @@
+"""Put stored results and the registries into the documents: `make docs`, or with --check say what is out of date.
+
+A document holds pairs of markers, `<!-- made: NAME -->` and `<!-- end -->`; what stands between them comes from `BLOCKS[NAME]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import typer
+
+from hf_longattn import list_mechanisms, mechanism_info
+from hf_longattn.cli import app
+from hf_longattn.families import FAMILIES
+from hf_longattn.recipes import ready_recipes
+from scripts.dev import RESULTS, ROOT
+from scripts.dev.benchmarks.decoding import decoding_table
+from scripts.dev.benchmarks.footprint import footprint_table
+from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
+from scripts.dev.benchmarks.inference import PRECISIONS, speedups
+from scripts.dev.benchmarks.inference import markdown as inference_markdown
+from scripts.dev.benchmarks.packing import markdown as packing_markdown
+from scripts.dev.benchmarks.report import markdown_table, memory_table, timing_table
+from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
+from scripts.dev.benchmarks.same_precision import markdown as same_precision_markdown
+from scripts.dev.benchmarks.serving import int8_markdown, load_markdown
+from scripts.dev.studies.compression import markdown as compression_markdown
+from scripts.dev.studies.context import markdown as context_markdown
+from scripts.dev.studies.design_search import markdown as search_markdown
+from scripts.dev.studies.probe_table import encoder_markdown
+from scripts.dev.studies.probes import learned_markdown, recall_markdown
+from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
+from scripts.dev.studies.retrieval import markdown as retrieval_markdown
+from scripts.dev.studies.table5 import markdown as table5_markdown
+from scripts.dev.studies.text_loss import mlm_markdown
+from scripts.dev.tools import api_reference, measure_diagnosis, measure_distillation, mechanism_pages
+
+MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
+NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
+
+
+def stored(name: str) -> dict[str, Any] | None:
+    """A stored result by the stem of its file."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def where(record: dict[str, Any]) -> str:
+    """One line about the machine."""
+    about = record["machine"]
+    versions = f"torch {about['torch']}, transformers {about['transformers']}"
+    threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
+    return f"{about.get('gpu') or about['processor']}, {threads}, {versions}, {about['date']}"
+
+
+def on_machine(table: Callable[[Any], str]) -> Callable[[Any], str]:
+    """A table of a record, and below it the machine."""
+    return lambda record: f"{table(record)}\n\n*{where(record)}*"
+
+
+def speed(name: str, command: str = "make bench") -> str:
+    """The table of one benchmark."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, command) if record is None else f"{timing_table(record)}\n\n*{where(record)}*"
+
+
+def quality(name: str) -> str:
+    """The tables of a question-answering evaluation."""
+    record = stored(name)
+    return (
+        NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa") if record is None else to_markdown(record["table"]).strip()
+    )
+
+
+def quality_in_brief(name: str) -> str:
+    """One table of a question-answering evaluation."""
+    record = stored(name)
+    return (
+        NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa")
+        if record is None
+        else summary_markdown(record["table"]).strip()
+    )
+
+
+def masked_loss(name: str) -> str:
+    """The table of masked-token losses by length."""
+    record = stored(name)
+    return (
+        NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_mlm") if record is None else mlm_markdown(record["table"]).strip()
+    )
+
+
+def gpu() -> str:
+    """How many checks passed on the GPU, and its timings."""
+    record = stored("gpu_check")
+    if record is None:
+        return NOT_MEASURED.format("gpu_check", "python -m scripts.dev.benchmarks.gpu_check")
+    return f"{gpu_markdown(record)}\n\n*{where(record)}*"
+
+
+def benchmarks() -> str:
+    """Every stored benchmark: what was measured, times, memory, picture."""
+    sections = []
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "timings" not in record or "kind" not in record:
+            continue
+        worst = max(record["checks"], key=lambda check: check["error"] / check["tolerance"], default=None)
+        text = f"### {path.stem}\n\n{describe(record)}\n\n{timing_table(record)}\n"
+        if record["memory"]:
+            text += f"\nPeak memory on top of the inputs, each length in a fresh process; memory grows as Nᵖ:\n\n{memory_table(record)}\n"
+        for left in record["left_out"]:
+            text += f"\nLeft out: {left['implementation']} at {left['length']:,} ({left['reason']})."
+        if worst:
+            text += f"\nLargest difference from the definition: {worst['error']:.1e} ({worst['implementation']}, {worst['what']}).\n"
+        sections.append(f"{text}\n![{path.stem}](../scripts/dev/results/{path.stem}.svg)\n\n*{where(record)}*")
+    return "\n\n".join(sections) or "*Nothing is stored yet: type `make bench`.*"
+
+
+def describe(record: dict[str, Any]) -> str:
+    """What a benchmark measured, in one line."""
+    case = record["case"]
+    options = ", ".join(f"{name}={value}" for name, value in case["options"].items()) or "default options"
+    passes = "forward and backward" if case["backward"] else "forward"
+    form = "causal" if case["causal"] else "bidirectional"
+    layers = f"{case['layers']} layers, " if record["kind"] != "attention" else ""
+    globals_ = f", {case['num_globals']} global tokens" if case["num_globals"] else ""
+    shape = f"B={case['batch']}, H={case['heads']}, D={case['head_dim']}, {case['dtype']}"
+    return f"{record['kind'].capitalize()}, `{case['mechanism']}` ({options}{globals_}), {form}, {passes}; {layers}{shape}; median ms."
+
+
+def recipes() -> str:
+    """The trainings with published values: what, where from, the score, the start, the hardware; then what to type for each."""
+    found = [recipe for recipe in ready_recipes().values() if recipe.command.startswith("train")]
+    heads = ["paper", "score", "base", "hardware"]
+    rows = [[f"[`{one.name}`](#{one.name})", one.entries["title"], *(one.entries[head] for head in heads)] for one in found]
+    table = left(markdown_table(["recipe", "setting", "source", "published", "starts from", "the authors' hardware"], rows))
+    parts = [f"### {one.name}\n\n```bash\n{one.entries['commands']}\n```\n\nDiffers: {one.entries['differs']}" for one in found]
+    return "\n\n".join([table, "## What to type", *parts])
+
+
+def conversions() -> str:
+    """The recipes of `longattn convert`, one line each."""
+    found = [recipe for recipe in ready_recipes().values() if recipe.command == "convert"]
+    rows = [[f"`{one.name}`", one.entries["title"], one.entries["paper"]] for one in found]
+    return left(markdown_table(["recipe", "attention", "source"], rows))
+
+
+def mechanisms() -> str:
+    """All mechanisms, one line each."""
+    infos = [mechanism_info(name) for name in list_mechanisms()]
+    forms = {"both": "both", True: "causal", False: "bidirectional"}
+    rows = [[f"`{i.name}`", i.summary, forms[i.causal], i.cost, i.exact_when, i.paper] for i in infos]
+    return left(markdown_table(["mechanism", "what is attended to", "form", "cost", "equals full attention when", "source"], rows))
+
+
+def mechanisms_in_brief() -> str:
+    """What each mechanism attends to, what it costs, and whether it adds parameters."""
+    infos = [mechanism_info(name) for name in list_mechanisms()]
+    rows = [[f"[`{i.name}`](docs/mechanisms.md#{i.name})", i.summary, i.cost, "yes" if i.trains else ""] for i in infos]
+    return left(markdown_table(["mechanism", "what is attended to", "cost", "adds parameters"], rows))
+
+
+def decoding(name: str) -> str:
+    """Time and memory of decoding."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "make bench") if record is None else f"{decoding_table(record)}\n\n*{where(record)}*"
+
+
+def footprint(name: str) -> str:
+    """Peak memory of all mechanisms that were measured."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "make bench") if record is None else f"{footprint_table(record)}\n\n*{where(record)}*"
+
+
+def distillation(name: str) -> str:
+    """What attention distillation recovers."""
+    record = stored(name)
+    return (
+        NOT_MEASURED.format(name, "python -m scripts.dev.tools.measure_distillation")
+        if record is None
+        else measure_distillation.tables(record)
+    )
+
+
+def recall(name: str) -> str:
+    """The table of associative recall."""
+    record = stored(name)
+    if record is None:
+        return NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_probes mqar")
+    speeds = where({"machine": record["speeds_measured_on"]})
+    return f"{recall_markdown(record['results'])}\n\n*Speeds: {speeds}*"
+
+
+OFFSETS: dict[int | str, str] = {0: "", "padding": ", after padding"}
+
+
+def families() -> str:
+    """All families: the base, its Long classes, and how positions are encoded."""
+    rows = []
+    for base, family in sorted(FAMILIES.items()):
+        prefix = family.config_class.__name__.removesuffix("Config")
+        kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
+        kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
+        heads = ", ".join(f"`{head.removeprefix(prefix)}`" for head in sorted(family.heads.values()))
+        rows.append([f"`{base}`", f"`{prefix}…`", heads, "rotary" if family.rope else "; ".join(sorted(kinds)) or "relative"])
+    return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
+
+
+def speed_in_brief(name: str) -> str:
+    """How many times as fast as full attention, in one sentence."""
+    record = stored(name)
+    if record is None:
+        return NOT_MEASURED.format(name, "make bench")
+    gains = [f"{row['times_faster']:.1f}× ({row['length']:,} tokens)" for row in record["ratios"] if row["implementation"] == "sdpa"]
+    window, threads = record["case"]["options"]["window"], record["machine"]["threads"]
+    return (
+        f"Speed of one attention layer with a window of {window} tokens, relative to PyTorch's fused full attention on "
+        f"{threads} CPU threads: {', '.join(gains)}."
+    )
+
+
+def models_in_brief(name: str) -> str:
+    """How many times as fast as BERT in fp32 whole models are, in one sentence."""
+    record = stored(name)
+    if record is None:
+        return NOT_MEASURED.format(name, "python -m scripts.dev.benchmarks.inference")
+    gains = [speedups(record["seconds"][length]) for length in ("4,096 tokens", "8,192 tokens")]
+    told = []
+    for precision in PRECISIONS:
+        faster = (gain[f"LongBert, {precision}"]["fp32"] for gain in gains)
+        told.append(f"{' / '.join(f'{one:.1f}×' for one in faster)} in {precision}")
+    return (
+        "Speed of a whole model of BERT-base's size, with `longformer` and `model.optimize_for_inference()`, relative to BERT with SDPA in "
+        f"fp32 on one CPU thread, at 4,096 / 8,192 tokens: {', '.join(told)} ([details](docs/how-to/compress.md))."
+    )
+
+
+def quality_line(name: str) -> str:
+    """What a conversion keeps, in one sentence."""
+    record = stored(name)
+    if record is None:
+        return NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa")
+    systems = ("windows of 512, stride 128", "converted to longformer", "longformer, fine-tuned")
+    asked = {
+        "argument": "which parameter of a distant function an argument becomes",
+        "base": "which module a base class comes from",
+        "lookup, 2 hops": "what a variable holds that two distant lines set",
+    }
+    lines = []
+    for group, question in asked.items():
+        row = record["table"].get(group, {})
+        if not set(systems) <= set(row):
+            continue
+        windows, converted, tuned = ("{:.0f} ± {:.0f} %".format(*above(row[system], 1024)) for system in systems)
+        lines.append(f"{question}: {windows}, {converted}, {tuned}")
+    return (
+        "Exact match on questions about source files of 1,024 to 8,192 tokens, for a small 512-token BERT on overlapping windows, "
+        f"converted to longformer for 8,192 tokens, and after minutes of fine-tuning: {'; '.join(lines)} "
+        "([details](docs/how-to/long_qa.md))."
+    )
+
+
+def commands() -> str:
+    """The commands of the command line, with the first sentence of their help."""
+    found = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    rows = [[f"`longattn {name}`", " ".join((command.help or "").split("\n\n")[0].split())] for name, command in found.items()]
+    return left(markdown_table(["command", "what it does"], rows))
+
+
+def study(name: str, markdown: Callable[[dict[str, Any]], str], command: str) -> str:
+    """The tables of a study, as its command writes them beside its JSON."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, command) + "\n" if record is None else markdown(record)
+
+
+def left(table: str) -> str:
+    """The table with all columns aligned left."""
+    return table.replace("---:", "---")
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "attention": partial(speed, "attention-window-window512-fp32"),
+    "attention-backward": partial(speed, "attention-window-window512-backward-fp32"),
+    "globals": partial(speed, "attention-longformer-window512-globals64-fp32"),
+    "model": partial(speed, "model-longformer-window512-fp32"),
+    "qa": partial(quality, "qa"),
+    "qa-brief": partial(quality_in_brief, "qa"),
+    "mlm": partial(masked_loss, "mlm"),
+    "tiled": partial(masked_loss, "tiled"),
+    "benchmarks": benchmarks,
+    "gpu": gpu,
+    "mechanisms": mechanisms,
+    "mechanisms-brief": mechanisms_in_brief,
+    "decode": partial(decoding, "decode"),
+    "decode-onnx": partial(decoding, "decode-onnx"),
+    "memory": partial(footprint, "memory"),
+    "memory-causal": partial(footprint, "memory-causal"),
+    "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"),
+    "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m scripts.dev.benchmarks.same_precision"),
+    "inference": partial(study, "inference", inference_markdown, "python -m scripts.dev.benchmarks.inference"),
+    "compress": partial(study, "compress", compression_markdown, "python -m scripts.dev.studies.compression --work-dir work"),
+    "packing": partial(study, "packing", packing_markdown, "python -m scripts.dev.benchmarks.packing"),
+    "serving": partial(study, "serving", load_markdown, "python -m scripts.dev.benchmarks.serving"),
+    "int8": partial(study, "serving", int8_markdown, "python -m scripts.dev.benchmarks.serving"),
+    "table5": partial(study, "table5", table5_markdown, "python -m scripts.dev.studies.table5"),
+    "context": partial(study, "context", context_markdown, "python -m scripts.dev.studies.context"),
+    "retrieval": partial(study, "retrieval", retrieval_markdown, "python -m scripts.dev.studies.retrieval"),
+    "diagnosis": partial(study, "diagnosis", measure_diagnosis.table, "python -m scripts.dev.tools.measure_diagnosis report"),
+    "search": partial(study, "search", search_markdown, "python -m scripts.dev.studies.design_search"),
+    "distillation": partial(distillation, "distillation"),
+    "mqar": partial(recall, "mqar"),
+    "learned": partial(
+        study,
+        "learned",
+        on_machine(lambda record: learned_markdown(record["results"])),
+        "python -m scripts.dev.studies.evaluate_probes learned",
+    ),
+    "probes-encoder": partial(study, "probes", on_machine(encoder_markdown), "python -m scripts.dev.studies.probe_table --work-dir work"),
+    "recipes": recipes,
+    "conversions": conversions,
+    "mechanism-options": mechanism_pages.sections,
+    "families": families,
+    "speed-brief": partial(speed_in_brief, "attention-window-window512-fp32"),
+    "models-brief": partial(models_in_brief, "inference"),
+    "quality-line": partial(quality_line, "qa"),
+    "reference": api_reference.reference,
+    "commands": commands,
+}
+
+
+def render(text: str) -> str:
+    """The document with every marked part updated."""
+    return MARKED.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[4]}", text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write what changed; with --check write nothing and return 1 when something would change."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
+    check = parser.parse_args(arguments).check
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        before = path.read_text(encoding="utf-8")
+        after = render(before)
+        if after != before:
+            stale.append(path)
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    pictures = ROOT / "docs" / "pictures"
+    if check:
+        stale += [path for name in list_mechanisms() if not (path := pictures / mechanism_pages.picture_of(name)).exists()]
+    else:
+        mechanism_pages.draw(pictures)
+    print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

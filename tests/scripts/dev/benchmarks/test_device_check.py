@@ -1,0 +1,107 @@
+"""The cases of a device's check cover every mechanism, form and dtype, run on the paths of both devices, and notice a difference."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+from hf_longattn import list_mechanisms
+from hf_longattn.engines import dispatch
+from hf_longattn.engines.cuda import flex
+from scripts.dev.benchmarks import device_check
+from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, stages
+from scripts.dev.benchmarks.device_check import run_case
+
+SHORT = {
+    str(case): case.at(length=min(case.length, 290), queries=min(case.queries, 200)) for case in first_checks() if case.task == "check"
+}
+
+
+def test_every_mechanism_form_and_dtype_is_a_case() -> None:
+    for quick in (False, True):
+        cases = [case for _, listed in stages(quick) for case in listed]
+        dtypes = ("fp32", "bf16") if quick else ("fp32", "bf16", "fp16")
+        checked = {(case.mechanism, case.causal, case.dtype) for case in cases if case.task == "check"}
+        assert checked >= {(name, causal, dtype) for name in list_mechanisms() for causal in forms(name) for dtype in dtypes}
+        assert {case.mechanism for case in cases if case.task == "time"} == set(list_mechanisms())
+        assert len({str(case) for case in cases}) == len(cases)
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_every_mechanism_passes_here(name: str) -> None:
+    for causal in forms(name):
+        result = run_case(DeviceCase(name, length=33, causal=causal), "cpu")
+        assert result["passed"], result
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_first_checks_pass_on_the_paths_for_cuda(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With flex_attention as it is in place of its kernel, which computes the same."""
+
+    def unfused(kind: object, *tensors: Any, **settings: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+            return flex_attention(*tensors, **settings)
+
+    monkeypatch.setattr(dispatch.Facts, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
+    monkeypatch.setattr(flex, "fused_flex", unfused)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+    monkeypatch.setattr(dispatch, "DENSE_CELLS", 1)
+    monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
+    case = SHORT[name]
+    result = run_case(case, "cpu")
+    assert result["passed"], result
+    refused = case.head_dim < 16 or case.dropout > 0
+    assert bool(result["no_flex"]) == refused
+    assert ("flex" in result["paths"]) == (not refused and 1 not in (case.length, case.queries)), result
+
+
+def test_a_wrong_result_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = device_check.attended
+    monkeypatch.setattr(device_check, "attended", lambda *args, **kwargs: right(*args, **kwargs) * 1.1)
+    result = run_case(WINDOW.at(length=33), "cpu")
+    assert not result["passed"]
+    assert result["failure"].startswith("the largest errors are output_error ")
+
+
+def test_attention_without_a_kernel_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes the right thing in N×N memory."""
+
+    def unfused(mechanism: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> torch.Tensor:
+        return flex_attention(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))
+
+    monkeypatch.setattr("torch.nn.attention.flex_attention._WARNINGS_SHOWN", set())
+    monkeypatch.setattr(device_check, "attended", unfused)
+    result = run_case(WINDOW.at(length=33, mode="no_grad"), "cpu")
+    assert not result["passed"]
+    assert "flex_attention called without torch.compile" in result["failure"]
+
+
+def test_a_kernel_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no kernel image\nis available")
+
+    monkeypatch.setattr(device_check, "attended", fails)
+    result = run_case(WINDOW.at(length=33), "cpu")
+    assert not result["passed"]
+    assert result["failure"] == "RuntimeError: no kernel image is available"
+
+
+def test_an_error_that_spoils_the_device_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(device_check, "attended", fails)
+    with pytest.raises(torch.AcceleratorError):
+        run_case(WINDOW.at(length=33), "cpu")
+
+
+@pytest.mark.parametrize("task", ["time", "crossing", "decode"])
+def test_what_is_timed(task: Any) -> None:
+    result = run_case(DeviceCase("window", task, length=40, causal=True, kv_heads=4), "cpu")
+    assert result["passed"], result
+    assert all(timing["ms"] > 0 for timing in result["timings"].values())

@@ -1,0 +1,137 @@
+"""The check on a GPU: every result is stored as soon as it is known, whatever becomes of the process that found it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from scripts.dev.benchmarks import gpu_check
+from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, stages
+from scripts.dev.benchmarks.gpu_check import Results, Worker, quadratic, run_stage
+
+
+def test_without_cuda_it_says_so_and_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
+    gpu_check.main(output=tmp_path / "gpu.json")
+    assert "no CUDA device" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+class Stub:
+    """A worker that answers at once."""
+
+    ended = False
+
+    def __init__(self, device: str, log: Any) -> None:
+        self.device = device
+
+    def run(self, case: DeviceCase, seconds: float) -> dict[str, Any]:
+        result = {"case": str(case), "length": case.length, "passed": case.dtype != "fp16", "no_flex": ["there is none"]}
+        return result if result["passed"] else {**result, "failure": "it is wrong"}
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("fp32", 0), ("fp16", 1)])
+def test_everything_is_stored_and_a_failure_exits_with_one(
+    dtype: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "Worker", Stub)
+    monkeypatch.setattr(gpu_check, "stages", lambda quick: [(False, [WINDOW]), (True, [WINDOW.at(dtype=dtype)])])
+    output = tmp_path / "new" / "gpu.json"
+    try:
+        gpu_check.main(device="cpu", quick=True, budget=100.0, workers=0, output=output)
+        stopped = 0
+    except typer.Exit as error:
+        stopped = error.exit_code
+    assert stopped == code
+    record = json.loads(output.read_text())
+    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    assert "processor" in record["machine"] == lines[0]["machine"]
+    assert record["results"] == lines[1:]
+    assert [one["passed"] for one in record["results"]] == [True, not code]
+    printed = capsys.readouterr().out
+    assert f"{2 - code} of 2 cases passed; 0 were not reached within the budget" in printed
+    assert "without flex_attention, 2 cases (there is none)" in printed
+    assert ("it is wrong" in printed) == bool(code)
+
+
+def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
+    results = Results(io.StringIO())
+    run_stage([WINDOW], 1, lambda: Stub("cpu", None), results, time.monotonic() - 1)
+    assert not results.found
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"there is no {words[0]}")
+    monkeypatch.setattr(gpu_check, "COMMAND", list(words))
+
+
+def test_a_worker_that_ends_costs_its_case_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command(monkeypatch, "false")
+    results = Results(io.StringIO())
+    with open(tmp_path / "log", "w") as log:
+        run_stage([WINDOW, WINDOW.at(causal=True)], 1, lambda: Worker("cpu", log), results, time.monotonic() + 60)
+    assert [one["failure"] for one in results.found] == ["its process ended with exit code 1"] * 2
+    assert [one["case"] for one in results.found] == [str(WINDOW), str(WINDOW.at(causal=True))]
+
+
+def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command(monkeypatch, "sleep")
+    with open(tmp_path / "log", "w") as log:
+        worker = Worker("60", log)
+        assert worker.run(WINDOW, 0.2)["failure"] == "it was ended after 0 seconds"
+        worker.close()
+
+
+def test_a_worker_runs_cases(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w") as log:
+        worker = Worker("cpu", log)
+        first, second = (worker.run(case, 200) for case in (WINDOW.at(length=40), DeviceCase("full", "time", length=8, kv_heads=4)))
+        worker.close()
+    assert first["passed"], first
+    assert first["paths"]
+    assert second["timings"]["longattn"]["ms"] > 0
+
+
+def test_memory_that_grows_with_the_pairs_is_found() -> None:
+    def result(length: int, mib: float) -> dict[str, Any]:
+        case = DeviceCase("window", "time", length=length)
+        return {"case": str(case), "length": length, "timings": {"longattn": {"ms": 1.0, "mib": mib}}}
+
+    assert not list(quadratic([result(4096, 100), result(16384, 420)]))
+    (line,) = quadratic([result(4096, 100), result(16384, 1600)])
+    assert line.endswith("100 MiB at 4096 tokens, 1600 at 16384 (N^2.0)")
+
+
+def test_the_document_says_how_many_passed_and_what_was_timed() -> None:
+    timings = {"longattn": {"ms": 1.5, "mib": 3.0}, "sdpa flash": {"left_out": "no kernel"}, "varlen_attn": {"ms": 2.0}}
+    results = [{"case": "time window", "passed": True, "timings": timings}, {"case": "check full", "passed": False}]
+    text = gpu_check.markdown({"results": results})
+    assert text.startswith("1 of 2 cases passed.")
+    assert text.splitlines()[-1] == "| window | 1.50 | – | 2.00 | 3 |"
+    assert gpu_check.markdown({"results": results[1:]}) == "0 of 1 cases passed."
+
+
+def test_the_most_valuable_cases_come_first() -> None:
+    (alone, checks), (timed, timings), *_ = stages(quick=False)
+    assert (alone, timed) == (False, True)
+    assert [(case.mechanism, case.dtype, case.length) for case in checks[:3:2]] == [("window", "bf16", 300), ("window", "bf16", 2048)]
+    assert {case.task for case in timings} == {"time", "crossing", "decode"}
+    assert sum(len(cases) for _, cases in stages(quick=True)) < sum(len(cases) for _, cases in stages(quick=False)) / 2
+
+
+def test_it_can_be_run_as_a_module() -> None:
+    assert gpu_check.__doc__ is not None
+    assert "python -m scripts.dev.benchmarks.gpu_check" in gpu_check.__doc__
+    assert gpu_check.COMMAND[:3] == [sys.executable, "-m", "scripts.dev.benchmarks.gpu_check"]

@@ -1,0 +1,35 @@
+"""Peak memory: measured in a fresh process, and its exponent."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from hf_longattn.errors import LongAttentionError
+from scripts.dev.benchmarks import memory
+from scripts.dev.benchmarks.case import Case
+from scripts.dev.benchmarks.memory import Memory, MiB, exponent, measure_memory
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_the_exponent_is_that_of_the_data(power: float) -> None:
+    assert exponent([Memory("x", n, 0.0, 3e-5 * n**power) for n in (4096, 8192, 16384, 32768)]) == pytest.approx(power)
+
+
+def test_one_length_has_no_exponent() -> None:
+    assert exponent([Memory("x", 4096, 0.0, 1.0)]) is None
+
+
+def test_what_a_pass_allocates_is_seen_in_the_peak() -> None:
+    length = 2048
+    measured = measure_memory("attention", "sdpa-mask", Case("window", {"window": 64}, length=length, heads=2, head_dim=16))
+    assert 0.9 * 4 * length**2 / MiB < measured.extra < 20 * length**2 / MiB  # the fused kernel widens the mask to fp32
+    assert measured.inputs > 0
+
+
+def test_a_failing_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback ...\nMemoryError: no memory\n")
+    monkeypatch.setattr(memory.subprocess, "run", lambda *args, **kwargs: failed)
+    with pytest.raises(LongAttentionError, match=r"Measuring the memory of sdpa at 64 tokens failed: MemoryError: no memory"):
+        measure_memory("attention", "sdpa", Case("window", length=64, heads=2, head_dim=16))

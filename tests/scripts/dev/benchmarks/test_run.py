@@ -1,0 +1,167 @@
+"""The benchmark: equality comes first, what is stored is what was measured, and a wrong implementation is found out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from hf_longattn.errors import OptionError
+from scripts.dev.benchmarks import definition, list_implementations, register_implementation, run_attention, run_model, verify
+from scripts.dev.benchmarks import implementations as registry
+from scripts.dev.benchmarks.app import app, parse_lengths, parse_options
+from scripts.dev.benchmarks.case import AttentionInputs, Case
+from scripts.dev.benchmarks.implementations import Implementation
+
+SMALL = Case("longformer", {"window": 16}, heads=2, head_dim=8, layers=1)
+
+
+@pytest.mark.parametrize("mechanism", ["window", "longformer"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_implementation_equals_the_definition(mechanism: str, causal: bool, dtype: str) -> None:
+    case = SMALL.at(mechanism=mechanism, causal=causal, dtype=dtype, num_globals=3 * (mechanism == "longformer"))
+    result = run_attention(case, [64, 96], ["sdpa", "sdpa-mask", "window", "hf-longformer"], repeats=1)
+    assert result.equal, result.checks
+    assert {check.implementation for check in result.checks} >= {"longattn", "sdpa", "sdpa-mask", "window"}
+    assert ("hf-longformer" in {timing.implementation for timing in result.timings}) == (not causal)
+    assert {left["implementation"] for left in result.left_out} == ({"hf-longformer"} if causal else set())
+
+
+def test_gradients_are_compared_when_the_backward_pass_is_timed() -> None:
+    result = run_attention(SMALL.at(backward=True), [64], ["sdpa", "hf-longformer", "flex"], repeats=1)
+    assert result.equal, result.checks
+    assert {check.what for check in result.checks} == {"output", "gradients of q, k, v", "gradient of the hidden states"}
+    assert result.left_out[0]["implementation"] == "flex"
+
+
+def test_an_implementation_is_compared_with_ours_that_does_the_same_work() -> None:
+    result = run_attention(SMALL, [64], ["sdpa", "hf-longformer"], repeats=2)
+    assert {ratio["implementation"]: ratio["ours"] for ratio in result.ratios} == {
+        "sdpa": "longattn",
+        "hf-longformer": "longattn+projections",
+    }
+
+
+@pytest.fixture
+def wrong_implementation() -> str:
+    @register_implementation("attention", "slightly-wrong")
+    class SlightlyWrong(Implementation):
+        summary = "forgets the last key"
+
+        def __init__(self, inputs: AttentionInputs) -> None:
+            self.qkv = self.leaves = inputs.qkv
+            self.upstream = inputs.upstream_heads()
+
+        def forward(self) -> Tensor:
+            q, k, v = self.qkv
+            return torch.nn.functional.scaled_dot_product_attention(q, k[:, :, :-1], v[:, :, :-1])
+
+    yield SlightlyWrong.name
+    del registry._IMPLEMENTATIONS["attention"]["slightly-wrong"]
+
+
+def test_a_wrong_implementation_is_not_timed(wrong_implementation: str) -> None:
+    result = run_attention(SMALL, [64, 96], [wrong_implementation], repeats=1)
+    assert not result.equal
+    assert not result.timings
+
+
+def test_a_wrong_implementation_exits_with_one(wrong_implementation: str, tmp_path: Path) -> None:
+    arguments = [
+        "attention",
+        "--lengths",
+        "64",
+        "--heads",
+        "2",
+        "--head-dim",
+        "8",
+        "--against",
+        wrong_implementation,
+        "--output-dir",
+        str(tmp_path),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "differs from the definition" in done.output
+
+
+def test_names_are_given_once(wrong_implementation: str) -> None:
+    with pytest.raises(OptionError, match="already"):
+        register_implementation("attention", wrong_implementation)(Implementation)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_models_equal_bert_under_the_dense_mask(backward: bool) -> None:
+    result = run_model(SMALL.at(backward=backward, head_dim=16), [48, 64], ["sdpa", "hf-longformer"], repeats=1)
+    assert result.equal, result.checks
+    assert result.kind == ("train" if backward else "model")
+    assert {timing.implementation for timing in result.timings} == {"longattn", "sdpa", "hf-longformer"}
+
+
+def test_the_command_stores_json_and_svg(tmp_path: Path) -> None:
+    arguments = ["attention", "--lengths", "32,64", "--option", "window=16", "--heads", "2", "--head-dim", "8", "--repeats", "2"]
+    done = CliRunner().invoke(app, [*arguments, "--against", "sdpa", "--output-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    [stored] = tmp_path.glob("*.json")
+    record = json.loads(stored.read_text())
+    assert record["equal"] is True
+    assert record["lengths"] == [32, 64]
+    assert {"processor", "cores", "threads", "torch", "transformers", "date"} <= set(record["machine"])
+    assert len(record["timings"]) == 4
+    assert all(len(timing["rounds_ms"]) == 2 for timing in record["timings"])
+    assert stored.with_suffix(".svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--against", "spda"], "Did you mean 'sdpa'?"),
+        (["--mechanism", "windw"], "Did you mean 'window'?"),
+        (["--option", "window"], "name=value"),
+        (["--lengths", "a lot"], "whole numbers"),
+        (["--dtype", "fp8"], "choose one of fp32"),
+        (["--lengths", "0"], "at least one length"),
+        (["--lengths", "8", "--globals", "9"], "between 0 and the length"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    start = [] if "--lengths" in arguments else ["--lengths", "8"]
+    done = CliRunner().invoke(app, ["attention", *start, *arguments, "--output-dir", str(tmp_path)])
+    assert done.exit_code == 1
+    assert sentence in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_and_lengths_are_read() -> None:
+    assert parse_options(["window=512", "global-tokens=[0, 1]", "name=x"]) == {"window": 512, "global_tokens": [0, 1], "name": "x"}
+    assert parse_lengths("1K, 4096,") == [1024, 4096]
+
+
+def test_the_implementations_are_listed_without_ours() -> None:
+    importlib.import_module("scripts.dev.benchmarks.attention")  # registers them
+    assert set(list_implementations("attention")) == {
+        "flex", "hf-big-bird", "hf-longformer", "linformer", "nystrom-attention", "performer-pytorch",
+        "reformer-pytorch", "sdpa", "sdpa-mask", "window",
+    }  # fmt: skip
+
+
+def test_a_mechanism_that_is_no_mask_is_checked_at_a_length_that_can_be_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (definition, verify):
+        monkeypatch.setattr(module, "DENSE_LENGTH", 96)
+    case = Case("lsh", {"bucket_size": 8}, heads=2, head_dim=8)
+    result = run_attention(case, [192], ["sdpa"], repeats=1)
+    assert {check.length for check in result.checks} == {96}
+    assert result.equal
+
+
+def test_transformers_big_bird_draws_the_same_blocks() -> None:
+    case = Case("bigbird", {"block_size": 8, "num_random_blocks": 1, "random_pattern": "hf"}, heads=2, head_dim=8)
+    result = run_attention(case, [128], ["hf-big-bird"], repeats=1)
+    assert "hf-big-bird" in {check.implementation for check in result.checks}
+    assert result.equal

@@ -1,0 +1,32 @@
+"""Timing: implementations take turns, and the ratio is that within a round."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scripts.dev.benchmarks.implementations import Implementation
+from scripts.dev.benchmarks.timing import Timing, time_in_turn, times_faster
+
+
+def test_implementations_take_turns_and_each_timed_pass_follows_a_warm_one() -> None:
+    calls: list[str] = []
+
+    def implementation(called: str) -> Implementation:
+        class Noted(Implementation):
+            name = called
+
+            def forward(self) -> Tensor:
+                calls.append(called)
+                return torch.zeros(())
+
+        return Noted()
+
+    timings = time_in_turn([implementation("a"), implementation("b")], 8, backward=False, repeats=2)
+    assert calls == ["a", "b", *["a", "a", "b", "b"] * 2]
+    assert [(timing.implementation, len(timing.rounds)) for timing in timings] == [("a", 2), ("b", 2)]
+
+
+def test_the_ratio_survives_a_machine_that_slows_down() -> None:
+    ours, other = Timing("ours", 8, (1.0, 10.0, 100.0)), Timing("other", 8, (2.0, 20.0, 200.0))
+    assert times_faster(ours, other) == 2.0
