@@ -8,25 +8,31 @@ from __future__ import annotations
 from typing import Any
 
 from hf_longattn.errors import LongAttentionError, nearest, needs_extra
+from hf_longattn.naming import module_names
 
-METRICS = ("long_qa", "long_classification")
+
+def list_metrics() -> list[str]:
+    """The names of the metrics: the modules of :mod:`hf_longattn.evaluation.metrics`."""
+    return module_names("evaluation.metrics")
 
 
 def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
-    """Return an ``evaluate.Metric`` of this package, without a network.
+    """Return an ``evaluate.Metric`` of this package, without a network and without files.
 
     Args:
         name: "long_qa": exact match and F1 of extractive question answering, by document length; "long_classification": accuracy and
-            macro F1 of classes, by document length.
+            macro F1 of classes, by document length; "entities": precision, recall and F1 of tagged words; "hotpot": HotpotQA's answers and
+            supporting facts; "rouge": ROUGE of summaries.
         **kwargs: passed on to ``evaluate.Metric``.
 
     Raises:
         LongAttentionError: unknown name, or ``evaluate`` is not installed.
     """
-    if name not in METRICS:
-        raise LongAttentionError(f"unknown metric {name!r}; the metrics are {', '.join(METRICS)}.{nearest(name, METRICS)}")
+    metrics = list_metrics()
+    if name not in metrics:
+        raise LongAttentionError(f"unknown metric {name!r}; the metrics are {', '.join(metrics)}.{nearest(name, metrics)}")
     with needs_extra("train"):
-        from hf_longattn.evaluation.metrics.long_classification import LongClassification
-        from hf_longattn.evaluation.metrics.long_qa import LongQA
+        from evaluate.loading import import_main_class
 
-    return {"long_qa": LongQA, "long_classification": LongClassification}[name](**kwargs)
+        metric = import_main_class(f"{__name__}.metrics.{name}")
+    return metric(**{"keep_in_memory": kwargs.get("num_process", 1) == 1, **kwargs})

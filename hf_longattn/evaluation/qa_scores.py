@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.evaluation.metrics import trivia
-from hf_longattn.evaluation.metrics.hotpot import hotpot_scores
-from hf_longattn.evaluation.metrics.long_qa import BUCKETS, score_answer, summarise
+from hf_longattn.evaluation import load_metric
+from hf_longattn.evaluation.metrics.long_qa import SCRIPTS
 from hf_longattn.evaluation.qa_reader import Answer
 
 PREDICTIONS, N_BEST, NULL_ODDS = "predictions.json", "nbest_predictions.json", "null_odds.json"
@@ -33,30 +32,53 @@ def score_answers(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer
         A question with several documents (TriviaQA) counts once, see :func:`by_question`; document_* are the scores of every document
         alone, as on TriviaQA's Web part, and verified_* those of the questions whose answers people checked.
     """
-    given, (records, answers) = (records, answers), by_question(records, answers)
-    scores = _scored(records, answers, threshold)
-    golds = [gold_of(record) for record in records]
-    result: dict[str, Any] = dict(summarise(scores))
-    result["by_length"] = _buckets(scores, [answer.length for answer in answers])
-    result["by_position"] = _buckets(scores, [answer.position for answer in answers])
-    parts: dict[str, list[tuple[float, float]]] = {}
-    without = [place for place, gold in enumerate(golds) if not gold]
-    if without and len(without) < len(golds):
-        parts = {"HasAns": [scores[place] for place, gold in enumerate(golds) if gold], "NoAns": [scores[place] for place in without]}
+    documents, document_answers = records, answers
+    records, answers = by_question(records, answers)
+    texts = _texts(answers, threshold)
+    result = _scores(records, texts, [answer.length for answer in answers])
+    result["by_length"] = result.pop("buckets")
+    result["by_position"] = _scores(records, texts, [answer.position for answer in answers])["buckets"]
+    parts: dict[str, list[int]] = {}
+    without = [number for number, record in enumerate(records) if not gold_of(record)]
+    if without and len(without) < len(records):
+        parts = {"HasAns": sorted(set(range(len(records))) - set(without)), "NoAns": without}
         result["best_f1_threshold"], result["best_f1"] = best_threshold(records, answers)
     if any(record.get("document") for record in records):
-        parts["document"] = _scored(*given, threshold)
-        parts["verified"] = [score for score, record in zip(scores, records, strict=True) if record.get("verified")]
-    for name, some in parts.items():
-        part = summarise(some)
-        if some:
-            result |= {f"{name}_exact": part["exact_match"], f"{name}_f1": part["f1"], f"{name}_total": part["n"]}
+        alone = _scores(documents, _texts(document_answers, threshold))
+        result |= _named("document", alone)
+        parts["verified"] = [number for number, record in enumerate(records) if record.get("verified")]
+    for name, numbers in parts.items():
+        if numbers:
+            result |= _named(name, _scores([records[number] for number in numbers], [texts[number] for number in numbers]))
     if any(record.get("sentences") for record in records):
-        texts = _texts(answers, threshold)
-        facts = [(facts_of(record, answer.supporting), facts_of(record)) for record, answer in zip(records, answers, strict=True)]
-        found = hotpot_scores([(text, gold[0] if gold else "") for text, gold in zip(texts, golds, strict=True)], facts)
-        result |= {name: value for name, value in found.items() if name.startswith(("sp_", "joint_"))}
+        predictions = [
+            {"answer": text, "facts": _as_facts(facts_of(record, answer.supporting))}
+            for text, record, answer in zip(texts, records, answers, strict=True)
+        ]
+        references = [{"answer": (gold_of(record) or [""])[0], "facts": _as_facts(facts_of(record))} for record in records]
+        scores = load_metric("hotpot").compute(predictions=predictions, references=references)
+        result |= {name: value for name, value in scores.items() if name.startswith(("sp_", "joint_"))}
     return result
+
+
+def _scores(records: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths: Sequence[int] | None = None) -> dict[str, Any]:
+    """What the metric ``long_qa`` says of predicted ``texts``, with buckets by ``lengths``."""
+    predictions = [{"id": str(number), "prediction_text": text} for number, text in enumerate(texts)]
+    references = [
+        {"id": str(number), "answers": {"text": gold_of(record), "answer_start": []}, "length": length}
+        for number, (record, length) in enumerate(zip(records, lengths or [-1] * len(records), strict=True))
+    ]
+    scripts = [script_of(record) for record in records]
+    return load_metric("long_qa").compute(predictions=predictions, references=references, scripts=scripts)
+
+
+def _named(name: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of a part of the questions under the names of SQuAD 2's script."""
+    return {f"{name}_exact": scores["exact_match"], f"{name}_f1": scores["f1"], f"{name}_total": scores["n"]}
+
+
+def _as_facts(facts: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    return [{"title": title, "sentence": sentence} for title, sentence in facts]
 
 
 def by_question(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
@@ -71,13 +93,13 @@ def by_question(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer])
         return records, answers
     merged = []
     for places in groups.values():
-        some = [answers[place] for place in places]
-        best = max(some, key=lambda answer: answer.score)
-        spans = sorted((span for answer in some for span in answer.spans), key=lambda span: -span.score)[: max(len(best.spans), 1)]
-        losses = tuple(loss for answer in some for loss in answer.losses)
-        position = next((answer.position for answer in some if answer.position >= 0), -1)
+        group = [answers[place] for place in places]
+        best = max(group, key=lambda answer: answer.score)
+        spans = sorted((span for answer in group for span in answer.spans), key=lambda span: -span.score)[: max(len(best.spans), 1)]
+        losses = tuple(loss for answer in group for loss in answer.losses)
+        position = next((answer.position for answer in group if answer.position >= 0), -1)
         merged.append(
-            dataclasses.replace(best, spans=spans, losses=losses, length=sum(answer.length for answer in some), position=position)
+            dataclasses.replace(best, spans=spans, losses=losses, length=sum(answer.length for answer in group), position=position)
         )
     return [records[places[0]] for places in groups.values()], merged
 
@@ -86,13 +108,9 @@ def _texts(answers: Sequence[Answer], threshold: float | None) -> list[str]:
     return [answer.text if threshold is None else answer.above(threshold) for answer in answers]
 
 
-def _scored(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer], threshold: float | None) -> list[tuple[float, float]]:
-    return [_score(record, text) for record, text in zip(records, _texts(answers, threshold), strict=True)]
-
-
-def _score(record: Mapping[str, Any], text: str) -> tuple[float, float]:
-    """Exact match and F1 as the data's own script computes them."""
-    return (trivia.score_answer if record.get("document") else score_answer)(text, gold_of(record))
+def script_of(record: Mapping[str, Any]) -> str:
+    """The official script of a record's data, by its name in :data:`~hf_longattn.evaluation.metrics.long_qa.SCRIPTS`."""
+    return "trivia" if record.get("document") else "squad"
 
 
 def gold_of(record: Mapping[str, Any]) -> list[str]:
@@ -103,8 +121,8 @@ def gold_of(record: Mapping[str, Any]) -> list[str]:
 def facts_of(record: Mapping[str, Any], numbers: Sequence[int] | None = None) -> list[tuple[str, int]]:
     """Title and number of the sentences ``numbers``; without, of those that support the right answer."""
     sentences = record.get("sentences") or []
-    chosen = [one for one in sentences if one["supports"]] if numbers is None else [sentences[number] for number in numbers]
-    return [(one["title"], one["index"]) for one in chosen]
+    chosen = [sentence for sentence in sentences if sentence["supports"]] if numbers is None else [sentences[number] for number in numbers]
+    return [(sentence["title"], sentence["index"]) for sentence in chosen]
 
 
 def best_threshold(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
@@ -112,8 +130,8 @@ def best_threshold(records: Sequence[Mapping[str, Any]], answers: Sequence[Answe
     of their score above "no answer"."""
     ranked = []
     for record, answer in zip(records, answers, strict=True):
-        ranked.append((answer.score, _score(record, answer.best)[1], float(not gold_of(record))))
-    ranked.sort(key=lambda one: one[0])
+        ranked.append((answer.score, SCRIPTS[script_of(record)](answer.best, gold_of(record))[1], float(not gold_of(record))))
+    ranked.sort(key=lambda row: row[0])
     current = best = sum(span for _, span, _ in ranked)
     threshold = -math.inf if not ranked else ranked[0][0] - 1.0
     for place, (score, span, nothing) in enumerate(ranked):  # this one and all before it are given up
@@ -145,13 +163,3 @@ def write_predictions(folder: Path, records: Sequence[Mapping[str, Any]], answer
         files[BY_DOCUMENT] = {**files[PREDICTIONS], **{name: answer.text for name, answer in each.items()}}
     for name, contents in files.items():
         (folder / name).write_text(json.dumps(contents, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def _buckets(scores: Sequence[tuple[float, float]], places: Sequence[int]) -> dict[str, Any]:
-    found = {}
-    names = [f"<={high}" for high in BUCKETS] + [f">{BUCKETS[-1]}"]
-    for name, low, high in zip(names, (-1, *BUCKETS), (*BUCKETS, math.inf), strict=True):
-        inside = [score for score, place in zip(scores, places, strict=True) if low < place <= high]
-        if inside:
-            found[name] = summarise(inside)
-    return found

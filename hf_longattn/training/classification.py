@@ -20,7 +20,6 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import DataError, class_names, held_back, load_labelled
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.metrics.long_classification import summarise
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import label_config, load_head, load_start
 from hf_longattn.training.results import Scores, held_out_in_words, score_in_words, steps_of
@@ -169,7 +168,8 @@ def _choices(logits: Any, labels: Tensor) -> Tensor:
 
 def _accuracy(found: EvalPrediction) -> dict[str, float]:
     """What an evaluation during training logs beside the loss."""
-    scores = summarise(list(zip(found.label_ids.tolist(), found.predictions.tolist(), strict=True)))
+    references = [{"label": label, "length": -1} for label in found.label_ids.tolist()]
+    scores = load_metric("long_classification").compute(predictions=found.predictions.tolist(), references=references)
     return {name: scores[name] for name in ("accuracy", "macro_f1")}
 
 

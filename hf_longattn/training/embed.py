@@ -23,7 +23,7 @@ from transformers.utils import logging
 from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError, needs_extra
-from hf_longattn.evaluation.metrics.long_qa import mean_and_error
+from hf_longattn.evaluation.summaries import mean_and_error
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import loading, without_load_report

@@ -37,7 +37,7 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import limited, split_held_out
 from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, nearest
-from hf_longattn.evaluation.metrics.long_classification import summarise
+from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
@@ -326,7 +326,9 @@ def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str,
 
     def scores() -> Scores:
         found = [int(logits.argmax()) for logits in predicted(model, held_out, collator, run.training)]
-        return summarise(list(zip(held_out["labels"], found, strict=True)))
+        references = [{"label": label, "length": -1} for label in held_out["labels"]]
+        result = load_metric("long_classification").compute(predictions=found, references=references)
+        return {name: value for name, value in result.items() if name != "buckets"}
 
     return Task("classify", model, rows, collator, scores)
 

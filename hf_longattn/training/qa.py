@@ -33,10 +33,10 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import held_back
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.evaluation.metrics.long_qa import mean_and_error
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
+from hf_longattn.evaluation.summaries import mean_and_error
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument

@@ -22,7 +22,7 @@ from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import held_back
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.evaluation.metrics.rouge import rouge_scores
+from hf_longattn.evaluation import load_metric
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, steps_of
@@ -95,7 +95,8 @@ def finetune_seq2seq(
 
     def rouge(found: EvalPrediction) -> dict[str, float]:
         texts = [np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids) for ids in (found.predictions, found.label_ids)]
-        return rouge_scores(*(tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts))
+        predictions, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts)
+        return load_metric("rouge").compute(predictions=predictions, references=references)
 
     trainer = LongSeq2SeqTrainer(
         model,

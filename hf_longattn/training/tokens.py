@@ -22,7 +22,7 @@ from hf_longattn.data.sources import DataError, class_names, held_back
 from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import read_words, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.evaluation.metrics.entities import entity_scores
+from hf_longattn.evaluation import load_metric
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import label_config, load_head, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
@@ -132,7 +132,7 @@ def tag_scores(found: Iterable[Any], rows: Dataset, texts: Dataset, names: list[
             if label != IGNORED and context > best[document][word][0]:
                 best[document][word] = (context, names[int(choices[at])])
     predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
-    return entity_scores(predicted, texts["tags"][:])
+    return load_metric("entities").compute(predictions=predicted, references=texts["tags"][:])
 
 
 def describe_tokens(log: dict[str, Any]) -> str:

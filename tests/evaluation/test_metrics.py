@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import evaluate
@@ -12,13 +11,7 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics import long_classification, long_qa
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the metric must not touch the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def reference(identifier: str, text: str, length: int) -> dict:

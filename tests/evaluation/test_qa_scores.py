@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from hf_longattn.evaluation.metrics import trivia
-from hf_longattn.evaluation.metrics.long_qa import score_answer
+from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer
 from hf_longattn.evaluation.qa_reader import Answer, Span
 from hf_longattn.evaluation.qa_scores import best_threshold, by_question, score_answers, write_predictions
 
@@ -121,4 +120,4 @@ def test_a_question_over_several_documents_has_the_answer_of_the_best(tmp_path: 
 )
 def test_trivia_qa_s_metric(prediction: str, aliases: list[str], expected: tuple[float, float]) -> None:
     """Worked by hand from triviaqa_evaluation.py."""
-    assert trivia.score_answer(prediction, aliases) == pytest.approx(expected)
+    assert score_alias(prediction, aliases) == pytest.approx(expected)

@@ -17,7 +17,7 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.words import to_windows
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.metrics.entities import entities, entity_scores
+from hf_longattn.evaluation.metrics.entities import entities_of, entity_scores
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.tokens import TOKENS, TokenDataArguments, finetune_tokens, read_tagged
 from tests.training.conftest import FAST, checkpoint
@@ -51,7 +51,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> str:
     ],
 )
 def test_entities(tags: str, expected: set) -> None:
-    assert entities(tags.split()) == expected
+    assert entities_of(tags.split()) == expected
 
 
 def test_scores_of_entities() -> None:

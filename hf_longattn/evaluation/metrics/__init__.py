@@ -1,1 +1,1 @@
-"""Metrics as ``evaluate`` modules; each file also loads by its path with ``evaluate.load``."""
+"""Metrics: each file is one ``evaluate.Metric`` over a plain function, and also loads by its path with ``evaluate.load``."""

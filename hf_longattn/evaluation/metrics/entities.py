@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+import datasets
+import evaluate
+
+from hf_longattn.evaluation.summaries import ratio_and_error
 
 Entity = tuple[str, int, int]
 """Kind, first word, and the word after the last."""
+_KWARGS = """
+predictions, references: a list of tags for each document.
+Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...), and n, the number of documents.
+"""
 
 
-def entities(tags: Sequence[str]) -> set[Entity]:
-    """The entities of one document: ``B-``, ``I-``, ``E-``, ``S-`` and a kind; an ``I-`` of another kind than before starts one, as in
-    CoNLL's script. Tags without such a prefix, but for ``O``, are entities of one word each."""
-    found: set[Entity] = set()
-    kind, start = "", 0
-    for place, tag in enumerate([*tags, "O"]):
-        prefix, _, name = tag.partition("-") if tag[1:2] == "-" else ("" if tag == "O" else "S", "", "" if tag == "O" else tag)
-        goes_on = bool(kind) and prefix in ("I", "E") and name == kind
-        if kind and not goes_on:
-            found.add((kind, start, place))
-            kind = ""
-        if prefix in ("B", "S", "I", "E") and not goes_on:
-            kind, start = name, place
-        if kind and prefix in ("E", "S"):
-            found.add((kind, start, place + 1))
-            kind = ""
-    return found
+class Entities(evaluate.Metric):
+    """``evaluate.Metric`` with a list of tags for each document."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        tags = datasets.List(datasets.Value("string"))
+        features = datasets.Features({"predictions": tags, "references": tags})
+        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+
+    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
+        return entity_scores(predictions, references)
 
 
 def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
     """precision, recall and f1 over all documents, and the accuracy of single words, in per cent; ``f1_se`` … are their standard errors
-    over documents, as those of ratios (Cochran 1977, section 2.11), ``n`` the number of documents."""
+    over documents, ``n`` the number of documents."""
     counts: dict[str, list[tuple[int, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
-    for guess, truth in zip(predicted, gold, strict=True):
-        ours, theirs = entities(guess), entities(truth)
-        right = len(ours & theirs)
-        counts["precision"].append((right, len(ours)))
-        counts["recall"].append((right, len(theirs)))
-        counts["f1"].append((2 * right, len(ours) + len(theirs)))
-        counts["accuracy"].append((sum(a == b for a, b in zip(guess, truth, strict=True)), len(truth)))
-    found: dict[str, float] = {}
+    for tags, gold_tags in zip(predicted, gold, strict=True):
+        entities, gold_entities = entities_of(tags), entities_of(gold_tags)
+        right = len(entities & gold_entities)
+        counts["precision"].append((right, len(entities)))
+        counts["recall"].append((right, len(gold_entities)))
+        counts["f1"].append((2 * right, len(entities) + len(gold_entities)))
+        counts["accuracy"].append((sum(a == b for a, b in zip(tags, gold_tags, strict=True)), len(gold_tags)))
+    scores: dict[str, float] = {}
     for name, pairs in counts.items():
-        ratio, error = ratio_of(pairs)
-        found |= {name: 100 * ratio, f"{name}_se": 100 * error}
-    return {**found, "n": len(counts["f1"])}
+        ratio, error = ratio_and_error(pairs)
+        scores |= {name: 100 * ratio, f"{name}_se": 100 * error}
+    return {**scores, "n": len(counts["f1"])}
 
 
-def ratio_of(pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """The sum of the first numbers over that of the second, and its standard error over pairs; 0 of fewer than two pairs."""
-    count, whole = len(pairs), max(1, sum(of for _, of in pairs))
-    ratio = sum(part for part, _ in pairs) / whole
-    spread = sum((part - ratio * of) ** 2 for part, of in pairs)
-    return ratio, math.sqrt(spread * count / (count - 1)) / whole if count > 1 else 0.0
+def entities_of(tags: Sequence[str]) -> set[Entity]:
+    """The entities of one document: ``B-``, ``I-``, ``E-``, ``S-`` and a kind; an ``I-`` of another kind than before starts one, as in
+    CoNLL's script. Tags without such a prefix, but for ``O``, are entities of one word each."""
+    entities: set[Entity] = set()
+    kind, start = "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-") if tag[1:2] == "-" else ("" if tag == "O" else "S", "", "" if tag == "O" else tag)
+        continues = bool(kind) and prefix in ("I", "E") and name == kind
+        if kind and not continues:
+            entities.add((kind, start, place))
+            kind = ""
+        if prefix in ("B", "S", "I", "E") and not continues:
+            kind, start = name, place
+        if kind and prefix in ("E", "S"):
+            entities.add((kind, start, place + 1))
+            kind = ""
+    return entities

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from hf_longattn.evaluation.metrics.long_qa import mean_and_error, normalise
+import datasets
+import evaluate
+
+from hf_longattn.evaluation.metrics.long_qa import normalise
+from hf_longattn.evaluation.summaries import means_in_percent
 
 Fact = tuple[str, int]
 """Title and number of a sentence."""
-_WHOLE = ("yes", "no", "noanswer")
+_VERBATIM = ("yes", "no", "noanswer")
 NAMES = ("em", "f1", "prec", "recall")
+_KWARGS = """
+predictions, references: list of {answer, facts: list of {title, sentence}}.
+Returns a dict in per cent: em, f1, prec, recall of the answers, the same with sp_ of the supporting facts and with joint_ of both, their
+standard errors (f1_se, ...), and n, the number of questions.
+"""
+
+
+class Hotpot(evaluate.Metric):
+    """``evaluate.Metric`` with predictions and references {answer, facts}."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        fact = {"title": datasets.Value("string"), "sentence": datasets.Value("int64")}
+        question = {"answer": datasets.Value("string"), "facts": datasets.List(fact)}
+        features = datasets.Features({"predictions": question, "references": question})
+        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+
+    def _compute(self, predictions: list[dict[str, Any]], references: list[dict[str, Any]]) -> dict[str, float]:
+        pairs = list(zip(predictions, references, strict=True))
+        facts = [[[(fact["title"], fact["sentence"]) for fact in question["facts"]] for question in pair] for pair in pairs]
+        return hotpot_scores(
+            [(prediction["answer"], reference["answer"]) for prediction, reference in pairs], [(pair[0], pair[1]) for pair in facts]
+        )
 
 
 def hotpot_scores(answers: Sequence[tuple[str, str]], facts: Sequence[tuple[Iterable[Fact], Iterable[Fact]]]) -> dict[str, float]:
@@ -21,38 +48,31 @@ def hotpot_scores(answers: Sequence[tuple[str, str]], facts: Sequence[tuple[Iter
         answers: predicted and gold text of each question.
         facts: predicted and gold supporting facts of each question.
     """
-    values: dict[str, list[float]] = {prefix + name: [] for prefix in ("", "sp_", "joint_") for name in NAMES}
-    for (text, gold), (found, true) in zip(answers, facts, strict=True):
-        answer, support = answer_score(text, gold), support_score(found, true)
-        both = (answer[0] * support[0], 0.0, answer[2] * support[2], answer[3] * support[3])
-        both = (both[0], _harmonic(both[2], both[3]), both[2], both[3])
-        for prefix, scores in (("", answer), ("sp_", support), ("joint_", both)):
-            for name, score in zip(NAMES, scores, strict=True):
-                values[prefix + name].append(score)
-    result: dict[str, float] = {}
-    for name, single in values.items():
-        mean, error = mean_and_error(single)
-        result |= {name: 100 * mean, f"{name}_se": 100 * error}
-    return result
+    rows = []
+    for (text, gold_text), (supporting, gold_supporting) in zip(answers, facts, strict=True):
+        answer, support = answer_score(text, gold_text), support_score(supporting, gold_supporting)
+        precision, recall = answer[2] * support[2], answer[3] * support[3]
+        rows.append((*answer, *support, answer[0] * support[0], _harmonic(precision, recall), precision, recall))
+    return means_in_percent([prefix + name for prefix in ("", "sp_", "joint_") for name in NAMES], rows)
 
 
 def answer_score(prediction: str, gold: str) -> tuple[float, float, float, float]:
     """Exact match, F1, precision and recall of an answer; yes and no must match as they are."""
-    found, true = normalise(prediction), normalise(gold)
-    exact = float(found == true)
-    common = sum((Counter(found.split()) & Counter(true.split())).values())
-    if (found != true and (found in _WHOLE or true in _WHOLE)) or not common:
+    text, gold_text = normalise(prediction), normalise(gold)
+    exact = float(text == gold_text)
+    common = sum((Counter(text.split()) & Counter(gold_text.split())).values())
+    if (text != gold_text and (text in _VERBATIM or gold_text in _VERBATIM)) or not common:
         return exact, 0.0, 0.0, 0.0
-    precision, recall = common / len(found.split()), common / len(true.split())
+    precision, recall = common / len(text.split()), common / len(gold_text.split())
     return exact, _harmonic(precision, recall), precision, recall
 
 
 def support_score(prediction: Iterable[Fact], gold: Iterable[Fact]) -> tuple[float, float, float, float]:
     """Exact match, F1, precision and recall of a set of supporting facts."""
-    found, true = set(prediction), set(gold)
-    right = len(found & true)
-    precision, recall = right / len(found) if found else 0.0, right / len(true) if true else 0.0
-    return float(found == true), _harmonic(precision, recall), precision, recall
+    facts, gold_facts = set(prediction), set(gold)
+    right = len(facts & gold_facts)
+    precision, recall = right / len(facts) if facts else 0.0, right / len(gold_facts) if gold_facts else 0.0
+    return float(facts == gold_facts), _harmonic(precision, recall), precision, recall
 
 
 def _harmonic(precision: float, recall: float) -> float:

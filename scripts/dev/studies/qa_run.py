@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.evaluation.metrics.long_qa import BUCKETS, score_answer
+from hf_longattn.evaluation.metrics.long_qa import score_answer
+from hf_longattn.evaluation.summaries import BUCKETS
 from scripts.dev.studies.code_qa import TASKS, build_code_qa
 from scripts.dev.studies.variable_tracking import build_variable_tracking
 

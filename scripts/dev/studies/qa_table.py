@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.evaluation.metrics.long_qa import BUCKETS, summarise
+from hf_longattn.evaluation.metrics.long_qa import summarise
+from hf_longattn.evaluation.summaries import BUCKETS
 from scripts.dev.studies.qa_run import ScoredAnswer, bucket_of
 
 ALL = "all"
