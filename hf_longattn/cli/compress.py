@@ -1,4 +1,4 @@
-"""`longattn compress MODEL DST`: a checkpoint with fewer bits, heads, feed-forward units or weights."""
+"""`longattn compress MODEL DST`: a checkpoint with fewer bits, heads or feed-forward units."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ __all__ = ["compress"]
 def compress(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, long or not: a folder or a Hub repository id.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
-    method: Annotated[str, typer.Option(help="int8, int8-weight-only, int4-weight-only, bf16, prune-heads, prune-ffn or magnitude.")],
-    share: Annotated[float, typer.Option(help="Share of heads, feed-forward units or weights to prune.")] = 0.25,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale, for int4.")] = 32,
+    method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
+    share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,
     text: Annotated[
         Path | None,
         typer.Option(help="Text in UTF-8 on which importance and losses are measured.", show_default="built-in English text"),
@@ -50,7 +49,6 @@ def compress(
         token=token,
         method=method,
         share=share,
-        group_size=group_size,
         text=text,
         length=length,
         documents=documents,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from ..lazy import public_names
 
 if TYPE_CHECKING:
-    from .compress import CompressionConfig as CompressionConfig
     from .compress import CompressionReport as CompressionReport
     from .compress import compress_checkpoint as compress_checkpoint
+    from .compression_input import CompressionConfig as CompressionConfig
     from .gguf import export_gguf as export_gguf
     from .native import export_native as export_native
     from .onnx import ExportReport as ExportReport
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __getattr__, __all__ = public_names(
     __name__,
     {
-        "compress": ("CompressionConfig", "CompressionReport", "compress_checkpoint"),
+        "compress": ("CompressionReport", "compress_checkpoint"),
+        "compression_input": ("CompressionConfig",),
         "gguf": ("export_gguf",),
         "native": ("export_native",),
         "onnx": ("ExportReport", "export_checkpoint"),

@@ -63,8 +63,17 @@ class Heads:
             values.data = values.data[spread(index, self.queries)].clone()
 
     def check(self) -> None:
-        """Raise :class:`OptionError` for a mechanism whose parameters cannot be cut with the heads."""
+        """Raise :class:`OptionError` where a norm spans all heads, or a mechanism's parameters cannot be cut with the heads."""
         mechanism = getattr(self.site.module, "long_attention", None)
+        widths = {layer.out_features for layer in self.projections} - {self.width}
+        for name, module in self.site.module.named_children():
+            if module in (*self.projections, self.output, mechanism):
+                continue
+            if any(values.dim() == 1 and len(values) in widths for values in module.parameters()):
+                raise OptionError(
+                    f"{type(self.site.module).__name__} normalises all heads together ({name}), so none can be cut out; choose --method "
+                    "prune-ffn, or bf16."
+                )
         if isinstance(mechanism, Mechanism) and mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters()):
             raise OptionError(
                 f"Mechanism {mechanism.name!r} has parameters that are not laid out by heads, so no heads can be cut out; "
@@ -112,7 +121,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
         if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
             raise OptionError(
                 f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and outputs are not projected "
-                "by four linear layers; choose --method magnitude, or bf16."
+                "by four linear layers; choose --method prune-ffn, or bf16."
             )
         count = parts[1].out_features // width
         layers.append(Heads(site, tuple(parts), output, count, parts[0].out_features // parts[1].out_features, width))

@@ -235,7 +235,6 @@ KNOWN = {
     "export torch": Writer("export torch", tolerance=1e-4),
     "export native": Writer("export native", tolerance=1e-4, refuses=NO_TWIN),
     "export gguf": Writer("export gguf", tolerance=1e-4, refuses=NO_GGUF),
-    "compress int4-weight-only": Writer("compress int4-weight-only", ("--group-size", "16")),
     "compress bf16": Writer("compress bf16", tolerance=0.1),
     "compress prune-heads": Writer("compress prune-heads", refuses=NO_TOKENS),
     "compress prune-ffn": Writer("compress prune-ffn", refuses=NO_TOKENS),

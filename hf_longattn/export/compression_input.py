@@ -1,0 +1,202 @@
+"""The model that is compressed and the text that it is measured on: losses, time and size before and after."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conversion.model_loading import quiet_libraries
+from ..conversion.sources.base import Source
+from ..conversion.text import load_tokenizer, verification_text
+from ..data.masking import masked_tokens
+from ..data.tokenization import IGNORED, between, special_ids
+from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
+from ..modeling.family import CAUSAL_LANGUAGE_MODELS, longest_input
+from ..reading import check_config, is_generic, named_class
+
+SHORT_LENGTH, LONG_LENGTH = 512, 4096
+"""Lengths at which the loss is measured, where the model and the text are long enough."""
+MIN_TOKENS = 16
+"""Tokens of a text that a loss can be measured on."""
+WITHOUT_TOKENIZER = SimpleNamespace(mask_token_id=0, all_special_ids=[])
+"""What masks seeded token ids."""
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Settings of a compression.
+
+    method: a name in :data:`.compress.METHODS`.
+    share: of heads or feed-forward units to prune.
+    text: a file in UTF-8, for importance and losses; ``None`` = built-in English text.
+    length: of the long inputs; ``None`` = 4,096 or as many as model and text have.
+    documents: pieces of the text that importance and losses are measured on.
+    seed: of masked tokens.
+    """
+
+    method: str
+    share: float = 0.25
+    text: str | Path | None = None
+    length: int | None = None
+    documents: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise OptionError(f"The share to prune is {self.share}, but must be above 0 and below 1, for example --share 0.25.")
+        for name, least, most in (("documents", 1, 1000), ("length", MIN_TOKENS, 2**24), ("seed", 0, 2**31 - 1)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise OptionError(f"--{name.replace('_', '-')} is {value}, but must be from {least} to {most:,}.")
+
+
+@dataclass
+class CompressionInput:
+    """A model in fp32, the token ids ``(1, N)`` that it is measured on, and the settings.
+
+    text: where the ids come from.
+    dtype: of the weights in the source's files; those of a pruned model are written in it.
+    """
+
+    folder: Path
+    model: Any
+    ids: Tensor
+    tokenizer: Any
+    config: CompressionConfig
+    text: str = ""
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def from_source(cls, source: Source, config: CompressionConfig) -> CompressionInput:
+        """Load an opened source and the text.
+
+        Raises:
+            CheckpointError: the source cannot be loaded, is quantised already, or has no safetensors files.
+            LengthError: the text is too short.
+        """
+        import transformers
+
+        import hf_longattn
+
+        if is_generic(source.config):
+            raise CheckpointError(f"{source.name!r} holds a model without a Long class, which cannot be compressed; give another one.")
+        if source.config.get("quantization_config") is not None:
+            raise CheckpointError(f"{source.name!r} holds quantised weights already; give the checkpoint that it was made from.")
+        if source.loading != {"use_safetensors": True}:
+            raise CheckpointError(f"{source.name!r} is not a folder of safetensors files; load it and save it with save_pretrained first.")
+        check_config(source.config, source.name)
+        class_name = named_class(source.config, "")
+        model_class: Any = getattr(hf_longattn if class_name.startswith("Long") else transformers, class_name or " ", None)
+        if model_class is None:
+            raise CheckpointError(
+                f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or transformers; set "
+                "architectures to the class that saved it."
+            )
+        with checkpoint_errors(f"{source.name!r} cannot be loaded"), quiet_torchao():
+            model = model_class.from_pretrained(source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
+        tokenizer = load_tokenizer(source.folder)
+        text, origin = verification_text(config.text)
+        if tokenizer is None:
+            ids = torch.randint(5, model.config.vocab_size, (1, LONG_LENGTH * 4), generator=torch.Generator().manual_seed(config.seed))
+            origin = "seeded token ids, since the model has no tokenizer"
+        else:
+            ids = torch.tensor([tokenizer(text, truncation=False, verbose=False)["input_ids"]])
+        if ids.shape[1] < MIN_TOKENS:
+            raise LengthError(
+                f"The text {origin!r} has {ids.shape[1]} tokens, but at least {MIN_TOKENS} are needed; give a longer one with --text."
+            )
+        dtype = getattr(torch, str(source.config.get("dtype") or source.config.get("torch_dtype")), torch.float32)
+        return cls(source.folder, model, ids, tokenizer, config, origin, dtype)
+
+    def load(self, folder: Path, **arguments: Any) -> Any:
+        """A model of the same class."""
+        with quiet_torchao():
+            return type(self.model).from_pretrained(folder, local_files_only=True, use_safetensors=True, **arguments).eval()
+
+    def long_length(self) -> int:
+        """Tokens of the long inputs.
+
+        Raises:
+            LengthError: the configured length is longer than the model or the text.
+        """
+        longest = longest_input(self.model.config) or LONG_LENGTH
+        tokens, length = self.ids.shape[1], self.config.length
+        if length is None:
+            return min(LONG_LENGTH, longest, tokens)
+        if length > longest:
+            raise LengthError(f"--length is {length}, but the model takes {longest} tokens; give at most {longest}.")
+        if length > tokens:
+            raise LengthError(
+                f"--length is {length}, but the text has {tokens} tokens; give a longer text with --text, or a smaller --length."
+            )
+        return length
+
+    def pieces(self, length: int) -> list[Tensor]:
+        """Pieces ``(1, length)`` of the text, spread over it, each with the special tokens of a text."""
+        ids, count = self.ids[0], self.config.documents
+        last = len(ids) - length
+        starts = sorted({round(number * last / (count - 1)) for number in range(count)}) if count > 1 else [0]
+        special = ([], []) if self.tokenizer is None else special_ids(self.tokenizer)
+        return [between(ids[None, start : start + length], *special) for start in starts]
+
+    def loss(self, model: Any, ids: Tensor) -> Tensor:
+        """Nats per token: of 15 % that are masked, or of every next one."""
+        if type(model).__name__.endswith("ForMaskedLM"):
+            has_mask = getattr(self.tokenizer, "mask_token_id", None) is not None
+            shown, labels = masked_tokens(ids, self.tokenizer if has_mask else WITHOUT_TOKENIZER, self.config.seed)
+            logits, chosen = model(input_ids=shown).logits, labels != IGNORED
+            return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen])
+        logits = model(input_ids=ids, use_cache=False).logits
+        return nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
+
+    @torch.no_grad()
+    def measure(self, model: Any, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
+        """Losses at these lengths, seconds of a pass at the last, and bytes of the weights in ``folder``."""
+        losses = {}
+        for length in lengths if predicts_tokens(model) else ():
+            values = [float(self.loss(model, piece)) for piece in self.pieces(length)]
+            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+            losses[str(length)] = {"loss": statistics.fmean(values), "loss_se": error, "documents": len(values)}
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            first_output(model, self.ids[:, : lengths[-1]])
+            seconds.append(time.perf_counter() - started)
+        return {"loss": losses, "seconds": min(seconds), "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+
+
+def predicts_tokens(model: Any) -> bool:
+    """Whether it is a masked or causal language model."""
+    return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder
+
+
+def first_output(model: Any, ids: Tensor) -> Tensor:
+    """Logits or states for ``ids``; the decoder of an encoder-decoder reads the first of them."""
+    more = {"decoder_input_ids": ids[:, :16]} if model.config.is_encoder_decoder else {}
+    return model(input_ids=ids, **more)[0]
+
+
+@contextmanager
+def quiet_torchao() -> Iterator[None]:
+    """Without progress bars, and without torchao's words on its kernels for other devices."""
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with quiet_libraries():
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,197 @@
+"""A model without the attention heads or feed-forward units that matter least.
+
+The importance of a head or unit is what its removal would cost to first order: the sum over documents of |Σ activation · gradient of the
+loss| (Michel et al. 2019, equation 2; Molchanov et al. 2017, Taylor expansion).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from ..modeling.attention_sites import attention_sites
+from ..modeling.config import LongConfig
+from ..modeling.pruning import KEPT_HEADS, Heads, cut, heads_of
+from .compression_input import SHORT_LENGTH, CompressionInput, predicts_tokens
+
+INNER_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff")
+"""What configs call the width of the feed-forward layers."""
+
+
+@dataclass
+class Compressed:
+    """What a method of compression returns.
+
+    model: to be saved.
+    expected: computes what `model` must compute after it was read again.
+    dtype: to save it in; ``None`` as it is.
+    pruned: what is missing, by layer.
+    """
+
+    model: Any
+    expected: Any
+    dtype: torch.dtype | None = None
+    pruned: dict[str, Any] = field(default_factory=dict)
+
+
+def prune_heads(source: CompressionInput) -> Compressed:
+    """Without the least important heads of all layers together; every layer keeps one."""
+    model, share = source.model, source.config.share
+    if not isinstance(model.config, LongConfig):
+        raise OptionError(
+            f"{type(model).__name__} has no config for layers with different numbers of heads; convert it first (longattn convert), or "
+            "choose --method prune-ffn."
+        )
+    layers = heads_of(model)
+    if len({id(heads.site.module) for heads in layers}) < model.config.num_hidden_layers:
+        raise OptionError(
+            f"The layers of {type(model).__name__} share one attention module, so none can be cut out of one layer; choose --method bf16."
+        )
+    total = sum(heads.count for heads in layers)
+    if total == len(layers):
+        raise OptionError(
+            f"Every layer of {type(model).__name__} has one head for keys and values, so none can be cut out; choose --method prune-ffn."
+        )
+    for heads in layers:
+        heads.check()
+    counts_to_remove = _heads_to_remove(share, total, len(layers))
+    scores = importance(source, {heads.output: heads.columns for heads in layers})
+    ranked = sorted((float(score), layer, head) for layer, heads in enumerate(layers) for head, score in enumerate(scores[heads.output]))
+    removed: dict[int, set[int]] = {layer: set() for layer in range(len(layers))}
+    for _, layer, head in ranked:
+        if counts_to_remove and len(removed[layer]) < layers[layer].count - 1:
+            removed[layer].add(head)
+            counts_to_remove -= 1
+    expected = copy.deepcopy(model)
+    for heads, pruned_heads in zip(heads_of(expected), removed.values(), strict=True):
+        _silence(heads.output, pruned_heads, heads.columns)
+    counts = dict(getattr(model.config, KEPT_HEADS, None) or {})
+    for heads, pruned_heads in zip(layers, removed.values(), strict=True):
+        if pruned_heads:
+            _remove(heads, pruned_heads, counts)
+    setattr(model.config, KEPT_HEADS, counts)
+    pruned = {str(heads.site.layer): sorted(pruned_heads) for heads, pruned_heads in zip(layers, removed.values(), strict=True)}
+    return Compressed(model, expected, source.dtype, pruned)
+
+
+def _heads_to_remove(share: float, total: int, layers: int) -> int:
+    """How many of ``total`` heads a share is; one in each layer stays."""
+    count = round(share * total)
+    if count > total - layers:
+        most = math.floor((total - layers) / total * 100) / 100
+        raise OptionError(f"A share of {share} of {total} heads would leave a layer without any; give --share {most} or less.")
+    if count == 0:
+        raise OptionError(f"A share of {share} rounds to none of {total} heads; give a larger --share.")
+    return count
+
+
+def _remove(heads: Heads, pruned: set[int], counts: dict[str, int]) -> None:
+    heads.keep([head for head in range(heads.count) if head not in pruned])
+    counts[str(heads.site.layer)] = heads.count - len(pruned)
+
+
+def prune_ffn(source: CompressionInput) -> Compressed:
+    """Without the least important units of the feed-forward layers; the same number in every layer, which the config holds."""
+    model, share = source.model, source.config.share
+    name = next((name for name in INNER_WIDTHS if isinstance(getattr(model.config, name, None), int)), None)
+    if name is None or model.config.is_encoder_decoder:
+        raise OptionError(
+            f"The config of {type(model).__name__} has no one width of feed-forward layers, so it cannot be pruned; choose --method bf16."
+        )
+    inner: int = getattr(model.config, name)
+    remaining = inner - round(share * inner)
+    if not 0 < remaining < inner:
+        raise OptionError(f"A share of {share} of {inner} units leaves {remaining}; give another --share.")
+    blocks = list(_feed_forward(model, inner))
+    scores = importance(source, {down: 1 for _, down in blocks})
+    expected = copy.deepcopy(model)
+    removed = {}
+    for number, ((ups, down), (_, silent)) in enumerate(zip(blocks, list(_feed_forward(expected, inner)), strict=True)):
+        units = scores[down].topk(remaining).indices.sort().values
+        pruned = set(range(inner)) - set(units.tolist())
+        _silence(silent, pruned, 1)
+        removed[str(number)] = len(pruned)
+        for up in ups:
+            cut(up, units, 0)
+        cut(down, units, 1)
+    setattr(model.config, name, remaining)
+    return Compressed(model, expected, source.dtype, removed)
+
+
+def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
+    """The layers into and out of every feed-forward block.
+
+    Raises:
+        OptionError: they are not found, or are laid out otherwise.
+    """
+    attention = {id(module) for site in attention_sites(model) for module in site.module.modules()}
+    linears = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in attention]
+    ups: list[nn.Linear] = []
+    blocks = 0
+    for module in linears:
+        if module.out_features == inner and module.in_features != inner:
+            ups.append(module)
+        elif module.in_features == inner and ups:
+            yield ups, module
+            ups, blocks = [], blocks + 1
+    if not blocks or ups or blocks != getattr(model, "config").num_hidden_layers:  # noqa: B009 - a model of transformers
+        raise OptionError(
+            f"The feed-forward layers of {type(model).__name__} are not linear layers into and out of {inner} units in each of its layers, "
+            "so they cannot be pruned; choose another method, for example int8."
+        )
+
+
+@torch.no_grad()
+def _silence(layer: nn.Linear, units: set[int], width: int) -> None:
+    """Let a layer ignore some units of ``width`` inputs each."""
+    for unit in units:
+        layer.weight[:, unit * width : (unit + 1) * width] = 0
+
+
+def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
+    """What units are worth: for each layer that reads units of so many inputs, the sum over documents of |Σ input · gradient|.
+
+    Raises:
+        OptionError: the model predicts no tokens, so that there is no loss.
+    """
+    model = source.model
+    if not predicts_tokens(model):
+        if model.config.is_encoder_decoder:
+            why = "is an encoder-decoder; choose --method bf16."
+        else:
+            why = "predicts no tokens; prune the language model before it gets another head, or choose --method bf16."
+        raise OptionError(
+            f"The importance of heads and units is measured by a masked or causal loss on text, and {type(model).__name__} {why}"
+        )
+    scores = {layer: torch.zeros(layer.in_features // width) for layer, width in readers.items()}
+    inputs: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in readers}
+
+    def remember(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        read = args[0].detach().requires_grad_(True) if not args[0].requires_grad else args[0]
+        inputs[module].append(read)  # type: ignore[index]
+        return (read, *args[1:])
+
+    handles = [layer.register_forward_pre_hook(remember) for layer in readers]
+    try:
+        for piece in source.pieces(min(SHORT_LENGTH, source.long_length())):
+            with torch.enable_grad():
+                loss = source.loss(model, piece)
+            gradients = iter(torch.autograd.grad(loss, [read for reads in inputs.values() for read in reads], allow_unused=True))
+            for layer, width in readers.items():
+                for read in inputs[layer]:
+                    gradient = next(gradients)
+                    if gradient is not None:
+                        worth = (read.detach() * gradient).reshape(-1, layer.in_features).sum(0)
+                        scores[layer] += worth.reshape(-1, width).sum(1).abs()
+                inputs[layer].clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return scores
