@@ -1,7 +1,7 @@
 """Efficient attention and checkpoint conversion for transformers: short checkpoints become long-context models.
 
 ``import hf_longattn`` makes every family known to transformers' Auto classes, and the attention backend to its models. It is cheap:
-torch is imported with the first name that needs it (see :mod:`hf_longattn.modeling.registration`).
+torch is imported with the first name that needs it (see :mod:`hf_longattn.modeling.family.registration`).
 """
 
 # ruff: noqa: F401 (names for editors and type checkers)
@@ -14,7 +14,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from .lazy import point_to_moved_modules, public_names
-from .modeling.registration import register as _register
+from .modeling.family.registration import register as _register
 
 if TYPE_CHECKING:
     from .attend import attend, reference_attend
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
-    from .modeling.inference import optimize_for_inference
+    from .modeling.inference.optimize import optimize_for_inference
     from .modeling.run.sharding import sequence_parallel
     from .search import SearchResult, search_design
 
@@ -69,7 +69,7 @@ PUBLIC_NAMES = {
     "errors": ("LongAttentionError",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
     "modeling.generic": ("enable_long_attention", "load_generic"),
-    "modeling.inference": ("optimize_for_inference",),
+    "modeling.inference.optimize": ("optimize_for_inference",),
     "modeling.run.sharding": ("sequence_parallel",),
     "search": ("SearchResult", "search_design"),
 }

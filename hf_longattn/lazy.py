@@ -35,6 +35,14 @@ MOVED_MODULES = {
             *("segment_state", "summaries", "token_rules"),
         )
     },
+    **{f"modeling.{name}": f"modeling.family.{name}" for name in ("config", "registration", "sliding_window", "validation")},
+    **{
+        f"modeling.{name}": f"modeling.attach.{name}"
+        for name in ("attachment", "attention_sites", "custom_attention", "token_globals", "weights")
+    },
+    **{f"modeling.{name}": f"modeling.inference.{name}" for name in ("fast_linear", "pruning")},
+    "modeling.bucketed": "modeling.attach.t5_attention",
+    "modeling.quantised": "modeling.inference.optimize",
 }
 """Modules of the first 0.1 and where they are now, below ``hf_longattn``."""
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hf_longattn"
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
@@ -51,7 +53,11 @@ CONVERSION = (
     ("convert", "revert"),
     ("__init__",),
 )
+# And inside `modeling`.
+MODELING = (("family",), ("attach",), ("run",), ("inference",), ("mixin",), ("classes",), ("generic",), ("__init__",))
+MODELING_LAYER = {module: number for number, modules in enumerate(MODELING) for module in modules}
 CONVERSION_LAYER = {module: number for number, modules in enumerate(CONVERSION) for module in modules}
+ROOMS = {"conversion": CONVERSION_LAYER, "modeling": MODELING_LAYER}
 
 # Next to the package in a checkout, and not in the wheel.
 CHECKOUT = ("scripts", "tests")
@@ -114,21 +120,22 @@ def test_imports_go_one_way() -> None:
     assert not wrong, "a module may import lower layers only: " + "; ".join(wrong)
 
 
-def test_imports_inside_conversion_go_one_way() -> None:
-    folder = PACKAGE / "conversion"
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_inside_a_room_go_one_way(room: str) -> None:
+    folder, layers = PACKAGE / room, ROOMS[room]
     module_at = {path: path.relative_to(folder).parts[0].removesuffix(".py") for path in sorted(folder.rglob("*.py"))}
-    unknown = {*module_at.values()} - {*CONVERSION_LAYER}
-    assert not unknown, f"{sorted(unknown)} are new in conversion: give them a layer in {Path(__file__).name}"
+    unknown = {*module_at.values()} - {*layers}
+    assert not unknown, f"{sorted(unknown)} are new in {room}: give them a layer in {Path(__file__).name}"
     wrong = []
     for path, here in module_at.items():
         targets = [(line, target.split(".")) for line, target in imports(path)]
-        inner = [(line, parts[2]) for line, parts in targets if parts[1:2] == ["conversion"] and len(parts) > 2]
-        wrong += [f"{place(path, line)} imports {module}" for line, module in inner if module != here and is_higher(here, module)]
-    assert not wrong, "a module must not import higher layers of conversion: " + "; ".join(wrong)
+        inner = [(line, parts[2]) for line, parts in targets if parts[1:2] == [room] and len(parts) > 2]
+        wrong += [f"{place(path, line)} imports {module}" for line, module in inner if module != here and is_higher(layers, here, module)]
+    assert not wrong, f"a module must not import higher layers of {room}: " + "; ".join(wrong)
 
 
-def is_higher(here: str, module: str) -> bool:
-    return CONVERSION_LAYER[module] > CONVERSION_LAYER[here]
+def is_higher(layers: Mapping[str, int], here: str, module: str) -> bool:
+    return layers[module] > layers[here]
 
 
 def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
@@ -181,8 +188,8 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert not forbidden("families", "hf_longattn.backend")
     assert forbidden("mechanisms", "hf_longattn.LongBertModel")
     assert not forbidden("cli", "hf_longattn.convert_checkpoint")
-    assert is_higher("sources", "plan")
-    assert not is_higher("plan", "sources")
+    assert is_higher(CONVERSION_LAYER, "sources", "plan")
+    assert not is_higher(CONVERSION_LAYER, "plan", "sources")
     assert list(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]
 
 

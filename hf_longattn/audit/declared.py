@@ -18,11 +18,11 @@ from ..errors import checkpoint_errors
 from ..mechanisms import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from
-from ..modeling.attention_sites import AttentionSite, attention_sites
-from ..modeling.config import LongConfig
+from ..modeling.attach.attention_sites import AttentionSite, attention_sites
+from ..modeling.attach.token_globals import token_rule
+from ..modeling.family.config import LongConfig
+from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import enable_long_attention
-from ..modeling.sliding_window import FULL, SLIDING, own_windows
-from ..modeling.token_globals import token_rule
 
 CELLS = 1 << 22
 """Most pairs of an output and a token, over all heads, that are in memory at a time."""

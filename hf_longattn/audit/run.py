@@ -22,9 +22,9 @@ from ..conversion.sources.hub import fetch_model
 from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors
 from ..export.onnx import LONG_CONFIG
-from ..modeling.family import FAMILIES
+from ..modeling.family.definition import FAMILIES
+from ..modeling.family.validation import known_length
 from ..modeling.generic import load_generic
-from ..modeling.validation import known_length
 from ..reading import check_name, is_generic, named_class, plain_names
 from .declared import DeclaredReach, text_stack
 from .measure import RUNS, Embedding, Measured, Settings, measure, measure_embedding

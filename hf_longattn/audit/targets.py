@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import LongAttentionError, OptionError, in_a_line, needs_extra
 from ..export.onnx import has_experts
-from ..modeling.inference import evaluating
+from ..modeling.inference.optimize import evaluating
 
 WORDS = 2000
 """Words of one token that a server is sent."""

@@ -17,11 +17,11 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
-from ..modeling.family import FAMILIES, MODEL_NAME, Family
+from ..modeling.attach.memory_tokens import MemoryTokens
+from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family
+from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_interface, enable_long_attention
-from ..modeling.pruning import KEPT_HEADS
-from ..modeling.run.segments import MemoryTokens
-from ..modeling.sliding_window import with_base_windows
+from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions import DROPPED, STRATEGIES
 from ..reading import check_config, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ExportError
 from ..export import export_native
 from ..hub import bundle_remote_code, check_remote_code
-from ..modeling.family import LANGUAGE_MODELS
+from ..modeling.family.definition import LANGUAGE_MODELS
 from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms

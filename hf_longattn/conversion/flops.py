@@ -18,7 +18,7 @@ from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import mechanism_from
-from ..modeling.attention_sites import AttentionSite, attention_sites
+from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from .architectures import attached_mechanisms
 
 Found = TypeVar("Found")

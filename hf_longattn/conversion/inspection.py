@@ -8,8 +8,8 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..mechanisms import Mechanism
-from ..modeling.family import Family
-from ..modeling.pruning import KEPT_HEADS
+from ..modeling.family.definition import Family
+from ..modeling.inference.pruning import KEPT_HEADS
 from .architectures import find_architecture, read_long
 from .flops import DecodeState, LengthCost, cost_at, decode_states, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from ..errors import CheckpointError, OptionError, checkpoint_errors, in_a_line
-from ..modeling.family import Family
+from ..modeling.family.definition import Family
 from ..private_apis import auto_classes, replace_parameters, with_loader
 from .architectures import Architecture
 from .long_models.base import decoder_start

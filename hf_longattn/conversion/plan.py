@@ -15,10 +15,10 @@ from ..errors import CheckpointError, LengthError, OptionError, PositionError, n
 from ..mechanisms import Mechanism
 from ..mechanisms.common.composite import write_choice, write_numbers
 from ..mechanisms.common.options import RELATIVE
-from ..modeling.family import PositionTable
+from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
+from ..modeling.family.definition import PositionTable
+from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import mark_generic
-from ..modeling.sliding_window import own_windows, with_own_windows
-from ..modeling.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters, widest_span
 from ..positions.relative import relative_kind
 from ..staging import check_destination

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, nearest
-from ..modeling.attention_sites import ON, copied_parameters
+from ..modeling.attach.attention_sites import ON, copied_parameters
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models.base import WeightRenaming
 from .sources.base import Source

@@ -16,9 +16,9 @@ import transformers
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
-from ..modeling.family import Family, length_before_conversion
-from ..modeling.pruning import whole_shapes, with_silent_heads
-from ..modeling.sliding_window import with_base_windows
+from ..modeling.family.definition import Family, length_before_conversion
+from ..modeling.family.sliding_window import with_base_windows
+from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..engines.common.call import AttentionCall
 from ..errors import CheckpointError
 from ..mechanisms.common.base import Mechanism
+from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import OWN, load_generic, load_generic_with
-from ..modeling.sliding_window import keeps_window, own_windows
 from ..private_apis import attention_implementation
 from .architectures import attached_mechanisms
 from .flops import cost_at, layer_mechanisms

@@ -18,9 +18,9 @@ from ..engines.common.dense import repeat_heads
 from ..errors import CheckpointError, OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import mechanism_from
-from ..modeling.attention_sites import attention_sites
+from ..modeling.attach.attention_sites import attention_sites
+from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.generic import enable_long_attention
-from ..modeling.run.segments import MemoryTokens
 from ..positions import extend_table
 from .architectures import attached_mechanisms, attached_memory
 from .model_loading import load_source

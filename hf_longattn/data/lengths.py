@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.errors import OptionError
-from hf_longattn.modeling.validation import known_length
+from hf_longattn.modeling.family.validation import known_length
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..data.masking import masked_tokens
 from ..errors import LengthError, LongAttentionError, OptionError
 from ..evaluation.token_loss import LossChange, token_losses
 from ..mechanisms.common.base import KeptKeys
-from ..modeling.family import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
+from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
 from ..modeling.mixin import LongAttentionMixin
 from ..staging import unused_name
 from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates

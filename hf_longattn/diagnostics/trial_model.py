@@ -21,9 +21,9 @@ from ..data.tokenization import special_ids
 from ..errors import OptionError
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..mechanisms import Mechanism
-from ..modeling.attachment import attach_mechanisms
-from ..modeling.family import LANGUAGE_MODELS
-from ..modeling.sliding_window import base_attention, own_windows
+from ..modeling.attach.attachment import attach_mechanisms
+from ..modeling.family.definition import LANGUAGE_MODELS
+from ..modeling.family.sliding_window import base_attention, own_windows
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11

@@ -24,11 +24,11 @@ from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
 from ..errors import BackendError, LengthError, OptionError
 from ..mechanisms import Mechanism
-from ..modeling.attachment import attach_mechanisms
-from ..modeling.attention_sites import AttentionSite, attention_sites
+from ..modeling.attach.attachment import attach_mechanisms
+from ..modeling.attach.attention_sites import AttentionSite, attention_sites
+from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import check_interface
-from ..modeling.inference import evaluating
-from ..modeling.sliding_window import FULL, SLIDING, own_windows
+from ..modeling.inference.optimize import evaluating
 from ..private_apis import attention_implementation
 from .layer_attention import LayerAttention
 

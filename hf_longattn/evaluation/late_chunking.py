@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import special_ids
 from ..errors import LengthError, LongAttentionError
-from ..modeling.inference import evaluating
-from ..modeling.validation import known_length
+from ..modeling.family.validation import known_length
+from ..modeling.inference.optimize import evaluating
 
 Span = tuple[int, int]
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_longattn.data.qa_features import QAFeature, QAFormat, encode_qa, kind_number, pad_features, pad_targets
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_heads import KINDS, chosen_evidence, evidence_scores, qa_loss
-from hf_longattn.modeling.inference import evaluating
-from hf_longattn.modeling.token_globals import takes_globals, token_rule
+from hf_longattn.modeling.attach.token_globals import takes_globals, token_rule
+from hf_longattn.modeling.inference.optimize import evaluating
 
 RECORDS_AT_ONCE = 256
 """Records whose inputs are sorted by length together."""

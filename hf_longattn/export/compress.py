@@ -24,8 +24,8 @@ from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo, open_source
 from ..conversion.sources.peft import refuse_adapter
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
-from ..modeling.family import longest_input
-from ..modeling.quantised import warn_of_overflow
+from ..modeling.family.definition import longest_input
+from ..modeling.inference.optimize import warn_of_overflow
 from ..staging import check_destination, destination_path
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, first_output, quiet_torchao
 from .prune import Compressed, prune_ffn, prune_heads

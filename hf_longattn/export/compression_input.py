@@ -22,7 +22,7 @@ from ..conversion.text import load_tokenizer, verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
-from ..modeling.family import CAUSAL_LANGUAGE_MODELS, longest_input
+from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..reading import check_config, is_generic, named_class
 
 SHORT_LENGTH, LONG_LENGTH = 512, 4096

@@ -20,7 +20,7 @@ from ..conversion.report import FAILED, PASSED, TOLERANCE, Check
 from ..conversion.text import VerificationText
 from ..errors import ExportError
 from ..memory.graph_cache import POSITION, StateTensor, graph_layer, graph_state
-from ..modeling.attention_sites import attention_sites
+from ..modeling.attach.attention_sites import attention_sites
 from .graphs import PAST, ExportedGraph, Runner, Traced
 
 TASK = "text-generation-with-past"

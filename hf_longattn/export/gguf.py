@@ -26,7 +26,7 @@ from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import write_json
 from ..conversion.text import load_tokenizer
 from ..errors import ExportError, needs_extra
-from ..modeling.sliding_window import FULL, SLIDING
+from ..modeling.family.sliding_window import FULL, SLIDING
 from ..private_apis import gguf_readers
 from ..staging import check_destination, destination_path
 from .native import TwinPlan, plan_twin, tensor_values

@@ -34,7 +34,7 @@ from ..conversion.verify import check_tensors, check_tokenizer, run_steps
 from ..conversion.verify_outputs import GRADIENT_LENGTH, gradients, length_from_files, probe_outputs
 from ..conversion.writing import write_result
 from ..errors import ExportError, checkpoint_errors
-from ..modeling.pruning import whole_shapes, with_silent_heads
+from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..staging import check_destination, destination_path
 
 NATIVE_REPORT = "native_report.json"

@@ -30,9 +30,9 @@ from ..conversion.tensor_files import write_json
 from ..conversion.text import VerificationText, load_tokenizer, verification_text
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..mechanisms import Mechanism
-from ..modeling.family import family_of, family_with
-from ..modeling.sliding_window import with_base_windows
-from ..modeling.validation import known_length
+from ..modeling.family.definition import family_of, family_with
+from ..modeling.family.sliding_window import with_base_windows
+from ..modeling.family.validation import known_length
 from ..private_apis import auto_mapping, trace_errors
 from ..staging import check_destination, destination_path
 from .decoder import TASK as WITH_PAST

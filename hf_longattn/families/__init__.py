@@ -10,13 +10,13 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "AttentionNames": "family",
-    "FAMILIES": "family",
-    "Family": "family",
-    "PositionTable": "family",
+    "AttentionNames": "family.definition",
+    "FAMILIES": "family.definition",
+    "Family": "family.definition",
+    "PositionTable": "family.definition",
     "enable_long_attention": "generic",
     "load_generic": "generic",
-    "register": "registration",
+    "register": "family.registration",
 }
 
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(f"..modeling.{_WHERE[name]}", __name__), name)
     if name.startswith("Long"):
-        from ..modeling.family import family_with
+        from ..modeling.family.definition import family_with
 
         family = family_with(name)
         if family is not None:
@@ -33,6 +33,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from ..modeling.family import FAMILIES
+    from ..modeling.family.definition import FAMILIES
 
     return sorted([*_WHERE, *(name for family in FAMILIES.values() for name in family.exports)])

@@ -48,13 +48,13 @@ from .t5 import LongAttentionT5Config as LongAttentionT5Config, LongAttentionT5E
 from .umt5 import LongUMT5Config as LongUMT5Config, LongUMT5EncoderModel as LongUMT5EncoderModel, LongUMT5ForConditionalGeneration as LongUMT5ForConditionalGeneration, LongUMT5ForQuestionAnswering as LongUMT5ForQuestionAnswering, LongUMT5ForSequenceClassification as LongUMT5ForSequenceClassification, LongUMT5ForTokenClassification as LongUMT5ForTokenClassification, LongUMT5Model as LongUMT5Model
 from .xlm_roberta import LongXLMRobertaConfig as LongXLMRobertaConfig, LongXLMRobertaForCausalLM as LongXLMRobertaForCausalLM, LongXLMRobertaForMaskedLM as LongXLMRobertaForMaskedLM, LongXLMRobertaForMultipleChoice as LongXLMRobertaForMultipleChoice, LongXLMRobertaForQuestionAnswering as LongXLMRobertaForQuestionAnswering, LongXLMRobertaForSequenceClassification as LongXLMRobertaForSequenceClassification, LongXLMRobertaForTokenClassification as LongXLMRobertaForTokenClassification, LongXLMRobertaModel as LongXLMRobertaModel
 from .xlm_roberta_xl import LongXLMRobertaXLConfig as LongXLMRobertaXLConfig, LongXLMRobertaXLForCausalLM as LongXLMRobertaXLForCausalLM, LongXLMRobertaXLForMaskedLM as LongXLMRobertaXLForMaskedLM, LongXLMRobertaXLForMultipleChoice as LongXLMRobertaXLForMultipleChoice, LongXLMRobertaXLForQuestionAnswering as LongXLMRobertaXLForQuestionAnswering, LongXLMRobertaXLForSequenceClassification as LongXLMRobertaXLForSequenceClassification, LongXLMRobertaXLForTokenClassification as LongXLMRobertaXLForTokenClassification, LongXLMRobertaXLModel as LongXLMRobertaXLModel
-from ..modeling.family import FAMILIES as FAMILIES
-from ..modeling.family import AttentionNames as AttentionNames
-from ..modeling.family import Family as Family
-from ..modeling.family import PositionTable as PositionTable
+from ..modeling.family.definition import FAMILIES as FAMILIES
+from ..modeling.family.definition import AttentionNames as AttentionNames
+from ..modeling.family.definition import Family as Family
+from ..modeling.family.definition import PositionTable as PositionTable
 from ..modeling.generic import enable_long_attention as enable_long_attention
 from ..modeling.generic import load_generic as load_generic
-from ..modeling.registration import register as register
+from ..modeling.family.registration import register as register
 
 __all__ = [
     "LongAlbertConfig",

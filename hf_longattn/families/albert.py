@@ -12,11 +12,11 @@ from transformers.models.albert.configuration_albert import AlbertConfig
 from transformers.models.albert.modeling_albert import AlbertAttention, AlbertTransformer
 
 from ..backend import LAYER
-from ..modeling.attention_sites import SERVED
+from ..modeling.attach.attention_sites import SERVED
+from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderConfig
-from ..modeling.custom_attention import ReplacedModules
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongAlbertConfig(LongEncoderConfig, AlbertConfig):

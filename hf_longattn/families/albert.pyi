@@ -5,8 +5,8 @@ wide as the embeddings, which are narrower than the layers (``embedding_size``).
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongEncoderConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin
 from collections.abc import Mapping
 from torch import Tensor

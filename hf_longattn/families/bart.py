@@ -5,8 +5,8 @@ positions. ``max_position_embeddings`` leaves those out, as in BartConfig: 4,096
 from transformers.models.bart.configuration_bart import BartConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family, encoder_decoder_tables
+from ..modeling.family.config import LongEncoderDecoderConfig
+from ..modeling.family.definition import Family, encoder_decoder_tables
 
 
 class LongBartConfig(LongEncoderDecoderConfig, BartConfig):

@@ -3,8 +3,8 @@
 from transformers.models.bert.configuration_bert import BertConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongBertConfig(LongConfig, BertConfig):

@@ -14,10 +14,10 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.big_bird.configuration_big_bird import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
+from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.custom_attention import OnTheInterface, attend_by_config, split_heads
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongBigBirdConfig(LongConfig, BigBirdConfig):

@@ -16,10 +16,10 @@ from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
     eager_attention_forward,
 )
 
+from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.custom_attention import OnTheInterface, attend_by_config, split_heads
-from ..modeling.family import Family, encoder_decoder_tables
+from ..modeling.family.config import LongEncoderDecoderConfig
+from ..modeling.family.definition import Family, encoder_decoder_tables
 from .big_bird import equivalent_settings
 
 

@@ -5,8 +5,8 @@ token, and ``max_position_embeddings`` counts the rows.
 from transformers.models.camembert.configuration_camembert import CamembertConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongCamembertConfig(LongConfig, CamembertConfig):

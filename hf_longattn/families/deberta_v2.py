@@ -19,10 +19,10 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder,
 
 from ..backend import BACKEND, longattn_mask
 from ..engines.common.call import TokenTerm
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderConfig
-from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family, PositionTable
 from ..private_apis import attention_implementation
 
 

@@ -5,8 +5,8 @@ with ``sinusoidal_pos_embds`` is initialised with sinusoids and trained like any
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongDistilBertConfig(LongEncoderConfig, DistilBertConfig):

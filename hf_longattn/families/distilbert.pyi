@@ -5,8 +5,8 @@ with ``sinusoidal_pos_embds`` is initialised with sinusoids and trained like any
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongEncoderConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin
 from collections.abc import Mapping
 from torch import Tensor

@@ -5,8 +5,8 @@ narrower than the layers (``embedding_size``).
 from transformers.models.electra.configuration_electra import ElectraConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongElectraConfig(LongConfig, ElectraConfig):

@@ -8,8 +8,8 @@ on all pairs of tokens, has no long form.
 from transformers.models.esm.configuration_esm import EsmConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongEsmConfig(LongConfig, EsmConfig):

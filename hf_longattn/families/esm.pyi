@@ -8,8 +8,8 @@ on all pairs of tokens, has no long form.
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin
 from collections.abc import Mapping
 from torch import Tensor

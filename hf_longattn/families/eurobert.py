@@ -3,8 +3,8 @@
 from transformers.models.eurobert.configuration_eurobert import EuroBertConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family
 
 
 class LongEuroBertConfig(LongEncoderConfig, EuroBertConfig):

@@ -3,8 +3,8 @@
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongGemma2Config(LongConfig, Gemma2Config):

@@ -4,8 +4,8 @@
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin, LongGenerationMixin
 from collections.abc import Mapping
 from torch import Tensor

@@ -5,8 +5,8 @@
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongGemma3TextConfig(LongConfig, Gemma3TextConfig):

@@ -3,8 +3,8 @@
 from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongGPT2Config(LongConfig, GPT2Config):

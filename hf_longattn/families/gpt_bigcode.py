@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers.models.gpt_bigcode.configuration_gpt_bigcode import GPTBigCodeConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import AttentionNames, Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import AttentionNames, Family, PositionTable
 
 
 class LongGPTBigCodeConfig(LongConfig, GPTBigCodeConfig):

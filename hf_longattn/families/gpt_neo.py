@@ -1,8 +1,8 @@
 """LongGPTNeo: GPT-Neo (Black et al. 2021), causal, positions in one learned table, scores that are not scaled.
 
-Every other layer is local: it sees the last ``window_size`` tokens, and stays so (:mod:`hf_longattn.modeling.sliding_window`). Without
-``long_attention`` the others attend to everything, and all is as in GPT-Neo. Its layers pass no arguments down to attention, so that it
-takes mechanisms without global tokens.
+Every other layer is local: it sees the last ``window_size`` tokens, and stays so (:mod:`hf_longattn.modeling.family.sliding_window`).
+Without ``long_attention`` the others attend to everything, and all is as in GPT-Neo. Its layers pass no arguments down to attention,
+so that it takes mechanisms without global tokens.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from transformers.models.gpt_neo.configuration_gpt_neo import GPTNeoConfig
 from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASSES, GPTNeoSelfAttention
 
 from ..backend import BACKEND, longattn_attention_forward
+from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.custom_attention import ReplacedModules
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 from ..private_apis import attention_implementation
 
 

@@ -3,8 +3,8 @@
 from transformers.models.gpt_neox.configuration_gpt_neox import GPTNeoXConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongGPTNeoXConfig(LongConfig, GPTNeoXConfig):

@@ -14,10 +14,10 @@ from transformers.models.gptj.configuration_gptj import GPTJConfig
 from transformers.models.gptj.modeling_gptj import GPTJ_ATTENTION_CLASSES, GPTJAttention, apply_rotary_pos_emb
 
 from ..backend import BACKEND, longattn_attention_forward
+from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.custom_attention import ReplacedModules
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 from ..private_apis import attention_implementation
 
 

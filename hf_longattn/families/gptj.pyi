@@ -6,8 +6,8 @@ Its layers pass no arguments down to attention, so that it takes mechanisms with
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin, LongGenerationMixin
 from collections.abc import Mapping
 from torch import Tensor

@@ -5,8 +5,8 @@ for any length.
 from transformers.models.marian.configuration_marian import MarianConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family, encoder_decoder_tables
+from ..modeling.family.config import LongEncoderDecoderConfig
+from ..modeling.family.definition import Family, encoder_decoder_tables
 
 
 class LongMarianConfig(LongEncoderDecoderConfig, MarianConfig):

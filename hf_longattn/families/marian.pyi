@@ -5,8 +5,8 @@ for any length.
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongEncoderDecoderConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongGenerationMixin
 from collections.abc import Mapping
 from torch import Tensor

@@ -5,8 +5,8 @@ are not positions. ``max_position_embeddings`` leaves those out.
 from transformers.models.mbart.configuration_mbart import MBartConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family, encoder_decoder_tables
+from ..modeling.family.config import LongEncoderDecoderConfig
+from ..modeling.family.definition import Family, encoder_decoder_tables
 
 
 class LongMBartConfig(LongEncoderDecoderConfig, MBartConfig):

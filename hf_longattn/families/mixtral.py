@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongMixtralConfig(LongConfig, MixtralConfig):

@@ -1,14 +1,15 @@
 """LongModernBert: ModernBERT (Warner et al. 2024), rotary positions (``rope_parameters`` of its global and of its local layers).
 
-Two of three layers are local: they see ``local_attention`` tokens around them, and stay so (:mod:`hf_longattn.modeling.sliding_window`).
-Without ``long_attention`` the others attend to everything, and all is as in ModernBERT.
+Two of three layers are local: they see ``local_attention`` tokens around them, and stay so
+(:mod:`hf_longattn.modeling.family.sliding_window`). Without ``long_attention`` the others attend to everything, and all
+is as in ModernBERT.
 """
 
 from transformers.models.modernbert.configuration_modernbert import ModernBertConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family
 
 
 class LongModernBertConfig(LongEncoderConfig, ModernBertConfig):

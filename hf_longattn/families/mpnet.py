@@ -15,10 +15,10 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAtte
 
 from ..backend import BACKEND
 from ..engines.common.call import DistanceBias
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderConfig
-from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family, PositionTable
 from ..positions.relative import buckets
 from ..private_apis import attention_implementation
 

@@ -7,8 +7,8 @@ large distances have its last bucket, so that it needs no extension.
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongEncoderConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin
 from collections.abc import Mapping
 from torch import Tensor

@@ -3,9 +3,9 @@
 from transformers.models.mt5.configuration_mt5 import MT5Config
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 
-from ..modeling.bucketed import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
+from ..modeling.attach.t5_attention import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
 from ..modeling.classes import lazy_classes
-from ..modeling.family import Family
+from ..modeling.family.definition import Family
 
 
 class LongMT5Config(BucketedConfig, MT5Config):

@@ -4,8 +4,8 @@
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.bucketed import BucketedConfig
-from ..modeling.family import Family
+from ..modeling.attach.t5_attention import BucketedConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongGenerationMixin, LongStackMixin
 from collections.abc import Mapping
 from torch import Tensor

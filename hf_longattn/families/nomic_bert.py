@@ -3,8 +3,8 @@
 from transformers.models.nomic_bert.configuration_nomic_bert import NomicBertConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family
 
 
 class LongNomicBertConfig(LongEncoderConfig, NomicBertConfig):

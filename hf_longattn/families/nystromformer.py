@@ -12,10 +12,10 @@ from transformers.models.nystromformer.configuration_nystromformer import Nystro
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 from ..errors import CheckpointError
+from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderConfig
-from ..modeling.custom_attention import OnTheInterface, attend_by_config, split_heads
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):

@@ -5,8 +5,8 @@ mechanism without global tokens. Its position table starts with two rows that ar
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongEncoderConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin
 from collections.abc import Mapping
 from torch import Tensor

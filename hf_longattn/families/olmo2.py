@@ -3,8 +3,8 @@
 from transformers.models.olmo2.configuration_olmo2 import Olmo2Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongOlmo2Config(LongConfig, Olmo2Config):

@@ -5,8 +5,8 @@ those itself, and ``max_position_embeddings`` leaves them out. Padding takes no 
 from transformers.models.opt.configuration_opt import OPTConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongOPTConfig(LongConfig, OPTConfig):

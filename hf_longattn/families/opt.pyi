@@ -5,8 +5,8 @@ those itself, and ``max_position_embeddings`` leaves them out. Padding takes no 
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin, LongGenerationMixin
 from collections.abc import Mapping
 from torch import Tensor

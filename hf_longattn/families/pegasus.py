@@ -3,8 +3,8 @@
 from transformers.models.pegasus.configuration_pegasus import PegasusConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family, encoder_decoder_tables
+from ..modeling.family.config import LongEncoderDecoderConfig
+from ..modeling.family.definition import Family, encoder_decoder_tables
 
 
 class LongPegasusConfig(LongEncoderDecoderConfig, PegasusConfig):

@@ -3,8 +3,8 @@
 from transformers.models.phi.configuration_phi import PhiConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongPhiConfig(LongConfig, PhiConfig):

@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongPhi3Config(LongConfig, Phi3Config):

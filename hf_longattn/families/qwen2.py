@@ -3,8 +3,8 @@
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongQwen2Config(LongConfig, Qwen2Config):

@@ -3,8 +3,8 @@
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongQwen3Config(LongConfig, Qwen3Config):

@@ -3,8 +3,8 @@
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongQwen3MoeConfig(LongConfig, Qwen3MoeConfig):

@@ -6,8 +6,8 @@
 from transformers.models.roberta.configuration_roberta import RobertaConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongRobertaConfig(LongConfig, RobertaConfig):

@@ -5,8 +5,8 @@ the row of the padding token, and ``max_position_embeddings`` counts the rows.
 from transformers.models.roberta_prelayernorm.configuration_roberta_prelayernorm import RobertaPreLayerNormConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
 
 
 class LongRobertaPreLayerNormConfig(LongConfig, RobertaPreLayerNormConfig):

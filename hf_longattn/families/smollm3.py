@@ -3,8 +3,8 @@
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongSmolLM3Config(LongConfig, SmolLM3Config):

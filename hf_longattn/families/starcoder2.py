@@ -3,8 +3,8 @@
 from transformers.models.starcoder2.configuration_starcoder2 import Starcoder2Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.config import LongConfig
-from ..modeling.family import Family
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family
 
 
 class LongStarcoder2Config(LongConfig, Starcoder2Config):

@@ -5,9 +5,9 @@ any mechanism over scores. transformers' LongT5 has its own classes, of other na
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from ..modeling.bucketed import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
+from ..modeling.attach.t5_attention import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
 from ..modeling.classes import lazy_classes
-from ..modeling.family import Family
+from ..modeling.family.definition import Family
 
 
 class LongAttentionT5Config(BucketedConfig, T5Config):

@@ -5,8 +5,8 @@ any mechanism over scores. transformers' LongT5 has its own classes, of other na
 
 from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
-from ..modeling.bucketed import BucketedConfig
-from ..modeling.family import Family
+from ..modeling.attach.t5_attention import BucketedConfig
+from ..modeling.family.definition import Family
 from ..modeling.mixin import LongAttentionMixin, LongGenerationMixin, LongStackMixin
 from collections.abc import Mapping
 from torch import Tensor

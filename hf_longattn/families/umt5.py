@@ -9,9 +9,9 @@ from transformers import Cache
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
-from ..modeling.bucketed import NAMES, BucketedAttention, BucketedConfig, BucketedOnTheBackend
+from ..modeling.attach.t5_attention import NAMES, BucketedAttention, BucketedConfig, BucketedOnTheBackend
 from ..modeling.classes import lazy_classes
-from ..modeling.family import Family
+from ..modeling.family.definition import Family
 
 
 class LongUMT5Config(BucketedConfig, UMT5Config):

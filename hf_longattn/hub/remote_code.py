@@ -29,8 +29,8 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
 from ..mechanisms import check_options, mechanism_class
-from ..modeling.attention_sites import CROSS_MECHANISM
-from ..modeling.family import family_of
+from ..modeling.attach.attention_sites import CROSS_MECHANISM
+from ..modeling.family.definition import family_of
 from ..private_apis import auto_classes, mapped_names
 from ..staging import write_text
 from .card import read_config

@@ -1,1 +1,10 @@
-"""What turns a model class of transformers into a Long one; the families, one file each, are in :mod:`hf_longattn.families`."""
+"""What turns a model class of transformers into a Long one; the families, one file each, are in :mod:`hf_longattn.families`.
+
+- :mod:`.family`: a family's entry, its config and its lengths;
+- :mod:`.attach`: mechanisms, memory tokens and weights on the modules of a model;
+- :mod:`.run`: how a base model is run;
+- :mod:`.inference`: packed layers, and attention with fewer heads;
+- :mod:`.mixin`, :mod:`.classes`: the Long classes; :mod:`.generic`: models of any other architecture.
+
+Each imports from those above it only.
+"""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..private_apis import record_outputs
-from .family import Family
+from .family.definition import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,8 +41,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     from transformers import PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+    from .attach.weights import inherit_renaming, register_loading
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
-    from .weights import inherit_renaming, register_loading
 
     package = importlib.import_module(family.base_package)
     modeling = importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")

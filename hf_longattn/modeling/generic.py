@@ -22,11 +22,11 @@ from ..errors import BackendError, CheckpointError, OptionError, checkpoint_erro
 from ..hub_errors import DOWNLOAD, translated_errors
 from ..private_apis import attention_implementation, can_set_implementation
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
-from .attachment import attach_mechanisms
-from .attention_sites import ON
-from .config import LongConfig
-from .run.segments import recursion_of
-from .weights import shared_parameters
+from .attach.attachment import attach_mechanisms
+from .attach.attention_sites import ON
+from .attach.memory_tokens import recursion_of
+from .attach.weights import shared_parameters
+from .family.config import LongConfig
 
 OWN = f".{ON}."
 """Part of the name of every parameter of a mechanism."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,23 +12,26 @@ from torch import Tensor, nn
 
 from ..backend import BACKEND, DOCUMENTS, WEIGHTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
 from ..engines.common.batch import in_graph, positions_in
-from ..errors import BackendError, MaskError, MemoryMismatchError, OptionError
+from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.base import Mechanism, Recursion
 from ..mechanisms.common.registry import prototype
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
 from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped
-from .attachment import attach_mechanisms
-from .attention_sites import ATTENDING, ON, layer_mechanisms, with_members
-from .config import BASE_ATTENTION
-from .family import Family, PositionTable
-from .pruning import cut_as_configured
-from .quantised import warn_of_overflow
+from .attach.attachment import attach_mechanisms
+from .attach.attention_sites import ATTENDING, ON, layer_mechanisms, with_members
+from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
+from .attach.token_globals import global_tokens_of, token_rule
+from .attach.weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, without_values
+from .family.config import BASE_ATTENTION
+from .family.definition import Family, PositionTable
+from .family.validation import check_length, check_tables, input_of, refuse_scoreless
+from .inference.optimize import optimize_for_inference, warn_of_overflow
+from .inference.pruning import cut_as_configured
+from .run.losses import divides_by_items, with_auxiliary_loss
 from .run.memory import MASK_OF_MEMORY, new_memory, run_with_memory
-from .run.segments import MemoryTokens, attach_memory_tokens, run_in_segments
-from .token_globals import global_tokens_of, token_rule
-from .validation import check_length, check_tables, input_of, refuse_scoreless
-from .weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, without_values
+from .run.modes import RunsInModes
+from .run.segments import run_in_segments
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11, for type checkers only: bundled code must not import what transformers does not need
@@ -231,9 +233,7 @@ class LongAttentionMixin(ModelHooks, _Base):
         Raises:
             OptionError, BackendError: one sentence each.
         """
-        if COPY:
-            raise BackendError("The code that came with this model is for running it only; install hf_longattn to optimise it.")
-        return load_module("modeling", "inference").optimize_for_inference(self, precision, pack=pack)
+        return optimize_for_inference(self, precision, pack=pack)
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
@@ -274,7 +274,7 @@ class LongGenerationMixin(_Base):
         return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
 
-class LongBaseModelMixin(LongAttentionMixin):
+class LongBaseModelMixin(RunsInModes, LongAttentionMixin):
     """Comes before the base model, which receives the input with or without a head: checks and completes its arguments."""
 
     position_table: ClassVar[PositionTable | None]
@@ -284,11 +284,6 @@ class LongBaseModelMixin(LongAttentionMixin):
         """How memory tokens pass from segment to segment of a text; ``None`` in a model that runs over the whole text."""
         tokens = getattr(self, "long_memory", None)
         return tokens.recursion if isinstance(tokens, MemoryTokens) else None
-
-    sharding: Any = None
-    """The :class:`.run.sharding.Sharding` by which this model's sequences are split, inside of :func:`hf_longattn.sequence_parallel`."""
-    packing: Any = None
-    """The :class:`.run.packing.Packing` by which padded batches are run as one packed row, after :meth:`optimize_for_inference`."""
 
     def equip(self) -> None:
         """Add memory tokens, where mechanisms need them; layers that contradict one another are refused."""
@@ -567,50 +562,3 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
         raise MaskError(f"{PACKED} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
     for name in DOCUMENTS:
         arguments.pop(name, None)
-
-
-def divides_by_items(model_class: type) -> bool:
-    """Whether a head hands ``num_items_in_batch``, the labels of all accumulated batches, on to its loss, which then divides by them.
-
-    Trainer takes every ``forward`` with free keyword arguments for such a one, and does not divide by the number of accumulated batches.
-    Most heads for masked tokens, classes and tokens ignore the argument and return the mean of one batch, so that their losses and
-    gradients would add up: eight times too large with eight batches.
-    """
-    told = getattr(model_class, "accepts_loss_kwargs", None)
-    if isinstance(told, bool):
-        return told
-    try:
-        source = inspect.getsource(inspect.unwrap(model_class.forward))  # type: ignore[attr-defined]
-    except (OSError, TypeError):  # no source: the mean of the batches is nearly right everywhere
-        return False
-    return re.search(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*", source) is not None
-
-
-def auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """The sum of :meth:`hf_longattn.Mechanism.auxiliary_loss` over all mechanisms of ``model``; ``None`` when none has one."""
-    losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, Mechanism))
-    # Outside of its layer a parameter may be one process's share (a DTensor, under FSDP), and so the loss that is made of it.
-    found = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses if loss is not None]
-    return sum(found[1:], found[0]) if found else None
-
-
-def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: Mapping[str, Any]) -> Any:
-    """``outputs`` of a forward pass with the auxiliary loss added to their loss, where they have one.
-
-    With ``num_items_in_batch``, by which Trainer makes the losses of accumulated batches add up to one mean, each batch adds its share.
-    """
-    by_name = hasattr(outputs, "loss")
-    loss = outputs.loss if by_name else outputs[0] if isinstance(outputs, tuple) and outputs else None
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        return outputs
-    added = auxiliary_loss(model)
-    if added is None:
-        return outputs
-    labels, items = arguments.get("labels"), arguments.get("num_items_in_batch")
-    if isinstance(labels, Tensor) and items is not None:
-        added = added * (labels != -100).sum() / torch.as_tensor(items, device=labels.device)
-    loss = loss + added.to(loss)
-    if not by_name:
-        return (loss, *outputs[1:])
-    outputs.loss = loss
-    return outputs

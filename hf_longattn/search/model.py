@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..diagnostics import Candidate
 from ..diagnostics.trial_model import TrialModel
-from ..modeling.attention_sites import attention_sites
+from ..modeling.attach.attention_sites import attention_sites
 from .design import Design
 
 

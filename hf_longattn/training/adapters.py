@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
+from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 from hf_longattn.training.args import ModelArguments
 
 BESIDE_UPDATES = "trained_beside_updates"

@@ -25,8 +25,8 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_markers import CANDIDATES, add_markers
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation import load_metric
-from hf_longattn.modeling.inference import evaluating
-from hf_longattn.modeling.token_globals import carry_question
+from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.loading import load_head, loading
 from hf_longattn.training.trainer import TimedTrainer
 

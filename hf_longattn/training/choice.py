@@ -21,7 +21,7 @@ from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choice
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import held_back, read_source
 from hf_longattn.errors import OptionError
-from hf_longattn.modeling.token_globals import carry_question
+from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.candidates import (
     CandidateTrainer,

@@ -19,7 +19,7 @@ from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
-from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
+from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.adapters import BESIDE_UPDATES
 from hf_longattn.training.args import argument

@@ -25,7 +25,7 @@ from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.data.sources import limited, read_texts, shuffled, split_held_out
 from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.modeling.family import CAUSAL_LANGUAGE_MODELS
+from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_model, loading
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of

@@ -41,8 +41,8 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
-from hf_longattn.modeling.inference import evaluating
-from hf_longattn.modeling.token_globals import carry_question
+from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, TaskArguments, argument
 from hf_longattn.training.classification import ClassificationDataArguments, read_labelled
 from hf_longattn.training.loading import label_config, load_head, load_model, load_start

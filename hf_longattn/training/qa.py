@@ -37,7 +37,7 @@ from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
-from hf_longattn.modeling.token_globals import carry_question, takes_globals
+from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_model, loading

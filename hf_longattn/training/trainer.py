@@ -28,8 +28,9 @@ from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line
 from hf_longattn.hub_errors import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
-from hf_longattn.modeling.attachment import mark_for_zero3
-from hf_longattn.modeling.mixin import LongAttentionMixin, divides_by_items
+from hf_longattn.modeling.attach.attachment import mark_for_zero3
+from hf_longattn.modeling.mixin import LongAttentionMixin
+from hf_longattn.modeling.run.losses import divides_by_items
 from hf_longattn.modeling.run.sharding import sequence_parallel
 from hf_longattn.private_apis import TrainerHooks, leave_context_parallelism
 from hf_longattn.training.processes import saving

@@ -9,7 +9,7 @@ import torch
 
 from hf_longattn.audit import audit_reach
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.modeling.validation import known_length
+from hf_longattn.modeling.family.validation import known_length
 from tests.audit.long_models import LONG_MODELS, LONGEST
 
 WINDOWS = {

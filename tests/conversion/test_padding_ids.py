@@ -17,7 +17,7 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, revert_checkpoint
 from hf_longattn.errors import CheckpointError, LengthError
 from hf_longattn.hub.usage import tokens_of
-from hf_longattn.modeling.family import FAMILIES, longest_input
+from hf_longattn.modeling.family.definition import FAMILIES, longest_input
 from scripts.dev.tools.native_cases import long_attention
 
 OLD, NEW = 64, 200

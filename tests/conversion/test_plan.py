@@ -15,7 +15,7 @@ import hf_longattn
 from hf_longattn import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, tensor_files
 from hf_longattn.errors import DestinationExistsError, OptionError, PositionError
-from hf_longattn.modeling.family import family_of
+from hf_longattn.modeling.family.definition import family_of
 
 from .conftest import CLASSES, LENGTH
 

@@ -35,8 +35,8 @@ from hf_longattn.export.compression_input import CompressionInput
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling import quantised
-from hf_longattn.modeling.pruning import heads_of
+from hf_longattn.modeling.inference.optimize import optimize
+from hf_longattn.modeling.inference.pruning import heads_of
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, long_model, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -113,7 +113,7 @@ def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved
     assert torch.equal(rounded, logits(source, dtype=torch.bfloat16))
     assert compress_checkpoint(source, tmp_path / "int8", method="int8", **QUICK).difference == 0
     mistake = (logits(tmp_path / "int8").float() - logits(source)).norm() / logits(source).norm()
-    assert 0 < float(mistake) < (1.0 if quantised.products_overflow() else 0.2)
+    assert 0 < float(mistake) < (1.0 if optimize.products_overflow() else 0.2)
     if name in TOGETHER:
         with pytest.raises((OptionError, CheckpointError), match=r"no heads can be cut out|so nothing was kept"):
             compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
@@ -129,17 +129,17 @@ def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved
 
 def test_8_bits_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
-    monkeypatch.setattr(quantised, "products_overflow", lambda: True)
-    monkeypatch.setattr(quantised.logger, "warning", messages.append)
+    monkeypatch.setattr(optimize, "products_overflow", lambda: True)
+    monkeypatch.setattr(optimize.logger, "warning", messages.append)
     compress_checkpoint(saved(), tmp_path / "weights", method="int8-weight-only", **QUICK)
     outputs(tmp_path / "bert")
     outputs(tmp_path / "weights")
     assert not messages
     compress_checkpoint(tmp_path / "bert", tmp_path / "int8", method="int8", **QUICK)
-    assert set(messages) == {quantised.OVERFLOW}
+    assert set(messages) == {optimize.OVERFLOW}
     messages.clear()
     outputs(tmp_path / "int8")
-    assert messages == [quantised.OVERFLOW]
+    assert messages == [optimize.OVERFLOW]
 
 
 @torch.no_grad()

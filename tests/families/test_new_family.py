@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers.models.bert.configuration_bert import BertConfig
 
 from hf_longattn.errors import RegistrationError
-from hf_longattn.modeling import family as families
-from hf_longattn.modeling.attention_sites import attention_projections, own_projections
-from hf_longattn.modeling.config import LongConfig
-from hf_longattn.modeling.family import AttentionNames, Family, PositionTable
+from hf_longattn.modeling.attach.attention_sites import attention_projections, own_projections
+from hf_longattn.modeling.family.config import LongConfig
+from hf_longattn.modeling.family.definition import AttentionNames, Family, PositionTable
+from hf_longattn.modeling.family.definition import definition as families
 
 TABLE = (PositionTable(r"position_embeddings\.weight$"),)
 USE = """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import hf_longattn.families as families
-from hf_longattn.modeling.attention_sites import attention_projections, attention_sites, own_projections
+from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites, own_projections
 from tests.reference.small_models import BASES, OFF_THE_INTERFACE, plain_model, tokens
 
 ROTATED = [base for base in BASES if families.FAMILIES[base].rope]

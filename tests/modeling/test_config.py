@@ -17,8 +17,8 @@ import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import CheckpointError, OptionError, UnknownMechanismError
-from hf_longattn.modeling.config import LongConfig
-from hf_longattn.modeling.sliding_window import own_windows, with_own_windows
+from hf_longattn.modeling.family.config import LongConfig
+from hf_longattn.modeling.family.sliding_window import own_windows, with_own_windows
 from hf_longattn.naming import LOGGER
 from tests.reference.small_models import BASES, long_config, plain_config
 

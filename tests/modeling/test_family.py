@@ -12,7 +12,7 @@ from transformers import BartConfig, GenerationMixin, GPT2Config, RobertaConfig,
 from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
-from hf_longattn.modeling.family import FAMILIES, family_of, long_prefix, longest_input
+from hf_longattn.modeling.family.definition import FAMILIES, family_of, long_prefix, longest_input
 from tests.reference.small_models import BASES, HEADS
 
 

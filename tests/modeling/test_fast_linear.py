@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_longattn import private_apis
 from hf_longattn.errors import BackendError
-from hf_longattn.modeling.fast_linear import CELLS, ROWS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
+from hf_longattn.modeling.inference.fast_linear import CELLS, ROWS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
 from hf_longattn.private_apis import cpu_computes_bf16
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")

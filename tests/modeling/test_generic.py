@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn.errors import BackendError, OptionError, UnknownMechanismError
 from hf_longattn.families import LongGPT2Config, LongGPT2LMHeadModel, enable_long_attention
-from hf_longattn.modeling.attention_sites import attention_sites
+from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.reference.small_models import plain_model, tokens
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling.attention_sites import attention_sites
+from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import Shape, small_values
 
 SHAPE = Shape(width=32, heads=4, tokens=128)

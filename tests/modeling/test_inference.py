@@ -27,9 +27,8 @@ from hf_longattn.errors import BackendError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling import inference
-from hf_longattn.modeling.fast_linear import FusedPart, Int8Linear, PackedLinear
-from hf_longattn.modeling.inference import evaluating
+from hf_longattn.modeling.inference.fast_linear import FusedPart, Int8Linear, PackedLinear
+from hf_longattn.modeling.inference.optimize import evaluating, optimize
 from hf_longattn.modeling.run.packing import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
@@ -288,13 +287,13 @@ def test_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> Non
     model = long_model(base, None, WINDOW).optimize_for_inference("int8", pack=False)
     assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)
     expected = run(model, base, **batch(100))
-    monkeypatch.setattr(inference, "PIECE", 48)
+    monkeypatch.setattr(optimize, "PIECE", 48)
     assert torch.equal(run(model, base, **batch(100)), expected)
 
 
 def test_what_is_not_of_tokens_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """I-BERT gives its blocks a scale beside the hidden states."""
-    monkeypatch.setattr(inference, "PIECE", 4)
+    monkeypatch.setattr(optimize, "PIECE", 4)
     seen: list[Any] = []
 
     def whole(x: Tensor, factor: Any) -> Tensor:
@@ -304,7 +303,7 @@ def test_what_is_not_of_tokens_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> No
     x = torch.randn(2, 9, 3)
     for factor, calls in ((torch.tensor([2.0]), 1), (2.0, 1), (torch.randn(2, 9, 3), 5), (torch.randn(2, 9, 1), 5)):
         seen.clear()
-        assert torch.equal(inference._in_pieces(whole, x, factor), x * factor)
+        assert torch.equal(optimize._in_pieces(whole, x, factor), x * factor)
         assert len(seen) == calls
 
 
@@ -314,7 +313,7 @@ def test_layers_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None
     inputs, whole = batch(100), copy.deepcopy(model).optimize_for_inference("int8", pack=False)
     with torch.no_grad():
         expected = whole(**inputs).last_hidden_state
-        monkeypatch.setattr(inference, "PIECE", 48)  # 16 tokens of each of three rows
+        monkeypatch.setattr(optimize, "PIECE", 48)  # 16 tokens of each of three rows
         copied = copy.deepcopy(whole)
         seen: list[int] = []
         block = copied.encoder.layer[0]
@@ -434,11 +433,11 @@ def test_fp32_is_fp32_in_whatever_dtype_the_model_was_loaded(loaded: torch.dtype
 @pytest.mark.parametrize("amx", [True, False])
 def test_a_warning_says_where_int8_is_not_the_fastest(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(inference, "has_amx", lambda: amx)
-    monkeypatch.setattr(inference.logger, "warning_once", warnings.append)
+    monkeypatch.setattr(optimize, "has_amx", lambda: amx)
+    monkeypatch.setattr(optimize.logger, "warning_once", warnings.append)
     long_model("bert", None, WINDOW).optimize_for_inference("bf16")
     long_model("bert", None, WINDOW).optimize_for_inference("int8")
-    assert warnings == [inference.SLOWER] * amx
+    assert warnings == [optimize.SLOWER] * amx
 
 
 def test_refusals() -> None:

@@ -18,8 +18,8 @@ from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism, reset
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
-from hf_longattn.modeling import weights
-from hf_longattn.modeling.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
+from hf_longattn.modeling.attach import weights
+from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
 from scripts.dev.tools.small_models import Shape, small_config
 
 CONVERTED_ONLY = ("nystromformer",)

@@ -18,7 +18,7 @@ import hf_longattn.families as families
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
-from hf_longattn.modeling.sliding_window import own_windows
+from hf_longattn.modeling.family.sliding_window import own_windows
 from tests.reference import small_models
 from tests.reference.small_models import (
     BASES,

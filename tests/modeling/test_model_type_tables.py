@@ -19,15 +19,15 @@ from transformers import AutoTokenizer
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.family import family_names
-from hf_longattn.modeling.registration import TABLES
+from hf_longattn.modeling.family.definition import family_names
+from hf_longattn.modeling.family.registration import TABLES
 from scripts.dev.tools.family_checkpoints import make_checkpoint
 from tests.reference.small_models import long_config, long_model, plain_config, plain_model, tokens
 from tests.trained import tokenizer_of
 
 LIBRARIES = ("transformers", "peft", "sentence_transformers", "accelerate")
 ENTERED = {
-    "transformers/conversion_mapping.py": "hf_longattn.modeling.weights registers the classes",
+    "transformers/conversion_mapping.py": "hf_longattn.modeling.attach.weights registers the classes",
     "transformers/cli/serving/utils.py": "transformers.cli.serving.utils",
     "transformers/integrations/awq.py": "transformers.integrations.awq",
     "transformers/models/auto/auto_mappings.py": "transformers.models.auto.configuration_auto",
@@ -38,7 +38,7 @@ ENTERED = {
     "peft/utils/transformers_weight_conversion.py": "peft.utils.transformers_weight_conversion",
     "sentence_transformers/base/modules/transformer.py": "sentence_transformers.base.modules.transformer",
 }
-"""Files with tables, and the module by whose import Long models enter them (:data:`hf_longattn.modeling.registration.TABLES`)."""
+"""Files with tables, and the module by whose import Long models enter them (:data:`hf_longattn.modeling.family.registration.TABLES`)."""
 LEFT = {
     "transformers/cli/chat.py": "an example of a name",
     "transformers/integrations/ggml.py": "GGUF's names of architectures, and a GGUF file holds a base",
@@ -97,7 +97,7 @@ def files_that_name_bases(library: str) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_every_file_that_names_bases_is_known(library: str) -> None:
-    """A new table of a library is noticed here: enter Long models into it (hf_longattn/modeling/registration.py), or say why not."""
+    """A new table of a library is noticed here: enter Long models into it (hf_longattn/modeling/family/registration.py), or say why not."""
     found = set(files_that_name_bases(library))
     assert found <= ENTERED.keys() | LEFT.keys()
 

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError
-from hf_longattn.modeling.attention_sites import attention_sites
+from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.reference.small_models import BASES, in_float64, long_like, plain_model, tokens
 
 SIZE, MEMORY, LENGTH = 24, 16, 72

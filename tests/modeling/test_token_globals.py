@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from hf_longattn import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling.token_globals import carry_question, question_separator, token_rule
+from hf_longattn.modeling.attach.token_globals import carry_question, question_separator, token_rule
 from hf_longattn.naming import LOGGER
 from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, long_model
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
-from ...modeling.sliding_window import SLIDING
+from ...modeling.family.sliding_window import SLIDING
 from .base import CheckpointConverter, WeightRenaming, register_checkpoint_converter
 
 WINDOWS = ("sliding_window", "layer_types")

@@ -21,8 +21,8 @@ from ...engines.common.call import UNBOUNDED
 from ...errors import check_registration
 from ...mechanisms import Mechanism
 from ...mechanisms.common.registry import prototype
-from ...modeling.family import Family
-from ...modeling.sliding_window import with_base_windows
+from ...modeling.family.definition import Family
+from ...modeling.family.sliding_window import with_base_windows
 from ...naming import load_module, module_names
 from ..architectures import NAMES, OWN_FIELDS
 from ..long_models.base import WeightRenaming

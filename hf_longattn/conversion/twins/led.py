@@ -7,7 +7,7 @@ from typing import Any
 
 from ...mechanisms.longformer import Longformer
 from ...mechanisms.window import Window
-from ...modeling.sliding_window import band_around
+from ...modeling.family.sliding_window import band_around
 from ..long_models.base import WeightRenaming
 from .base import LongModel, NativeTwin, decoder_refusal, register_twin
 from .encoders import with_leading

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from typing import Any
 
 from ...mechanisms.window import Window
-from ...modeling.sliding_window import FULL, SLIDING
+from ...modeling.family.sliding_window import FULL, SLIDING
 from .base import LongModel, NativeTwin, band_refusal, one_width, register_twin
 
 BIASES = ("attention_bias", "mlp_bias")

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...mechanisms import Mechanism
 from ...mechanisms.longformer import Longformer, LongformerOptions
 from ...mechanisms.window import Window
-from ...modeling.sliding_window import band_around
+from ...modeling.family.sliding_window import band_around
 from ..long_models.base import WeightRenaming
 from .base import LongModel, NativeTwin, described, register_twin
 from .encoders import (

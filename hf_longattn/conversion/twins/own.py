@@ -10,7 +10,7 @@ from typing import Any
 
 from ...mechanisms.shifted_window import ShiftedWindow
 from ...mechanisms.window import Window
-from ...modeling.sliding_window import FULL, SLIDING, own_windows
+from ...modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..long_models.base import WeightRenaming
 from .base import LongModel, NativeTwin, band_refusal, decoder_refusal, one_width, register_twin
 

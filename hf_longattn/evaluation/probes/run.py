@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.tokenization import special_ids
 from ...errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest
 from ...hub_errors import check_saved_model
+from ...modeling.family.validation import known_length
 from ...modeling.generic import check_read_alone
-from ...modeling.inference import evaluating
-from ...modeling.validation import known_length
+from ...modeling.inference.optimize import evaluating
 from ...reading import check_name
 from .scoring import Found, by_generation, by_likelihood, by_span, head_of, score_tokens
 from .task import ProbeTask, TextTask, TokenTask, probe_task

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.tokenization import special_ids
 from ...errors import LongAttentionError
-from ...modeling.family import CAUSAL_LANGUAGE_MODELS
+from ...modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from ..qa_reader import QAReader, Span, whole
 from .task import ProbeSample, TokenSample
 

@@ -14,10 +14,11 @@ from ...backend import BACKEND
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
 from ...private_apis import attention_implementation
-from ..attention_sites import attention_sites
-from ..validation import check_positions, input_of
+from ..attach.attention_sites import attention_sites
+from ..attach.memory_tokens import MemoryTokens
+from ..family.validation import check_positions, input_of
 from .outputs import wants_tuple
-from .segments import INNER, MemoryTokens
+from .segments import INNER
 
 MASK_OF_MEMORY = "mask_of_memory"
 """Keyword by which a head passes the padding mask of the memory and the new tokens to the model inside it; its own is of the new tokens."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ...backend import DOCUMENTS
 from ...engines.common.batch import Batch, in_graph
 from ...private_apis import outputs_collected
-from ..attention_sites import attention_sites
-from ..fast_linear import InferenceLinear
+from ..attach.attention_sites import attention_sites
 from .outputs import Kind, joined, scattered, wants_tuple
 
 Forward = Callable[..., Any]
@@ -110,8 +109,8 @@ _POOLING: ContextVar[_Pooling | None] = ContextVar("pooling", default=None)
 
 def _pool_first_tokens(base: nn.Module) -> None:
     """Let the pooling of ``base``, which reads the first token of a row, read that of every document of a packed row."""
-    pooler = getattr(base, "pooler", None)
-    if isinstance(pooler, nn.Linear | InferenceLinear):  # the model takes the first token itself
+    pooler: Any = getattr(base, "pooler", None)
+    if hasattr(pooler, "out_features"):  # a linear layer, as it is or packed: the model takes the first token itself
         base.encoder.register_forward_hook(_remember_hidden)  # type: ignore[union-attr]
         pooler.register_forward_pre_hook(_first_tokens_of_encoder)
     elif isinstance(pooler, nn.Module):

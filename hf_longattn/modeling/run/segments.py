@@ -22,11 +22,10 @@ from transformers import DynamicCache
 
 from ...engines.common.batch import in_graph, roll_left
 from ...errors import MaskError, MemoryMismatchError, OptionError
-from ...mechanisms.common.base import Mechanism, Recursion
+from ...mechanisms.common.base import Recursion
 from ...mechanisms.common.segment_state import leading
 from ...memory import StateLayer, TokenMemory
-from ..attention_sites import attention_sites
-from ..family import PositionTable
+from ..attach.attention_sites import attention_sites
 from .outputs import Kind, by_rows, joined, wants_tuple
 
 INNER = "segment_memory"
@@ -77,71 +76,6 @@ def run_in_segments(model: Any, forward: Forward, arguments: dict[str, Any]) -> 
         if remembered is not None:
             remembered.take(memory)
     return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
-
-
-class MemoryTokens(nn.Module):
-    """The learned memory that a text's first segment reads: ``tokens (M, hidden_size)``, used as embeddings."""
-
-    def __init__(self, recursion: Recursion, hidden_size: int, std: float) -> None:
-        super().__init__()
-        self.recursion, self.std = recursion, std
-        self.tokens = nn.Parameter(torch.empty(recursion.memory, hidden_size))
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        nn.init.normal_(self.tokens, std=self.std, generator=generator)
-
-    def drawn(self, generator: torch.Generator) -> MemoryTokens:
-        """New ones of this shape, initialised by ``generator``, on its device."""
-        with torch.device("meta"):
-            new = MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
-        new.to_empty(device=generator.device).reset_parameters(generator)
-        return new
-
-
-def recursions(model: nn.Module) -> set[Recursion | None]:
-    """How the mechanisms of a model pass memory tokens on; ``None`` for those that use none."""
-    return {module.recursion for module in model.modules() if isinstance(module, Mechanism)}
-
-
-def recursion_of(model: nn.Module) -> Recursion | None:
-    """How memory tokens pass from segment to segment in ``model``; ``None`` if it runs over the whole text.
-
-    Raises:
-        OptionError: the layers disagree.
-    """
-    different = recursions(model)
-    if len(different) > 1:
-        raise OptionError(
-            "Memory tokens pass through all layers of a model, but the layers have different mechanisms or options; "
-            'give every layer the same, for example long_attention={"mechanism": "recurrent_memory", "segment_length": 512}.'
-        )
-    return different.pop() if different else None
-
-
-def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
-    """Set the memory tokens ``stack.long_memory``, if the mechanisms of a model use any.
-
-    Raises:
-        OptionError: the model is part of an encoder-decoder, or a segment is longer than its position table.
-    """
-    crosses = any(site.cross for site in attention_sites(stack))
-    if (stack.config.is_encoder_decoder or crosses) and any(recursions(stack)):
-        raise OptionError(
-            f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} is one of two stacks; "
-            "choose another mechanism, for example window or transformer_xl."
-        )
-    recursion = recursion_of(stack)
-    if recursion is None:
-        return
-    if table is not None and recursion.length > table.tokens(stack.config):
-        raise OptionError(
-            f"A segment has {recursion.length} tokens, but the model {table.tokens(stack.config)} positions; "
-            f"give segment_length={table.tokens(stack.config)} or less."
-        )
-    weight: Tensor = stack.get_input_embeddings().weight
-    std = getattr(stack.config, "initializer_range", 0.02)
-    stack.long_memory = MemoryTokens(recursion, weight.shape[1], std).to(device=weight.device, dtype=weight.dtype)
 
 
 ALONG_THE_TEXT = ("token_type_ids",)

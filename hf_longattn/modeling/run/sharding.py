@@ -24,10 +24,11 @@ from ...engines.common.shards import Shard, cut_evenly
 from ...errors import BackendError, MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...private_apis import attention_implementation
-from ..family import CAUSAL_LANGUAGE_MODELS
-from ..mixin import LongBaseModelMixin, auxiliary_loss
-from ..token_globals import global_tokens_of, token_rule
-from ..validation import input_of
+from ..attach.token_globals import global_tokens_of, token_rule
+from ..family.definition import CAUSAL_LANGUAGE_MODELS
+from ..family.validation import input_of
+from .losses import auxiliary_loss
+from .modes import RunsInModes
 from .outputs import Kind, by_rows, joined, wants_tuple
 
 BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
@@ -70,12 +71,12 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
         raise BackendError(f"Sequence parallelism needs a Long model that runs its mechanisms, not {type(whole).__name__}.")
     if whole.config.is_encoder_decoder:
         raise OptionError("Encoder-decoder models cannot be split along the sequence yet; leave sequence parallelism out.")
-    bases = [module for module in whole.modules() if isinstance(module, LongBaseModelMixin)]
+    bases = [module for module in whole.modules() if isinstance(module, RunsInModes)]
     if len(bases) != 1:
         raise BackendError(
             f"Sequence parallelism needs a model with one base model of a Long class, but {type(whole).__name__} has {len(bases)}."
         )
-    base = bases[0]
+    base: Any = bases[0]
     if base.recursion is not None:
         raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be split across processes.")
     if base.sharding is not None:

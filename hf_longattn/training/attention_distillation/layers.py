@@ -17,9 +17,9 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.evaluation.layer_choice import KeptLayers, choose_layers, number_of_layers
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.modeling.attachment import attach_mechanisms
-from hf_longattn.modeling.attention_sites import AttentionSite, attention_sites
-from hf_longattn.modeling.inference import evaluating
+from hf_longattn.modeling.attach.attachment import attach_mechanisms
+from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites
+from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.attention_distillation.matching import Batch, own_attention, own_softmax
 from hf_longattn.training.attention_distillation.teacher import places_of_predictions, predictions_at
 

@@ -21,9 +21,9 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from hf_longattn.modeling.attention_sites import attention_sites
-from hf_longattn.modeling.inference import evaluating
-from hf_longattn.modeling.sliding_window import base_attention, own_windows
+from hf_longattn.modeling.attach.attention_sites import attention_sites
+from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
+from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.trainer import standard_error_of_batches
 
 TINY = 1e-12

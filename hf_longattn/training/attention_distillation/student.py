@@ -11,8 +11,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.modeling.family import LANGUAGE_MODELS
-from hf_longattn.modeling.pruning import KEPT_HEADS
+from hf_longattn.modeling.family.definition import LANGUAGE_MODELS
+from hf_longattn.modeling.inference.pruning import KEPT_HEADS
 from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
 from hf_longattn.training.lm import TextDataArguments, check_trains, load_lm
 from hf_longattn.training.loading import loading

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hf_longattn.data.lengths import longest_input
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
-from hf_longattn.modeling.inference import evaluating
+from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.naming import CONVERSION_REPORT
 from hf_longattn.reading import read_json_object
 from hf_longattn.training.attention_distillation.args import EVERYWHERE, DistillationModelArguments, DistillationTrainingArguments

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.modeling.attention_sites import attention_sites
+from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.training.attention_distillation.teacher import Teacher
 from hf_longattn.training.trainer import TimedTrainer
 

@@ -32,8 +32,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertMo
 
 import hf_longattn
 from hf_longattn.families import LongBertConfig, LongBertModel
-from hf_longattn.modeling.fast_linear import FusedPart, InferenceLinear
-from hf_longattn.modeling.inference import PRECISIONS
+from hf_longattn.modeling.inference.fast_linear import FusedPart, InferenceLinear
+from hf_longattn.modeling.inference.optimize import PRECISIONS
 from scripts.dev.benchmarks.case import AttentionInputs, Case
 from scripts.dev.benchmarks.definition import mask_of
 from scripts.dev.benchmarks.memory import MiB, growth

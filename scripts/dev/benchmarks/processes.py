@@ -73,7 +73,7 @@ def losses(name: str, way: str, rank: int, processes: int) -> list[float]:
 
     import hf_longattn
     from hf_longattn.mechanisms.routing import synchronise_centroids
-    from hf_longattn.modeling.mixin import divides_by_items
+    from hf_longattn.modeling.run.losses import divides_by_items
 
     torch.manual_seed(0)
     settings = {**SHAPE, "max_position_embeddings": 256, "long_attention": {"mechanism": name, **MECHANISMS[name]}}

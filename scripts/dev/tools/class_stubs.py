@@ -29,13 +29,13 @@ FRONT = '''\
 """Long<Base> families: the models of transformers with long attention, one short file per base architecture."""
 
 {imports}
-from ..modeling.family import FAMILIES as FAMILIES
-from ..modeling.family import AttentionNames as AttentionNames
-from ..modeling.family import Family as Family
-from ..modeling.family import PositionTable as PositionTable
+from ..modeling.family.definition import FAMILIES as FAMILIES
+from ..modeling.family.definition import AttentionNames as AttentionNames
+from ..modeling.family.definition import Family as Family
+from ..modeling.family.definition import PositionTable as PositionTable
 from ..modeling.generic import enable_long_attention as enable_long_attention
 from ..modeling.generic import load_generic as load_generic
-from ..modeling.registration import register as register
+from ..modeling.family.registration import register as register
 
 __all__ = [
 {names}
@@ -94,7 +94,7 @@ def family_stub(family: Family) -> str:
     """The stub of a family's module: its config, its entry, its classes, and what else the module defines as it is."""
     module = importlib.import_module(family.module)
     models = [*family.heads.values(), *family.parts.values()]
-    needed = {("..modeling.family", "Family")}
+    needed = {("..modeling.family.definition", "Family")}
     bodies = ["FAMILY: Family\n"]
     for text, imports in (config_stub(family), *(model_stub(family, name) for name in models)):
         bodies.append(text)

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_longattn.modeling.family import FAMILIES
+from hf_longattn.modeling.family.definition import FAMILIES
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import RegistrationError
-from ..naming import load_module, module_names
+from ...errors import RegistrationError
+from ...naming import load_module, module_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.derivatives import differentiated
-from ..errors import BackendError
-from ..private_apis import int8_product, pack_int8, pack_weight, packed_product
+from ...engines.common.derivatives import differentiated
+from ...errors import BackendError
+from ...private_apis import int8_product, pack_int8, pack_weight, packed_product
 
 MOST = 127
 """The largest magnitude of 8 bits, symmetric."""

@@ -6,9 +6,10 @@ replaces them (:mod:`.fast_linear`), and lets base models run a padded batch as 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,15 +18,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..engines.common.batch import in_graph
-from ..errors import BackendError, OptionError, nearest
-from ..mechanisms.common.base import Mechanism
-from ..naming import LOGGER
-from ..private_apis import cpu_computes_bf16, has_amx, has_hooks, kept_in_float32
-from .attention_sites import attention_sites, own_projections
+from ...engines.common.batch import in_graph
+from ...errors import BackendError, OptionError, nearest
+from ...mechanisms.common.base import Mechanism
+from ...naming import LOGGER
+from ...private_apis import cpu_computes_bf16, has_amx, has_hooks, kept_in_float32
+from ..attach.attention_sites import attention_sites, own_projections
+from ..run.modes import RunsInModes
+from ..run.packing import Packing, packing_refusal
 from .fast_linear import FusedLinear, FusedPart, InferenceLinear, Int8Linear, PackedLinear
-from .mixin import LongBaseModelMixin
-from .run.packing import Packing, packing_refusal
 
 logger = logging.get_logger(LOGGER)
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -93,7 +94,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
             bf16.
     """
     _check(model, precision)
-    bases = [module for module in model.modules() if isinstance(module, LongBaseModelMixin)]
+    bases = [module for module in model.modules() if isinstance(module, RunsInModes)]
     refusals = {base: packing_refusal(base) for base in bases}
     if pack and (why := packing_refusal(model) if not bases else next((why for why in refusals.values() if why), None)):
         raise OptionError(f"pack=True: {why.rstrip('.')}; leave it out.")
@@ -253,3 +254,34 @@ def _projections(model: PreTrainedModel, replaced: Any) -> Iterator[list[nn.Line
         modules: list[Any] = [site.module.get_submodule(one.name.rpartition(".")[0]) for one in names]
         if all(type(one) is nn.Linear and one in replaced for one in modules) and len({one.in_features for one in modules}) == 1:
             yield modules
+
+
+# ---- models with 8-bit layers of torchao
+
+OVERFLOW = (
+    "The 8-bit products of torch overflow on this processor, which has no VNNI instructions, so the outputs of a model of torchao's int8 "
+    "are wrong on it. Run it on a GPU or on a processor with VNNI, or compress it with --method int8-weight-only or bf16."
+)
+"""The warning on processors whose 8-bit products overflow."""
+
+
+@cache
+@torch.no_grad()
+def products_overflow() -> bool:
+    """Whether a layer with inputs and weights in 8 bits (torchao) computes something else on this CPU.
+
+    Without VNNI instructions, pairs of products are summed in 16 bits, which do not hold them.
+    """
+    ao = importlib.import_module("torchao.quantization")  # an import statement would be required of who loads a bundle of this code
+    layer = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+    layer.weight.fill_(1.0)
+    ao.quantize_(layer, ao.Int8DynamicActivationInt8WeightConfig())
+    return abs(float(layer(torch.ones(1, 64, dtype=torch.bfloat16)).mean()) - 64) > 1
+
+
+def warn_of_overflow(model: Any) -> None:
+    """Warn of a model on the CPU whose 8-bit products this processor gets wrong."""
+    quantisation = getattr(model.config, "quantization_config", None)
+    kind = type(getattr(quantisation, "quant_type", None)).__name__
+    if kind == "Int8DynamicActivationInt8WeightConfig" and model.device.type == "cpu" and products_overflow():
+        logger.warning(OVERFLOW)

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from ..private_apis import enter_class, enter_config, lazy_mappings, mapped_names, model_type_table, target_module_tables
-from .family import FAMILIES, family_names, long_prefix, module_name
+from ...private_apis import enter_class, enter_config, lazy_mappings, mapped_names, model_type_table, target_module_tables
+from .definition import FAMILIES, family_names, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
 

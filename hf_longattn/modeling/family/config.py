@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
 
-from ..configuration import LongAttentionConfig
-from ..errors import BackendError, OptionError
-from ..naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
-from ..private_apis import IMPLEMENTATION_FIELD
+from ...configuration import LongAttentionConfig
+from ...errors import BackendError, OptionError
+from ...naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
+from ...private_apis import IMPLEMENTATION_FIELD
 from .sliding_window import BASE_WINDOWS, FOREIGN, equals_base, foreign_fields, own_windows, with_own_windows
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ class LongConfig(_Base):
 
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, written to ``config.json`` as a mapping. By default that of
         :meth:`default_attention`, the base's sliding window if all layers have one, otherwise Longformer's defaults. Layers with a sliding
-        window of the base keep it unless they are named (:mod:`hf_longattn.modeling.sliding_window`). Raises :class:`OptionError` for a
-        layer that does not exist, and for a mechanism without the causal (bidirectional) form that is needed.
+        window of the base keep it unless they are named (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError`
+        for a layer that does not exist, and for a mechanism without the causal (bidirectional) form that is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
     question_separator_id: in a model that answers questions, the token between question and document. Every token before the
         document is then global, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
-        Conversion and ``longattn train qa`` set it from the tokenizer (:func:`hf_longattn.modeling.token_globals.question_separator`).
+        Conversion and ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.token_globals`).
     global_token_ids: tokens that are global wherever they are, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the
         options. ``longattn train qa`` sets it to the tokens that mark paragraphs and sentences (HotpotQA).
     extended_from: the short model's values where this config differs, for :func:`hf_longattn.revert_checkpoint`; set automatically.
@@ -206,14 +206,14 @@ class LongConfig(_Base):
 
     @property
     def _cache_layer_types(self) -> list[str]:
-        from ..memory import FULL
+        from ...memory import FULL
 
         return self._decode_layer_types() or [FULL] * self.num_hidden_layers
 
     def _decode_layer_types(self) -> list[str] | None:
         """``None`` if every layer keeps everything: with another attention implementation, in encoders, if no mechanism has a bounded
         reach, and in decoders with cross-attention, since the cache of the encoder's keys is built from the same config."""
-        from ..memory import decode_layer_types
+        from ...memory import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
         if not self._runs_mechanisms or not self._causal or crossing:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig
 
-from ..errors import LengthError, OptionError, PositionError
-from ..mechanisms.common.base import Mechanism
-from .family import Family, PositionTable, longest_input
+from ...errors import LengthError, OptionError, PositionError
+from ...mechanisms.common.base import Mechanism
+from .definition import Family, PositionTable, longest_input
 
 POSITIONS = "position_embeddings"
 """How transformers' encoders call their learned position table."""

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, initialization
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from ..mechanisms.common.base import Mechanism
-from ..positions.tables import DROPPED, SINUSOIDAL, extend_table
-from ..private_apis import is_initialised
+from ...mechanisms.common.base import Mechanism
+from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
+from ...private_apis import is_initialised
+from ..family.definition import Family, PositionTable
 from .attention_sites import copy_projections, mechanisms_on
-from .family import Family, PositionTable
-from .run.segments import MemoryTokens
+from .memory_tokens import MemoryTokens
 
 
 class Unchanged(ConversionOps):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils import logging
 
-from ..engines.common.batch import Batch, in_graph
-from ..errors import MaskError, OptionError
-from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.token_rules import TokenRule
-from ..naming import LOGGER
+from ...engines.common.batch import Batch, in_graph
+from ...errors import MaskError, OptionError
+from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.token_rules import TokenRule
+from ...naming import LOGGER
 from .attention_sites import layer_mechanisms, with_members
 
 logger = logging.get_logger(LOGGER)

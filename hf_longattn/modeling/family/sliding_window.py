@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..configuration import LongAttentionConfig
-from ..engines.common.call import UNBOUNDED
-from ..errors import CheckpointError
-from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.registry import prototype
-from ..mechanisms.longformer import Longformer
+from ...configuration import LongAttentionConfig
+from ...engines.common.call import UNBOUNDED
+from ...errors import CheckpointError
+from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.registry import prototype
+from ...mechanisms.longformer import Longformer
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """transformers' names for a layer with and without a window, in ``config.layer_types``."""

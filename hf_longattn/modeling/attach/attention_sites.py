@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import initialization
 from transformers.pytorch_utils import Conv1D
 
-from ..mechanisms.common.base import Mechanism
-from .family import attention_names
+from ...mechanisms.common.base import Mechanism
+from ..family.definition import attention_names
 
 ON = "long_attention"
 """The attribute of an attention module with its mechanism or, if it serves several layers, with theirs by number."""

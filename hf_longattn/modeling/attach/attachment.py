@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..backend import BACKEND, CACHE_LAYER, LAYER_INPUT, PROJECT_ONLY, STOPPED
-from ..configuration import LongAttentionConfig
-from ..engines.common.derivatives import differentiated
-from ..errors import BackendError, OptionError
-from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.registry import mechanism_from
-from ..memory import AttendingLayer
-from ..private_apis import attention_implementation
+from ...backend import BACKEND, CACHE_LAYER, LAYER_INPUT, PROJECT_ONLY, STOPPED
+from ...configuration import LongAttentionConfig
+from ...engines.common.derivatives import differentiated
+from ...errors import BackendError, OptionError
+from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.registry import mechanism_from
+from ...memory import AttendingLayer
+from ...private_apis import attention_implementation
+from ..family.definition import attention_names
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,
@@ -28,7 +29,6 @@ from .attention_sites import (
     input_width,
     mechanisms_on,
 )
-from .family import attention_names
 from .weights import share_parameters
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError
-from ..mechanisms.common.base import Mechanism
-from .attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
-from .family import attention_names
+from ...errors import OptionError
+from ...mechanisms.common.base import Mechanism
+from ..attach.attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
+from ..family.definition import attention_names
 
 KEPT_HEADS = "kept_heads"
 """The field of a Long config."""

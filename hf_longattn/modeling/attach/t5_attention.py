@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from ..backend import BACKEND, longattn_attention_forward
-from ..configuration import LongAttentionConfig
-from ..engines.common.call import DistanceBias
-from ..positions.relative import buckets
-from ..private_apis import attention_implementation
-from .config import LongEncoderDecoderConfig
+from ...backend import BACKEND, longattn_attention_forward
+from ...configuration import LongAttentionConfig
+from ...engines.common.call import DistanceBias
+from ...positions.relative import buckets
+from ...private_apis import attention_implementation
+from ..family.config import LongEncoderDecoderConfig
 from .custom_attention import OnTheBackend
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}

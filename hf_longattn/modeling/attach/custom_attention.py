@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..backend import BACKEND, longattn_attention_forward
-from ..private_apis import IMPLEMENTATION_FIELD, attention_implementation
-from .validation import refuse_scoreless
+from ...backend import BACKEND, longattn_attention_forward
+from ...private_apis import IMPLEMENTATION_FIELD, attention_implementation
+from ..family.validation import refuse_scoreless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base

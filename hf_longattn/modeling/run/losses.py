@@ -1,0 +1,60 @@
+"""What is added to the loss of a head in training, and by what Trainer divides it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...mechanisms.common.base import Mechanism
+
+
+def divides_by_items(model_class: type) -> bool:
+    """Whether a head hands ``num_items_in_batch``, the labels of all accumulated batches, on to its loss, which then divides by them.
+
+    Trainer takes every ``forward`` with free keyword arguments for such a one, and does not divide by the number of accumulated batches.
+    Most heads for masked tokens, classes and tokens ignore the argument and return the mean of one batch, so that their losses and
+    gradients would add up: eight times too large with eight batches.
+    """
+    told = getattr(model_class, "accepts_loss_kwargs", None)
+    if isinstance(told, bool):
+        return told
+    try:
+        source = inspect.getsource(inspect.unwrap(model_class.forward))  # type: ignore[attr-defined]
+    except (OSError, TypeError):  # no source: the mean of the batches is nearly right everywhere
+        return False
+    return re.search(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*", source) is not None
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """The sum of :meth:`hf_longattn.Mechanism.auxiliary_loss` over all mechanisms of ``model``; ``None`` when none has one."""
+    losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, Mechanism))
+    # Outside of its layer a parameter may be one process's share (a DTensor, under FSDP), and so the loss that is made of it.
+    found = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses if loss is not None]
+    return sum(found[1:], found[0]) if found else None
+
+
+def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: Mapping[str, Any]) -> Any:
+    """``outputs`` of a forward pass with the auxiliary loss added to their loss, where they have one.
+
+    With ``num_items_in_batch``, by which Trainer makes the losses of accumulated batches add up to one mean, each batch adds its share.
+    """
+    by_name = hasattr(outputs, "loss")
+    loss = outputs.loss if by_name else outputs[0] if isinstance(outputs, tuple) and outputs else None
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        return outputs
+    added = auxiliary_loss(model)
+    if added is None:
+        return outputs
+    labels, items = arguments.get("labels"), arguments.get("num_items_in_batch")
+    if isinstance(labels, Tensor) and items is not None:
+        added = added * (labels != -100).sum() / torch.as_tensor(items, device=labels.device)
+    loss = loss + added.to(loss)
+    if not by_name:
+        return (loss, *outputs[1:])
+    outputs.loss = loss
+    return outputs
