@@ -35,7 +35,7 @@ from hf_longattn.export.compression_input import CompressionInput
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling.inference.optimize import optimize
+from hf_longattn.modeling.inference import optimize
 from hf_longattn.modeling.inference.pruning import heads_of
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, long_model, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
