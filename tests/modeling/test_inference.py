@@ -27,8 +27,9 @@ from hf_longattn.errors import BackendError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.modeling.inference import optimize
 from hf_longattn.modeling.inference.fast_linear import FusedPart, Int8Linear, PackedLinear
-from hf_longattn.modeling.inference.optimize import evaluating, optimize
+from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.run.packing import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
