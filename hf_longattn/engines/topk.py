@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
-from ..private_apis import aten, has_aten, warn_missing
+from ..private_apis import has_operator, operator
 from .common.batch import in_graph
 from .common.call import AttentionCall, ScoreMod
 from .common.dense import fused_attention, grid_of, index_grid, masked_softmax, repeat_heads, wide
@@ -307,14 +307,12 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
     out = q.new_empty(index.shape, dtype=_dtype(q))
     for queries, keys, places, into in _heads(q, k, index, out):
-        if q.device.type == "cpu" and has_aten("pair_scores"):
+        if q.device.type == "cpu" and has_operator("pair_scores"):
             count, size = places.shape  # equal bags: their offsets, and the bag of every entry
             offsets, bags = torch.arange(0, count * size, size), torch.arange(count).repeat_interleave(size)
-            weights = aten("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
+            weights = operator("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
-            if q.device.type == "cpu":
-                warn_missing("pair_scores")
             for rows in _slices(places, keys):
                 torch.matmul(keys[places[rows]], queries[rows, :, None], out=into[rows, :, None])
     return out

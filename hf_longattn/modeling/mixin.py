@@ -17,7 +17,7 @@ from ..mechanisms.common.base import Mechanism, Recursion
 from ..mechanisms.common.registry import prototype
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
-from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped
+from ..private_apis import assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import ATTENDING, ON, layer_mechanisms, with_members
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
@@ -49,7 +49,7 @@ WITH_A_CACHE = f"{PACKED} with a cache nothing keeps them apart; pass use_cache=
 CANNOT_TELL = "cannot tell its attention where each starts"
 
 
-class LongAttentionMixin(ModelHooks, _Base):
+class LongAttentionMixin(_Base):
     """Comes before the base's model class and makes it a Long class."""
 
     family: ClassVar[Family]
@@ -88,10 +88,11 @@ class LongAttentionMixin(ModelHooks, _Base):
         """Whether Trainer may leave the mean over accumulated batches to the head; see :func:`divides_by_items`."""
         return divides_by_items(type(self))
 
-    def before_upload(self, working_dir: Any, repo_id: str) -> None:
-        """Give a repository without a card ours, in place of transformers' empty one."""
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Give a repository without a card ours, in place of transformers' empty one; ``push_to_hub`` calls this with the folder."""
         if not COPY:
             load_module("hub", "trainer_card").complete_pushed_card(working_dir, repo_id, self.config.name_or_path)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:
         """Refuse mechanisms with global tokens in models that cannot pass a global mask to their layers."""
@@ -138,6 +139,16 @@ class LongAttentionMixin(ModelHooks, _Base):
         super().initialize_weights()
         drop_tables(self, self.family)
         initialise(self, added)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Every Long class is on the AttentionInterface; transformers looks for it in the base's source, which may not be (BigBird)."""
+        return True
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """Resolve the name before transformers looks for kernels, which it would download."""
+        chosen = self.config.resolve_implementation(attn_implementation)
+        return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """As the base's, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""
@@ -209,8 +220,13 @@ class LongAttentionMixin(ModelHooks, _Base):
         table = getattr(self.running_base, "position_table", None)
         return 0 if table is None or self.family.rotary(self.config) else table.first_id(self.config)
 
-    def after_generated_token(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Extend ``global_attention_mask`` by the generated token, which is not global; an encoder's mask stays."""
+    def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base's, from :attr:`first_position_id` on: transformers counts from 0, also where the model itself does not."""
+        return super()._prepare_position_ids_for_generation(*args, **kwargs) + self.first_position_id
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As the base's; extends ``global_attention_mask`` by the generated token, which is not global; an encoder's mask stays."""
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if not self.config.is_encoder_decoder and (given := model_kwargs.get("global_attention_mask")) is not None:
             new = len(model_kwargs["attention_mask"][0]) - given.shape[1] if "attention_mask" in model_kwargs else 1
             model_kwargs["global_attention_mask"] = nn.functional.pad(given, (0, new))
@@ -251,9 +267,10 @@ class LongAttentionMixin(ModelHooks, _Base):
         """
         return new_memory(self, positions)
 
-    def may_compile_generation(self) -> bool:
-        """Not with mechanisms: a static cache is cut to its filled part, so its shapes change and each would be compiled."""
-        return not self.runs_mechanisms
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        """As the base's, but not with mechanisms: a static cache is cut to its filled part, so its shapes change and each would be
+        compiled."""
+        return not self.runs_mechanisms and super()._valid_auto_compile_criteria(model_kwargs, generation_config)
 
 
 class LongGenerationMixin(_Base):

@@ -32,14 +32,14 @@ from hf_longattn.modeling.attach.attachment import mark_for_zero3
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.modeling.run.losses import divides_by_items
 from hf_longattn.modeling.run.sharding import sequence_parallel
-from hf_longattn.private_apis import TrainerHooks, leave_context_parallelism
+from hf_longattn.private_apis import leave_context_parallelism
 from hf_longattn.training.processes import saving
 
 LEAST_LOGS = 10
 """Log entries of a short run."""
 
 
-class TimedTrainer(TrainerHooks, Trainer):
+class TimedTrainer(Trainer):
     """transformers' Trainer with a time budget.
 
     Args:
@@ -128,26 +128,31 @@ class TimedTrainer(TrainerHooks, Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        if self._cuts_sequences():
+        if self._shards_sequences():
             leave_context_parallelism(self.accelerator)
 
-    def _cuts_sequences(self) -> bool:
-        """Whether a Long model's sequences are cut over processes."""
+    def _shards_sequences(self) -> bool:
+        """Whether a Long model's sequences are sharded across processes."""
         config = getattr(self.accelerator, "parallelism_config", None)
         return config is not None and config.cp_enabled and isinstance(self.model, LongAttentionMixin)
 
-    def input_cutter(self, model: nn.Module) -> Callable[[], Any] | None:
-        """With ``ParallelismConfig(cp_size=…)`` a Long model's sequences are cut by :func:`hf_longattn.sequence_parallel`: torch's context
-        parallelism computes full causal attention alone, and refuses other implementations."""
-        return partial(sequence_parallel, model, self.accelerator.torch_device_mesh["cp"]) if self._cuts_sequences() else None
+    def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+        """With ``ParallelismConfig(cp_size=…)`` a Long model's sequences are sharded by :func:`hf_longattn.sequence_parallel`: torch's
+        context parallelism computes full causal attention alone, and refuses other implementations."""
+        if not self._shards_sequences():
+            return super()._prepare_context_parallel_inputs(model, inputs)
+        return partial(sequence_parallel, model, self.accelerator.torch_device_mesh["cp"]), inputs
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         return SeededGroups(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
-    def is_done(self) -> bool:
-        """Whether a run has taken all its steps or all its time: one that is resumed may have, and takes no further step."""
-        return self.state.global_step >= self.state.max_steps or self.clock.fraction() >= 1.0
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Skip the epoch where all steps or all the time are spent: a run that is resumed takes no further step."""
+        if self.state.global_step >= self.state.max_steps or self.clock.fraction() >= 1.0:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; the metrics have the number of rows, ``n``, and the standard error of the loss over batches, ``loss_se``."""

@@ -37,7 +37,6 @@ from hf_longattn.errors import (
 )
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.naming import LOGGER
-from hf_longattn.private_apis import epochs_can_be_skipped
 from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import (
     DataArguments,
@@ -200,8 +199,6 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
         if run.model.use_peft:
             raise OptionError("weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --use_peft out")
     start = starting_point(run)
-    if start is not None:
-        epochs_can_be_skipped()
     if start is None and trainer.is_world_process_zero():
         for old in checkpoints(args.folder):  # with --overwrite; a later --resume must not find them
             shutil.rmtree(old)

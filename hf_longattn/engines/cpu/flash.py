@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...private_apis import aten
+from ...private_apis import operator
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 
 MASKED = -1e30
 """Additive mask. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
-flash, flash_backward = aten("cpu_flash"), aten("cpu_flash", 1)
+flash, flash_backward = operator("cpu_flash"), operator("cpu_flash", 1)
 """PyTorch's fused attention kernel for the CPU."""
 
 
