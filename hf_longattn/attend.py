@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .engines.common.batch import Batch, documents_from, in_graph
-from .engines.common.call import AttentionCall, Run, attend_per_sequence
+from .engines.common.call import AttentionCall, Run, ScoreMod, attend_per_sequence
 from .engines.common.dense import nothing_seen
 from .engines.common.derivatives import mapped_in_a_sentence
 from .engines.dispatch import LISTENERS, Facts, choose, running
 from .errors import LengthError, MaskError, OptionError
-from .mechanisms.common.base import Mechanism, ScoreMod
+from .mechanisms.common.base import Mechanism
 from .mechanisms.common.options import SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 

@@ -19,13 +19,13 @@ from transformers.utils import logging
 
 from .attend import run_batch
 from .engines.common.batch import Batch, documents_from, in_graph
-from .engines.common.call import AttentionCall, constant
+from .engines.common.call import AttentionCall, ScoreMod, constant
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
 from .engines.dispatch import LISTENERS, Choice, running, tell
 from .errors import BackendError, DerivativeError, MaskError
-from .mechanisms.common.base import Mechanism, ScoreMod
+from .mechanisms.common.base import Mechanism
 from .naming import BACKEND, LOGGER
 from .private_apis import attentions_collected, func_transforms, values_mapped
 
@@ -183,7 +183,7 @@ def longattn_attention_forward(
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
     if (detached_kv := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
-    defined = torch.compiler.is_exporting() and mechanism.exports == "definition"
+    defined = torch.compiler.is_exporting() and mechanism.exports_definition
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
     weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights

@@ -382,7 +382,7 @@ def show_mechanism(info: MechanismInfo) -> None:
             ("paper", info.paper),
             ("cost", info.cost),
             ("causal", {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal]),
-            ("exact when", info.exact_when),
+            ("equals full attention", info.exact_when),
             ("adds parameters", "yes: needs training" if info.trains else "no"),
             ("global tokens", "taken (global_attention_mask)" if info.takes_globals else "not taken"),
             ("engine", info.engine),

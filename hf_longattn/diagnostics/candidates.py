@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.common.base import KeptKeys
 from ..mechanisms.common.composite import read_choice, write_choice
+from ..mechanisms.common.cost import KeptKeys
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
 from .layer_attention import LayerAttention
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import wide
-from ..mechanisms.common.base import KeptKeys
+from ..mechanisms.common.cost import KeptKeys
 from ..positions.relative import RelativePositions
 
 SINK = 4

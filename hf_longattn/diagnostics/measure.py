@@ -20,7 +20,7 @@ from ..conversion.model_loading import quiet_libraries
 from ..data.masking import masked_tokens
 from ..errors import LengthError, LongAttentionError, OptionError
 from ..evaluation.token_loss import LossChange, token_losses
-from ..mechanisms.common.base import KeptKeys
+from ..mechanisms.common.cost import KeptKeys
 from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
 from ..modeling.mixin import LongAttentionMixin
 from ..staging import unused_name

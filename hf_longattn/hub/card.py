@@ -15,7 +15,7 @@ from .. import __version__
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LongAttentionError, in_one_line
 from ..families import FAMILIES
-from ..mechanisms import mechanism_class
+from ..mechanisms import mechanism_info
 from ..naming import CONVERSION_REPORT, TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
 from ..staging import staged_file
@@ -280,8 +280,7 @@ def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, lengt
     else:
         limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."]
     if attention is not None:
-        exact = mechanism_class(attention.mechanism).exact_when
-        limits.append(f"`{attention.mechanism}` equals full attention when: {exact}.")
+        limits.append(f"When `{attention.mechanism}` equals full attention: {mechanism_info(attention.mechanism).exact_when}.")
     if needs_training:
         limits.append("As converted, its outputs differ from those of its source: train it before use, as described above.")
     return limits

@@ -24,10 +24,12 @@ from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
-from .common.base import KeptKeys, Mechanism, scaled_scores, softmax_over, visible_to_all
+from .common.base import Mechanism
+from .common.cost import KeptKeys
 from .common.layout import band_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import scaled_scores, softmax_over, visible_to_all
 
 BLOCK = 64
 """Queries that share a run of keys; the visited span is rounded up to it."""
@@ -59,9 +61,8 @@ class AdaptiveSpan(Mechanism):
     summary = "a learned soft span per head; keys beyond the longest span are skipped"
     paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
     engine = "gathered"
-    exports = "definition"
+    exports_definition = True
     cost = "N·(longest span + ramp)"
-    exact_when = "every span ≥ N"
     trains = True
     position_dependent = False
     options_type = AdaptiveSpanOptions

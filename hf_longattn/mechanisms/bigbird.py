@@ -33,11 +33,12 @@ from ..engines.gathered import gathered_attention
 from ..errors import LengthError, OptionError
 from ..naming import OPERATORS
 from ..positions.distances import Extent
-from .common.base import KeptKeys, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.cost import KeptKeys
 from .common.layout import joined, tokens_of
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.token_rules import global_tokens
 
 
@@ -81,9 +82,8 @@ class BigBird(MaskedMechanism):
     summary = "a window of blocks, random blocks, and global blocks that attend to and are attended by all"
     paper = "Zaheer et al. 2020, Big Bird, §2 and appendix D"
     engine: ClassVar[str] = "gathered"
-    exports = "definition"
+    exports_definition = True
     cost = "N·b·(w+r+2g)"
-    exact_when = "N ≤ b·(2g+w+2r), or ≤ b·(g+w+r) when causal"
     takes_globals = True
     per_head_tensors = ()
     options_type = BigBirdOptions

@@ -25,10 +25,12 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
-from .common.base import KeptKeys, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.base import Mechanism
+from .common.cost import KeptKeys
 from .common.layout import tokens_of
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 
@@ -50,9 +52,8 @@ class BlockTopK(SummarisedMechanism):
     summary = "each query attends to its block and to the k-1 blocks whose mean key scores highest"
     paper = "Lu et al. 2025, MoBA, §2.2"
     engine = "block_selected"
-    exports = "definition"
+    exports_definition = True
     cost = "N·k·b + N·N/b"
-    exact_when = "N ≤ num_blocks · block_size"
     per_head_tensors = ()
     options_type = BlockTopKOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 32, "num_blocks": 3}

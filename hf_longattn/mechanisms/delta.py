@@ -27,10 +27,11 @@ from ..engines.common.dense import repeat_heads, wide
 from ..engines.common.shards import Shard
 from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
-from .common.base import Mechanism, drop_keys
+from .common.base import Mechanism
 from .common.feature_map import HeadwiseLinear
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import drop_keys
 
 STEPS = (1e-3, 1e-1)
 """Initial range of softplus(b), as in Mamba2."""
@@ -55,7 +56,6 @@ class Delta(Mechanism):
     paper = "Yang et al. 2024, Gated Delta Networks, eq. 10"
     engine = "linear (chunked WY)"
     cost = "N·D²"
-    exact_when = "never: the weights are not a softmax"
     causal = True
     trains = True
     stateful = True

@@ -43,7 +43,6 @@ class Fixed(GatheredMechanism):
     summary = "the query's block and the last c tokens of every (earlier, when causal) block"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (fixed)"
     cost = "N·(l+c·N/l)"
-    exact_when = "block_size ≥ N, or num_summary = block_size"
     per_head_tensors = ()
     options_type = FixedOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 24, "num_summary": 4}

@@ -20,7 +20,6 @@ class Full(SparseMechanism):
     paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
     engine = "dense"
     cost = "N²"
-    exact_when = "always"
     per_head_tensors = ()
 
     @classmethod

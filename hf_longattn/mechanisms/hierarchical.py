@@ -32,10 +32,11 @@ from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from .common.base import Mechanism, pad_queries, softmax_over, visible_to_all
+from .common.base import Mechanism
 from .common.layout import neighbourhoods, triangle, without_gaps
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import pad_queries, softmax_over, visible_to_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +55,8 @@ class Hierarchical(Mechanism):
     summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
     engine = "gathered"
-    exports = ""
+    exports = False
     cost = "N·b·log(N/b)"
-    exact_when = "levels = 1, or block_size ≥ N/2"
     per_head_tensors = ()
     options_type = HierarchicalOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 8}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,13 @@ from ..engines.common.dense import index_grid, repeat_heads, wide
 from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
-from .common.base import Mechanism, drop_keys, normalised, visible_to_all
+from .common.base import Mechanism
 from .common.composite import Choice
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs
 from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
+from .common.scores import drop_keys, normalised, visible_to_all
 from .hedgehog import HedgehogOptions
 
 HEDGEHOG = Choice("hedgehog", HedgehogOptions())
@@ -70,9 +71,8 @@ class Hybrid(Mechanism):
     summary = "softmax in a small window and linear attention to all other keys, normalised together"
     paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
     engine = "linear"
-    exports = "definition"
+    exports_definition = True
     cost = "N·(w+D²)"
-    exact_when = "window ≥ 2(N−1), or ≥ N when causal"
     trains = True
     stateful = True
     takes_score_mod = False
@@ -107,7 +107,7 @@ class Hybrid(Mechanism):
             first = FIRST_MIXING_OF_ESTIMATES if self.linear.estimates_exp else FIRST_MIXING
             nn.init.constant_(self.mixing, math.log(first / (1 - first)))
 
-    def of_heads(self, first: int, last: int) -> Mechanism:
+    def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
         vars(part)["linear"] = self.linear.of_heads(first, last)  # beside the module of that name, which both share
         return part

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
-from .common.base import Mechanism, drop_keys, normalised, pad_queries, visible_to_all
+from .common.base import Mechanism
 from .common.feature_map import elu_plus_one
 from .common.layout import block_sizes, triangle
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import drop_keys, normalised, pad_queries, visible_to_all
 from .common.segment_state import append_tokens, empty_segment, last_segment
 
 GATE = -2.0
@@ -49,7 +50,6 @@ class Infini(Mechanism):
     paper = "Munkhdalai et al. 2024, Infini-attention, eq. 4-10"
     engine = "recurrent"
     cost = "N·(s+D)"
-    exact_when = "segment_length ≥ N"
     causal = True
     trains = True
     takes_score_mod = False

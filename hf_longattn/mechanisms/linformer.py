@@ -26,9 +26,10 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
 from ..errors import LengthError, OptionError
-from .common.base import Mechanism, softmax_over
+from .common.base import Mechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import softmax_over
 
 SHARINGS = ("none", "headwise", "key-value", "layerwise")
 
@@ -69,7 +70,6 @@ class Linformer(Mechanism):
     paper = "Wang et al. 2020, Linformer, eq. 7"
     engine = "low_rank"
     cost = "N·rank"
-    exact_when = "projection=pooling with rank ≥ N"
     causal = False
     trains = True
     takes_score_mod = False

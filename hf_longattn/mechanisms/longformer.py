@@ -71,7 +71,6 @@ class Longformer(SparseMechanism):
     summary = "sliding window plus global tokens that see and are seen by all"
     paper = "Beltagy et al. 2020, Longformer, §3.1"
     cost = "N·(w+g)"
-    exact_when = "window ≥ 2(N−1), or ≥ N when causal, or every token is global; without separate_global"
     takes_globals = True
     per_head_tensors = ()
     options_type = LongformerOptions
@@ -137,7 +136,7 @@ class Longformer(SparseMechanism):
         if tokens is None:
             return out
         query, key, value = self.separate.exact(self._hidden(call), torch.float64)
-        weights = super().dense_weights(query, key, self._with_dense_terms(query, key, call))
+        weights = super().dense_weights(query, key, self.with_dense_terms(query, key, call))
         return torch.where(tokens[:, None, :, None], weights @ value, out)
 
     def of_global_rows(

@@ -47,11 +47,13 @@ from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
-from .common.base import KeptKeys, Mechanism, pad_queries, visible_to_all
+from .common.base import Mechanism
+from .common.cost import KeptKeys
 from .common.layout import joined, neighbourhoods
 from .common.options import Options, option
 from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
+from .common.scores import pad_queries, visible_to_all
 from .common.token_rules import check_counted, global_tokens
 
 CHOSEN = ("strided", "block_strided", "max_norm")
@@ -132,9 +134,8 @@ class Lsg(Mechanism):
     summary = "own and neighbouring blocks, sparse keys of the blocks beyond them, and global tokens"
     paper = "Condevaux & Harispe 2022, LSG Attention, §3"
     engine = "gathered"
-    exports = "definition"
+    exports_definition = True
     cost = "N·(3b + 2S + g)"
-    exact_when = "N ≤ 2·block_size, or block_size + block_offset where that is not 0"
     takes_globals = True
     options_type = LsgOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4}

@@ -79,7 +79,6 @@ class LSH(BucketedMechanism):
     summary = "tokens meet if hashes of their vectors agree, in several rounds; long buckets are cut into chunks"
     paper = "Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)"
     cost = "N·(log N + rounds·b)"
-    exact_when = "bucket_size ≥ N/(1 + chunks before + after), or num_buckets = 1 and bucket_size ≥ N when causal; never with shared_qk"
     per_head_tensors = ("rotations",)
     options_type = LSHOptions
     sample: ClassVar[dict[str, Any]] = {"num_hashes": 2, "bucket_size": 16, "num_buckets": 8}

@@ -45,11 +45,11 @@ from ..engines.common.shards import Shard
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.topk import SCORE_CELLS, exact_dtype, ranking, term_at, topk
 from ..errors import OptionError
-from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.layout import band_pairs, triangle
 from .common.options import Options, option
 from .common.pooled import uniform
 from .common.registry import register_mechanism
+from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 FIRST_GATE = 1 / 3
@@ -124,9 +124,8 @@ class NSA(SummarisedMechanism):
     summary = "compressed blocks of the whole text, the blocks that these select, and a window, mixed by learned gates"
     paper = "Yuan et al. 2025, Native Sparse Attention, §3.3"
     engine = "block_selected"
-    exports = "definition"
+    exports_definition = True
     cost = "N·(n·l'+w) + N·N/d"
-    exact_when = "never"
     trains = True
     per_head_tensors = ("gate", "gate_bias")
     options_type = NSAOptions
@@ -337,7 +336,7 @@ class NSA(SummarisedMechanism):
         return self.mixed(q, compressed, selected, near)
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        compressed, selected, window, _ = self._definition(q, k, self._with_dense_terms(q, k, call))
+        compressed, selected, window, _ = self._definition(q, k, self.with_dense_terms(q, k, call))
         gates, heads = self.gates(q), q.shape[1]
         values = repeat_heads(self._defined_compression(self.values, v, call), heads)
         tokens = (gates[1] * selected + gates[2] * window).to(v.dtype) @ repeat_heads(v, heads)

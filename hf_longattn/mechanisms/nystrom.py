@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..errors import LengthError, OptionError
-from .common.base import Mechanism, drop_keys, softmax_over
+from .common.base import Mechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import drop_keys, softmax_over
 from .linformer import project_length, segment_matrix, segment_means
 
 
@@ -60,7 +61,6 @@ class Nystrom(Mechanism):
     paper = "Xiong et al. 2021, Nyströmformer, eq. 13-15"
     engine = "low_rank"
     cost = "N·M"
-    exact_when = "num_landmarks ≥ N"
     causal = False
     takes_score_mod = False
     takes_fewer_queries = False

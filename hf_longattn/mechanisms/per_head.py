@@ -19,8 +19,9 @@ from ..engines.common.call import AttentionCall, mod_of_heads
 from ..engines.common.shards import Shard
 from ..errors import OptionError
 from ..positions.distances import Extent
-from .common.base import KeptKeys, Mechanism
+from .common.base import Mechanism
 from .common.composite import Composite, HeadChoice
+from .common.cost import KeptKeys
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .window import WindowOptions
@@ -80,9 +81,8 @@ class PerHead(Composite):
     summary = "a different mechanism for each head or group of heads"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 8"
     engine = "its members'"
-    exports = "definition"
+    exports_definition = True
     cost = "its members'"
-    exact_when = "every head's mechanism is"
     takes_globals = True
     options_type = PerHeadOptions
     sample: ClassVar[dict[str, Any]] = {"heads": "window:window=32,longformer:window=16"}

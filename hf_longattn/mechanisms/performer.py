@@ -47,7 +47,6 @@ class Performer(LinearMechanism):
     summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
     cost = "N·m·D"
-    exact_when = "never; before normalisation, the expected weights are those of softmax"
     bitwise_causal = False
     logarithms = True
     per_head_tensors = ()

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, State, rows_of
 from ..errors import OptionError
-from .common.base import Recursion
 from .common.layout import block_sizes, cells, triangle
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.segment_state import append_tokens, empty_segment, last_segment
+from .common.traits import Recursion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +46,10 @@ class RecurrentMemoryOptions(Options):
 class RecurrentMemory(GatheredMechanism):
     """Full attention within segments; the Long classes pass memory tokens from segment to segment."""
 
-    exports = ""
+    exports = exports_definition = False
     summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
     cost = "N·s"
-    exact_when = "segment_length ≥ N, for the layer alone; a model adds its memory tokens"
     trains = True
     stateful = True
     options_type = RecurrentMemoryOptions

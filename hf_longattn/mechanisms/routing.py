@@ -32,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,6 @@ class Routing(BucketedMechanism):
     summary = "each token sees the members of its nearest cluster, by online k-means or a learned router"
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
     cost = "N·√N"
-    exact_when = "one cluster with window_per_cluster ≥ N; never with normalise"
     options_type = RoutingOptions
     sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 
@@ -298,7 +297,7 @@ class Routing(BucketedMechanism):
             self._unshared = earlier, sums + torch.stack(kinds)
         self.centroids.copy_(moved(self.centroids, kinds, self.options.decay))
 
-    def of_heads(self, first: int, last: int) -> Mechanism:
+    def of_heads(self, first: int, last: int) -> Self:
         part, whole = super().of_heads(first, last), self.num_heads
 
         def follow(kinds: list[Tensor]) -> None:

@@ -37,12 +37,12 @@ from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
-from .common.base import pad_queries, softmax_over, visible_to_all
 from .common.layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
+from .common.scores import pad_queries, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism
 
 SUMMARISING = ("pooled", "attention")
@@ -69,7 +69,6 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
     paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
     cost = "N·b, with summaries N·(b+N/b)"
-    exact_when = "block_size ≥ N; integration = 'previous': 2·block_size ≥ N"
     per_head_tensors = ()
     options_type = SegmentedOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 24, "integration": "pooled"}

@@ -31,11 +31,13 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..positions.distances import Extent
-from .common.base import KeptKeys, Mechanism, pad_queries
+from .common.base import Mechanism
+from .common.cost import KeptKeys
 from .common.layout import block_sizes, cells, triangle
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import pad_queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,6 @@ class ShiftedWindow(MaskedMechanism):
     paper = "Chen et al. 2024, LongLoRA, §3.2"
     engine = "gathered"
     cost = "N·g in training, N² in eval mode; N·g in both with keep_groups"
-    exact_when = "in eval mode without keep_groups; in training N ≤ group_size/2"
     per_head_tensors = ()
     options_type = ShiftedWindowOptions
     sample: ClassVar[dict[str, Any]] = {"group_size": 32, "keep_groups": True}
@@ -93,8 +94,8 @@ class ShiftedWindow(MaskedMechanism):
         return self.grouped
 
     @property
-    def exports(self) -> str:  # type: ignore[override]
-        return "definition" if self.grouped else "engine"
+    def exports_definition(self) -> bool:  # type: ignore[override]
+        return self.grouped
 
     @property
     def shift(self) -> int:

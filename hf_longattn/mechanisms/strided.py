@@ -42,7 +42,6 @@ class Strided(GatheredMechanism):
     summary = "a window and every s-th key, counted from the query or from the start"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (strided)"
     cost = "N·(w+N/s)"
-    exact_when = "stride = 1, or window ≥ 2(N−1), or ≥ N when causal"
     per_head_tensors = ()
     options_type = StridedOptions
     sample: ClassVar[dict[str, Any]] = {"window": 24, "stride": 16}

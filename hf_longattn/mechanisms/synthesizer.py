@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, grid_of, masked_softmax, products, repeat_heads, wide
 from ..errors import LengthError, OptionError
-from .common.base import Mechanism, reset, softmax_over, visible_to_all
+from .common.base import Mechanism, reset
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import softmax_over, visible_to_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,6 @@ class Synthesizer(Mechanism):
     paper = "Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3"
     engine = "dense"
     cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
-    exact_when = "variant = dot_product"
     trains = True
     options_type = SynthesizerOptions
     sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}

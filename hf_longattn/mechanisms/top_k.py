@@ -22,9 +22,10 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
-from .common.base import KeptKeys, scaled_scores, softmax_over, visible_to_all
+from .common.cost import KeptKeys
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 UNIT = 16
@@ -43,9 +44,8 @@ class TopK(SummarisedMechanism):
     summary = "each query attends to the k keys of the whole sequence with the highest scores"
     paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"
     engine = "selected"
-    exports = "definition"
+    exports_definition = True
     cost = "N² scores in rows, N·k softmax and memory"
-    exact_when = "num_keys ≥ N"
     position_dependent = False
     summary_unit = UNIT
     per_head_tensors = ()

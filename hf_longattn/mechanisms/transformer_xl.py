@@ -29,11 +29,12 @@ from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..positions.relative import Span
-from .common.base import KeptKeys, both, pad_queries, scaled_scores, softmax_over
+from .common.cost import KeptKeys
 from .common.layout import block_sizes, cells, triangle
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.scores import both, pad_queries, scaled_scores, softmax_over
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
 
@@ -66,7 +67,6 @@ class TransformerXL(GatheredMechanism):
     summary = "the query's segment and a memory of the tokens before it, into which gradients may be stopped"
     paper = "Dai et al. 2019, Transformer-XL, §3.2"
     cost = "N·(s+m)"
-    exact_when = "segment_length ≥ N; causal: also memory_length ≥ the tokens before the last segment"
     options_type = TransformerXLOptions
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
 
@@ -160,7 +160,7 @@ class TransformerXL(GatheredMechanism):
             return super().reference(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
         q, k, v, *remembered = (x.double() for x in (q, k, v, *_remembered(k, v, call.detached_kv)))
-        in_segment, in_memory = (scaled_scores(q, keys, self._with_dense_terms(q, keys, call)) for keys in (k, remembered[0]))
+        in_segment, in_memory = (scaled_scores(q, keys, self.with_dense_terms(q, keys, call)) for keys in (k, remembered[0]))
         _, _, q_idx, kv_idx = grid_of(q, k)
         own = q_idx // size == kv_idx // size
         weights = softmax_over(torch.where(own, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape))

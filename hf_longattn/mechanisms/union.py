@@ -61,7 +61,6 @@ class Union(Composite, GatheredMechanism):
     summary = "several masks joined under one softmax"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
     cost = "the sum of its members'"
-    exact_when = "one member is, or the members cover every pair together"
     takes_globals = True
     options_type = UnionOptions
     sample: ClassVar[dict[str, Any]] = {"of": "strided:window=8,stride=16+longformer:window=32,global_tokens=0+5"}

@@ -164,7 +164,6 @@ class Window(WindowMask, SparseMechanism):
     paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2"
     cost = "N·(w+sinks)"
     per_head_tensors = ()
-    exact_when = "dilation = 1 and window ≥ 2(N−1), or window + num_sinks ≥ N when causal; num_sinks ≥ N"
     options_type = WindowOptions
     sample: ClassVar[dict[str, Any]] = {"window": 32}
 
@@ -184,8 +183,8 @@ class Window(WindowMask, SparseMechanism):
         return heads, kind(len(heads), self.head_dim, self.hidden_size, self.max_length, options)
 
     @property
-    def exports(self) -> str:  # type: ignore[override]
-        return "definition" if self._groups else "engine"
+    def exports_definition(self) -> bool:  # type: ignore[override]
+        return bool(self._groups)
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""

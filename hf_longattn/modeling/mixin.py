@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..backend import BACKEND, DOCUMENTS, WEIGHTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
 from ..engines.common.batch import in_graph, positions_in
 from ..errors import MaskError, MemoryMismatchError, OptionError
-from ..mechanisms.common.base import Mechanism, Recursion
+from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
 from ..private_apis import assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped

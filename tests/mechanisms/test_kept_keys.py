@@ -9,8 +9,8 @@ import torch
 
 from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.mechanisms.common.base import scaled_scores, softmax_over, visible_to_all
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
 
 LENGTH, HEADS, WIDTH = 150, 4, 16
 MORE = [

@@ -1,4 +1,4 @@
-"""A sequence cut over real processes gives every mechanism's rows and gradients of one process, or a refusal."""
+"""A sequence sharded across real processes gives every mechanism's rows and gradients of one process, or a refusal."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ MASKS = [
 class Residues(GatheredMechanism):
     """Query i sees the keys with the same remainder by 8."""
 
-    summary, paper, cost, exact_when = "every eighth", "none", "N²/8", "never"
+    summary, paper, cost = "every eighth", "none", "N²/8"
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> Any:
         return lambda b, h, q_idx, kv_idx: (q_idx - kv_idx) % 8 == 0
@@ -44,7 +44,7 @@ class Residues(GatheredMechanism):
 class HeadBlocks(GatheredMechanism):
     """Query i sees the keys of its block of 16, in odd heads only, and not its own place."""
 
-    summary, paper, cost, exact_when = "blocks", "none", "N·16", "never"
+    summary, paper, cost = "blocks", "none", "N·16"
     name: ClassVar[str]
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> Any:

@@ -24,7 +24,8 @@ from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at
-from .base import KeptKeys, pad_queries, scaled_scores, softmax_over
+from .cost import KeptKeys
+from .scores import pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism
 
 
@@ -32,7 +33,7 @@ class BucketedMechanism(SummarisedMechanism):
     """A mechanism on the bucketed engine. Keys are given before :meth:`key_vectors`, whose rounding could change their bucket."""
 
     engine: ClassVar[str] = "bucketed"
-    exports = "definition"
+    exports_definition = True
     summary_unit = 1
     bitwise_causal: ClassVar[bool] = False
     """Later tokens change nothing but the order in which an earlier row is summed, because rows are cut from the sorted tokens."""

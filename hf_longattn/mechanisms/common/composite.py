@@ -18,7 +18,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -316,12 +316,12 @@ class Composite(Mechanism):
         self.trains = any(member.trains for member in self.mechanisms)
         self.takes_globals = any(member.takes_globals for member in self.mechanisms)
         self.fits_activations = any(member.fits_activations for member in self.mechanisms)
-        self.exports = self.exports if all(member.exports for member in self.mechanisms) else ""
+        if not all(member.exports for member in self.mechanisms):
+            self.exports = self.exports_definition = False
         self.shared_by_layers = tuple(f"members.{i}.{name}" for i, member in enumerate(self.mechanisms) for name in member.shared_by_layers)
 
-    def of_heads(self, first: int, last: int) -> Mechanism:
+    def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
-        assert isinstance(part, Composite)
         part.some_heads = [member.of_heads(first, last) for member in self.mechanisms]
         return part
 

@@ -21,8 +21,9 @@ from ...engines.common.dense import repeat_heads, wide
 from ...engines.common.shards import Shard
 from ...engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from ...engines.topk import exact_dtype
-from .base import Mechanism, drop_keys, normalised, softmax_over, visible_to_all
+from .base import Mechanism
 from .options import Options
+from .scores import drop_keys, normalised, softmax_over, visible_to_all
 
 
 class HeadwiseLinear(nn.Module):
@@ -52,7 +53,6 @@ class LinearMechanism(Mechanism):
 
     engine = "linear"
     cost = "N·D²"
-    exact_when = "never: the weights are not a softmax"
     stateful = True
     takes_score_mod = False
     counts_positions: ClassVar[bool] = False

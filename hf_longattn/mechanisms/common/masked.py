@@ -19,8 +19,10 @@ from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
 from ...positions.relative import Span
 from ...private_apis import has_hooks
-from .base import KeptKeys, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .base import Mechanism
+from .cost import KeptKeys
 from .layout import band_pairs, global_parts, triangle
+from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 
 
 class MaskedMechanism(Mechanism):
@@ -171,7 +173,7 @@ class GatheredMechanism(MaskedMechanism):
     """
 
     engine: ClassVar[str] = "gathered"
-    exports = "definition"
+    exports_definition = True
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...engines.common.call import AttentionCall, remapped
 from ...engines.common.dense import grid_of
-from .base import softmax_over
+from .scores import softmax_over
 
 
 class PooledKeys(NamedTuple):

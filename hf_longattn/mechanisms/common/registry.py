@@ -28,6 +28,8 @@ COMPOSED = {
 """Names from the literature that are settings of mechanisms."""
 PROTOTYPE_WIDTH = 64
 """Head width and length of a prototype."""
+EXAMPLE_LENGTH = 1024
+"""Length, in tokens, for which :func:`mechanism_info` gives the options of full attention."""
 PROTOTYPES = 256
 """How many prototypes are kept, and how many mechanisms that :func:`hf_longattn.attend` was asked for by name."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -35,7 +37,10 @@ M = TypeVar("M", bound=type[Mechanism])
 
 @dataclasses.dataclass(frozen=True)
 class MechanismInfo:
-    """What a user wants to know about a mechanism before choosing it."""
+    """What a user wants to know about a mechanism before choosing it.
+
+    exact_when: "always", "never", or options with which it equals full attention up to a length.
+    """
 
     name: str
     summary: str
@@ -150,9 +155,27 @@ def list_mechanisms(causal: bool | None = None, engine: str | None = None) -> li
 def mechanism_info(name: str) -> MechanismInfo:
     """Summary, paper, cost, options … of one mechanism."""
     cls = mechanism_class(name)
-    fields = {f.name: getattr(cls, f.name) for f in dataclasses.fields(MechanismInfo) if f.name not in ("name", "options")}
     options = tuple(info for info in cls.options_type.infos() if cls.takes_score_mod or info.name != RELATIVE)
-    return MechanismInfo(name=name, options=options, **fields)
+    facts = {field.name: getattr(cls, field.name) for field in dataclasses.fields(MechanismInfo) if hasattr(cls, field.name)}
+    return MechanismInfo(**(facts | {"name": name, "options": options, "exact_when": _exact_when(cls)}))
+
+
+def _exact_when(cls: type[Mechanism]) -> str:
+    """When a mechanism equals full attention, by its :meth:`Mechanism.covering`."""
+    forms = [causal for causal in (False, True) if cls.causal in ("both", causal)]
+    options = [cls.covering(EXAMPLE_LENGTH, causal) for causal in forms]
+    if options[0] is None:
+        return "never"
+    if not options[0]:
+        return "always"
+    texts = [", ".join(f"{name}={_as_typed(value)}" for name, value in (values or {}).items()) for values in options]
+    causal_text = f" (causal: {texts[1]})" if len(set(texts)) > 1 else ""
+    any_length = options[0] == cls.covering(2 * EXAMPLE_LENGTH, forms[0])
+    return f"with {texts[0]}{causal_text}" + ("" if any_length else f", up to {EXAMPLE_LENGTH:,} tokens")
+
+
+def _as_typed(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check_options(name: str, options: dict[str, Any]) -> Options:

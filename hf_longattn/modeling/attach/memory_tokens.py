@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OptionError
-from ...mechanisms.common.base import Mechanism, Recursion
+from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.traits import Recursion
 from ..family.definition import PositionTable
 from .attention_sites import attention_sites
 

@@ -22,8 +22,8 @@ from transformers import DynamicCache
 
 from ...engines.common.batch import in_graph, roll_left
 from ...errors import MaskError, MemoryMismatchError, OptionError
-from ...mechanisms.common.base import Recursion
 from ...mechanisms.common.segment_state import leading
+from ...mechanisms.common.traits import Recursion
 from ...memory import StateLayer, TokenMemory
 from ..attach.attention_sites import attention_sites
 from .outputs import Kind, by_rows, joined, wants_tuple

@@ -156,7 +156,7 @@ def mechanisms() -> str:
     infos = [mechanism_info(name) for name in list_mechanisms()]
     forms = {"both": "both", True: "causal", False: "bidirectional"}
     rows = [[f"`{i.name}`", i.summary, forms[i.causal], i.cost, i.exact_when, i.paper] for i in infos]
-    return left(markdown_table(["mechanism", "what is attended to", "form", "cost", "equals full attention when", "source"], rows))
+    return left(markdown_table(["mechanism", "what is attended to", "form", "cost", "equals full attention", "source"], rows))
 
 
 def mechanisms_in_brief() -> str:

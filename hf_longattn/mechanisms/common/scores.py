@@ -1,0 +1,114 @@
+"""Scores: how relative positions join them, and the functions that definitions are written with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...engines.common.call import AttentionCall, ScoreMod
+from ...engines.common.dense import grid_of, index_grid, repeat_heads
+from ...positions.relative import RelativePositions, Span, build_relative
+from .decoding import Decoding
+
+if TYPE_CHECKING:
+    from .options import Options
+
+
+class ScoreTerms(Decoding):
+    """The option ``relative``: positions that are a term of the scores. A hook adds it before ``forward``."""
+
+    head_dim: int
+    relative: RelativePositions | None
+
+    def build_relative(self, options: Options, num_heads: int, head_dim: int, hidden_size: int) -> None:
+        """Build the relative positions that the options ask for, and register the hook."""
+        self.relative = None
+        if options.relative is not None:
+            self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
+            self.register_forward_pre_hook(_with_relative)
+
+    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
+        """The call of ``forward`` whose score term includes the relative positions; a hook calls this."""
+        mod = self.relative_mod(q, k, call)
+        return call if mod is None else call.replace(score_mod=both(mod, call.score_mod))
+
+    def relative_mod(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
+        """The relative positions' term for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``; ``None`` where there are none.
+
+        ``forward`` is given it by a hook. Whoever attends without ``forward`` (a decode cache) passes it on.
+        """
+        if self.relative is None:
+            return None
+        span = self.span(q.shape[2], k.shape[2], call.causal)
+        return self.relative.score_mod(q, k, call.causal, call.scale_for(self.head_dim), span)
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        """The furthest distances query - key that a query of this call sees, back and ahead."""
+        reach = self.reach() if causal else None
+        return (kv_len if reach is None else min(reach, kv_len)) - 1, 0 if causal else q_len - 1
+
+    def with_dense_terms(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
+        """The call whose score term includes the relative positions, taken from their N×N definition."""
+        if self.relative is None:
+            return call
+        q_len, kv_len = q.shape[2], k.shape[2]
+        places = torch.arange(kv_len, device=q.device)
+        distance = places[None, kv_len - q_len :, None] - places
+        term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+
+        def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
+
+        return call.replace(score_mod=both(mod, call.score_mod))
+
+
+def _with_relative(module: ScoreTerms, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
+    """Forward pre-hook: the relative positions join the score term of the call."""
+    q, k, v, call = args
+    return q, k, v, module.with_relative(q, k, v, call)
+
+
+def both(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
+    """One score term after the other."""
+    if second is None:
+        return first
+    return lambda score, b, h, q_idx, kv_idx: second(first(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
+
+
+def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """``q·k · scale`` of all pairs and the call's score term, ``(B, H, Nq, Nk)``."""
+    scores = (q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)) * call.scale_for(q.shape[-1])
+    return scores if call.score_mod is None else call.score_mod(scores, *grid_of(q, k))
+
+
+def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """The pairs that causality and padding leave, ``(B or 1, 1, Nq, Nk)`` bool."""
+    _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+    seen = (kv_idx <= q_idx) if call.causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
+    return seen if call.key_mask is None else seen & call.key_mask[:, None, None, :]
+
+
+def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:
+    """Softmax over the last axis of ``scores`` where ``visible``; rows that see nothing are zeros."""
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    return torch.where(visible.any(-1, keepdim=True), weights, torch.zeros((), dtype=weights.dtype, device=weights.device))
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Non-negative ``weights (…, Nk)`` divided by their row sums; rows of zeros stay zeros."""
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total == 0, 1.0, total)
+
+
+def pad_queries(q: Tensor, length: int) -> Tensor:
+    """``q (B, H, Nq, D)``, the last queries of a sequence of ``length`` tokens, after rows of zeros for the others."""
+    missing = length - q.shape[2]
+    return F.pad(q, (0, 0, missing, 0)) if missing else q
+
+
+def drop_keys(v: Tensor, dropout_p: float) -> Tensor:
+    """Values ``(B, H, Nk, D)`` after dropout of whole keys, for mechanisms without a matrix of weights that dropout could act on."""
+    return v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p) if dropout_p else v

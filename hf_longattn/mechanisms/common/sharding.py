@@ -1,0 +1,154 @@
+"""How a mechanism computes one process's part of a sequence that is sharded across processes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ...engines.common.call import AttentionCall, TokenTerm, mod_of_heads
+from ...engines.common.dense import repeat_heads
+from ...engines.common.global_rows import put_rows
+from ...engines.common.shards import GlobalTokens, Locality, Shard, cut_evenly, in_turn, softmax_rows
+from ...errors import MaskError, OptionError
+from .scores import ScoreTerms
+
+
+class Sharding(ScoreTerms):
+    """A bounded mechanism takes its neighbours' keys, a state passes from process to process, others exchange tokens for heads."""
+
+    num_heads: int
+    shard: Shard | None = None
+    """The part of the sequence that a call is given, where it is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
+    per_head_tensors: tuple[str, ...] | None = None
+    """Names, below the mechanism, of the tensors whose first axis is the heads, where heads are independent of each other and nothing else
+    depends on which or how many they are: a process can then compute some of the heads (:meth:`of_heads`). ``None``: not so."""
+    head_range: tuple[int, int] | None = None
+    """The first head of a part that :meth:`of_heads` made, and the number of all heads; ``None`` for a whole mechanism."""
+
+    def locality(self, causal: bool) -> Locality | None:
+        """How far a token sees, global tokens apart; ``None`` when that is not bounded. A bounded mechanism can be sharded."""
+        return None
+
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """This process's rows of a sequence that is sharded across processes; all of them call it.
+
+        A bounded mechanism takes the neighbouring tokens' keys and values, and those of the global tokens; the rows of global tokens are
+        made of every process's sums. A recurrence runs in one process after the other. What needs whole sequences gets those of some
+        heads, see :meth:`attend_by_heads`.
+
+        Args:
+            q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
+            call: without batch and global tokens, which the shard knows.
+        Raises:
+            OptionError: every token's output depends on the whole sequence in a way that cannot be sharded.
+            MaskError: left padding or packed documents, where tokens are counted.
+        """
+        local = self.locality(call.causal)
+        if local is None:
+            return self._in_turn(q, k, v, call, shard)
+        mask = self.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
+        counted = (local.period > 1 or mask is not None) and not shard.starts_at_first
+        if counted or (mask is not None and isinstance(call.score_mod, TokenTerm)):
+            return self.attend_by_heads(q, k, v, call, shard)
+        if mask is None:
+            return shard.attend(functools.partial(shard.run, self), q, k, v, call, local)
+        if self.relative is not None:
+            raise OptionError(
+                f"Mechanism {self.name!r} with relative positions and global tokens cannot be sharded across processes; "
+                "leave out one of the two."
+            )
+        tokens = GlobalTokens.of(mask)
+        out = shard.attend(self.attend_resolved, q, k, v, call, local, tokens)
+        index, real = tokens.index, tokens.real
+        if not self.global_rows(call.causal) or not index.shape[1]:
+            return out
+        rows = softmax_rows(*self.of_global_rows(q, k, v, call, index, shard), index, call.scale_for(q.shape[-1]), call, shard)
+        return put_rows(out, rows.to(out.dtype), (index - shard.start).clamp(min=0), real & shard.owns(index))
+
+    def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """:meth:`forward` where the global tokens are those of ``call.global_mask`` and nothing else; their rows may be anything."""
+        return self(q, k, v, call)
+
+    def global_rows(self, causal: bool) -> bool:
+        """Whether global tokens see every key."""
+        return True
+
+    def of_global_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(B, H, g, D)`` of the global tokens ``index (B, g)``, and the keys and values ``(B, H, n, D)`` that they see here."""
+        return shard.tokens(q, index), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+
+    def _in_turn(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """:meth:`advance` in one process after the other."""
+        if not (self.stateful and call.causal):
+            return self.attend_by_heads(q, k, v, call, shard)
+        self.check_shard(shard)
+        own = shard.own_call(call)
+        return in_turn(lambda state: self.advance(q, k, v, state, own), q, shard)
+
+    def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """This process's rows, by computing whole sequences of some of the heads and exchanging heads for tokens before and after.
+
+        For mechanisms whose tokens depend on the whole sequence, and for documents and left padding where tokens are counted.
+
+        Raises:
+            OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.
+            MaskError: it cannot be divided with this padding, but with another.
+        """
+        heads, processes = q.shape[1], len(shard.bounds)
+        if self.per_head_tensors is None or self.relative is not None or self.takes_hidden_states or heads < processes:
+            self.check_shard(shard)
+            if self.per_head_tensors is not None and heads < processes:
+                raise OptionError(
+                    f"Mechanism {self.name!r} needs whole sequences, so that processes divide its heads, but {heads} heads cannot be "
+                    f"divided over {processes} processes; use at most {heads}, or a local mechanism, for example longformer."
+                )
+            with_relative = "relative positions" if self.relative is not None else "these options"
+            raise OptionError(
+                f"Mechanism {self.name!r} with {with_relative} looks at the whole sequence, which cannot be sharded across processes; "
+                "choose a local or a linear one, for example window, longformer or linear, or leave sequence parallelism out."
+            )
+        if k.shape[1] < processes:
+            k, v = repeat_heads(k, heads), repeat_heads(v, heads)
+        groups, each = cut_evenly(k.shape[1], processes), heads // k.shape[1]
+        divided = [(first * each, last * each) for first, last in groups]
+        first, last = divided[shard.rank]
+        q, k, v = shard.whole(divided, groups, q, k, v)
+        term = call.score_mod
+        term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last), q.device)
+        named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        tensors = {f"mechanism.{name}": named[name][first:last] for name in self.per_head_tensors}
+        whole = shard.call(call.replace(score_mod=term), 0, shard.length)
+        out = torch.func.functional_call(_SomeHeads(self), tensors, (shard.run, self.of_heads(first, last), q, k, v, whole))
+        return shard.own(divided, out)
+
+    def of_heads(self, first: int, last: int) -> Self:
+        """This mechanism as one of the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
+        part = copy.copy(self)
+        part.num_heads, part.head_range = last - first, (first, self.num_heads)
+        return part
+
+    def check_shard(self, shard: Shard) -> None:
+        """Refuse a sharded batch whose sequences do not all start at the first token, for a mechanism that counts tokens."""
+        if not shard.starts_at_first:
+            raise MaskError(
+                f"Mechanism {self.name!r} counts tokens from the first one of each sequence, which another process may have where rows are "
+                "padded on the left or hold several documents; pad on the right, with one document in each row."
+            )
+
+
+class _SomeHeads(nn.Module):
+    """Holds a mechanism whose tensors ``torch.func.functional_call`` replaces by those of some heads while a part of it runs."""
+
+    def __init__(self, mechanism: Sharding) -> None:
+        super().__init__()
+        self.mechanism = mechanism
+
+    def forward(self, run: Callable[..., Tensor], part: Sharding, *args: Any) -> Tensor:
+        return run(part, *args)

@@ -1,0 +1,134 @@
+"""What a mechanism tells the code around it: which inputs it takes and what it needs of its model. The defaults suit most mechanisms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ...engines.common.call import AttentionCall
+from ...errors import OptionError
+from .token_rules import TokenRule
+
+
+@dataclasses.dataclass(frozen=True)
+class Recursion:
+    """How a model processes a text segment by segment, with memory tokens passed from each to the next.
+
+    length: tokens of a segment, memory included.
+    memory: memory tokens.
+    depth: how many segments back gradients flow; ``None`` is all of them.
+    """
+
+    length: int
+    memory: int
+    depth: int | None = None
+
+    def text(self, causal: bool) -> int:
+        """Tokens of text in a segment: a causal one has its memory twice, to read in front and to write at the end."""
+        return self.length - self.memory * (2 if causal else 1)
+
+
+class Traits(nn.Module):
+    """Inputs of a mechanism, and what it needs of its layer and model."""
+
+    name: ClassVar[str]
+    """Set by :func:`hf_longattn.register_mechanism`."""
+    causal: bool | str
+    layer: int = 0
+    """Index of its layer, by which the layers of a seeded mechanism differ; set when it is attached to a model."""
+    is_cross_attention: bool = False
+    """Whether the queries belong to another sequence than the keys, so that they are not cut where the keys have padding: set on the
+    mechanism of a cross-attention module."""
+
+    takes_globals: bool = False
+    """Whether the mechanism uses ``global_mask``."""
+    takes_score_mod: bool = True
+    """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
+    takes_fewer_queries: ClassVar[bool] = True
+    """Whether there may be fewer queries than keys; otherwise that raises LengthError."""
+    takes_hidden_states: bool = False
+    """Whether this mechanism needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``."""
+    takes_documents: ClassVar[bool] = False
+    """Whether ``forward`` keeps packed documents apart on the CPU, each as if it were alone, so that rows need not be split."""
+
+    position_dependent: bool = True
+    """Whether the output depends on where a sequence starts, as with blocks, columns and counted positions; otherwise left padding needs
+    no more than a key mask."""
+    trims_padding: bool = False
+    """Whether the engine for long inputs cuts the outer padding off every row by itself, so that rows need not be split."""
+    ignores_padding: bool = True
+    """Whether padding changes nothing. False only where an option reproduces another implementation that counts it."""
+    needs_whole_batch: bool = False
+    """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
+    bitwise_causal: ClassVar[bool] = True
+    """Whether a causal row is bitwise unchanged when later tokens change; otherwise it is unchanged up to rounding (1e-6)."""
+
+    exports: bool = True
+    """Whether ``torch.export`` writes one graph for all lengths."""
+    exports_definition: bool = False
+    """Whether that graph is the definition, which takes N×N memory, because the engine's layout depends on the length or the data."""
+
+    fits_activations: bool = False
+    """Whether :meth:`init_from_activations` has parameters to set."""
+    copies: Mapping[str, str] = MappingProxyType({})
+    """Parameters initialised as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
+    shared_by_layers: tuple[str, ...] = ()
+    """Parameters tied across all layers of a model whose mechanisms have equal options."""
+
+    @property
+    def recursion(self) -> Recursion | None:
+        """How the whole model runs in segments; ``None`` where it does not."""
+        return None
+
+    @property
+    def token_rule(self) -> TokenRule | None:
+        """Which tokens are global by their ids, where no global mask is given; the model applies it. ``None`` where ids play no part."""
+        return None
+
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
+        return None
+
+    def per_sequence(self, call: AttentionCall) -> bool:
+        """Whether the sequences of a call are brought to index 0 before the mechanism runs."""
+        return call.batch is not None and (self.ignores_padding or call.batch.documents is not None)
+
+    def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
+        """How calling this module for whole rows of real tokens, with keys ``key (B, H_kv, N, D)``, runs one fused call and nothing else:
+        ``True`` without a mask, besides causality, or with an additive mask ``(1, 1, N, N)``; ``False`` where it does not."""
+        return False
+
+    def wrong_form(self, causal: bool, where: str) -> OptionError:
+        """The refusal of a form that ``where`` needs and that does not exist with these options, see :attr:`causal`."""
+        chosen = "" if type(self).causal == self.causal else " with these options"
+        return OptionError(
+            f"Mechanism {self.name!r} exists only with causal={self.causal}{chosen}, but {where} needs causal={causal}; "
+            f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
+        )
+
+    def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
+        """Set the parameters from what a trained layer of full attention computes on some text; returns whether there was anything to set.
+
+        Args:
+            q, k, v: ``(S, H, N, D)`` of S sequences, at least two.
+            real: ``(S, N)`` bool, True = real token; ``None`` where all are.
+            causal: whether the layer looks back only.
+        """
+        return False
+
+    def stops_gradients(self, length: int) -> bool:
+        """Whether, in a text of ``length`` tokens, gradients must stop at the hidden states that some keys and values are made from.
+
+        A model then makes the keys and values of a call twice while gradients are computed, the second time from hidden states that are
+        constants, and hands these to ``forward`` as ``detached_kv``, a pair ``(B, H_kv, n, D)`` of the call's own n tokens: what flows into
+        them reaches the layer's projections, but not the hidden states.
+        """
+        return False
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """A term, weighted already, that a model adds to its loss while it trains; ``None`` when there is none."""
+        return None
