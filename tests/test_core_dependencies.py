@@ -98,6 +98,7 @@ COMMANDS = [
     ("audit nowhere --onnx model.onnx", "onnxruntime"),
     ("inspect nowhere --plot here.png", "matplotlib"),
     ("probe nowhere --plot here.png", "matplotlib"),
+    ("diagnose nowhere nothing --html here.html", "matplotlib"),
     *(
         (f"train {task.name} --model nowhere{f' --{task.option} tinybert' if task.option else ''}", list(EXTRAS[extra])[-1])
         for task in TASKS

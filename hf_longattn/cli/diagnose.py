@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import check_extra
 from ..staging import check_new_file, write_text
 from . import options as flags
 
@@ -25,7 +26,9 @@ def diagnose(
             show_default="512,1K,2K,4K,8K as far as model and text reach",
         ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page into this file, which must not exist.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report as one HTML page into this file, which must not exist; needs matplotlib.")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Write all numbers as JSON into this file, which must not exist.")] = None,
     candidate: Annotated[
         list[str] | None,
@@ -80,6 +83,8 @@ def diagnose(
     for file in (html, save):
         if file is not None:
             check_new_file(file)
+    if html is not None:
+        check_extra("plot", "matplotlib")
 
     from ..diagnostics import diagnose as run
     from ..diagnostics import html_page

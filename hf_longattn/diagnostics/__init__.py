@@ -7,7 +7,7 @@ texts       token ids of a text, with and without a planted needle
 loading     the checkpoint, with more positions if asked
 measure     all of it together
 diagnosis   the result: numbers, conclusion, recommendation, JSON
-page        the result as one HTML page; svg draws its pictures
+page        the result as one HTML page, by a template; charts draws its pictures
 """
 
 from __future__ import annotations

@@ -32,8 +32,10 @@ def test_the_page_says_what_was_found_and_what_to_do(diagnosis: Diagnosis) -> No
 
 def test_nothing_comes_from_outside(diagnosis: Diagnosis) -> None:
     page = html_page(diagnosis)
-    assert not re.search(r"(?:https?:)?//|url\(|@import", re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL))
-    assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"data:,"}
+    assert not re.search(r"(?:https?:)?//|url\((?!#)|@import", re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL))
+    assert {target for target in re.findall(r'(?:src|href)="([^"]*)"', page) if not target.startswith("#")} == {"data:,"}
+    names = re.findall(r' id="([^"]*)"', page)
+    assert {target[1:] for target in re.findall(r'href="(#[^"]*)"', page)} <= set(names)
 
 
 def test_names_are_text_not_markup(diagnosis: Diagnosis) -> None:
@@ -41,7 +43,23 @@ def test_names_are_text_not_markup(diagnosis: Diagnosis) -> None:
 
     page = html_page(dataclasses.replace(diagnosis, model="<script>alert(1)</script>", text='a"b&c'))
     assert "<script>alert" not in page
-    assert "a&quot;b&amp;c" in page
+    assert "a&#34;b&amp;c" in page
+
+
+def test_points_cells_and_marks_say_what_they_stand_for(diagnosis: Diagnosis) -> None:
+    page = html_page(diagnosis).replace("\N{NO-BREAK SPACE}", " ")
+    for length in (64, 128, 256):
+        assert f"<title>all {length} tokens equally</title>" in page
+        for layer in range(3):
+            assert re.search(rf"<title>layer {layer}, {length} tokens: [\d.,]+ effective tokens</title>", page)
+            assert re.search(rf'title="layer {layer}: \d+ % of the attention at distances? [\d, to]+"', page)
+    assert re.search(r'title="layer 2, head 3: [\d.]+"', page)
+    for place, number in enumerate(sorted(diagnosis.applicable(), key=lambda number: -diagnosis.mass(number)), 1):
+        assert f"<title>{place}. {diagnosis.candidates[number]}: keeps " in page
+
+
+def test_the_same_diagnosis_gives_the_same_page(diagnosis: Diagnosis) -> None:
+    assert html_page(diagnosis) == html_page(diagnosis)
 
 
 @needs_browser
