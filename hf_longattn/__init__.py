@@ -13,8 +13,9 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from .lazy import point_to_moved_modules, public_names
+from .lazy import on_first_call, point_to_moved_modules, public_names
 from .modeling.family.registration import register as _register
+from .naming import BEFORE_UPLOAD
 
 if TYPE_CHECKING:
     from .attend import attend, reference_attend
@@ -109,3 +110,4 @@ class _Package(types.ModuleType):
 sys.modules[__name__].__class__ = _Package
 _register()
 point_to_moved_modules(__name__)
+BEFORE_UPLOAD["card"] = on_first_call(__name__, "hub.trainer_card", "complete_pushed_card")

@@ -71,6 +71,15 @@ def public_names(
     return load, sorted(homes)
 
 
+def on_first_call(package: str, module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of a module below ``package``, which is imported when the function is called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(f"{package}.{module}"), name)(*args, **kwargs)
+
+    return call
+
+
 class _MovedModules(importlib.abc.MetaPathFinder):
     """Says where a module is now. It stands last, so that it is asked only for what nobody else finds."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
+from collections.abc import Callable
 from types import ModuleType
 
 PLAIN_BACKEND = "longattn"
@@ -24,6 +25,10 @@ LOGGER = "transformers.hf_longattn"
 """Below transformers' logger, whose verbosity applies."""
 TAGS = ("hf_longattn", "long-context")
 """Of every long model on the Hub."""
+
+BEFORE_UPLOAD: dict[str, Callable[[str, str, str], None]] = {}
+"""Functions of a saved model's folder, its repository and what it was loaded from, called before it is pushed. The installed package enters
+that of the model's card; a bundled copy has none."""
 
 CONVERSION_REPORT = "conversion_report.json"
 """The file of a converted checkpoint that says how it was made."""

@@ -143,6 +143,52 @@ def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
     assert not wrong, f"{', '.join(CHECKOUT)} import hf_longattn, never the other way round: {'; '.join(wrong)}"
 
 
+REGISTRIES = {
+    "conversion/long_models/base.py": "conversion.long_models",
+    "conversion/sources/base.py": "conversion.sources",
+    "conversion/twins/base.py": "conversion.twins",
+    "mechanisms/common/registry.py": "mechanisms",
+    "modeling/family/definition.py": "families",
+}
+"""The file of each registry -> the folder whose modules it imports, each of which enters itself."""
+BY_NAME = {
+    "lazy.py": "public names, imported on first use",
+    "naming.py": "the modules of registries",
+    "private_apis.py": "private modules of libraries",
+    "tasks.py": "the tasks of training, which are its registry",
+    "modeling/classes.py": "transformers' package of a family",
+    "modeling/family/definition.py": "transformers' package of a family, and the family's own module",
+    "modeling/family/registration.py": "what transformers' tables import on first use",
+    "conversion/architectures.py": "transformers' package of a model type",
+}
+"""Files that import modules whose names they compute, and which ones."""
+
+
+def dynamic_imports(tree: ast.AST) -> Iterator[tuple[int, str, list[ast.expr]]]:
+    """(line, function, arguments) of every import by a function, except of other packages by a constant name."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = ast.unparse(node.func).rpartition(".")[2]
+        if function not in ("import_module", "__import__", "load_module", "on_first_call"):
+            continue
+        target = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
+        if function in ("load_module", "on_first_call") or not str(target) or str(target).startswith((".", "hf_longattn")):
+            yield node.lineno, function, node.args
+
+
+def test_no_import_by_name_goes_around_the_layers() -> None:
+    wrong = []
+    for path in MODULES:
+        name = path.relative_to(PACKAGE).as_posix()
+        for line, function, arguments in dynamic_imports(tree_of(path)):
+            registry = REGISTRIES.get(name)
+            of_registry = registry is not None and bool(arguments) and ast.unparse(arguments[0]) == repr(registry)
+            if not (of_registry if function == "load_module" else name in BY_NAME):
+                wrong.append(place(path, line))
+    assert not wrong, "import statically, move the code, or be given a function: " + "; ".join(wrong)
+
+
 def test_imports_have_no_cycles() -> None:
     """Cyclic imports, also where an import is inside a function or for types only."""
     known = {".".join(["hf_longattn", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
@@ -190,6 +236,9 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert not forbidden("cli", "hf_longattn.convert_checkpoint")
     assert is_higher(CONVERSION_LAYER, "sources", "plan")
     assert not is_higher(CONVERSION_LAYER, "plan", "sources")
+    evasions = "load_module('hub', 'card'); import_module('.hub', 'hf_longattn'); on_first_call('hf_longattn', 'hub', 'x')"
+    assert len(list(dynamic_imports(ast.parse(evasions)))) == 3
+    assert not list(dynamic_imports(ast.parse("importlib.import_module('deepspeed.utils')")))
     assert list(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]
 
 

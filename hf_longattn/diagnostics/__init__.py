@@ -12,32 +12,29 @@ page        the result as one HTML page, by a template; charts draws its picture
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import public_names
 
 if TYPE_CHECKING:
-    from .candidates import Candidate
-    from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Recommendation
-    from .measure import CapturedMass, captured_mass, diagnose
-    from .page import html_page
-    from .texts import Needle
+    from .candidates import Candidate as Candidate
+    from .diagnosis import Diagnosis as Diagnosis
+    from .diagnosis import LayerDiagnosis as LayerDiagnosis
+    from .diagnosis import LengthDiagnosis as LengthDiagnosis
+    from .diagnosis import Recommendation as Recommendation
+    from .measure import CapturedMass as CapturedMass
+    from .measure import captured_mass as captured_mass
+    from .measure import diagnose as diagnose
+    from .page import html_page as html_page
+    from .texts import Needle as Needle
 
-__all__ = [
-    "Candidate", "CapturedMass", "Diagnosis", "LayerDiagnosis", "LengthDiagnosis", "Needle", "Recommendation", "captured_mass", "diagnose",
-    "html_page",
-]  # fmt: skip
-
-_WHERE = {
-    "candidates": ("Candidate",),
-    "measure": ("CapturedMass", "captured_mass", "diagnose"),
-    "diagnosis": ("Diagnosis", "LayerDiagnosis", "LengthDiagnosis", "Recommendation"),
-    "page": ("html_page",),
-    "texts": ("Needle",),
-}
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__, __all__ = public_names(
+    __name__,
+    {
+        "candidates": ("Candidate",),
+        "measure": ("CapturedMass", "captured_mass", "diagnose"),
+        "diagnosis": ("Diagnosis", "LayerDiagnosis", "LengthDiagnosis", "Recommendation"),
+        "page": ("html_page",),
+        "texts": ("Needle",),
+    },
+)

@@ -6,33 +6,31 @@ neither torch nor a model: the names below and every ``Long…`` class arrive on
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-_WHERE = {
-    "AttentionNames": "family.definition",
-    "FAMILIES": "family.definition",
-    "Family": "family.definition",
-    "PositionTable": "family.definition",
-    "enable_long_attention": "generic",
-    "load_generic": "generic",
-    "register": "family.registration",
-}
+from ..lazy import public_names
+
+_public_name, __all__ = public_names(
+    __name__,
+    {
+        ".modeling.family.definition": ("AttentionNames", "FAMILIES", "Family", "PositionTable"),
+        ".modeling.family.registration": ("register",),
+        ".modeling.generic": ("enable_long_attention", "load_generic"),
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(importlib.import_module(f"..modeling.{_WHERE[name]}", __name__), name)
     if name.startswith("Long"):
         from ..modeling.family.definition import family_with
 
         family = family_with(name)
         if family is not None:
-            return getattr(importlib.import_module(family.module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return family.model_class(name)
+    return _public_name(name)
 
 
 def __dir__() -> list[str]:
     from ..modeling.family.definition import FAMILIES
 
-    return sorted([*_WHERE, *(name for family in FAMILIES.values() for name in family.exports)])
+    return sorted([*__all__, *(name for family in FAMILIES.values() for name in family.exports)])

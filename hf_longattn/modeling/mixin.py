@@ -17,7 +17,7 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
-from ..naming import COPY, TAGS, load_module
+from ..naming import BEFORE_UPLOAD, TAGS
 from ..private_apis import assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import ATTENDING, ON, layer_mechanisms, with_members
@@ -91,8 +91,8 @@ class LongAttentionMixin(_Base):
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Give a repository without a card ours, in place of transformers' empty one; ``push_to_hub`` calls this with the folder."""
-        if not COPY:
-            load_module("hub", "trainer_card").complete_pushed_card(working_dir, repo_id, self.config.name_or_path)
+        for prepare in BEFORE_UPLOAD.values():
+            prepare(working_dir, repo_id, self.config.name_or_path)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:

@@ -14,29 +14,25 @@ auto                 ``--mechanism auto`` of a conversion
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import public_names
 
 if TYPE_CHECKING:
-    from .auto import choose_mechanisms
-    from .budget import Budget
-    from .design import CostedDesign, Design
-    from .result import SearchResult
-    from .run import search_design
+    from .auto import choose_mechanisms as choose_mechanisms
+    from .budget import Budget as Budget
+    from .design import CostedDesign as CostedDesign
+    from .design import Design as Design
+    from .result import SearchResult as SearchResult
+    from .run import search_design as search_design
 
-__all__ = ["Budget", "CostedDesign", "Design", "SearchResult", "choose_mechanisms", "search_design"]
-
-_WHERE = {
-    "auto": ("choose_mechanisms",),
-    "budget": ("Budget",),
-    "design": ("CostedDesign", "Design"),
-    "result": ("SearchResult",),
-    "run": ("search_design",),
-}
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__, __all__ = public_names(
+    __name__,
+    {
+        "auto": ("choose_mechanisms",),
+        "budget": ("Budget",),
+        "design": ("CostedDesign", "Design"),
+        "result": ("SearchResult",),
+        "run": ("search_design",),
+    },
+)
