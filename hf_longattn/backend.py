@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
 from .attend import run_batch
-from .engines.common.batch import Batch, documents_from, in_graph
+from .engines.common.batch import Batch, batch_of_mask, documents_from, documents_in_mask, in_graph
 from .engines.common.call import AttentionCall, ScoreMod, constant
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.shards import Shard
@@ -304,15 +304,16 @@ def _with_documents(
     Raises:
         MaskError: documents that do not fit, or that only a mask keeps apart where that is not enough.
     """
-    told = next((given for name in DOCUMENTS if (given := kwargs.get(name)) is not None), None)
     if dense_mask is not None and not in_graph():
-        mask = dense_mask
-        found = _once(mask, causal, lambda: masked_documents(mask, causal))
-        if found is not None:
-            return found, None
-        if not takes_masked_documents(mechanism, shape[1], causal) and separates_documents(mask):
-            raise MaskError(packing_refused(mechanism))
-    if not isinstance(told, Tensor) or (dense_mask is not None and in_graph()):  # the mask says it, too
+        documents = _once(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
+        if documents is not None:
+            masked = _once(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents, causal))
+            if masked is not None:
+                return masked, None
+            if not takes_masked_documents(mechanism, shape[1], causal):
+                raise MaskError(packing_refused(mechanism))
+    borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
+    if borders is None or (dense_mask is not None and in_graph()):  # the mask says it, too
         return batch, dense_mask
     padding = None if batch is None else batch.mask
 
@@ -321,7 +322,7 @@ def _with_documents(
         several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
         return Batch.of(padding, documents if several else None)
 
-    return _once(told, (shape, id(padding)), make), dense_mask
+    return _once(borders, (shape, id(padding)), make), dense_mask
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
@@ -336,62 +337,6 @@ def packing_refused(mechanism: Mechanism) -> str:
         f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole row; pass "
         "documents (batch, tokens) or position_ids that restart, without torch.compile, or choose for example window."
     )
-
-
-def separates_documents(mask: Tensor) -> bool:
-    """Whether some row of a dense mask ``(B, 1 or H, N, N)`` falls into parts that do not see one another, both of which see something.
-
-    Found once for each mask, which all layers share; unknown, and so False, while a graph is traced.
-    """
-    return mask.shape[2] == mask.shape[3] and not in_graph() and _borders(mask) is not None
-
-
-def _parts(seen: Tensor) -> Tensor:
-    """Before which tokens ``b = 1 … N-1`` a row of ``seen (B, N, N)`` falls into two parts that do not see each other, ``(B, N-1)``."""
-    length, some = seen.shape[2], seen.any(-1)
-    first = torch.where(some, seen.to(torch.uint8).argmax(-1), length)
-    last = torch.where(some, length - 1 - seen.flip(-1).to(torch.uint8).argmax(-1), -1)
-    earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # that a token from b on sees
-    latest = last.cummax(-1).values[:, :-1]  # that a token before b sees
-    border = torch.arange(1, length, device=seen.device)
-    return (earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)
-
-
-def _seen(mask: Tensor) -> Tensor:
-    """``(B, N, N)`` bool: the pairs that a dense mask leaves in some head."""
-    return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
-
-
-def _borders(mask: Tensor) -> Tensor | None:
-    """:func:`_parts` of a dense mask, found once; ``None`` where no row falls apart."""
-
-    def find() -> Tensor | None:
-        seen = _seen(mask)
-        if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
-            return None
-        borders = _parts(seen)
-        return borders if bool(borders.any()) else None
-
-    return _once(mask, "borders", find)
-
-
-def masked_documents(mask: Tensor, causal: bool) -> Batch | None:
-    """The documents of a dense mask ``(B, 1, N, N)`` that says nothing else, apart from padding and causality; ``None`` for other masks."""
-    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] != mask.shape[3]:
-        return None
-    borders = _borders(mask)
-    if borders is None:
-        return None
-    seen = _seen(mask)
-    if mask.dtype != torch.bool and bool((seen[:, None] & (mask != 0)).any()):
-        return None
-    documents = torch.nn.functional.pad(borders.cumsum(1), (1, 0))
-    real = seen.any(1)
-    expected = (documents[:, :, None] == documents[:, None, :]) & real[:, None, :]
-    expected = expected.tril() if causal else expected
-    if not bool(((seen == expected) | ~real[:, :, None]).all()):
-        return None
-    return Batch(None if bool(real.all()) else real, documents)
 
 
 def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longattn import backend, list_mechanisms
 from hf_longattn.attend import attend, reference_attend
-from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask, separates_documents
+from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.errors import BackendError, LengthError, MaskError
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
 from tests.reference.small_models import pair, plain_model, tokens
@@ -244,10 +244,14 @@ class TestMask:
             assert made.shape == (2, 8)
 
     def test_a_mask_that_was_written_to_is_looked_at_again(self) -> None:
-        mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
-        assert not separates_documents(mask)
-        mask[..., 4:, :4] = False
-        assert separates_documents(mask)
+        x, mask = torch.randn(1, 4, 8, 8), torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+        mask[..., 3:, :3] = False
+        attention = module("linear", causal=True)
+        before, _ = longattn_attention_forward(attention, x, x, x, mask)
+        mask[..., 5:, :5] = False
+        after, _ = longattn_attention_forward(attention, x, x, x, mask)
+        assert torch.equal(before[:, :5], after[:, :5])
+        assert not torch.equal(before[:, 5:], after[:, 5:])
 
     def test_packed_sequences_stay_apart(self) -> None:
         longer = pair("llama", None, {"mechanism": "window", "window": 16})[1]

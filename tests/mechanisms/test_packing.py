@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
 from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
-from hf_longattn.backend import separates_documents
-from hf_longattn.engines.common.batch import Batch, documents_from
+from hf_longattn.engines.common.batch import Batch, documents_from, documents_in_mask
 from hf_longattn.engines.dispatch import listen
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import feature_map
@@ -353,5 +352,4 @@ def test_what_separates_documents(name: str) -> None:
     mask, apart = masks()[name]
     some = torch.stack([torch.ones(12, 12, dtype=torch.bool), mask])[:, None]
     for form in (some, torch.zeros(some.shape).masked_fill(~some, float("-inf")), some.expand(-1, 4, -1, -1)):
-        assert separates_documents(form) is apart
-        assert separates_documents(form) is apart  # remembered
+        assert (documents_in_mask(form) is not None) is apart

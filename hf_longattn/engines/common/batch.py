@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import MaskError
@@ -204,10 +205,54 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
     return torch.bucketize(places, cu_seqlens[1:-1].long(), right=True)[None]
 
 
+def documents_in_mask(mask: Tensor) -> Tensor | None:
+    """The documents ``(B, N)`` into which the rows of a dense mask fall, numbered from 0: tokens of two documents do not see each other.
+
+    A model without a Long class is given such a mask by transformers for packed rows (``position_ids`` that restart).
+
+    Args:
+        mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
+    Returns:
+        ``None`` where every row is one document, or the queries are not those of the keys.
+    """
+    if mask.shape[2] != mask.shape[3]:
+        return None
+    seen = _visible_pairs(mask)
+    if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
+        return None
+    length, sees_any = seen.shape[2], seen.any(-1)
+    first = torch.where(sees_any, seen.to(torch.uint8).argmax(-1), length)
+    last = torch.where(sees_any, length - 1 - seen.flip(-1).to(torch.uint8).argmax(-1), -1)
+    earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # seen by any token from a border on
+    latest = last.cummax(-1).values[:, :-1]  # seen by any token before a border
+    border = torch.arange(1, length, device=mask.device)
+    borders = (earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)
+    return F.pad(borders.cumsum(1), (1, 0)) if bool(borders.any()) else None
+
+
+def batch_of_mask(mask: Tensor, documents: Tensor, causal: bool) -> Batch | None:
+    """The batch that a dense mask describes, with its :func:`documents_in_mask`; ``None`` if it says more than documents, padding and
+    causality."""
+    seen = _visible_pairs(mask)
+    if mask.shape[1] != 1 or (mask.dtype != torch.bool and bool((seen[:, None] & (mask != 0)).any())):
+        return None
+    real = seen.any(1)
+    expected = (documents[:, :, None] == documents[:, None, :]) & real[:, None, :]
+    expected = expected.tril() if causal else expected
+    if not bool(((seen == expected) | ~real[:, :, None]).all()):
+        return None
+    return Batch(None if bool(real.all()) else real, documents)
+
+
+def _visible_pairs(mask: Tensor) -> Tensor:
+    """``(B, N, N)`` bool: the pairs that a dense mask leaves in some head."""
+    return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+
+
 def positions_in(documents: Tensor) -> Tensor:
     """Position of every token in its document, for ``documents (B, N)``."""
     places = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
-    begins = torch.nn.functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
     return places - torch.where(begins, places, 0).cummax(1).values
 
 
