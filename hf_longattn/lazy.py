@@ -43,12 +43,19 @@ MOVED_MODULES = {
     **{f"modeling.{name}": f"modeling.inference.{name}" for name in ("fast_linear", "pruning")},
     "modeling.bucketed": "modeling.attach.t5_attention",
     "modeling.quantised": "modeling.inference.optimize",
+    "training.attention_distillation": "training.linearise",
+    "training.classification": "training.tasks.classify",
+    "training.knowledge": "training.tasks.distill",
+    **{f"training.{name}": f"training.tasks.{name}" for name in ("choice", "embed", "multitask", "qa", "seq2seq", "tokens")},
 }
 """Modules of the first 0.1 and where they are now, below ``hf_longattn``."""
 
 
 def public_names(
-    package: str, modules: Mapping[str, Sequence[str]], moved: Mapping[str, str] | None = None
+    package: str,
+    modules: Mapping[str, Sequence[str]],
+    moved: Mapping[str, str] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[Callable[[str], Any], list[str]]:
     """``__getattr__`` and ``__all__`` of a package whose names are imported on first use, so that importing it loads none of its modules.
 
@@ -56,6 +63,7 @@ def public_names(
         package: its ``__name__``.
         modules: module -> its public names; a module with a leading dot is relative to the package's parent.
         moved: name -> the package that has it now.
+        renamed: name -> what it is called now, in the same package.
     """
     homes = {name: module for module, names in modules.items() for name in names}
 
@@ -66,6 +74,8 @@ def public_names(
         if moved and name in moved:
             # `from … import` would replace the message of an AttributeError
             raise ImportError(f"{package}.{name} has moved; write: from {moved[name]} import {name}")
+        if renamed and name in renamed:
+            raise ImportError(f"{package}.{name} is now called {renamed[name]}; write: from {package} import {renamed[name]}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return load, sorted(homes)
@@ -81,7 +91,8 @@ def on_first_call(package: str, module: str, name: str) -> Callable[..., Any]:
 
 
 class _MovedModules(importlib.abc.MetaPathFinder):
-    """Says where a module is now. It stands last, so that it is asked only for what nobody else finds."""
+    """Says where a module is now. It stands first: the folder of a package that has moved, with old
+    bytecode in it, would be found as a namespace package."""
 
     def __init__(self, package: str) -> None:
         self.new_names = {f"{package}.{old}": f"{package}.{new}" for old, new in MOVED_MODULES.items()}
@@ -97,4 +108,4 @@ class _MovedModules(importlib.abc.MetaPathFinder):
 def point_to_moved_modules(package: str) -> None:
     """Make imports of modules that have moved fail with a sentence that has their new name."""
     if not any(isinstance(finder, _MovedModules) and f"{package}.conversion.export" in finder.new_names for finder in sys.meta_path):
-        sys.meta_path.append(_MovedModules(package))
+        sys.meta_path.insert(0, _MovedModules(package))

@@ -16,7 +16,7 @@ import typer
 
 from hf_longattn.cli import app
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.tasks import task_names, tasks_named
+from hf_longattn.tasks import load_task, task_names, task_summary
 from hf_longattn.training.args import task_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,8 +70,8 @@ def lists(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 @functools.cache
-def parser_of(task: str) -> list[argparse.ArgumentParser]:
-    return [task_parser(one.load_arguments(), one.summary, f"longattn train {task}") for one in tasks_named(task)]
+def parser_of(task: str) -> argparse.ArgumentParser:
+    return task_parser(load_task(task).arguments, task_summary(task), f"longattn train {task}")
 
 
 def problem(words: list[str], *, whole: bool) -> str:
@@ -99,13 +99,11 @@ def problem(words: list[str], *, whole: bool) -> str:
 def _train_problem(words: list[str], *, whole: bool) -> str:
     if words[0] not in task_names():
         return "" if words[0] in ("1", "TASK") else f"there is no task {words[0]}"
-    problems = []
-    for parser in parser_of(words[0]):
-        flags = {option for action in parser._actions for option in action.option_strings}
-        unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in flags]
-        required = [action for action in parser._actions if action.required and not set(action.option_strings) & set(words)]
-        problems.append(f"no flag {unknown}" if unknown else f"lacks {required[0].option_strings}" if whole and required else "")
-    return "" if "" in problems else problems[0]
+    parser = parser_of(words[0])
+    flags = {option for action in parser._actions for option in action.option_strings}
+    unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in flags]
+    required = [action for action in parser._actions if action.required and not set(action.option_strings) & set(words)]
+    return f"no flag {unknown}" if unknown else f"lacks {required[0].option_strings}" if whole and required else ""
 
 
 def commands_in(text: str) -> Iterator[tuple[list[str], bool]]:
@@ -145,9 +143,7 @@ def test_commands_that_messages_name_are_taken() -> None:
 def test_flags_that_messages_name_exist() -> None:
     commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     known = {option for command in commands.values() for one in command.params for option in (*one.opts, *one.secondary_opts)} | OTHERS
-    known |= {
-        option for task in task_names() for parser in parser_of(task) for action in parser._actions for option in action.option_strings
-    }
+    known |= {option for task in task_names() for action in parser_of(task)._actions for option in action.option_strings}
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {flag}"
         for path in MODULES

@@ -11,7 +11,7 @@ import pytest
 
 from hf_longattn.cli import main
 from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, needs_extra
-from hf_longattn.tasks import TASKS
+from hf_longattn.tasks import load_task, task_names
 
 PACKAGES = (
     "accelerate", "datasets", "evaluate", "gguf", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "pandas", "peft", "psutil",
@@ -71,7 +71,7 @@ def test_converting_inspecting_publishing_and_the_way_back(tmp_path: Path, repos
     [
         "from hf_longattn.evaluation import load_metric; load_metric()",
         "from hf_longattn.training import DataCollatorWithGlobals",
-        "from hf_longattn.training.qa import finetune_qa",
+        "from hf_longattn.training.tasks.qa import finetune_qa",
     ],
 )
 def test_training_says_which_extra_brings_what_is_missing(
@@ -99,12 +99,8 @@ COMMANDS = [
     ("inspect nowhere --plot here.png", "matplotlib"),
     ("probe nowhere --plot here.png", "matplotlib"),
     ("diagnose nowhere nothing --html here.html", "matplotlib"),
-    *(
-        (f"train {task.name} --model nowhere{f' --{task.option} tinybert' if task.option else ''}", list(EXTRAS[extra])[-1])
-        for task in TASKS
-        for extra in task.extras
-    ),
-    ("train distill --model nowhere --output out --text nothing --rate_trials 2", "optuna"),
+    *((f"train {task} --model nowhere", list(EXTRAS[extra])[-1]) for task in task_names() for extra in ("train", *load_task(task).extras)),
+    ("train linearise --model nowhere --output out --text nothing --rate_trials 2", "optuna"),
 ]
 """Commands that would read a checkpoint that is not there, and a package that each needs."""
 

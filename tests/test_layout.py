@@ -17,9 +17,9 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
-    ("errors", "lazy", "naming", "tasks"),
+    ("errors", "lazy", "naming"),
     ("hub_errors", "private_apis", "reading"),
-    ("recipes", "staging"),
+    ("recipes", "staging", "tasks"),
     ("engines",),
     ("positions",),
     ("mechanisms",),
@@ -228,7 +228,7 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert forbidden("engines", "hf_longattn.mechanisms.window")
     assert forbidden("conversion", "hf_longattn.hub.card")
     assert not forbidden("conversion", "hf_longattn.hub")
-    assert forbidden("evaluation", "hf_longattn.training.qa")
+    assert forbidden("evaluation", "hf_longattn.training.tasks.qa")
     assert forbidden("data", "hf_longattn.evaluation.qa_heads")
     assert not forbidden("training", "hf_longattn.evaluation.qa_heads")
     assert not forbidden("families", "hf_longattn.backend")

@@ -1,4 +1,4 @@
-"""`longattn train TASK`, a command for each task of the table; scripts/train_*.py and scripts/distill_attention.py are the same.
+"""`longattn train TASK`, a command for each task (:mod:`hf_longattn.tasks`).
 
 Options are model arguments, data arguments and transformers' TrainingArguments. Of several processes
 (`accelerate launch -m hf_longattn train …`), only the first one prints.
@@ -6,12 +6,10 @@ Options are model arguments, data arguments and transformers' TrainingArguments.
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
-from ..errors import MissingExtraError, check_extra, error_line
-from ..tasks import task_names, tasks_named
+from ..errors import LongAttentionError, check_extra, error_line
+from ..tasks import load_task, task_names, task_summary
 from .terminal import say
 
 __all__ = ["app", "train"]
@@ -19,22 +17,17 @@ __all__ = ["app", "train"]
 
 def train(name: str, arguments: list[str] | None = None) -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
-    line = sys.argv[1:] if arguments is None else arguments
-    first, *others = tasks_named(name)
     try:
-        for extra in () if "--help" in line else first.extras:
-            check_extra(extra)  # before imports that take seconds
-    except MissingExtraError as error:
+        check_extra("train")  # before imports that take seconds
+        task = load_task(name)
+        for extra in task.extras:
+            check_extra(extra)
+    except LongAttentionError as error:
         say(error_line(error), stderr=True)
         return 1
-    from ..training.args import is_option_set
     from ..training.training_loop import run_training
 
-    task = next((task for task in others if is_option_set(task.option, line)), first)
-    kinds, run, result = task.load_arguments(), task.load_train(), task.load_result()
-    elsewhere = [f"`longattn train {name} --{other.option} VALUE --help` lists the options of: {other.summary}" for other in others]
-    description = " ".join([task.summary, *(elsewhere if task is first else [])])
-    return run_training(kinds, line, description, train=run, result=result, prog=f"longattn train {name}")
+    return run_training(task, arguments, task_summary(name), f"longattn train {name}")
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -47,7 +40,7 @@ def _add(name: str) -> None:
         raise typer.Exit(train(name, context.args))
 
     forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-    app.command(name, help=tasks_named(name)[0].summary, context_settings=forwarded)(command)
+    app.command(name, help=task_summary(name), context_settings=forwarded)(command)
 
 
 for _name in task_names():

@@ -152,7 +152,7 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-        task = "distill" if learns else "clm" if plan.shape.causal else "mlm"
+        task = "linearise" if learns else "clm" if plan.shape.causal else "mlm"
         return _command(task, "--text", "YOUR_TEXTS", "--max-length", str(plan.new_length), output="trained")
     if head.endswith("ForConditionalGeneration"):
         return _command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")

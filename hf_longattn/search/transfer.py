@@ -1,4 +1,4 @@
-"""Attention transfer of candidates with parameters before they are judged: stage 1 of `longattn train distill`.
+"""Attention transfer of candidates with parameters before they are judged: stage 1 of `longattn train linearise`.
 
 There every layer's mechanism learns from the checkpoint's own queries, keys and values, so layers are trained independently of one another,
 and designs can take each layer from the run of its candidate.
@@ -58,15 +58,15 @@ def transfer_attention(
 
 def _train(model: str, text: Path, candidate: Candidate, steps: int, length: int, file: Path, seed: int) -> None:
     with needs_extra("train"):
-        from ..training import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments, distill_attention
+        from ..training import LineariseModelArguments, LineariseTrainingArguments, TextDataArguments, linearise_attention
 
     work = file.with_suffix(".run")
     shutil.rmtree(work, ignore_errors=True)
     options = [f"{name}={value}" for name, value in candidate.options.items()]
-    distill_attention(
-        DistillationModelArguments(model=model, mechanism=candidate.mechanism, option=options),
+    linearise_attention(
+        LineariseModelArguments(model=model, mechanism=candidate.mechanism, option=options),
         TextDataArguments(text=[str(text)], validation=str(text), max_length=length),
-        DistillationTrainingArguments(
+        LineariseTrainingArguments(
             output_dir=str(work), stage="1", transfer_steps=steps, held_out_inputs=1, per_device_train_batch_size=1, save_strategy="no",
             report_to="none", seed=seed, disable_tqdm=True,
         ),

@@ -1,4 +1,4 @@
-"""Training on transformers' Trainer, one module for each task of `longattn train`.
+"""Training on transformers' Trainer; `tasks/` has a module for each task of `longattn train`.
 
 Names are loaded when first used, so that importing one task does not import the others.
 """
@@ -21,56 +21,106 @@ if TYPE_CHECKING:
     from ..data.qa_schemas import load_qa, save_qa
     from ..data.sources import load_labelled, load_text
     from .args import ModelArguments
-    from .attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
-    from .attention_distillation.distill import distill_attention
-    from .choice import ChoiceDataArguments, ChoiceTrainingArguments, finetune_choice
-    from .classification import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
-    from .embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
-    from .lm import (
-        CLMDataArguments,
-        CLMModelArguments,
-        LMDataArguments,
-        LMModelArguments,
-        MLMDataArguments,
-        MLMModelArguments,
-        TextDataArguments,
-        TextModelArguments,
-        TextTrainingArguments,
-        finetune_lm,
-    )
-    from .multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask, load_multitask_head
-    from .qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model
-    from .seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
-    from .tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
+    from .linearise.args import LineariseModelArguments, LineariseTrainingArguments
+    from .lm import LMDataArguments, LMModelArguments, TextDataArguments, TextModelArguments, TextTrainingArguments, finetune_lm
+    from .tasks.choice import ChoiceDataArguments, ChoiceTrainingArguments, finetune_choice
+    from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
+    from .tasks.clm import CLMDataArguments, CLMModelArguments
+    from .tasks.distill import DistillModelArguments, DistillTrainingArguments, distill_student
+    from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
+    from .tasks.linearise import linearise_attention
+    from .tasks.mlm import MLMDataArguments, MLMModelArguments
+    from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask, load_multitask_head
+    from .tasks.qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model
+    from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
+    from .tasks.tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
 
 __getattr__, __all__ = public_names(
     __name__,
     {
-        ".data.batching": ("DataCollatorWithGlobals", "DataCollatorWithPacking"),
+        ".data.batching": (
+            "DataCollatorWithGlobals",
+            "DataCollatorWithPacking",
+        ),
         ".data.lengths": ("longest_input",),
-        ".data.qa_schemas": ("load_qa", "save_qa"),
-        ".data.sources": ("load_labelled", "load_text"),
+        ".data.qa_schemas": (
+            "load_qa",
+            "save_qa",
+        ),
+        ".data.sources": (
+            "load_labelled",
+            "load_text",
+        ),
         "args": ("ModelArguments",),
-        "attention_distillation.args": ("DistillationModelArguments", "DistillationTrainingArguments"),
-        "attention_distillation.distill": ("distill_attention",),
-        "choice": ("ChoiceDataArguments", "ChoiceTrainingArguments", "finetune_choice"),
-        "classification": ("ClassificationDataArguments", "ClassificationTrainingArguments", "finetune_classification"),
-        "embed": ("EmbedDataArguments", "EmbedModelArguments", "EmbedTrainingArguments", "finetune_embeddings"),
+        "linearise.args": (
+            "LineariseModelArguments",
+            "LineariseTrainingArguments",
+        ),
         "lm": (
-            "CLMDataArguments",
-            "CLMModelArguments",
             "LMDataArguments",
             "LMModelArguments",
-            "MLMDataArguments",
-            "MLMModelArguments",
             "TextDataArguments",
             "TextModelArguments",
             "TextTrainingArguments",
             "finetune_lm",
         ),
-        "multitask": ("MultiTaskDataArguments", "MultiTaskTrainingArguments", "finetune_multitask", "load_multitask_head"),
-        "qa": ("QADataArguments", "QAModelArguments", "QATrainingArguments", "finetune_qa", "load_qa_model"),
-        "seq2seq": ("Seq2SeqDataArguments", "Seq2SeqLongTrainingArguments", "finetune_seq2seq"),
-        "tokens": ("TokenDataArguments", "TokenTrainingArguments", "finetune_tokens"),
+        "tasks.choice": (
+            "ChoiceDataArguments",
+            "ChoiceTrainingArguments",
+            "finetune_choice",
+        ),
+        "tasks.classify": (
+            "ClassificationDataArguments",
+            "ClassificationTrainingArguments",
+            "finetune_classification",
+        ),
+        "tasks.clm": (
+            "CLMDataArguments",
+            "CLMModelArguments",
+        ),
+        "tasks.distill": (
+            "DistillModelArguments",
+            "DistillTrainingArguments",
+            "distill_student",
+        ),
+        "tasks.embed": (
+            "EmbedDataArguments",
+            "EmbedModelArguments",
+            "EmbedTrainingArguments",
+            "finetune_embeddings",
+        ),
+        "tasks.linearise": ("linearise_attention",),
+        "tasks.mlm": (
+            "MLMDataArguments",
+            "MLMModelArguments",
+        ),
+        "tasks.multitask": (
+            "MultiTaskDataArguments",
+            "MultiTaskTrainingArguments",
+            "finetune_multitask",
+            "load_multitask_head",
+        ),
+        "tasks.qa": (
+            "QADataArguments",
+            "QAModelArguments",
+            "QATrainingArguments",
+            "finetune_qa",
+            "load_qa_model",
+        ),
+        "tasks.seq2seq": (
+            "Seq2SeqDataArguments",
+            "Seq2SeqLongTrainingArguments",
+            "finetune_seq2seq",
+        ),
+        "tasks.tokens": (
+            "TokenDataArguments",
+            "TokenTrainingArguments",
+            "finetune_tokens",
+        ),
+    },
+    renamed={
+        "DistillationModelArguments": "LineariseModelArguments",
+        "DistillationTrainingArguments": "LineariseTrainingArguments",
+        "distill_attention": "linearise_attention",
     },
 )

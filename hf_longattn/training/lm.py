@@ -3,8 +3,8 @@
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -70,20 +70,6 @@ class LMModelArguments(TextModelArguments):
 
 
 @dataclass
-class MLMModelArguments(LMModelArguments):
-    """An encoder, which predicts masked tokens."""
-
-    objective: str = field(default="mlm", init=False)
-
-
-@dataclass
-class CLMModelArguments(LMModelArguments):
-    """A decoder, which predicts the next token."""
-
-    objective: str = field(default="clm", init=False)
-
-
-@dataclass
 class TextDataArguments(DataArguments):
     """Plain text, and how inputs are made from it."""
 
@@ -125,22 +111,6 @@ class LMDataArguments(TextDataArguments):
 
 
 @dataclass
-class MLMDataArguments(LMDataArguments):
-    """Text for masked-token prediction."""
-
-    hub_task: ClassVar[str] = "fill-mask"
-
-
-@dataclass
-class CLMDataArguments(LMDataArguments):
-    """Text for next-token prediction."""
-
-    hub_task: ClassVar[str] = "text-generation"
-
-    mask_probability: float = field(default=0.15, init=False)
-
-
-@dataclass
 class TextTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` with the batch sizes of long text."""
 
@@ -150,8 +120,6 @@ class TextTrainingArguments(LongTrainingArguments):
 
 
 LM = (LMModelArguments, LMDataArguments, TextTrainingArguments)
-MLM = (MLMModelArguments, MLMDataArguments, TextTrainingArguments)
-CLM = (CLMModelArguments, CLMDataArguments, TextTrainingArguments)
 
 
 def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> None:

@@ -16,6 +16,7 @@ from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, checkpoint_errors
 from hf_longattn.hub_errors import check_saved_model
 from hf_longattn.modeling.generic import check_read_alone
+from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.naming import LOGGER
 
 REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
@@ -118,6 +119,15 @@ def without_load_report() -> Iterator[None]:
     finally:
         for one in loggers:
             one.removeFilter(is_other)
+
+
+def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:
+    """``model`` with the full attention that it has learnt; without gradients, dropout and cache."""
+    if isinstance(model, LongAttentionMixin):
+        model.use_base_attention()
+    if getattr(model.config, "use_cache", None):
+        model.config.use_cache = False
+    return model.requires_grad_(False).eval()
 
 
 def label_config(names: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import torch
@@ -37,6 +37,7 @@ from hf_longattn.errors import (
 )
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.naming import LOGGER
+from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import (
     DataArguments,
@@ -57,29 +58,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
 """How a full disk, a quota and a limit on the size of files are told; the last two by torch, "basic_ios::clear: iostream error"."""
 logger = logging.get_logger(LOGGER)
-Model = TypeVar("Model", bound=ModelArguments)
-Data = TypeVar("Data", bound=DataArguments)
-Training = TypeVar("Training", bound=LongTrainingArguments)
 OutputCheck = Callable[[Any], None]
 
 
-def run_training(
-    kinds: tuple[type[Model], type[Data], type[Training]],
-    arguments: list[str] | None,
-    description: str,
-    *,
-    train: Callable[[Model, Data, Training], dict[str, Any]],
-    result: Callable[[dict[str, Any]], str] = lambda log: "",
-    prog: str | None = None,
-) -> int:
+def run_training(task: Task, arguments: list[str] | None, description: str, prog: str | None = None) -> int:
     """Run a training command; of several processes only the first one prints.
 
     Args:
-        kinds: the dataclasses of its model, data and training arguments.
+        task: its arguments and functions.
         arguments: the command line; ``None`` = the process's.
-        description: the command's docstring, whose first paragraph appears in the help.
-        train: runs the training and returns its log.
-        result: what to print of the log at the end.
+        description: for the help.
         prog: the command in the help; ``None`` = the process's.
 
     Returns:
@@ -88,13 +76,13 @@ def run_training(
     first = int(os.environ.get("RANK", "0")) == 0
     try:
         model_args, data_args, training_args = parse_arguments(
-            kinds, sys.argv[1:] if arguments is None else arguments, description.split("\n\n")[0], prog
+            task.arguments, sys.argv[1:] if arguments is None else arguments, description, prog
         )
         if training_args.disable_tqdm or not first:
             datasets.disable_progress_bars()
             logging.disable_progress_bar()
         with one_sentence_if_full(training_args.folder), sentence_if_lost(training_args.folder):
-            log = train(model_args, data_args, training_args)
+            log = task.train(model_args, data_args, training_args)
     except LongAttentionError as error:
         print(error_line(error), file=sys.stderr)
         if is_distributed():
@@ -106,7 +94,7 @@ def run_training(
         traceback.print_exc()
         hard_exit()
     if first:
-        print(visible("\n".join(line for line in (result(log), f"written to {training_args.output_dir}") if line)), file=sys.stderr)
+        print(visible("\n".join(line for line in (task.result(log), f"written to {training_args.output_dir}") if line)), file=sys.stderr)
     return 0
 
 

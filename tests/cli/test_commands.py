@@ -14,6 +14,7 @@ import transformers
 import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
+from hf_longattn.tasks import task_names
 
 LENGTH = 64
 
@@ -166,7 +167,7 @@ def test_help_does_not_import_torch() -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize("task", ["qa", "classify", "tokens", "choice", "mlm", "clm", "seq2seq", "embed", "multitask", "distill"])
+@pytest.mark.parametrize("task", task_names())
 def test_every_training_has_help_with_the_options_of_trainer(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["train", task, "--help"])

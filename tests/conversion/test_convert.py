@@ -65,7 +65,7 @@ def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[s
 @pytest.mark.parametrize(
     ("name", "mechanism", "task"),
     [
-        ("BertForMaskedLM", {"mechanism": "hedgehog"}, "distill"),
+        ("BertForMaskedLM", {"mechanism": "hedgehog"}, "linearise"),
         ("BertForMaskedLM", WINDOW, "mlm"),
         ("GPT2LMHeadModel", WINDOW, "clm"),
     ],
@@ -82,7 +82,7 @@ def test_memory_tokens_need_training_where_one_segment_holds_the_text(name: str,
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200)
     assert report.passed
     assert report.needs_training
-    assert "train distill" in (report.train_command or "")
+    assert "train linearise" in (report.train_command or "")
 
 
 def test_a_classifier_is_trained_on_classes(built: Callable[[str], Path], tmp_path: Path) -> None:

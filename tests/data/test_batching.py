@@ -46,8 +46,10 @@ from hf_longattn.families import (
     LongRobertaForSequenceClassification,
 )
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.classification import CLASSIFICATION, finetune_classification
-from hf_longattn.training.lm import CLM, MLM, finetune_lm
+from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
+from hf_longattn.training.tasks.clm import CLM
+from hf_longattn.training.tasks.mlm import MLM
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 

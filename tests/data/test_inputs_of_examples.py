@@ -27,7 +27,7 @@ from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, speci
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.embed import EMBED, embedding_trainer
+from hf_longattn.training.tasks.embed import EMBED, embedding_trainer
 from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids
 from tests.trained import REAL_TEXT
 

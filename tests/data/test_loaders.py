@@ -19,7 +19,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.tasks import TASKS
+from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.args import build_arguments
 from tests.training.conftest import FAST, checkpoint
 
@@ -128,8 +128,8 @@ SETTINGS: dict[str, Callable[[Models, Path], dict[str, Any]]] = {
     "seq2seq": lambda models, folder: {**labelled(summaries)(models, folder), "model": models.bart()},
     "embed": labelled(pairs),
     "multitask": several,
-    "distill": lambda models, folder: {**plain("mlm")(models, folder), "model": models.short("mlm"), **DISTILLED},
-    "distill --method": lambda models, folder: {**plain("mlm")(models, folder), "teacher": models.short("mlm")},
+    "linearise": lambda models, folder: {**plain("mlm")(models, folder), "model": models.short("mlm"), **DISTILLED},
+    "distill": lambda models, folder: {**plain("mlm")(models, folder), "method": "tinybert", "teacher": models.short("mlm")},
 }
 """What each task of `longattn train` is given."""
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -142,7 +142,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def test_every_task_is_here() -> None:
-    assert set(SETTINGS) == {task.title for task in TASKS}
+    assert set(SETTINGS) == set(task_names())
 
 
 class Stopped(Exception):
@@ -165,14 +165,14 @@ def trainer_of(name: str, models: Models, folder: Path, monkeypatch: pytest.Monk
 
     folder.mkdir()
     base, changes = OTHERS.get(name, (name, {}))
-    task = next(task for task in TASKS if task.title == base)
+    task = load_task(base)
     settings = {**SETTINGS[base](models, folder), **FAST, "per_device_train_batch_size": ROWS, **changes}
-    if base == "distill":
+    if base == "linearise":
         settings["overwrite"] = True
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", stop)
         with pytest.raises(Stopped) as stopped:
-            task.load_train()(*build_arguments(task.load_arguments(), output_dir=str(folder / "out"), **settings))
+            task.train(*build_arguments(task.arguments, output_dir=str(folder / "out"), **settings))
     return stopped.value.trainer
 
 
@@ -235,7 +235,7 @@ def test_workers_and_processes_share_the_batches(
     assert len(together) <= len(alone) + 1  # the last step of two processes may repeat a batch
 
 
-@pytest.mark.parametrize("name", ["distill", "distill --method"])
+@pytest.mark.parametrize("name", ["linearise", "distill"])
 def test_distillation_reads_text_as_language_models_do(name: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [trainer_of(each, models, tmp_path / each, monkeypatch).train_dataset["input_ids"][:] for each in ("mlm unpacked", name)]
     assert rows[0] == rows[1]

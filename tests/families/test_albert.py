@@ -12,7 +12,7 @@ import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError
 from hf_longattn.training.adapters import projections
-from hf_longattn.training.attention_distillation.matching import matching
+from hf_longattn.training.linearise.matching import matching
 from tests.reference.small_models import pair, plain_model, tokens
 
 MIXED = {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}, 2: {"window": 4}}}

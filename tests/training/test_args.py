@@ -12,14 +12,15 @@ from transformers import TrainingArguments
 from hf_longattn.cli.train import train as run_task
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import ENDLESS, TaskArguments, build_arguments, parse_arguments
-from hf_longattn.training.attention_distillation.distill import DISTILLATION
-from hf_longattn.training.classification import CLASSIFICATION
-from hf_longattn.training.lm import LM, MLM
-from hf_longattn.training.multitask import MULTITASK
-from hf_longattn.training.qa import QA, QATrainingArguments
+from hf_longattn.training.lm import LM
+from hf_longattn.training.tasks.classify import CLASSIFICATION
+from hf_longattn.training.tasks.linearise import LINEARISE
+from hf_longattn.training.tasks.mlm import MLM
+from hf_longattn.training.tasks.multitask import MULTITASK
+from hf_longattn.training.tasks.qa import QA, QATrainingArguments
 from hf_longattn.training.training_loop import begin
 
-TASKS = (QA, CLASSIFICATION, LM, DISTILLATION)
+TASKS = (QA, CLASSIFICATION, LM, LINEARISE)
 GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
 
 
@@ -221,13 +222,13 @@ def test_a_batch_of_a_step_that_cannot_be_is_refused(changes: dict[str, Any], se
 
 
 def test_both_stages_of_a_distillation_have_the_batch() -> None:
-    args = DISTILLATION[2](output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
+    args = LINEARISE[2](output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
     assert [args.of_stage(stage).gradient_accumulation_steps for stage in (1, 2)] == [16, 16]
 
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(asked: bool) -> None:
-    args = DISTILLATION[2](output_dir="o", gradient_checkpointing=asked, use_cpu=True)
+    args = LINEARISE[2](output_dir="o", gradient_checkpointing=asked, use_cpu=True)
     for name in ("gradient_checkpointing", "activation_checkpointing"):
         if hasattr(args, name):  # the second since transformers 5.23
             assert [getattr(args.of_stage(stage), name) for stage in (1, 2)] == [False, asked]

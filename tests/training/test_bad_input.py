@@ -31,12 +31,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "seq2seq": {"document": "a tree", "summary": "tree"},
     "embed": {"anchor": "a tree", "positive": "tree"},
     "multitask": {"text": "a tree", "label": "plant"},
+    "linearise": TEXT,
     "distill": TEXT,
 }
 """A good row of each task's data."""
 LEFT_OUT = {
     "qa": "context", "classify": "label", "tokens": "ner_tags", "choice": "choices", "mlm": "text", "clm": "text", "seq2seq": "summary",
-    "embed": "positive", "multitask": "label", "distill": "text",
+    "embed": "positive", "multitask": "label", "linearise": "text", "distill": "text",
 }  # fmt: skip
 """A column without which it cannot be learnt."""
 WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -49,6 +50,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     "seq2seq": [({"summary": 5}, "not text"), ({"summary": ""}, "both a text")],
     "embed": [({"positive": ""}, "must be a text"), ({"score": "high"}, "must be a number")],
     "multitask": [({"label": None}, "a class is a name or a whole number")],
+    "linearise": [({"text": 5}, "not text")],
     "distill": [({"text": 5}, "not text")],
 }
 """Values that a column must not hold, and a part of the sentence."""
@@ -70,10 +72,10 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
             path = tmp_path / "data.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in source))
             source = str(path)
-        flag = "--text" if name in ("mlm", "clm", "distill") else "--tasks" if name == "multitask" else "--data"
+        flag = "--text" if name in ("mlm", "clm", "linearise", "distill") else "--tasks" if name == "multitask" else "--data"
         given = [f"one=classify:{source}", f"two=classify:{source}"] if name == "multitask" else [source]
-        mechanism = ["--mechanism", "hedgehog"] if name == "distill" else []
-        line = ["--model", models[name], "--output", str(tmp_path / "out"), "--no_bf16", flag, *given, *mechanism, *more]
+        needed = {"linearise": ["--mechanism", "hedgehog"], "distill": ["--method", "logits", "--teacher", models[name]]}.get(name, [])
+        line = ["--model", models[name], "--output", str(tmp_path / "out"), "--no_bf16", flag, *given, *needed, *more]
         capsys.readouterr()
         assert train(name, line) == 1, capsys.readouterr().err
         lines = capsys.readouterr().err.splitlines()
@@ -122,7 +124,7 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
         tmp_path / "ernie"
     )
     hf_longattn.convert_checkpoint(tmp_path / "ernie", plain, generic=True, mechanism="window", verify=False)
-    shutil.copytree(models["distill"], pruned)
+    shutil.copytree(models["linearise"], pruned)
     config = json.loads((pruned / "config.json").read_text(encoding="utf-8"))
     (pruned / "config.json").write_text(json.dumps({**config, "model_type": "long_bert", "kept_heads": {"0": 1}}), encoding="utf-8")
     for folder, words in ((adapter, "holds an adapter, not a model; merge it"), (plain, "load it with hf_longattn.load_generic")):
@@ -131,5 +133,5 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
         with pytest.raises(CheckpointError, match=words):
             hf_longattn.probe_model(folder)
     assert "differs in shape from the student (kept_heads is {'0': 1}, not None)" in sentence(
-        "distill", [TEXT] * 4, "--teacher", str(pruned), "--max_length", "32"
+        "linearise", [TEXT] * 4, "--teacher", str(pruned), "--max_length", "32"
     )

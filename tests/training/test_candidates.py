@@ -21,7 +21,7 @@ from hf_longattn.training.candidates import (
     candidate_scores,
     load_candidate_model,
 )
-from hf_longattn.training.choice import CHOICE, choice_result, finetune_choice
+from hf_longattn.training.tasks.choice import CHOICE, choice_result, finetune_choice
 from tests.training.conftest import checkpoint
 
 FAST: dict[str, Any] = {

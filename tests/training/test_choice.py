@@ -14,7 +14,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.choices import read_choices, to_choices
 from hf_longattn.data.sources import DataError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.choice import CHOICE, finetune_choice
+from hf_longattn.training.tasks.choice import CHOICE, finetune_choice
 from tests.training.conftest import FAST, checkpoint
 
 

@@ -11,15 +11,15 @@ import pytest
 from datasets import ClassLabel, Dataset
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerBase
 
+from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.sources import DataError, class_names, load_labelled
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
-from hf_longattn.training import classification
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.classification import CLASSIFICATION, finetune_classification
+from hf_longattn.training.tasks import classify as classification
+from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.training_loop import LOG_NAME
-from scripts import train_classify
 from tests.training.conftest import FAST, checkpoint
 
 WORDS = {"loops": "for while break continue range next", "files": "open read write close path folder"}
@@ -167,6 +167,6 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
         given = {"model": short, "output_dir": str(tmp_path / "o"), "data": [data]}
         with pytest.raises(error, match=words):
             finetune_classification(*build_arguments(CLASSIFICATION, **{**given, **changes}))
-    assert train_classify.main(["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
+    assert train("classify", ["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
     assert capsys.readouterr().err.count("Error: ") == 1
     assert not (tmp_path / "o").exists()

@@ -18,7 +18,7 @@ from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, r
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.embed import EMBED, EmbedDataArguments, finetune_embeddings, prompts_of
+from hf_longattn.training.tasks.embed import EMBED, EmbedDataArguments, finetune_embeddings, prompts_of
 from tests.training.conftest import FAST, checkpoint
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.loading import label_config, load_model
-from hf_longattn.training.qa import load_qa_model
+from hf_longattn.training.tasks.qa import load_qa_model
 from tests.training.conftest import checkpoint
 
 

@@ -23,7 +23,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.tasks import TASKS, TrainingTask
+from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training import args as args_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments
@@ -47,12 +47,12 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "seq2seq": [{"document": f"the {WORDS[number % 4]} is here " * 3, "summary": WORDS[number % 4]} for number in range(20)],
     "embed": [{"anchor": f"{WORDS[n % 4]} {n}", "positive": f"the {WORDS[n % 4]} number {n} " * 4} for n in range(24)],
     "multitask": CLASSES,
+    "linearise": TEXT,
     "distill": TEXT,
-    "distill --method": TEXT,
 }  # fmt: skip
 """Rows to learn from, by the titles of tasks."""
 
-STEPS = {"distill": ["--transfer_steps", "2", "--finetune_steps", "2", "--held_out_inputs", "8"]}
+STEPS = {"linearise": ["--transfer_steps", "2", "--finetune_steps", "2", "--held_out_inputs", "8"]}
 """How a task is told to take two steps; the others by --max_steps and --learning_rate."""
 FITTING = {"qa": ["--stride", "4", "--max_question_tokens", "4"], "seq2seq": ["--max_summary_length", "8"]}
 """What a task needs beside for so small a model."""
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def log(self) -> dict[str, Any]:
-        name = "distillation_report.json" if self.task == "distill" else training_loop.LOG_NAME
+        name = "distillation_report.json" if self.task == "linearise" else training_loop.LOG_NAME
         found: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
         return found
 
@@ -148,7 +148,7 @@ def best_is_written(run: Run, _: Run) -> None:
 
 
 def updates_are_merged(run: Run, plain: Run) -> None:
-    assert run.trainable[-1] < plain.trainable[-1] or run.task == "distill"  # there it is the default
+    assert run.trainable[-1] < plain.trainable[-1] or run.task == "linearise"  # there it is the default
     written = load_file(run.folder / "model.safetensors")
     assert not [name for name in written if "lora" in name or "base_layer" in name]
     assert set(written) == set(load_file(plain.folder / "model.safetensors"))
@@ -167,7 +167,7 @@ def budgeted(run: Run, _: Run) -> None:
 
 
 BUDGET = 320
-TWO_STAGES = {"distill": "two stages"}
+TWO_STAGES = {"linearise": "two stages"}
 OPTIONS = {
     "eval_strategy": Option(
         "--eval_strategy steps --eval_steps 1", lambda run, plain: holds(set(evaluations(run)) >= {1, 2}), refused=TWO_STAGES
@@ -206,11 +206,11 @@ OPTIONS = {
     "fp16": Option("--fp16", refused={"": "fp16 needs an accelerator"}),
     "neftune": Option(
         "--neftune_noise_alpha 5", lambda run, plain: holds(run.losses != plain.losses),
-        refused=dict.fromkeys(("embed", "distill", "seq2seq"), "neftune_noise_alpha has no effect"), shared=True,
+        refused=dict.fromkeys(("embed", "linearise", "seq2seq"), "neftune_noise_alpha has no effect"), shared=True,
     ),
     "label_smoothing": Option(
         "--label_smoothing_factor 0.5", lambda run, plain: holds(run.losses != plain.losses),
-        refused=dict.fromkeys(("qa", "embed", "multitask", "distill", "distill --method"), "label_smoothing_factor has no effect"),
+        refused=dict.fromkeys(("qa", "embed", "multitask", "linearise", "distill"), "label_smoothing_factor has no effect"),
         shared=True,
     ),
     "gradient_checkpointing": Option(
@@ -264,7 +264,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         **encoder,
         "clm": long["clm", "window"],
         "seq2seq": bart(folder, tokenizer),
-        "distill": long["mlm", "hedgehog"],
+        "linearise": long["mlm", "hedgehog"],
         "short": short["mlm"],
     }
 
@@ -306,26 +306,26 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Reported)
     monkeypatch.setattr(args_module, "get_available_reporting_integrations", lambda: ["tensorboard"])
 
-    def run(task: TrainingTask, line: str = "", output: str = "out", rows: Any = None, more: Sequence[str] = ()) -> tuple[int, Run]:
-        assert task.title in DATA, f"give {task.title!r} a row of DATA"
+    def run(task: str, line: str = "", output: str = "out", rows: Any = None, more: Sequence[str] = ()) -> tuple[int, Run]:
+        assert task in DATA, f"give {task!r} a row of DATA"
         path = tmp_path / "data.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows or DATA[task.title]))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows or DATA[task]))
         words = line.split()
         source = {"text": [str(path)], "tasks": [f"one=classify:{path}", f"two=classify:{path}"], "data": [str(path)]}
-        data_args = task.load_arguments()[1]
+        data_args = load_task(task).arguments[1]
         flag = next(name for name in source if name in {each.name for each in dataclasses.fields(data_args)})
-        typed = ["--model", models[task.title], f"--{flag}", *source[flag], "--output", str(tmp_path / output), *LINE.split()]
+        typed = ["--model", models[task], f"--{flag}", *source[flag], "--output", str(tmp_path / output), *LINE.split()]
         if "--total_batch_size" in words:  # in place of this
             del typed[(place := typed.index("--gradient_accumulation_steps")) : place + 2]
-        typed += [*STEPS.get(task.title, ["--max_steps", "2", "--learning_rate", "1e-3"]), *FITTING.get(task.title, [])]
-        typed += ["--method", "logits", "--teacher", models["short"]] if task.option else []
-        known = {each.name for kind in task.load_arguments() for each in dataclasses.fields(kind)}
+        typed += [*STEPS.get(task, ["--max_steps", "2", "--learning_rate", "1e-3"]), *FITTING.get(task, [])]
+        typed += ["--method", "logits", "--teacher", models["short"]] if task == "distill" else []
+        known = {each.name for kind in load_task(task).arguments for each in dataclasses.fields(kind)}
         if "--packing" in words and "packing" not in known:
             place = words.index("--packing")
             del words[place : place + 2]
-        current.append(Run(task.title, tmp_path / output, ""))
+        current.append(Run(task, tmp_path / output, ""))
         capsys.readouterr()
-        code = train(task.name, [*typed, *words, *more])
+        code = train(task, [*typed, *words, *more])
         current[-1].said = capsys.readouterr().err
         return code, current[-1]
 
@@ -341,23 +341,23 @@ def is_one_sentence(said: str, words: str) -> None:
 
 def cells() -> Iterator[Any]:
     """Every task with every option."""
-    for number, task in enumerate(TASKS):
+    for number, task in enumerate(task_names()):
         for place, (name, option) in enumerate(OPTIONS.items()):
             marks = [pytest.mark.slow] if option.shared and (number + place) % 3 else []
-            yield pytest.param(task, name, id=f"{task.title}-{name}", marks=marks)
+            yield pytest.param(task, name, id=f"{task}-{name}", marks=marks)
 
 
 @pytest.mark.parametrize(("task", "option"), list(cells()))
 def test_an_option_works_or_is_refused(
-    task: TrainingTask, option: str, runner: Runner, runs: dict[str, Run], request: pytest.FixtureRequest
+    task: str, option: str, runner: Runner, runs: dict[str, Run], request: pytest.FixtureRequest
 ) -> None:
     row = OPTIONS[option]
-    words = row.refused.get(task.title, row.refused.get(""))
-    if "sentence" in task.extras:
+    words = row.refused.get(task, row.refused.get(""))
+    if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
-    if words is None and task.title not in runs:
-        code, runs[task.title] = runner(task, output="plain")
-        assert code == 0, runs[task.title].said
+    if words is None and task not in runs:
+        code, runs[task] = runner(task, output="plain")
+        assert code == 0, runs[task].said
     hub = request.getfixturevalue("server") if "push_to_hub" in option else None
     code, run = runner(task, row.line)
     if words is not None:
@@ -368,17 +368,17 @@ def test_an_option_works_or_is_refused(
     assert code == 0, run.said
     if hub is not None:
         run.pushed = dict(hub.repos["writer/tuned"].branches["main"])
-    row.seen(run, runs[task.title])
+    row.seen(run, runs[task])
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
-def test_a_run_is_resumed_unless_it_is_of_another_model(task: TrainingTask, runner: Runner, models: dict[str, str], tmp_path: Path) -> None:
-    if "sentence" in task.extras:
+@pytest.mark.parametrize("task", task_names())
+def test_a_run_is_resumed_unless_it_is_of_another_model(task: str, runner: Runner, models: dict[str, str], tmp_path: Path) -> None:
+    if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
     assert runner(task, "--save_strategy steps --save_steps 1")[0] == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    further = "--finetune_steps 3" if task.title == "distill" else "--max_steps 3"
-    other = shutil.copytree(models[task.title], tmp_path / "other")
+    further = "--finetune_steps 3" if task == "linearise" else "--max_steps 3"
+    other = shutil.copytree(models[task], tmp_path / "other")
     code, run = runner(task, f"--save_strategy steps --resume {further} --model {other}")
     assert code == 1
     is_one_sentence(run.said, "continues a training of '.*', not of '.*other'; give --model")
@@ -398,13 +398,13 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(task: TrainingTask, runn
 @pytest.mark.parametrize(
     "task",
     [
-        pytest.param(task, id=task.title, marks=[pytest.mark.slow] if number % 4 else [])
-        for number, task in enumerate(TASKS)
-        if task.title not in OPTIONS["use_peft, from a checkpoint"].refused
+        pytest.param(task, id=task, marks=[pytest.mark.slow] if number % 4 else [])
+        for number, task in enumerate(task_names())
+        if task not in OPTIONS["use_peft, from a checkpoint"].refused
     ],
 )
-def test_updates_are_resumed_from_a_checkpoint(task: TrainingTask, runner: Runner) -> None:
-    line = "--use_peft --save_strategy steps --save_steps 1 " + ("--finetune_steps 3" if task.title == "distill" else "--max_steps 3")
+def test_updates_are_resumed_from_a_checkpoint(task: str, runner: Runner) -> None:
+    line = "--use_peft --save_strategy steps --save_steps 1 " + ("--finetune_steps 3" if task == "linearise" else "--max_steps 3")
     code, run = runner(task, line)
     assert code == 0, run.said
     whole = load_file(run.folder / "model.safetensors")
@@ -416,11 +416,11 @@ def test_updates_are_resumed_from_a_checkpoint(task: TrainingTask, runner: Runne
 
 
 @pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
-def test_weights_are_split_or_that_is_refused(task: TrainingTask, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", task_names())
+def test_weights_are_split_or_that_is_refused(task: str, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `accelerate launch` says it; those that run are seen to in several processes (tests/training/test_accelerate_configs.py)."""
     monkeypatch.setenv(f"ACCELERATE_USE_{launched}", "true")
-    if not task.load_arguments()[2].shards:
+    if not load_task(task).arguments[2].shards:
         code, run = runner(task)
         assert code == 1
         is_one_sentence(run.said, "does not run under FSDP or DeepSpeed; start whole copies of the model")
@@ -430,19 +430,19 @@ COLUMNS = {"qa": "has schemas of its own", "multitask": "has the columns of its 
 """Tasks whose columns cannot be named, and why."""
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
-def test_columns_can_be_named(task: TrainingTask, runner: Runner) -> None:
-    fields = [each for each in dataclasses.fields(task.load_arguments()[1]) if each.name.endswith("column")]
-    assert bool(fields) != (task.title in COLUMNS)
+@pytest.mark.parametrize("task", task_names())
+def test_columns_can_be_named(task: str, runner: Runner) -> None:
+    fields = [each for each in dataclasses.fields(load_task(task).arguments[1]) if each.name.endswith("column")]
+    assert bool(fields) != (task in COLUMNS)
     if not fields:
         return
-    if "sentence" in task.extras:
+    if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
     usual = {each.name: str(each.default or "") or each.name.removesuffix("_column") for each in fields if isinstance(each.default, str)}
     usual |= {each.name: each.name.removesuffix("_column") for each in fields if each.name not in usual}
-    named = {name: column for name, column in usual.items() if column in DATA[task.title][0]}
+    named = {name: column for name, column in usual.items() if column in DATA[task][0]}
     assert named
-    rows = [{f"my {name}" if name in named.values() else name: value for name, value in row.items()} for row in DATA[task.title]]
+    rows = [{f"my {name}" if name in named.values() else name: value for name, value in row.items()} for row in DATA[task]]
     more = [word for name, column in named.items() for word in (f"--{name}", f"my {column}")]
     code, run = runner(task, "", rows=rows, more=more)
     assert code == 0, run.said

@@ -37,7 +37,7 @@ from hf_longattn.errors import CheckpointError, LengthError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
-from hf_longattn.training.qa import (
+from hf_longattn.training.tasks.qa import (
     QA,
     QATrainer,
     describe_qa_training,

@@ -248,7 +248,7 @@ LENGTHS = {
     "train mlm": "--max_length 256 --max_steps 2 --save_steps 0",
     "train clm": "--max_length 256 --max_steps 2 --save_steps 0",
     "train seq2seq": "--max_length 128 --max_summary_length 8 --generation_num_beams 2 --max_steps 2 --save_steps 0",
-    "train distill": "--max_length 128 --transfer_steps 2 --finetune_steps 2 --save_steps 0 --held_out_inputs 2",
+    "train linearise": "--max_length 128 --transfer_steps 2 --finetune_steps 2 --save_steps 0 --held_out_inputs 2",
 }
 """Overrides of a training."""
 
@@ -289,5 +289,5 @@ def test_its_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             typed(command, SIZES.get(start, ""))
     typed(commands[-1], f"{STEPS} {LENGTHS[recipe.command]}")
     assert AutoConfig.from_pretrained(name).model_type.startswith("long_")
-    log = Path(name, "distillation_report.json" if recipe.command == "train distill" else "training_log.json")
+    log = Path(name, "distillation_report.json" if recipe.command == "train linearise" else "training_log.json")
     assert json.loads(log.read_text())["settings"]["model"] == values["model"]

@@ -17,8 +17,8 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.args import build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
-from hf_longattn.training.classification import CLASSIFICATION, finetune_classification
 from hf_longattn.training.results import draw_curves, measured
+from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.trainer import Throughput
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table

@@ -186,7 +186,7 @@ def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreT
         how = ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else ["--cpu"]
         command = [
             sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", str(processes), "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train_clm.py"), "--model", model,
+            "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train.py"), "clm", "--model", model,
             "--text", str(tmp_path / "texts"), "--segments", "32", "--batch_size", str(batch), "--output", str(tmp_path / output),
             "--threads", "1", "--logging_steps", "1", *fixed, *more,
         ]  # fmt: skip

@@ -28,9 +28,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hf_longattn
 from hf_longattn.errors import LengthError, LongAttentionError
-from hf_longattn.training import distill_attention
+from hf_longattn.training import linearise_attention
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.attention_distillation.distill import DISTILLATION
+from hf_longattn.training.tasks.linearise import LINEARISE
 from scripts.dev.benchmarks.drawing import svg
 from scripts.dev.benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
 from scripts.dev.studies.adaptation import adapt, paired, standard_error, write_long_documents
@@ -228,7 +228,7 @@ class Study:
                 "gradient_accumulation_steps": max(1, rows // 8), "transfer_steps": options.transfer_steps, "report_to": "none",
                 "transfer_learning_rate": options.transfer_learning_rate, "seed": options.seed,
             }  # fmt: skip
-            distill_attention(*build_arguments(DISTILLATION, model=str(source), output_dir=str(target), **settings))
+            linearise_attention(*build_arguments(LINEARISE, model=str(source), output_dir=str(target), **settings))
         return target
 
     def measure(self, folder: Path, architecture: str, row: Row, adapted: bool) -> None:

@@ -41,8 +41,9 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.long_qa import score_answer
 from hf_longattn.evaluation.qa_reader import QAReader
+from hf_longattn.tasks import Task
 from hf_longattn.training.args import argument
-from hf_longattn.training.qa import (
+from hf_longattn.training.tasks.qa import (
     QADataArguments,
     QAModelArguments,
     QATrainer,
@@ -392,7 +393,7 @@ def _lookup_curriculum(lengths: list[int], step_up: float) -> Curriculum:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_training(READER, arguments, __doc__, train=finetune_qa)
+    return run_training(Task(READER, finetune_qa, result=lambda log: ""), arguments, __doc__.split("\n\n")[0])
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from hf_longattn.evaluation.late_chunking import late_chunks
 from hf_longattn.staging import write_text
 from hf_longattn.training import finetune_embeddings
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.embed import EMBED
+from hf_longattn.training.tasks.embed import EMBED
 from scripts.dev.benchmarks.report import machine, markdown_table, one_sentence_errors, store_study
 from scripts.dev.studies.adaptation import PARTIAL, paired, standard_error
 from scripts.dev.studies.corpus import TEST_PACKAGES, iter_modules, without_near_duplicates

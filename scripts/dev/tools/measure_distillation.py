@@ -5,7 +5,7 @@
         --finetune-loss mixed \\
         --beside wikitext-2/valid.txt
 
-Each mechanism is put into the model, trained by `longattn train distill` on the training packages of the reference corpus, and scored on
+Each mechanism is put into the model, trained by `longattn train linearise` on the training packages of the reference corpus, and scored on
 its test packages and on WikiText-2's test.txt, on the same tokens for every row. Encoders are scored by masked tokens, decoders by next
 tokens. Rows are stored one by one; those that are there already are kept. Writes OUTPUT.json and OUTPUT.md.
 """
@@ -29,10 +29,11 @@ import torch
 import hf_longattn  # noqa: F401  (registers the long models with AutoModel)
 from hf_longattn.mechanisms.common.composite import read_choice
 from hf_longattn.mechanisms.common.registry import build_mechanism
-from hf_longattn.training.attention_distillation.args import DistillationModelArguments, DistillationTrainingArguments
-from hf_longattn.training.attention_distillation.distill import STAGE_1, distill_attention, recovered
-from hf_longattn.training.attention_distillation.student import CONVERTED
+from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
+from hf_longattn.training.linearise.stages import STAGE_1, recovered
+from hf_longattn.training.linearise.student import CONVERTED
 from hf_longattn.training.lm import TextDataArguments, input_length, load_lm
+from hf_longattn.training.tasks.linearise import linearise_attention
 from scripts.dev.benchmarks.report import machine, one_sentence_errors, store_study, stored_study
 from scripts.dev.studies.corpus import iter_modules, write_jsonl
 from scripts.dev.studies.text_loss import first_tokens, masked_loss, masked_texts, next_token_loss
@@ -132,10 +133,10 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
     }
     if options.finetune_loss == "mixed":
         trained["kl_factor"] = options.kl_factor
-    report = distill_attention(
-        DistillationModelArguments(model=options.model, mechanism=mechanism, layers=options.layers),
+    report = linearise_attention(
+        LineariseModelArguments(model=options.model, mechanism=mechanism, layers=options.layers),
         TextDataArguments(text=options.text, max_length=length, max_train_samples=options.max_documents or None),
-        DistillationTrainingArguments(
+        LineariseTrainingArguments(
             output_dir=str(output), stage="both" if learns else "2", gradient_accumulation_steps=1, warmup_steps=10,
             threads=options.threads, held_out_inputs=16, disable_tqdm=True, save_steps=50, resume=output.exists(), report_to="none",
             **trained,

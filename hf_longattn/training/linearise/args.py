@@ -1,0 +1,214 @@
+"""The arguments of attention distillation."""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.errors import OptionError, check_extra
+from hf_longattn.mechanisms.common.base import DENSE_LIMIT
+from hf_longattn.mechanisms.common.composite import read_choice, read_options
+from hf_longattn.training.args import LongTrainingArguments, argument
+from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
+
+STAGES = ("both", "1", "2")
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
+"""What recomputes activations, in every supported transformers and since 5.23, where the first name repeats the second."""
+LM_LOSS, KL_LOSS, MIXED_LOSS = "lm", "kl", "mixed"
+EVERYWHERE, PREDICTED = "all", "predicted"
+LORA_RATE, FULL_RATE = 2e-4, 5e-5
+"""Learning rates of stage 2: LoLCATs' order of size for LoRA, and fine-tuning of BERT-base (2e-5 to 5e-5) for all parameters."""
+
+
+@dataclass
+class LineariseModelArguments(TextModelArguments):
+    """The student of attention distillation, and its teacher."""
+
+    mechanism: str = argument(
+        "", "MECHANISM[:NAME=VALUE,...] to convert --model to first, for example hedgehog; default: --model has been converted already."
+    )
+    option: list[str] = argument([], "Options of --mechanism, each NAME=VALUE.")
+    layers: str = argument("", "Other mechanisms in some layers, as for `longattn convert --layers`, for example '0=full'.")
+    teacher: str = argument(
+        "", "The frozen original: its weights are used, with the mechanisms' parameters from --model; default: --model, whose weights the "
+        "conversion has not changed."
+    )  # fmt: skip
+
+    use_peft: bool = argument(
+        True, "Train LoRA updates of the attention projections in stage 2, merged in the model that is written; --no_use_peft, or --full, "
+        "trains all parameters."
+    )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if (self.option or self.layers) and not self.mechanism:
+            raise OptionError("--option and --layers require --mechanism; leave them out for a converted --model")
+        if self.mechanism:
+            self.attention()
+
+    def attention(self) -> LongAttentionConfig:
+        """The mechanism, its options and its layers as one configuration."""
+        choice: dict[str, Any] = {**read_choice(self.mechanism), **read_options(",".join(self.option))}
+        return LongAttentionConfig(layers=self.layers or None, **choice)
+
+
+@dataclass
+class LineariseTrainingArguments(TextTrainingArguments):
+    """``TrainingArguments`` of attention distillation in two stages."""
+
+    shards: ClassVar[bool] = False
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
+
+    stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune the model) or both.")
+    transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
+    transfer_learning_rate: float = argument(1e-2, "Highest learning rate of stage 1.")
+    output_factor: float = argument(1.0, "Factor of the squared error of the attention outputs in stage 1.")
+    weights_factor: float = argument(0.0, "Factor of the cross-entropy of the attention weights in stage 1 (Hedgehog); needs N×N memory.")
+    finetune_steps: int = argument(800, "Optimiser steps of stage 2.")
+    finetune_learning_rate: float | None = argument(
+        None, "Highest learning rate of stage 2; default: 2e-4 with LoRA, 5e-5 with --full, for models of base size (110M parameters)."
+    )  # fmt: skip
+    softmax_layers: float = argument(
+        0.0, "Layers that keep softmax attention: a number, or a share below 1; restored one after another after stage 1, each time "
+        "the one that lowers the KL divergence from the original most (after arXiv 2512.20569). 0 = none."
+    )  # fmt: skip
+    finetune_loss: str = argument(
+        LM_LOSS, "Stage 2's loss: lm, the model's own on the text; kl, the KL divergence of its predictions from those of the original, "
+        "which is the same checkpoint with softmax attention; mixed, both."
+    )  # fmt: skip
+    kl_factor: float = argument(1.0, "Factor of the KL divergence beside the language-model loss, in --finetune_loss mixed.")
+    kl_positions: str = argument(
+        PREDICTED, "Where an encoder's predictions are compared: predicted, the masked tokens, or all. Decoders predict at every token."
+    )
+    temperature: float = argument(1.0, "Temperature of both models' predictions in the KL divergence.")
+    hidden_factor: float = argument(
+        0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune_loss kl or mixed."
+    )
+    full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
+    rate_trials: int = argument(
+        0, "Learning rates to try for each stage: so many short runs with rates around the stage's, each 3.2 times the one before; the one "
+        "with the lowest held-out loss is taken. 0 = none. Needs Optuna (the extra 'search')."
+    )  # fmt: skip
+    rate_steps: int = argument(20, "Optimiser steps of each of these runs.")
+    held_out_inputs: int = argument(32, "Inputs on which the report's losses are measured.")
+
+    def check(self) -> None:
+        super().check()
+        if self.stage not in STAGES:
+            raise OptionError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
+        for name in ("transfer_steps", "finetune_steps", "held_out_inputs", "rate_steps"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:
+            raise OptionError("output_factor and weights_factor must be 0 or more, and one of them above 0, so that stage 1 has a loss")
+        if self.rate_trials < 0 or self.rate_trials == 1:
+            raise OptionError(f"rate_trials must be 2 or more rates to choose from, or 0 to choose none, not {self.rate_trials}")
+        if self.rate_trials:
+            check_extra("search", "optuna")
+        if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
+            raise OptionError(f"softmax_layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}")
+        self._check_finetune_loss()
+        if self.resume_from_checkpoint:
+            raise OptionError("a distillation resumes from the latest checkpoints of its stages; give --resume in place of the checkpoint")
+        of_a_run = [
+            name
+            for name in ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy", "eval_before_training")
+            if name in self.given
+        ]
+        if of_a_run:
+            name = {"num_train_epochs": "epochs"}.get(of_a_run[0], of_a_run[0])
+            raise OptionError(
+                f"--{name} does not apply to the two stages of a distillation; give --transfer_steps, --transfer_learning_rate, "
+                "--finetune_steps and --finetune_learning_rate"
+            )
+
+    def _check_finetune_loss(self) -> None:
+        for name, known in (("finetune_loss", (LM_LOSS, KL_LOSS, MIXED_LOSS)), ("kl_positions", (EVERYWHERE, PREDICTED))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.temperature <= 0:
+            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+        if min(self.kl_factor, self.hidden_factor) < 0 or self.kl_factor == 0:
+            raise OptionError("kl_factor must be above 0, and hidden_factor 0 or more; give --finetune_loss lm to leave both out")
+        unused = [name for name in ("kl_positions", "temperature", "hidden_factor", "kl_factor") if name in self.given]
+        if unused and not self.needs_teacher:
+            raise OptionError(f"{unused[0]} compares with the original, which --finetune_loss lm does not; add --finetune_loss kl or mixed")
+        if self.finetune_loss == KL_LOSS and "kl_factor" in self.given:
+            raise OptionError(
+                "kl_factor weighs the KL divergence against the language-model loss; add --finetune_loss mixed or leave it out"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether stage 2 compares with the original."""
+        return self.finetune_loss != LM_LOSS
+
+    @property
+    def finetune_factors(self) -> dict[str, float]:
+        """The factor of each part of stage 2's loss: ``lm``, ``kl`` and ``hidden``."""
+        return {
+            "lm": float(self.finetune_loss != KL_LOSS),
+            "kl": self.kl_factor * self.needs_teacher,
+            "hidden": self.hidden_factor * self.needs_teacher,
+        }
+
+    def check_length(self, length: int) -> None:
+        """Refuse inputs too long for a dense matrix of attention weights."""
+        if self.weights_factor and length > DENSE_LIMIT:
+            raise OptionError(
+                f"weights_factor compares dense attention weights, which exist up to {DENSE_LIMIT} tokens, not for {length}; "
+                f"give --max-length {DENSE_LIMIT} or --weights-factor 0"
+            )
+
+    @property
+    def repository(self) -> str:
+        """The name under which push_to_hub uploads, as Trainer has it."""
+        return self.hub_model_id or self.folder.absolute().name
+
+    def runs(self, stage: int) -> bool:
+        """Whether this stage is to be run."""
+        return self.stage in ("both", str(stage))
+
+    def checkpoints(self, stage: int) -> Path:
+        """The folder of a stage's checkpoints."""
+        return self.folder / "checkpoints" / f"stage{stage}"
+
+    def learning_rate_of(self, stage: int) -> float:
+        """The highest learning rate that is asked for."""
+        if stage == 1:
+            return self.transfer_learning_rate
+        return (FULL_RATE if self.full else LORA_RATE) if self.finetune_learning_rate is None else self.finetune_learning_rate
+
+    def of_stage(self, stage: int, learning_rate: float | None = None) -> LongTrainingArguments:
+        """The arguments of one stage as of a single run; ``learning_rate``: in place of the one that is asked for."""
+        return self._single_run(
+            stage,
+            output_dir=str(self.checkpoints(stage)),
+            max_steps=self.transfer_steps if stage == 1 else self.finetune_steps,
+            learning_rate=self.learning_rate_of(stage) if learning_rate is None else learning_rate,
+        )
+
+    def of_trials(self, stage: int) -> LongTrainingArguments:
+        """The arguments of a short run of a stage that tries a learning rate."""
+        return self._single_run(
+            stage, output_dir=str(self.folder / "checkpoints" / "rates"), max_steps=self.rate_steps, save_strategy="no", report_to="none",
+            learning_rate=self.learning_rate_of(stage),
+        )  # fmt: skip
+
+    def _single_run(self, stage: int, **changes: Any) -> LongTrainingArguments:
+        values = {each.name: getattr(self, each.name) for each in fields(LongTrainingArguments) if each.init}
+        return LongTrainingArguments(
+            **{
+                **values,
+                **{name: getattr(self, name) and stage == 2 for name in CHECKPOINTING if name in values},
+                "include_num_input_tokens_seen": "non_padding",
+                "label_names": ["labels"],
+                "remove_unused_columns": False,
+                "push_to_hub": False,
+                "total_batch_size": 0,  # is in gradient_accumulation_steps
+                **changes,
+            }
+        )

@@ -1,0 +1,139 @@
+"""Which layers of a student keep softmax attention, chosen after the others have learned to imitate it; see
+:mod:`hf_longattn.evaluation.layer_choice`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.evaluation.layer_choice import KeptLayers, choose_layers, number_of_layers
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.modeling.attach.attachment import attach_mechanisms
+from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites
+from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.training.linearise.matching import Batch, own_attention, own_softmax
+from hf_longattn.training.linearise.teacher import places_of_predictions, predictions_at
+
+COMPARED = 256
+"""Predictions of an input that are compared."""
+
+
+def keep_softmax(model: PreTrainedModel, asked: float, batches: Sequence[Batch]) -> KeptLayers:
+    """Give the layers whose mechanisms cost most their softmax attention back, in the model and in ``config.long_attention``.
+
+    Args:
+        model: the student, with the weights of the original.
+        asked: how many layers keep softmax attention: a number, or below 1 a share of all layers. Those that have it already count.
+        batches: held-out inputs with labels.
+    Raises:
+        OptionError: as of :func:`number_to_restore`, or mechanisms that change nothing on these inputs.
+    """
+    cheap = [layer for layer, site in own_sites(model).items() if not _has_own(model, site)]
+    found = choose_layers(lambda sets: divergences(model, sets, batches), cheap, number_to_restore(model, asked))
+    if found is None:
+        raise OptionError(
+            "the predictions are those of softmax attention with the mechanism in every layer, so no layer is more important than another; "
+            "leave softmax_layers out"
+        )
+    found = broadcast_object_list([found])[0]  # sums may differ in the last digit between processes
+    restore_softmax(model, found.kept)
+    return found
+
+
+def number_to_restore(model: PreTrainedModel, asked: float) -> int:
+    """How many layers are given softmax attention back, if ``asked`` have it in the end.
+
+    Raises:
+        OptionError: none or all of the layers, or as many as have it already.
+    """
+    sites = own_sites(model)
+    count = number_of_layers(asked, len(sites), "softmax_layers")
+    already = sum(_has_own(model, site) for site in sites.values())
+    if count <= already:
+        raise OptionError(f"softmax_layers asks for {count}, and {already} of the layers have softmax attention already; leave it out")
+    return count - already
+
+
+def own_sites(model: PreTrainedModel) -> dict[int, AttentionSite]:
+    """Self-attention by layer."""
+    return {site.layer: site for site in attention_sites(model) if not site.cross}
+
+
+def restore_softmax(model: PreTrainedModel, layers: Collection[int]) -> None:
+    """Replace these layers' mechanisms by softmax attention, in the model and in its configuration."""
+    trained = {layer: _mechanism(site).state_dict() for layer, site in own_sites(model).items() if layer not in layers}
+    values = LongAttentionConfig.from_dict(model.config.long_attention).to_dict()
+    own = own_attention(model.config)
+    restored = {str(layer): {"mechanism": name, **options} for layer in layers for name, options in [own.for_layer(layer)]}
+    overrides = {**values.pop("layers", {}), **restored}
+    model.config.long_attention = LongAttentionConfig(layers=overrides, **values)
+    attach_mechanisms(model, model.config.long_attention)
+    for layer, site in own_sites(model).items():
+        if layer in trained:
+            _mechanism(site).load_state_dict(trained[layer])
+
+
+@contextmanager
+def with_softmax(model: PreTrainedModel, layers: Collection[int]) -> Iterator[None]:
+    """Within the context these layers run softmax attention."""
+    placed = {layer: (site, _mechanism(site)) for layer, site in own_sites(model).items() if layer in layers}
+    for site, own in placed.values():
+        softmax = own_softmax(model.config, site.layer, own)
+        softmax.layer, softmax.is_cross_attention = own.layer, own.is_cross_attention
+        site.put(softmax)
+    try:
+        yield
+    finally:
+        for site, own in placed.values():
+            site.put(own)
+
+
+@torch.no_grad()
+def divergences(model: PreTrainedModel, sets: Sequence[Collection[int]], batches: Sequence[Batch]) -> list[float]:
+    """KL(softmax attention in every layer ‖ in these alone) in nats, mean over predictions of the batches, for each set of layers."""
+    totals, count = [0.0] * len(sets), 0
+    with evaluating(model):
+        for batch in batches:
+            inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
+            at = _some(places_of_predictions(model, inputs))
+            inputs.pop("labels")
+
+            def logits(layers: Collection[int], inputs: dict[str, Any] = inputs, at: Tensor = at) -> Tensor:
+                with with_softmax(model, layers), predictions_at(model, at):
+                    return model(**inputs).logits
+
+            wanted = logits(own_sites(model))
+            totals = [
+                total + float(kl_divergence(logits(layers), wanted)) * len(wanted) for total, layers in zip(totals, sets, strict=True)
+            ]
+            count += len(wanted)
+    return [total / max(1, count) for total in totals]
+
+
+def _some(at: Tensor) -> Tensor:
+    """At most ``COMPARED`` of the places of each row, evenly spread."""
+    kept = torch.zeros_like(at)
+    for row, places in zip(kept, at, strict=True):
+        found = torch.nonzero(places).flatten()
+        row[found[:: max(1, -(-len(found) // COMPARED))]] = True
+    return kept
+
+
+def _has_own(model: PreTrainedModel, site: AttentionSite) -> bool:
+    """Whether a layer runs what the base does: full attention, or the base's window."""
+    (name, options), running = own_attention(model.config).for_layer(site.layer), _mechanism(site)
+    return running.name == name and all(getattr(running.options, option) == value for option, value in options.items())
+
+
+def _mechanism(site: AttentionSite) -> Mechanism:
+    assert isinstance(site.mechanism, Mechanism)
+    return site.mechanism

@@ -1,0 +1,284 @@
+"""Both stages of one run, from a model to a checkpoint, and the report of what each stage gained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils.data
+import transformers
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.layer_choice import layers_keep
+from hf_longattn.hub import push_model
+from hf_longattn.naming import LOGGER
+from hf_longattn.training.adapters import low_rank_updates
+from hf_longattn.training.args import TaskArguments
+from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
+from hf_longattn.training.linearise.layers import keep_softmax
+from hf_longattn.training.linearise.matching import Batch, Factors, MatchingModel, held_out_loss, matching, measured, without_cache
+from hf_longattn.training.linearise.rates import RateTrials, chosen_rate, rates_around, read_rates, readable, write_rates
+from hf_longattn.training.linearise.student import processes
+from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, Teacher
+from hf_longattn.training.linearise.trainer import LineariseTrainer
+from hf_longattn.training.lm import load_lm
+from hf_longattn.training.results import counted, error_of
+from hf_longattn.training.training_loop import RunSettings, versions, write_trained_card
+
+logger = logging.get_logger(LOGGER)
+LOG_NAME = "distillation_log.jsonl"
+STAGE_1 = "stage1"
+NO_GAP = 0.01
+"""Nats; a share of a smaller gap says nothing."""
+SAME_INPUTS = "The choice was made on the same held-out inputs, so the losses are somewhat lower than on others."
+STAGE_TITLES = {
+    "before": "converted", "stage1": "after stage 1", "softmax_layers": "with softmax layers", "stage2": "after stage 2"
+}  # fmt: skip
+
+
+@dataclass
+class Stages:
+    """What both stages share, and the report as it grows."""
+
+    run: TaskArguments
+    model_args: LineariseModelArguments
+    args: LineariseTrainingArguments
+    tokenizer: PreTrainedTokenizerBase
+    objective: str
+    length: int
+    documents: Dataset
+    masks: RepeatableMasks
+    batches: list[Batch]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def all_stages(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Run the requested stages; when resuming, those that are not done."""
+        args, output = self.args, self.args.folder
+        done = read_report(output / STAGE_1) if args.resume and args.runs(1) else None
+        if done is not None:
+            model, _, _ = load_lm(str(output / STAGE_1), self.objective)
+        with without_cache(model):
+            if done is not None:
+                self.report = {**done, "settings": self.run.settings}
+            else:
+                self.report = {
+                    "settings": self.run.settings, "objective": self.objective, "input_length": self.length, "versions": versions(),
+                    "tokens": {}, "steps": {}, "before": measured(model, self.batches),
+                }  # fmt: skip
+                if args.runs(1):
+                    self.stage_1(model)
+                if args.softmax_layers:
+                    kept = keep_softmax(model, args.softmax_layers, self.batches)
+                    self.report["softmax_layers"] = {**kept.to_dict(), **measured(model, self.batches)}
+        if args.runs(1) and args.runs(2) and done is None:
+            self.write(model, output / STAGE_1)
+        if args.runs(2):
+            with without_cache(model):
+                self.stage_2(model)
+        self.write(model.to(getattr(torch, self.run.model.dtype)), output)
+        if processes().is_main_process:
+            write_trained_card(self.run.model.model, output, describe_distillation(self.report))
+            if args.push_to_hub:
+                push_model(output, args.repository, private=bool(args.hub_private_repo), token=args.hub_token, revision=args.hub_revision)
+        processes().wait_for_everyone()
+        return self.report
+
+    def stage_1(self, model: PreTrainedModel) -> None:
+        """All mechanisms at once, each against the softmax attention of its layer."""
+        with matching(model, Factors(self.args.output_factor, self.args.weights_factor)) as layers:
+
+            def error() -> float:
+                """Squared error of the layers that learn, as a share of the softmax output's mean square; their mean."""
+                learn = [layer.learns for layer in layers.values()]
+                rows = held_out_loss(model, self.batches, layers)["errors"]
+                return sum(row["share"] for row, learns in zip(rows, learn, strict=True) if learns) / sum(learn)
+
+            self.train(MatchingModel(model, layers), 1, self.length, error)
+        self.report["stage1"] = measured(model, self.batches)
+
+    def stage_2(self, model: PreTrainedModel) -> None:
+        """Fine-tuning with the mechanisms in place, on the language-model loss, against the original, or both."""
+        teacher, length = None, self.length
+        if self.args.needs_teacher:
+            teacher = Teacher.of(self.model_args, self.args, self.objective, self.args.device)
+            length = min(length, teacher.length)
+            if length < self.length:
+                logger.warning(f"Stage 2 reads inputs of {length} tokens, which the original was trained for, not {self.length}.")
+            divergence = {"input_length": length, "before": teacher.divergence(model.to(self.args.device), self.batches)}
+        with nullcontext() if self.args.full else low_rank_updates(model, self.model_args):
+
+            def loss() -> float:
+                """What this stage lowers, on held-out inputs."""
+                if teacher is None or teacher.lm:
+                    return float(held_out_loss(model, self.batches)["loss"])
+                return teacher.divergence(model, self.batches)
+
+            self.train(model, 2, length, loss, teacher)
+        self.report["stage2"] = measured(model, self.batches)
+        if teacher is not None:
+            self.report["kl"] = {**divergence, "after": teacher.divergence(model, self.batches)}
+
+    def train(
+        self, model: nn.Module, stage: int, length: int, measure: Callable[[], float], teacher: Teacher | None = None
+    ) -> None:  # fmt: skip
+        """Train, or resume from the latest checkpoint of this stage; ``measure`` the held-out loss, to choose a learning rate by."""
+        args, folder = self.args, self.args.checkpoints(stage)
+        rate = self.learning_rate(model, stage, length, measure, teacher)
+        transformers.set_seed(args.seed)
+        trainer = LineariseTrainer(
+            model, args.of_stage(stage, rate), log_path=args.folder / LOG_NAME, **self.of_trainer(stage, length, teacher)
+        )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
+        trainer.add_callback(RunSettings(self.run.settings))
+        trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if args.resume else None)
+        self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
+        self.report["steps"][f"stage{stage}"] = trainer.state.global_step
+
+    def of_trainer(self, stage: int, length: int, teacher: Teacher | None) -> dict[str, Any]:
+        """What every run of a stage is given."""
+        return {
+            "train_dataset": to_inputs(self.documents, self.tokenizer, length),
+            "data_collator": self.masks,
+            "stage": stage,
+            "teacher": teacher,
+        }
+
+    def learning_rate(
+        self, model: nn.Module, stage: int, length: int, measure: Callable[[], float], teacher: Teacher | None
+    ) -> float | None:  # fmt: skip
+        """The best of the rates that are to be tried, which the report lists; ``None`` = the one that is asked for."""
+        args = self.args
+        if not args.rate_trials:
+            return None
+        tried = read_rates(args.folder, stage) if args.resume else None
+        if tried is not None and (asked := rates_around(args.learning_rate_of(stage), args.rate_trials)) != sorted(tried):
+            before, now = (", ".join(f"{rate:g}" for rate in rates) for rates in (sorted(tried), asked))
+            logger.warning(
+                f"Stage {stage} resumes with the best of the rates that were tried before ({before}), not of {now}; start anew, without "
+                "--resume, to try those."
+            )
+        if tried is None:
+            transformers.set_seed(args.seed)
+            trials = RateTrials(model, args.of_trials(stage), measure=measure, log_path=None, **self.of_trainer(stage, length, teacher))
+            tried = trials.best(rates_around(args.learning_rate_of(stage), args.rate_trials))
+            if processes().is_main_process:
+                shutil.rmtree(str(trials.args.output_dir), ignore_errors=True)
+                write_rates(args.folder, stage, tried)
+            processes().wait_for_everyone()
+        chosen = chosen_rate(tried)
+        self.report.setdefault("learning_rates", {})[f"stage{stage}"] = {"chosen": chosen, "held_out": readable(tried)}
+        return chosen
+
+    def write(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write checkpoint, tokenizer and report; the first process does, the others wait."""
+        if processes().is_main_process:
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            write_report(self.report, folder)
+        processes().wait_for_everyone()
+
+
+def held_out_batches(inputs: Dataset, masks: RepeatableMasks, count: int, size: int) -> list[Batch]:
+    """The first ``count`` inputs in batches of ``size``, masked once."""
+    rows, collate = inputs.select(range(min(count, len(inputs)))), masks.for_evaluation()
+    return [collate(rows.select(range(at, min(at + size, len(rows)))).to_list()) for at in range(0, len(rows), size)]
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write ``distillation_report.json`` and ``.md`` into the checkpoint's folder."""
+    (folder / DISTILLATION_REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (folder / DISTILLATION_REPORT).with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """What :func:`write_report` wrote there, or ``None``."""
+    path = folder / DISTILLATION_REPORT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def recovered(original: float, before: float, after: float) -> float | None:
+    """The fraction of the loss added by the conversion that training has recovered; ``None`` if it added less than ``NO_GAP``."""
+    return (before - after) / (before - original) if before - original >= NO_GAP else None
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page: loss by stage, tokens used, and each layer's error."""
+    before, tokens, kl = report["before"], report["tokens"], report.get("kl")
+    unit = {"mlm": "masked", "clm": "next"}[report["objective"]]
+    lines = [
+        "# Attention distillation",
+        "",
+        f"Nats per {unit} token on {counted(before['n'], 'held-out input')} of {report['input_length']:,} tokens. The original is the same "
+        "model with softmax attention in every layer.",
+        "",
+        "| model | loss | gap recovered | tokens |",
+        "|---|---|---|---|",
+        f"| original | {before['original']:.3f} | | |",
+    ]
+    stages = {name: title for name, title in STAGE_TITLES.items() if name in report}
+    used = 0
+    for name, title in stages.items():
+        used += tokens.get(name, 0)
+        won = recovered(before["original"], before["loss"], report[name]["loss"])
+        share = "" if name == "before" or won is None else f"{100 * won:.1f} %"
+        error = error_of(report[name], "loss")
+        lines.append(f"| {title} | {report[name]['loss']:.3f}{'' if error is None else f' ± {error:.3f}'} | {share} | {used:,} |")
+    for stage, found in report.get("learning_rates", {}).items():
+        losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found["held_out"].items())
+        lines += ["", f"Learning rate of stage {stage[-1]}: {found['chosen']:g}. Held-out loss after short runs: {losses}. {SAME_INPUTS}"]
+    if (chosen := report.get("softmax_layers")) is not None:
+        gains = ", ".join(f"{layer}: {gain:.4f}" for layer, gain in chosen["importance"].items())
+        choices = ", ".join(f"{name} {found:.4f}" for name, found in chosen["compared"].items())
+        lines += [
+            "",
+            f"{layers_keep(chosen['kept'])} softmax attention. What restoring a layer alone gains, in nats of KL divergence from the "
+            f"original: {gains}. The divergence by choice of these layers: {choices}. {SAME_INPUTS}",
+        ]
+    if kl is not None:
+        lines += [
+            "",
+            f"KL divergence of its predictions from the original's, on inputs of {kl['input_length']:,} tokens: {kl['before']:.3f} nats "
+            f"before stage 2, {kl['after']:.3f} after.",
+        ]
+    lines += [
+        "",
+        "Squared error of each layer's attention output, as a share of the softmax output's mean square:",
+        "",
+        "| layer | " + " | ".join(stages.values()) + " |",
+        "|---" * (len(stages) + 1) + "|",
+    ]
+    for number, row in enumerate(before["layers"]):
+        cells = " | ".join(f"{report[name]['layers'][number]['share']:.4f}" for name in stages)
+        lines.append(f"| {row['layer']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def describe_distillation(report: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    last = [name for name in STAGE_TITLES if name in report][-1]
+    total = sum(report["tokens"].values())
+    return (
+        f"Attention distillation with `longattn train linearise` on {', '.join(report['settings']['text'])}, {total:,} tokens: "
+        f"held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
+        f"{report[last]['loss']:.3f} now ({counted(report['before']['n'], 'input')})."
+        + (f" Learning rates or layers were chosen by their losses. {SAME_INPUTS}" if is_tuned(report) else "")
+    )
+
+
+def is_tuned(report: dict[str, Any]) -> bool:
+    """Whether something was chosen by its loss on the inputs that the report's losses are measured on."""
+    return bool(report.get("learning_rates") or report.get("softmax_layers"))

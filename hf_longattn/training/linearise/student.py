@@ -1,0 +1,111 @@
+"""The model that is trained: converted before or now, with a teacher's weights if one is given, and with low-rank updates in stage 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.modeling.family.definition import LANGUAGE_MODELS
+from hf_longattn.modeling.inference.pruning import KEPT_HEADS
+from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
+from hf_longattn.training.lm import TextDataArguments, check_trains, load_lm
+from hf_longattn.training.loading import loading
+
+CONVERTED = "converted"
+PREDICT_TOKENS = (*LANGUAGE_MODELS, "ForConditionalGeneration")
+"""Endings of classes with a language-modelling head."""
+SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size", KEPT_HEADS)
+
+
+def processes() -> PartialState:
+    """This process among all; without an accelerator they communicate on the CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def load_student(
+    model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The model whose mechanisms are trained, its tokenizer and its objective ("mlm" or "clm").
+
+    With ``model_args.mechanism``, ``model_args.model`` is converted into OUTPUT/converted first (by the first process).
+
+    Raises:
+        CheckpointError: it cannot be loaded, or the teacher differs in shape.
+        OptionError: it has not been converted and no mechanism is given, or it predicts no tokens.
+    """
+    source = model_args.model
+    if model_args.mechanism:
+        source = str(training_args.folder / CONVERTED)
+        if processes().is_main_process and not (training_args.resume and Path(source, "config.json").exists()):
+            plan = plan_conversion(model_args.model, long_attention=model_args.attention())
+            check_trains(plan.architecture.source_config, model_args.model)
+            check_head(model_args.model, plan.architecture.source_class, training_args.runs(2))
+            length = max(plan.old_length, data_args.max_length or 0)  # training inputs may be shorter than the model
+            convert_checkpoint(model_args.model, source, long_attention=model_args.attention(), max_length=length, overwrite=True)
+        processes().wait_for_everyone()
+    model, tokenizer, objective = load_lm(source, model_args.objective)
+    if not any(isinstance(module, Mechanism) for module in model.modules()):
+        raise OptionError(
+            f"{model_args.model!r} has no long attention yet; add --mechanism NAME, or convert it first: "
+            f"longattn convert {model_args.model} DST --mechanism NAME"
+        )
+    check_head(model_args.model, (model.config.architectures or [""])[0], training_args.runs(2))
+    if model_args.teacher:
+        model = with_weights_of(model_args.teacher, model)
+    return model, tokenizer, objective
+
+
+def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
+    """A model with the student's configuration and mechanisms and the teacher's weights; the teacher's position table is extended where the
+    student's is longer.
+
+    Raises:
+        CheckpointError: the teacher cannot be loaded, or differs in shape.
+    """
+    check_shape(teacher, student)
+    with checkpoint_errors(f"cannot load teacher {teacher!r}"):
+        model = type(student).from_pretrained(teacher, config=student.config, dtype=torch.float32)
+    for name, module in student.named_modules():
+        if isinstance(module, Mechanism):
+            model.get_submodule(name).load_state_dict(module.state_dict())
+    return model
+
+
+def check_shape(teacher: str, student: PreTrainedModel) -> None:
+    """Refuse a teacher whose attention outputs or weights do not fit the student."""
+    with loading(teacher, "teacher "):
+        config = AutoConfig.from_pretrained(teacher)
+    own = student.config
+    kinds = [str(one.model_type).removeprefix("long_") for one in (config, own)]
+    differing = [f"model_type is {kinds[0]!r}, not {kinds[1]!r}"] if kinds[0] != kinds[1] else []
+    for name in SHAPE:
+        theirs, ours = getattr(config, name, None), getattr(own, name, None)
+        if theirs != ours:
+            differing.append(f"{name} is {theirs}, not {ours}")
+    if differing:
+        raise CheckpointError(
+            f"teacher {teacher!r} differs in shape from the student ({'; '.join(differing)}); "
+            "give the checkpoint that the student was converted from, or leave --teacher out"
+        )
+
+
+def check_head(name: str, architecture: str, stage_2: bool) -> None:
+    """Refuse a checkpoint whose head predicts no tokens: a language-modelling head of random weights would replace it.
+
+    Without a head at all, stage 1 can run, since it compares attention outputs alone.
+
+    Raises:
+        OptionError: it has another head, or none for stage 2.
+    """
+    predicts = architecture.endswith(PREDICT_TOKENS)
+    if not architecture or predicts or (architecture.endswith("Model") and not stage_2):
+        return
+    raise OptionError(
+        f"{name!r} is a {architecture}, which predicts no tokens; give the checkpoint with a language-modelling head that it was made from"
+    )

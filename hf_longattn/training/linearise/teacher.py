@@ -1,0 +1,160 @@
+"""Stage 2's loss against the original: its logits, and if wanted its hidden states (RADLADS, Goldstein et al. 2025, steps 2 and 1; MOHAWK,
+Bick et al. 2024, stages 3 and 2).
+
+The original is the same checkpoint with softmax attention before its conversion. It sees the same inputs as the student, no longer than
+it was trained for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_longattn.data.lengths import longest_input
+from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.naming import CONVERSION_REPORT
+from hf_longattn.reading import read_json_object
+from hf_longattn.training.linearise.args import EVERYWHERE, LineariseModelArguments, LineariseTrainingArguments
+from hf_longattn.training.linearise.matching import Batch, shifted
+from hf_longattn.training.lm import load_lm
+from hf_longattn.training.loading import frozen_teacher
+
+DISTILLATION_REPORT = "distillation_report.json"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The original and what of it the student learns.
+
+    model: with softmax attention, frozen.
+    length: tokens that it was trained to read.
+    lm, kl, hidden: factors of the student's language-model loss, of KL(original ‖ student), and of the relative squared error of the
+        hidden states after each layer, mean over layers.
+    temperature: of both models' logits in the KL divergence.
+    everywhere: compare predictions at every token; else, where there are masked tokens, only at those.
+    """
+
+    model: PreTrainedModel
+    length: int
+    lm: float
+    kl: float
+    hidden: float
+    temperature: float
+    everywhere: bool
+
+    @classmethod
+    def of(cls, model_args: LineariseModelArguments, args: LineariseTrainingArguments, objective: str, device: Any) -> Teacher:
+        """The teacher that the arguments name.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+            OptionError: only a fine-tuned model is given, so that the original is unknown.
+        """
+        check_original(model_args)
+        name = model_args.teacher or model_args.model
+        model, tokenizer, _ = load_lm(name, objective)
+        length = _length_before_conversion(Path(name)) or longest_input(model, tokenizer)
+        factors = args.finetune_factors
+        return cls(
+            frozen_teacher(model).to(device), length, factors["lm"], factors["kl"], factors["hidden"], args.temperature,
+            args.kl_positions == EVERYWHERE,
+        )  # fmt: skip
+
+    def loss(self, student: nn.Module, inputs: Mapping[str, Tensor], autocast: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """The loss of a batch, mean over its tokens, its parts by name, and the student's outputs."""
+        hidden, at = bool(self.hidden), real_tokens(inputs) if self.everywhere else places_of_predictions(self.model, inputs)
+        read = {name: value for name, value in inputs.items() if name != "labels"}
+        with torch.no_grad(), autocast, predictions_at(self.model, at):
+            wanted = self.model(**read, output_hidden_states=hidden)
+        if self.lm:
+            found = student(**inputs, output_hidden_states=hidden)
+            parts, own = {"lm": found["loss"]}, found["logits"][at]
+        else:
+            with predictions_at(student, at):
+                found = student(**read, output_hidden_states=hidden)
+            parts, own = {}, found["logits"]
+        parts["kl"] = kl_divergence(own, wanted["logits"], self.temperature)
+        if hidden:
+            real = real_tokens(inputs)
+            pairs = zip(found["hidden_states"][1:], wanted["hidden_states"][1:], strict=True)
+            parts["hidden"] = torch.stack([relative_error(own[real], theirs[real]) for own, theirs in pairs]).mean()
+        total = torch.stack([getattr(self, name) * part for name, part in parts.items()]).sum()
+        return total, {name: part.detach() for name, part in parts.items()}, found
+
+    @torch.no_grad()
+    def divergence(self, student: nn.Module, batches: Sequence[Batch]) -> float:
+        """KL(original ‖ student) in nats, mean over the predictions of held-out inputs, which are cut to the teacher's length."""
+        total, count = 0.0, 0
+        with evaluating(student):
+            for batch in batches:
+                inputs = {name: value[:, : self.length].to(self.model.device) for name, value in batch.items()}
+                at = places_of_predictions(self.model, inputs)
+                inputs.pop("labels")
+                with predictions_at(student, at), predictions_at(self.model, at):
+                    own, theirs = (model(**inputs)["logits"] for model in (student, self.model))
+                total, count = total + float(kl_divergence(own, theirs)) * len(own), count + len(own)
+        return total / max(1, count)
+
+
+@contextmanager
+def predictions_at(model: nn.Module, at: Tensor) -> Iterator[None]:
+    """Within the context the logits of ``model`` are ``(n, classes)``: those of the n tokens at which ``at (B, N)`` is True. Its head is
+    not run on the others, which costs more than a layer where the vocabulary is large."""
+    inner: Any = getattr(model, "module", model)  # of DistributedDataParallel
+    head = inner.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, given: (given[0][at], *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def relative_error(own: Tensor, theirs: Tensor) -> Tensor:
+    """The squared error as a share of the teacher's square, so that layers whose states differ in size count alike."""
+    return (own.float() - theirs.float()).square().sum() / theirs.float().square().sum()
+
+
+def places_of_predictions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """``(B, N)`` bool: the masked tokens; of a decoder all tokens, as it predicts a next one at each."""
+    return real_tokens(inputs) if shifted(model) else inputs["labels"] != -100
+
+
+def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
+    """``(B, N)`` bool: the tokens that are not padding."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def check_original(model_args: LineariseModelArguments) -> None:
+    """Refuse a model whose original is unknown.
+
+    Raises:
+        OptionError: the original is ``--model`` itself, and stage 2 has changed its weights.
+    """
+    if not model_args.teacher and not model_args.mechanism and _was_finetuned(Path(model_args.model)):
+        raise OptionError(
+            f"stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
+            "that it was converted from"
+        )
+
+
+def _was_finetuned(folder: Path) -> bool:
+    report = folder / DISTILLATION_REPORT
+    return report.is_file() and "stage2" in read_json_object(report)
+
+
+def _length_before_conversion(folder: Path) -> int | None:
+    """What a converted checkpoint was trained to read: its position table may be longer."""
+    report = folder / CONVERSION_REPORT
+    plan = read_json_object(report).get("plan") if report.is_file() else None
+    length = plan.get("old_length") if isinstance(plan, dict) else None
+    return length if isinstance(length, int) and length > 0 else None

@@ -1,0 +1,165 @@
+"""Fine-tune for multiple choice over long documents (RACE, QuALITY, SWAG, WikiHop).
+
+Each choice is read with the document (RACE, QuALITY, SWAG), or all candidates together with all documents (WikiHop;
+:mod:`hf_longattn.training.candidates`).
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoModelForMultipleChoice, EvalPrediction
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from hf_longattn.data.batching import ChoiceCollator
+from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choices, read_joint, to_candidates, to_choices
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.sources import held_back, read_source
+from hf_longattn.errors import OptionError
+from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.tasks import Task
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.candidates import (
+    CandidateTrainer,
+    accuracy_by_length,
+    load_candidate_model,
+    write_choices,
+)
+from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+CANDIDATE_FORMS = ("auto", "separate", "joint")
+
+
+@dataclass
+class ChoiceDataArguments(LabelledDataArguments):
+    """Questions with a few answers to choose from."""
+
+    hub_task: ClassVar[str] = "multiple-choice"
+
+    data: list[str] = argument(
+        [], "One or several of: a .jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub; with the "
+        "columns context (or article, ctx), question, choices (or options, endings, or ending0, ending1 …) and label (or answer, "
+        "answerKey): a number from 0, a letter from A, the text of the choice, or its label (ARC); or with WikiHop's query, candidates, "
+        "supports and answer."
+    )  # fmt: skip
+    context_column: str = argument("", "The column that holds the document, if it has none of these names.")
+    question_column: str = argument("", "The column that holds the question, if it has none of these names.")
+    choices_column: list[str] = argument([], "The column that holds the choices, or several that hold one each.")
+    label_column: str = argument("", "The column that says which choice is right, if it has none of these names.")
+    candidates: str = argument(
+        "auto", "How choices are read: separate (each with the document), joint (all with all documents, each scored at its marker and "
+        "averaged over the inputs that the documents need, as Longformer does on WikiHop), or auto: joint for WikiHop's columns."
+    )  # fmt: skip
+    long_documents: str = argument(
+        "windows", "What joint does with documents that do not fit beside the candidates: windows (further inputs), or truncate."
+    )
+
+    @property
+    def named_columns(self) -> dict[str, Any]:
+        """The columns that were named, by what they hold."""
+        return {role: getattr(self, f"{role}_column") for role in ("context", "question", "choices", "label")}
+
+    def check(self) -> None:
+        super().check()
+        for name, known in (("candidates", CANDIDATE_FORMS), ("long_documents", ("windows", "truncate"))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+
+
+@dataclass
+class ChoiceTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of multiple choice."""
+
+    per_device_train_batch_size: int = argument(
+        1, "Questions per forward pass and process; each choice is a row.", ["--batch_size", "--batch-size"]
+    )
+    per_device_eval_batch_size: int = argument(1, "Questions per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(16, "Forward passes per optimiser step (RoBERTa on RACE: 16 questions a step).")
+    learning_rate: float = argument(1e-5, "Highest learning rate (RoBERTa on RACE, table 10: 1e-5).")
+
+
+CHOICE = (ModelArguments, ChoiceDataArguments, ChoiceTrainingArguments)
+
+
+def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, training_args: ChoiceTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, accuracy before and after, Trainer's history.
+    """
+    run = begin(model_args, data_args, training_args)
+    joint = data_args.candidates == "joint"
+    if data_args.candidates == "auto":
+        joint = not any(data_args.named_columns.values()) and is_qangaroo(read_source(data_args.data[0], data_args.split))
+    known = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES if joint else MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
+    _, tokenizer = load_start(model_args.model, "candidates" if joint else "multiple choice", known)
+    data, held = held_back(data_args, partial(read_joint if joint else read_choices, named=data_args.named_columns), training_args.seed)
+    if joint:
+        model, tokenizer = load_candidate_model(model_args.model, tokenizer)
+        encode = partial(to_candidates, truncate=data_args.long_documents == "truncate")
+    else:
+        model = load_head(AutoModelForMultipleChoice, model_args.model, tokenizer)
+        carry_question(model, tokenizer)
+        encode = partial(to_choices, question_first=getattr(model.config, "question_separator_id", None) is not None)
+    length = input_length(model, tokenizer, data_args.max_length)
+    rows, held_out = (encode(part, tokenizer, length) for part in (data, held))
+    training_args.remove_unused_columns = False
+    trainer = (CandidateTrainer if joint else TimedTrainer)(
+        model,
+        training_args,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        data_collator=CandidateCollator(tokenizer) if joint else ChoiceCollator(tokenizer),
+        compute_metrics=_accuracy,
+        max_minutes=training_args.max_minutes,
+    )
+    before = train(trainer, run, lambda: _scores(trainer, held_out)[1])
+    found, after = _scores(trainer, held_out)
+    if joint and trainer.is_world_process_zero():
+        training_args.folder.mkdir(parents=True, exist_ok=True)
+        write_choices(training_args.folder, held, found)
+    log = {"input_length": length, "questions": len(data), "joint": joint, "held_out": {"before": before, "after": after}}
+    return finish(trainer, run, log, describe_choice)
+
+
+def _scores(trainer: TimedTrainer, data: Dataset) -> tuple[list[int], dict[str, Any]]:
+    """The chosen numbers, and their accuracy by length."""
+    chosen = _chosen(trainer.predict(data).predictions).tolist()
+    return chosen, accuracy_by_length(chosen, data) if trainer.is_world_process_zero() else {}
+
+
+def _accuracy(found: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": 100 * float((_chosen(found.predictions) == found.label_ids).mean())}
+
+
+def _chosen(found: Any) -> np.ndarray:
+    """Numbers of choices from scores (Q, C), or from numbers (Q,) as they are."""
+    numbers = np.asarray(found)
+    return numbers.argmax(-1) if numbers.ndim == 2 else numbers
+
+
+def describe_choice(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    questions, sources = f"{log['questions']:,} questions", ", ".join(log["settings"]["data"])
+    inputs = f"inputs of up to {log['input_length']:,} tokens"
+    return f"{steps_of(log)} with `longattn train choice` on {questions} of {sources}, {inputs}. {choice_result(log)}."
+
+
+def choice_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    return held_out_in_words(log["held_out"], lambda scores: score_in_words(scores, "accuracy"), "question")
+
+
+TASK = Task(arguments=CHOICE, train=finetune_choice, result=choice_result)

@@ -1,0 +1,32 @@
+"""Continue training a decoder on long text: predict the next token.
+
+With ``--segments N`` each document is read segment by segment with the model's memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from hf_longattn.tasks import Task
+from hf_longattn.training.lm import LMDataArguments, LMModelArguments, TextTrainingArguments, describe_lm_result, finetune_lm
+
+
+@dataclass
+class CLMModelArguments(LMModelArguments):
+    """A decoder, which predicts the next token."""
+
+    objective: str = field(default="clm", init=False)
+
+
+@dataclass
+class CLMDataArguments(LMDataArguments):
+    """Text for next-token prediction."""
+
+    hub_task: ClassVar[str] = "text-generation"
+
+    mask_probability: float = field(default=0.15, init=False)
+
+
+CLM = (CLMModelArguments, CLMDataArguments, TextTrainingArguments)
+TASK = Task(arguments=CLM, train=finetune_lm, result=describe_lm_result)

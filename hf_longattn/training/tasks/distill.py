@@ -1,0 +1,287 @@
+"""Distil a teacher into a student, smaller or with longer inputs (TinyBERT, or its logits alone).
+
+TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models
+read the same text, of a length that the teacher takes; the student's mechanisms are its own, so that afterwards it reads longer text.
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_longattn.data.lengths import input_length, longest_input
+from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
+from hf_longattn.tasks import Task
+from hf_longattn.training.adapters import BESIDE_UPDATES
+from hf_longattn.training.args import argument
+from hf_longattn.training.lm import (
+    TextDataArguments,
+    TextModelArguments,
+    TextTrainingArguments,
+    load_lm,
+    read_documents,
+)
+from hf_longattn.training.loading import frozen_teacher
+from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+METHODS = ("tinybert", "logits")
+PARTS = ("embeddings", "hidden", "attention", "logits")
+PROJECTION = "distillation_projection"
+ATTENTION_DISTILLATION = "to train a converted model's mechanisms to reproduce softmax attention, type longattn train linearise"
+QUERIES_AT_A_TIME = 256
+"""Queries whose attention scores are compared at a time."""
+
+
+@dataclass
+class DistillModelArguments(TextModelArguments):
+    """A student and its teacher."""
+
+    teacher: str = argument("", "The model to learn from, with the student's (--model's) vocabulary; it is not changed.")
+    layer_map: list[int] = argument(
+        [],
+        "For each of the student's layers the teacher's layer that it imitates, counted from 1; default: evenly (TinyBERT, section 3.1).",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if not self.teacher:
+            raise OptionError(f"no teacher given; add --teacher with a checkpoint folder or a Hub name; {ATTENTION_DISTILLATION}")
+
+
+@dataclass
+class DistillTrainingArguments(TextTrainingArguments):
+    """``TrainingArguments`` of distillation from a teacher."""
+
+    shards: ClassVar[bool] = False
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)
+
+    method: str = argument("", "tinybert (embeddings, hidden states, attention scores and logits) or logits (Hinton et al. 2015).")
+    temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")
+    embeddings_factor: float = argument(1.0, "Factor of the squared error of the embeddings (TinyBERT, equation 9).")
+    hidden_factor: float = argument(1.0, "Factor of the squared error of the hidden states (equation 8).")
+    attention_factor: float = argument(
+        1.0, "Factor of the squared error of the attention scores (equation 7); 0 where heads differ in number."
+    )
+    logits_factor: float = argument(1.0, "Factor of the KL divergence of the logits, whose gradients are those of equation 10.")
+    learning_rate: float = argument(5e-5, "Highest learning rate (TinyBERT: 5e-5 for its intermediate layers).")
+
+    def check(self) -> None:
+        super().check()
+        if self.method not in METHODS:
+            problem = f"method must be one of {', '.join(METHODS)}, not {self.method!r}" if self.method else "no method given"
+            raise OptionError(f"{problem}; add --method tinybert or --method logits; {ATTENTION_DISTILLATION}")
+        if self.temperature <= 0:
+            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+        if self.method == "logits":
+            self.embeddings_factor = self.hidden_factor = self.attention_factor = 0.0
+        if min(self.factors.values()) < 0 or not any(self.factors.values()):
+            raise OptionError("the factors must be 0 or more, and one of them above 0, so that there is a loss")
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The factor of each part of the loss."""
+        return {part: getattr(self, f"{part}_factor") for part in PARTS}
+
+
+DISTILL = (DistillModelArguments, TextDataArguments, DistillTrainingArguments)
+
+
+def distill_student(
+    model_args: DistillModelArguments, data_args: TextDataArguments, training_args: DistillTrainingArguments
+) -> dict[str, Any]:
+    """Train the student ``model_args.model``, and write it to ``training_args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, the student's held-out loss before and after, Trainer's history.
+
+    Raises:
+        OptionError: teacher and student do not fit together.
+    """
+    run = begin(model_args, data_args, training_args)
+    student, tokenizer, objective = load_lm(model_args.model, model_args.objective)
+    teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective)
+    if student.config.vocab_size != teacher.config.vocab_size:
+        raise OptionError(
+            f"the student has {student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}; both must read the same"
+        )
+    length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
+    layers = layer_map(student, teacher, model_args.layer_map)
+    if training_args.attention_factor and student.config.num_attention_heads != teacher.config.num_attention_heads:
+        heads = [model.config.num_attention_heads for model in (student, teacher)]
+        raise OptionError(f"the student has {heads[0]} heads, the teacher {heads[1]}: attention does not compare; add --attention_factor 0")
+    if training_args.embeddings_factor or training_args.hidden_factor:
+        width, wide = student.config.hidden_size, teacher.config.hidden_size
+        projection = nn.Linear(width, wide, bias=False) if width != wide else nn.Identity()
+        setattr(projection, BESIDE_UPDATES, True)
+        student.add_module(PROJECTION, projection)
+    training_args.remove_unused_columns = False
+    rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
+    collator = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
+    usual: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": training_args.max_minutes}
+    trainer = DistillTrainer(student, training_args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **usual)
+    before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
+    inner: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(inner, PROJECTION):
+        delattr(inner, PROJECTION)
+    log = {"objective": objective, "input_length": length, "layers": layers, "held_out_loss": compared_losses(before, after)}
+    return finish(trainer, run, log, describe_distillation_run)
+
+
+def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, given: list[int]) -> list[int]:
+    """The teacher's layer, from 1, for each of the student's.
+
+    Raises:
+        OptionError: ``given`` has not one layer of the teacher for each of the student's.
+    """
+    own, theirs = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    if not given:
+        return [max(1, round((layer + 1) * theirs / own)) for layer in range(own)]
+    if len(given) != own or not all(1 <= layer <= theirs for layer in given):
+        raise OptionError(f"layer_map needs {own} numbers from 1 to {theirs}, one for each of the student's layers, not {given}")
+    return given
+
+
+class DistillTrainer(TimedTrainer):
+    """Trains on the distance from a teacher; evaluates on the student's own loss."""
+
+    def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss is the mean of a batch
+        self.teacher, self.layers = frozen_teacher(teacher).to(self.args.device), layers
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        student: Any = self.accelerator.unwrap_model(model)
+        factors = self.args.factors
+        seen = bool(factors["attention"])
+        with torch.no_grad(), AttentionScores(self.teacher, seen) as theirs:
+            wanted = self.teacher(**inputs, output_hidden_states=True)
+        with AttentionScores(student, seen) as own:
+            found = model(**inputs, output_hidden_states=True)
+        real = inputs["attention_mask"].bool()
+        project = getattr(student, PROJECTION, None)
+        parts = {"logits": kl_divergence(found.logits[real], wanted.logits[real], self.args.temperature)}
+        if project is not None:
+            errors = [F.mse_loss(project(found.hidden_states[0])[real], wanted.hidden_states[0][real])]
+            for layer, other in enumerate(self.layers, start=1):
+                errors.append(F.mse_loss(project(found.hidden_states[layer])[real], wanted.hidden_states[other][real]))
+            parts |= {"embeddings": errors[0], "hidden": torch.stack(errors[1:]).mean()}
+        if seen:
+            errors = [
+                score_error(own.projections(layer), theirs.projections(other - 1), real, own.causal[layer])
+                for layer, other in enumerate(self.layers)
+            ]
+            parts["attention"] = torch.stack(errors).mean()
+        loss = torch.stack([factors[part] * value for part, value in parts.items()]).sum()
+        return (loss, found) if return_outputs else loss
+
+
+class AttentionScores:
+    """Queries and keys of every layer in one forward pass, from the outputs of the projections, before rotation."""
+
+    def __init__(self, model: nn.Module, wanted: bool) -> None:
+        self.model, self.seen, self.handles = model, {}, []  # type: ignore[var-annotated]
+        self.sites = [site for site in attention_sites(model) if not site.cross] if wanted else []
+
+    def __enter__(self) -> AttentionScores:
+        for layer, site in enumerate(self.sites):
+            names = attention_projections(self.model, site.name)
+            if len(names) < 4:
+                raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --attention_factor 0")
+            for role, name in zip("qk", names, strict=False):
+                self.handles.append(self.model.get_submodule(name).register_forward_hook(self._note(layer, role)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _note(self, layer: int, role: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            self.seen[layer, role] = output
+
+        return hook
+
+    @property
+    def causal(self) -> list[bool]:
+        """Of each layer, whether its queries see past keys alone."""
+        return [bool(site.module.is_causal) for site in self.sites]
+
+    def projections(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Queries, divided by √d, and keys ``(B, H, N, D)`` of a layer, from 0; grouped keys are repeated."""
+        heads = self.model.config.num_attention_heads  # type: ignore[union-attr]
+        query = self.seen[layer, "q"].unflatten(-1, (heads, -1)).transpose(1, 2).float()
+        key = self.seen[layer, "k"].unflatten(-1, (-1, query.shape[-1])).transpose(1, 2).float()
+        return query / query.shape[-1] ** 0.5, key.repeat_interleave(heads // key.shape[1], dim=1)
+
+
+def score_error(own: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], real: Tensor, causal: bool) -> Tensor:
+    """The mean squared difference of two models' attention scores (TinyBERT, equation 7), over heads and pairs of real tokens, in a causal
+    model over those that softmax sees: keys up to the query.
+
+    Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries at a time, and what is kept for the backward pass are the gradients of q and k.
+
+    Args:
+        own, theirs: queries and keys ``(B, H, N, D)``, scaled; ``theirs`` get no gradient.
+        real: ``(B, N)`` bool, the tokens that are not padding.
+        causal: whether the student is.
+    """
+    return _ScoreError.apply(*own, *(states.detach() for states in theirs), real, causal)
+
+
+class _ScoreError(torch.autograd.Function):
+    """With d = (q kᵀ - q' k'ᵀ) on the pairs that count, n of them: Σ d² / n, ∂q = 2 d k / n, ∂k = 2 dᵀ q / n."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, other_q: Tensor, other_k: Tensor, real: Tensor, causal: bool) -> Tensor:
+        total, pairs = q.new_zeros(()), q.new_zeros(())
+        q_gradient, k_gradient = torch.empty_like(q), torch.zeros_like(k)
+        places = torch.arange(q.shape[2], device=q.device)
+        with torch.autocast(q.device.type, enabled=False):
+            for start in range(0, q.shape[2], QUERIES_AT_A_TIME):
+                rows = slice(start, start + QUERIES_AT_A_TIME)
+                counted = real[:, rows, None] & real[:, None, :]
+                if causal:
+                    counted = counted & (places[rows, None] >= places)
+                difference = (q[:, :, rows] @ k.mT - other_q[:, :, rows] @ other_k.mT) * counted[:, None]
+                total += difference.square().sum()
+                pairs += counted.sum()
+                q_gradient[:, :, rows] = difference @ k
+                k_gradient += difference.mT @ q[:, :, rows]
+        ctx.save_for_backward(q_gradient, k_gradient)
+        ctx.factor = 1 / (pairs * q.shape[1]).clamp(min=1)
+        return total * ctx.factor
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q_gradient, k_gradient = ctx.saved_tensors
+        scale = 2 * gradients[0] * ctx.factor
+        return q_gradient * scale, k_gradient * scale, None, None, None, None
+
+
+def describe_distillation_run(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    settings = log["settings"]
+    command = f"longattn train distill --method {settings['method']}"
+    return f"{steps_of(log)} with `{command}` from `{settings['teacher']}`. {distillation_result(log)}."
+
+
+def distillation_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    return f"held-out loss of the student {loss_in_words(log['held_out_loss'])}"
+
+
+TASK = Task(arguments=DISTILL, train=distill_student, result=distillation_result)

@@ -1,0 +1,302 @@
+"""Train embeddings of long documents, or with --reranker a cross-encoder, by sentence-transformers' trainers.
+
+Pairs that belong together are told from the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017), with cached
+gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT).
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
+
+from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
+from hf_longattn.data.sources import DataError, held_back
+from hf_longattn.errors import OptionError, needs_extra
+from hf_longattn.evaluation.summaries import mean_and_error
+from hf_longattn.naming import LOGGER
+from hf_longattn.tasks import Task
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.loading import loading, without_load_report
+from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.trainer import MeasuringTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+logger = logging.get_logger(LOGGER)
+OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
+"""Arguments that :class:`TimedTrainer` reads beside those of transformers."""
+FLOAT32 = {"dtype": torch.float32}
+"""Of the weights while they are trained; sentence-transformers takes the file's type, in which small steps are lost."""
+
+
+@dataclass
+class EmbedModelArguments(ModelArguments):
+    """A model of embeddings, or a reranker."""
+
+    reranker: bool = argument(False, "Train a cross-encoder that scores a query and a document together, in place of embeddings.")
+
+
+@dataclass
+class EmbedDataArguments(LabelledDataArguments):
+    """Pairs of texts that belong together."""
+
+    hub_task: ClassVar[str] = "sentence-similarity"
+    shape: ClassVar[str] = "a file of pairs"
+
+    data: list[str] = argument(
+        [], "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "
+        "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
+        "or score (embeddings only)."
+    )  # fmt: skip
+    anchor_column: str = argument("", "The column that holds the query, if it has none of these names.")
+    positive_column: str = argument("", "The column that holds the text that belongs to it, if it has none of these names.")
+    negative_column: str = argument("", "The column that holds a text that does not belong to it, if it is not called negative.")
+    score_column: str = argument("", "The column that holds the similarity of the pair, if it is not called score.")
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """The columns that were named, by what they hold."""
+        return {role: getattr(self, f"{role}_column") for role in NAMES}
+
+
+@dataclass
+class EmbedTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of embeddings and rerankers."""
+
+    shards: ClassVar[bool] = False
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
+
+    mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
+    per_device_train_batch_size: int = argument(32, "Pairs of which each is told from the others.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
+    learning_rate: float = argument(2e-5, "Highest learning rate (SBERT, Reimers & Gurevych 2019: 2e-5).")
+    batch_sampler: str = argument(
+        "no_duplicates", "batch_sampler, or no_duplicates: no text twice in a batch, where it would be a negative."
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.tokens_per_batch:
+            raise OptionError("tokens_per_batch does not apply to embed, whose batches are of pairs; give --batch_size instead")
+        if self.mini_batch_size < 1:
+            raise OptionError(f"mini_batch_size must be at least 1, not {self.mini_batch_size}")
+
+
+EMBED = (EmbedModelArguments, EmbedDataArguments, EmbedTrainingArguments)
+
+
+def finetune_embeddings(
+    model_args: EmbedModelArguments, data_args: EmbedDataArguments, training_args: EmbedTrainingArguments
+) -> dict[str, Any]:
+    """Train, and write a sentence-transformers folder to ``training_args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, retrieval scores before and after, Trainer's history.
+
+    Raises:
+        LongAttentionError: sentence-transformers is not installed, or pairs for a reranker have scores.
+    """
+    with needs_extra("sentence"):
+        import sentence_transformers  # noqa: F401
+    run = begin(model_args, data_args, training_args)
+    if model_args.use_peft:
+        check_without_checkpoints(training_args)
+        training_args.save_strategy = SaveStrategy.NO
+    data, held = held_back(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3)
+    if model_args.reranker and "score" in data.column_names:
+        raise DataError(
+            f"a reranker learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave the column "
+            "out and keep the pairs that belong together, or train embeddings, without --reranker"
+        )
+    trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
+    before = train(trainer, run, trainer.measure)
+    log = {"pairs": len(data), "held_out": {"before": before, "after": trainer.measure()}}
+    return finish(trainer, run, log, describe_embeddings)
+
+
+def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
+    """Refuse what needs checkpoints where LoRA updates are trained: sentence-transformers' trainers do not load those that have them.
+
+    Raises:
+        OptionError: with the option to leave out.
+    """
+    names = ("resume", "resume_from_checkpoint", "load_best_model_at_end", "save_steps", "save_minutes", "save_strategy")
+    values = {name: args.given[name] for name in names if name in args.given}
+    contradicting = next((name for name, value in values.items() if (name, value) != ("save_strategy", "no")), None)
+    if contradicting is not None:
+        raise OptionError(
+            "sentence-transformers' trainers do not load checkpoints with LoRA updates, so that none are written; leave --use_peft or "
+            f"--{contradicting} out"
+        )
+    logger.warning("No checkpoints are written, since sentence-transformers' trainers do not load those with LoRA updates.")
+
+
+def embedding_trainer(
+    model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
+) -> MeasuringTrainer:
+    """A trainer of embeddings that measures them: held-out documents found by their anchors, or similarities against scores."""
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, InformationRetrievalEvaluator
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
+
+    class EmbeddingTrainer(MeasuringTrainer, SentenceTransformerTrainer):
+        pass
+
+    class Retrieval(InformationRetrievalEvaluator):
+        """Keeps the reciprocal rank of the first right document of each query, for a standard error."""
+
+        def compute_metrics(self, queries_result_list: list[Any]) -> Any:
+            self.reciprocal_ranks = []
+            for key, hits in zip(self.queries_ids, queries_result_list, strict=True):
+                ranked = sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))
+                right = (rank for rank, hit in enumerate(ranked[:10], start=1) if hit["corpus_id"] in self.relevant_docs[key])
+                rank = next(right, None)
+                self.reciprocal_ranks.append(0.0 if rank is None else 1 / rank)
+            return super().compute_metrics(queries_result_list)
+
+    with loading(model_args.model), without_load_report():
+        model = SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32)
+    if data_args.max_length is not None:
+        model.max_seq_length = data_args.max_length
+    scored = "score" in data.column_names
+    loss = CoSENTLoss(model) if scored else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
+    size, name = args.per_device_eval_batch_size, model.similarity_fn_name
+    if scored:
+        texts = list(held["anchor"]), list(held["positive"])
+        evaluator: Any = EmbeddingSimilarityEvaluator(*texts, list(held["score"]), batch_size=size, write_csv=False, name="held")
+    else:
+        evaluator = Retrieval(*retrieval(held), batch_size=size, write_csv=False, name="held")
+
+    def measure() -> dict[str, float]:
+        scores = evaluator(model)
+        if scored:
+            found = {kind: float(scores[f"held_{kind}_{name}"]) for kind in ("spearman", "pearson")}
+            return {**correlations(found, len(held)), "n": len(held)}
+        ranks = evaluator.reciprocal_ranks
+        return {**percent("accuracy_at_1", [float(rank == 1) for rank in ranks]), **percent("mrr", ranks), "n": len(ranks)}
+
+    more = {"batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
+    arguments = trainer_arguments(SentenceTransformerTrainingArguments, args, "spearman" if scored else "mrr", **more)
+    return EmbeddingTrainer(
+        model, arguments, train_dataset=data, loss=loss, max_minutes=args.max_minutes, evaluator=evaluator, measure=measure
+    )
+
+
+def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
+    """The prompt of each column of the training data: what ``encode_query`` and ``encode_document`` put before a text in inference, and
+    for pairs with scores what ``encode`` does; ``None`` without any."""
+    if scored:
+        usual = model.prompts.get(model.default_prompt_name) or ""
+        prompts = dict.fromkeys(("anchor", "positive"), usual)
+    else:
+        document = next((model.prompts[name] for name in ("document", "passage", "corpus") if name in model.prompts), "")
+        prompts = {"anchor": model.prompts.get("query", ""), "positive": document, "negative": document}
+    return {column: prompt for column, prompt in prompts.items() if prompt} or None
+
+
+def reranking_trainer(
+    model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
+) -> MeasuringTrainer:
+    """A trainer of a cross-encoder on pairs and as many wrong ones that measures it among candidates."""
+    from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+    class RerankingTrainer(MeasuringTrainer, CrossEncoderTrainer):
+        pass
+
+    class Reranking(CrossEncoderRerankingEvaluator):
+        """Keeps the scores of each query, for standard errors."""
+
+        single: list[tuple[float, ...]]
+
+        def compute_metrics(self, is_relevant: Any, pred_score: Any) -> Any:
+            found = super().compute_metrics(is_relevant, pred_score)
+            self.single.append(found)
+            return found
+
+    with loading(model_args.model), without_load_report():
+        model = CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32)
+    relevant = relevant_texts(data, held)
+    samples = reranking(held, relevant, args.seed)
+    evaluator = Reranking(samples, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
+
+    def measure() -> dict[str, float]:
+        evaluator.single = []
+        evaluator(model)
+        ranks, gains, _ = zip(*evaluator.single, strict=True)
+        return {**percent("mrr", ranks), **percent("ndcg", gains), "n": len(samples)}
+
+    return RerankingTrainer(
+        model,
+        trainer_arguments(CrossEncoderTrainingArguments, args, "mrr"),
+        train_dataset=labelled_pairs(data, relevant, args.seed),
+        loss=BinaryCrossEntropyLoss(model),
+        max_minutes=args.max_minutes,
+        evaluator=evaluator,
+        measure=measure,
+    )
+
+
+def percent(name: str, values: Sequence[float]) -> dict[str, float]:
+    """A mean in per cent, by its name, and its standard error."""
+    mean, error = mean_and_error([float(value) for value in values])
+    return {name: 100 * mean, f"{name}_se": 100 * error}
+
+
+def correlations(values: Mapping[str, float], count: int) -> dict[str, float]:
+    """Correlations in per cent, and their standard errors (Bonett & Wright 2000, equation 4, and for Pearson's Fisher's); those that equal
+    scores do not have are left out."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if math.isfinite(value):
+            spread = 1 + value**2 / 2 if name == "spearman" else 1.0
+            error = math.sqrt(spread / (count - 3)) * (1 - value**2) if count > 3 else 0.0
+            found |= {name: 100 * value, f"{name}_se": 100 * error}
+    return found
+
+
+def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
+    """The arguments of a trainer of sentence-transformers: those of transformers, and as attributes those of :class:`TimedTrainer`.
+
+    Args:
+        kind: their class.
+        best: the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
+        **more: those that only this class has.
+    """
+    values = {each.name: getattr(args, each.name) for each in dataclasses.fields(TrainingArguments) if each.init}
+    if args.load_best_model_at_end and "metric_for_best_model" not in args.given:
+        values |= {"metric_for_best_model": best, "greater_is_better": True}
+    arguments = kind(**{**values, "remove_unused_columns": False, **more})
+    for name in OF_TIMED_TRAINER:
+        setattr(arguments, name, getattr(args, name))
+    return arguments
+
+
+def describe_embeddings(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    pairs, sources = f"{log['pairs']:,} pairs", ", ".join(log["settings"]["data"])
+    return f"{steps_of(log)} with `longattn train embed` on {pairs} of {sources}. {embeddings_result(log)}."
+
+
+def embeddings_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    rows = "pair" if {"spearman", "pearson"} & set(log["held_out"]["after"]) else "query"
+    return held_out_in_words(log["held_out"], _in_words, rows)
+
+
+def _in_words(scores: Scores) -> str:
+    return ", ".join(score_in_words(scores, name) for name in PERCENT if name in scores)
+
+
+TASK = Task(arguments=EMBED, train=finetune_embeddings, result=embeddings_result, extras=("sentence",))

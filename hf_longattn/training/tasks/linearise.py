@@ -1,0 +1,121 @@
+"""Teach a converted model's mechanisms to reproduce softmax attention, then fine-tune it (attention distillation)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.hub import check_login
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.tasks import Task
+from hf_longattn.training.args import TaskArguments
+from hf_longattn.training.checkpoints import check_same_model, check_same_name, newest_checkpoint
+from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
+from hf_longattn.training.linearise.layers import number_to_restore
+from hf_longattn.training.linearise.rates import RATES
+from hf_longattn.training.linearise.stages import STAGE_1, Stages, held_out_batches, markdown, read_report
+from hf_longattn.training.linearise.student import load_student, processes
+from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, check_original
+from hf_longattn.training.lm import TextDataArguments, read_documents
+from hf_longattn.training.training_loop import begin
+
+LINEARISE = (LineariseModelArguments, TextDataArguments, LineariseTrainingArguments)
+
+
+def linearise_attention(
+    model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments
+) -> dict[str, Any]:
+    """Train the mechanisms of a converted checkpoint to reproduce softmax attention, fine-tune, and write to
+    ``training_args.output_dir``.
+
+    The folder gets the checkpoint, ``distillation_report.json`` and ``.md``, ``distillation_log.jsonl``, the model after stage 1 in
+    ``stage1``, and, if ``save_steps`` asks for them, checkpoints to resume from in ``checkpoints``.
+
+    Returns:
+        The report.
+
+    Raises:
+        LongAttentionError: with one sentence, for anything that is wrong with the arguments, the model or the text.
+        DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
+    """
+    training_args.full |= not model_args.use_peft
+    run = begin(model_args, data_args, training_args, check_output)
+    if training_args.resume:
+        check_resumable(run)
+    if training_args.push_to_hub:  # before the work that is to be uploaded
+        check_login(training_args.repository, training_args.hub_token)
+    if training_args.overwrite and not training_args.resume and processes().is_main_process:
+        for old in (training_args.folder / STAGE_1, training_args.checkpoints(1), training_args.checkpoints(2)):
+            shutil.rmtree(old, ignore_errors=True)
+        (training_args.folder / RATES).unlink(missing_ok=True)
+    processes().wait_for_everyone()
+    model, tokenizer, objective = load_student(model_args, data_args, training_args)
+    length = input_length(model, tokenizer, data_args.max_length)
+    training_args.check_length(length)
+    if training_args.runs(1):
+        check_learns(model)
+    if training_args.softmax_layers:  # what later steps refuse is refused before stage 1, which may take hours
+        number_to_restore(model, training_args.softmax_layers)
+    if training_args.runs(2) and training_args.needs_teacher:
+        check_original(model_args)
+    with processes().main_process_first():
+        documents, held_out = read_documents(data_args, training_args.seed)
+    masks = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
+    size = training_args.per_device_train_batch_size
+    batches = held_out_batches(to_inputs(held_out, tokenizer, length), masks, training_args.held_out_inputs, size)
+    return Stages(run, model_args, training_args, tokenizer, objective, length, documents, masks, batches).all_stages(model)
+
+
+def check_output(args: LineariseTrainingArguments) -> None:
+    """Refuse to write over an earlier distillation.
+
+    Raises:
+        OptionError: the output holds one, finished or not, and neither ``resume`` nor ``overwrite`` is given.
+    """
+    if args.resume or args.overwrite:
+        return
+    if (args.folder / DISTILLATION_REPORT).exists():
+        raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it")
+    if any(args.checkpoints(stage).exists() for stage in (1, 2)):
+        raise OptionError(
+            f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
+            "another --output"
+        )
+
+
+def check_resumable(run: TaskArguments) -> None:
+    """Refuse to resume what has not begun, and the distillation of another model.
+
+    Raises:
+        CheckpointError: with one sentence.
+    """
+    args: Any = run.training
+    report = read_report(args.folder / STAGE_1)
+    if report is not None:
+        check_same_name(report["settings"].get("model"), run.model.model, args.folder)
+    newest = [start for stage in (1, 2) if (start := newest_checkpoint(args.checkpoints(stage))) is not None]
+    for start in newest:
+        check_same_model(Path(start), run.model.model)
+    if report is None and not newest and not (args.folder / RATES).is_file():
+        raise CheckpointError(f"there is no checkpoint in {args.output_dir!r} to resume from; leave --resume out to start anew")
+
+
+def check_learns(model: PreTrainedModel) -> None:
+    """Refuse stage 1 for a model whose mechanisms have no parameters."""
+    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
+    if not any(p.requires_grad for mechanism in mechanisms for p in mechanism.parameters()):
+        names = ", ".join(dict.fromkeys(repr(mechanism.name) for mechanism in mechanisms))
+        raise OptionError(
+            f"stage 1 trains the mechanisms' parameters, and {names} has none with these options; give --stage 2, which fine-tunes the "
+            "model's projections"
+        )
+
+
+TASK = Task(arguments=LINEARISE, train=linearise_attention, result=markdown)

@@ -1,0 +1,27 @@
+"""Continue training an encoder on long text: predict masked tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from hf_longattn.tasks import Task
+from hf_longattn.training.lm import LMDataArguments, LMModelArguments, TextTrainingArguments, describe_lm_result, finetune_lm
+
+
+@dataclass
+class MLMModelArguments(LMModelArguments):
+    """An encoder, which predicts masked tokens."""
+
+    objective: str = field(default="mlm", init=False)
+
+
+@dataclass
+class MLMDataArguments(LMDataArguments):
+    """Text for masked-token prediction."""
+
+    hub_task: ClassVar[str] = "fill-mask"
+
+
+MLM = (MLMModelArguments, MLMDataArguments, TextTrainingArguments)
+TASK = Task(arguments=MLM, train=finetune_lm, result=describe_lm_result)

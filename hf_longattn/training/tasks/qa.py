@@ -1,0 +1,418 @@
+"""Fine-tune for extractive question answering (SQuAD, MRQA, TriviaQA, Natural Questions, HotpotQA).
+
+Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
+as in BERT's SQuAD 2 fine-tuning. With several correct spans the loss is that of all of them together (Clark & Gardner 2018). HotpotQA's
+yes, no and supporting sentences get heads beside the span's, as in Longformer.
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from hf_longattn.data.batching import chosen_packing
+from hf_longattn.data.lengths import PositionRange, input_length, longest_input
+from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
+from hf_longattn.data.qa_schemas import load_qa
+from hf_longattn.data.sources import held_back
+from hf_longattn.data.tokenization import pad_with_end
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
+from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
+from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
+from hf_longattn.evaluation.summaries import mean_and_error
+from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
+from hf_longattn.private_apis import attention_implementation
+from hf_longattn.tasks import Task
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.loading import load_model, loading
+from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+LONG_DOCUMENTS = ("windows", "truncate", "refuse")
+QA_HEADS = ("auto", "span", "hotpot")
+
+
+@dataclass
+class QAModelArguments(ModelArguments):
+    """What extractive question answering starts from, and is compared with."""
+
+    heads: str = argument(
+        "auto", "span, or hotpot: also yes and no answers and supporting sentences, as in Longformer; auto: what the data have."
+    )
+    global_question: bool | None = argument(
+        None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
+        "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
+    )  # fmt: skip
+    baseline: str = argument("", "A short model to compare with on the same questions, read in windows of 512 tokens that share 128.")
+
+    def check(self) -> None:
+        super().check()
+        if self.heads not in QA_HEADS:
+            raise OptionError(f"heads must be one of {', '.join(QA_HEADS)}, not {self.heads!r}")
+
+
+@dataclass
+class QADataArguments(LabelledDataArguments):
+    """Questions about documents, and how documents become inputs."""
+
+    hub_task: ClassVar[str] = "question-answering"
+    shape: ClassVar[str] = "a SQuAD-shaped file"
+
+    data: list[str] = argument(
+        [], "One or several of: a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
+        "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
+    )  # fmt: skip
+    validation: str = argument(
+        "", "Questions to answer before, during (eval_strategy) and after training, all of them, which also tune the no-answer threshold; "
+        "default: a tenth of the questions of every source of --data, chosen by --seed, whose documents may have others in the training."
+    )  # fmt: skip
+    evidence: str = argument(
+        "", "Folder 'evidence' of TriviaQA's release, with the documents of its own JSON; default: the one beside the file or its folder."
+    )  # fmt: skip
+    skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
+    max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
+    long_documents: str = argument(
+        "windows", "What to do with documents longer than max_length: windows (overlapping, see stride), truncate (questions whose answer "
+        "is cut off are left out of the training), or refuse."
+    )  # fmt: skip
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length (BERT, run_qa).")
+    packing: bool | None = argument(
+        None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
+    )
+    max_question_tokens: int = argument(64, "Tokens at which a question is cut, with a warning.")
+
+    def check(self) -> None:
+        super().check()
+        if self.long_documents not in LONG_DOCUMENTS:
+            raise OptionError(f"long_documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}")
+        if self.max_question_tokens < 1:
+            raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
+
+
+@dataclass
+class QATrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of extractive question answering."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)
+
+    random_positions: bool = argument(False, "Place question and document at random rows of the position table, so that all are trained.")
+    windows: list[int] = argument(
+        [], "For short models: train under the attention of their later conversion. In every step document tokens see the question and "
+        "this many tokens on either side, drawn from these numbers; 0 = full attention."
+    )  # fmt: skip
+    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
+    learning_rate: float = argument(3e-5, "Highest learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
+    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+
+
+QA = (QAModelArguments, QADataArguments, QATrainingArguments)
+
+
+def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``, with the predictions on ``data_args.validation``, or else on a tenth of
+    the questions of every source.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, scores and loss on the validation data before and after,
+        Trainer's history.
+    """
+    run = begin(model_args, data_args, training_args)
+    read = partial(load_qa, skip_bad_rows=data_args.skip_bad_rows, evidence=data_args.evidence or None)
+    records, validation = held_back(data_args, read, training_args.seed, unit="id")
+    model, tokenizer = load_qa_model(model_args.model)
+    stride = None if data_args.long_documents == "truncate" else data_args.stride
+    form = dataclasses.replace(format_for(model, tokenizer, model_args, data_args), stride=stride)
+    if model_args.heads == "hotpot" or (model_args.heads == "auto" and any(records["sentences"])):
+        attach_evidence(model, tokenizer)
+        model.config.evidence_paragraphs = supporting_paragraphs(records)
+    form = dataclasses.replace(form, markers=hasattr(model, "evidence"))
+    varied = training_args.random_positions or bool(training_args.windows)
+    features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
+    pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
+    training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
+    # that of an earlier training is of other weights; it is found anew on the validation data, where some questions have no answer
+    threshold = 0.0 if "none" in {*records["kind"], *validation["kind"]} else None
+    vars(model.config).pop("no_answer_threshold", None)
+    if threshold is not None:
+        model.config.no_answer_threshold = threshold
+    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+    reader = QAReader("", model, tokenizer, form, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
+    reader.null_threshold = threshold
+    trainer = QATrainer(
+        model,
+        training_args,
+        train_dataset=features,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        data_collator=QACollator(tokenizer, pack=pack),
+        max_minutes=training_args.max_minutes,
+        positions=PositionRange.of(model) if training_args.random_positions else None,
+        windows=training_args.windows,
+        reader=reader,
+    )
+    log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
+    before = train(trainer, run, lambda: (plain_scores(trainer.evaluate()), trainer.scores))
+    after = plain_scores(trainer.evaluate()), trainer.scores
+    log["held_out_loss"] = compared_losses(None if before is None else before[0], after[0])
+    log["held_out"] = {"before": None if before is None else before[1], "after": after[1]}
+    if trainer.threshold is not None:
+        trainer.accelerator.unwrap_model(trainer.model).config.no_answer_threshold = trainer.threshold
+    if trainer.is_world_process_zero():
+        training_args.folder.mkdir(parents=True, exist_ok=True)
+        write_predictions(training_args.folder, validation.to_list(), trainer.given_answers)
+        if model_args.baseline:
+            log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
+    trainer.accelerator.wait_for_everyone()
+    return finish(trainer, run, log, describe_qa_training)
+
+
+def baseline_scores(
+    model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments, validation: Dataset
+) -> dict[str, Any]:
+    """Scores of the short model ``model_args.baseline``, which reads documents in windows, with the best threshold where some have no
+    answer."""
+    model, tokenizer = load_qa_model(model_args.baseline)
+    form = windows(min(512, longest_input(model, tokenizer)), 128, data_args.max_question_tokens)
+    reader = QAReader("", model.to(training_args.device), tokenizer, form, batch_size=training_args.per_device_eval_batch_size)
+    records = validation.to_list()
+    answers = reader.read(records)
+    threshold = score_answers(records, answers).get("best_f1_threshold")
+    return score_answers(records, answers, threshold)
+
+
+def supporting_paragraphs(records: Dataset) -> int | None:
+    """From how many paragraphs the supporting sentences of every question are (HotpotQA: 2); ``None`` where that differs."""
+    known = ({one["paragraph"] for one in sentences if one["supports"]} for sentences in records["sentences"])
+    counts = {len(paragraphs) for paragraphs in known if paragraphs}
+    return counts.pop() if len(counts) == 1 else None
+
+
+class QATrainer(TimedTrainer):
+    """A Trainer with the loss over all correct spans, that scores answers, and can vary positions and windows in every step.
+
+    Args:
+        positions: put question and document at random rows of this range, so that the whole position table is trained and nothing
+            depends on absolute positions; ``None`` = the model's own positions.
+        windows: see :func:`window_mask`; for short models only. Empty = full attention.
+        reader: answers the questions of ``eval_dataset``, whose rows are then records of ``load_qa``; ``None`` = they are inputs, and only
+            their loss is measured.
+
+    Training batches need ``document_start (B,)`` for the first two.
+    """
+
+    def __init__(
+        self, *args: Any, positions: PositionRange | None = None, windows: Sequence[int] = (), reader: QAReader | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.label_names = self.args.label_names or ["starts", "ends"]
+        self.positions, self.windows, self.reader = positions, tuple(windows), reader
+        self.scores: dict[str, Any] = {}
+        self.threshold = None if reader is None else reader.null_threshold
+        self.given_answers: list[Answer] = []
+        self.batches = (0, 0)  # the current step, and its batches so far
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        """The mean over the batch's inputs, of all correct spans; the model's own loss where a batch has ``start_positions`` instead."""
+        if "starts" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        evidence = getattr(self.accelerator.unwrap_model(model), "evidence", None)
+        given = {name: value for name, value in inputs.items() if name not in TARGETS}
+        outputs = model(**given, **({"output_hidden_states": True} if evidence is not None else {}))
+        loss = qa_loss(outputs, inputs, evidence).mean()
+        return (loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}) if return_outputs else loss
+
+    def answers(self) -> list[Answer]:
+        """The reader's answers to the evaluation data, in their order; each process reads its share."""
+        assert self.reader is not None
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.reader.model = self.model_wrapped if sharded else self.model
+        records = self.eval_dataset.to_list()
+        if sharded or self.args.world_size == 1:  # sharded weights are gathered by all processes together
+            return self.reader.read(records)
+        mine = range(self.args.process_index, len(records), self.args.world_size)
+        found = gather_object(list(zip(mine, self.reader.read([records[place] for place in mine]), strict=True)))
+        return [answer for _, answer in sorted(found, key=lambda one: one[0])]
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. Where some questions have no
+        answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on these questions."""
+        if self.reader is None or eval_dataset is not None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        records, answers = self.eval_dataset.to_list(), self.answers()
+        self.scores = score_answers(records, answers)
+        if "best_f1_threshold" in self.scores:
+            self.threshold = self.scores["best_f1_threshold"]
+            answers = [dataclasses.replace(answer, text=answer.above(self.threshold)) for answer in answers]
+            self.scores = score_answers(records, answers)
+        self.given_answers = answers
+        loss, error = mean_and_error([loss for answer in answers for loss in answer.losses])
+        numbers = {name: float(value) for name, value in self.scores.items() if isinstance(value, (int, float))}
+        named = {"loss": loss, "loss_se": error, **numbers}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in named.items()}
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """As Trainer's. Positions and windows are drawn with the step's own seed, so that a resumed run draws what the uninterrupted run
+        would have drawn; a collator has collated batches ahead by then."""
+        step = self.state.global_step
+        self.batches = (step, self.batches[1] + 1 if self.batches[0] == step else 1)
+        first = inputs.pop("document_start", None)
+        if first is not None:
+            seed = random.Random(f"{self.args.seed}:{self.args.process_index}:{self.batches}").getrandbits(63)
+            inputs = {**inputs, **self.varied(first.cpu(), inputs["attention_mask"], torch.Generator().manual_seed(seed))}
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def varied(self, first: Tensor, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """``position_ids`` and ``attention_mask`` where they are to vary; ``first (B,)`` is where documents start."""
+        found: dict[str, Tensor] = {}
+        if self.positions is not None:
+            found["position_ids"] = random_positions(first, real.shape[1], self.positions, generator).to(real.device)
+        mask = window_mask(first, real.cpu(), self.windows, generator) if self.windows else None
+        if mask is not None:
+            if attention_implementation(self.accelerator.unwrap_model(self.model).config) == "eager":
+                mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)  # added to the scores; transformers leaves 4-D masks alone
+            found["attention_mask"], found["real"] = mask.to(real.device), real
+        return found
+
+
+def random_positions(first: Tensor, length: int, positions: PositionRange, generator: torch.Generator) -> Tensor:
+    """Position ids ``(B, length)`` with question and document placed independently; a document wraps around the end of the table.
+
+    That is what a tiled table looks like: any row at any place, with a seam at every copy.
+    """
+    places = torch.arange(length)
+    starts = torch.randint(0, positions.count, (len(first), 2), generator=generator)
+    start = torch.where(places < first[:, None], starts[:, :1], starts[:, 1:])
+    return positions.first + (start + places) % positions.count
+
+
+def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: torch.Generator) -> Tensor | None:
+    """Draw one w of ``windows``: document tokens see the question and w tokens on either side, as after a conversion.
+
+    Returns:
+        Which tokens see which ``(B, 1, L, L)``; ``None`` if 0, full attention, was drawn.
+    """
+    half = windows[int(torch.randint(0, len(windows), (1,), generator=generator))]
+    if not half:
+        return None
+    places = torch.arange(real.shape[1])
+    near = (places[:, None] - places).abs() <= half
+    question = places < first[:, None]
+    seen = near | question[:, None, :] | question[:, :, None]
+    return (seen & real[:, None, :].bool())[:, None]
+
+
+def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa") -> str:
+    """What a model card says about a run: its length, the arguments that were given, the held-out loss, and scores."""
+    settings, last = log["settings"], {key: value for entry in log["history"] for key, value in entry.items()}
+    unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
+    changed = {k: v for k, v in settings.items() if k not in unsaid}
+    minutes = last.get("train_runtime", 0.0) / 60
+    lines = [f"{last.get('step', 0):,} steps in {minutes:.1f} minutes with `{command}`, on {', '.join(settings['data'])}:", ""]
+    lines += [f"- `{key}`: {value}" for key, value in changed.items()]
+    if "held_out" in log:
+        source = f"`{settings['validation']}`" if "validation" in settings else "held-out questions"
+        lines += [
+            "",
+            f"Loss on {source}: {loss_in_words(log['held_out_loss'])}.",
+            "",
+            *(f"- {line}" for line in qa_table(log).splitlines()),
+        ]
+    return "\n".join(lines)
+
+
+def qa_table(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run: the scores on the validation data before and after, a line for each."""
+    lines = []
+    for when, scores in log["held_out"].items():
+        if scores:
+            names = [name for name in ("exact_match", "f1", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
+            shown = ", ".join(score_in_words(scores, name, name) for name in names)
+            lines.append(f"{when}: {shown} ({counted(scores['n'], 'question')})")
+    after = log["held_out"]["after"]
+    if "baseline" in log:
+        scores = log["baseline"]
+        shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1"))
+        lines.append(f"{log['settings']['baseline']} in windows of 512: {shown}")
+    if "best_f1_threshold" in after:
+        lines.append(
+            f'each with the threshold of "no answer" that is best on these very questions (now {after["best_f1_threshold"]:.2f}), so '
+            "somewhat higher than on others"
+        )
+    for kind in ("by_length", "by_position"):
+        cells = [f"{bucket} {part['f1']:.1f} (n={part['n']})" for bucket, part in after[kind].items()]
+        if cells:
+            lines.append(f"F1 {kind.replace('_', ' ')} in tokens: " + ", ".join(cells))
+    return "\n".join(lines)
+
+
+def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer, which pads on the
+    right, where answers keep their positions."""
+    with loading(name):
+        model = load_model(AutoModelForQuestionAnswering, name, elsewhere=("evidence.",))
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if getattr(model.config, "has_evidence_heads", False):
+            attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"the tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer")
+    tokenizer.padding_side = "right"
+    pad_with_end(tokenizer, name)
+    return model, tokenizer
+
+
+def _evidence_weights(name: str) -> dict[str, Tensor]:
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    files = [SAFE_WEIGHTS_NAME]
+    if index is not None:
+        parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({file for weight, file in parts.items() if weight.startswith("evidence.")})
+    found: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(str(cached_file(name, file)), framework="pt") as tensors:
+            found |= {key.removeprefix("evidence."): tensors.get_tensor(key) for key in tensors.keys() if key.startswith("evidence.")}  # noqa: SIM118
+    return found
+
+
+def format_for(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments
+) -> QAFormat:
+    """Return how documents become inputs of this model; its config then says which tokens are global, so that inference matches training.
+
+    Raises:
+        OptionError: a global question is requested for a model without global tokens.
+    """
+    length, question = input_length(model, tokenizer, data_args.max_length), data_args.max_question_tokens
+    if model_args.global_question is False:
+        if getattr(model.config, "question_separator_id", None) is not None:
+            model.config.question_separator_id = None
+        return QAFormat(length, max_question_tokens=question)
+    chosen_by_model = carry_question(model, tokenizer)
+    if model_args.global_question and not takes_globals(model):
+        raise OptionError(f"global_question was requested, but no layer of {model_args.model!r} takes global tokens; leave it out")
+    return QAFormat(length, None, bool(model_args.global_question) and not chosen_by_model, question)
+
+
+TASK = Task(arguments=QA, train=finetune_qa, result=qa_table)

@@ -1,0 +1,164 @@
+"""Fine-tune an encoder-decoder (BART, Pegasus, mBART, Marian …) to summarise long documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+from hf_longattn.data.batching import SummaryCollator
+from hf_longattn.data.documents import read_summaries, to_summaries
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.sources import held_back
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.evaluation import load_metric
+from hf_longattn.tasks import Task
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, steps_of
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+PREDICTIONS = "predictions.txt"
+
+
+@dataclass
+class Seq2SeqDataArguments(LabelledDataArguments):
+    """Documents and their summaries."""
+
+    hub_task: ClassVar[str] = "summarization"
+
+    text_column: str = argument("document", "The column that holds the text to read (article in CNN/DailyMail, PubMed and arXiv).")
+    summary_column: str = argument("summary", "The column that holds the text to write (highlights in CNN/DailyMail, abstract in PubMed).")
+    prefix: str = argument("", "Put before every document, as T5 needs it: 'summarize: '.")
+    max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum (LED: 16,384).")
+    max_summary_length: int = argument(256, "Tokens at which summaries are cut, and generated ones end (LED on arXiv: 512).")
+
+    def check(self) -> None:
+        super().check()
+        if self.text_column == self.summary_column:
+            raise OptionError(f"text_column and summary_column are both {self.text_column!r}; name two columns")
+        if self.max_summary_length < 2:
+            raise OptionError(f"max_summary_length must be at least 2 tokens, not {self.max_summary_length}")
+
+
+@dataclass
+class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
+    """``Seq2SeqTrainingArguments`` of summarisation."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ("neftune_noise_alpha",)  # encoders of BART's family do not read the shared embedding
+
+    predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
+    generation_num_beams: int | None = argument(4, "Beams in evaluation (LED and BART: 4).")
+    per_device_train_batch_size: int = argument(1, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(1, "Documents per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
+    learning_rate: float = argument(3e-5, "Highest learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
+    label_smoothing_factor: float = argument(0.1, "Label smoothing (BART, Pegasus: 0.1).")
+
+
+SEQ2SEQ = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
+
+
+class LongSeq2SeqTrainer(TimedTrainer, Seq2SeqTrainer):
+    """transformers' Seq2SeqTrainer with a time budget."""
+
+
+def finetune_seq2seq(
+    model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments
+) -> dict[str, Any]:
+    """Train, and write the model and its summaries of the validation data to ``training_args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, ROUGE before and after, Trainer's history.
+    """
+    run = begin(model_args, data_args, training_args)
+    _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    columns = data_args.text_column, data_args.summary_column
+    data, held = held_back(data_args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
+    model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer)
+    write_in_one_language(model, tokenizer)
+    length = input_length(model, tokenizer, data_args.max_length)
+    training_args.generation_max_length = training_args.generation_max_length or data_args.max_summary_length
+    rows, held_out = (to_summaries(part, tokenizer, data_args.prefix, length, data_args.max_summary_length) for part in (data, held))
+    training_args.remove_unused_columns = False
+
+    def rouge(found: EvalPrediction) -> dict[str, float]:
+        texts = [np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids) for ids in (found.predictions, found.label_ids)]
+        predictions, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts)
+        return load_metric("rouge").compute(predictions=predictions, references=references)
+
+    trainer = LongSeq2SeqTrainer(
+        model,
+        training_args,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        data_collator=SummaryCollator(tokenizer, model),
+        compute_metrics=rouge if training_args.predict_with_generate else None,
+        max_minutes=training_args.max_minutes,
+    )
+    before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
+    found = trainer.predict(held_out)
+    after = plain_scores(found.metrics)
+    if training_args.predict_with_generate and trainer.is_world_process_zero():
+        ids = np.where(np.asarray(found.predictions) < 0, tokenizer.pad_token_id, found.predictions)
+        texts = [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        training_args.folder.mkdir(parents=True, exist_ok=True)
+        Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
+    log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}
+    return finish(trainer, run, log, describe_seq2seq)
+
+
+def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a multilingual model (mBART) write in the language that it reads, the tokenizer's ``src_lang``, as ``run_summarization --lang``
+    does: labels end with its code, and decoding begins with it where the config does not say how.
+
+    Raises:
+        CheckpointError: nothing says with which token decoding begins.
+    """
+    language = getattr(tokenizer, "src_lang", None)
+    if language is not None:
+        tokenizer.tgt_lang = language
+    if model.config.decoder_start_token_id is None and language is not None:
+        model.config.decoder_start_token_id = tokenizer.convert_tokens_to_ids(language)
+        if model.generation_config is not None:
+            model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id
+    if model.config.decoder_start_token_id is None:
+        raise CheckpointError(
+            f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json"
+        )
+
+
+def describe_seq2seq(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    return (
+        f"{steps_of(log)} with `longattn train seq2seq` on {log['documents']:,} documents of {', '.join(log['settings']['data'])}, cut to "
+        f"{log['input_length']:,} tokens. {seq2seq_result(log)}."
+    )
+
+
+def seq2seq_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    return held_out_in_words(log["held_out"], _in_words, "document")
+
+
+def _in_words(scores: Scores) -> str:
+    error, names = error_of(scores, "loss"), [name for name in ("rouge1", "rouge2", "rougeL") if name in scores]
+    rouge = "/".join(f"{scores[name]:.1f}{'' if (se := error_of(scores, name)) is None else f' ± {se:.1f}'}" for name in names)
+    loss = f"loss {scores['loss']:.3f}{'' if error is None else f' ± {error:.3f}'}"
+    return f"{loss}, ROUGE-1/2/L {rouge} %" if rouge else loss
+
+
+TASK = Task(arguments=SEQ2SEQ, train=finetune_seq2seq, result=seq2seq_result)

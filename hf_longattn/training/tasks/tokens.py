@@ -1,0 +1,156 @@
+"""Fine-tune to tag the words of long documents: named entities over whole documents.
+
+Documents longer than the model are read in overlapping windows; each word is tagged in the window in which it has most context.
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoModelForTokenClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+
+from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, chosen_packing
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.sources import DataError, class_names, held_back
+from hf_longattn.data.tokenization import IGNORED, for_words
+from hf_longattn.data.words import read_words, tag_names, to_windows
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.evaluation import load_metric
+from hf_longattn.tasks import Task
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.loading import label_config, load_head, load_start
+from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+
+@dataclass
+class TokenDataArguments(LabelledDataArguments):
+    """Documents whose words are tagged, and how they become inputs."""
+
+    hub_task: ClassVar[str] = "token-classification"
+    shape: ClassVar[str] = "a tagged file"
+
+    data: list[str] = argument(
+        [], "One or several of: a .conll file (a word and its tag in a line; -DOCSTART- lines, or else blank ones, separate documents), a "
+        ".jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub."
+    )  # fmt: skip
+    words_column: str = argument("tokens", "The column that holds a document's words.")
+    tags_column: str = argument("ner_tags", "The column that holds their tags: names (B-PER, I-PER, O) or numbers of classes.")
+    max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length.")
+    packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
+
+    def check(self) -> None:
+        super().check()
+        if self.words_column == self.tags_column:
+            raise OptionError(f"words_column and tags_column are both {self.words_column!r}; name two columns")
+
+
+@dataclass
+class TokenTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of token classification."""
+
+    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
+    learning_rate: float = argument(5e-5, "Highest learning rate (BERT, appendix A.3: 2e-5 to 5e-5).")
+
+
+TOKENS = (ModelArguments, TokenDataArguments, TokenTrainingArguments)
+
+
+def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, training_args: TokenTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, tags, scores before and after, Trainer's history.
+    """
+    run = begin(model_args, data_args, training_args)
+    config, tokenizer = load_start(model_args.model, "token classification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"the tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer"
+        )
+    tokenizer = for_words(tokenizer, model_args.model)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
+    texts, held_texts = read_tagged(data_args, training_args.seed)
+    names = class_names(tag_names(texts, held_texts), config)
+    model = load_head(AutoModelForTokenClassification, model_args.model, tokenizer, **label_config(names))
+    length = input_length(model, tokenizer, data_args.max_length)
+    rows, held_out = (to_windows(data, tokenizer, length, data_args.stride, names) for data in (texts, held_texts))
+    pack = chosen_packing(model, data_args.packing, training_args)
+    training_args.remove_unused_columns = False
+    columns = ["word_ids", "document"]
+    trainer = TimedTrainer(
+        model,
+        training_args,
+        train_dataset=rows.remove_columns(columns),
+        eval_dataset=held_out.remove_columns(columns),
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer),
+        eval_collator=TokenCollator(tokenizer),
+        max_minutes=training_args.max_minutes,
+    )
+
+    def measure() -> dict[str, Any]:
+        found = trainer.predict(held_out.remove_columns(columns)).predictions
+        return tag_scores(found, held_out, held_texts, names) if trainer.is_world_process_zero() else {}
+
+    before, after = train(trainer, run, measure), measure()
+    log = {"input_length": length, "tags": names, "packed": pack, "documents": len(texts), "held_out": {"before": before, "after": after}}
+    return finish(trainer, run, log, describe_tokens)
+
+
+def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """Documents to train on and to evaluate on, with the columns ``words`` and ``tags`` (names).
+
+    Raises:
+        DataError: a missing column, words without tags, or a single tag.
+    """
+    data, held_out = held_back(args, lambda source, split: read_words(source, split, args.words_column, args.tags_column), seed)
+    known = tag_names(data)
+    if len(known) < 2:
+        raise DataError(f"all words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn")
+    return data, held_out
+
+
+def tag_scores(found: Iterable[Any], rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
+    """Entity scores of whole documents from the logits of each window: a word takes its tag from the window in which it is farthest from an
+    edge."""
+    best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
+    for logits, words, labels, document in zip(found, rows["word_ids"], rows["labels"], rows["document"], strict=True):
+        choices = np.asarray(logits).argmax(-1)
+        for at, (word, label) in enumerate(zip(words, labels, strict=True)):
+            context = min(at, len(words) - 1 - at)
+            if label != IGNORED and context > best[document][word][0]:
+                best[document][word] = (context, names[int(choices[at])])
+    predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
+    return load_metric("entities").compute(predictions=predicted, references=texts["tags"][:])
+
+
+def describe_tokens(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    return (
+        f"{steps_of(log)} with `longattn train tokens` on {log['documents']:,} documents of {', '.join(log['settings']['data'])} with "
+        f"{len(log['tags'])} tags, inputs of up to {log['input_length']:,} tokens. {tokens_result(log)}."
+    )
+
+
+def tokens_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    return held_out_in_words(
+        log["held_out"],
+        lambda scores: f"{score_in_words(scores, 'f1', 'F1 of entities')}, {score_in_words(scores, 'accuracy', 'words')}",
+        "document",
+    )
+
+
+TASK = Task(arguments=TOKENS, train=finetune_tokens, result=tokens_result)

@@ -1,0 +1,59 @@
+"""scripts/train.py and `longattn train`: a model of the other kind is refused, and every task has a row in the documents."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.cli.train import train
+from hf_longattn.tasks import task_names, task_summary
+from scripts.dev.studies.tokenizer import train_tokenizer
+from tests.training.conftest import SOURCES, checkpoint
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(SOURCES, vocab_size=300)
+
+
+@pytest.mark.parametrize(("objective", "other"), [("mlm", "clm"), ("clm", "mlm")])
+def test_each_objective_refuses_a_model_of_the_other(
+    objective: str, other: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number, source in enumerate(SOURCES):
+        (tmp_path / f"{number}.txt").write_text(source[:2000])
+    usual = ["--text", str(tmp_path), "--output", str(tmp_path / "out"), "--max-steps", "1", "--no-bf16", "--disable-tqdm", "True"]
+    assert train(objective, ["--model", checkpoint(objective, tmp_path / "model", tokenizer), *usual]) == 0
+    assert f"written to {tmp_path / 'out'}" in capfd.readouterr().err
+    assert (tmp_path / "out" / "README.md").is_file()
+    assert train(objective, ["--model", checkpoint(other, tmp_path / "other", tokenizer), *usual, "--overwrite"]) == 1
+    assert f"train it with {other}" in capfd.readouterr().err
+
+
+def test_the_script_is_the_command(repository: Path) -> None:
+    line = [sys.executable, str(repository / "scripts" / "train.py"), "--help"]
+    shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert all(f" {task} " in shown for task in task_names())
+    done = subprocess.run([sys.executable, str(repository / "scripts" / "distill_attention.py")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "longattn train linearise" in done.stderr
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_every_task_has_its_row_in_the_documents(task: str, repository: Path) -> None:
+    table = (repository / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
+    assert any(f"`{task}`" in line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    assert task_summary(task).endswith(".")
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("learning_rat: 1\n")
+    assert train("qa", ["--config", str(recipe)]) == 1
+    assert "Did you mean 'learning_rate'?" in capsys.readouterr().err
+    assert train("qa", ["--config", str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml does not exist; give a YAML file" in capsys.readouterr().err

@@ -1,0 +1,188 @@
+"""A whole distillation: what each stage changes and gains, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.mechanisms import mechanism_class
+from hf_longattn.training.linearise.stages import LOG_NAME, recovered
+from hf_longattn.training.linearise.trainer import DivergenceError
+from hf_longattn.training.tasks.linearise import linearise_attention
+from tests.training.linearise.conftest import Kill, Start
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])
+def test_both_stages(kind: str, start: Start, tmp_path: Path) -> None:
+    report = linearise_attention(*start(kind=kind, transfer_steps=30, transfer_learning_rate=3e-2))
+    out = tmp_path / "out"
+    shares = {stage: [row["share"] for row in report[stage]["layers"]] for stage in ("before", "stage1")}
+    assert all(after < before for before, after in zip(shares["before"], shares["stage1"], strict=True))
+    assert report["stage1"]["original"] == pytest.approx(report["before"]["original"], abs=1e-6)
+    assert report["tokens"] == {"stage1": 30 * 4 * 64, "stage2": 6 * 4 * 64}
+    assert json.loads((out / "distillation_report.json").read_text())["stage2"] == report["stage2"]
+    assert "after stage 2" in (out / "distillation_report.md").read_text()
+
+    converted, first, second = (load_file(folder / "model.safetensors") for folder in (out / "converted", out / "stage1", out))
+    own = {name for name in converted if ".long_attention." in name}
+    assert set(converted) == set(first) == set(second)
+    assert all(torch.equal(converted[name], first[name]) != (name in own) for name in converted)
+    changed = {name for name in converted if not torch.equal(first[name], second[name])}
+    assert own < changed
+    frozen = ("mlp", "intermediate", "embed", "wte", "wpe", "norm", "Norm", "ln_", "bias")
+    assert not [name for name in changed if any(part in name for part in frozen)], "LoRA updates the projections alone"
+
+    lines = [json.loads(line) for line in (out / LOG_NAME).read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines[:3]] == [(1, 2), (1, 4), (1, 6)]
+    assert lines[0]["tokens"] == 2 * 4 * 64
+    assert len(lines[0]["layers"]) == 2
+
+
+def test_full_fine_tuning_changes_everything_and_weights_can_be_matched(start: Start, tmp_path: Path) -> None:
+    report = linearise_attention(*start(full=True, weights_factor=1.0, output_factor=0.0))
+    assert report["stage1"]["layers"][0]["share"] != report["before"]["layers"][0]["share"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out" / "stage1", tmp_path / "out"))
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_killed_run_goes_on_to_the_same_result(stage: int, start: Start, tmp_path: Path, kill: Kill) -> None:
+    linearise_attention(*start("whole", save_steps=2))
+    kill(stage, start("killed", save_steps=2))
+    report = linearise_attention(*start("killed", save_steps=2, resume=True))
+    whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert report["tokens"] == {"stage1": 6 * 4 * 64, "stage2": 6 * 4 * 64}
+    logs = [[json.loads(line) for line in (tmp_path / folder / LOG_NAME).read_text().splitlines()] for folder in ("whole", "killed")]
+    steps = [[(line["stage"], line["step"], line["tokens"]) for line in log if "train_loss" not in line] for log in logs]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize(("stage", "where"), [(1, "output"), (2, "output"), (1, "gradient"), (2, "gradient")])
+def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hedgehog = mechanism_class("hedgehog")
+    forward, passes = hedgehog.forward, []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan")
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = forward(self, *args, **kwargs)
+        if self.layer == 1 and self.training:
+            passes.append(1)
+        if self.layer == 1 and len(passes) > 7 and self.training:
+            if where == "output":
+                return output * float("nan")
+            output.register_hook(spoil)
+        return output
+
+    monkeypatch.setattr(hedgehog, "forward", poisoned)
+    what = "the loss" if where == "output" else "the gradient"
+    with pytest.raises(DivergenceError, match=rf"{what} is not a finite number at step 4 of stage {stage}, in layer 1 .*checkpoint-2;"):
+        linearise_attention(*start(stage=str(stage), save_steps=2))
+    newest = tmp_path / "out" / "checkpoints" / f"stage{stage}" / "checkpoint-2" / "model.safetensors"
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_step_whose_scaled_gradients_overflow_is_left_to_the_scaler(
+    stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp16 the first steps overflow, until the scaler has found a scale."""
+    prepare, scalers = Accelerator.__init__, []
+
+    def with_scaler(self: Accelerator, *args: Any, **kwargs: Any) -> None:
+        prepare(self, *args, **kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        scalers.append(self.scaler)
+
+    monkeypatch.setattr(Accelerator, "__init__", with_scaler)
+    linearise_attention(*start(stage=str(stage)))
+    assert scalers[-1].get_scale() < 2.0**127, "no step has overflowed"
+    weights = load_file(tmp_path / "out" / "model.safetensors").values()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
+
+
+def test_inputs_may_be_shorter_than_the_model(start: Start, tmp_path: Path) -> None:
+    report = linearise_attention(*start(stage="1", max_length=48, transfer_steps=1))
+    assert report["input_length"] == 48
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 64
+
+
+def test_a_teacher_gives_its_weights(start: Start, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    teacher = AutoModelForMaskedLM.from_pretrained(start()[0].model)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.01)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    linearise_attention(*start(stage="1", teacher=str(tmp_path / "teacher"), max_length=128))
+    theirs, ours = (load_file(tmp_path / folder / "model.safetensors") for folder in ("teacher", "out"))
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs if "position_embeddings" not in name)
+    table = next(name for name in theirs if "position_embeddings" in name)
+    assert torch.equal(ours[table], theirs[table].repeat(2, 1))
+
+
+def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    plain = start()[0].model
+    convert_checkpoint(plain, tmp_path / "windowed", mechanism="window", window=16, verify=False)
+    other = BertForMaskedLM(BertConfig(vocab_size=1024, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32))
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "old" / "checkpoints" / "stage1").mkdir(parents=True)
+    cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
+        (OptionError, "'window' has none with these options; give --stage 2", {"model": str(tmp_path / "windowed"), "mechanism": ""}),
+        (OptionError, "has no long attention yet", {"mechanism": ""}),
+        (CheckpointError, "num_hidden_layers is 3, not 2; num_attention_heads is 4, not 2", {"teacher": str(tmp_path / "other")}),
+        (CheckpointError, "There is no folder", {"teacher": str(tmp_path / "none")}),
+        (OptionError, "max_steps does not apply to the two stages", {"max_steps": 7}),
+        (OptionError, "stage must be one of", {"stage": "3"}),
+        (OptionError, "transfer_steps must be at least 1", {"transfer_steps": 0}),
+        (OptionError, "one of them above 0", {"output_factor": 0.0}),
+        (OptionError, "require --mechanism", {"mechanism": "", "option": ["feature_dim=4"]}),
+        (OptionError, "must be even|even", {"option": ["feature_dim=5"]}),
+        (LongAttentionError, "Did you mean 'hedgehog'", {"mechanism": "hedgehok"}),
+        (OptionError, "up to 4096 tokens, not for 8192", {"max_length": 8192, "weights_factor": 1.0}),
+        (OptionError, "add --resume", {"output": "old"}),
+    ]
+    for error, words, changes in cases:
+        with pytest.raises(error, match=words):
+            linearise_attention(*start(**changes))
+
+
+@pytest.mark.parametrize(("family", "sentence"), [("bert", "is a BertForQuestionAnswering, which predicts no tokens"),
+                                                  ("t5", "has no language-modelling head")])  # fmt: skip
+def test_a_checkpoint_that_predicts_no_tokens(family: str, sentence: str, start: Start, tokenizer: PreTrainedTokenizerBase) -> None:
+    arguments = start(stage="1", mechanism="hedgehog" if family == "bert" else "adaptive_span")
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(tokenizer)}
+    model = (
+        BertForQuestionAnswering(BertConfig(**small))
+        if family == "bert"
+        else T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+    )
+    model.save_pretrained(arguments[0].model)
+    with pytest.raises(LongAttentionError, match=sentence):
+        linearise_attention(*arguments)
+    assert not Path(arguments[2].output_dir, "converted").exists()
+
+
+def test_the_recovered_share() -> None:
+    assert recovered(2.0, 6.0, 3.0) == pytest.approx(0.75)
+    assert recovered(2.0, 2.0, 1.9) is None
+    assert recovered(2.0, 2.001, 1.9) is None

@@ -1,0 +1,170 @@
+"""Stage 2 against the original: what it learns, at which length, and with everything that stage 2 does otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.errors import OptionError
+from hf_longattn.families import FAMILIES
+from hf_longattn.training.linearise.stages import LOG_NAME
+from hf_longattn.training.linearise.teacher import Teacher, predictions_at
+from hf_longattn.training.linearise.trainer import DivergenceError
+from hf_longattn.training.loading import frozen_teacher
+from hf_longattn.training.tasks.linearise import linearise_attention
+from scripts.dev.tools.small_models import language_model, small_config
+from tests.training.conftest import checkpoint
+from tests.training.linearise.conftest import Kill, Start
+
+
+@pytest.mark.parametrize(("kind", "full"), [("mlm", False), ("clm", True), ("llama", False)])
+def test_predictions_approach_the_originals(kind: str, full: bool, start: Start, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"kind": kind, "certain": True, "stage": "2", "finetune_loss": "kl", "finetune_steps": 20, "full": full}
+    source = Path(start(**settings)[0].model) / "model.safetensors"
+    original = load_file(source)
+    report = linearise_attention(*start(**settings, finetune_learning_rate=5e-3))
+    assert report["kl"]["after"] < 0.97 * report["kl"]["before"]
+    assert report["kl"]["input_length"] == 64
+    after = load_file(source)
+    assert all(torch.equal(original[name], after[name]) for name in original)
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(load_file(tmp_path / "out" / "converted" / "model.safetensors"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
+    second = [line for line in lines if line["stage"] == 2 and "loss" in line]
+    assert all(line["loss"] == pytest.approx(line["kl"], rel=1e-3) for line in second)
+    assert "KL divergence of its predictions" in (tmp_path / "out" / "distillation_report.md").read_text()
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("clm", {}), ("clm", {"hidden_factor": 0.5, "temperature": 2.0}), ("mlm", {})])
+def test_accumulated_batches_are_one_batch(
+    kind: str, changes: dict[str, Any], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same inputs in one batch of four, and in four of one; an encoder's masks depend on the batch, so it is asked at all tokens, and
+    none is masked."""
+    monkeypatch.setattr(RepeatableMasks, "torch_mask_tokens", lambda self, ids, *_, **__: (ids, ids.clone()))
+    masks = {"kl_positions": "all"} if kind == "mlm" else {}
+    loss = {
+        "finetune_loss": "mixed" if kind == "clm" else "kl", "stage": "2", "full": True, "finetune_steps": 2, "certain": True,
+        "optim": "sgd", "finetune_learning_rate": 0.1, **masks, **changes,
+    }  # fmt: skip
+    for rows in (1, 4):
+        linearise_attention(*start(f"{rows}", kind, per_device_train_batch_size=rows, gradient_accumulation_steps=4 // rows, **loss))
+    one, four = (load_file(tmp_path / folder / "model.safetensors") for folder in ("1", "4"))
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_killed_run_resumes_to_the_same_result(stage: int, start: Start, tmp_path: Path, kill: Kill) -> None:
+    """With both losses, hidden states and a layer that keeps softmax attention."""
+    loss = {"finetune_loss": "mixed", "kl_factor": 2.0, "hidden_factor": 0.5, "softmax_layers": 1.0, "save_steps": 2, "held_out_inputs": 2}
+    whole_report = linearise_attention(*start("whole", **loss))
+    kill(stage, start("killed", **loss))
+    report = linearise_attention(*start("killed", resume=True, **loss))
+    whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert report["softmax_layers"]["kept"] == whole_report["softmax_layers"]["kept"]
+    assert report["stage2"] == whole_report["stage2"]
+
+
+@pytest.mark.parametrize("converted_before", [True, False])
+def test_the_original_reads_no_more_than_it_was_trained_for(converted_before: bool, start: Start, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_length": 128, "finetune_loss": "kl", "finetune_steps": 2, "transfer_steps": 1}
+    if converted_before:
+        plain = start()[0].model
+        convert_checkpoint(plain, tmp_path / "long", mechanism="hedgehog", max_length=128, verify=False)
+        settings |= {"model": str(tmp_path / "long"), "mechanism": ""}
+    report = linearise_attention(*start(**settings))
+    assert report["input_length"] == 128
+    assert report["kl"]["input_length"] == 64
+    assert report["tokens"] == {"stage1": 4 * 128, "stage2": 2 * 4 * 64}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 128
+
+
+def test_the_parts_of_the_loss_add_up(start: Start) -> None:
+    model_args, _, args = start(certain=True, finetune_loss="mixed", kl_factor=3.0, hidden_factor=0.25, temperature=2.0)
+    teacher = Teacher.of(model_args, args, "mlm", "cpu")
+    student = AutoModelForMaskedLM.from_pretrained(model_args.model).eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    ids = torch.randint(10, 1000, (2, 64))
+    labels = ids.masked_fill(torch.rand(2, 64) > 0.3, -100)
+    mask = torch.ones_like(ids)
+    mask[1, 40:] = 0
+    labels[1, 40:] = -100
+    inputs = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    total, parts, _ = teacher.loss(student, inputs, torch.no_grad())
+    original = AutoModelForMaskedLM.from_pretrained(model_args.model).eval()
+    with torch.no_grad():
+        own, theirs = (model(**inputs, output_hidden_states=True) for model in (student, original))
+    at, real = labels != -100, mask.bool()
+    wanted, found = ((outputs.logits[at].double() / 2).log_softmax(-1) for outputs in (theirs, own))
+    assert float(parts["kl"]) == pytest.approx(4 * float((wanted.exp() * (wanted - found)).sum(-1).mean()), rel=1e-4)
+    assert float(parts["lm"]) == pytest.approx(float(own.loss), rel=1e-5)
+    shares = [
+        float((a[real] - b[real]).square().sum() / b[real].square().sum())
+        for a, b in zip(own.hidden_states[1:], theirs.hidden_states[1:], strict=True)
+    ]
+    assert float(parts["hidden"]) == pytest.approx(sum(shares) / 2, rel=1e-3)
+    assert float(total.detach()) == pytest.approx(float(parts["lm"] + 3 * parts["kl"] + 0.25 * parts["hidden"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])
+def test_the_head_runs_where_predictions_are_compared(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    loader: Any = AutoModelForMaskedLM if kind == "mlm" else AutoModelForCausalLM
+    model = frozen_teacher(loader.from_pretrained(checkpoint(kind, tmp_path / kind, tokenizer)))
+    ids, at = torch.randint(10, 1000, (2, 30)), torch.rand(2, 30) > 0.5
+    with predictions_at(model, at):
+        some = model(input_ids=ids).logits
+    torch.testing.assert_close(some, model(input_ids=ids).logits[at])
+
+
+def test_the_heads_of_all_families_can_run_at_some_tokens() -> None:
+    ids, at = torch.randint(10, 60, (2, 12)), torch.rand(2, 12) > 0.5
+    for base in FAMILIES:
+        config = small_config(base, pad_token_id=0, mask_token_id=5)
+        if not config.is_encoder_decoder:
+            model = getattr(transformers, language_model(base))(config).eval()
+            with torch.no_grad(), predictions_at(model, at):
+                some = model(input_ids=ids).logits
+            with torch.no_grad():
+                torch.testing.assert_close(some, model(input_ids=ids).logits[at], msg=base)
+
+
+def test_nan_is_found_in_its_layer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = Teacher.loss
+
+    def spoilt(self: Teacher, student: Any, inputs: Any, autocast: Any) -> Any:
+        total, parts, outputs = loss(self, student, inputs, autocast)
+        return total * float("nan"), parts, outputs
+
+    monkeypatch.setattr(Teacher, "loss", spoilt)
+    with pytest.raises(DivergenceError, match=re.escape("the loss is not a finite number at step 1 of stage 2, in the parts after")):
+        linearise_attention(*start(stage="2", finetune_loss="kl"))
+
+
+def test_bad_input_is_a_sentence(start: Start, tmp_path: Path) -> None:
+    linearise_attention(*start("done", transfer_steps=1, finetune_steps=1))
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("finetune_loss must be one of lm, kl, mixed, not 'js'", {"finetune_loss": "js"}),
+        ("kl_positions must be one of all, predicted", {"finetune_loss": "kl", "kl_positions": "some"}),
+        ("temperature must be above 0", {"finetune_loss": "kl", "temperature": 0.0}),
+        ("kl_factor must be above 0", {"finetune_loss": "mixed", "kl_factor": 0.0}),
+        ("add --finetune_loss kl or mixed", {"hidden_factor": 1.0}),
+        ("add --finetune_loss kl or mixed", {"kl_positions": "all"}),
+        ("add --finetune_loss mixed or leave it out", {"finetune_loss": "kl", "kl_factor": 2.0}),
+        ("cannot be its own teacher; add --teacher", {"finetune_loss": "kl", "model": str(tmp_path / "done"), "mechanism": ""}),
+    ]
+    for words, changes in cases:
+        with pytest.raises(OptionError, match=re.escape(words)):
+            linearise_attention(*start(**{"stage": "2", **changes}))

@@ -1,0 +1,164 @@
+"""Distillation from a teacher: a converted copy of the teacher has no distance from it, a smaller student comes closer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+
+from hf_longattn.cli.train import train
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import OptionError
+from hf_longattn.training.args import build_arguments
+from hf_longattn.training.tasks import distill
+from hf_longattn.training.tasks.distill import DISTILL, distill_student, layer_map, score_error
+from tests.training.conftest import FAST, checkpoint
+
+
+def losses(log: dict[str, Any]) -> list[float]:
+    return [entry["loss"] for entry in log["history"] if "loss" in entry]
+
+
+def small(folder: Path, tokenizer: PreTrainedTokenizerBase, **shape: Any) -> str:
+    torch.manual_seed(1)
+    usual = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **{**usual, **shape})).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["mlm", "llama"])
+def test_a_converted_copy_has_no_distance_from_its_teacher(
+    kind: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    teacher = checkpoint(kind, tmp_path / "teacher", tokenizer)
+    convert_checkpoint(teacher, tmp_path / "long", mechanism="window", window=256, max_length=128, verify=False)
+    given = {
+        "model": str(tmp_path / "long"),
+        "output_dir": str(tmp_path / "out"),
+        "text": [texts],
+        "teacher": teacher,
+    }
+    log = distill_student(*build_arguments(DISTILL, **given, **FAST, max_steps=1, max_train_samples=4))
+    assert log["input_length"] == 64
+    dropout = kind == "mlm"
+    assert losses(log)[0] < (2.0 if dropout else 1e-6)
+
+
+@pytest.mark.parametrize("method", ["tinybert", "logits"])
+def test_a_smaller_student_comes_closer(method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
+    certain = AutoModelForMaskedLM.from_pretrained(teacher)
+    with torch.no_grad():
+        certain.cls.predictions.bias.copy_(4 * torch.randn(len(tokenizer)))  # untrained, it predicts all tokens alike: no distance to learn
+    certain.save_pretrained(teacher)
+    student = small(tmp_path / "student", tokenizer)
+    given = {"model": student, "output_dir": str(tmp_path / "out"), "text": [texts], "teacher": teacher, "method": method}
+    log = distill_student(*build_arguments(DISTILL, **given, **FAST, max_steps=30, learning_rate=1e-2, max_train_samples=4))
+    assert losses(log)[-1] < 0.95 * losses(log)[0]
+    assert log["layers"] == [2]
+    saved = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert set(saved.state_dict()) == set(AutoModelForMaskedLM.from_pretrained(student).state_dict())
+
+
+def test_layers_are_mapped_evenly_or_as_given() -> None:
+    class Shape:
+        def __init__(self, layers: int) -> None:
+            self.config = BertConfig(num_hidden_layers=layers)
+
+    assert layer_map(Shape(4), Shape(12), []) == [3, 6, 9, 12]  # type: ignore[arg-type]
+    assert layer_map(Shape(2), Shape(12), [1, 12]) == [1, 12]  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="needs 2 numbers from 1 to 12"):
+        layer_map(Shape(2), Shape(12), [0, 12])  # type: ignore[arg-type]
+
+
+def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]) -> None:
+    teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
+    student = small(tmp_path / "student", tokenizer, num_attention_heads=4)
+    given = ["--method", "tinybert", "--model", student, "--output", str(tmp_path / "o"), "--text", texts]
+    for more, words in (
+        ([], "add --teacher"),
+        (["--teacher", teacher], "add --attention_factor 0"),
+        (["--teacher", teacher, "--temperature", "0"], "temperature must be above 0"),
+    ):
+        assert train("distill", [*given, *more]) == 1
+        assert words in capfd.readouterr().err
+
+
+def test_the_method_may_be_set_in_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: logits\ntext: [texts]\nmodel: student\noutput_dir: out\n")
+    assert train("distill", ["--config", str(recipe)]) == 1
+    assert "add --teacher" in capfd.readouterr().err
+    recipe.write_text("method: logits\ntempreature: 2\n")
+    assert train("distill", ["--config", str(recipe)]) == 1
+    assert "Did you mean 'temperature'?" in capfd.readouterr().err
+    assert train("distill", ["--config", str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml does not exist; give a YAML file" in capfd.readouterr().err
+
+
+def drawn_projections(seed: int, length: int = 7) -> tuple[Tensor, Tensor]:
+    """Queries and keys ``(B, H, N, D)`` of two rows."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 3, length, 4, generator=generator), torch.randn(2, 3, length, 4, generator=generator)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_error_of_attention_scores_is_the_mean_over_pairs_that_softmax_sees(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against float64 on dense scores, with padding; a causal model's future keys do not count."""
+    monkeypatch.setattr(distill, "QUERIES_AT_A_TIME", 3)
+    own, theirs = drawn_projections(0), drawn_projections(1)
+    real = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]]).bool()
+    learns = [states.clone().requires_grad_(True) for states in own]
+    found = score_error((learns[0], learns[1]), theirs, real, causal)
+    (5 * found).backward()
+    exact = [states.double().requires_grad_(True) for states in own]
+    counted = real[:, None, :, None] & real[:, None, None, :]
+    counted = (counted.tril() if causal else counted).expand(2, 3, 7, 7)
+    difference = exact[0] @ exact[1].mT - theirs[0].double() @ theirs[1].double().mT
+    expected = difference[counted].square().mean()
+    (5 * expected).backward()
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    for states, reference in zip(learns, exact, strict=True):
+        assert states.grad is not None
+        assert reference.grad is not None
+        torch.testing.assert_close(states.grad, reference.grad.float())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        self.elements = max(
+            self.elements, *(one.numel() for one in torch.utils._pytree.tree_leaves(returned) if isinstance(one, Tensor)), 0
+        )
+        return returned
+
+
+def test_no_tensor_of_all_pairs_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "QUERIES_AT_A_TIME", 8)
+    own, theirs = drawn_projections(0, 256), drawn_projections(1, 256)
+    learns = own[0].requires_grad_(True), own[1].requires_grad_(True)
+    with LargestTensor() as largest:
+        score_error(learns, theirs, torch.ones(2, 256).bool(), True).backward()
+    assert largest.elements <= 2 * 3 * 8 * 256
+
+
+def test_a_decoder_learns_nothing_from_scores_of_future_keys(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Teacher and student agree on all that softmax sees where their keys differ in the last token alone and nothing comes after it."""
+    own, theirs = drawn_projections(0), drawn_projections(0)
+    theirs[1][:, :, -1] += 1.0
+    real = torch.ones(2, 7).bool()
+    assert float(score_error(own, theirs, real[:, :], False)) > float(score_error(own, theirs, real, True)) > 0
+    real[:, -1] = False
+    assert float(score_error(own, theirs, real, True)) == 0.0
