@@ -43,6 +43,7 @@ def test_a_converted_copy_has_no_distance_from_its_teacher(
         "output_dir": str(tmp_path / "out"),
         "text": [texts],
         "teacher": teacher,
+        "method": "tinybert",
     }
     log = distill_student(*build_arguments(DISTILL, **given, **FAST, max_steps=1, max_train_samples=4))
     assert log["input_length"] == 64
