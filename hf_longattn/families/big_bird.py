@@ -44,8 +44,8 @@ class LongBigBirdConfig(LongConfig, BigBirdConfig):
 def equivalent_settings(values: Mapping[str, Any], defaults: Any = None) -> dict[str, Any]:
     """The settings with which a LongBigBird computes what transformers' model with this ``config.json`` does.
 
-    The block-sparse attention of transformers counts the first block again for each random block in evaluation, seeds random blocks with
-    the layer's number in training, cuts blocks from the padded input, and has no dropout on its weights.
+    The block-sparse attention of transformers counts the first block again for each random block in evaluation (in training it draws
+    random blocks, which a LongBigBird does not), cuts blocks from the padded input, and has no dropout on its weights.
     """
     defaults = BigBirdConfig() if defaults is None else defaults
     if values.get("attention_type", defaults.attention_type) == "original_full":
@@ -54,7 +54,7 @@ def equivalent_settings(values: Mapping[str, Any], defaults: Any = None) -> dict
         "mechanism": "bigbird",
         "block_size": values.get("block_size", defaults.block_size),
         "num_random_blocks": values.get("num_random_blocks", defaults.num_random_blocks),
-        "random_pattern": "hf",
+        "random_pattern": "hf_eval",
         "blocks_over": "input",
     }
     return {"attention_type": "original_full", "attention_probs_dropout_prob": 0.0, "long_attention": mechanism}

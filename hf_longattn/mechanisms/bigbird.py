@@ -8,17 +8,18 @@ block I sees the keys of block J if
 
 Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they attend to, and are
 attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as in transformers' BigBird. A key that a
-query counts m times has the weight m · exp(score): with ``random_pattern="hf"``, random blocks may repeat blocks that it sees anyway.
+query counts m times has the weight m · exp(score): with ``random_pattern="hf_eval"``, the first block counts once more for each random
+block, as in transformers' BigBird in evaluation. Its training draws random blocks; here training and evaluation are alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,12 +27,10 @@ from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import KEPT
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, plus
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
-from ..engines.common.derivatives import map_one_by_one
 from ..engines.common.global_rows import global_index
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..errors import LengthError, OptionError
-from ..naming import OPERATORS
+from ..errors import OptionError
 from ..positions.distances import Extent
 from .common.cost import KeptKeys
 from .common.layout import joined, tokens_of
@@ -51,8 +50,8 @@ class BigBirdOptions(Options):
     seed: int = option(0, "seed of the random blocks; layer l draws with seed + l", least=0)
     random_pattern: str = option(
         "seeded",
-        "'seeded': distinct blocks outside the window and the global blocks; 'hf': as in transformers, which in evaluation counts the "
-        "first block again instead of each random one; 'hf_eval': the latter in training, too",
+        "'seeded': distinct blocks outside the window and the global blocks; 'hf_eval': the first block counts again instead of each "
+        "random one, as in transformers in evaluation; 'hf': the same, from configs whose training drew transformers' random blocks",
         choices=("seeded", "hf", "hf_eval"),
     )
     blocks_over: str = option(
@@ -101,9 +100,14 @@ class BigBird(MaskedMechanism):
             self.causal = False  # transformers has no causal form
         self.ignores_padding = self.options.blocks_over == "text"
 
-    @property
-    def needs_whole_batch(self) -> bool:  # type: ignore[override]
-        return self.training and self.options.random_pattern == "hf"
+    def train(self, mode: bool = True) -> Self:
+        if mode and self.options.random_pattern == "hf":
+            warnings.warn(
+                "Mechanism 'bigbird' with random_pattern='hf' counts the first block again instead of drawing transformers' random blocks, "
+                "in training as in evaluation; choose random_pattern='seeded' to train with random blocks, or 'hf_eval' to train as it is.",
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     @property
     def full_blocks(self) -> int:
@@ -141,16 +145,11 @@ class BigBird(MaskedMechanism):
         """The pattern in blocks for sequences of ``count (B or 1,)`` blocks, at most ``rows``."""
         o, seed = self.options, self.options.seed + self.layer + seed
         first, heads = self.head_range or (0, self.num_heads)
-        if o.random_pattern == "hf" and self.training:
-            length = self.max_length or rows * o.block_size
-            random = transformers_blocks(count, seed, heads, rows, o.num_random_blocks, o.block_size, length)
-        elif o.random_pattern != "seeded":
-            random = count.new_zeros(1, 1, rows, 0)
-        else:
+        if o.random_pattern == "seeded":
             sizes = o.num_random_blocks, o.num_window_blocks, o.num_global_blocks
-            random = seeded_blocks(seed, heads, count, rows, *sizes, causal, device)
-        if random.shape[1] == heads:
-            random = random[:, first : first + self.num_heads]
+            random = seeded_blocks(seed, heads, count, rows, *sizes, causal, device)[:, first : first + self.num_heads]
+        else:
+            random = count.new_zeros(1, 1, rows, 0)
         again = o.num_random_blocks - random.shape[-1]
         return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
 
@@ -228,13 +227,8 @@ class BigBird(MaskedMechanism):
 
         if tokens is not None:
             return make()
-        drawn = self.options.random_pattern == "hf" and self.training
-        where = (self.options, self.num_heads, self.head_range, self.layer + seed, self.max_length if drawn else drawn)
-        return KEPT.get((type(self), *where, length, causal, device, dtype), make)
-
-
-OLD_PLANS = (1024, 3072, 4096)
-"""Padded lengths for which transformers draws from the first 1,024 tokens, in the order of the authors' code."""
+        key = (type(self), self.options, self.num_heads, self.head_range, self.layer + seed, length, causal, device, dtype)
+        return KEPT.get(key, make)
 
 
 def seeded_blocks(
@@ -290,72 +284,6 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
     return x ^ (x >> 16)
-
-
-@torch.library.custom_op(f"{OPERATORS}::transformers_blocks", mutates_args=())
-def transformers_blocks(blocks: Tensor, seed: int, heads: int, rows: int, count: int, size: int, max_length: int) -> Tensor:
-    """The random blocks of transformers' BigBird in training mode, whose layer l draws with seed l. ``(B, H, rows, count)``.
-
-    Args:
-        blocks: ``(B,)``, blocks of each sequence.
-        size: tokens in a block.
-        max_length: the model's ``max_position_embeddings``, over which the plans of :data:`OLD_PLANS` are drawn.
-    """
-    table = torch.full((len(blocks), heads, rows, count), -1)
-    for item, total in enumerate(blocks.tolist()):
-        if total > 2 * count + 5:  # shorter ones get full attention
-            table[item, :, 1 : total - 1] = torch.from_numpy(_drawn_as_transformers(seed, heads, total, count, size, max_length))
-    return table.to(blocks.device)
-
-
-map_one_by_one(transformers_blocks)
-
-
-@transformers_blocks.register_fake
-def _(blocks: Tensor, seed: int, heads: int, rows: int, count: int, size: int, max_length: int) -> Tensor:
-    return torch.empty((blocks.shape[0], heads, rows, count), dtype=torch.int64, device=blocks.device)
-
-
-def _drawn_as_transformers(seed: int, heads: int, total: int, count: int, size: int, max_length: int) -> np.ndarray:
-    """Random blocks of the query blocks 1 … total-2, ``(H, total-2, count)``."""
-    random = np.random.RandomState(seed)
-    drawn = np.zeros((heads, total - 2, count), dtype=np.int64)
-
-    def draw(head: int, row: int, pool: np.ndarray, barred: frozenset[int]) -> None:
-        chosen = [block for block in random.permutation(pool).tolist() if block not in barred][:count]
-        if row < total - 1:
-            if len(chosen) < count:
-                raise LengthError(
-                    f"transformers' BigBird finds only {len(chosen)} of {count} random blocks for block {row} of {total} blocks of {size} "
-                    "tokens; choose random_pattern='seeded' to train at this length."
-                )
-            drawn[head, row - 1] = chosen
-
-    if total * size in OLD_PLANS:
-        for head in range(heads):
-            for row in range(1, max_length // size - 1):
-                draw(head, row, _old_pool(row, max_length // size, size), frozenset())
-    else:
-        end = 2 * count + 5
-        for row in range(1, total):
-            crossing = {end - 2} if row == 1 else {1} if row == end - 2 else set()
-            barred = frozenset({0, row - 1, row, row + 1, end - 1} | crossing)
-            for head in range(heads):
-                draw(head, row, np.arange(end), barred)
-    return drawn
-
-
-def _old_pool(row: int, total: int, size: int) -> np.ndarray:
-    """The blocks from which the plans of :data:`OLD_PLANS` draw for a query block."""
-    end = 1024 // size - 1 if 2 * size < 1024 else total - 1
-    inner = np.arange(1, total - 1)
-    if row <= 2:
-        return inner[row + 1 : end]
-    if row >= total - 3 or row - 2 > end:
-        return inner[:end]
-    if row + 1 == end:
-        return inner[: row - 2]
-    return np.concatenate([inner[: row - 2], inner[row + 1 : end]])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hf_longattn import LongAttentionConfig
 from hf_longattn.families import LongBigBirdConfig, LongBigBirdForCausalLM, LongBigBirdModel
 from tests.reference.small_models import plain_config, tokens
 
-ADOPTED = {"mechanism": "bigbird", "block_size": 16, "num_random_blocks": 2, "random_pattern": "hf", "blocks_over": "input"}
+ADOPTED = {"mechanism": "bigbird", "block_size": 16, "num_random_blocks": 2, "random_pattern": "hf_eval", "blocks_over": "input"}
 
 
 def saved(folder: Path, **changes: object) -> BigBirdModel:

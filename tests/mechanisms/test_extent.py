@@ -20,7 +20,7 @@ BOUNDED: list[tuple[str, dict[str, Any]]] = [
     ("window", {"window": 8, "dilation": 3, "num_sinks": 2}),
     ("longformer", {"window": 16, "global_tokens": (0, 2)}),
     ("bigbird", {"block_size": 8, "num_random_blocks": 0}),
-    ("bigbird", {"block_size": 8, "random_pattern": "hf"}),
+    ("bigbird", {"block_size": 8, "random_pattern": "hf_eval"}),
     ("lsg", {"block_size": 8, "sparse_block_size": 0}),
     ("lsg", {"block_size": 8, "sparse_block_size": 8, "sparsity_factor": 2, "selection": "strided"}),
     ("segmented", {"block_size": 24, "integration": "previous"}),

@@ -127,7 +127,7 @@ def test_a_base_with_layer_types_of_its_own_keeps_them() -> None:
 @pytest.mark.parametrize(
     ("config_class", "attention", "sentence"),
     [
-        ("LongGPT2Config", {"mechanism": "bigbird", "random_pattern": "hf"}, "only with causal=False with these options, but layer 0 "),
+        ("LongGPT2Config", {"mechanism": "bigbird", "random_pattern": "hf_eval"}, "only with causal=False with these options, but layer 0"),
         ("LongLlamaConfig", {"layers": {1: {"mechanism": "block_top_k", "per": "query_block"}}}, "layer 1 needs causal=True"),
         ("LongBertConfig", {"mechanism": "window", "layers": {12: {"window": 8}}}, "overrides layer 12, but the model has 12 layers"),
     ],

@@ -1,5 +1,5 @@
-"""`bigbird` equals transformers' BigBird self-attention, in training with its random blocks and in evaluation with its counting; and
-LongBigBird equals transformers' BigBird, every head, outputs and gradients, with padding."""
+"""`bigbird` equals transformers' BigBird self-attention in evaluation, with its counting; and LongBigBird equals transformers' BigBird,
+every head, outputs and gradients, with padding."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from hf_longattn import attend, build_mechanism
 from hf_longattn.families import FAMILIES
 
 HEADS, DIM, BLOCK, RANDOM = 2, 8, 16, 2
-LAYER = 3
 
 
-def theirs(length: int, mask: Tensor, hidden: Tensor, *, training: bool) -> tuple[Any, Tensor]:
-    """transformers' attention module of layer 3, and its output before the output projection."""
+def theirs(length: int, mask: Tensor, hidden: Tensor) -> tuple[Any, Tensor]:
+    """transformers' attention module, and its output before the output projection."""
     config = BigBirdConfig(
         hidden_size=HEADS * DIM, num_attention_heads=HEADS, block_size=BLOCK, num_random_blocks=RANDOM, max_position_embeddings=4096,
         attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
     )  # fmt: skip
-    module = BigBirdAttention(config, seed=LAYER).train(training)
+    module = BigBirdAttention(config).eval()
     blocked, band, rows, columns = BigBirdModel.create_masks_for_block_sparse_attn(mask.float(), BLOCK)
     return module.self, module.self(hidden, band, rows, columns, blocked, blocked)[0]
 
@@ -42,21 +41,19 @@ def ours(module: Any, mask: Tensor, hidden: Tensor, **options: Any) -> Tensor:
         num_random_blocks=RANDOM,
         blocks_over="input",
         **options,
-    ).train(module.training)
-    mechanism.layer = LAYER
+    ).eval()
     q, k, v = (projection(hidden).unflatten(-1, (HEADS, DIM)).transpose(1, 2) for projection in (module.query, module.key, module.value))
     return attend(q, k, v, mechanism, padding_mask=mask).transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("length", [160, 320, 1024])
-def test_self_attention_and_its_gradients(length: int, training: bool) -> None:
+def test_self_attention_and_its_gradients_in_evaluation(length: int) -> None:
     mask = torch.ones(3, length, dtype=torch.bool)
     mask[1, length - 50 :] = False
     mask[2, : length // 2] = False
     hidden = torch.randn(3, length, HEADS * DIM, requires_grad=True)
-    module, expected = theirs(length, mask, hidden, training=training)
-    found = ours(module, mask, hidden, random_pattern="hf")
+    module, expected = theirs(length, mask, hidden)
+    found = ours(module, mask, hidden, random_pattern="hf_eval")
     assert (expected - found)[mask].abs().max() < 1e-5
     weight = torch.randn_like(expected) * mask[..., None]
     wanted = torch.autograd.grad((expected * weight).sum(), (hidden, *module.parameters()))
@@ -67,7 +64,7 @@ def test_self_attention_and_its_gradients(length: int, training: bool) -> None:
 
 def test_the_first_block_is_counted_once_for_itself_and_once_for_each_random_block() -> None:
     mask, hidden = torch.ones(1, 320, dtype=torch.bool), torch.randn(1, 320, HEADS * DIM)
-    module, expected = theirs(320, mask, hidden, training=False)
+    module, expected = theirs(320, mask, hidden)
     assert (expected - ours(module, mask, hidden, random_pattern="hf_eval")).abs().max() < 1e-5
     assert (expected - ours(module, mask, hidden, random_pattern="seeded")).abs().max() > 1e-3
 
@@ -114,22 +111,21 @@ def test_every_head_gives_the_same_outputs_and_gradients(head: str, changes: dic
     model, longer = adopted(head, tmp_path, **changes)
     inputs = texts(head)
     real = inputs["attention_mask"].bool()
-    for training in (False, True):
-        wanted = {} if head == "BigBirdModel" else labels(head)
-        outputs = expected, found = [m.train(training)(**inputs, **wanted) for m in (model, longer)]
-        assert expected.keys() == found.keys()
-        for name in expected:
-            rows = real if expected[name].shape[: real.dim()] == real.shape else ...
-            assert (expected[name] - found[name])[rows].abs().max() < 1e-4, name
-        for m, out in zip((model, longer), outputs, strict=True):
-            m.zero_grad()
-            (out.loss if "loss" in out else out.last_hidden_state[real].square().sum() / 1000).backward()
-        gradients = dict(longer.named_parameters())
-        for name, parameter in model.named_parameters():
-            if parameter.grad is None:
-                assert gradients[name].grad is None, name
-            else:
-                assert (parameter.grad - gradients[name].grad).abs().max() < 1e-4, name
+    wanted = {} if head == "BigBirdModel" else labels(head)
+    outputs = expected, found = [m.eval()(**inputs, **wanted) for m in (model, longer)]
+    assert expected.keys() == found.keys()
+    for name in expected:
+        rows = real if expected[name].shape[: real.dim()] == real.shape else ...
+        assert (expected[name] - found[name])[rows].abs().max() < 1e-4, name
+    for m, out in zip((model, longer), outputs, strict=True):
+        m.zero_grad()
+        (out.loss if "loss" in out else out.last_hidden_state[real].square().sum() / 1000).backward()
+    gradients = dict(longer.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            assert gradients[name].grad is None, name
+        else:
+            assert (parameter.grad - gradients[name].grad).abs().max() < 1e-4, name
 
 
 def test_short_inputs_are_attended_to_fully_by_both(tmp_path: Path) -> None:
@@ -144,7 +140,13 @@ def test_short_inputs_are_attended_to_fully_by_both(tmp_path: Path) -> None:
 
 def test_with_blocks_over_the_text_a_padded_text_gives_what_it_gives_alone(tmp_path: Path) -> None:
     model = adopted("BigBirdModel", tmp_path)[0]
-    attention = {"mechanism": "bigbird", "block_size": BLOCK, "num_random_blocks": RANDOM, "random_pattern": "hf", "blocks_over": "text"}
+    attention = {
+        "mechanism": "bigbird",
+        "block_size": BLOCK,
+        "num_random_blocks": RANDOM,
+        "random_pattern": "hf_eval",
+        "blocks_over": "text",
+    }
     longer = families.LongBigBirdModel.from_pretrained(tmp_path, long_attention=attention).eval()
     inputs = texts("BigBirdModel", 300)
     with torch.no_grad():

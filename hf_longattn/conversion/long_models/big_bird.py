@@ -1,6 +1,6 @@
 """transformers' BigBird (Zaheer et al. 2020) becomes LongBigBird: the same layers, heads and tensors, with the attention on the interface.
 
-Its attention is ``random_pattern="hf"`` and ``blocks_over="input"`` of the mechanism `bigbird`. The latter makes the outputs of a text
+Its attention is ``random_pattern="hf_eval"`` and ``blocks_over="input"`` of the mechanism `bigbird`. The latter makes the outputs of a text
 depend on the padding of its batch, as in transformers; with ``blocks_over="text"`` they are those of the text alone in transformers.
 """
 

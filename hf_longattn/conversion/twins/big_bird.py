@@ -1,6 +1,6 @@
 """Encoders with the mechanism `bigbird` as transformers' code has it become transformers' BigBird and BigBird-Pegasus.
 
-That is ``random_pattern="hf"`` and ``blocks_over="input"``. BigBird counts positions from the first row of its table; in
+That is ``random_pattern="hf_eval"`` and ``blocks_over="input"``. BigBird counts positions from the first row of its table; in
 BigBird-Pegasus those that Pegasus computes are a table.
 """
 
@@ -46,10 +46,11 @@ def blocks_refusal(model: LongModel) -> str | None:
         if not isinstance(mechanism, BigBird) or mechanism.relative is not None:
             return f"Layer {index} has {described(mechanism)}, and every layer of BigBird has its blocks."
         o = mechanism.options
-        wanted = {"random_pattern": "hf", "blocks_over": "input", "seed": 0}
-        odd = next((name for name, value in wanted.items() if getattr(o, name) != value), None)
+        wanted = {"random_pattern": ("hf_eval", "hf"), "blocks_over": ("input",), "seed": (0,)}
+        odd = next((name for name, values in wanted.items() if getattr(o, name) not in values), None)
         if odd is not None:
-            return f"Layer {index} has 'bigbird' with {odd}={getattr(o, odd)}, and transformers' BigBird is that with {odd}={wanted[odd]}."
+            needed = wanted[odd][0]
+            return f"Layer {index} has 'bigbird' with {odd}={getattr(o, odd)}, and transformers' BigBird is that with {odd}={needed}."
         if o != first.options:
             return f"Layer {index} has other blocks than layer 0, and BigBird has the same in all layers."
     return None

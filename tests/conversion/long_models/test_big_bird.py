@@ -31,7 +31,7 @@ SIZES: dict[str, Any] = {
     "num_random_blocks": 2,
     "initializer_range": 0.2,
 }
-OWN = {"mechanism": "bigbird", "block_size": 16, "num_random_blocks": 2, "random_pattern": "hf", "blocks_over": "input"}
+OWN = {"mechanism": "bigbird", "block_size": 16, "num_random_blocks": 2, "random_pattern": "hf_eval", "blocks_over": "input"}
 
 
 @pytest.fixture

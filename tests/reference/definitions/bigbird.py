@@ -4,8 +4,8 @@ Block I sees, of n blocks, the g at each end, the w around it (h = floor(w/2) on
 all. Causal: the g at the beginning, the last w, and r random ones of the past. Appendix D has no random blocks for texts that the other
 blocks cover, and transformers' BigBird attends fully up to 2g + w + 2r blocks. Tokens of a mask are global besides (section 2, ETC).
 
-The random blocks are the module's. ``random_pattern="hf"`` counts them on top of what a query sees anyway, and outside training all are
-the first block, as transformers has it.
+The random blocks are the module's. With ``random_pattern="hf_eval"`` all are the first block, counted on top of what a query sees anyway,
+as transformers has it in evaluation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
     counts = [(last - start) // size + 1 for start, last in zip(starts, lasts, strict=True)]
     draws = drawn_blocks(module, counts, causal, seed)
     tokens = (torch.zeros(batch, length, dtype=torch.bool) if global_mask is None else global_mask).tolist()
-    first_block_again = options.random_pattern == "hf_eval" or (options.random_pattern == "hf" and not module.training)
+    first_block_again = options.random_pattern == "hf_eval"
 
     def times(b: int, h: int, i: int, j: int) -> int:
         n, own, other = counts[b], (i - starts[b]) // size, (j - starts[b]) // size
@@ -50,7 +50,7 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
             hits = random_blocks if other == 0 else 0
         else:
             hits = draws[b % len(draws)][h % len(draws[0])][own].count(other)
-        assert options.random_pattern != "seeded" or hits + structure <= 1, "random blocks are drawn once, and among the others"
+        assert first_block_again or hits + structure <= 1, "random blocks are drawn once, and among the others"
         return int(structure) + hits
 
     return masked_attention(q, k, v, times, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
@@ -62,7 +62,7 @@ def drawn_blocks(module: nn.Module, counts: list[int], causal: bool, seed: int) 
 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
-    pattern = random.choice(("seeded", "seeded", "hf", "hf_eval"))
+    pattern = random.choice(("seeded", "hf_eval"))
     return {
         "block_size": random.randint(1, max(1, length // random.choice((2, 8, 12)))),
         "num_random_blocks": random.randint(0, 3),

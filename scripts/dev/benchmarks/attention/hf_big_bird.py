@@ -1,4 +1,4 @@
-"""The block-sparse self-attention of transformers' own BigBird, with our projections and the same random blocks."""
+"""The block-sparse self-attention of transformers' own BigBird, with our projections."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..implementations import Implementation, LeftOut, register_implementation
 
 @register_implementation("attention", "hf-big-bird")
 class HFBigBird(Implementation):
-    """Starts from hidden states, so it is compared with our attention plus the same three projections. In training mode, since
-    transformers draws no random blocks in evaluation; it draws new ones in every pass, as in use."""
+    """Starts from hidden states, so it is compared with our attention plus the same three projections. In evaluation, where transformers
+    gathers the first block in place of each random block."""
 
-    summary = "BigBirdBlockSparseAttention of transformers in training mode, without dropout"
+    summary = "BigBirdBlockSparseAttention of transformers in evaluation"
     baseline = "longattn+projections"
 
     def __init__(self, inputs: AttentionInputs) -> None:
         case = inputs.case
-        if not isinstance(inputs.mechanism, BigBird) or inputs.mechanism.options.random_pattern != "hf":
-            raise LeftOut("its random blocks are those of mechanism bigbird with random_pattern=hf")
+        if not isinstance(inputs.mechanism, BigBird) or inputs.mechanism.options.random_pattern == "seeded":
+            raise LeftOut("its blocks are those of mechanism bigbird with random_pattern=hf_eval")
         options = inputs.mechanism.options
         if case.length % options.block_size or inputs.mechanism.covers(case.length) or case.num_globals:
             raise LeftOut(f"its block-sparse form takes more than {case.length} tokens, multiples of {options.block_size}, no globals")
@@ -36,7 +36,7 @@ class HFBigBird(Implementation):
             max_position_embeddings=case.length,
             attention_probs_dropout_prob=0.0,
         )
-        self.module = BigBirdBlockSparseAttention(config, seed=options.seed).to(case.device, case.torch_dtype).requires_grad_(False)
+        self.module = BigBirdBlockSparseAttention(config).to(case.device, case.torch_dtype).requires_grad_(False).eval()
         for name, projection in zip(("query", "key", "value"), inputs.projections, strict=True):
             getattr(self.module, name).load_state_dict(projection.state_dict())
         self.inputs = inputs

@@ -160,8 +160,8 @@ def test_a_mechanism_that_is_no_mask_is_checked_at_a_length_that_can_be_written_
     assert result.equal
 
 
-def test_transformers_big_bird_draws_the_same_blocks() -> None:
-    case = Case("bigbird", {"block_size": 8, "num_random_blocks": 1, "random_pattern": "hf"}, heads=2, head_dim=8)
+def test_transformers_big_bird_gathers_the_same_blocks() -> None:
+    case = Case("bigbird", {"block_size": 8, "num_random_blocks": 1, "random_pattern": "hf_eval"}, heads=2, head_dim=8)
     result = run_attention(case, [128], ["hf-big-bird"], repeats=1)
     assert "hf-big-bird" in {check.implementation for check in result.checks}
     assert result.equal
