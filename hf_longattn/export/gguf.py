@@ -27,7 +27,6 @@ from ..conversion.tensor_files import write_json
 from ..conversion.text import load_tokenizer
 from ..errors import ExportError, needs_extra
 from ..modeling.family.sliding_window import FULL, SLIDING
-from ..private_apis import gguf_readers
 from ..staging import check_destination, destination_path
 from .native import TwinPlan, plan_twin, tensor_values
 from .onnx import ExportReport
@@ -35,6 +34,8 @@ from .onnx import ExportReport
 FILE, GGUF_REPORT = "model.gguf", "gguf_report.json"
 SIMPLE = ("rope_type", "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor")
 """Rotary parameters that a GGUF file can say."""
+NO_VOCABULARY = "no_vocab"
+"""llama.cpp's name of a file without tokenizer, which is given token ids."""
 NO_ROPE_STEP = 4
 """llama.cpp leaves rotary positions out of every fourth layer of a SmolLM3."""
 
@@ -182,19 +183,21 @@ def export_gguf(
         _write_hyperparameters(writer, plan)
         for add, values in tokenizer.items():
             getattr(writer, add)(*values)
-        for tensor in plan.tensors:
-            if tensor.new_shape is not None:
-                packed, kind = _packed(_in_llama_cpp(plan, tensor.name, tensor_values(plan, tensor)))
-                writer.add_tensor(names[tensor.name], packed, raw_dtype=kind)
+        written = [tensor for tensor in plan.tensors if tensor.new_shape is not None]
+        for tensor in written:
+            empty, kind = _packed(torch.empty(tensor.new_shape or (), dtype=tensor.dtype, device="meta"))
+            writer.add_tensor_info(names[tensor.name], empty.shape, _numpy_dtype(empty.dtype), empty.nbytes, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in written:  # one in memory at a time
+            writer.write_tensor_data(_packed(_in_llama_cpp(plan, tensor.name, tensor_values(plan, tensor)))[0].numpy())
         writer.close()
         write_json(stage / "config.json", json.loads(plan.config.to_json_string()))
         return ["config.json", FILE]
 
     def checked(stage: Path, files: tuple[str, ...]) -> ExportReport:
-        checks = [_check_tensors(plan, stage / FILE, names), _check_fields(stage / FILE, tokenizer)]
+        checks = [_check_tensors(plan, stage / FILE, names), _check_tokenizer(stage / FILE, tokenizer)]
         require_passed(checks)
         return ExportReport(
             target, "gguf", plan.architecture.source_class, ("tokens",), ("logits",), 1, plan.new_length, None, tuple(checks), files,
@@ -209,7 +212,7 @@ def export_gguf(
         report_file=GGUF_REPORT,
         introduction=f"The long model `{short_name(source)}` as a GGUF file for llama.cpp, for inputs of up to {plan.new_length:,} tokens, "
         "made by `longattn export --format gguf`.",
-        needed_bytes=2 * plan.total_bytes + 2**24,
+        needed_bytes=plan.total_bytes + 2**24,
         overwrite=overwrite,
     )
 
@@ -281,73 +284,55 @@ def _heads(name: str, config: Any) -> int:
     return int(config.num_key_value_heads) if ".k_proj." in name else 0
 
 
-def _packed(values: Tensor) -> tuple[np.ndarray, Any]:
-    """The values as numpy holds them and their type in the file."""
+def _packed(values: Tensor) -> tuple[Tensor, Any]:
+    """The values in a dtype that numpy has, and their type in the file: bfloat16 as bytes, vectors in float32."""
     from gguf import GGMLQuantizationType as Kind
 
     if values.dim() < 2:
-        return values.float().numpy(), Kind.F32
+        return values.float(), Kind.F32
     if values.dtype == torch.bfloat16:
-        return values.contiguous().view(torch.uint8).numpy().reshape(values.shape[0], -1), Kind.BF16
-    return values.contiguous().numpy(), Kind.F16 if values.dtype == torch.float16 else Kind.F32
+        return values.contiguous().view(torch.uint8), Kind.BF16
+    return values.contiguous(), Kind.F16 if values.dtype == torch.float16 else Kind.F32
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def _check_tensors(plan: TwinPlan, file: Path, names: Mapping[str, str]) -> Check:
-    """Read every tensor as transformers does, and compare it with the twin's."""
-    from gguf import GGUFReader, dequantize
-
-    processors, other, _ = gguf_readers()
-    known = ARCHITECTURES[plan.config.model_type]
-    processor: Any = processors.get(known.name, other)(config=plan.config.to_dict())
-    read = {one.name: one for one in GGUFReader(file).tensors}
-    wrong = sorted({*names.values()} ^ read.keys())
-    for tensor in plan.tensors:
-        if tensor.new_shape is None or names[tensor.name] not in read:
-            continue
-        packed = read[names[tensor.name]]
-        values = dequantize(packed.data, packed.tensor_type)
-        parsed: dict[str, Any] = {"tensors": {}}
-        mapping = {packed.name: tensor.name}
-        if known.name in processors:
-            back = processor.process(weights=values, name=packed.name, tensor_key_mapping=mapping, parsed_parameters=parsed).weights
-        else:  # transformers reads no such file
-            back = values - 1 if known.norm_plus_one and tensor.name.endswith("norm.weight") else values
-            back = _back_in_order(back, _heads(tensor.name, plan.config)) if known.permuted else back
-        expected = tensor_values(plan, tensor).float()
-        in_file = torch.from_numpy(np.array(back)).float()  # a copy: the file is mapped read-only
-        exact = torch.equal(in_file, expected) or (packed.data.ndim == 1 and torch.allclose(in_file, expected, rtol=0, atol=1e-6))
-        if in_file.shape != expected.shape or not exact:
-            wrong.append(tensor.name)
-    detail = f"{len(read)} tensors read back, equal to the native twin's"
-    if wrong:
-        detail = f"{len(wrong)} tensors differ from the native twin's, the first is {wrong[0]}"
-    return Check("tensors", FAILED if wrong else PASSED, detail, {"tensors": len(read), "wrong": wrong[:20]})
-
-
-def _back_in_order(values: np.ndarray, heads: int) -> np.ndarray:
-    if not heads:
-        return values
-    return values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-
-
-def _check_fields(file: Path, tokenizer: Mapping[str, tuple[Any, ...]]) -> Check:
-    """The vocabulary in the file."""
+    """Read every tensor back, and compare it with the twin's."""
     from gguf import GGUFReader
 
+    in_file = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    wrong = sorted({*names.values()} ^ in_file.keys())
+    for tensor in plan.tensors:
+        if tensor.new_shape is None or names[tensor.name] not in in_file:
+            continue
+        read = in_file[names[tensor.name]]
+        expected, kind = _packed(_in_llama_cpp(plan, tensor.name, tensor_values(plan, tensor)))
+        if read.tensor_type != kind or not np.array_equal(read.data, expected.numpy()):
+            wrong.append(tensor.name)
+    detail = f"{len(in_file)} tensors read back, equal to the native twin's"
+    if wrong:
+        detail = f"{len(wrong)} tensors differ from the native twin's, the first is {wrong[0]}"
+    return Check("tensors", FAILED if wrong else PASSED, detail, {"tensors": len(in_file), "wrong": wrong[:20]})
+
+
+def _check_tokenizer(file: Path, tokenizer: Mapping[str, tuple[Any, ...]]) -> Check:
+    """Read the vocabulary back."""
+    from gguf import GGUFReader
+
+    if "add_token_list" not in tokenizer:
+        return Check("tokenizer", PASSED, "the checkpoint has no tokenizer, and neither has the file")
     fields = GGUFReader(file).fields
     lists = {"add_token_list": "tokens", "add_token_merges": "merges", "add_token_types": "token_type", "add_token_scores": "scores"}
-    wrong = []
-    for add, key in lists.items():
-        if add in tokenizer:
-            in_file, expected = fields[f"tokenizer.ggml.{key}"].contents(), list(tokenizer[add][0])
-            same = np.allclose(in_file, expected) if add == "add_token_scores" else list(in_file) == expected
-            wrong += [] if same else [key]
-    detail = (
-        f"{len(tokenizer['add_token_list'][0])} tokens read back"
-        if tokenizer
-        else "the checkpoint has no tokenizer, and neither has the file"
-    )
-    return Check("tokenizer", FAILED if wrong else PASSED, f"{detail}{f', but other {wrong[0]}' if wrong else ''}")
+    wrong = [
+        key
+        for add, key in lists.items()
+        if add in tokenizer and not np.array_equal(fields[f"tokenizer.ggml.{key}"].contents(), tokenizer[add][0])
+    ]
+    detail = f"{len(tokenizer['add_token_list'][0])} tokens read back" + (f", but {wrong[0]} differ" if wrong else "")
+    return Check("tokenizer", FAILED if wrong else PASSED, detail)
 
 
 # The tokenizer, from its tokenizer.json: byte-level BPE as llama.cpp's "gpt2", SentencePiece's BPE with byte fallback as its "llama".
@@ -361,14 +346,14 @@ PATTERNS = {
 
 
 def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
-    """Methods of the writer with their arguments; none without a tokenizer.
+    """Methods of the writer with their arguments.
 
     Raises:
         ExportError: a tokenizer of another kind.
     """
     loaded = load_tokenizer(folder)
     if loaded is None:
-        return {}
+        return {"add_tokenizer_model": (NO_VOCABULARY,)}
     backend = getattr(loaded, "backend_tokenizer", None)
     described: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
     model = described.get("model") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,44 @@ def test_a_file_holds_the_twin(case: str, tmp_path: Path) -> None:
     if "layer_types" not in changes:  # transformers' reader makes up layer types and scales for Gemma
         with torch.no_grad():
             torch.testing.assert_close(read(ids).logits, long(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def llama(file: Path) -> Any:
+    """A file in llama.cpp, with keys and values in float32 as in the model."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; CONTRIBUTING.md says how to run this")
+    return llama_cpp.Llama(str(file), n_ctx=64, n_threads=1, type_k=0, type_v=0, logits_all=True, verbose=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WRITTEN)
+def test_llama_cpp_generates_the_same_beyond_the_window(case: str, tmp_path: Path) -> None:
+    base, changes = WRITTEN[case]
+    save_long(tmp_path / "long", base, FULL, **changes)
+    export_gguf(tmp_path / "long", tmp_path / "out")
+    long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
+    ids = torch.randint(5, 90, (1, 40), generator=torch.Generator().manual_seed(0))
+    with contextlib.closing(llama(tmp_path / "out" / "model.gguf")) as reader:
+        reader.eval(ids[0].tolist())
+        for length in range(40, 56):  # windows are of 8 tokens
+            with torch.no_grad():
+                expected = long(ids).logits[0, -1]
+            scores = torch.from_numpy(reader.scores[length - 1].copy())
+            torch.testing.assert_close(scores, expected, atol=0.01, rtol=0)  # llama.cpp reads GELU from a table
+            token = int(scores.argmax())
+            assert token == int(expected.argmax())
+            ids = torch.cat([ids, torch.tensor([[token]])], 1)
+            reader.eval([token])
+
+
+@pytest.mark.slow
+def test_llama_cpp_reads_the_tokenizer(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("LlamaForCausalLM", tokenizer="gpt2")
+    convert_checkpoint(source, tmp_path / "long", mechanism="full", verify=False)
+    export_gguf(tmp_path / "long", tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    with contextlib.closing(llama(tmp_path / "out" / "model.gguf")) as reader:
+        for text in ("A long document, with words", "numbers 1234 and\n\nlines"):
+            assert reader.tokenize(text.encode(), add_bos=False) == tokenizer(text)["input_ids"]
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {

@@ -31,6 +31,8 @@ from .folder import has_safetensors
 KEPT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """GGUF types with plain values; the others are quantised and unpacked to fp32."""
 
+NO_VOCABULARY = ("no_vocab", "none")
+"""Tokenizers of files that are given token ids."""
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -230,7 +232,8 @@ def _check_rotary(reader: Any, file: str, config: dict[str, Any]) -> None:
 
 
 def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:
-    if "tokenizer.ggml.model" not in reader.fields:
+    model = reader.fields.get("tokenizer.ggml.model")
+    if model is None or model.contents() in NO_VOCABULARY:
         return
     from transformers import AutoTokenizer
 
