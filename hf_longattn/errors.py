@@ -91,7 +91,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "sentence": {"sentence_transformers": "sentence-transformers>=6.0", "sklearn": "scikit-learn>=1.6"},
     "train": {"accelerate": "accelerate>=1.10", "datasets": "datasets>=4.0", "evaluate": "evaluate>=0.4.5", "peft": "peft>=0.21"},
 }
-"""The packages of each extra that the package itself imports, by the name of their import: what pip installs, as in pyproject.toml."""
+"""For each extra, the packages that hf_longattn imports: the name of the import and what pip installs, as in pyproject.toml."""
 
 
 def check_extra(extra: str, *packages: str) -> None:
@@ -126,14 +126,14 @@ def needs_extra(extra: str) -> Iterator[None]:
             raise _missing_packages(extra, [name]) from error
         requirement = EXTRAS[extra].get(name, name)
         raise MissingExtraError(
-            f"The package {name!r} cannot be imported ({in_a_line(error)}); install it again: pip install '{requirement}'."
+            f"The package {name!r} cannot be imported ({in_a_line(error)}); type pip install --force-reinstall '{requirement}'."
         ) from error
 
 
 def _missing_packages(extra: str, names: list[str]) -> MissingExtraError:
     what = f"the package {names[0]!r}, which is" if len(names) == 1 else f"the packages {', '.join(map(repr, names))}, which are"
-    requirements = " ".join(f"'{EXTRAS[extra].get(name, name)}'" for name in names)
-    return MissingExtraError(f"This needs {what} not installed; type pip install {requirements}.")
+    requirement = f"hf-longattn[{extra}]" if EXTRAS[extra].keys() & set(names) else names[0]
+    return MissingExtraError(f"This needs {what} not installed; type pip install '{requirement}'.")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
     config: ConversionConfig,
     recipe: flags.Recipe = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", hidden=True, help="The same as `longattn plan`.")] = False,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="REPO", help="Afterwards push DST to this Hub repository, as `longattn push` does.")
     ] = None,

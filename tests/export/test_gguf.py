@@ -172,5 +172,5 @@ def test_scaled_rotary_positions_are_not_lost_when_the_file_is_converted(tmp_pat
 
 def test_without_gguf_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'gguf>=0.17'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'hf-longattn\[gguf\]'"):
         export_gguf(tmp_path, tmp_path / "out")

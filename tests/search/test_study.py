@@ -121,7 +121,7 @@ def test_a_worker_that_dies_is_a_sentence() -> None:
 
 def test_optuna_that_is_missing(encoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingExtraError, match=r"needs the package 'optuna', which is not installed; type pip install 'optuna>=5.0'"):
+    with pytest.raises(MissingExtraError, match=r"the package 'optuna', which is not installed; type pip install 'hf-longattn\[search\]'"):
         search_design(encoder, text, tmp_path / "study", trials=3, **SETTINGS)
     assert not (tmp_path / "study").exists()
     search_design(encoder, text, tmp_path / "study", **SETTINGS)

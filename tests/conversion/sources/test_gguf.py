@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_a_sentence(built: Built, tmp_path: Path, monkeyp
             convert_checkpoint(file, tmp_path / "long", **ARGUMENTS)
         assert not list((tmp_path / "temporary").glob("longattn-gguf-*"))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'gguf>=0.17'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'hf-longattn\[gguf\]'"):
         plan_conversion(whole)
 
 

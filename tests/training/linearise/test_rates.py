@@ -109,6 +109,6 @@ def test_bad_input_is_a_sentence(start: Start, monkeypatch: pytest.MonkeyPatch) 
             start(**changes)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(
-        MissingExtraError, match=re.escape("needs the package 'optuna', which is not installed; type pip install 'optuna>=5.0'")
+        MissingExtraError, match=re.escape("needs the package 'optuna', which is not installed; type pip install 'hf-longattn[search]'")
     ):
         start(**QUICK, stage="1")  # before anything is read
