@@ -14,11 +14,18 @@ from torch.utils.checkpoint import checkpoint
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.grids import grid
 
-LENGTHS = (1, 2, 63, 64, 65, 300)
+SHAPES = (
+    *((1, "none"), (2, "none"), (63, "left"), (64, "inside"), (65, "right")),
+    *((300, side) for side in ("none", "left", "right", "inside")),
+)
+"""Lengths around the tiles of the engines, each with one padding; any shape is in the test of drawn ones."""
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
 
-pytestmark = pytest.mark.parametrize(("name", "causal"), FORMS, ids=lambda value: str(value))
+every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
+ENGINES = {(mechanism_info(name).engine, causal): name for name, causal in reversed(FORMS)}
+"""A mechanism for each engine in each form."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,24 +62,30 @@ def globals_for(name: str, length: int) -> Tensor | None:
     return torch.rand(2, length) < 0.05 if mechanism_info(name).takes_globals else None
 
 
-@pytest.mark.parametrize("side", ["none", "left", "right", "inside"])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool, length: int, side: str) -> None:
-    q, k, v = inputs(length, grad=True)
-    mask = padding(length, side)
-    arguments = {"causal": causal, "padding_mask": mask, "global_mask": globals_for(name, length), **small_options(name)}
-    out, expected = attend(q, k, v, name, **arguments), reference_attend(q, k, v, name, **arguments)
-    real = mask[:, None, :, None]
-    assert out.shape == q.shape
-    assert out.isfinite().all()
-    torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
-    weight = torch.randn_like(expected) * real
-    got = torch.autograd.grad((out * weight).sum(), (q, k, v))
-    wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+@every_form
+def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool) -> None:
+    module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
+    for length, side in SHAPES:
+        q, k, v = inputs(length, grad=True)
+        mask = padding(length, side)
+        arguments = {"causal": causal, "padding_mask": mask, "global_mask": globals_for(name, length)}
+        out, expected = attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments)
+        real, shape = mask[:, None, :, None], f"{length} tokens, padding: {side}"
+        assert out.shape == q.shape, shape
+        assert out.isfinite().all(), shape
+        assert_near(out * real, (expected * real).float(), 1e-5, shape)
+        weight = torch.randn_like(expected) * real
+        got = torch.autograd.grad((out * weight).sum(), (q, k, v))
+        wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+        for a, b in zip(got, wanted, strict=True):
+            assert_near(a, b, 5e-5, shape)
 
 
+def assert_near(found: Tensor, expected: Tensor, atol: float, shape: str) -> None:
+    torch.testing.assert_close(found, expected, atol=atol, rtol=0, msg=lambda words: f"{shape}: {words}")
+
+
+@every_form
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
     q, k, v = inputs(300, dtype)
@@ -82,6 +95,7 @@ def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype:
     torch.testing.assert_close(out.double(), reference_attend(q, k, v, name, **arguments), atol=2e-2, rtol=0)
 
 
+@every_form
 @pytest.mark.parametrize("length", [5, 300])
 def test_gradcheck(name: str, causal: bool, length: int) -> None:
     q, k, v = (x[:1, :1, :, :4].detach().requires_grad_() for x in inputs(length, torch.float64, kv_heads=4))
@@ -89,6 +103,7 @@ def test_gradcheck(name: str, causal: bool, length: int) -> None:
     assert torch.autograd.gradcheck(lambda *x: attend(*x, name, causal=causal, **options), (q, k, v), fast_mode=True)
 
 
+@every_form
 def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
     alone = inputs(200)
     expected = attend(*alone, name, causal=causal, **small_options(name))
@@ -100,6 +115,7 @@ def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
         torch.testing.assert_close(out[:, :, before : before + 200], expected, atol=1e-5, rtol=0)
 
 
+@every_form
 def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> None:
     mask = torch.ones(2, 300, dtype=torch.bool)
     mask[1] = False
@@ -108,6 +124,7 @@ def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> 
     assert (out[1] == 0).all()
 
 
+@every_form
 def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: bool) -> None:
     for batch, queries, keys in ((0, 300, 300), (0, 1, 5), (2, 0, 0), (2, 0, 5)):
         q, k, v = (torch.randn(batch, h, n, 16, dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, queries), (2, keys), (2, keys)))
@@ -122,6 +139,7 @@ def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: 
         assert module.weights(q, k, causal=causal).shape == (batch, 4, queries, keys)
 
 
+@every_form
 def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
     before = attend(q, k, v, name, causal=causal, **small_options(name))
@@ -135,6 +153,7 @@ def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> Non
     assert not torch.allclose(before[:, :, 150:], after[:, :, 150:])
 
 
+@every_form
 def test_covering_the_input_equals_full_softmax_attention(name: str, causal: bool) -> None:
     wide = mechanism_class(name).covering(300, causal)
     if wide is None:
@@ -148,6 +167,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
     torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
 
 
+@every_form
 @pytest.mark.parametrize("q_len", [1, 5, 290])
 def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool, q_len: int) -> None:
     q, k, v = inputs(600)
@@ -160,6 +180,7 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
     torch.testing.assert_close(out, whole[:, :, -q_len:], atol=1e-5, rtol=0)
 
 
+@every_form
 def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
     arguments = {"causal": causal, "scaling": 0.7, **small_options(name)}
@@ -181,6 +202,7 @@ def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> 
     assert attend(q, k, ones, name, dropout_p=1.0, **arguments).abs().max() == 0
 
 
+@every_form
 def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
     q, k, v = inputs(200)
     module = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
@@ -189,6 +211,7 @@ def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
     torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), attend(q, k, v, module, causal=causal), atol=1e-5, rtol=0)
 
 
+@every_form
 def test_autocast_and_checkpointing(name: str, causal: bool) -> None:
     q, k, v = inputs(300, grad=True)
     options = small_options(name)
@@ -207,35 +230,42 @@ def _backward(out: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
     return [leaf.grad for leaf in leaves]
 
 
-def test_compile_export_copy_and_pickle(name: str, causal: bool) -> None:
-    module = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
-    q, k, v = inputs(300)
-    mask = padding(300, "left")
+class Call(torch.nn.Module):
+    """A layer's call with the mechanism inside."""
 
-    class Call(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mechanism = module
+    def __init__(self, name: str, causal: bool) -> None:
+        super().__init__()
+        self.mechanism = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
+        self.causal = causal
 
-        def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-            return attend(q, k, v, self.mechanism, causal=causal, padding_mask=mask)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return attend(q, k, v, self.mechanism, causal=self.causal, padding_mask=mask)
 
-    call = Call()
-    torch._dynamo.reset()  # the registry is longer than the number of recompilations that torch.compile allows
+
+@every_form
+def test_copy_and_pickle(name: str, causal: bool) -> None:
+    call, (q, k, v), mask = Call(name, causal), inputs(300), padding(300, "left")
     expected = call(q, k, v, mask)
-    for other in (
-        copy.deepcopy(call),
-        torch.compile(call, fullgraph=True, backend="aot_eager"),
-        torch.export.export(call, (q, k, v, mask)).module(),
-    ):
-        found = other(q, k, v, mask)
-        assert torch.isfinite(found).all()
-        real = mask[:, None, :, None]  # rows of padding mean nothing, and an exported graph takes another path to them
-        torch.testing.assert_close(found * real, expected * real, atol=1e-6, rtol=0)
-    pickled = pickle.loads(pickle.dumps(module))
+    torch.testing.assert_close(copy.deepcopy(call)(q, k, v, mask), expected, atol=1e-6, rtol=0)
+    pickled = pickle.loads(pickle.dumps(call.mechanism))
     torch.testing.assert_close(attend(q, k, v, pickled, causal=causal, padding_mask=mask), expected, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "causal"), grid(FORMS, lambda name, causal: name in (ENGINES[mechanism_info(name).engine, causal], "window")), ids=str
+)
+def test_compile_and_export(name: str, causal: bool) -> None:
+    call, (q, k, v), mask = Call(name, causal), inputs(300), padding(300, "left")
+    torch._dynamo.reset()  # the registry is longer than the number of recompilations that torch.compile allows
+    expected = call(q, k, v, mask)
+    for graph in (torch.compile(call, fullgraph=True, backend="aot_eager"), torch.export.export(call, (q, k, v, mask)).module()):
+        out = graph(q, k, v, mask)
+        assert torch.isfinite(out).all()
+        real = mask[:, None, :, None]  # rows of padding mean nothing, and an exported graph takes another path to them
+        torch.testing.assert_close(out * real, expected * real, atol=1e-6, rtol=0)
+
+
+@every_form
 def test_information_is_complete(name: str, causal: bool) -> None:
     info = mechanism_info(name)
     assert info.summary
@@ -257,6 +287,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
     return kv_len, q_len, draw(st.integers(1, 2)), draw(st.sampled_from([1, 2])), (left, right, hole)
 
 
+@every_form
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(shapes(), st.integers(0, 1000))
 def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int) -> None:

@@ -1,6 +1,7 @@
 """Where two features meet: every mechanism of the registry in both forms with relative terms, padding, globals, dtypes and large scores."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -12,12 +13,20 @@ from hf_longattn import attend, build_mechanism, list_mechanisms, reference_atte
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
+from tests.grids import grid, pairwise
 
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).takes_score_mod]
 every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
 every_scored_form = pytest.mark.parametrize(("name", "causal"), SCORED, ids=str)
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
+KINDS = sorted(RELATIVE)
+DTYPES = (torch.float64, torch.float16, torch.bfloat16)
+
+
+def turn(forms: list[tuple[str, bool]], form: tuple[str, bool], values: list[str]) -> str:
+    """The value of one form, where the forms take the values in turn."""
+    return values[forms.index(form) % len(values)]
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +70,14 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).square().mean() / expected.square().mean()).sqrt())
 
 
-@every_scored_form
-@pytest.mark.parametrize("kind", sorted(RELATIVE))
-@pytest.mark.parametrize("length", LENGTHS)
-def test_relative_terms_are_those_of_the_definition(name: str, causal: bool, kind: str, length: int) -> None:
+@pytest.mark.parametrize(
+    ("form", "kind", "length"),
+    grid(itertools.product(SCORED, KINDS, LENGTHS), lambda form, kind, length: form[0] == "window" or kind == turn(SCORED, form, KINDS)),
+    ids=str,
+)
+def test_relative_terms_are_those_of_the_definition(form: tuple[str, bool], kind: str, length: int) -> None:
+    """Every kind with `window`; with every other form, the kinds in turn."""
+    name, causal = form
     q, k, v = qkv(length, grad=True)
     mask = left_padding(length)
     module = built(name, relative=kind).double()
@@ -84,8 +97,7 @@ def test_relative_terms_are_those_of_the_definition(name: str, causal: bool, kin
 
 
 @every_scored_form
-@pytest.mark.parametrize("q_len", [None, 1])
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("length", "q_len"), [(37, None), (260, None), (260, 1)])
 def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
     """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
     q_len = min(q_len or length, length)
@@ -144,19 +156,20 @@ def test_large_scores_are_finite_and_right(name: str, causal: bool, length: int)
     same(out, expected, mask, atol=2e-3)
 
 
-@every_form
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("term", [False, True], ids=["plain", "score_mod"])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_each_dtype_comes_back_as_exact_as_fused_attention(name: str, causal: bool, dtype: torch.dtype, term: bool, length: int) -> None:
+@pytest.mark.parametrize(
+    ("form", "dtype", "term", "length"),
+    pairwise(FORMS, DTYPES, (False, True), LENGTHS, fully=lambda form, *rest: form[0] == "window"),
+    ids=str,
+)
+def test_each_dtype_comes_back_as_exact_as_fused_attention(form: tuple[str, bool], dtype: torch.dtype, term: bool, length: int) -> None:
     """Scores of standard deviation 16: half precision is off by at most four times as much as PyTorch's fused kernel is.
 
     Masks over the tokens' keys have the kernel's error. Where a mechanism computes keys or scores from the inputs, these are rounded once
     more to the inputs' dtype, as every layer's output is: 1.4-1.8 times for hierarchical and infini, 2.0-2.4 for delta and segmented with
     summaries by attention, 2.5-3.5 for linformer's keys and synthesizer's scores. Keeping them in fp32 would run the whole call in fp32.
     """
-    if term and not mechanism_class(name).takes_score_mod:
-        pytest.skip("it has no scores")
+    name, causal = form
+    term = term and mechanism_class(name).takes_score_mod
     q, k, v = qkv(length, dtype, size=4.0)
     score_mod = (lambda score, b, h, i, j: score - 0.01 * (i - j).abs()) if term else None
     module = built(name).to(dtype)

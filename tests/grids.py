@@ -1,0 +1,58 @@
+"""Which cells of a grid the quick tests run: every pair of values once; the product of all axes is for `make test-slow`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+
+
+def all_pairs(*sizes: int) -> list[tuple[int, ...]]:
+    """Cells of a grid with axes of these sizes, as indices, in which every two values of two axes meet; the same at every call.
+
+    Greedy: each cell takes an uncovered pair with the most new pairs around it, values that were used least first.
+    """
+    axes = [*itertools.combinations(range(len(sizes)), 2)]
+    uncovered = {(a, b, i, j): None for a, b in axes for i in range(sizes[a]) for j in range(sizes[b])}
+    used = [[0] * size for size in sizes]
+    cells = []
+    while uncovered:
+        first, second, i, j = next(iter(uncovered))
+        cell: list[int | None] = [None] * len(sizes)
+        cell[first], cell[second] = i, j
+        for axis in range(len(sizes)):
+            if cell[axis] is None:
+                known = [(at, value) for at, value in enumerate(cell) if value is not None]
+                cell[axis] = min(
+                    range(sizes[axis]),
+                    key=lambda value: (-sum(_pair(axis, value, *other) in uncovered for other in known), used[axis][value], value),
+                )
+        chosen = [value for value in cell if value is not None]
+        cells.append(tuple(chosen))
+        for axis, value in enumerate(chosen):
+            used[axis][value] += 1
+        for a, b in axes:
+            uncovered.pop((a, b, chosen[a], chosen[b]), None)
+    return cells
+
+
+def _pair(axis: int, value: int, other_axis: int, other_value: int) -> tuple[int, int, int, int]:
+    return (axis, other_axis, value, other_value) if axis < other_axis else (other_axis, axis, other_value, value)
+
+
+def grid(cells: Iterable[Sequence[Any]], quick: Callable[..., bool]) -> list[Any]:
+    """The parameters of every cell; those for which ``quick(*cell)`` does not hold are for `make test-slow`."""
+    return [pytest.param(*cell, marks=() if quick(*cell) else pytest.mark.slow) for cell in cells]
+
+
+def pairwise(*axes: Sequence[Any], fully: Callable[..., bool] = lambda *cell: False) -> list[Any]:
+    """The parameters of the product of the axes; those outside :func:`all_pairs`, and not ``fully``, are for `make test-slow`."""
+    pairs = {*all_pairs(*map(len, axes))}
+    product = itertools.product(*map(range, map(len, axes)))
+    return [
+        pytest.param(*cell, marks=() if indices in pairs or fully(*cell) else pytest.mark.slow)
+        for indices in product
+        for cell in [[axis[index] for axis, index in zip(axes, indices, strict=True)]]
+    ]
