@@ -25,7 +25,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_finish() -> None:
-    """Modules and collected tests stay until the end; without them, the garbage collection after every training is ten times as fast."""
+    keep_what_stays()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:
+        keep_what_stays()
+
+
+def keep_what_stays() -> None:
+    """Modules, collected tests and compiled graphs stay until the end: garbage collections leave out what has survived a file.
+
+    Trainer collects several times in each run; over all that a worker has imported and compiled by then, that is most of its time.
+    """
     gc.collect()
     gc.freeze()
 
