@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .engines.common.batch import Batch, documents_from, in_graph
-from .engines.common.call import AttentionCall, Run, ScoreMod, attend_per_sequence
+from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence
 from .engines.common.dense import nothing_seen
 from .engines.common.derivatives import mapped_in_a_sentence
-from .engines.dispatch import LISTENERS, Facts, choose, running
+from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.options import SEED
@@ -169,7 +169,7 @@ def check_mask(name: str, mask: Tensor | None, expected: tuple[int, int]) -> Ten
 
 
 def run_batch(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: Run | None = None, *, alone: bool = False
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *, alone: bool = False
 ) -> Tensor:
     """Attention of a batch with padding anywhere and packed documents: a mechanism on sequences that start at index 0.
 
@@ -182,15 +182,15 @@ def run_batch(
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
     with (
-        running(mechanism) if LISTENERS and not torch.compiler.is_compiling() else nullcontext(),
+        running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext(),
         mapped_in_a_sentence(mechanism.name) if in_graph() else nullcontext(),
     ):
         if call.batch is None or not mechanism.per_sequence(call):
             return (run or mechanism)(q, k, v, call)
-        facts = Facts(
+        context = DispatchContext(
             q.device.type, q.shape[2], k.shape[2], call, by_position=mechanism.position_dependent,
-            together=mechanism.is_cross_attention or (run is None and mechanism.needs_whole_batch),
-            alone=alone and not mechanism.is_cross_attention, trims=mechanism.trims_padding,
+            single_call=mechanism.is_cross_attention or (run is None and mechanism.needs_whole_batch),
+            separate_calls=alone and not mechanism.is_cross_attention, trims_padding=mechanism.trims_padding,
         )  # fmt: skip
         packed = run is None and mechanism.takes_documents and call.batch.documents is not None
-        return attend_per_sequence(run or mechanism, q, k, v, call, choose("packed rows" if packed else "rows", facts))
+        return attend_per_sequence(run or mechanism, q, k, v, call, choose("packed rows" if packed else "rows", context))

@@ -23,7 +23,7 @@ from .engines.common.call import AttentionCall, ScoreMod, constant
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
-from .engines.dispatch import LISTENERS, Choice, running, tell
+from .engines.dispatch import OBSERVERS, PathChoice, notify, running
 from .errors import BackendError, DerivativeError, MaskError
 from .mechanisms.common.base import Mechanism
 from .naming import BACKEND, LOGGER
@@ -162,10 +162,10 @@ def longattn_attention_forward(
         batch = None if padding is None else _batch(padding, padding.shape[1])
         seen = call.replace(batch=batch, score_mod=_score_mod(dense_mask, bias, *lengths, softcap))
         if cache.computes_attention(mechanism, query, seen):
-            told = LISTENERS and not torch.compiler.is_compiling()
+            told = OBSERVERS and not torch.compiler.is_compiling()
             with running(mechanism) if told else nullcontext():
                 if told:
-                    tell(Choice(f"cache of {cache.keeps}"))
+                    notify(PathChoice(f"cache of {cache.keeps}"))
                 output, weights = cache.attend(mechanism, query, key, value, seen, _weights_wanted(kwargs))
             return output.transpose(1, 2).contiguous(), weights
     key, value, batch, dense_mask = _align(attention_mask, query.shape[2], key, value)
@@ -193,7 +193,7 @@ def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bo
     """Whether a call asks for nothing but attention of queries to keys, and nobody asks which path runs."""
     return (
         BEYOND.isdisjoint(kwargs)
-        and not LISTENERS
+        and not OBSERVERS
         and mechanism.shard is None
         and not in_graph()
         and not torch.is_autocast_enabled(query.device.type)

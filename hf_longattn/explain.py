@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engines.dispatch import Choice, listen
+from .engines.dispatch import PathChoice, observe
 from .errors import BackendError
 from .mechanisms.common.base import Mechanism
 
@@ -68,21 +68,21 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
         BackendError: no mechanism ran.
     """
     names = {id(module): name for name, module in model.named_modules() if isinstance(module, Mechanism)}
-    found: dict[tuple[int, Choice], LayerPath] = {}
+    found: dict[tuple[int, PathChoice], LayerPath] = {}
 
     def layer_of(mechanism: Any) -> str:
         return names.get(id(mechanism), "").partition(".long_attention")[0]
 
-    def note(mechanism: Any, choice: Choice) -> None:
+    def note(mechanism: Any, choice: PathChoice) -> None:
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST
         found.setdefault((id(mechanism), choice), LayerPath(layer_of(mechanism), getattr(mechanism, "name", ""), choice.path, reason))
 
     def ran(mechanism: Any, args: Any, output: Any) -> None:
         if not any(key == id(mechanism) for key, _ in found):
-            found[id(mechanism), Choice("its own")] = LayerPath(layer_of(mechanism), mechanism.name, "its own", ONLY)
+            found[id(mechanism), PathChoice("its own")] = LayerPath(layer_of(mechanism), mechanism.name, "its own", ONLY)
 
     layers = [module for name, module in model.named_modules() if isinstance(module, Mechanism) and ".members." not in name]
-    with contextlib.ExitStack() as hooks, torch.no_grad(), listen(note):
+    with contextlib.ExitStack() as hooks, torch.no_grad(), observe(note):
         for mechanism in layers:
             hooks.callback(mechanism.register_forward_hook(ran).remove)
         model(**({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs))

@@ -18,15 +18,15 @@ from hf_longattn.attend import run_batch
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.dispatch import LISTENERS, PATHS, Choice, Facts, attempt, choose, listen
+from hf_longattn.engines.dispatch import OBSERVERS, PATHS, DispatchContext, PathChoice, attempt, choose, observe
 from hf_longattn.errors import BackendError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
 
 def paths(run: Any) -> list[str]:
-    found: list[Choice] = []
-    with listen(lambda _, choice: found.append(choice)):
+    found: list[PathChoice] = []
+    with observe(lambda _, choice: found.append(choice)):
         run()
     return [choice.path for choice in found]
 
@@ -65,23 +65,23 @@ def test_the_path_of(case: str) -> None:
 def test_every_kind_of_request_has_a_path_that_takes_all() -> None:
     call = AttentionCall()
     for kind, listed in PATHS.items():
-        assert listed[-1][1](Facts("cpu", 2, 2, call)) is None, kind
+        assert listed[-1][1](DispatchContext("cpu", 2, 2, call)) is None, kind
         assert len({name for name, _ in listed}) == len(listed)
 
 
 def test_reasons_are_told() -> None:
-    found: list[Choice] = []
+    found: list[PathChoice] = []
     x = torch.randn(1, 2, 300, 16)
-    with listen(lambda _, choice: found.append(choice)):
+    with observe(lambda _, choice: found.append(choice)):
         attend(x, x, x, "window", window=32, dropout_p=0.1)
     assert dict(found[0].refused)["cpu-band"] == "the fused kernel has no dropout"
     assert dict(found[0].refused)["flex"] == "the tensors are on another device"
-    assert not LISTENERS
+    assert not OBSERVERS
 
 
 def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
     """Listeners are told once, of what ran."""
-    facts, answers = Facts("cuda", 512, 512, AttentionCall(), features=64), []
+    context, answers = DispatchContext("cuda", 512, 512, AttentionCall(), features=64), []
     out = torch.ones(1)
 
     def run(lacks: bool) -> torch.Tensor:
@@ -89,10 +89,10 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
             raise NoKernel("there is none")
         return out
 
-    with listen(lambda _, choice: answers.append(str(choice))):
-        assert choose("tiles", facts) == "flex-gathered"
-        assert attempt("tiles", facts, run, False) == (out, "flex-gathered")
-        assert attempt("tiles", facts, run, True) == (None, "plain-gathered")
+    with observe(lambda _, choice: answers.append(str(choice))):
+        assert choose("tiles", context) == "flex-gathered"
+        assert attempt("tiles", context, run, False) == (out, "flex-gathered")
+        assert attempt("tiles", context, run, True) == (None, "plain-gathered")
     elsewhere = "no cpu-gathered: the tensors are on another device"
     assert answers == [f"flex-gathered; {elsewhere}", f"plain-gathered; {elsewhere}; no flex-gathered: there is none"]
 
@@ -100,9 +100,9 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
 @pytest.mark.parametrize(("head_dim", "dropout", "reason"), [(8, 0.0, "takes heads of 16 numbers or more"), (64, 0.1, "has no dropout")])
 def test_what_flex_attention_never_takes(head_dim: int, dropout: float, reason: str) -> None:
     """Known before a try, also in a user's own graph, which would hold the kernel that refuses."""
-    facts = Facts("cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True))
-    assert (choose("band", facts), choose("tiles", facts)) == ("blockwise", "plain-gathered")
-    assert reason in str(dispatch._no_flex(facts))
+    context = DispatchContext("cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True))
+    assert (choose("band", context), choose("tiles", context)) == ("blockwise", "plain-gathered")
+    assert reason in str(dispatch._no_flex(context))
 
 
 def test_a_model_is_explained_layer_by_layer() -> None:
@@ -149,7 +149,7 @@ def test_what_other_threads_run_is_not_recorded() -> None:
 
     thread = threading.Thread(target=other)
     thread.start()
-    with listen(lambda mechanism, choice: mine.append((mechanism.name, choice.path))):
+    with observe(lambda mechanism, choice: mine.append((mechanism.name, choice.path))):
         started.set()
         assert done.wait(60)
         attend(x, x, x, "window", window=32)
@@ -162,7 +162,7 @@ def test_two_threads_are_recorded_apart() -> None:
 
     def record(name: str) -> set[str]:
         found: set[str] = set()
-        with listen(lambda mechanism, choice: found.add(mechanism.name)):
+        with observe(lambda mechanism, choice: found.add(mechanism.name)):
             for _ in range(20):
                 both.wait()
                 attend(x, x, x, name, causal=True)
@@ -170,13 +170,13 @@ def test_two_threads_are_recorded_apart() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(record, ("window", "linear"))) == [{"window"}, {"linear"}]
-    assert not LISTENERS
+    assert not OBSERVERS
 
 
 def test_a_graph_compiles_while_somebody_listens() -> None:
     x, module = torch.randn(1, 2, 300, 16), build_mechanism("window", num_heads=2, head_dim=16, window=32)
     compiled = torch.compile(run_batch, backend="eager", fullgraph=True)
-    with listen(lambda mechanism, choice: None):
+    with observe(lambda mechanism, choice: None):
         torch.testing.assert_close(compiled(module, x, x, x, AttentionCall()), attend(x, x, x, module))
 
 

@@ -12,7 +12,7 @@ from .common.batch import in_graph
 from .common.call import AttentionCall, GatherTile, rows_of
 from .common.dense import same_dtype
 from .cpu.block_selected import cpu_block_selected
-from .dispatch import Facts, choose
+from .dispatch import DispatchContext, choose
 from .gathered import gathered_attention
 
 ROW = 64
@@ -30,7 +30,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         ``(B, H, N, D)``; zeros where a query sees nothing.
     """
     length = k.shape[2]
-    if choose("chosen blocks", Facts(q.device.type, length, length, call)) == "cpu-blocks":
+    if choose("chosen blocks", DispatchContext(q.device.type, length, length, call)) == "cpu-blocks":
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in same_dtype(q, k, v))
         return cpu_block_selected(q, k, v, call.key_mask, chosen, block_size, call.causal, call.scale_for(q.shape[-1]))[0]
     rows = rows_of(length, block_size, q.device)

@@ -12,7 +12,7 @@ from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
 from .cuda.flex import flex_band
-from .dispatch import DENSE, DENSE_MASKED, Facts, attempt, choose, fastest_path
+from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, fastest_path
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -32,10 +32,10 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
-    facts = Facts(device, q_len, kv_len, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
-    path = choose("band", facts)
+    context = DispatchContext(device, q_len, kv_len, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
+    path = choose("band", context)
     if path == "flex":
-        out, path = attempt("band", facts, flex_band, q, k, v, pattern, call)
+        out, path = attempt("band", context, flex_band, q, k, v, pattern, call)
         if out is not None:
             return out
     if path == DENSE:
@@ -71,6 +71,6 @@ def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | N
         tokens: the global tokens ``(1, N)``, if any.
     """
     length, call = x.shape[2], AttentionCall(pattern.causal, global_mask=tokens if pattern.has_globals else None)
-    facts = Facts(x.device.type, length, length, call, pattern=pattern, dtype=x.dtype, features=x.shape[3])
-    dense = x.device.type == "cpu" and fastest_path("band", facts) == DENSE_MASKED
+    context = DispatchContext(x.device.type, length, length, call, pattern=pattern, dtype=x.dtype, features=x.shape[3])
+    dense = x.device.type == "cpu" and fastest_path("band", context) == DENSE_MASKED
     return kept_mask(length, length, pattern, call, x.dtype) if dense else None

@@ -16,7 +16,7 @@ from .common.dense import nothing_seen, same_dtype
 from .common.plain import plain_gathered
 from .cpu.gathered import cpu_gathered, flat_rules
 from .cuda.flex import flex_gathered
-from .dispatch import Facts, attempt, choose
+from .dispatch import DispatchContext, attempt, choose
 
 
 def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -35,14 +35,14 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     if not tiles:
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
-    facts = Facts(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned, features=q.shape[3])
-    path = choose("tiles", facts)
+    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned, features=q.shape[3])
+    path = choose("tiles", context)
     if path == "cpu-gathered":
         rules = flat_rules(tiles)
         queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
         return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, call.scale_for(q.shape[-1]))[0]
     if path == "flex-gathered":
-        out, _ = attempt("tiles", facts, flex_gathered, q, k, v, tiles, call)
+        out, _ = attempt("tiles", context, flex_gathered, q, k, v, tiles, call)
         if out is not None:
             return out
     return plain_gathered(q, k, v, tiles, call)

@@ -30,7 +30,7 @@ from .common.batch import Place, Places
 from .common.call import State
 from .common.dense import wide
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
-from .dispatch import CALL, Facts, choose
+from .dispatch import ANY_CALL, DispatchContext, choose
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
@@ -77,8 +77,10 @@ def linear_attention(
     if prefix:
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
-    facts = Facts(phi_q.device.type, phi_q.shape[2], phi_k.shape[2], CALL, dtype=dtype, features=max(phi_q.shape[-1], v.shape[-1]))
-    run = fla_linear_attention if choose("linear", facts) == "linear-fla" else chunked_linear_attention
+    context = DispatchContext(
+        phi_q.device.type, phi_q.shape[2], phi_k.shape[2], ANY_CALL, dtype=dtype, features=max(phi_q.shape[-1], v.shape[-1])
+    )
+    run = fla_linear_attention if choose("linear", context) == "linear-fla" else chunked_linear_attention
     out, kv, z = run(phi_q, phi_k, v, state["kv"], state["z"], chunk, normalise)
     return out, {"kv": kv, "z": z}
 
@@ -454,8 +456,8 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, s
     dtype = torch.promote_types(q.dtype, torch.float32)
     state = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=dtype, device=k.device) if state is None else state.to(dtype)
     given = q.dtype if q.dtype == v.dtype else None
-    facts = Facts(q.device.type, q.shape[2], k.shape[2], CALL, dtype=given, features=max(q.shape[-1], v.shape[-1]))
-    if choose("delta", facts) == "delta-fla":
+    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], ANY_CALL, dtype=given, features=max(q.shape[-1], v.shape[-1]))
+    if choose("delta", context) == "delta-fla":
         return fla_gated_delta_rule(q, k, v, g, beta, state)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))

@@ -35,7 +35,7 @@ from ..engines.bucket_tiles import ChunkRounds, RecentRounds, Rounds
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import repeat_heads
 from ..engines.cpu.chunks import chunk_attention
-from ..engines.dispatch import Facts, choose
+from ..engines.dispatch import DispatchContext, choose
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .common.base import Mechanism
@@ -181,7 +181,7 @@ class LSH(BucketedMechanism):
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, given: Tensor, call: AttentionCall) -> Tensor:
         o = self.options
         alike = o.shared_qk and o.count_duplicates and not call.causal and q_len == k.shape[2]
-        if not alike or choose("sorted chunks", Facts(q.device.type, q_len, q_len, call)) != "cpu-chunks":
+        if not alike or choose("sorted chunks", DispatchContext(q.device.type, q_len, q_len, call)) != "cpu-chunks":
             return super().sparse_path(q, k, v, q_len, given, call)
         return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
 

@@ -14,7 +14,7 @@ from hf_longattn.engines.cuda import flex
 @pytest.fixture
 def cuda_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths are chosen as if all tensors were on CUDA."""
-    monkeypatch.setattr(dispatch.Facts, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
+    monkeypatch.setattr(dispatch.DispatchContext, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.cuda.flex import BLOCK, Lists, band_block_mask, packed, transposed
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.dispatch import listen
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import long_model, tokens
 
@@ -304,7 +304,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
 def test_the_path_of_a_call_on_cuda(name: str, options: dict[str, Any], path: str) -> None:
     answers: list[str] = []
     q, k, v = inputs(700)
-    with listen(lambda _, choice: answers.append(choice.path)), torch.no_grad():
+    with observe(lambda _, choice: answers.append(choice.path)), torch.no_grad():
         attend(q, k, v, name, causal=name == "linear", **options)
     assert answers[-1] == path
     assert not [answer for answer in answers if answer.startswith("cpu")]

@@ -131,8 +131,8 @@ def test_no_kernel_is_compiled_up_to_the_limit_by_changes_of_all_kinds(extra: st
 
 @pytest.mark.usefixtures("cuda_paths", "graphs")
 def test_a_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), dispatch.listen(lambda *answer: answers.append(answer[1])):
-        answers: list[dispatch.Choice] = []
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), dispatch.observe(lambda *answer: answers.append(answer[1])):
+        answers: list[dispatch.PathChoice] = []
         for heads in (4, 4, 4):
             q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
             torch.testing.assert_close(
@@ -192,9 +192,9 @@ def test_without_a_kernel_full_attention_is_dense(monkeypatch: pytest.MonkeyPatc
         raise REFUSALS[1]
 
     stub(monkeypatch, refuses)
-    answers: list[dispatch.Choice] = []
+    answers: list[dispatch.PathChoice] = []
     q, k, v = tensors(length=300)
-    with torch.no_grad(), dispatch.listen(lambda _, choice: answers.append(choice)):
+    with torch.no_grad(), dispatch.observe(lambda _, choice: answers.append(choice)):
         attend(q, k, v, "full", score_mod=lambda score, b, h, i, j: score.tanh())
     assert [answer.path for answer in answers] == ["dense"]
 

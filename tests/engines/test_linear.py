@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn.engines import dispatch
-from hf_longattn.engines.dispatch import CALL, Facts, choose, fla_installed
+from hf_longattn.engines.dispatch import ANY_CALL, DispatchContext, choose, fla_installed
 from hf_longattn.engines.linear import Feature, linear_attention, packed_linear_attention
 from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
 
@@ -115,8 +115,8 @@ def test_what_is_kept_for_the_backward_pass_is_linear_in_the_length() -> None:
 
 def test_the_optional_kernels_run_where_they_can_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fla_installed() == all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
-    facts = Facts("cpu", 8, 8, CALL, dtype=torch.float32, features=16)
-    assert choose("linear", facts) == choose("linear", dataclasses.replace(facts, device="cuda", features=300)) == "linear-chunks"
+    context = DispatchContext("cpu", 8, 8, ANY_CALL, dtype=torch.float32, features=16)
+    assert choose("linear", context) == choose("linear", dataclasses.replace(context, device="cuda", features=300)) == "linear-chunks"
     monkeypatch.setattr(dispatch, "fla_installed", lambda: True)
-    assert choose("linear", dataclasses.replace(facts, device="cuda")) == "linear-fla"
-    assert choose("delta", dataclasses.replace(facts, device="cuda")) == "delta-chunks", "which takes no fp32"
+    assert choose("linear", dataclasses.replace(context, device="cuda")) == "linear-fla"
+    assert choose("delta", dataclasses.replace(context, device="cuda")) == "delta-chunks", "which takes no fp32"

@@ -11,7 +11,7 @@ from transformers import DataCollatorWithFlattening
 
 from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
 from hf_longattn.engines.common.batch import Batch, documents_from, documents_in_mask
-from hf_longattn.engines.dispatch import listen
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -102,7 +102,7 @@ def test_linear_attention_too_in_pieces_and_beside_padding(
     documents = torch.stack([numbers(sizes[0]), numbers([64, 257])])
     mask = torch.stack([torch.ones(321), torch.arange(321) < 256]).bool()
     paths: list[str] = []
-    with listen(lambda _, choice: paths.append(choice.path)):
+    with observe(lambda _, choice: paths.append(choice.path)):
         out = attend(*tensors, module, causal=causal, documents=documents, padding_mask=mask)
     assert paths[0] == "packed"
     gradients = torch.autograd.grad((out * weight)[mask[:, None, :, None].expand_as(out)].sum(), tensors)

@@ -13,7 +13,7 @@ PROGRAM = """
 import hf_longattn
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.call import AttentionCall, TokenTerm
-from hf_longattn.engines.common.shards import Shard, cut_evenly
+from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
@@ -153,7 +153,7 @@ for name, options, causal, kwargs in CASES:
     expected = collected(whole, inputs)
 
     module.load_state_dict(before)
-    shard = Shard(None, cut_evenly(length, ranks), rank, run_batch, padding, documents, globals_)
+    shard = Shard(None, even_bounds(length, ranks), rank, run_batch, padding, documents, globals_)
     start, stop = shard.start, shard.stop
     own = [x[:, :, start:stop] if x.dim() == 4 else x[:, start:stop] for x in tensors]
     own = [x.clone().requires_grad_() for x in own]

@@ -1,4 +1,4 @@
-"""A model whose sequence is cut over real processes gives the loss, the logits and the gradients of one process."""
+"""A model whose sequence is sharded across real processes gives the loss, the logits and the gradients of one process."""
 
 from __future__ import annotations
 

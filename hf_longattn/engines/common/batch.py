@@ -1,7 +1,7 @@
 """Where the sequences of a batch lie: the one place that knows about left padding, holes and packed documents.
 
 A :class:`Batch` is made once per forward pass. :mod:`.call` uses it to bring a call to sequences that begin at index 0 before a mechanism
-runs, so mechanisms and engines only ever meet padding after a sequence or inside it, as a key mask.
+runs, so mechanisms and engines see padding only after a sequence or inside it, as a key mask.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ...errors import MaskError
 from ...private_apis import values_mapped
 from .derivatives import no_fused_kernels
 
-Made = TypeVar("Made")
+Derived = TypeVar("Derived")
 Place = tuple[int, int, int]
-"""Row, first token and token after the last one, of a part along an axis."""
+"""A row, its first token and the one after the last, of a part along an axis."""
 Places = Sequence[Place]
 
 
-class Piece(NamedTuple):
+class SequenceSpan(NamedTuple):
     """Tokens ``start … stop - 1`` of a row: from its first real token to its last."""
 
     row: int
@@ -52,89 +52,89 @@ class Batch:
         return None if mask is None and documents is None else cls(mask, documents)
 
     @functools.cached_property
-    def sequences(self) -> tuple[Piece, ...]:
+    def sequences(self) -> tuple[SequenceSpan, ...]:
         """Every sequence that has a real token, row by row. Waits for the device once; not available in a graph."""
-        return tuple(_found(self.mask, self.documents))
+        return tuple(_find_sequences(self.mask, self.documents))
 
-    def kept(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """``make()``, made once for all layers that share this batch; in a graph, every time."""
+    def cached(self, key: Hashable, make: Callable[[], Derived]) -> Derived:
+        """``make()``, called once for all layers that share this batch; in a graph, every time."""
         if in_graph():
             return make()
-        if key not in self._kept:  # made outside of inference mode, since calls that need gradients may use it too
+        if key not in self._cache:  # made outside of inference mode, since calls that need gradients may use it too
             with torch.inference_mode(False), torch.no_grad():
-                self._kept[key] = make()
-        return self._kept[key]
+                self._cache[key] = make()
+        return self._cache[key]
 
     @functools.cached_property
-    def _kept(self) -> dict[Hashable, Any]:
+    def _cache(self) -> dict[Hashable, Any]:
         return {}
 
     @property
     def padded_left(self) -> bool:
         """Whether a row may begin with padding; in a graph any may."""
-        return in_graph() or any(one.start > 0 for one in self.sequences)
+        return in_graph() or any(span.start > 0 for span in self.sequences)
 
-    def cut(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
+    def split(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
         """The part of every sequence in ``x``, whose axis ``dim`` holds the last of the ``length`` tokens of each row of axis 0.
 
         The parts are views whose gradients are joined, not added up.
         """
         missing = length - x.shape[dim]
-        at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
-        return list(_views(x, dim, at) if no_fused_kernels() is not None else _Cut.apply(x, dim, at))
+        places = [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
+        return list(_views(x, dim, places) if no_fused_kernels() is not None else _Split.apply(x, dim, places))
 
     def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
         """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences, in their memory layout; zeros elsewhere."""
         missing = kv_len - q_len
-        at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
+        places = [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
         if no_fused_kernels() is not None:
-            return _put(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, at)
-        return _Join.apply(batch, q_len, at, *outs)
+            return _joined(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, places)
+        return _Join.apply(batch, q_len, places, *outs)
 
 
-def _put(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, at: Places) -> Tensor:
+def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, places: Places) -> Tensor:
     """A tensor of this shape with the parts in their places, and zeros in places without one; in the layout of the first part."""
     like = next(part for part in parts if part is not None)
-    whole = sum(stop - start for _, start, stop in at) == shape[0] * shape[dim] and all(part is not None for part in parts)
+    filled = sum(stop - start for _, start, stop in places) == shape[0] * shape[dim] and all(part is not None for part in parts)
     token_major = like.dim() == 4 and like.stride(1) < like.stride(2)
     sizes = [shape[0], shape[2], shape[1], shape[3]] if token_major else list(shape)
-    total = like.new_empty(sizes) if whole else like.new_zeros(sizes)
+    total = like.new_empty(sizes) if filled else like.new_zeros(sizes)
     total = total.transpose(1, 2) if token_major else total
-    for (row, start, stop), part in zip(at, parts, strict=True):
+    for (row, start, stop), part in zip(places, parts, strict=True):
         if part is not None:
             total[row : row + 1].narrow(dim, start, stop - start).copy_(part)
     return total
 
 
-def _views(x: Tensor, dim: int, at: Places) -> tuple[Tensor, ...]:
-    return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in at)
+def _views(x: Tensor, dim: int, places: Places) -> tuple[Tensor, ...]:
+    return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in places)
 
 
 class _Join(torch.autograd.Function):
     """Copies parts ``(1, H, n, D)`` to their places; their gradients are views."""
 
     @staticmethod
-    def forward(ctx: Any, batch: int, length: int, at: Places, *parts: Tensor) -> Tensor:
-        ctx.at = at
-        return _put(parts, (batch, parts[0].shape[1], length, parts[0].shape[3]), 2, at)
+    def forward(ctx: Any, batch: int, length: int, places: Places, *parts: Tensor) -> Tensor:
+        ctx.places = places
+        return _joined(parts, (batch, parts[0].shape[1], length, parts[0].shape[3]), 2, places)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *_views(grads[0], 2, ctx.at)
+        return None, None, None, *_views(grads[0], 2, ctx.places)
 
 
-class _Cut(torch.autograd.Function):
+class _Split(torch.autograd.Function):
     """Views of sequences; their gradients are written into one tensor, once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, at: Places) -> tuple[Tensor, ...]:
-        ctx.dim, ctx.at, ctx.shape = dim, at, x.shape
-        return _views(x, dim, at)
+    def forward(ctx: Any, x: Tensor, dim: int, places: Places) -> tuple[Tensor, ...]:
+        ctx.dim, ctx.places, ctx.shape = dim, places, x.shape
+        return _views(x, dim, places)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
-        found = all(grad is None for grad in grads)
-        return None if found else _put(grads, ctx.shape, ctx.dim, ctx.at), None, None
+        unused = all(grad is None for grad in grads)
+        return None if unused else _joined(grads, ctx.shape, ctx.dim, ctx.places), None, None
 
 
 def in_graph() -> bool:
@@ -142,7 +142,7 @@ def in_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or values_mapped()
 
 
-def _found(mask: Tensor | None, documents: Tensor | None) -> Iterator[Piece]:
+def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[SequenceSpan]:
     """The documents of each row, each from its first real token to its last."""
     like = documents if mask is None else mask
     assert like is not None
@@ -168,7 +168,7 @@ def _found(mask: Tensor | None, documents: Tensor | None) -> Iterator[Piece]:
     for start, stop, count in torch.stack([starts, stops, part.bincount(minlength=len(firsts))], 1).tolist():
         if count:
             row = start // width
-            yield Piece(row, start - row * width, stop - row * width, count < stop - start)
+            yield SequenceSpan(row, start - row * width, stop - row * width, count < stop - start)
 
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
@@ -273,7 +273,7 @@ def wrapped(places: Tensor, length: int) -> Tensor:
 
 
 def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
-    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``, or to the right by ``-start``; what falls off comes back."""
+    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``, or to the right by ``-start``; tokens wrap around."""
     length = x.shape[dim]
     places = wrapped(torch.arange(length, device=x.device) + start[:, None], length)
     shape = [1] * x.dim()

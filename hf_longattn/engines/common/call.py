@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import MaskError
-from .batch import Batch, Piece, first_real, in_graph, roll_left, wrapped
+from .batch import Batch, SequenceSpan, first_real, in_graph, roll_left, wrapped
 from .byte_cache import KEPT
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
@@ -241,7 +241,7 @@ class AttentionCall:
     """Everything about a call besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
 
     causal: position i ignores the keys after i.
-    batch: padding and documents; a mechanism meets right padding and holes only, as :attr:`key_mask`.
+    batch: padding and documents; a mechanism sees right padding and holes only, as :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
@@ -297,11 +297,11 @@ class AttentionCall:
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
-Run = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
-"""Attention of sequences that begin at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
+"""Attention of sequences that start at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
 
 
-def attend_per_sequence(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str) -> Tensor:
+def attend_per_sequence(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str) -> Tensor:
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
@@ -319,7 +319,8 @@ def attend_per_sequence(run: Run, q: Tensor, k: Tensor, v: Tensor, call: Attenti
             "model without torch.compile and torch.vmap, or give each document its own row with padding."
         )
     if how == "split":
-        outs = [run(*piece) if piece[0].shape[2] else piece[0] for piece in _pieces(q, k, v, call, batch)]
+        sequences = _split_sequences(q, k, v, call, batch)
+        outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
         return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else torch.zeros_like(q)
     return run(q, k, v, call) if how in ("packed", "masked") else _rolled(run, q, k, v, call, batch)
 
@@ -336,10 +337,10 @@ def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor],
         return _rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), q, k, k, call, batch)
     full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
     missing = k.shape[2] - q.shape[2]
-    for one, (queries, keys, _, own) in zip(batch.sequences, _pieces(q, k, k, call, batch), strict=True):
+    for span, (queries, keys, _, sequence_call) in zip(batch.sequences, _split_sequences(q, k, k, call, batch), strict=True):
         if queries.shape[2]:
-            rows = slice(max(0, one.start - missing), one.stop - missing)
-            full[one.row : one.row + 1, :, rows, one.start : one.stop] = run(queries, keys, own)
+            rows = slice(max(0, span.start - missing), span.stop - missing)
+            full[span.row : span.row + 1, :, rows, span.start : span.stop] = run(queries, keys, sequence_call)
     return full
 
 
@@ -355,7 +356,7 @@ def advanced(
 
     Args:
         q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
-        state: that of all rows, zeros for a row before its first token; ``None`` before the first token of all.
+        state: of all rows, zeros for a row before its first token; ``None`` before the first token of all.
         skipped: how many tokens of padding come before each row's first token; ``None`` where none do.
     Returns:
         The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.
@@ -366,11 +367,12 @@ def advanced(
     first = torch.tensor(tuple(skipped), device=q.device)[:, None]
     batch = Batch(torch.arange(length, device=q.device) >= first)
     outs, states = [], {}
-    for one, (queries, keys, values, own) in zip(batch.sequences, _pieces(q, k, v, call, batch), strict=True):
+    for span, (queries, keys, values, sequence_call) in zip(batch.sequences, _split_sequences(q, k, v, call, batch), strict=True):
+        row = slice(span.row, span.row + 1)
         if call.key_mask is not None:
-            own = own.replace(batch=Batch(call.key_mask[one.row : one.row + 1, one.start :]))
-        before = None if state is None or one.start else {name: x[one.row : one.row + 1] for name, x in state.items()}
-        out, states[one.row] = run(queries, keys, values, before, own)
+            sequence_call = sequence_call.replace(batch=Batch(call.key_mask[row, span.start :]))
+        before = None if state is None or span.start else {name: x[row] for name, x in state.items()}
+        out, states[span.row] = run(queries, keys, values, before, sequence_call)
         outs.append(out)
     if not states:
         return torch.zeros_like(q), state
@@ -380,41 +382,43 @@ def advanced(
     return batch.join(outs, len(q), length, length), {name: torch.cat([row[name] for row in rows]) for name in like}
 
 
-def _pieces(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, AttentionCall]]:
+def _split_sequences(
+    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch
+) -> Iterator[tuple[Tensor, Tensor, Tensor, AttentionCall]]:
     """Queries, keys, values and call of every sequence, as if it were alone."""
     length = k.shape[2]
-    cut = functools.partial(batch.cut, length=length)
+    split = functools.partial(batch.split, length=length)
     nothing: list[Any] = [None] * len(batch.sequences)
-    detached_kv = nothing if call.detached_kv is None else list(zip(*(cut(x, 2) for x in call.detached_kv), strict=True))
-    hidden = nothing if call.hidden_states is None else cut(call.hidden_states, 1)
-    parts = zip(batch.sequences, cut(q, 2), cut(k, 2), cut(v, 2), hidden, detached_kv, strict=True)
-    for one, queries, keys, values, states, constants in parts:
-        at = (slice(one.row, one.row + 1), slice(one.start, one.stop))
-        own = call.replace(
-            batch=Batch(batch.mask[at]) if one.holes and batch.mask is not None else None,
-            global_mask=None if call.global_mask is None else call.global_mask[at],
-            score_mod=_score_mod_of(call.score_mod, one),
+    detached_kv = nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
+    hidden = nothing if call.hidden_states is None else split(call.hidden_states, 1)
+    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, strict=True)
+    for span, queries, keys, values, states, constants in parts:
+        tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
+        sequence_call = call.replace(
+            batch=Batch(batch.mask[tokens]) if span.holes and batch.mask is not None else None,
+            global_mask=None if call.global_mask is None else call.global_mask[tokens],
+            score_mod=_score_mod_of(call.score_mod, span),
             hidden_states=states,
             detached_kv=constants,
         )
-        yield queries, keys, values, own
+        yield queries, keys, values, sequence_call
 
 
-def _score_mod_of(score_mod: ScoreMod | None, one: Piece) -> ScoreMod | None:
-    """``score_mod`` for a sequence's own indices."""
-    if score_mod is None or isinstance(score_mod, DistanceBias) or one[:2] == (0, 0):
+def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan) -> ScoreMod | None:
+    """``score_mod`` for the indices of a sequence that is alone."""
+    if score_mod is None or isinstance(score_mod, DistanceBias) or span[:2] == (0, 0):
         return score_mod
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + one.row, h, q_idx + one.start, kv_idx + one.start)
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + span.row, h, q_idx + span.start, kv_idx + span.start)
 
 
-def _rolled(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
+def _rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
     """Every row from its first real token on; queries that are the last of a sequence are preceded by zeros."""
     assert batch.mask is not None
     start, length = first_real(batch.mask), k.shape[2]
     missing = length - q.shape[2]
     score_mod, hidden, detached_kv = call.score_mod, call.hidden_states, call.detached_kv
     if score_mod is not None and not isinstance(score_mod, DistanceBias):
-        inner = score_mod  # which meets every token at its own index, padding that came round to the end too
+        inner = score_mod  # takes the index before rolling, also of padding that wrapped around to the end
 
         def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             return inner(score, b, h, wrapped(q_idx + start[b], length), wrapped(kv_idx + start[b], length))
@@ -423,9 +427,9 @@ def _rolled(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batc
         hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
     if detached_kv is not None:
         earlier = length - detached_kv[0].shape[2]
-        whole = [torch.cat([x[:, :, :earlier], own], 2) if earlier else own for x, own in zip((k, v), detached_kv, strict=True)]
-        detached_kv = roll_left(whole[0], start), roll_left(whole[1], start)
-    own = call.replace(
+        keys, values = (torch.cat([x[:, :, :earlier], y], 2) if earlier else y for x, y in zip((k, v), detached_kv, strict=True))
+        detached_kv = roll_left(keys, start), roll_left(values, start)
+    rolled_call = call.replace(
         batch=Batch(roll_left(batch.mask, start, 1)),
         global_mask=None if call.global_mask is None else roll_left(call.global_mask, start, 1),
         score_mod=score_mod,
@@ -433,5 +437,5 @@ def _rolled(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batc
         detached_kv=detached_kv,
     )
     q = F.pad(q, (0, 0, missing, 0)) if missing else q
-    out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), own)
+    out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), rolled_call)
     return roll_left(out, -start)[:, :, missing:]

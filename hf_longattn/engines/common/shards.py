@@ -1,6 +1,6 @@
-"""A sequence cut over several processes: what a mechanism needs of the other processes' tokens, and the gradients back to them.
+"""A sequence sharded across processes: what a mechanism needs of the other processes' tokens, and the gradients back to them.
 
-Process r holds the tokens ``bounds[r] = (start, stop)`` of every row; the pieces may differ in length. Integer inputs (padding, documents,
+Process r holds the tokens ``bounds[r] = (start, stop)`` of every row; the shards may differ in length. Integer inputs (padding, documents,
 global tokens) are small and known to all; queries, keys, values and hidden states are not. Every function is called by all processes of
 the group in the same order, and its result must take part in the loss everywhere, since its backward pass communicates as well.
 """
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch
-from .call import AttentionCall, DistanceBias, Run, ScoreMod, State, TokenTerm
+from .call import AttentionCall, AttentionFunction, DistanceBias, ScoreMod, State, TokenTerm
 from .global_rows import global_index
 
 Bounds = Sequence[tuple[int, int]]
@@ -44,7 +44,7 @@ class GlobalTokens:
     """The global tokens of the whole sequence.
 
     mask: ``(B, N)`` bool.
-    index, real: ``(B, g)``, their positions, padded to the longest row, and which entries are no padding.
+    index, real: ``(B, g)``, their positions, padded to the longest row, and which entries are not padding.
     """
 
     mask: Tensor
@@ -53,16 +53,16 @@ class GlobalTokens:
 
     @classmethod
     def of(cls, mask: Tensor) -> GlobalTokens:
-        """Those of ``mask (B, N)``; sorts each row once."""
+        """The global tokens of ``mask (B, N)``; sorts each row once."""
         return cls(mask, *global_index(mask))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
-    """This process's piece of a batch.
+    """This process's shard of a batch.
 
-    group: the processes among which the sequence is cut; ``None`` is all of them.
-    bounds: every process's piece.
+    group: the processes across which the sequence is sharded; ``None`` is all of them.
+    bounds: every process's shard.
     rank: this process's place in the group.
     run: ``run(mechanism, q, k, v, call)``, attention of a batch in one process: :func:`hf_longattn.attend.run_batch`.
     mask, documents, global_mask: of the whole rows, ``(B, N)``; ``None`` where there is no padding, one document, no global token.
@@ -98,11 +98,11 @@ class Shard:
 
     def around(self, local: Locality) -> Bounds:
         """What each process must see of the sequence to compute its own rows."""
-        found = []
+        ranges = []
         for start, stop in self.bounds:
             low = max(0, start - local.back) // local.period * local.period
-            found.append((low, min(self.length, stop + local.ahead)))
-        return found
+            ranges.append((low, min(self.length, stop + local.ahead)))
+        return ranges
 
     def reach(self, x: Tensor, ranges: Bounds, dim: int = 2) -> Tensor:
         """The tokens ``ranges[rank]`` of a tensor whose axis ``dim`` holds this process's own: parts come from their owners."""
@@ -133,9 +133,8 @@ class Shard:
 
     def tokens(self, x: Tensor, index: Tensor) -> Tensor:
         """The tokens ``index (B, g)`` of the whole sequence, on every process: ``x (B, H, n, D)``, this one's own -> ``(B, H, g, D)``."""
-        own = self.owns(index)
         x = F.pad(x, (0, 0, 0, 1))  # a process may have no token to read
-        place = torch.where(own, index - self.start, self.stop - self.start)
+        place = torch.where(self.owns(index), index - self.start, self.stop - self.start)
         return self.total(x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])))
 
     def whole(self, heads: Bounds, groups: Bounds, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +161,14 @@ class Shard:
         return self.call(call, self.start, self.stop)
 
     def attend(
-        self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, local: Locality, tokens: GlobalTokens | None = None
+        self,
+        run: AttentionFunction,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        call: AttentionCall,
+        local: Locality,
+        tokens: GlobalTokens | None = None,
     ) -> Tensor:
         """This process's rows ``(B, H, n, D)`` of a local mechanism ``run(q, k, v, call)``, from its own tokens and those around them.
 
@@ -174,20 +180,20 @@ class Shard:
         low, high = ranges[self.rank]
         parts = [k, v] if call.detached_kv is None else [k, v, *call.detached_kv]
         widths = [x.shape[-1] for x in parts]
-        whole = torch.cat(parts, -1)
-        near = self.reach(whole, ranges)
-        own, beyond = self.call(call, low, high), 0
+        local_kv = torch.cat(parts, -1)
+        near = self.reach(local_kv, ranges)
+        near_call, beyond = self.call(call, low, high), 0
         if tokens is not None:
-            near, own, beyond = self._with_globals(whole, near, own, tokens, low, high, local.period)
-        found = near.split(widths, -1)
+            near, near_call, beyond = self._with_globals(local_kv, near, near_call, tokens, low, high, local.period)
+        keys, values, *detached = near.split(widths, -1)
         if call.detached_kv is not None:
-            own = own.replace(detached_kv=tuple(found[2:]))
+            near_call = near_call.replace(detached_kv=tuple(detached))
         if call.hidden_states is not None and tokens is None:
-            own = own.replace(hidden_states=self.reach(call.hidden_states, ranges, 1))
+            near_call = near_call.replace(hidden_states=self.reach(call.hidden_states, ranges, 1))
         queries = F.pad(q, (0, 0, 0, high - self.stop + beyond))
         if isinstance(call.score_mod, TokenTerm):
-            own = own.replace(score_mod=call.score_mod.of(queries, found[0], range(q.shape[1])))
-        return run(queries, found[0], found[1], own)[:, :, : self.stop - self.start]
+            near_call = near_call.replace(score_mod=call.score_mod.of(queries, keys, range(q.shape[1])))
+        return run(queries, keys, values, near_call)[:, :, : self.stop - self.start]
 
     def _with_globals(
         self, x: Tensor, near: Tensor, call: AttentionCall, tokens: GlobalTokens, low: int, high: int, period: int
@@ -201,18 +207,18 @@ class Shard:
         inside = torch.ones_like(mask[:, low:high]) if self.mask is None else self.mask[:, low:high]
         score_mod = call.score_mod
         if score_mod is not None:
-            inner = score_mod  # which counts from the first token of the part
+            inner = score_mod  # counts from the first token of the part
             places = torch.cat([index - low, torch.arange(high - low, device=index.device).expand(len(index), -1), index - low], 1)
 
             def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
                 return inner(score, b, h, places[b, q_idx], places[b, kv_idx])
 
-        own = call.replace(
+        near_call = call.replace(
             batch=Batch(torch.cat([before, inside, after], 1)),
             global_mask=torch.cat([before, mask[:, low:high], after], 1),
             score_mod=score_mod,
         )
-        return torch.cat([chosen, near, chosen], 2), own, front
+        return torch.cat([chosen, near, chosen], 2), near_call, front
 
 
 def counted_from(score_mod: ScoreMod | None, first: int) -> ScoreMod | None:
@@ -222,8 +228,8 @@ def counted_from(score_mod: ScoreMod | None, first: int) -> ScoreMod | None:
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx + first, kv_idx + first)
 
 
-def cut_evenly(length: int, processes: int) -> Bounds:
-    """Pieces whose lengths differ by at most one token."""
+def even_bounds(length: int, processes: int) -> Bounds:
+    """Bounds of shards whose lengths differ by at most one token."""
     ends = [length * number // processes for number in range(processes + 1)]
     return list(itertools.pairwise(ends))
 
@@ -233,7 +239,7 @@ def _common(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 
 class _Reach(torch.autograd.Function):
-    """Sends every process the tokens that it asks for; their gradients go back and are added up by the owner."""
+    """Sends every process the tokens that it reads; their gradients go back and are added up by the owner."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shard: Shard, ranges: Bounds, dim: int) -> Tensor:
@@ -242,53 +248,48 @@ class _Reach(torch.autograd.Function):
         shape = list(x.shape)
         shape[dim] = high - low
         out = x.new_zeros(shape)
-        pieces = _exchange(shard, dim, x, [(own, ranges) for own in shard.bounds], ranges[shard.rank], list(shard.bounds))
-        for (first, last), piece in pieces:
-            out.narrow(dim, first - low, last - first).copy_(piece)
+        for (first, last), part in _exchange(shard, dim, x, held=shard.bounds, wanted=ranges):
+            out.narrow(dim, first - low, last - first).copy_(part)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        shard, ranges, dim = ctx.shard, ctx.ranges, ctx.dim
+        shard, dim = ctx.shard, ctx.dim
         total = grads[0].new_zeros(ctx.shape)
-        own = shard.bounds[shard.rank]
-        for (first, last), piece in _exchange(shard, dim, grads[0], [(asked, shard.bounds) for asked in ranges], own, list(ranges)):
-            total.narrow(dim, first - own[0], last - first).add_(piece)
+        for (first, last), part in _exchange(shard, dim, grads[0], held=ctx.ranges, wanted=shard.bounds):
+            total.narrow(dim, first - shard.start, last - first).add_(part)
         return total, None, None, None
 
 
-def _exchange(
-    shard: Shard, dim: int, x: Tensor, have: list[tuple[tuple[int, int], Bounds]], want: tuple[int, int], held: Bounds
-) -> list[tuple[tuple[int, int], Tensor]]:
-    """Send what this process holds of what the others want, and return the parts of ``want``, its own one included.
+def _exchange(shard: Shard, dim: int, x: Tensor, *, held: Bounds, wanted: Bounds) -> list[tuple[tuple[int, int], Tensor]]:
+    """Send what this process holds of the tokens that the others want; return those that it wants, in parts with their bounds.
 
-    have: for each process what it holds and what all of them want; of which this one's entry is used.
-    held: what each process holds.
+    Args:
+        x: the tokens ``held[rank]`` along axis ``dim``.
+        held, wanted: for each process the tokens that it holds and those that it wants.
     """
-    mine, wanted = have[shard.rank]
+    holds, wants = held[shard.rank], wanted[shard.rank]
     group = dist.group.WORLD if shard.group is None else shard.group
-    operations, found, kept = [], [], []
-    for other in range(len(held)):
-        if other == shard.rank:
+    operations, sent, received = [], [], []
+    for peer in range(len(held)):
+        if peer == shard.rank:
             continue
-        first, last = _common(mine, wanted[other])
+        first, last = _common(holds, wanted[peer])
         if first < last:
-            part = x.narrow(dim, first - mine[0], last - first).contiguous()
-            kept.append(part)
-            operations.append(dist.P2POp(dist.isend, part, group=group, group_peer=other))
-        first, last = _common(held[other], want)
+            sent.append(x.narrow(dim, first - holds[0], last - first).contiguous())  # alive until all has been sent
+            operations.append(dist.P2POp(dist.isend, sent[-1], group=group, group_peer=peer))
+        first, last = _common(held[peer], wants)
         if first < last:
             shape = list(x.shape)
             shape[dim] = last - first
-            part = x.new_empty(shape)
-            found.append(((first, last), part))
-            operations.append(dist.P2POp(dist.irecv, part, group=group, group_peer=other))
+            received.append(((first, last), x.new_empty(shape)))
+            operations.append(dist.P2POp(dist.irecv, received[-1][1], group=group, group_peer=peer))
     for request in dist.batch_isend_irecv(operations) if operations else []:
         request.wait()
-    first, last = _common(mine, want)
+    first, last = _common(holds, wants)
     if first < last:
-        found.append(((first, last), x.narrow(dim, first - mine[0], last - first)))
-    return sorted(found, key=lambda one: one[0])
+        received.append(((first, last), x.narrow(dim, first - holds[0], last - first)))
+    return sorted(received, key=lambda part: part[0])
 
 
 class _Swap(torch.autograd.Function):
@@ -297,40 +298,39 @@ class _Swap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: Shard, heads: Sequence[Bounds], to_heads: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.shard, ctx.heads, ctx.to_heads = shard, heads, to_heads
-        return tuple(_swapped(x, shard, own, to_heads) for x, own in zip(tensors, heads, strict=True))
+        return tuple(_swapped(x, shard, bounds, to_heads) for x, bounds in zip(tensors, heads, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        found = (_swapped(x, ctx.shard, own, not ctx.to_heads) for x, own in zip(grads, ctx.heads, strict=True))
-        return None, None, None, *found
+        return None, None, None, *(_swapped(x, ctx.shard, bounds, not ctx.to_heads) for x, bounds in zip(grads, ctx.heads, strict=True))
 
 
 def _swapped(x: Tensor, shard: Shard, heads: Bounds, to_heads: bool) -> Tensor:
     """``(B, H, n, D)`` as ``(B, own heads, N, D)``, or the reverse."""
-    gives, takes = (1, 2) if to_heads else (2, 1)
-    given, taken = (heads, shard.bounds) if to_heads else (shard.bounds, heads)
+    split_dim, joined_dim = (1, 2) if to_heads else (2, 1)
+    split, joined = (heads, shard.bounds) if to_heads else (shard.bounds, heads)
     group = dist.group.WORLD if shard.group is None else shard.group
-    operations, sent, found = [], [], []
-    for other, ((first, last), (low, high)) in enumerate(zip(given, taken, strict=True)):
-        part = x.narrow(gives, first, last - first).contiguous()
-        if other == shard.rank:
-            found.append(part)
+    operations, sent, parts = [], [], []
+    for peer, ((first, last), (low, high)) in enumerate(zip(split, joined, strict=True)):
+        part = x.narrow(split_dim, first, last - first).contiguous()
+        if peer == shard.rank:
+            parts.append(part)
             continue
         shape = list(x.shape)
-        shape[gives], shape[takes] = given[shard.rank][1] - given[shard.rank][0], high - low
+        shape[split_dim], shape[joined_dim] = split[shard.rank][1] - split[shard.rank][0], high - low
         sent.append(part)
-        found.append(x.new_empty(shape))
+        parts.append(x.new_empty(shape))
         operations += [
-            dist.P2POp(dist.isend, part, group=group, group_peer=other),
-            dist.P2POp(dist.irecv, found[-1], group=group, group_peer=other),
+            dist.P2POp(dist.isend, part, group=group, group_peer=peer),
+            dist.P2POp(dist.irecv, parts[-1], group=group, group_peer=peer),
         ]
     for request in dist.batch_isend_irecv(operations) if operations else []:
         request.wait()
-    return torch.cat(found, takes)
+    return torch.cat(parts, joined_dim)
 
 
 class _Total(torch.autograd.Function):
-    """The sum over the processes; each is given the sum of all gradients."""
+    """The sum over the processes; each receives the sum of all gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -347,7 +347,7 @@ class _Total(torch.autograd.Function):
 
 
 class _Stacked(torch.autograd.Function):
-    """All processes' tensors; the gradient of a process's own is the sum of those that all processes have for it."""
+    """All processes' tensors; the gradient of a process's tensor is the sum of the gradients that all processes have for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any, rank: int, processes: int) -> Tensor:
@@ -391,9 +391,9 @@ def _softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, 
     if call.causal:
         seen = seen & (places <= index[:, None, :, None])
     scores = scores.masked_fill(~seen, -math.inf)
-    most = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -math.inf)
-    most = shard.largest(most).clamp(min=torch.finfo(wide).min)
-    weights = (scores - most).exp()
+    highest = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -math.inf)
+    highest = shard.largest(highest).clamp(min=torch.finfo(wide).min)
+    weights = (scores - highest).exp()
     sums = torch.cat([F.dropout(weights, call.dropout) @ v.to(wide), weights.sum(-1, keepdim=True)], -1)
     sums = shard.total(sums)
     return (sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(wide).tiny)).to(v.dtype)
@@ -411,15 +411,15 @@ class _Passed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found: list[Tensor | None] = []
+        received: list[Tensor | None] = []
         for shape, dtype in ctx.shapes:
             if not dtype.is_floating_point:
-                found.append(None)
+                received.append(None)
                 continue
             grad = grads[0].new_empty(shape, dtype=dtype)
             dist.recv(grad, group=ctx.shard.group, group_src=ctx.shard.rank + 1)
-            found.append(grad)
-        return grads[0], None, *found
+            received.append(grad)
+        return grads[0], None, *received
 
 
 class _Received(torch.autograd.Function):
@@ -428,13 +428,13 @@ class _Received(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, like: Tensor, shard: Shard, layout: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> tuple[Tensor, ...]:
         ctx.shard = shard
-        found = []
+        received = []
         for shape, dtype in layout:
             x = like.new_empty(shape, dtype=dtype)
             dist.recv(x, group=shard.group, group_src=shard.rank - 1)
-            found.append(x)
-        ctx.mark_non_differentiable(*(x for x in found if not x.is_floating_point()))
-        return tuple(found)
+            received.append(x)
+        ctx.mark_non_differentiable(*(x for x in received if not x.is_floating_point()))
+        return tuple(received)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
@@ -453,8 +453,9 @@ def in_turn(advance: Callable[[State | None], tuple[Tensor, State]], like: Tenso
         layout: list[Any] = [None]
         dist.recv_object_list(layout, group=shard.group, group_src=shard.rank - 1)
         if layout[0] is not None:
-            found = _Received.apply(like.flatten()[:1].sum() * 0 if like.numel() else like.sum(), shard, [one[1:] for one in layout[0]])
-            state = {name: x for (name, _, _), x in zip(layout[0], found, strict=True)}
+            zero = like.flatten()[:1].sum() * 0 if like.numel() else like.sum()
+            received = _Received.apply(zero, shard, [(shape, dtype) for _, shape, dtype in layout[0]])
+            state = {name: x for (name, _, _), x in zip(layout[0], received, strict=True)}
     out, after = advance(state)
     if shard.rank < len(shard.bounds) - 1:
         names = sorted(after)

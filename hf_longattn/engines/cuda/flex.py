@@ -128,7 +128,7 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch
     mask = None if batch is None else batch.mask
     if batch is None or mask is None:
         return KEPT.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
-    return batch.kept(key, lambda: band_block_mask(pattern, q_len, kv_len, mask, device))
+    return batch.cached(key, lambda: band_block_mask(pattern, q_len, kv_len, mask, device))
 
 
 def band_block_mask(

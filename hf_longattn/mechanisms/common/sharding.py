@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...engines.common.call import AttentionCall, TokenTerm, mod_of_heads
 from ...engines.common.dense import repeat_heads
 from ...engines.common.global_rows import put_rows
-from ...engines.common.shards import GlobalTokens, Locality, Shard, cut_evenly, in_turn, softmax_rows
+from ...engines.common.shards import GlobalTokens, Locality, Shard, even_bounds, in_turn, softmax_rows
 from ...errors import MaskError, OptionError
 from .scores import ScoreTerms
 
@@ -116,7 +116,7 @@ class Sharding(ScoreTerms):
             )
         if k.shape[1] < processes:
             k, v = repeat_heads(k, heads), repeat_heads(v, heads)
-        groups, each = cut_evenly(k.shape[1], processes), heads // k.shape[1]
+        groups, each = even_bounds(k.shape[1], processes), heads // k.shape[1]
         divided = [(first * each, last * each) for first, last in groups]
         first, last = divided[shard.rank]
         q, k, v = shard.whole(divided, groups, q, k, v)

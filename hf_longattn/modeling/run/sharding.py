@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ...attend import run_batch
 from ...backend import BACKEND, DOCUMENTS, documents_of
-from ...engines.common.shards import Shard, cut_evenly
+from ...engines.common.shards import Shard, even_bounds
 from ...errors import BackendError, MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...private_apis import attention_implementation
@@ -204,7 +204,7 @@ class Sharding:
             self.last = arguments["position_ids"].max()
         if arguments.get("attention_mask") is None:  # a part's positions say nothing about documents
             arguments["attention_mask"] = torch.ones(shape, dtype=torch.long, device=tokens.device)
-        bounds, globals_ = cut_evenly(shape[1], self.processes), None if chosen is None else chosen != 0
+        bounds, globals_ = even_bounds(shape[1], self.processes), None if chosen is None else chosen != 0
         shard = Shard(self.group, bounds, self.rank, run_batch, mask, documents, globals_)
         self.shard = shard
         self.give(shard)

@@ -1,4 +1,4 @@
-"""What a sequence that is cut over processes costs in communication, beside ring attention.
+"""What a sequence that is sharded across processes costs in communication, next to ring attention.
 
     python -m scripts.dev.benchmarks.communication  # 4 gloo processes on this machine; writes results/communication.md
 
@@ -77,7 +77,7 @@ def worker(rank: int, meeting: str) -> None:
     from hf_longattn import build_mechanism
     from hf_longattn.attend import run_batch
     from hf_longattn.engines.common.call import AttentionCall
-    from hf_longattn.engines.common.shards import Shard, cut_evenly
+    from hf_longattn.engines.common.shards import Shard, even_bounds
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=PROCESSES)
@@ -104,7 +104,7 @@ def worker(rank: int, meeting: str) -> None:
         global_mask = torch.zeros(1, LENGTH, dtype=torch.bool) if name == "longformer" else None
         if global_mask is not None:
             global_mask[:, :tokens] = True
-        shard = Shard(None, cut_evenly(LENGTH, PROCESSES), rank, run_batch, global_mask=global_mask)
+        shard = Shard(None, even_bounds(LENGTH, PROCESSES), rank, run_batch, global_mask=global_mask)
         q, k, v = (torch.randn(1, HEADS, shard.stop - shard.start, WIDTH, requires_grad=True) for _ in range(3))
         sent[0] = 0.0
         out = module.attend_sharded(q, k, v, AttentionCall(causal=causal), shard)
@@ -129,7 +129,7 @@ def main() -> int:
         said = [process.communicate()[0] for process in running]
     middle = json.loads(said[1])
     lines = [
-        "# Communication of a sequence that is cut over processes",
+        "# Communication of a sequence that is sharded across processes",
         "",
         "Written by `python -m scripts.dev.benchmarks.communication`, which says what is counted. "
         f"{HEADS} heads of {WIDTH}. Counted: process 1 of {PROCESSES}, {LENGTH:,} tokens, fp32. "

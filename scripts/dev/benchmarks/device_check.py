@@ -20,7 +20,7 @@ from hf_longattn.attend import attend, reference_attend
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.cuda import flex_kernel
-from hf_longattn.engines.dispatch import listen
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
 
@@ -50,14 +50,14 @@ def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
     paths: dict[str, None] = {}
     lacking: dict[str, None] = {}
 
-    def note(_: Any, choice: dispatch.Choice) -> None:
+    def note(_: Any, choice: dispatch.PathChoice) -> None:
         paths[choice.path] = None
-        lacking.update(dict.fromkeys(reason for path, reason in choice.refused if path in dispatch.TRIED))
+        lacking.update(dict.fromkeys(reason for path, reason in choice.refused if path in dispatch.ATTEMPTED_PATHS))
 
     start, known = time.perf_counter(), flex_kernel.count()
     record: dict[str, Any] = {"case": str(case), "mechanism": case.mechanism, "task": case.task, "length": case.length, "passed": False}
     try:
-        with listen(note), warnings.catch_warnings():
+        with observe(note), warnings.catch_warnings():
             warnings.filterwarnings("error", message="flex_attention called without torch.compile")
             record |= TASKS[case.task](case, device)
         record["passed"] = True

@@ -4,8 +4,8 @@
 
 **Losses**: a model of two layers takes 20 steps on batches of 8 texts whose lengths differ, the last batch of an epoch short: in one
 process; with other texts in each process, and whole weights (DistributedDataParallel) or shares of them (torch's fully_shard, FSDP 2); and
-with every text cut over the processes (hf_longattn.sequence_parallel). Reported is the largest difference of any step's loss from that of
-one process.
+with every text sharded across the processes (hf_longattn.sequence_parallel). Reported is the largest difference of any step's loss from
+that of one process.
 
 **Memory**: the tensors that two layers keep between the forward and the backward pass over one text, weights apart, in the process that
 keeps most.

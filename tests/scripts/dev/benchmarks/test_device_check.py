@@ -47,7 +47,7 @@ def test_the_first_checks_pass_on_the_paths_for_cuda(name: str, monkeypatch: pyt
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
             return flex_attention(*tensors, **settings)
 
-    monkeypatch.setattr(dispatch.Facts, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
+    monkeypatch.setattr(dispatch.DispatchContext, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
     monkeypatch.setattr(flex, "fused_flex", unfused)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
     monkeypatch.setattr(dispatch, "DENSE_CELLS", 1)
