@@ -68,7 +68,7 @@ class TrialModel:
         return self.original.shape.layers
 
     @property
-    def own_attention(self) -> LongAttentionConfig:
+    def base_attention(self) -> LongAttentionConfig:
         """What the checkpoint's layers run before the conversion: full attention or sliding windows, unless it is a long model."""
         original = self.original.architecture.original_attention()
         return base_attention(self._windows) if original is None else original
@@ -178,7 +178,7 @@ class LossAgainstChunks:
     def __call__(self, attention: LongAttentionConfig, weights: Mapping[int, Weights] | None = None) -> LossChange | None:
         """The change, over the tokens of all texts; ``None`` if they have none that is predicted."""
         if self._before is None:
-            original = self.model.run_with(self.model.own_attention, short=True)
+            original = self.model.run_with(self.model.base_attention, short=True)
             special = ([], []) if self.model.tokenizer is None else special_ids(self.model.tokenizer)
             self._before = [
                 chunk_losses(original, *pair, self.chunk(pair[0].shape[1]), causal=self.causal, special=special) for pair in self.inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..diagnostics import Candidate
 from ..errors import OptionError
@@ -26,9 +26,9 @@ def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
         UnknownMechanismError: a mechanism that does not exist.
     """
     if texts is None:
-        chosen = [Candidate.read(text) for text in USUAL]
-        return [*(Candidate(one.mechanism, one.options) for one in chosen), FULL]
-    candidates = list({str(one): one for one in (Candidate.read(text) if isinstance(text, str) else text for text in texts)}.values())
+        usual = [Candidate.read(text) for text in USUAL]
+        return [*(Candidate(candidate.mechanism, candidate.options) for candidate in usual), FULL]
+    candidates = unique_candidates([Candidate.read(text) if isinstance(text, str) else text for text in texts])
     if not candidates:
         raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
     return candidates
@@ -46,3 +46,11 @@ def unsuitable(candidate: Candidate, causal: bool, length: int) -> str:
     if built.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
     return ""
+
+
+def unique_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates without repetitions; of those with the same text the first."""
+    unique: dict[str, Candidate] = {}
+    for candidate in candidates:
+        unique.setdefault(str(candidate), candidate)
+    return list(unique.values())

@@ -72,7 +72,7 @@ def _train(model: str, text: Path, candidate: Candidate, steps: int, length: int
         ),
     )  # fmt: skip
     trained = AutoModel.from_pretrained(work)
-    values = {f"{layer}.{name}": value.contiguous() for layer, one in layer_weights(trained).items() for name, value in one.items()}
+    values = {f"{layer}.{name}": value.contiguous() for layer, weights in layer_weights(trained).items() for name, value in weights.items()}
     with staged_file(file) as stage:
         save_file(values, stage)
     shutil.rmtree(work, ignore_errors=True)
