@@ -14,7 +14,6 @@ folder, plot, run    where it is kept, its picture, and all of it together
 auto                 ``--mechanism auto`` of a conversion
 """
 
-# ruff: noqa: F401 (names for editors and type checkers)
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
