@@ -250,7 +250,7 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A long checkpoint for each task, and the short encoder it was made from as "short"."""
-    from scripts.dev.studies.tokenizer import train_tokenizer
+    from tests.byte_tokenizer import train_tokenizer
     from tests.training.conftest import SOURCES
 
     folder, tokenizer = tmp_path_factory.mktemp("models"), train_tokenizer(SOURCES, vocab_size=300)
