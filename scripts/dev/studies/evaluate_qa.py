@@ -26,7 +26,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
 from hf_longattn.hub import write_model_card
 from hf_longattn.training import load_qa_model, longest_input
-from hf_longattn.training.qa import describe_qa_training
+from hf_longattn.training.tasks.qa import describe_qa_training
 from scripts.dev.benchmarks.report import machine, one_sentence_errors
 from scripts.dev.studies.code_qa import TASKS
 from scripts.dev.studies.qa_baselines import LexicalRule, Program, RandomCandidate
