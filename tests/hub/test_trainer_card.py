@@ -13,8 +13,8 @@ from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
 from hf_longattn.errors import HubError
 from hf_longattn.hub import ModelCardMixin, write_model_card
-from hf_longattn.training.args import build_arguments
 from hf_longattn.training.lm import LM, finetune_lm
+from hf_longattn.training.parsing import build_arguments
 
 from ..hub_state import Hub
 from .conftest import TEXT

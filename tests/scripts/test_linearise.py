@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
-from hf_longattn.training.args import parse_arguments
+from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.tasks.linearise import LINEARISE
 from tests.byte_tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint

@@ -26,8 +26,9 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training import args as args_module
 from hf_longattn.training import training_loop
-from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments
+from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_args import LongTrainingArguments
 from tests.training.conftest import checkpoint
 from tests.training.test_seq2seq import bart
 
