@@ -33,7 +33,7 @@ Weights = Mapping[str, Tensor]
 
 
 class TrialModel:
-    """A checkpoint that takes one attention after the other.
+    """A checkpoint with any attention in its layers, one after the other.
 
     Args:
         source: an opened checkpoint, long or not.
@@ -128,8 +128,8 @@ class TrialModel:
             sites = attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
         for site in sites:
             if not site.cross and site.layer in (weights or {}) and not (site.decoding and self._model.config.is_encoder_decoder):
-                own = dict(site.mechanism.state_dict())
-                site.mechanism.load_state_dict({**own, **weights[site.layer]})  # type: ignore[index]
+                initial = dict(site.mechanism.state_dict())
+                site.mechanism.load_state_dict({**initial, **weights[site.layer]})  # type: ignore[index]
         return self._model.eval()
 
     def _load(self, plan: ConversionPlan) -> nn.Module:

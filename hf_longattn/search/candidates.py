@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ..diagnostics import Candidate
+from ..diagnostics.candidates import read_candidates as candidates_from
 from ..errors import OptionError
 from ..mechanisms.common.registry import prototype
 
@@ -28,7 +29,7 @@ def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
     if texts is None:
         usual = [Candidate.read(text) for text in USUAL]
         return [*(Candidate(candidate.mechanism, candidate.options) for candidate in usual), FULL]
-    candidates = unique_candidates([Candidate.read(text) if isinstance(text, str) else text for text in texts])
+    candidates = candidates_from(texts)
     if not candidates:
         raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
     return candidates
@@ -46,11 +47,3 @@ def unsuitable(candidate: Candidate, causal: bool, length: int) -> str:
     if built.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
     return ""
-
-
-def unique_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates without repetitions; of those with the same text the first."""
-    unique: dict[str, Candidate] = {}
-    for candidate in candidates:
-        unique.setdefault(str(candidate), candidate)
-    return list(unique.values())

@@ -98,7 +98,3 @@ class SearchConfig:
             return {}
         length = self.length_compared(model)
         return transfer_attention(self.model, self.text, candidates, self.transfer_steps, length, folder, self.seed, progress)
-
-
-def silent(sentence: str) -> None:
-    """Progress that nobody reads."""

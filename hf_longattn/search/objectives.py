@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import Candidate
+from ..diagnostics.measure import Progress
 from ..diagnostics.trial_model import Weights, check_predicts_tokens
 from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
@@ -17,7 +18,6 @@ from .design import Design
 from .model import SearchedModel
 from .texts import SearchText
 
-Progress = Callable[[str], None]
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """What a mechanism may raise while it is measured: a search goes on without it."""
 PREDICTIONS_COMPARED = 256

@@ -18,19 +18,21 @@ from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
+from ..diagnostics.candidates import unique_candidates
+from ..diagnostics.measure import Progress, silent
 from ..diagnostics.trial_model import LossAgainstChunks, check_predicts_tokens
 from ..errors import OptionError, check_extra, in_a_line
 from ..evaluation.layer_choice import layers_keep
 from ..evaluation.token_loss import LossChange
 from ..positions import widest_span
 from .budget import Budget
-from .candidates import FULL, read_candidates, unique_candidates, unsuitable
-from .config import MODES, OBJECTIVES, PIECES, SCORE_NAMES, SearchConfig, silent
+from .candidates import FULL, read_candidates, unsuitable
+from .config import MODES, OBJECTIVES, PIECES, SCORE_NAMES, SearchConfig
 from .costs import LayerCosts
 from .design import CostedDesign, Design, unique
 from .folder import COSTS, SCORES, TRANSFER, SearchFolder, opened_folder
 from .layers import choose_full_layers
-from .objectives import FAILURES, Divergence, Progress, Transferred, weights_of
+from .objectives import FAILURES, Divergence, Transferred, weights_of
 from .result import LayerRow, SearchResult
 from .scores import QUERIES, CostTable, ScoreTable, choose, divergence_table, mass_table
 from .study import ROUNDING, check_trials, remove_torn_line

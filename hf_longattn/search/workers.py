@@ -13,8 +13,9 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from ..conversion.model_loading import quiet_libraries
 from ..diagnostics import Candidate
+from ..diagnostics.measure import silent
 from ..errors import LongAttentionError
-from .config import SearchConfig, silent
+from .config import SearchConfig
 from .folder import TRANSFER
 from .study import DesignStudy
 
