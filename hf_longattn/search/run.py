@@ -122,8 +122,6 @@ def search_design(
         raise OptionError("Stage 2 keeps its trials in a folder; give one as output, or leave trials and transfer_steps at 0.")
     if output is not None:
         check_extra("search", "matplotlib")
-    if transfer_steps:
-        check_extra("train")
     full_layers = mode == MODES[1]
     config = SearchConfig(
         model=str(model), text=text, budget=None if full_layers else Budget.read(budget),

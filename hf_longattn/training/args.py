@@ -69,7 +69,7 @@ class ModelArguments(CheckedArguments):
         if unused and not self.use_peft:
             raise OptionError(f"{unused[0]} is of LoRA; add --use_peft, or leave it out")
         if self.use_peft:
-            check_extra("train", "peft")
+            check_extra("peft")
 
 
 @dataclass
