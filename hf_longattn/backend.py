@@ -26,6 +26,7 @@ from .engines.cpu.dense_mask import masked_attention
 from .engines.dispatch import OBSERVERS, PathChoice, notify, running
 from .errors import BackendError, DerivativeError, MaskError
 from .mechanisms.common.base import Mechanism
+from .memory import AttendingLayer
 from .naming import BACKEND, LOGGER
 from .private_apis import attentions_collected, func_transforms, values_mapped
 
@@ -35,22 +36,22 @@ CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
-STOPPED = "stopped_keys_values"
+DETACHED_KV = "detached_kv"
 """The keyword for the keys and values of a module's input as a constant, for mechanisms that stop gradients there; empty: as they are."""
 PROJECT_ONLY = "project_only"
 """The keyword for a list to which the attention function appends its keys and values, instead of attending."""
-WEIGHTS = "attention_weights"
+COLLECT_WEIGHTS = "attention_weights"
 """The keyword that asks for attention weights: layers that are computed again for the backward pass do not know who collects them."""
-LAYER = "long_layer"
+LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, where layers share an attention module."""
 logger = logging.get_logger(LOGGER)
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: ours, and those of state-space models and FlashAttention."""
-UNSUPPORTED = ("s_aux",)
+UNSUPPORTED_KEYWORDS = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
-BEYOND = DOCUMENTS.union(
-    UNSUPPORTED,
-    (CACHE_LAYER, PROJECT_ONLY, STOPPED, LAYER_INPUT, WEIGHTS),
+ADDITIONAL_KEYWORDS = DOCUMENTS.union(
+    UNSUPPORTED_KEYWORDS,
+    (CACHE_LAYER, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
     ("position_bias", "softcap", "global_attention_mask", "output_attentions"),
 )
 """Keywords that ask for more than attention of queries to keys."""
@@ -147,41 +148,29 @@ def longattn_attention_forward(
             heads = query.shape[1]
             output = masked_attention(query, repeat_heads(key, heads), repeat_heads(value, heads), mask, causal, scaling)
             return output.transpose(1, 2).contiguous(), None
-    bias, softcap, lengths = kwargs.get("position_bias"), _softcap(kwargs, query), (query.shape[2], key.shape[2])
     call = AttentionCall(
         causal=causal, scale=scaling, dropout=dropout, hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None
     )
     if mechanism.shard is not None:
         return _sharded(mechanism, mechanism.shard, query, key, value, call, kwargs), None
-    cache = kwargs.get(CACHE_LAYER)
-    if cache is not None:
-        padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
-        if padding is not None and values_mapped():
-            raise DerivativeError("A decode cache reads where the padding ends, which torch.vmap does not let it; pass use_cache=False.")
-        cache.note_padding(padding)
-        batch = None if padding is None else _batch(padding, padding.shape[1])
-        seen = call.replace(batch=batch, score_mod=_score_mod(dense_mask, bias, *lengths, softcap))
-        if cache.computes_attention(mechanism, query, seen):
-            told = OBSERVERS and not torch.compiler.is_compiling()
-            with running(mechanism) if told else nullcontext():
-                if told:
-                    notify(PathChoice(f"cache of {cache.keeps}"))
-                output, weights = cache.attend(mechanism, query, key, value, seen, _weights_wanted(kwargs))
-            return output.transpose(1, 2).contiguous(), weights
+    cached = _attend_by_cache(mechanism, query, key, value, attention_mask, call, kwargs) if CACHE_LAYER in kwargs else None
+    if cached is not None:
+        return cached
+    bias, softcap = kwargs.get("position_bias"), _softcap(kwargs, query)
     key, value, batch, dense_mask = _align(attention_mask, query.shape[2], key, value)
     if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
     score_mod = _score_mod(dense_mask, bias, query.shape[2], key.shape[2], softcap)
     if score_mod is not None and not mechanism.takes_score_mod:
         terms = {"four-dimensional attention_mask": dense_mask, "position bias": bias}
-        given = next((name for name, term in terms.items() if term is not None), "cap on the scores")
+        term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
         raise MaskError(
-            f"A {given} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
+            f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
     tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key)
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
-    if (detached_kv := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
+    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.stops_gradients(key.shape[2]):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     defined = torch.compiler.is_exporting() and mechanism.exports_definition
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
@@ -192,13 +181,43 @@ def longattn_attention_forward(
 def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:
     """Whether a call asks for nothing but attention of queries to keys, and nobody asks which path runs."""
     return (
-        BEYOND.isdisjoint(kwargs)
+        ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
         and not OBSERVERS
         and mechanism.shard is None
         and not in_graph()
         and not torch.is_autocast_enabled(query.device.type)
         and not attentions_collected()
     )
+
+
+def _attend_by_cache(
+    mechanism: Mechanism,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    call: AttentionCall,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None] | None:
+    """Output ``(B, Nq, H, D)`` and weights of a step that the cache layer computes itself; ``None`` for other steps."""
+    cache: AttendingLayer | None = kwargs[CACHE_LAYER]
+    if cache is None:
+        return None
+    padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
+    if padding is not None and values_mapped():
+        raise DerivativeError("A decode cache reads where the padding ends, which torch.vmap does not let it; pass use_cache=False.")
+    cache.note_padding(padding)
+    batch = None if padding is None else _batch(padding, padding.shape[1])
+    score_mod = _score_mod(dense_mask, kwargs.get("position_bias"), query.shape[2], key.shape[2], _softcap(kwargs, query))
+    call = call.replace(batch=batch, score_mod=score_mod)
+    if not cache.computes_attention(mechanism, query, call):
+        return None
+    observed = OBSERVERS and not torch.compiler.is_compiling()
+    with running(mechanism) if observed else nullcontext():
+        if observed:
+            notify(PathChoice(f"cache of {cache.keeps}"))
+        output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
+    return output.transpose(1, 2).contiguous(), weights
 
 
 def _sharded(
@@ -212,10 +231,10 @@ def _sharded(
         )
     bias = kwargs.get("position_bias")
     if isinstance(bias, Tensor) or _weights_wanted(kwargs):
-        asked = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
-        raise MaskError(f"A sequence that is split across processes cannot be given {asked}; leave that, or sequence parallelism, out.")
+        refused = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
+        raise MaskError(f"A sequence that is split across processes cannot be given {refused}; leave that, or sequence parallelism, out.")
     call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], _softcap(kwargs, query)))
-    if (detached_kv := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(shard.length):
+    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.stops_gradients(shard.length):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     return mechanism.attend_sharded(query, key, value, call, shard).transpose(1, 2).contiguous()
 
@@ -223,13 +242,13 @@ def _sharded(
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
     mechanism = getattr(module, "long_attention", None)
     if isinstance(mechanism, nn.ModuleDict):
-        mechanism = mechanism[str(kwargs[LAYER])]
+        mechanism = mechanism[str(kwargs[LAYER_INDEX])]
     if not isinstance(mechanism, Mechanism):
         raise BackendError(
             f"attn_implementation={BACKEND!r} was chosen for a model whose {type(module).__name__} carries no mechanism; "
             'call hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) first, or load a Long… class.'
         )
-    for name in UNSUPPORTED:
+    for name in UNSUPPORTED_KEYWORDS:
         if kwargs.get(name) is not None:
             raise BackendError(
                 f"{type(module).__name__} passes {name!r} to its attention, which no long-attention mechanism applies; "
@@ -261,22 +280,22 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
 def _batch(mask: Tensor, kv_len: int) -> Batch:
     """The sequences of a padding mask ``(B, tokens seen)`` for the last ``kv_len`` keys; found once for all layers that share the mask."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
-    return _once(mask, first, lambda: Batch(mask[:, first:].bool()))
+    return _cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
 
 
-def for_one_pass(given: Any) -> Any:
+def for_one_pass(tensor: Any) -> Any:
     """A tensor of a caller's for one forward pass, on which what is derived from it can be kept: the caller may reuse the tensor itself for
     another input. Anything else as it is."""
-    if not isinstance(given, Tensor) or in_graph():
-        return given
-    alias = given.view_as(given)
+    if not isinstance(tensor, Tensor) or in_graph():
+        return tensor
+    alias = tensor.view_as(tensor)
     alias._long_attention = {}  # type: ignore[attr-defined]
     return alias
 
 
-def _once(given: Tensor, key: Any, make: Callable[[], Derived]) -> Derived:
+def _cached_on(tensor: Tensor, key: Any, make: Callable[[], Derived]) -> Derived:
     """``make()``, found once for all layers that share a tensor :func:`for_one_pass`; on other tensors nothing is kept."""
-    known: dict[Any, Any] | None = getattr(given, "_long_attention", None)
+    known: dict[Any, Any] | None = getattr(tensor, "_long_attention", None)
     if known is None or in_graph():
         return make()
     if key not in known:
@@ -290,10 +309,10 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     Raises:
         MaskError: they do not fit the tokens.
     """
-    if (given := kwargs.get("documents")) is None:
-        given = kwargs.get("seq_idx")
-    offsets = kwargs.get("cu_seq_lens_q") if given is None else None
-    return documents_from(given if isinstance(given, Tensor) else None, offsets if isinstance(offsets, Tensor) else None, shape)
+    if (documents := kwargs.get("documents")) is None:
+        documents = kwargs.get("seq_idx")
+    offsets = kwargs.get("cu_seq_lens_q") if documents is None else None
+    return documents_from(documents if isinstance(documents, Tensor) else None, offsets if isinstance(offsets, Tensor) else None, shape)
 
 
 def _with_documents(
@@ -305,9 +324,9 @@ def _with_documents(
         MaskError: documents that do not fit, or that only a mask keeps apart where that is not enough.
     """
     if dense_mask is not None and not in_graph():
-        documents = _once(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
+        documents = _cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
         if documents is not None:
-            masked = _once(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents, causal))
+            masked = _cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents, causal))
             if masked is not None:
                 return masked, None
             if not takes_masked_documents(mechanism, shape[1], causal):
@@ -322,7 +341,7 @@ def _with_documents(
         several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
         return Batch.of(padding, documents if several else None)
 
-    return _once(borders, (shape, id(padding)), make), dense_mask
+    return _cached_on(borders, (shape, id(padding)), make), dense_mask
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
@@ -367,7 +386,7 @@ def _score_mod(
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change
-    given = [term for term in (mask, bias) if isinstance(term, Tensor)]
+    tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         if softcap is not None:
@@ -375,13 +394,13 @@ def _score_mod(
         if change is not None:
             score = change(score, b, h, q_idx, kv_idx)
         row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
-        for term in given:
+        for term in tensor_terms:
             at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]
-            found = term[at[0], at[1], at[2], at[3]]
+            change_of_pair = term[at[0], at[1], at[2], at[3]]
             if term.dtype == torch.bool:
-                score = torch.where(found, score, torch.finfo(score.dtype).min)
+                score = torch.where(change_of_pair, score, torch.finfo(score.dtype).min)
             else:
-                score = score + found
+                score = score + change_of_pair
         return score
 
     return score_mod
@@ -389,7 +408,7 @@ def _score_mod(
 
 def _weights_wanted(kwargs: dict[str, Any]) -> bool:
     """Whether somebody collects attentions: not every model passes ``output_attentions`` down to its attention modules."""
-    return bool(kwargs.get("output_attentions") or kwargs.get(WEIGHTS)) or attentions_collected()
+    return bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
 
 
 def register_backend() -> None:

@@ -24,7 +24,7 @@ OPERATORS = f"hf_longattn{COPY}"
 LOGGER = "transformers.hf_longattn"
 """Below transformers' logger, whose verbosity applies."""
 TAGS = ("hf_longattn", "long-context")
-"""Of every long model on the Hub."""
+"""The tags of every long model on the Hub."""
 
 BEFORE_UPLOAD: dict[str, Callable[[str, str, str], None]] = {}
 """Functions of a saved model's folder, its repository and what it was loaded from, called before it is pushed. The installed package enters

@@ -82,7 +82,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "expert_adapters": ("peft.utils.transformers_weight_conversion:_MODEL_TO_CONVERSION_PATTERN",),
     "target_modules": ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),
 }
-"""What is used, by a name of ours: ``"module:name"`` or ``"module:Class.name"`` of everything private that it takes."""
+"""Name of ours -> everything private that it takes, as ``"module:name"`` or ``"module:Class.name"``."""
 OVERRIDDEN = (
     "transformers:PreTrainedModel._can_set_attn_implementation",
     "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
@@ -291,13 +291,13 @@ def scan_in_graph(
 
 
 def trace_errors() -> tuple[type[Exception], ...]:
-    """What torch.export raises for an input that is too short to represent all lengths."""
+    """The errors that torch.export raises for an input that is too short to represent all lengths."""
     importlib.import_module("torch._dynamo")
     return (look_up("trace_errors"), AssertionError)  # PyTorch asserts if its guards contradict each other
 
 
 def compile_errors() -> tuple[type[Exception], ...]:
-    """What PyTorch raises for a function that it cannot compile."""
+    """The errors that PyTorch raises for a function that it cannot compile."""
     import torch._dynamo
 
     if not hasattr(torch._dynamo.exc, "TorchDynamoException"):

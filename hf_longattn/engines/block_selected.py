@@ -15,7 +15,7 @@ from .cpu.block_selected import cpu_block_selected
 from .dispatch import DispatchContext, choose
 from .gathered import gathered_attention
 
-ROW = 64
+MAX_ROW_QUERIES = 64
 """Most queries per row of one block."""
 
 
@@ -36,7 +36,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     rows = rows_of(length, block_size, q.device)
     parts = [GatherTile(rows, rows, causal=call.causal)]
     if chosen.shape[3]:
-        parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(ROW, block_size))
+        parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size))
     return gathered_attention(q, k, v, parts, call)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .common.call import GatherTile, inverse_permutation
 
-ROW = 128
+MAX_ROW_QUERIES = 128
 """Most queries in one row."""
 
 
@@ -79,8 +79,8 @@ class Rounds(ABC):
         self.key_places = self.keys.places
         self.real = torch.full((1, 1, 1, 1), self.length, device=key_buckets.device) if real is None else real.sum(-1).view(-1, 1, 1, 1)
         # If the sorted queries are the sorted keys, a row is a stretch of the order; otherwise rows end where their run does, too.
-        self.aligned = same and size <= ROW
-        self.row = size if self.aligned else max(1, min(size, ROW) // 2)
+        self.aligned = same and size <= MAX_ROW_QUERIES
+        self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
         self.place()
 
     @abstractmethod
@@ -106,15 +106,15 @@ class Rounds(ABC):
         keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
         keys = torch.where((places >= 0) & (places < self.real[..., None]), keys, -1)
         outside = (0, 0) if self.shared and outside is None else outside
-        made = []
+        tiles = []
         for r in range(queries.shape[2]):
             rows, columns = queries[:, :, r], keys[:, :, r]
             bias = self.meets(r, rows, columns) if self.limits_rows else None
             for earlier in range(0 if count_duplicates else r):
                 new = ~self.meets(earlier, rows, columns)
                 bias = new if bias is None else bias & new
-            made.append(GatherTile(rows, columns, outside=outside, bias=bias))
-        return tuple(made)
+            tiles.append(GatherTile(rows, columns, outside=outside, bias=bias))
+        return tuple(tiles)
 
     def no_visible_key(self) -> Tensor:
         """Which queries see no key in any round, ``(B, H, N)`` by position."""
@@ -123,13 +123,13 @@ class Rounds(ABC):
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Queries in rows ``(B, H, R, rows, row)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``."""
         order, size = self.queries.order, self.row
-        wanted = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
+        queries = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
         if self.aligned:
             stretches = -(-self.length // size)
-            wanted = torch.nn.functional.pad(wanted, (0, stretches * size - self.length), value=-1)
-            return wanted.unflatten(-1, (stretches, size)), torch.arange(stretches, device=order.device).expand(*order.shape[:3], -1)
+            queries = torch.nn.functional.pad(queries, (0, stretches * size - self.length), value=-1)
+            return queries.unflatten(-1, (stretches, size)), torch.arange(stretches, device=order.device).expand(*order.shape[:3], -1)
         groups = -(-self.length // self.size)
-        return rows_by_group(wanted, self.groups.clamp(0, groups - 1), groups, self.length - self.first, size)
+        return rows_by_group(queries, self.groups.clamp(0, groups - 1), groups, self.length - self.first, size)
 
 
 class ChunkRounds(Rounds):
@@ -216,10 +216,10 @@ def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, si
     """
     slot = torch.arange(order.shape[-1], device=order.device)
     total = -(-count // size) + num_groups
-    row, meant = (slot // size + groups).clamp(max=total - 1), slot < count
-    target = torch.where(meant, row * size + slot % size, total * size)
-    rows = order.new_full((*order.shape[:3], total * size + 1), -1).scatter_(-1, target, torch.where(meant, order, -1))
-    group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(meant, row, total), groups)
+    row, is_query = (slot // size + groups).clamp(max=total - 1), slot < count
+    target = torch.where(is_query, row * size + slot % size, total * size)
+    rows = order.new_full((*order.shape[:3], total * size + 1), -1).scatter_(-1, target, torch.where(is_query, order, -1))
+    group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(is_query, row, total), groups)
     return rows[..., :-1].unflatten(-1, (total, size)), group[..., :-1]
 
 
@@ -254,10 +254,10 @@ def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) 
         same &= (torch.arange(length, device=keys.device) <= positions[..., None])[:, None, None]
     row, place = same.view(-1, length).nonzero().unbind(1)  # by row, and rising in each
     after = torch.bincount(row, minlength=batch * heads * rounds * q_len).cumsum(0)[row] - 1 - torch.arange(len(row), device=row.device)
-    kept = after < size
-    found = place.new_full((batch * heads * rounds * q_len, size), -1)
-    found[row[kept], after[kept]] = place[kept]
-    return found.view(batch, heads, rounds, q_len, size)
+    among_last = after < size
+    last_keys = place.new_full((batch * heads * rounds * q_len, size), -1)
+    last_keys[row[among_last], after[among_last]] = place[among_last]
+    return last_keys.view(batch, heads, rounds, q_len, size)
 
 
 def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Tensor:

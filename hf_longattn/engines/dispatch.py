@@ -39,7 +39,7 @@ MIN_FLEX_FEATURES = 16
 """Least width of a head in flex_attention's kernels."""
 DENSE, DENSE_MASKED = "dense", "dense-masked"
 ANY_CALL = AttentionCall()
-"""For choices that do not depend on the call."""
+"""The call of choices that do not depend on it."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -90,7 +90,7 @@ class DispatchContext:
         return isinstance(self.call.score_mod, DistanceBias) if self.device == "cpu" else _no_flex(self) is None
 
     def cpu_plan(self) -> Plan:
-        """How the CPU's kernel computes the band at the least cost."""
+        """The plan by which the CPU's kernel computes the band at the least cost."""
         assert self.dtype is not None
         band, kv_len = self.band, self.kv_len
         sizes = (self.q_len, kv_len, kv_len - self.q_len, min(band.left, kv_len), min(band.right, kv_len))
@@ -315,7 +315,7 @@ def _report(path: str, refused: Sequence[tuple[str, str]]) -> None:
 
 
 def choose_pairs(q: Any, k: Any, call: AttentionCall, covered: bool = False, tokens: bool = False) -> str:
-    """How a mechanism that compares some pairs runs: as full attention, with a mask over all pairs, or sparsely."""
+    """The path of a mechanism that compares some pairs: full attention, a mask over all pairs, or sparse."""
     return choose("pairs", DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered, global_tokens=tokens))
 
 

@@ -34,7 +34,7 @@ from .dispatch import ANY_CALL, DispatchContext, choose
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
-FEW = 16
+MAX_LOOPED_CHUNKS = 16
 """Up to this many chunks a loop is faster than a cumulative sum along a middle axis."""
 
 
@@ -152,7 +152,7 @@ def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Ten
 
 
 class _Chunked(torch.autograd.Function):
-    """Whole chunks, see :func:`_chunks`."""
+    """The function :func:`_chunks` with its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
@@ -245,50 +245,50 @@ def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, seque
 
 
 class _Packed(torch.autograd.Function):
-    """The operations of each sequence alone, and its order of sums."""
+    """Runs each sequence by the operations, in the order of sums, by which it is computed alone."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], causal: bool, keep: bool) -> Tensor:
         ctx.phi, ctx.sequences, ctx.causal = phi, sequences, causal
-        kept: list[Tensor] = []
+        saved: list[Tensor] = []
         out = empty_rows(q, v.shape[-1], sequences)
         for pieces in sequences:
             for at, tensors in _computed(q, k, v, phi, pieces, causal):
                 _at(out, at).copy_(tensors[-1][:, :, : at[2] - at[1]])
                 if keep:
-                    kept += tensors
-        ctx.save_for_backward(q, k, v, *kept)
+                    saved += tensors
+        ctx.save_for_backward(q, k, v, *saved)
         return out
 
     @staticmethod
     @one_gradient_at_a_time()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
+        q, k, v, *saved = ctx.saved_tensors
         phi, sequences = ctx.phi, ctx.sequences
         totals = [empty_rows(x, x.shape[-1], sequences) for x in (q, k, v)]
-        left = iter(kept)
+        remaining = iter(saved)
         with torch.autocast(v.device.type, enabled=False):
             for pieces in sequences:
                 if torch.is_grad_enabled():  # second derivatives
-                    tensors = [found for _, found in _computed(q, k, v, phi, pieces, ctx.causal)]
+                    tensors = [computed for _, computed in _computed(q, k, v, phi, pieces, ctx.causal)]
                 else:
-                    tensors = [tuple(itertools.islice(left, 6)) for _ in pieces]
+                    tensors = [tuple(itertools.islice(remaining, 6)) for _ in pieces]
                 run = _backward_in_chunks if _in_chunks(pieces, ctx.causal) else _backward_of_all
-                for at, (phi_q, phi_k, *_), found in run(pieces, tensors, grads[0]):
-                    d_q, d_k, d_v = (x[:, :, : at[2] - at[1]] for x in found)
+                for at, (phi_q, phi_k, *_), gradients in run(pieces, tensors, grads[0]):
+                    d_q, d_k, d_v = (x[:, :, : at[2] - at[1]] for x in gradients)
                     d_q, d_k = (phi.backward(y[:, :, : at[2] - at[1]], x) for x, y in ((d_q, phi_q), (d_k, phi_k)))
                     for total, part in zip(totals, (d_q, d_k, d_v), strict=True):
                         _at(total, at).copy_(part)
         return *totals, None, None, None, None
 
 
-Kept = tuple[Tensor, ...]
-"""Of a piece φ(q), φ(k) and v, in whole chunks where it is computed so; the sums kv and z that it adds to or reads; its output."""
-Found = tuple[Place, Kept, tuple[Tensor, ...]]
-"""A piece, what was kept of it, and the gradients of φ(q), φ(k) and v."""
+SavedTensors = tuple[Tensor, ...]
+"""φ(q), φ(k) and v of a piece, in whole chunks where it is computed so; the sums kv and z that it adds to or reads; its output."""
+PieceGradients = tuple[Place, SavedTensors, tuple[Tensor, ...]]
+"""A piece, what was saved of it, and the gradients of φ(q), φ(k) and v."""
 
 
-def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Places, causal: bool) -> Iterator[tuple[Place, Kept]]:
+def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Places, causal: bool) -> Iterator[tuple[Place, SavedTensors]]:
     """The pieces of a sequence, with what the backward pass needs."""
     if _in_chunks(pieces, causal):
         state: State | None = None
@@ -313,30 +313,30 @@ def _featured(q: Tensor, k: Tensor, v: Tensor, phi: Feature, at: Place) -> tuple
     return phi.of(queries), phi.of(keys), values
 
 
-def _backward_in_chunks(pieces: Places, tensors: Sequence[Kept], grad: Tensor) -> Iterator[Found]:
+def _backward_in_chunks(pieces: Places, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
     """Gradients of each piece of a causal sequence, from the last one on."""
     d_kv, d_z = (torch.zeros_like(x) for x in tensors[-1][3:5])
-    for at, found in zip(reversed(pieces), reversed(tensors), strict=True):
-        (q, k, v, kv, z, out), chunk = found, min(CHUNK, at[2] - at[1])
+    for at, saved in zip(reversed(pieces), reversed(tensors), strict=True):
+        (q, k, v, kv, z, out), chunk = saved, min(CHUNK, at[2] - at[1])
         *parts, d_kv, d_z = _chunks_backward(q, k, v, kv, z, out, _filled(wide(_at(grad, at)), chunk), d_kv, d_z, chunk, True)
-        yield at, found, tuple(parts)
+        yield at, saved, tuple(parts)
 
 
-def _backward_of_all(pieces: Places, tensors: Sequence[Kept], grad: Tensor) -> Iterator[Found]:
+def _backward_of_all(pieces: Places, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
     """Gradients of each piece of a sequence whose tokens all see each other."""
     d_queries: list[Tensor] = []
     sums: list[tuple[Tensor, Tensor]] = []
     for at, (q, _, _, kv, z, out) in zip(reversed(pieces), reversed(tensors), strict=True):
-        rows, given, made = (x.unflatten(1, (kv.shape[1], -1)).flatten(2, 3) for x in (q, wide(_at(grad, at)), out))
-        given = given * inverse_of(rowwise(rows, z))
-        shift = -(given * made).sum(-1, keepdim=True)
-        d_rows = given @ kv.mT + shift * z.unsqueeze(-2)
+        rows, of_out, outs = (x.unflatten(1, (kv.shape[1], -1)).flatten(2, 3) for x in (q, wide(_at(grad, at)), out))
+        of_out = of_out * inverse_of(rowwise(rows, z))
+        shift = -(of_out * outs).sum(-1, keepdim=True)
+        d_rows = of_out @ kv.mT + shift * z.unsqueeze(-2)
         d_queries.append(d_rows.unflatten(2, (-1, q.shape[2])).flatten(1, 2))
-        sums.append((rows.mT @ given, (shift * rows).sum(-2)))
+        sums.append((rows.mT @ of_out, (shift * rows).sum(-2)))
     d_kv, d_z = (functools.reduce(torch.add, each) for each in zip(*sums, strict=True))
-    for at, d_q, found in zip(pieces, reversed(d_queries), tensors, strict=True):
-        _, k, v, *_ = found
-        yield at, found, (d_q, (d_kv @ v.mT).mT + d_z.unsqueeze(-2), k @ d_kv)
+    for at, d_q, saved in zip(pieces, reversed(d_queries), tensors, strict=True):
+        _, k, v, *_ = saved
+        yield at, saved, (d_q, (d_kv @ v.mT).mT + d_z.unsqueeze(-2), k @ d_kv)
 
 
 def _in_chunks(pieces: Places, causal: bool) -> bool:
@@ -393,7 +393,7 @@ def _lower(scores: Tensor, group: int) -> Tensor:
 
 def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """The totals before each chunk and after the last, from each chunk's sum ``(B, H, n, …)`` and the total ``first (B, H, …)``."""
-    if sums.shape[2] > FEW:
+    if sums.shape[2] > MAX_LOOPED_CHUNKS:
         total = torch.cat((first.unsqueeze(2), sums), 2).cumsum(2)
         return total[:, :, :-1], total[:, :, -1]
     steps = [first]
@@ -403,8 +403,8 @@ def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`_running` from the end: the totals after each chunk, and over all."""
-    if sums.shape[2] > FEW:
+    """The totals after each chunk, and over all: :func:`_running` from the end."""
+    if sums.shape[2] > MAX_LOOPED_CHUNKS:
         after, total = _running(sums.flip(2), last)
         return after.flip(2), total
     steps = [last]
@@ -414,7 +414,7 @@ def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fla_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
-    """As :func:`chunked_linear_attention`; the kernels choose ``chunk`` themselves."""
+    """The output and sums of :func:`chunked_linear_attention` by Triton kernels, which choose ``chunk`` themselves."""
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     group = q.shape[1] // k.shape[1]
     keys, values, sums, state = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v, z, kv))
@@ -455,8 +455,10 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, s
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     state = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=dtype, device=k.device) if state is None else state.to(dtype)
-    given = q.dtype if q.dtype == v.dtype else None
-    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], ANY_CALL, dtype=given, features=max(q.shape[-1], v.shape[-1]))
+    dtype_of_inputs = q.dtype if q.dtype == v.dtype else None
+    context = DispatchContext(
+        q.device.type, q.shape[2], k.shape[2], ANY_CALL, dtype=dtype_of_inputs, features=max(q.shape[-1], v.shape[-1])
+    )
     if choose("delta", context) == "delta-fla":
         return fla_gated_delta_rule(q, k, v, g, beta, state)
     with torch.autocast(q.device.type, enabled=False):
@@ -484,14 +486,14 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, stat
     system = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
     right = beta[..., None] * torch.cat((v, k * total.exp()[..., None]), -1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    fresh, seen = solved.split((v.shape[-1], k.shape[-1]), -1)
+    updates, seen = solved.split((v.shape[-1], k.shape[-1]), -1)
     inside = (q @ k.mT) * decay
     q = q * total.exp()[..., None]
     k = k * (total[..., -1:] - total).exp()[..., None]
     last = total[..., -1].exp()[..., None, None]
     outs = []
     for one_q, one_k, one_fresh, one_seen, one_inside, one_last in zip(
-        *(x.unbind(2) for x in (q, k, fresh, seen, inside, last)), strict=True
+        *(x.unbind(2) for x in (q, k, updates, seen, inside, last)), strict=True
     ):
         entering = one_fresh - one_seen @ state
         outs.append(one_q @ state + one_inside @ entering)
@@ -500,7 +502,7 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, stat
 
 
 def fla_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`gated_delta_rule`."""
+    """The output and state of :func:`gated_delta_rule` by Triton kernels."""
     chunk_gated_delta_rule = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
     q, k, v, g, beta = (x.transpose(1, 2).contiguous() for x in (q, k, v, g.float(), beta.to(v.dtype)))
     out, state = chunk_gated_delta_rule(q, k, v, g, beta, scale=1.0, initial_state=state, output_final_state=True)

@@ -38,11 +38,11 @@ from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_a
 
 SCORE_CELLS = 1 << 19
 """Scores per step of a search, so that the results of a step stay within the cache."""
-WIDTHS = (32, 8)
+PREFILTER_WIDTHS = (32, 8)
 """Scores in a block, in the first and in the second round of the prefilter."""
-LEAST = 1024
+MIN_PREFILTERED_KEYS = 1024
 """Shortest row that is prefiltered."""
-SLICE = 1 << 20
+MAX_GATHERED_NUMBERS = 1 << 20
 """Most gathered numbers in memory at once where no fused operation gathers them."""
 
 
@@ -104,7 +104,7 @@ def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
 
 
 @torch.library.custom_op(f"{OPERATORS}::topk_blocks", mutates_args=())
-def topk_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: int, causal: bool) -> Tensor:
+def topk_blocks(q: Tensor, summaries: Tensor, selectable: Tensor, count: int, span: int, causal: bool) -> Tensor:
     """The ``count`` best blocks of every query other than its own, ``(B, H, N, count)`` int64, -1 where there are fewer.
 
     Args:
@@ -115,8 +115,8 @@ def topk_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: in
     """
 
     def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
-        own = i // span
-        hidden = (j >= own if causal else j == own) | ~kept[item]
+        query_block = i // span
+        hidden = (j >= query_block if causal else j == query_block) | ~selectable[item]
         return scores.masked_fill(hidden, float("-inf"))
 
     return _search(q, summaries, count, visible)
@@ -130,7 +130,7 @@ for _operator in (topk_keys, topk_blocks):
 def search_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None
 ) -> Tensor:
-    """As :func:`topk_keys`, best first, with a score term. N² scores are computed, a few rows at a time."""
+    """The keys of :func:`topk_keys`, best first, with a score term. N² scores are computed, a few rows at a time."""
     offset = k.shape[2] - q.shape[2]
 
     def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def search_keys(
 def prefiltered_topk_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, longest: Tensor | None = None
 ) -> Tensor:
-    """As :func:`topk_keys`, by scores in float32; rows that these leave in doubt are searched again in float64.
+    """The keys of :func:`topk_keys` by scores in float32; rows that these leave in doubt are searched again in float64.
 
     longest: ``(B, H_kv)``, the greatest norm of the keys; computed when None.
     """
@@ -157,14 +157,16 @@ def prefiltered_topk_keys(
     if longest is None:
         longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
     margins = product_margin(q, longest.repeat_interleave(group, 1), scale)
-    found = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)
+    index = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)
     with torch.autocast(q.device.type, enabled=False):
         for item in range(batch):
             hidden = None if key_mask is None else ~key_mask[item]
             for head in range(kv_heads):
-                some = slice(head * group, (head + 1) * group)
-                found[item, some] = _of_one_head(q[item, some], k[item, head], hidden, margins[item, some], count, causal, scale)
-    return found
+                head_slice = slice(head * group, (head + 1) * group)
+                index[item, head_slice] = _of_one_head(
+                    q[item, head_slice], k[item, head], hidden, margins[item, head_slice], count, causal, scale
+                )
+    return index
 
 
 def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
@@ -173,24 +175,24 @@ def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, c
     last = torch.arange(kv_len - length, kv_len, device=q.device)[:, None] if causal else None
     rows = max(1, SCORE_CELLS // (kv_len * group))
     memory = q.new_empty(min(rows, length) * group * kv_len, dtype=torch.float32)
-    keys, found = k.float(), q.new_full((group, length, count), -1, dtype=torch.int64)
+    keys, chosen = k.float(), q.new_full((group, length, count), -1, dtype=torch.int64)
     doubtful = torch.zeros(group, length, dtype=torch.bool, device=q.device)
     for row in range(0, length, rows):
-        these = slice(row, min(row + rows, length))
-        stop = kv_len - length + these.stop if causal else kv_len
-        scores = memory[: group * (these.stop - row) * stop].view(-1, stop)
-        torch.mm(q[:, these].flatten(0, 1).float() * scale, keys[:stop].T, out=scores)
-        _hide(scores, None if last is None else last[these].repeat(group, 1), hidden, kv_len - length + row)
-        index, doubt = prefiltered_topk(scores, min(count, stop), margins[:, these].flatten(0, 1))
-        found[:, these, : index.shape[1]] = index.unflatten(0, (group, -1))
-        doubtful[:, these] = doubt.unflatten(0, (group, -1))
+        row_slice = slice(row, min(row + rows, length))
+        stop = kv_len - length + row_slice.stop if causal else kv_len
+        scores = memory[: group * (row_slice.stop - row) * stop].view(-1, stop)
+        torch.mm(q[:, row_slice].flatten(0, 1).float() * scale, keys[:stop].T, out=scores)
+        _hide(scores, None if last is None else last[row_slice].repeat(group, 1), hidden, kv_len - length + row)
+        index, doubt = prefiltered_topk(scores, min(count, stop), margins[:, row_slice].flatten(0, 1))
+        chosen[:, row_slice, : index.shape[1]] = index.unflatten(0, (group, -1))
+        doubtful[:, row_slice] = doubt.unflatten(0, (group, -1))
     if bool(doubtful.any()):
         exact = k.double().T
         for heads, places in zip(*(x.split(max(1, SCORE_CELLS // kv_len)) for x in doubtful.nonzero().unbind(1)), strict=True):
             scores = (q[heads, places].double() @ exact) * scale
             _hide(scores, None if last is None else last[places], hidden, 0)
-            found[heads, places] = F.pad(topk(scores, count), (0, max(0, count - kv_len)), value=-1).sort(-1).values
-    return found
+            chosen[heads, places] = F.pad(topk(scores, count), (0, max(0, count - kv_len)), value=-1).sort(-1).values
+    return chosen
 
 
 def _hide(scores: Tensor, last: Tensor | None, hidden: Tensor | None, first: int) -> None:
@@ -211,21 +213,21 @@ def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int |
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     rows = min(length, max(1, SCORE_CELLS // k.shape[2]))
     together = max(1, min(heads, SCORE_CELLS // (k.shape[2] * rows)))
-    found = []
+    parts = []
     for item in range(batch):
         for first in range(0, heads, together):
-            some = slice(first, min(heads, first + together))
-            keys = k[item, some].to(dtype).transpose(-1, -2)
+            head_slice = slice(first, min(heads, first + together))
+            keys = k[item, head_slice].to(dtype).transpose(-1, -2)
             steps = []
             for row in range(0, length, rows):
-                queries = q[item, some, row : row + rows].to(dtype)
+                queries = q[item, head_slice, row : row + rows].to(dtype)
                 i = torch.arange(row, row + queries.shape[1], device=q.device)[:, None]
                 stop = k.shape[2] if diagonal is None else row + queries.shape[1] + diagonal
                 j = torch.arange(stop, device=q.device)[None]
-                index = topk(visible(queries @ keys[..., :stop], item, some, i, j), count)
+                index = topk(visible(queries @ keys[..., :stop], item, head_slice, i, j), count)
                 steps.append(F.pad(index, (0, count - index.shape[-1]), value=-1))
-            found.append(torch.cat(steps, 1))
-    return torch.cat(found).view(batch, heads, length, count)
+            parts.append(torch.cat(steps, 1))
+    return torch.cat(parts).view(batch, heads, length, count)
 
 
 def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,9 +243,9 @@ def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Te
     if k == length:
         index = torch.arange(k, device=scores.device).masked_fill(scores == float("-inf"), -1)
         return index.sort(-1).values, torch.zeros(rows, dtype=torch.bool, device=scores.device)
-    for width in WIDTHS:
+    for width in PREFILTER_WIDTHS:
         blocks = -(-left.shape[1] // width)
-        if left.shape[1] < LEAST or blocks < 2 * (k + 1):
+        if left.shape[1] < MIN_PREFILTERED_KEYS or blocks < 2 * (k + 1):
             continue
         missing = blocks * width - left.shape[1]
         left = (F.pad(left, (0, missing), value=float("-inf")) if missing else left).view(rows * blocks, width)
@@ -354,8 +356,8 @@ def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor) -> Iterator[tuple[T
 
 
 def _slices(places: Tensor, x: Tensor) -> Iterator[slice]:
-    """Slices of rows whose gathered ``places (N, K)`` of ``x (·, D)`` stay within :data:`SLICE` numbers."""
-    step = max(1, SLICE // (places.shape[1] * x.shape[1]))
+    """Slices of rows whose gathered ``places (N, K)`` of ``x (·, D)`` stay within :data:`MAX_GATHERED_NUMBERS` numbers."""
+    step = max(1, MAX_GATHERED_NUMBERS // (places.shape[1] * x.shape[1]))
     for row in range(0, places.shape[0], step):
         yield slice(row, row + step)
 
@@ -411,7 +413,7 @@ def gather_kv(x: Tensor, index: Tensor) -> Tensor:
 
 
 def term_at(score_mod: ScoreMod, columns: Tensor, kv_len: int) -> Tensor:
-    """What ``score_mod`` adds to the scores of keys at ``columns (B, H, Nq, K)``, for the last Nq of ``kv_len`` positions."""
+    """The term that ``score_mod`` adds to the scores of keys at ``columns (B, H, Nq, K)``, for the last Nq of ``kv_len`` positions."""
     batch, heads, q_len, _ = columns.shape
     b, h, q_idx, _ = index_grid(batch, heads, q_len, kv_len, columns.device)
     return score_mod(torch.zeros(columns.shape, device=columns.device), b, h, q_idx, columns)

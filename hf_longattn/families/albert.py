@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.albert.configuration_albert import AlbertConfig
 from transformers.models.albert.modeling_albert import AlbertAttention, AlbertTransformer
 
-from ..backend import LAYER
+from ..backend import LAYER_INDEX
 from ..modeling.attach.attention_sites import SERVED
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
@@ -35,7 +35,7 @@ class LongAlbertTransformer(AlbertTransformer):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
         states = self.embedding_hidden_mapping_in(hidden_states)
         for layer in range(self.config.num_hidden_layers):
-            states = self.albert_layer_groups[self.group_of(layer)](states, attention_mask, **kwargs, **{LAYER: layer})
+            states = self.albert_layer_groups[self.group_of(layer)](states, attention_mask, **kwargs, **{LAYER_INDEX: layer})
         return BaseModelOutput(last_hidden_state=states)
 
     def note_layers(self) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..engines.common.batch import last_real
-from ..engines.common.byte_cache import KEPT
+from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, plus
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.global_rows import global_index
@@ -228,7 +228,7 @@ class BigBird(MaskedMechanism):
         if tokens is not None:
             return make()
         key = (type(self), self.options, self.num_heads, self.head_range, self.layer + seed, length, causal, device, dtype)
-        return KEPT.get(key, make)
+        return BYTE_CACHE.get(key, make)
 
 
 def seeded_blocks(

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.batch import last_real
-from ..engines.common.byte_cache import KEPT
+from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
@@ -116,7 +116,7 @@ class Hierarchical(Mechanism):
     def _plan(self, pyramid: Pyramid, causal: bool, key_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         """The parts, biased by the logarithm of each pool's token count, and if there is padding the counts ``(B, all levels)``."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
-        parts = KEPT.get(("pyramid", pyramid, causal, device), lambda: pyramid.parts(causal, device))
+        parts = BYTE_CACHE.get(("pyramid", pyramid, causal, device), lambda: pyramid.parts(causal, device))
         if key_mask is not None:
             counts = pyramid.counts(key_mask)
             return weighted(parts, counts.to(dtype)), counts
@@ -124,7 +124,7 @@ class Hierarchical(Mechanism):
         def make() -> tuple[GatherTile, ...]:
             return weighted(parts, pyramid.counts(torch.ones(1, pyramid.length, dtype=torch.bool, device=device)).to(dtype))
 
-        return KEPT.get(("weighted pyramid", pyramid, causal, device, dtype), make), None
+        return BYTE_CACHE.get(("weighted pyramid", pyramid, causal, device, dtype), make), None
 
 
 def weighted(parts: tuple[GatherTile, ...], counts: Tensor) -> tuple[GatherTile, ...]:

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.common.byte_cache import KEPT
+from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.derivatives import map_one_by_one
@@ -443,7 +443,7 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
         drawn = [torch.randn(heads, head_dim, many // 2, generator=generator, dtype=torch.float64, device="cpu") for many in rounds]
         return [rotation.to(device, exact_dtype(device)) for rotation in drawn]
 
-    return KEPT.get(("rotations of lsg", seed, heads, head_dim, tuple(rounds), device), make)
+    return BYTE_CACHE.get(("rotations of lsg", seed, heads, head_dim, tuple(rounds), device), make)
 
 
 class KeyRows(NamedTuple):

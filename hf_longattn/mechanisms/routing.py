@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.bucket_tiles import ROW, RecentRounds, cluster_rows, taken
+from ..engines.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, cluster_rows, taken
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
@@ -254,7 +254,7 @@ class Routing(BucketedMechanism):
             no_visible_key = None if band else rounds.no_visible_key()
         else:
             members = topk(self._ranked(k, offset, real), self.size).sort(-1).values  # in the order of the sequence
-            rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, ROW) // 2))
+            rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, MAX_ROW_QUERIES) // 2))
             parts = [GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)]
         if band is not None:
             near = band_tile(k.shape[2], band[1], -band[0], k.device)

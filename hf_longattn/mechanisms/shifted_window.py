@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import full_attention
-from ..engines.common.byte_cache import KEPT
+from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, mod_of_heads, rows_of
 from ..engines.common.dense import dense_attention, index_grid, repeat_heads
 from ..engines.common.shards import Locality
@@ -183,7 +183,7 @@ class ShiftedWindow(MaskedMechanism):
             groups = (rows_of(length + shift, size, device)[0, 0] - shift).clamp(min=-1)
             return tuple(cells(groups, groups, causal=causal))
 
-        return KEPT.get((ShiftedWindow, size, length, shift, causal, device), lay)
+        return BYTE_CACHE.get((ShiftedWindow, size, length, shift, causal, device), lay)
 
     def _joined(self, k: Tensor, call: AttentionCall) -> Iterator[GatherTile]:
         """What ``wrap`` adds to the shifted heads: the first half group and the last group see one another."""

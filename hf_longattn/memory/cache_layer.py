@@ -24,9 +24,9 @@ from ..mechanisms.common.base import Mechanism
 
 NOT_STARTED = 1 << 40
 """Start of a sequence whose first real token has not come yet: after every column."""
-COUNTED = ("transformers", "hf_longattn")
+COUNTED_PACKAGES = ("transformers", "hf_longattn")
 """Packages into whose objects :func:`cache_bytes` looks."""
-MOST_NAMES = 1024
+MAX_TYPE_NAMES = 1024
 """Type names that are in transformers' tables at a time."""
 
 
@@ -34,7 +34,7 @@ class AttendingLayer(ABC):
     """A cache layer that the backend asks before it calls the mechanism itself."""
 
     keeps: ClassVar[str]
-    """What it attends to, for :func:`hf_longattn.explain`."""
+    """The keys that it attends to, in words, for :func:`hf_longattn.explain`."""
 
     @abstractmethod
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
@@ -162,7 +162,7 @@ def refuse_restricted_pairs(call: AttentionCall) -> None:
 
 
 def tokens_back(tokens_to_remove: int) -> int:
-    """How many tokens ``crop`` removes: transformers passes a negative number.
+    """The number of tokens that ``crop`` removes: transformers passes a negative number.
 
     Raises:
         LengthError: for a positive number, which used to be the length to keep.
@@ -177,10 +177,10 @@ def compact(tensor: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return tensor
     try:
-        whole = tensor.untyped_storage().nbytes()
+        storage_bytes = tensor.untyped_storage().nbytes()
     except NotImplementedError:  # inside of torch.func's transformations
         return tensor
-    return tensor if 2 * tensor.nbytes >= whole else tensor.clone()
+    return tensor if 2 * tensor.nbytes >= storage_bytes else tensor.clone()
 
 
 def cache_bytes(cache: Any) -> int:
@@ -191,15 +191,15 @@ def cache_bytes(cache: Any) -> int:
 def _bytes(value: Any, seen: set[int]) -> int:
     if isinstance(value, Tensor):
         storage = value.untyped_storage()
-        fresh = storage.data_ptr() not in seen
+        is_new = storage.data_ptr() not in seen
         seen.add(storage.data_ptr())
-        return storage.nbytes() if fresh else 0
+        return storage.nbytes() if is_new else 0
     if isinstance(value, dict):
-        return sum(_bytes(one, seen) for one in value.values())
+        return sum(_bytes(item, seen) for item in value.values())
     if isinstance(value, list | tuple):
-        return sum(_bytes(one, seen) for one in value)
+        return sum(_bytes(item, seen) for item in value)
     inside = getattr(value, "__dict__", None)
-    return _bytes(inside, seen) if inside and type(value).__module__.startswith(COUNTED) else 0
+    return _bytes(inside, seen) if inside and type(value).__module__.startswith(COUNTED_PACKAGES) else 0
 
 
 _entered: OrderedDict[str, None] = OrderedDict()
@@ -209,8 +209,8 @@ _lock = threading.Lock()
 def enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..., Any]) -> str:
     """Let ``DynamicCache`` build layers called ``name`` with ``growing``, and ``StaticCache`` with ``static``; returns the name.
 
-    Only the last :data:`MOST_NAMES` names stay in the tables; a config enters its names whenever a cache is made from it. Both callables
-    make instances of module-level classes, so that any process can unpickle a cache.
+    Only the last :data:`MAX_TYPE_NAMES` names stay in the tables; a config enters its names whenever a cache is made from it. Both
+    callables make instances of module-level classes, so that any process can unpickle a cache.
     """
     tables = _tables()
     with _lock:
@@ -220,7 +220,7 @@ def enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..
         _entered[name] = None
         for table, make in zip(tables, (growing, static), strict=True):
             table[name] = make
-        while len(_entered) > MOST_NAMES:
+        while len(_entered) > MAX_TYPE_NAMES:
             oldest, _ = _entered.popitem(last=False)
             for table in tables:
                 table.pop(oldest, None)

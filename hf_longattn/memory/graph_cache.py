@@ -34,7 +34,7 @@ from .state_cache import StateLayer
 
 KEY, VALUE, POSITION, SEEN = "key", "value", "position", "seen"
 """Names of the tensors of layers that keep keys; those of a recurrent layer are the mechanism's."""
-LEAST = 2
+MIN_KEPT_KEYS = 2
 """Fewest keys that a layer keeps once it is full: PyTorch traces no free axis of up to one entry."""
 
 
@@ -93,7 +93,7 @@ class GraphLayer(AttendingLayer, DynamicLayer):
     def attend(
         self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Without weights, which a graph does not return."""
+        """The output of the step; no weights, which a graph does not return."""
         out, self.state = self.step(mechanism, q, k, v, call)
         return out, None
 
@@ -115,8 +115,8 @@ class KeysLayer(GraphLayer):
         k, v = torch.cat([self.state[KEY], k], 2), torch.cat([self.state[VALUE], v], 2)
         out = run_batch(mechanism, q, k, v, call.with_mask(_last(call.real(k), k.shape[2], 1)), mechanism.defined)
         if self.most is not None:
-            kept = torch.sym_min(k.shape[2], self.most)
-            k, v = _last(k, kept, 2), _last(v, kept, 2)
+            keys_left = torch.sym_min(k.shape[2], self.most)
+            k, v = _last(k, keys_left, 2), _last(v, keys_left, 2)
         return out, {KEY: k, VALUE: v}
 
 
@@ -136,10 +136,10 @@ class KeptKeysLayer(GraphLayer):
         k, v = torch.cat([self.state[KEY], k], 2), torch.cat([self.state[VALUE], v], 2)
         position = torch.cat([self.state[POSITION], torch.where(real, new, -1)], 1)
         out = mechanism.attend_kept(q, k, v, new.clamp(min=0), position, position >= 0, call)
-        kept = mechanism.kept(position, seen[:, None])
-        if kept is None:
+        visible_later = mechanism.kept(position, seen[:, None])
+        if visible_later is None:
             return out, {KEY: k, VALUE: v, POSITION: position, SEEN: seen}
-        return out, {**_packed(kept & (position >= 0), k, v, position), SEEN: seen}
+        return out, {**_packed(visible_later & (position >= 0), k, v, position), SEEN: seen}
 
 
 class RecurrentLayer(GraphLayer):
@@ -157,12 +157,12 @@ class RecurrentLayer(GraphLayer):
         # In one layout: PyTorch compares it with that of the layer before, and would not trace a comparison that depends on the length.
         inputs = [x.contiguous() for x in inputs]
 
-        def step(state: list[Tensor], given: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-            *values, real, has_started = given
-            found = dict(zip(tokens, (x.unsqueeze(2) for x in values), strict=True))
-            own = call.replace(batch=Batch(real[:, None]), hidden_states=found["hidden"][:, 0] if "hidden" in found else None)
+        def step(state: list[Tensor], entries: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+            *values, real, has_started = entries
+            token = dict(zip(tokens, (x.unsqueeze(2) for x in values), strict=True))
+            token_call = call.replace(batch=Batch(real[:, None]), hidden_states=token["hidden"][:, 0] if "hidden" in token else None)
             before = dict(zip(names, state, strict=True))
-            out, after = mechanism.advance(found["q"], found["k"], found["v"], before, own)
+            out, after = mechanism.advance(token["q"], token["k"], token["v"], before, token_call)
             return [_chosen(has_started, after[name], old) for name, old in before.items()], out[:, :, 0].clone()
 
         after, out = scan_in_graph(step, [self.state[name] for name in names], inputs)
@@ -196,7 +196,7 @@ def _packed(kept: Tensor, k: Tensor, v: Tensor, position: Tensor) -> State:
 
 
 def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) -> tuple[StateTensor, ...]:
-    """What a layer of this mechanism keeps in a graph.
+    """The state that a layer of this mechanism keeps in a graph.
 
     Args:
         mechanism: of the layer, causal.
@@ -214,14 +214,14 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
         assert held.values is not None
         none = torch.zeros(1, 1, dtype=torch.long)
         masked = isinstance(mechanism, MaskedMechanism) and not mechanism.takes_globals and plain_scores
-        kept = masked and mechanism.kept(none, none) is not None
-        if kept or (mechanism.takes_fewer_queries and not mechanism.position_dependent):
+        keeps_some_keys = masked and mechanism.kept(none, none) is not None
+        if keeps_some_keys or (mechanism.takes_fewer_queries and not mechanism.position_dependent):
             reach = mechanism.reach(causal=True)
-            most = None if reach is None else max(reach - 1, LEAST)
+            most = None if reach is None else max(reach - 1, MIN_KEPT_KEYS)
             keys = tuple(
                 StateTensor(name, x.dtype, (x.shape[1], 0, x.shape[3]), most) for name, x in ((KEY, held.keys), (VALUE, held.values))
             )
-            return (*keys, StateTensor(POSITION, torch.long, (0,)), StateTensor(SEEN, torch.long, ())) if kept else keys
+            return (*keys, StateTensor(POSITION, torch.long, (0,)), StateTensor(SEEN, torch.long, ())) if keeps_some_keys else keys
     raise ExportError(
         f"Mechanism {mechanism.name!r} with these options keeps or chooses past keys in a way that a graph with a cache cannot express; "
         "export one pass over the text (--task text-generation), or convert with another mechanism, for example window or linear."

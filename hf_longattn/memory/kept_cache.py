@@ -76,13 +76,13 @@ class KeptLayer(StartsLayer):
         if call.key_mask is not None:
             real = real & call.key_mask.gather(1, columns.clamp(min=0))
         q_positions = torch.arange(self.seen - q.shape[2], self.seen, device=q.device) - self.starts[:, None]
-        places = (q_positions, k_positions, real)
-        out = mechanism.attend_kept(q, k, v, *places, call)
+        positions = (q_positions, k_positions, real)
+        out = mechanism.attend_kept(q, k, v, *positions, call)
         if not weights_wanted:
             return out, None
-        one = torch.eye(self.seen, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
-        one = one[:, None].expand(-1, k.shape[1], -1, -1)
-        return out, mechanism.attend_kept(q, k, one, *places, call.replace(dropout=0.0))
+        one_hot = torch.eye(self.seen, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
+        one_hot = one_hot[:, None].expand(-1, k.shape[1], -1, -1)
+        return out, mechanism.attend_kept(q, k, one_hot, *positions, call.replace(dropout=0.0))
 
     def _prune(self) -> None:
         if self.starts is None or not self._all_started:  # where the sequences start is not known yet
@@ -90,16 +90,16 @@ class KeptLayer(StartsLayer):
         positions = self.positions()
         self._earliest = max(0, self.seen - SLACK)
         upcoming = (self._earliest - self.starts[:, None]).clamp(min=0)
-        kept = prototype(self.mechanism, self.options).kept(positions, upcoming)
-        assert kept is not None
-        self._select(kept & (positions >= 0))
+        visible_later = prototype(self.mechanism, self.options).kept(positions, upcoming)
+        assert visible_later is not None
+        self._select(visible_later & (positions >= 0))
         self.pruned, self._clean_size = True, self.columns.shape[1]
 
-    def _select(self, kept: Tensor) -> None:
+    def _select(self, selected: Tensor) -> None:
         """Keep the slots ``(B, S)``, packed to the left in their order."""
-        size = int(kept.sum(1).max())
-        order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
-        self.columns = torch.where(kept.gather(1, order), self.columns.gather(1, order), -1)
+        size = int(selected.sum(1).max())
+        order = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
+        self.columns = torch.where(selected.gather(1, order), self.columns.gather(1, order), -1)
         places = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
         self.keys = self.keys.gather(2, places.expand(-1, -1, -1, self.keys.shape[3]))
         self.values = self.values.gather(2, places.expand(-1, -1, -1, self.values.shape[3]))
@@ -124,7 +124,7 @@ class KeptLayer(StartsLayer):
             self._select((self.columns >= 0) & (self.columns < self.seen))
 
     def unused(self) -> int:
-        """How many of the first columns no slot holds."""
+        """The number of first columns that no slot holds."""
         held = self.columns[self.columns >= 0] if self.is_initialized else None
         return int(held.min()) if held is not None and len(held) else self.seen
 

@@ -25,7 +25,7 @@ def _causal(long_attention: LongAttentionConfig, layer: int) -> Mechanism | None
 
 
 def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
-    """How many past keys, its own included, a token sees in ``layer``; ``None`` when that is unbounded."""
+    """The number of past keys that a token sees in ``layer``, its own included; ``None`` when that is unbounded."""
     built = _causal(long_attention, layer)
     return None if built is None else built.reach(causal=True)
 

@@ -18,7 +18,7 @@ from ..errors import MemoryMismatchError
 
 
 class SegmentMemory(ABC):
-    """What one call passes on to the next, for every row."""
+    """The memory that one call passes on to the next, for every row."""
 
     def __init__(self) -> None:
         self.batch_size: int | None = None
@@ -51,7 +51,7 @@ class SegmentMemory(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """Its contents as tensors, for a checkpoint."""
+        """The contents as tensors, for a checkpoint."""
 
     @abstractmethod
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -59,7 +59,7 @@ class SegmentMemory(ABC):
 
     @abstractmethod
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
 
 
 class TokenMemory(SegmentMemory):
@@ -82,8 +82,8 @@ class TokenMemory(SegmentMemory):
         if self.tokens is None:
             return learned
         tokens = self.tokens.to(learned)
-        fresh = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device) if self.fresh is None else self.fresh.to(tokens.device)
-        return torch.where(fresh[:, None, None], learned, tokens)  # every step uses the learned ones, so that they always have gradients
+        begins = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device) if self.fresh is None else self.fresh.to(tokens.device)
+        return torch.where(begins[:, None, None], learned, tokens)  # every step uses the learned ones, so that they always have gradients
 
     def take(self, tokens: Tensor) -> None:
         """Remember ``tokens (B, M, hidden_size)``."""
@@ -174,14 +174,14 @@ class CacheMemory(SegmentMemory):
 
 
 def _tensors(layer: Any) -> list[tuple[str, Tensor]]:
-    """What a cache layer holds: tensors, numbers as tensors, and those of a state as ``state/name``."""
-    found = []
+    """The contents of a cache layer: tensors, numbers as tensors, and the tensors of a state as ``state/name``."""
+    tensors = []
     for name, value in vars(layer).items():
         if isinstance(value, dict):
-            found += [(f"{name}/{key}", tensor) for key, tensor in value.items()]
+            tensors += [(f"{name}/{key}", tensor) for key, tensor in value.items()]
         elif isinstance(value, Tensor | bool | int):
-            found.append((name, value if isinstance(value, Tensor) else torch.tensor(value)))
-    return found
+            tensors.append((name, value if isinstance(value, Tensor) else torch.tensor(value)))
+    return tensors
 
 
 def _set(layer: Any, name: str, tensor: Tensor) -> None:

@@ -20,8 +20,8 @@ from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pa
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
 
-LONGEST = 64
-"""How many tokens can be taken back, at least, of those since the last time."""
+MIN_REWINDABLE_TOKENS = 64
+"""Tokens that can be taken back at least, of those since the last time."""
 
 
 @dataclass
@@ -66,12 +66,12 @@ class LastSteps:
         self._steps: list[Step] = []
 
     def __len__(self) -> int:
-        """How many tokens can be taken back."""
+        """The number of tokens that can be taken back."""
         return sum(step.tokens for step in self._steps)
 
     def add(self, step: Step) -> None:
         self._steps.append(step)
-        while len(self) - self._steps[0].tokens >= LONGEST:
+        while len(self) - self._steps[0].tokens >= MIN_REWINDABLE_TOKENS:
             self._steps.pop(0)
 
     def take_back(self, tokens: int) -> State | None:
@@ -182,7 +182,7 @@ class StateLayer(StartsLayer):
         self._latest -= count if self._all_started else 0
 
     def cannot_take_back(self, count: int) -> str:
-        """Without recording only everything can be taken back, or nothing."""
+        """Why tokens cannot be taken back: without recording, only all of them can be, or none."""
         if count <= len(self.last):
             return ""
         advice = (
@@ -235,13 +235,13 @@ class StateLayer(StartsLayer):
 
 
 class DynamicStateLayer(StateLayer):
-    """For :class:`transformers.DynamicCache`."""
+    """The layer of :class:`transformers.DynamicCache`."""
 
     _layer_type = STATE_LAYER
 
 
 class StaticStateLayer(StateLayer, StaticLayer):
-    """For :class:`transformers.StaticCache`, whose length bounds nothing here."""
+    """The layer of :class:`transformers.StaticCache`, whose length bounds nothing here."""
 
     _layer_type = STATE_LAYER
     is_compileable = False

@@ -1,4 +1,4 @@
-"""The cache layer of mechanisms that choose among all keys: it keeps them all, and beside them what the choice needs.
+"""The cache layer of mechanisms that choose among all keys: it keeps them all, and summaries by which they are chosen.
 
 The summaries of a unit of tokens (:meth:`SummarisedMechanism.summarise_units`) are made once, and again
 only for the unit that grows, so that a step neither reads all keys nor copies them. Long pieces of a prompt, four-dimensional masks,
@@ -24,9 +24,9 @@ from .cache_layer import StartsLayer, StaticKeysLayer
 SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type in ``config.layer_types``."""
 
-SPARE = 1 / 8
+SPARE_SHARE = 1 / 8
 """Share by which a buffer is larger than what it holds when it is made; the cost of a copy is spread over so many new tokens."""
-LEAST = 64
+MIN_SPARE_TOKENS = 64
 """Fewest spare tokens."""
 
 
@@ -43,10 +43,10 @@ class GrowableBuffer:
         """
         buffer = self._buffers.get(name)
         if buffer is None or not self._in_place(held, buffer) or buffer.shape[2] < length:
-            size = length + max(LEAST, int(length * SPARE))
+            size = length + max(MIN_SPARE_TOKENS, int(length * SPARE_SHARE))
             buffer = held.new_zeros(*held.shape[:2], size, *held.shape[3:])
-            kept = min(held.shape[2], length)
-            buffer[:, :, :kept] = held[:, :, :kept]
+            count = min(held.shape[2], length)
+            buffer[:, :, :count] = held[:, :, :count]
             self._buffers[name] = buffer
         return buffer[:, :, :length]
 
@@ -85,7 +85,7 @@ class SummaryLayer(StartsLayer):
         return self.keys, self.values
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """For a few new tokens after others, and nothing asked for but the causal form."""
+        """Whether a few new tokens follow others, and nothing but the causal form is requested."""
         length = self.keys.shape[2]
         return (
             isinstance(mechanism, SummarisedMechanism)
@@ -107,8 +107,8 @@ class SummaryLayer(StartsLayer):
         real = call.key_mask
         self._summarise(mechanism, real, call)
         mod = mechanism.relative_mod(q, k, call)
-        own = call if mod is None else call.replace(score_mod=mod)
-        out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), own)
+        step_call = call if mod is None else call.replace(score_mod=mod)
+        out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), step_call)
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 
     def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, call: AttentionCall) -> None:
@@ -128,8 +128,8 @@ class SummaryLayer(StartsLayer):
         if real is not None:
             there = there & real.gather(1, columns.flatten(1)).view(columns.shape)
         places = columns[:, None].expand(-1, self.keys.shape[1], -1, -1)
-        made = mechanism.summarise_units(gather_kv(self.keys, places), gather_kv(self.values, places), there, call)
-        for name, entries in made.items():
+        summaries = mechanism.summarise_units(gather_kv(self.keys, places), gather_kv(self.values, places), there, call)
+        for name, entries in summaries.items():
             held = self.tables.get(name)
             table = self._buffer.grown(f"table {name}", entries[:, :, :0] if held is None else held, total)
             index = units.view(len(units), 1, -1, *[1] * (entries.dim() - 3)).expand(entries.shape)
@@ -171,12 +171,12 @@ class SummaryLayer(StartsLayer):
         self.tables = {name: how(table) for name, table in self.tables.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without spare memory, for copies and pickles; what a copy shares with this layer is not written to any more."""
+        """The state for copies and pickles, without spare memory; what a copy shares with this layer is not written to any more."""
         self._buffer.clear()
         return {**self.__dict__, "_buffer": GrowableBuffer(), "tables": dict(self.tables)}
 
 
 class StaticSummaryLayer(StaticKeysLayer):
-    """The same mechanisms with memory reserved once, for ``cache_implementation="static"``."""
+    """All keys and values in memory reserved once, for ``cache_implementation="static"``; the mechanism's ``forward`` reads them."""
 
     _layer_type = SUMMARY_LAYER

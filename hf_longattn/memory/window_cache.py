@@ -32,7 +32,7 @@ class GrowingWindowLayer(RewindableLayer, DynamicSlidingWindowLayer):
         return keys, values
 
     def cannot_take_back(self, count: int) -> str:
-        """Without recording as long as nothing was dropped; with it, what was added since the last time."""
+        """Why tokens cannot be taken back: without recording, something was dropped; with it, only tokens since the last time can be."""
         left = int(self.cumulative_length) - count
         if not count or self.keys.shape[2] - count >= min(left, self.sliding_window - 1):
             return ""
@@ -49,7 +49,7 @@ class GrowingWindowLayer(RewindableLayer, DynamicSlidingWindowLayer):
         self.cumulative_length -= count
 
     def unused(self) -> int:
-        """How many of the first columns are neither kept nor needed to count up to the window."""
+        """The number of first columns that are neither kept nor needed to count up to the window."""
         return max(0, int(self.cumulative_length) - self.sliding_window)
 
     def renumber(self, count: int) -> None:
@@ -58,13 +58,13 @@ class GrowingWindowLayer(RewindableLayer, DynamicSlidingWindowLayer):
 
 
 class StaticWindowLayer(StaticSlidingWindowLayer):
-    """The same with memory reserved once, for ``cache_implementation="static"``."""
+    """The last ``window - 1`` keys and values in memory reserved once, for ``cache_implementation="static"``."""
 
     def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
         super().__init__(max_cache_len=max_cache_len, sliding_window=max(window, 2))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Without the reserved slots that are still empty: the mask is made for the first layer and cannot tell them from keys."""
+        """Keys and values without reserved slots that are still empty: the mask is made for the first layer and cannot tell them apart."""
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         return keys[:, :, : self.cumulative_length_int], values[:, :, : self.cumulative_length_int]
 

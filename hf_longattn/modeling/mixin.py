@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND, DOCUMENTS, WEIGHTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
+from ..backend import BACKEND, COLLECT_WEIGHTS, DOCUMENTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
 from ..engines.common.batch import in_graph, positions_in
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.base import Mechanism
@@ -29,7 +29,7 @@ from .family.definition import Family, PositionTable
 from .family.validation import check_length, check_tables, input_of, refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import cut_as_configured
-from .run.losses import with_auxiliary_loss
+from .run.losses import divides_by_items, with_auxiliary_loss
 from .run.memory import MASK_OF_MEMORY, new_memory, run_with_memory
 from .run.modes import RunsInModes
 from .run.segments import run_in_segments
@@ -54,8 +54,6 @@ class LongAttentionMixin(_Base):
     """Comes before the base's model class and makes it a Long class."""
 
     family: ClassVar[Family]
-    accepts_loss_kwargs: ClassVar[bool]
-    """Whether Trainer may leave the mean over accumulated batches to the head; see :meth:`Family.divides_by_items`."""
     hands_globals_down: ClassVar[bool] = True
     """Whether the base's heads and layers pass keyword arguments down to attention, as a global mask requires."""
 
@@ -85,6 +83,11 @@ class LongAttentionMixin(_Base):
         super().post_init()
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether Trainer may leave the mean over accumulated batches to the head; see :func:`divides_by_items`."""
+        return divides_by_items(type(self))
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Give a repository without a card ours, in place of transformers' empty one; ``push_to_hub`` calls this with the folder."""
@@ -322,7 +325,7 @@ class LongBaseModelMixin(RunsInModes, LongAttentionMixin):
         self.check_inputs(arguments)
         self._find_globals(arguments)
         if self.runs_mechanisms and self.hands_globals_down and self._collects_attentions(arguments):
-            arguments[WEIGHTS] = True
+            arguments[COLLECT_WEIGHTS] = True
         if self.recursion is None or not self.runs_mechanisms:
             return base_forward(self, **arguments)
         return run_in_segments(self, base_forward, arguments)

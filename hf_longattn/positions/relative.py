@@ -68,7 +68,7 @@ class RelativePositions(nn.Module, ABC):
 
     @abstractmethod
     def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
-        """The same for engines, as a function of (score, b, h, q_idx, kv_idx) that holds for distances within ``span``; the queries are the
+        """The term for engines, as a function of (score, b, h, q_idx, kv_idx) that holds for distances within ``span``; the queries are the
         last Nq positions of the keys' sequence."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -112,8 +112,8 @@ class QueryDependent(RelativePositions):
     def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
         table, ahead = self.by_distance(q, causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))))
         index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
-        found, of_keys = table.gather(-1, index), self.by_key(k)
-        return (found if of_keys is None else found + of_keys[:, :, None]) * scale
+        terms, of_keys = table.gather(-1, index), self.by_key(k)
+        return (terms if of_keys is None else terms + of_keys[:, :, None]) * scale
 
     def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
         table, ahead = self.by_distance(q, causal, span)
@@ -121,8 +121,8 @@ class QueryDependent(RelativePositions):
 
         def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
             row = (q_idx - offset).clamp(0, table.shape[2] - 1)
-            found = table[b, h, row, (q_idx - kv_idx + ahead).clamp(0, table.shape[3] - 1)]
-            return score + factor * (found if of_keys is None else found + of_keys[b, h, kv_idx.clamp(0, of_keys.shape[2] - 1)])
+            term = table[b, h, row, (q_idx - kv_idx + ahead).clamp(0, table.shape[3] - 1)]
+            return score + factor * (term if of_keys is None else term + of_keys[b, h, kv_idx.clamp(0, of_keys.shape[2] - 1)])
 
         return mod
 
@@ -195,10 +195,10 @@ class T5Buckets(DistanceOnly):
     @classmethod
     def check(cls, settings: Mapping[str, int]) -> None:
         super().check(settings)
-        many, furthest = settings["num_buckets"], settings["max_distance"]
-        if many % 4 or furthest <= many // 2:
+        num_buckets, furthest = settings["num_buckets"], settings["max_distance"]
+        if num_buckets % 4 or furthest <= num_buckets // 2:
             raise OptionError(
-                f"Relative positions 't5_buckets' have num_buckets={many} and max_distance={furthest}, but need a multiple of 4 and "
+                f"Relative positions 't5_buckets' have num_buckets={num_buckets} and max_distance={furthest}, but need a multiple of 4 and "
                 "a distance above half the buckets; for example relative='t5_buckets:num_buckets=32,max_distance=128'."
             )
 
@@ -279,10 +279,10 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
     Raises:
         OptionError: unknown kind or setting (with the nearest one), or an impossible value.
     """
-    kind, given = _parts(value)
+    kind, texts = _parts(value)
     cls = relative_kind(kind)
     settings: dict[str, int] = {}
-    for name, number in given.items():
+    for name, number in texts.items():
         if name not in cls.settings:
             listed = ", ".join(cls.settings) or "none"
             raise OptionError(f"Relative positions {kind!r} have no setting {name!r}; settings are: {listed}.{nearest(name, cls.settings)}")
@@ -309,8 +309,8 @@ def relative_kind(value: str) -> type[RelativePositions]:
 
 def build_relative(choice: str, num_heads: int, head_dim: int, hidden_size: int) -> RelativePositions:
     """The module for a choice that :func:`read_relative` has checked."""
-    kind, given = _parts(choice)
-    settings = {name: int(number) for name, number in given.items()}
+    kind, texts = _parts(choice)
+    settings = {name: int(number) for name, number in texts.items()}
     return RELATIVE[kind](num_heads, head_dim, hidden_size, _complete(RELATIVE[kind], settings))
 
 

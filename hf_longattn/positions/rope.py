@@ -27,12 +27,12 @@ from hf_longattn.positions.tables import DROPPED
 from hf_longattn.reading import read_json
 
 Parameters = dict[str, Any]
-BESIDE = " To add relative positions, type --option relative=alibi."
+RELATIVE_ADVICE = " To add relative positions, type --option relative=alibi."
 
 
 @dataclass(frozen=True)
 class RopePlan:
-    """What to write into the config of the longer model."""
+    """The rotary fields of the longer model's config."""
 
     kind: str
     parameters: Parameters
@@ -41,8 +41,8 @@ class RopePlan:
 
 
 def _scaled(old: Parameters, kind: str, factor: float) -> Parameters:
-    kept = {key: value for key, value in old.items() if key in ("rope_theta", "partial_rotary_factor")}
-    return {**kept, "rope_type": kind, "factor": factor}
+    unscaled = {key: value for key, value in old.items() if key in ("rope_theta", "partial_rotary_factor")}
+    return {**unscaled, "rope_type": kind, "factor": factor}
 
 
 def _none(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
@@ -69,20 +69,20 @@ def _yarn(old: Parameters, old_length: int, new_length: int, factors: Parameters
     return RopePlan("yarn", parameters, new_length, new_length == old_length)
 
 
-def _base(old: Parameters, old_length: int, new_length: int, given: Parameters) -> RopePlan:
-    return RopePlan("base", {**old, **given}, new_length, given["rope_theta"] == old.get("rope_theta"))
+def _base(old: Parameters, old_length: int, new_length: int, base: Parameters) -> RopePlan:
+    return RopePlan("base", {**old, **base}, new_length, base["rope_theta"] == old.get("rope_theta"))
 
 
 def _longrope(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
-    given = factors or {key: old[key] for key in ("short_factor", "long_factor") if key in old}
-    missing = [key for key in ("short_factor", "long_factor") if not isinstance(given.get(key), list)]
+    both_factors = factors or {key: old[key] for key in ("short_factor", "long_factor") if key in old}
+    missing = [key for key in ("short_factor", "long_factor") if not isinstance(both_factors.get(key), list)]
     if missing:
         raise PositionError(
             f"rope:longrope needs factors found by a search, but {' and '.join(missing)} are missing;"
             " write both lists to a JSON file and type rope:longrope:FILE.json, or choose rope:yarn."
         )
     trained = int(old.get("original_max_position_embeddings") or old_length)
-    parameters = {**_scaled(old, "longrope", new_length / trained), **given, "original_max_position_embeddings": trained}
+    parameters = {**_scaled(old, "longrope", new_length / trained), **both_factors, "original_max_position_embeddings": trained}
     return RopePlan("longrope", parameters, new_length, False)
 
 
@@ -115,8 +115,8 @@ def rope_parameters(
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
-        PositionError: unknown kind, a shorter length, a base that is no positive number, longrope factors that are missing or do not fit,
-            or a source that is already scaled in another way.
+        PositionError: unknown kind, a shorter length, a base that is not a positive number, longrope factors that are missing or do not
+            fit, or a source that is already scaled in another way.
     """
     if new_length < old_length:
         raise PositionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")
@@ -131,7 +131,7 @@ def rope_parameters(
         choices = [f"rope:{name}" for name in ROPE_KINDS]
         raise PositionError(
             f"'{positions}' does not fit a model with rotary positions; expected auto or one of {', '.join(choices)}."
-            f"{nearest(positions, choices)}{BESIDE if positions in DROPPED else ''}"
+            f"{nearest(positions, choices)}{RELATIVE_ADVICE if positions in DROPPED else ''}"
         )
     if kind != "none" and used not in ("default", kind):
         raise PositionError(
@@ -148,7 +148,7 @@ def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
     for name in ("short_factor", "long_factor"):
         factors = parameters.get(name, [1.0] * (frequencies or 0))
         count = len(factors) if frequencies is None else frequencies
-        if len(factors) != count or not all(isinstance(one, int | float) and one > 0 for one in factors):
+        if len(factors) != count or not all(isinstance(factor, int | float) and factor > 0 for factor in factors):
             raise PositionError(
                 f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of a head;"
                 " supply the factors found for this model."

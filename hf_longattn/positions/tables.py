@@ -59,22 +59,22 @@ def _before_interpolation(long: Tensor, rows: int) -> Tensor:
     below = at.floor().long().clamp(max=rows - 2)
     share = at - below  # of the row above
     diagonal = torch.zeros(rows, dtype=torch.float64).index_add_(0, below, (1 - share) ** 2).index_add_(0, below + 1, share**2)
-    beside = torch.zeros(rows, dtype=torch.float64).index_add_(0, below, share * (1 - share))  # between a row and the one above
-    wanted = torch.zeros(rows, target.shape[1], dtype=torch.float64)
-    wanted.index_add_(0, below, (1 - share)[:, None] * target).index_add_(0, below + 1, share[:, None] * target)
-    wanted[0], wanted[-1] = target[0], target[-1]
-    diagonal[0], first, last = 1.0, float(beside[0]), float(beside[rows - 2])
-    wanted[1] -= first * wanted[0]
-    wanted[rows - 2] -= last * wanted[-1]
+    off_diagonal = torch.zeros(rows, dtype=torch.float64).index_add_(0, below, share * (1 - share))  # between a row and the one above
+    right_side = torch.zeros(rows, target.shape[1], dtype=torch.float64)
+    right_side.index_add_(0, below, (1 - share)[:, None] * target).index_add_(0, below + 1, share[:, None] * target)
+    right_side[0], right_side[-1] = target[0], target[-1]
+    diagonal[0], first, last = 1.0, float(off_diagonal[0]), float(off_diagonal[rows - 2])
+    right_side[1] -= first * right_side[0]
+    right_side[rows - 2] -= last * right_side[-1]
     for row in range(2, rows - 1):
-        factor = beside[row - 1] / diagonal[row - 1]
-        diagonal[row] -= factor * beside[row - 1]
-        wanted[row] -= factor * wanted[row - 1]
+        factor = off_diagonal[row - 1] / diagonal[row - 1]
+        diagonal[row] -= factor * off_diagonal[row - 1]
+        right_side[row] -= factor * right_side[row - 1]
     for row in range(rows - 2, 0, -1):
         if row < rows - 2:
-            wanted[row] -= beside[row] * wanted[row + 1]
-        wanted[row] /= diagonal[row]
-    return wanted.to(long.dtype)
+            right_side[row] -= off_diagonal[row] * right_side[row + 1]
+        right_side[row] /= diagonal[row]
+    return right_side.to(long.dtype)
 
 
 def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:

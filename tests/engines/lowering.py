@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
 from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
@@ -139,7 +139,7 @@ for width, dtype in ((16, torch.float16), (80, torch.float32), (96, torch.bfloat
     case(f"heads of {width} in {dtype}, gradients", head_dim=width, dtype=dtype, grad=True)
 CASES["global columns"] = columns()
 CASES["global columns, gradients"] = columns(grad=True)
-for size in flex.SIZES:
+for size in flex.TILE_BLOCKS:
     CASES[f"tiles of {size}"] = tile(size)
     CASES[f"tiles of {size}, gradients"] = tile(size, grad=True)
 CASES["softcap in a graph"] = in_graph(None)
@@ -164,7 +164,7 @@ def main() -> None:
         torch._dynamo.reset()
         kernels.clear()
         flex_kernel._kernels.clear()
-        KEPT.clear()
+        BYTE_CACHE.clear()
         failure = "nothing was lowered"
         try:
             with fake_tensors(), torch.set_grad_enabled("gradients" in name):

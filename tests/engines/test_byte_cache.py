@@ -14,14 +14,14 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.common import byte_cache
-from hf_longattn.engines.common.byte_cache import BUDGET, KEPT, OVERHEAD, ByteCache, tensor_bytes
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_BYTES, ByteCache, tensor_bytes
 from hf_longattn.engines.common.call import GatherTile
 from hf_longattn.engines.cpu import band, band_plan
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
 
 def test_the_longest_unused_goes_first() -> None:
-    kept, made = ByteCache(10 * (1024 + OVERHEAD)), []
+    kept, made = ByteCache(10 * (1024 + ENTRY_BYTES)), []
 
     def value(key: int) -> Tensor:
         return kept.get(key, lambda: (made.append(key), torch.full((256,), float(key)))[1])
@@ -38,7 +38,7 @@ def test_the_longest_unused_goes_first() -> None:
 
 def test_an_entry_may_go_while_the_oldest_is_looked_for() -> None:
     """The garbage collector may free a tensor anywhere, and what was made from it is dropped in the thread that holds the lock."""
-    kept = ByteCache(10 * (1024 + OVERHEAD))
+    kept = ByteCache(10 * (1024 + ENTRY_BYTES))
 
     class Key:
         freed: Key | None = None
@@ -65,7 +65,7 @@ def test_what_is_larger_than_the_budget_is_not_kept() -> None:
 
 
 def test_entries_without_tensors_are_bounded_too() -> None:
-    kept = ByteCache(100 * OVERHEAD)
+    kept = ByteCache(100 * ENTRY_BYTES)
     for key in range(10_000):
         kept.get(key, lambda: ())
     assert len(kept) <= 100
@@ -88,7 +88,7 @@ def test_what_a_call_without_gradients_made_serves_one_with_them() -> None:
 
 
 def test_threads_share_it() -> None:
-    kept, failures = ByteCache(64 * (4000 + OVERHEAD)), []
+    kept, failures = ByteCache(64 * (4000 + ENTRY_BYTES)), []
 
     def work(seed: int) -> None:
         for step in range(2000):
@@ -107,9 +107,9 @@ def test_threads_share_it() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> ByteCache:
     """The store of the process with a budget that a few hundred calls exhaust."""
-    KEPT.clear()
-    monkeypatch.setattr(KEPT, "budget", 4 << 20)
-    return KEPT
+    BYTE_CACHE.clear()
+    monkeypatch.setattr(BYTE_CACHE, "budget", 4 << 20)
+    return BYTE_CACHE
 
 
 CALLS = [("window", {"window": 64}), ("bigbird", {"block_size": 16}), ("strided", {"window": 24, "stride": 16}), ("hierarchical", {})]
@@ -171,20 +171,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize("window", [8192, 32768])
 def test_masks_of_a_wide_window_are_made_once(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    KEPT.clear()
+    BYTE_CACHE.clear()
     made = counted(monkeypatch)
     for _ in range(2):
         for group in band_plan.groups(65536, 65536, 0, window - 1, 0, 64):
             mask = band.block_mask(group, 0, window - 1, 0, 64, torch.float32)
             assert mask is None or mask.shape == (1, 1, group.block, group.width)
     assert len(made) == 1  # that of the inner blocks, of which those at the edges are parts
-    assert KEPT.nbytes < 40 << 20
+    assert BYTE_CACHE.nbytes < 40 << 20
 
 
 @pytest.mark.parametrize(("left", "right", "shift"), [(40, 0, 0), (40, 25, 13), (300, 300, 0), (0, 0, 7), (500, 2, 100), (200, 190, 0)])
 @pytest.mark.parametrize("block", [32, 64, 192, 333])
 def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: int, block: int) -> None:
-    KEPT.clear()
+    BYTE_CACHE.clear()
     q_len, kv_len, rows = 333, 333 + shift, []
     left, right = min(left, kv_len), min(right, kv_len)
     for group in band_plan.groups(q_len, kv_len, shift, left, right, block):
@@ -200,7 +200,7 @@ def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: in
 
 def test_plans_of_many_layers_and_lengths_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """BigBird's random blocks differ by layer: 24 of them at three lengths."""
-    KEPT.clear()
+    BYTE_CACHE.clear()
     layers = [build_mechanism("bigbird", num_heads=4, head_dim=8, block_size=32, num_random_blocks=2) for _ in range(24)]
     for number, layer in enumerate(layers):
         layer.layer = number
@@ -214,4 +214,4 @@ def test_plans_of_many_layers_and_lengths_are_made_once(monkeypatch: pytest.Monk
             assert len(made) >= 72
             made.clear()
     assert not made
-    assert KEPT.nbytes <= BUDGET == byte_cache.KEPT.budget
+    assert BYTE_CACHE.nbytes <= MAX_BYTES == byte_cache.BYTE_CACHE.budget

@@ -19,11 +19,11 @@ from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex
-from hf_longattn.engines.cuda.flex import BLOCK, Lists, band_block_mask, packed, transposed
+from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, packed, transposed
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -50,8 +50,8 @@ def test_band_lists_are_the_blocks_of_the_band(left: int, right: int, q_len: int
     found = band_block_mask(pattern, q_len, kv_len, mask if padded else None, mask.device)
     q_idx, kv_idx = torch.arange(q_len)[:, None] + kv_len - q_len, torch.arange(kv_len)[None]
     seen = pattern.band_mod(0, 0, q_idx, kv_idx) & mask
-    missing = (0, -kv_len % BLOCK, 0, -q_len % BLOCK)
-    blocks = torch.nn.functional.pad(seen, missing).unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    missing = (0, -kv_len % BAND_BLOCK, 0, -q_len % BAND_BLOCK)
+    blocks = torch.nn.functional.pad(seen, missing).unflatten(0, (-1, BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK))
     full = [tuple(x) for x in blocks.all(3).all(1).nonzero().tolist()]
     touched = [tuple(x) for x in blocks.any(3).any(1).nonzero().tolist()]
     by_query = pairs((found.kv_num_blocks, found.kv_indices)), pairs((found.full_kv_num_blocks, found.full_kv_indices))
@@ -214,7 +214,7 @@ def test_global_tokens_in_a_graph_and_outside_of_it(q_len: int, global_rows: boo
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.usefixtures("unfused_flex")
 def test_the_mask_of_a_shape_is_made_once_for_all_layers() -> None:
-    KEPT.clear()
+    BYTE_CACHE.clear()
     made = [flex.kept_band_block_mask(PATTERN, 300, 300, None, torch.device("cpu")) for _ in range(24)]
     assert all(mask is made[0] for mask in made)
     mask = torch.ones(2, 300, dtype=torch.bool)

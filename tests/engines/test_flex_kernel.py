@@ -273,7 +273,7 @@ def test_a_try_that_lacks_memory_changes_nothing(backward: type[_Backward], monk
 
 
 def test_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_kernel, "MOST_KERNELS", 3)
+    monkeypatch.setattr(flex_kernel, "MAX_KERNELS", 3)
     monkeypatch.setattr(flex_kernel, "compiled", lambda function: torch.compile(function, backend="eager", dynamic=True, fullgraph=True))
     codes = [weakref.ref(flex_kernel._kernel(window).run._torchdynamo_orig_callable.__code__) for window in range(5)]
     flex_kernel._kernel(2)

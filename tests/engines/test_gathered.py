@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cpu.gathered import cpu_gathered, flat_rules
@@ -180,7 +180,7 @@ def test_operator_is_well_formed_compiles_and_exports() -> None:
 
 def test_layouts_live_as_long_as_the_lists() -> None:
     def layouts() -> int:
-        return sum(isinstance(key, tuple) and key[0] == "layout" for key in KEPT._entries)
+        return sum(isinstance(key, tuple) and key[0] == "layout" for key in BYTE_CACHE._entries)
 
     before = layouts()
     parts = local_parts(30)
@@ -208,7 +208,7 @@ def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypa
         return out, *torch.autograd.grad(out.square().sum(), (*x, bias))
 
     whole, dropped = run(), run(dropout_p=0.5)
-    monkeypatch.setattr("hf_longattn.engines.common.plain.PAIRS", 400)
+    monkeypatch.setattr("hf_longattn.engines.common.plain.MAX_PAIRS", 400)
     for got, wanted in zip(run(), whole, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
     again = run(dropout_p=0.5)
@@ -233,7 +233,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_memory_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small part."""
-    monkeypatch.setattr("hf_longattn.engines.common.plain.PAIRS", 1 << 18)
+    monkeypatch.setattr("hf_longattn.engines.common.plain.MAX_PAIRS", 1 << 18)
     length, width = 16384, 16
     rows = rows_of(length, 64)
     keys = torch.randint(0, length, (1, 1, rows.shape[2], 512))

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, Pattern
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cpu import band, dense_mask
@@ -108,7 +108,7 @@ def test_short_inputs_are_one_call_with_a_mask_that_is_kept(
     visited: str, few_queries: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    KEPT.clear()
+    BYTE_CACHE.clear()
     length, (name, options) = 200, MECHANISMS[visited]
     module, masks_used = build_mechanism(name, num_heads=4, head_dim=8, window=64, **options), []
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_longattn import build_mechanism, reference_attend
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.plain import BLOCK
+from hf_longattn.engines.common.plain import QUERIES_PER_BLOCK as BLOCK
 
 HEADS, DIM, WINDOW = 2, 8, 48
 PATTERNS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -51,7 +51,15 @@ def exported(request: pytest.FixtureRequest) -> tuple[Attention, Any]:
     return attention, torch.export.export(attention, inputs(600), dynamic_shapes=free).module()
 
 
-@pytest.mark.parametrize("lengths", [range(2, BLOCK, 9), range(BLOCK - 2, BLOCK + 3), range(BLOCK + 9, 2 * BLOCK + 3, 30), (600, 1000)])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        range(2, BLOCK, 9),
+        range(BLOCK - 2, BLOCK + 3),
+        range(BLOCK + 9, 2 * BLOCK + 3, 30),
+        (600, 1000),
+    ],
+)
 def test_the_graph_equals_the_definition_at_every_length(exported: tuple[Attention, Any], lengths: Any) -> None:
     attention, graph = exported
     for length in lengths:

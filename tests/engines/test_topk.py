@@ -98,7 +98,7 @@ def tensors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("slice_", [1, 1 << 20])
 def test_operations_are_what_they_say(dtype: torch.dtype, slice_: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_longattn.engines.topk.SLICE", slice_)
+    monkeypatch.setattr("hf_longattn.engines.topk.MAX_GATHERED_NUMBERS", slice_)
     q, k, w, index = tensors(dtype)
     one_hot = torch.nn.functional.one_hot(index, 11).to(torch.float64)
     a, b, c = q.double(), k.double(), w.double()

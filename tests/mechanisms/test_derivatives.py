@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import attend, list_mechanisms, reference_attend
-from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.errors import DerivativeError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
@@ -38,7 +38,7 @@ class Case:
     """A mechanism on some inputs, in fused or plain kernels and by its definition, both as numbers."""
 
     def __init__(self, name: str, causal: bool, length: int, padded: bool = False) -> None:
-        KEPT.clear()  # so that masks and plans are made by the first call, within a transform
+        BYTE_CACHE.clear()  # so that masks and plans are made by the first call, within a transform
         self.module: Mechanism = mechanism_from(*OPTIONS[name], num_heads=2, head_dim=4, max_length=300).double().eval()
         with torch.no_grad():
             for parameter in self.module.parameters():

@@ -112,9 +112,9 @@ def test_a_memory_goes_on(differences: dict[str, Any]) -> None:
 def test_layer_types_do_not_pile_up() -> None:
     """A process that goes through thousands of widths keeps neither classes nor entries of them."""
     before = len(DYNAMIC_LAYER_TYPE_MAPPING), len(STATIC_LAYER_TYPE_MAPPING)
-    for window in range(1, 3 * cache_layer.MOST_NAMES):
+    for window in range(1, 3 * cache_layer.MAX_TYPE_NAMES):
         name = window_layer_type(window)
         assert DYNAMIC_LAYER_TYPE_MAPPING[name]().sliding_window == max(window, 2)
     for table, size in zip((DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING), before, strict=True):
-        assert len(table) <= size + cache_layer.MOST_NAMES
+        assert len(table) <= size + cache_layer.MAX_TYPE_NAMES
     assert type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(7)]()) is type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(8)]())

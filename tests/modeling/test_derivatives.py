@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import build_mechanism
 from hf_longattn.backend import longattn_attention_forward
-from hf_longattn.engines.common.byte_cache import KEPT
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.errors import BackendError, DerivativeError, MaskError
 from tests.reference.small_models import long_model, padding, tokens
 
@@ -33,7 +33,7 @@ class Case:
     """A model in float64, and the sum of its weighted outputs as a function of its parameters."""
 
     def __init__(self, base: str, name: str, left: bool) -> None:
-        KEPT.clear()
+        BYTE_CACHE.clear()
         self.model = long_model(base, None, {"mechanism": name, **MECHANISMS[name]}, num_hidden_layers=1).double()
         self.parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         self.tangents = {name: 0.01 * torch.randn_like(parameter) for name, parameter in self.parameters.items()}

@@ -1,7 +1,7 @@
 """The process-wide cache of masks, plans of block patterns and their layouts, bounded in bytes.
 
-Everything that later calls of the same shape reuse is in :data:`KEPT`, at most :data:`BUDGET` bytes. The least recently used entries are
-evicted first; a value larger than the budget is not cached.
+Everything that later calls of the same shape reuse is in :data:`BYTE_CACHE`, at most :data:`MAX_BYTES` bytes. The least recently used
+entries are evicted first; a value larger than the budget is not cached.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ...private_apis import func_transforms, tensor_version
 
-Made = TypeVar("Made")
-BUDGET = 256 << 20
-"""Most bytes in :data:`KEPT`: enough for the masks and plans of 24 layers with different patterns."""
-OVERHEAD = 512
+Value = TypeVar("Value")
+MAX_BYTES = 256 << 20
+"""Most bytes in :data:`BYTE_CACHE`: enough for the masks and plans of 24 layers with different patterns."""
+ENTRY_BYTES = 512
 """Bytes counted per entry besides its tensors, so that the number of small entries is bounded too."""
-SPARED = 7 / 8
+SHARE_AFTER_EVICTION = 7 / 8
 """Share of the budget that remains after an eviction, so that not every new entry evicts."""
 
 
@@ -40,7 +40,7 @@ class ByteCache:
     A hit is one dictionary lookup without a lock. Values are shared by all callers, who must not write to them.
     """
 
-    def __init__(self, budget: int = BUDGET) -> None:
+    def __init__(self, budget: int = MAX_BYTES) -> None:
         self.budget = budget
         self.nbytes = 0
         """Bytes in the cache."""
@@ -48,9 +48,9 @@ class ByteCache:
         self._clock = itertools.count()
         self._lock = threading.RLock()  # freeing a value may drop another entry in the same thread
 
-    def get(self, key: Hashable, make: Callable[[], Made], size: Callable[[Made], int | None] | None = None) -> Made:
-        """What ``make`` returned for ``key``. While PyTorch compiles or exports, and within torch.func, whose tensors mean nothing
-        outside of it, nothing is cached.
+    def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None] | None = None) -> Value:
+        """The value that ``make`` returned for ``key``. Nothing is cached while PyTorch compiles or exports, and within torch.func, whose
+        tensors mean nothing outside of it.
 
         Args:
             size: bytes of the value, or None to not cache it; :func:`tensor_bytes` by default.
@@ -61,46 +61,46 @@ class ByteCache:
         if entry is not None:
             entry.used = next(self._clock)
             return entry.value
-        made = _made(make)
+        value = _without_gradients(make)
         if func_transforms():
-            return made
-        nbytes = (size or tensor_bytes)(made)
-        return made if nbytes is None else self.put(key, made, nbytes)
+            return value
+        nbytes = (size or tensor_bytes)(value)
+        return value if nbytes is None else self.put(key, value, nbytes)
 
-    def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Made], size: Callable[[Made], int]) -> Made:
-        """What ``make`` returned for ``key`` and the current versions of these tensor objects; dropped when one of them is freed."""
+    def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Value], size: Callable[[Value], int]) -> Value:
+        """The value that ``make`` returned for ``key`` and these tensors in their current versions; dropped when one of them is freed."""
         versions = map(tensor_version, tensors)
-        whole = (*key, *map(id, tensors), *versions)
-        held = self.find(whole)
+        entry_key = (*key, *map(id, tensors), *versions)
+        held = self.find(entry_key)
         if held is not None and all(ref() is x for ref, x in zip(held[0], tensors, strict=True)):
             return held[1]
         if func_transforms():
-            return _made(make)
-        made, drop = _made(make), self.drop  # at interpreter exit modules lose their names before the last tensors are freed
-        refs = tuple(weakref.ref(x, lambda _: drop(whole)) for x in tensors)
-        self.put(whole, (refs, made), size(made))
-        return made
+            return _without_gradients(make)
+        value, drop = _without_gradients(make), self.drop  # at interpreter exit modules lose their names before the last tensors are freed
+        refs = tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors)
+        self.put(entry_key, (refs, value), size(value))
+        return value
 
     def find(self, key: Hashable) -> Any:
-        """What was put under ``key``, or None."""
+        """The value under ``key``, or ``None``."""
         entry = self._entries.get(key)
         if entry is None:
             return None
         entry.used = next(self._clock)
         return entry.value
 
-    def put(self, key: Hashable, value: Made, nbytes: int) -> Made:
+    def put(self, key: Hashable, value: Value, nbytes: int) -> Value:
         """Cache ``value`` of ``nbytes``, unless it exceeds the budget; returns it."""
-        nbytes += OVERHEAD
+        nbytes += ENTRY_BYTES
         if nbytes > self.budget:
             return value
         with self._lock:
             self.drop(key)
             if self.nbytes + nbytes > self.budget:
-                used = {one: entry.used for one in list(self._entries) if (entry := self._entries.get(one)) is not None}
+                used = {held: entry.used for held in list(self._entries) if (entry := self._entries.get(held)) is not None}
                 for oldest in sorted(used, key=used.__getitem__):  # a copy, since freeing values drops entries
                     self.drop(oldest)
-                    if self.nbytes + nbytes <= self.budget * SPARED:
+                    if self.nbytes + nbytes <= self.budget * SHARE_AFTER_EVICTION:
                         break
             self._entries[key] = _Entry(value, nbytes, next(self._clock))
             self.nbytes += nbytes
@@ -123,13 +123,13 @@ class ByteCache:
         return len(self._entries)
 
 
-def _made(make: Callable[[], Made]) -> Made:
-    """Made outside of inference mode, since calls that need gradients use it too."""
+def _without_gradients(make: Callable[[], Value]) -> Value:
+    """``make()`` outside of inference mode, since calls that need gradients use the value, too."""
     with torch.inference_mode(False), torch.no_grad():
         return make()
 
 
-KEPT = ByteCache()
+BYTE_CACHE = ByteCache()
 """The cache of this process."""
 
 
@@ -148,11 +148,11 @@ def _tensors(value: Any) -> Any:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
+        for item in value.values():
+            yield from _tensors(item)
     elif isinstance(value, tuple | list):
-        for one in value:
-            yield from _tensors(one)
+        for item in value:
+            yield from _tensors(item)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _tensors(getattr(value, field.name))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...errors import MaskError
 from .batch import Batch, SequenceSpan, first_real, in_graph, roll_left, wrapped
-from .byte_cache import KEPT
+from .byte_cache import BYTE_CACHE
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
@@ -117,11 +117,11 @@ class DistanceBias:
 
 
 class TokenTerm(ABC):
-    """A ``score_mod`` made of some tokens' queries and keys, to be made anew for those of another part of the sequence."""
+    """A ``score_mod`` made of some tokens' queries and keys, to be rebuilt for those of another part of the sequence."""
 
     @abstractmethod
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        """As every ``score_mod``, for the tokens of which this was made."""
+        """The score with the term of the tokens of which this was made, as every ``score_mod``."""
 
     @abstractmethod
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
@@ -133,7 +133,7 @@ class TokenTerm(ABC):
 
 
 class _TermOfHeads(TokenTerm):
-    """A term for some of its heads, still one that can be made anew for other tokens."""
+    """A term for some of its heads, which can still be rebuilt for other tokens."""
 
     def __init__(self, term: TokenTerm, heads: tuple[int, ...], device: torch.device) -> None:
         self.term, self.heads = term, heads
@@ -150,12 +150,12 @@ def constant(number: float, device: torch.device) -> float | Tensor:
     """``number`` as a score term holds it: on a GPU a tensor there, since no compiled kernel takes a Python float from a closure."""
     if device.type == "cpu":
         return number
-    return KEPT.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
+    return BYTE_CACHE.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
 
 
 def _numbers(heads: tuple[int, ...], device: torch.device) -> Tensor:
     """``heads`` as a score term holds them, ``(len(heads),)`` int64 on ``device``."""
-    return KEPT.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
+    return BYTE_CACHE.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
 
 
 def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch.device) -> ScoreMod | None:

@@ -20,7 +20,7 @@ from ...errors import DerivativeError
 from ...private_apis import func_transforms, values_mapped
 
 FUSED_NODE = "ScaledDotProduct"
-"""How the names of autograd's nodes of PyTorch's fused kernels begin."""
+"""The beginning of the names that autograd gives the nodes of PyTorch's fused kernels."""
 
 
 def no_fused_kernels() -> str | None:

@@ -95,13 +95,13 @@ def separate_rows_backward(
     if causal:
         earlier = torch.arange(k.shape[2], device=k.device) <= index[:, None, :, None]
         seen = earlier if seen is None else seen & earlier
-    queries, given, keys, values = (wide(x) for x in (gather_tokens(q, index), gather_tokens(grad, index), k, v))
-    given = given * real[:, None, :, None]
+    queries, row_grad, keys, values = (wide(x) for x in (gather_tokens(q, index), gather_tokens(grad, index), k, v))
+    row_grad = row_grad * real[:, None, :, None]
     weights = masked_softmax(queries @ keys.transpose(-1, -2) * scale, seen)
-    inner = given @ values.transpose(-1, -2)
+    inner = row_grad @ values.transpose(-1, -2)
     scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale
     dq = put_rows(torch.zeros_like(q), (scores @ keys).to(q.dtype), index, real).contiguous()
-    return dq, (scores.transpose(-1, -2) @ queries).to(k.dtype), (weights.transpose(-1, -2) @ given).to(v.dtype)
+    return dq, (scores.transpose(-1, -2) @ queries).to(k.dtype), (weights.transpose(-1, -2) @ row_grad).to(v.dtype)
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:

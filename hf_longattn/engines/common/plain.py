@@ -1,7 +1,7 @@
 """Linear paths in plain PyTorch operations, on every device: with dropout, score terms and learned biases, where no fused kernel applies.
 
 For a band, blocks of queries meet their slice of keys (a view), global columns are appended, and global rows are computed against all keys.
-For tiles, pairs are computed :data:`PAIRS` at a time and recomputed in the backward pass. Memory is linear, N times the visited keys.
+For tiles, pairs are computed :data:`MAX_PAIRS` at a time and recomputed in the backward pass. Memory is linear, N times the visited keys.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .dense import masked_softmax, merged, products
 from .derivatives import no_fused_kernels
 from .global_rows import global_index, overwrite_global_rows, size_in_graph
 
-BLOCK = 128
+QUERIES_PER_BLOCK = 128
 """Queries per block of a band."""
-PAIRS = 1 << 24
+MAX_PAIRS = 1 << 24
 """Most pairs of tiles, over all heads and batch items, in memory at once; the backward pass recomputes them."""
 
 
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``."""
+    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``."""
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(head_dim), call.score_mod
     device, offset = q.device, kv_len - q_len
@@ -86,16 +86,16 @@ def _blocks(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> 
     # By branches, not min and max, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
     left = pattern.left if pattern.left <= kv_len else kv_len
     right = pattern.right if pattern.right <= kv_len else kv_len
-    return BLOCK, -(-q_len // BLOCK), left, right
+    return QUERIES_PER_BLOCK, -(-q_len // QUERIES_PER_BLOCK), left, right
 
 
 def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
     """:func:`_blocks` in a graph for all lengths: three tokens cost three, not a block. The graph computes the sizes when it runs, since
     a size that torch.export knew as a minimum of the length would be one it asks about."""
     queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
-    block = queries.clamp(max=BLOCK)
+    block = queries.clamp(max=QUERIES_PER_BLOCK)
     return (
-        size_in_graph(block, 1, BLOCK),
+        size_in_graph(block, 1, QUERIES_PER_BLOCK),
         size_in_graph((queries + block - 1) // block, 1, UNBOUNDED),
         size_in_graph(keys.clamp(max=pattern.left), 0, pattern.left),
         size_in_graph(keys.clamp(max=pattern.right), 0, pattern.right),
@@ -108,7 +108,7 @@ def first_rows(x: Tensor, count: int) -> Tensor:
 
 
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
-    """As :func:`hf_longattn.engines.gathered.gathered_attention`, with dropout, any ``score_mod`` and biases that require gradients."""
+    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, with dropout, any ``score_mod`` and learned biases."""
     outs, lses = zip(*(_tile(q, k, v, tile, call) for tile in tiles), strict=True)
     return merged(outs, lses)
 
@@ -116,11 +116,11 @@ def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile],
 def _tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, D) and log-sum-exp (B, H, Nq) of one tile, -inf where a query sees no key."""
     batch, heads, q_len, head_dim = q.shape
-    pieces = list(_pieces(tile, batch * heads))
-    again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling() and no_fused_kernels() is None
+    pieces = list(_split_tile(tile, batch * heads))
+    recomputed = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling() and no_fused_kernels() is None
     outs, lses = [], []
     for piece in pieces:
-        out, lse = checkpoint(_rows, q, k, v, piece, call, use_reentrant=False) if again else _rows(q, k, v, piece, call)
+        out, lse = checkpoint(_rows, q, k, v, piece, call, use_reentrant=False) if recomputed else _rows(q, k, v, piece, call)
         outs.append(out.flatten(2, 3))
         lses.append(lse.flatten(2))
     # Empty slots go to one row after the last.
@@ -132,15 +132,15 @@ def _tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall
     return out[:, :, :q_len], lse[:, :, :q_len]
 
 
-def _pieces(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
-    """The tile cut into rows, or into slots of one row's queries, of at most PAIRS pairs in ``copies`` heads."""
+def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
+    """The tile cut into rows, or into slots of one row's queries, of at most MAX_PAIRS pairs in ``copies`` heads."""
     rows, slots = tile.queries.shape[2:]
     width = copies * tile.keys.shape[3]
-    if rows * slots * width <= PAIRS:
+    if rows * slots * width <= MAX_PAIRS:
         yield tile
         return
-    some_slots = max(1, min(slots, PAIRS // width))
-    some_rows = max(1, PAIRS // (width * some_slots))
+    some_slots = max(1, min(slots, MAX_PAIRS // width))
+    some_rows = max(1, MAX_PAIRS // (width * some_slots))
     for row in range(0, rows, some_rows):
         for slot in range(0, slots, some_slots):
             at, within = slice(row, row + some_rows), slice(slot, slot + some_slots)

@@ -65,7 +65,7 @@ class Shard:
     bounds: every process's shard.
     rank: this process's place in the group.
     run: ``run(mechanism, q, k, v, call)``, attention of a batch in one process: :func:`hf_longattn.attend.run_batch`.
-    mask, documents, global_mask: of the whole rows, ``(B, N)``; ``None`` where there is no padding, one document, no global token.
+    mask, documents, global_mask: of the whole rows, ``(B, N)``; ``None`` without padding, several documents, or global tokens.
     """
 
     group: Any
@@ -97,7 +97,7 @@ class Shard:
         return self.documents is None and (self.mask is None or bool(self.mask[:, 0].all()))
 
     def around(self, local: Locality) -> Bounds:
-        """What each process must see of the sequence to compute its own rows."""
+        """The tokens that each process must see to compute its rows."""
         ranges = []
         for start, stop in self.bounds:
             low = max(0, start - local.back) // local.period * local.period

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...naming import OPERATORS
-from ..common.byte_cache import KEPT
+from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DistanceBias, Pattern
 from ..common.dense import products
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
@@ -23,25 +23,25 @@ from .band_plan import Group, Plan, band_plan
 from .dense_mask import visible_mask
 from .flash import additive_mask, empty_results, flash, flash_backward, mask_dtype, merge_into, token_major
 
-COLUMN_BLOCK, COLUMN_ROWS = 32, 512
+COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
 """Query rows that need the global columns are found in blocks of the first number; the second is the most in one call."""
-FEW_COLUMNS = 8
+MAX_PLAIN_COLUMNS = 8
 """Up to this many global columns, plain operations take less time than the kernel, which is made for many keys."""
 
-M = TypeVar("M", Tensor, Tensor | None)
+Mask = TypeVar("Mask", Tensor, Tensor | None)
 
 
 def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
     """Additive mask ``(1, 1, block, block + left + right)`` of a band, for a block whose first query is at index ``left`` of its keys.
 
-    Those of the slices at the edges, which have many widths, are views of it. Shared, so read-only.
+    The masks of slices at the edges, which have many widths, are views of it. Shared, so read-only.
     """
 
     def make() -> Tensor:
         distance = torch.arange(block)[:, None] + left - torch.arange(block + left + right)
         return additive_mask((distance > left) | (distance < -right), dtype)[None, None]
 
-    return KEPT.get(("band", block, left, right, dtype), make)
+    return BYTE_CACHE.get(("band", block, left, right, dtype), make)
 
 
 def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
@@ -53,7 +53,7 @@ def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtyp
     return band_mask(block, left, right, dtype)[:, :, : group.block, left - first : left - first + group.width]
 
 
-class _Band(NamedTuple):
+class _BandSettings(NamedTuple):
     """The settings of one call: which keys a query sees, and the factor on q·k."""
 
     bias: DistanceBias | None
@@ -64,14 +64,14 @@ class _Band(NamedTuple):
     scale: float
 
     @classmethod
-    def of(cls, dtype: torch.dtype, bias: Tensor | None, ahead: int, *settings: Any) -> _Band:
+    def of(cls, dtype: torch.dtype, bias: Tensor | None, ahead: int, *settings: Any) -> _BandSettings:
         return cls(None if bias is None else DistanceBias(bias.to(dtype), ahead), *settings)
 
     @property
     def pattern(self) -> Pattern:
         return Pattern(self.left, self.right, self.causal, True, self.global_rows)
 
-    def on(self, mask: M, distance: Tensor | None) -> M | Tensor:
+    def add_bias(self, mask: Mask, distance: Tensor | None) -> Mask | Tensor:
         """``mask`` with the bias at these distances ``(rows, columns)`` of query and key."""
         if self.bias is None or distance is None:
             return mask
@@ -103,7 +103,7 @@ class _Item(NamedTuple):
     def kv_len(self) -> int:
         return self.k.shape[2]
 
-    def causal(self, band: _Band, plan: Plan) -> bool:
+    def causal(self, band: _BandSettings, plan: Plan) -> bool:
         """Whether the kernel may leave out what is after a query by itself, besides what the mask hides."""
         return plan.dense and band.causal and self.shift == 0
 
@@ -119,12 +119,13 @@ class _Item(NamedTuple):
 
 
 def _items(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, band: _Band, backward: bool = False
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, band: _BandSettings, backward: bool = False
 ) -> Iterator[_Item]:
     """The batch without its outer padding; rows without a real token are skipped (their outputs are zeros)."""
-    every, kv_len, earlier = slice(None), k.shape[2], k.shape[2] - q.shape[2]
+    everything, kv_len, earlier = slice(None), k.shape[2], k.shape[2] - q.shape[2]
     if key_mask is None and global_mask is None:
-        item = _Item((every, every, every), (every, every, every), earlier, None, None, q, k, v)
+        index = (everything, everything, everything)
+        item = _Item(by_query=index, by_key=index, shift=earlier, hole=None, globals=None, q=q, k=k, v=v)
         if len(q) == 1 or not any(group.blocks > 1 for group in _plan(item, band, backward).groups):
             yield item
             return
@@ -141,73 +142,76 @@ def _items(
         if first >= stop:
             continue
         chosen = None if global_mask is None else global_mask[row, start:stop].nonzero()[:, 0]
-        rows, keys = (at, every, slice(first - earlier, stop - earlier)), (at, every, slice(start, stop))
-        kept = chosen if chosen is not None and len(chosen) else None
-        yield _Item(rows, keys, first - start, hole, kept, q[rows], k[keys], v[keys])
+        columns = chosen if chosen is not None and len(chosen) else None
+        by_query, by_key = (at, everything, slice(first - earlier, stop - earlier)), (at, everything, slice(start, stop))
+        yield _Item(by_query, by_key, first - start, hole, columns, q[by_query], k[by_key], v[by_key])
 
 
-Call = tuple[Group, Tensor | None, Tensor | None]
+BandCall = tuple[Group, Tensor | None, Tensor | None]
 """Blocks of one call of the kernel, their mask and, for a bias, their distances."""
 
 
-def _band_calls(item: _Item, band: _Band, plan: Plan) -> Sequence[Call]:
+def _band_calls(item: _Item, band: _BandSettings, plan: Plan) -> Sequence[BandCall]:
     """The band as calls of the kernel."""
     index, dtype = item.globals if plan.dense else None, mask_dtype(item.q)
     if plan.dense:
         masks: Sequence[Tensor | None] = [visible_mask(item.q_len, item.kv_len, item.shift, band.pattern, index, dtype)]
     else:
         key = ("masks of blocks", item.q_len, item.kv_len, item.shift, band.left, band.right, plan.block, dtype)
-        masks = KEPT.get(key, lambda: [block_mask(group, item.shift, band.left, band.right, plan.block, dtype) for group in plan.groups])
+        masks = BYTE_CACHE.get(
+            key, lambda: [block_mask(group, item.shift, band.left, band.right, plan.block, dtype) for group in plan.groups]
+        )
     if item.hole is None and band.bias is None:
         return [(part, mask, None) for group, mask in zip(plan.groups, masks, strict=True) for part in plan.calls(group)]
-    calls: list[Call] = []
+    calls: list[BandCall] = []
     for group, mask in zip(plan.groups, masks, strict=True):
         distance = None
         if band.bias is not None:
             first = group.first + item.shift - group.start
             distance = torch.arange(group.block)[:, None] + first - torch.arange(group.width)[None, :]
-            mask = band.on(mask, distance)
+            mask = band.add_bias(mask, distance)
         for part in plan.calls(group):
             hole = None if item.hole is None else part.keys(item.hole)[:, :, None]
             calls.append((part, mask if hole is None else hole if mask is None else mask + hole, distance))
     return calls
 
 
-def _plan(item: _Item, band: _Band, backward: bool = False) -> Plan:
+def _plan(item: _Item, band: _BandSettings, backward: bool = False) -> Plan:
     sizes = (item.q_len, item.kv_len, item.shift, band.left, band.right)
     return band_plan(*sizes, item.q.dtype, torch.get_num_threads(), backward=backward, tokens=item.globals is not None)
 
 
-Rows = tuple[int, int, Tensor | None, Tensor | None]
+ColumnCall = tuple[int, int, Tensor | None, Tensor | None]
 """First query row, last one + 1, mask and, for a bias, distances of a call over the global columns."""
 
 
-def _column_calls(item: _Item, columns: Tensor, band: _Band) -> Sequence[Rows]:
+def _column_calls(item: _Item, columns: Tensor, band: _BandSettings) -> Sequence[ColumnCall]:
     """Stretches of query rows that need the global columns.
 
     Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
     """
     key = ("columns", item.q_len, item.shift, band.pattern, band.bias is None, tuple(columns.tolist()), mask_dtype(item.q))
-    calls = KEPT.get(key, lambda: list(_find_column_calls(item, columns, band)))
+    calls = BYTE_CACHE.get(key, lambda: list(_find_column_calls(item, columns, band)))
     if band.bias is None:
         return calls
-    return [(first, last, band.on(mask, distance), distance) for first, last, mask, distance in calls]
+    return [(first, last, band.add_bias(mask, distance), distance) for first, last, mask, distance in calls]
 
 
-def _find_column_calls(item: _Item, columns: Tensor, band: _Band) -> Iterator[Rows]:
+def _find_column_calls(item: _Item, columns: Tensor, band: _BandSettings) -> Iterator[ColumnCall]:
     """:func:`_column_calls` with distances, and without the bias."""
     q_len, left, right = item.q_len, band.left, band.right
     start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + item.shift
     stop = (start + COLUMN_BLOCK).clamp(max=q_len + item.shift) - 1
-    some, every = start - columns <= left, stop - columns <= left
+    any_inside, all_inside = start - columns <= left, stop - columns <= left
     if not band.causal:
-        some &= columns - stop <= right
-        every &= columns - start <= right
+        any_inside &= columns - stop <= right
+        all_inside &= columns - start <= right
     row = 0
-    for hidden, run in itertools.groupby((some.any(1).int() + every.all(1).int()).tolist()):  # no, some or all pairs are hidden
-        end = min(q_len, row + COLUMN_BLOCK * len(list(run)))
-        for first in range(row, end, COLUMN_ROWS) if hidden != 2 else ():
-            last, mask, distance = min(first + COLUMN_ROWS, end), None, None
+    hidden_pairs = any_inside.any(1).int() + all_inside.all(1).int()  # none, some or all of a block's pairs
+    for hidden, blocks in itertools.groupby(hidden_pairs.tolist()):
+        end = min(q_len, row + COLUMN_BLOCK * len(list(blocks)))
+        for first in range(row, end, COLUMN_CALL_QUERIES) if hidden != 2 else ():
+            last, mask, distance = min(first + COLUMN_CALL_QUERIES, end), None, None
             if hidden or band.bias is not None:
                 distance = torch.arange(first, last)[:, None] + item.shift - columns[None, :]
             if hidden and distance is not None:
@@ -217,14 +221,14 @@ def _find_column_calls(item: _Item, columns: Tensor, band: _Band) -> Iterator[Ro
         row = end
 
 
-def _row_mask(item: _Item, rows: Tensor, band: _Band) -> tuple[Tensor | None, Tensor]:
+def _row_mask(item: _Item, rows: Tensor, band: _BandSettings) -> tuple[Tensor | None, Tensor]:
     """Mask and distances of global query rows, which see every key but those in holes and, when causal, the future."""
     distance = (rows + item.shift)[:, None] - torch.arange(item.kv_len)[None]
     mask = None if item.hole is None else item.hole[:, :, None]
     if band.causal:
         ahead = additive_mask(distance < 0, mask_dtype(item.q))[None, None]
         mask = ahead if mask is None else mask + ahead
-    return band.on(mask, distance), distance
+    return band.add_bias(mask, distance), distance
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -242,13 +246,13 @@ def _few_columns(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: fl
     return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
 
 
-def _two_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
     """``(b, H, 1, …)`` with the row twice: in half precision the kernel takes several times as long for one as for two."""
     return tuple(torch.cat([x, x], 2) for x in tensors)
 
 
-def _one_row(q: Tensor) -> bool:
-    """Whether ``q (b, H, n, D)`` is to be doubled."""
+def _is_doubled(q: Tensor) -> bool:
+    """Whether ``q (b, H, n, D)`` is one row that is to be doubled."""
     return q.shape[2] == 1 and q.element_size() < 4
 
 
@@ -267,7 +271,7 @@ def band_forward(
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
-    band = _Band.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
+    band = _BandSettings.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
     out, lse = empty_results(q)
     if key_mask is not None:
         out.zero_()
@@ -290,12 +294,12 @@ def band_forward(
     return out, lse
 
 
-def _globals_forward(item: _Item, columns: Tensor, band: _Band, out: Tensor, lse: Tensor) -> None:
+def _globals_forward(item: _Item, columns: Tensor, band: _BandSettings, out: Tensor, lse: Tensor) -> None:
     """Merge the global keys outside the band into the item's ``out`` and ``lse``, and overwrite the rows of the global queries."""
     keys, values = _take(item.k, columns), _take(item.v, columns)
     for first, last, mask, _ in _column_calls(item, columns, band):
         queries, of_out, of_lse = (x[:, :, first:last] for x in (item.q, out, lse))
-        if len(columns) <= FEW_COLUMNS:
+        if len(columns) <= MAX_PLAIN_COLUMNS:
             merge_into(of_out, of_lse, *_few_columns(queries, keys, values, mask, band.scale))
         else:
             merge_into(of_out, of_lse, *flash(queries, keys, values, attn_mask=mask, scale=band.scale))
@@ -303,8 +307,8 @@ def _globals_forward(item: _Item, columns: Tensor, band: _Band, out: Tensor, lse
     if band.global_rows and len(rows):
         mask, _ = _row_mask(item, rows, band)
         queries = _take(item.q, rows)
-        if _one_row(queries):
-            (queries,), mask = _two_rows(queries), None if mask is None else mask.expand(-1, -1, 2, -1)
+        if _is_doubled(queries):
+            (queries,), mask = _doubled(queries), None if mask is None else mask.expand(-1, -1, 2, -1)
         for result, part in zip((out, lse), flash(queries, item.k, item.v, attn_mask=mask, scale=band.scale), strict=True):
             result.index_copy_(2, rows, part[:, :, : len(rows)])
 
@@ -313,11 +317,11 @@ cpu_band = torch.library.custom_op(f"{OPERATORS}::cpu_band", band_forward, mutat
 
 
 Gradients = tuple[Tensor, Tensor, Tensor]
-"""Of q, k and v."""
+"""The gradients of q, k and v."""
 
 
-class _Gradients(NamedTuple):
-    """Of one item: the gradient and the results of the forward pass, and where gradients are added up; views ``(b, H, tokens, …)``."""
+class _BackwardState(NamedTuple):
+    """The gradient and the results of one item's forward pass, and where gradients are added up; views ``(b, H, tokens, …)``."""
 
     grad: Tensor
     out: Tensor
@@ -328,21 +332,21 @@ class _Gradients(NamedTuple):
     dbias: Tensor | None
     """Gradient of the whole table, ``(H, distances)``; ``None`` where it is not needed."""
 
-    def of_call(
-        self, band: _Band, inputs: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None, causal: bool = False
+    def gradients_of_call(
+        self, band: _BandSettings, inputs: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None, causal: bool = False
     ) -> Gradients:
         """The gradients of q, k, v of one call on ``inputs``, its grad, q, k, v, out, lse; that of the bias is added here."""
         if self.dbias is not None and band.bias is not None and distance is not None:
             of_scores, _ = score_gradient(mask, band.scale, *inputs)
             band.bias.add_gradient(self.dbias, distance, of_scores.sum(0))
         grad, q, k, v, out, lse = inputs
-        if k.shape[2] <= FEW_COLUMNS:
+        if k.shape[2] <= MAX_PLAIN_COLUMNS:
             return _few_columns_backward(mask, band.scale, *inputs)
-        if one_row := _one_row(q):  # the second one has no gradient
-            grad, (q, out, lse) = F.pad(grad, (0, 0, 0, 1)), _two_rows(q, out, lse)
+        if doubled := _is_doubled(q):  # the second one has no gradient
+            grad, (q, out, lse) = F.pad(grad, (0, 0, 0, 1)), _doubled(q, out, lse)
             mask = None if mask is None else mask.expand(-1, -1, 2, -1)
         dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=band.scale)
-        return dq[:, :, :1] if one_row else dq, dk, dv
+        return dq[:, :, :1] if doubled else dq, dk, dv
 
 
 def _few_columns_backward(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, *rest: Tensor) -> Gradients:
@@ -378,12 +382,12 @@ def cpu_band_backward(
     in the number of tokens."""
     dbias = _like_bias(q, bias if of_bias else None).zero_()
     dq, dk, dv = token_major(q.dtype, q, k, v)
-    band = _Band.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
+    band = _BandSettings.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
     for x in (dq, dk, dv):
         x.zero_()
     for item in _items(q, k, v, key_mask, global_mask, band, backward=True):
         at, keys = item.by_query, item.by_key
-        into = _Gradients(grad[at], out[at], lse[at], dq[at], dk[keys], dv[keys], dbias if of_bias else None)
+        into = _BackwardState(grad[at], out[at], lse[at], dq[at], dk[keys], dv[keys], dbias if of_bias else None)
         padding, plan = item.padding_rows(), _plan(item, band, backward=True)
         if padding is not None:
             into = into._replace(grad=into.grad.masked_fill(padding, 0))
@@ -394,7 +398,7 @@ def cpu_band_backward(
         for g, mask, distance in _band_calls(item, band, plan):
             of_out, of_q, of_k, of_v = g.queries(into.grad), g.queries(item.q), g.keys(item.k), g.keys(item.v)
             inputs = (of_out, of_q, of_k, of_v, g.queries(into.out), g.queries(into.lse))
-            parts = into.of_call(band, inputs, mask, distance, item.causal(band, plan))
+            parts = into.gradients_of_call(band, inputs, mask, distance, item.causal(band, plan))
             if plan.dense and item.q.shape == q.shape and item.hole is None:  # nothing else adds to them
                 return *parts, dbias
             g.queries(into.dq).add_(parts[0])
@@ -403,24 +407,24 @@ def cpu_band_backward(
     return dq, dk, dv, dbias
 
 
-def _rows_backward(item: _Item, rows: Tensor, band: _Band, into: _Gradients) -> _Gradients:
+def _rows_backward(item: _Item, rows: Tensor, band: _BandSettings, into: _BackwardState) -> _BackwardState:
     """The global rows; returned without the gradients of their outputs, since no other call computed these."""
     if not len(rows):
         return into
     mask, distance = _row_mask(item, rows, band)
     grad, queries, out, lse = (_take(x, rows) for x in (into.grad, item.q, into.out, into.lse))
-    dq, dk, dv = into.of_call(band, (grad, queries, item.k, item.v, out, lse), mask, distance)
+    dq, dk, dv = into.gradients_of_call(band, (grad, queries, item.k, item.v, out, lse), mask, distance)
     into.dq.index_add_(2, rows, dq)
     into.dk.add_(dk)
     into.dv.add_(dv)
     return into._replace(grad=into.grad.index_fill(2, rows, 0))
 
 
-def _columns_backward(item: _Item, columns: Tensor, band: _Band, into: _Gradients) -> None:
+def _columns_backward(item: _Item, columns: Tensor, band: _BandSettings, into: _BackwardState) -> None:
     keys, values = _take(item.k, columns), _take(item.v, columns)
     for first, last, mask, distance in _column_calls(item, columns, band):
         grad, queries, out, lse, dq = (x[:, :, first:last] for x in (into.grad, item.q, into.out, into.lse, into.dq))
-        parts = into.of_call(band, (grad, queries, keys, values, out, lse), mask, distance)
+        parts = into.gradients_of_call(band, (grad, queries, keys, values, out, lse), mask, distance)
         dq.add_(parts[0])
         into.dk.index_add_(2, columns, parts[1])
         into.dv.index_add_(2, columns, parts[2])

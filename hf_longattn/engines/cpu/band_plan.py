@@ -1,4 +1,4 @@
-"""How a band is cut into calls of the CPU's fused kernel: into blocks of the size that costs least, by what calls cost here.
+"""The plan by which a band is cut into calls of the CPU's fused kernel: into blocks of the size that costs least, by what calls cost here.
 
 A block is some successive queries with the one slice of keys that they see. Small blocks compute few pairs outside the band. Large ones are
 fewer calls; the kernel takes less time for each of their pairs; and where it first lays keys out for the processor's tiles (AMX), each key
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ...private_apis import has_amx
 
-ROWS, KEYS = (32, 64, 256), 512
+KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
 """Queries that the kernel takes at a time, in blocks of up to 191, of up to 767, and of more; and keys."""
-LONGEST_BLOCK = 2048
+MAX_BLOCK_QUERIES = 2048
 """Most queries in one block, which bounds its mask."""
 
 
@@ -93,7 +93,7 @@ class Costs(NamedTuple):
     sizes: tuple[int, ...]
     """Queries of a block to choose from, besides all queries."""
     pair: tuple[float, float, float]
-    """A pair of a query and a key without a mask, by the size of blocks as :data:`ROWS`."""
+    """A pair of a query and a key without a mask, by the size of blocks as :data:`KERNEL_QUERIES`."""
     masked: float
     """More for a pair with a mask."""
     key: float
@@ -113,8 +113,9 @@ class Costs(NamedTuple):
         pairs = group.block * group.width
         if right == 0 and group.block == group.width:  # all queries and keys, where the kernel leaves out what is after a query
             pairs = sum(
-                min(ROWS[size], group.block - row) * min(group.width, -(-(row + ROWS[size]) // KEYS) * KEYS)
-                for row in range(0, group.block, ROWS[size])
+                min(KERNEL_QUERIES[size], group.block - row)
+                * min(group.width, -(-(row + KERNEL_QUERIES[size]) // KERNEL_KEYS) * KERNEL_KEYS)
+                for row in range(0, group.block, KERNEL_QUERIES[size])
             )
         return calls * self.call + group.blocks * (pairs * pair + group.width * self.key)
 
@@ -151,7 +152,7 @@ class Plan(NamedTuple):
     """Whether it is one block with all keys, whose mask also holds the global tokens."""
 
     def calls(self, group: Group) -> Iterator[Group]:
-        """As many blocks of a group as a call takes, one after the other."""
+        """The calls of a group, each with as many blocks as a call takes."""
         count = max(1, self.queries // self.block)
         for number in range(0, group.blocks, count):
             yield group.part(number, count)
@@ -171,7 +172,7 @@ def band_plan(
         block: the size of blocks, in place of the cheapest.
     """
     costs = costs_of(dtype, backward, threads)
-    sizes = [block] if block else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= LONGEST_BLOCK else [])]
+    sizes = [block] if block else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= MAX_BLOCK_QUERIES else [])]
     plans = {}
     for size in sizes:
         blocks = tuple(groups(q_len, kv_len, shift, left, right, size))

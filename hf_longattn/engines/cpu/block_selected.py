@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...naming import OPERATORS
-from ..common.byte_cache import KEPT
+from ..common.byte_cache import BYTE_CACHE
 from ..common.call import inverse_permutation
 from .flash import (
     MASKED,
@@ -34,11 +34,11 @@ from .flash import (
     zero_unseen,
 )
 
-TOGETHER = 4096
+MAX_OWN_QUERIES = 4096
 """Most queries, over all heads, in one call over their own blocks."""
 
 
-class _Own(NamedTuple):
+class _OwnBlocks(NamedTuple):
     """Blocks whose queries attend to the same block of keys: ``view`` turns ``(H, N, …)`` into ``(blocks, H, size, …)``."""
 
     first: int
@@ -93,10 +93,10 @@ def cpu_block_selected(
     chosen = chosen if causal else _with_own(chosen, block_size)
     for item in range(q.shape[0]):
         padding = padding_of(key_mask, item, mask_dtype(q))
-        for own in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
-            part, part_lse = flash(*(own.view(x[item]) for x in (q, k, v)), attn_mask=own.mask, scale=scale)
-            own.view(out[item]).copy_(part)
-            own.view(lse[item]).copy_(part_lse)
+        for blocks in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
+            part, part_lse = flash(*(blocks.view(x[item]) for x in (q, k, v)), attn_mask=blocks.mask, scale=scale)
+            blocks.view(out[item]).copy_(part)
+            blocks.view(lse[item]).copy_(part_lse)
         for number, head in enumerate(_heads(chosen[item], block_size, padding)):
             of_q, of_k, of_v, of_out, of_lse = (x[item, number] for x in (q, k, v, out, lse))
             _add_chosen(of_q, of_k, of_v, of_out, of_lse, head, causal, scale)
@@ -124,38 +124,38 @@ def _add_chosen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, head:
 
 def _with_own(chosen: Tensor, size: int) -> Tensor:
     """``chosen (B, H, N, K)`` with every query's own block added, ``(B, H, N, K + 1)``."""
-    own = torch.arange(chosen.shape[2]) // size
-    return torch.cat([chosen, own[:, None].expand(*chosen.shape[:3], 1)], -1)
+    own_block = torch.arange(chosen.shape[2]) // size
+    return torch.cat([chosen, own_block[:, None].expand(*chosen.shape[:3], 1)], -1)
 
 
-def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[_Own]:
+def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[_OwnBlocks]:
     """The own blocks of causal queries: whole blocks, as many per call as stay within the cache, then the incomplete last one."""
-    whole, step = length // size, max(1, TOGETHER // (heads * size))
-    stretches = [(at * size, min(step, whole - at), size) for at in range(0, whole, step)]
-    if length > whole * size:
-        stretches.append((whole * size, 1, length - whole * size))
+    full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
+    stretches = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
+    if length > full_blocks * size:
+        stretches.append((full_blocks * size, 1, length - full_blocks * size))
     for first, count, width in stretches:
         mask = _future(width, dtype)
         hidden = None if padding is None else padding[first : first + count * width].view(count, 1, 1, width)
         if hidden is not None and bool(hidden.any()):
             mask = mask + hidden
-        yield _Own(first, count, width, mask)
+        yield _OwnBlocks(first, count, width, mask)
 
 
 def _future(size: int, dtype: torch.dtype) -> Tensor:
     """The additive mask ``(1, 1, size, size)`` of a causal block; shared, so read-only."""
-    return KEPT.get(("future", size, dtype), lambda: torch.full((size, size), MASKED, dtype=dtype).triu_(1)[None, None])
+    return BYTE_CACHE.get(("future", size, dtype), lambda: torch.full((size, size), MASKED, dtype=dtype).triu_(1)[None, None])
 
 
 def _heads(chosen: Tensor, size: int, padding: Tensor | None) -> Iterator[_Head]:
     """The selections ``(H, N, K)`` of every head of one item; nothing where K = 0."""
-    heads, length, many = chosen.shape
+    heads, length, choices = chosen.shape
     blocks = -(-length // size)
     by_block = stable_order(chosen.flatten(1), blocks)
     hidden = [False] * blocks
     if padding is not None:
         hidden = F.pad(padding != 0, (0, blocks * size - length)).view(blocks, size).any(1).tolist()
-    for head in range(heads) if many else ():
+    for head in range(heads) if choices else ():
         order = by_block[head]
         end, *counts = torch.bincount(chosen[head].flatten() + 1, minlength=blocks + 1).tolist()
         none, visits = end, []
@@ -165,7 +165,7 @@ def _heads(chosen: Tensor, size: int, padding: Tensor | None) -> Iterator[_Head]
                 mask = padding[None, None, None, keys] if padding is not None and hidden[block] else None
                 visits.append(_Visit(slice(end, end + count), keys, mask))
             end += count
-        yield _Head(order // many, inverse_permutation(order).view(length, many), none, tuple(visits))
+        yield _Head(order // choices, inverse_permutation(order).view(length, choices), none, tuple(visits))
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_block_selected_backward", mutates_args=(), device_types="cpu")

@@ -30,7 +30,7 @@ def chunk_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Tensor, size: int,
     return cpu_chunks(q, k, v, buckets, call.key_mask, size, before, after, call.scale_for(q.shape[-1]))[0]
 
 
-class _Rows(NamedTuple):
+class _ChunkRange(NamedTuple):
     """Chunks ``first … last - 1`` of one round, and the mask that they share."""
 
     first: int
@@ -39,7 +39,7 @@ class _Rows(NamedTuple):
 
 
 class _Chunks:
-    """How the ``count`` sorted tokens of a sequence are cut; the same for all heads and rounds."""
+    """The chunks of the ``count`` sorted tokens of a sequence, which are the same for all heads and rounds."""
 
     def __init__(self, count: int, size: int, before: int, after: int, dtype: torch.dtype) -> None:
         self.count, self.size = count, min(size, count)
@@ -50,27 +50,27 @@ class _Chunks:
         self.circle = (torch.arange(self.chunks + self.near - 1) - before) % self.chunks
         self.places = (self.circle[:, None] * self.size + torch.arange(self.size)).flatten()
         windows = self.places.unfold(0, self.width, self.size)
-        own = torch.arange(self.size) + before % self.chunks * self.size
-        self_mask = additive_mask(own[:, None] == torch.arange(self.width), dtype)[None, None]
-        self.rows: list[_Rows] = []
+        own_places = torch.arange(self.size) + before % self.chunks * self.size
+        self_mask = additive_mask(own_places[:, None] == torch.arange(self.width), dtype)[None, None]
+        self.rows: list[_ChunkRange] = []
         unfilled = windows >= count
         first = 0
-        for some, run in itertools.groupby(unfilled.any(1).tolist()):
-            last = first + len(list(run))
+        for partly_filled, stretch in itertools.groupby(unfilled.any(1).tolist()):
+            last = first + len(list(stretch))
             hidden = additive_mask(unfilled[first:last, None, None], dtype)
-            self.rows.append(_Rows(first, last, (self_mask + hidden).clamp_(min=MASKED) if some else self_mask))
+            self.rows.append(_ChunkRange(first, last, (self_mask + hidden).clamp_(min=MASKED) if partly_filled else self_mask))
             first = last
 
     def filled(self, order: Tensor) -> Tensor:
         """``order (R, n)`` padded with an arbitrary token, ``(R, chunks · size)``."""
         return F.pad(order, (0, self.chunks * self.size - self.count))
 
-    def queries(self, x: Tensor, rows: _Rows) -> Tensor:
+    def queries(self, x: Tensor, rows: _ChunkRange) -> Tensor:
         """The chunks of ``x (chunks · size, …)``, ``(rows, 1, size, …)``."""
         return x[rows.first * self.size : rows.last * self.size].unflatten(0, (-1, 1, self.size))
 
-    def windows(self, x: Tensor, rows: _Rows) -> Tensor:
-        """What the chunks see of ``x ((chunks + near - 1) · size, D)``, overlapping views ``(rows, 1, width, D)``."""
+    def windows(self, x: Tensor, rows: _ChunkRange) -> Tensor:
+        """The tokens of ``x ((chunks + near - 1) · size, D)`` that the chunks see, overlapping views ``(rows, 1, width, D)``."""
         return x[rows.first * self.size :].as_strided(
             (rows.last - rows.first, 1, self.width, x.shape[1]),
             (self.size * x.stride(0), 0, x.stride(0), 1),
@@ -78,12 +78,12 @@ class _Chunks:
         )
 
 
-class _Item(NamedTuple):
+class _Head(NamedTuple):
     """One head of one batch item."""
 
     at: tuple[int, int]
     tokens: Tensor | None
-    """Its real tokens ``(n,)``; None where all are."""
+    """The real tokens ``(n,)``; ``None`` where all are."""
     order: Tensor
     """``(R, n)``: the real token at each place."""
     row: Tensor
@@ -101,11 +101,11 @@ class _Item(NamedTuple):
             into[self.at][self.tokens] = x.to(into.dtype)
 
 
-def _items(buckets: Tensor, key_mask: Tensor | None, size: int, before: int, after: int, dtype: torch.dtype) -> Iterator[_Item]:
-    whole: _Chunks | None = None
+def _heads(buckets: Tensor, key_mask: Tensor | None, size: int, before: int, after: int, dtype: torch.dtype) -> Iterator[_Head]:
+    unpadded: _Chunks | None = None
     most = int(buckets.max())
     for item in range(buckets.shape[0]):
-        tokens, cut, of_item = None, whole, buckets[item]
+        tokens, cut, of_item = None, unpadded, buckets[item]
         if key_mask is not None and not bool(key_mask[item].all()):
             tokens = key_mask[item].nonzero()[:, 0]
             if not len(tokens):
@@ -113,11 +113,11 @@ def _items(buckets: Tensor, key_mask: Tensor | None, size: int, before: int, aft
             of_item = of_item.index_select(-1, tokens)
             cut = _Chunks(len(tokens), size, before, after, dtype)
         elif cut is None:
-            cut = whole = _Chunks(buckets.shape[-1], size, before, after, dtype)
+            cut = unpadded = _Chunks(buckets.shape[-1], size, before, after, dtype)
         assert cut is not None
         for head, order in enumerate(stable_order(of_item, most)):
             row = inverse_permutation(order).add_(torch.arange(len(order))[:, None] * (cut.chunks * cut.size))
-            yield _Item((item, head), tokens, order if tokens is None else tokens[order], row.t().contiguous(), cut)
+            yield _Head((item, head), tokens, order if tokens is None else tokens[order], row.t().contiguous(), cut)
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_chunks", mutates_args=(), device_types="cpu")
@@ -140,7 +140,7 @@ def cpu_chunks(
     if key_mask is not None:
         out.zero_()
         lse.zero_()
-    for item in _items(buckets, key_mask, size, before, after, mask_dtype(q)):
+    for item in _heads(buckets, key_mask, size, before, after, mask_dtype(q)):
         of_q, of_k, of_v = (item.take(x) for x in (q, k, v))
         parts, lses = [], []
         for order in item.cut.filled(item.order):
@@ -154,8 +154,8 @@ def cpu_chunks(
         merged, total = merge_rows(parts, lses, item.row)
         alone = total <= MASKED / 2
         if bool(alone.any()):
-            own = of_v if item.tokens is None else of_v[item.tokens]
-            merged = torch.where(alone[:, None], own.to(merged.dtype), merged)
+            own_values = of_v if item.tokens is None else of_v[item.tokens]
+            merged = torch.where(alone[:, None], own_values.to(merged.dtype), merged)
             total = total.masked_fill(alone, -MASKED)
         item.put(out, merged)
         item.put(lse, total)
@@ -173,7 +173,7 @@ def cpu_chunks_backward(
         for x in (dq, dk, dv):
             x.zero_()
     exact = mask_dtype(q)
-    for item in _items(buckets, key_mask, size, before, after, exact):
+    for item in _heads(buckets, key_mask, size, before, after, exact):
         cut = item.cut
         of_grad, of_q, of_out, of_lse, of_k, of_v = (item.take(x) for x in (grad, q, out, lse, k, v))
         sums: tuple[list[Tensor], ...] = ([], [], [])

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from ..common.batch import in_graph
-from ..common.byte_cache import KEPT
+from ..common.byte_cache import BYTE_CACHE
 from ..common.call import AttentionCall, Pattern
 from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
 from .flash import additive_mask, flash
 
 
 def kept_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
-    """The mask of a dense call, kept for further layers and calls; ``None`` where it must be made anew or is none of the band alone."""
+    """The cached mask of a dense call; ``None`` where it depends on more than the band and the global tokens."""
     tokens = call.global_mask
     if q_len == 1 or in_graph() or no_fused_kernels() is not None:
         return None
@@ -41,4 +41,4 @@ def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: T
         rows = torch.arange(shift, shift + q_len)[:, None]
         return additive_mask(~pattern.visible_mod(chosen)(0, 0, rows, torch.arange(kv_len)), dtype)[None, None]
 
-    return KEPT.get(("visible", q_len, kv_len, shift, pattern, tokens, dtype), make)
+    return BYTE_CACHE.get(("visible", q_len, kv_len, shift, pattern, tokens, dtype), make)

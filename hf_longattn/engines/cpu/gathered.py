@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...naming import OPERATORS
-from ..common.byte_cache import KEPT
+from ..common.byte_cache import BYTE_CACHE
 from ..common.call import GatherTile
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .flash import (
@@ -24,16 +24,16 @@ from .flash import (
     token_major,
     zero_unseen,
 )
-from .tile_layout import FAR_ENOUGH, KEYS, WHOLE, Chunk, Layout, Limits, Rules, Run, Spec, layout
+from .tile_layout import KEY_MASK, NO_MASK, POSITION_OFFSET, Chunk, Layout, Limits, Rules, StridedRun, TileSpec, layout
 
-SHARED = 1 << 17
-"""Masks of at most this many entries are cached."""
+MAX_SHARED_CELLS = 1 << 17
+"""Most entries of a mask that is cached."""
 
 
 class Side:
     """The queries or the keys of a kernel call: a run, or ``listed`` positions ``(rows, T, heads or 1)`` with -1 where empty."""
 
-    def __init__(self, run: Run | None, index: Tensor, item: int, chunk: Chunk, slots: slice) -> None:
+    def __init__(self, run: StridedRun | None, index: Tensor, item: int, chunk: Chunk, slots: slice) -> None:
         self.run, self.rows = run, chunk.rows.stop - chunk.rows.start
         self.indices: dict[tuple[int, ...], Tensor] = {}
         """Indices of the listed positions by the strides of what is read."""
@@ -57,10 +57,10 @@ class Side:
         return view if stride == 1 else view.contiguous()
 
 
-class Call:
+class KernelCall:
     """One kernel call: a chunk of one batch item, its tokens and its mask."""
 
-    def __init__(self, spec: Spec, item: int, chunk: Chunk) -> None:
+    def __init__(self, spec: TileSpec, item: int, chunk: Chunk) -> None:
         self.item, self.chunk = item, chunk
         self.queries = Side(chunk.queries, spec.queries, item, chunk, chunk.slots)
         self.keys = Side(chunk.keys, spec.keys, item, chunk, slice(None))
@@ -75,13 +75,13 @@ class Call:
         return self.queries.listed < 0
 
 
-def calls(spec: Spec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Iterator[Call]:
+def calls(spec: TileSpec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Iterator[KernelCall]:
     """The calls of one tile; those over padding only are skipped."""
     dtype = mask_dtype(q)
     for item in range(q.shape[0]):
         padding = padding_of(key_mask, item, dtype)
         for chunk in plan.of(item):
-            call = Call(spec, item, chunk)
+            call = KernelCall(spec, item, chunk)
             hidden = None if padding is None else call.keys.of(padding)
             if hidden is not None and not bool(hidden.any()):
                 hidden = None
@@ -92,19 +92,19 @@ def calls(spec: Spec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Itera
             yield call
 
 
-def chunk_mask(spec: Spec, call: Call, dtype: torch.dtype) -> Tensor | None:
+def chunk_mask(spec: TileSpec, call: KernelCall, dtype: torch.dtype) -> Tensor | None:
     """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where every pair is visible."""
     chunk = call.chunk
-    if chunk.need == WHOLE:
+    if chunk.need == NO_MASK:
         return None
     q_run, k_run = chunk.queries, chunk.keys
-    single = chunk.need == KEYS
+    single = chunk.need == KEY_MASK
     if q_run is not None and k_run is not None and spec.bias is None:
         q_size = 1 if single else q_run.size
-        if (call.keys.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= SHARED:
+        if (call.keys.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= MAX_SHARED_CELLS:
             return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
     queries, keys = call.queries.positions(), call.keys.positions()
-    if single:  # the same for all queries of a row: any of them will do
+    if single:  # all queries of a row see the same keys: any of them will do
         queries = queries.amax(-1, keepdim=True)
     seen = _seen(queries, keys, spec.rules)
     if spec.bias is not None:
@@ -122,11 +122,11 @@ def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride:
     def make() -> Tensor:
         queries, keys = (
             torch.arange(first, first + n * step, step, dtype=torch.int32)[None, None]
-            for first, n, step in ((shift + FAR_ENOUGH, q_size, q_stride), (FAR_ENOUGH, k_size, k_stride))
+            for first, n, step in ((shift + POSITION_OFFSET, q_size, q_stride), (POSITION_OFFSET, k_size, k_stride))
         )
         return additive_mask(~_seen(queries, keys, rules), dtype)
 
-    return KEPT.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
+    return BYTE_CACHE.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
 
 
 def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
@@ -161,7 +161,7 @@ class Scratch:
         return buffer[:size].view(shape)
 
 
-class Tokens:
+class TokenTable:
     """``x (B, H, N)`` or ``(B, H, N, D)``; what a call reads is ``(rows, heads, T, …)``."""
 
     def __init__(self, x: Tensor) -> None:
@@ -174,7 +174,7 @@ class Tokens:
         rows = 1 + sum((n - 1) * step for n, step in zip(x.shape[:3], self.steps, strict=True))
         self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
-    def index(self, call: Call, side: Side) -> Tensor:
+    def index(self, call: KernelCall, side: Side) -> Tensor:
         """Indices into the table of a call's listed tokens, ``(rows · T · heads,)``, in the order of the kernel's results."""
         if self.steps not in side.indices:
             by_item, by_head, by_token = self.steps
@@ -182,14 +182,14 @@ class Tokens:
             side.indices[self.steps] = (side.listed.clamp(min=0) * by_token + offset).flatten()
         return side.indices[self.steps]
 
-    def view(self, item: int, chunk: Chunk, run: Run) -> Tensor:
+    def view(self, item: int, chunk: Chunk, run: StridedRun) -> Tensor:
         """The tokens of ``run`` for every row and head of a chunk."""
         x = self.x[item, chunk.heads]
         by_head, by_token, *inner = x.stride()
         shape = (chunk.rows.stop - chunk.rows.start, x.shape[0], run.size, *x.shape[2:])
         return x.as_strided(shape, (run.step * by_token, by_head, run.stride * by_token, *inner), x.storage_offset() + run.start * by_token)
 
-    def read(self, call: Call, side: Side, scratch: Scratch, name: str) -> Tensor:
+    def read(self, call: KernelCall, side: Side, scratch: Scratch, name: str) -> Tensor:
         """The tokens of a call; empty slots hold an arbitrary token."""
         if side.run is not None:
             return self.view(call.item, call.chunk, side.run)
@@ -198,7 +198,7 @@ class Tokens:
         torch.index_select(self.table, 0, index, out=flat)
         return flat.view(*side.listed.shape[:2], call.heads, *self.x.shape[3:]).transpose(1, 2)
 
-    def add(self, call: Call, side: Side, more: Tensor) -> None:
+    def add(self, call: KernelCall, side: Side, more: Tensor) -> None:
         """Add ``more (rows, heads, T, D)`` to the tokens of a call; a token may occur several times."""
         more, run = more.to(self.x.dtype), side.run
         if run is None:
@@ -213,7 +213,7 @@ class Tokens:
             for row in range(rows):
                 self._add_stripes(call.item, call.chunk, run.row(row), more[row : row + 1])
 
-    def _add_stripes(self, item: int, chunk: Chunk, run: Run, more: Tensor) -> None:
+    def _add_stripes(self, item: int, chunk: Chunk, run: StridedRun, more: Tensor) -> None:
         """Rows overlap only where they are longer than a step, so they are added in stripes of one step."""
         chunk = chunk._replace(rows=slice(0, more.shape[0]))
         step = run.step // run.stride if more.shape[0] > 1 and run.step % run.stride == 0 else run.size
@@ -222,9 +222,9 @@ class Tokens:
             self.view(item, chunk, run.part(at, size)).add_(more[:, :, at : at + size])
 
 
-FORWARD = Limits(queries=24576, keys=4096, viewed=1 << 40)
-BACKWARD = Limits(queries=3072, keys=4096, viewed=24576)
-"""The results of a call stay within the cache, and their memory is reused by the next."""
+FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
+BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
+"""Limits by which the results of a call stay within the cache, and their memory is reused by the next."""
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_gathered", mutates_args=(), device_types="cpu")
@@ -244,12 +244,12 @@ def cpu_gathered(
     """
     out, lse = empty_results(q)
     specs = _specs(queries, keys, biases, rules)
-    layouts = [layout(spec, q.shape[1], q.shape[2], FORWARD) for spec in specs]
+    layouts = [layout(spec, q.shape[1], q.shape[2], FORWARD_LIMITS) for spec in specs]
     if key_mask is not None or not (layouts and layouts[0].complete):
         out.zero_()
         lse.fill_(MASKED)
-    scratch, into = Scratch(), (Tokens(out), Tokens(lse))
-    of_q, of_k, of_v = Tokens(q), Tokens(k), Tokens(v)
+    scratch, into = Scratch(), (TokenTable(out), TokenTable(lse))
+    of_q, of_k, of_v = TokenTable(q), TokenTable(k), TokenTable(v)
     for number, (spec, plan) in enumerate(zip(specs, layouts, strict=True)):
         for call in calls(spec, plan, q, key_mask):
             read_k, read_v = (x.read(call, call.keys, scratch, name) for x, name in ((of_k, "k"), (of_v, "v")))
@@ -264,12 +264,12 @@ def flat_rules(tiles: Sequence[GatherTile]) -> list[int]:
     return [number for low, high, left_out in map(Rules.of, tiles) for number in (low, high, *left_out)]
 
 
-def _specs(queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], numbers: Sequence[int]) -> list[Spec]:
+def _specs(queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], numbers: Sequence[int]) -> list[TileSpec]:
     rules = [Rules(low, high, (a, b)) for low, high, a, b in zip(*(iter(numbers),) * 4, strict=True)]
-    return [Spec(*part) for part in zip(queries, keys, biases, rules, strict=True)]
+    return [TileSpec(*part) for part in zip(queries, keys, biases, rules, strict=True)]
 
 
-def _write(into: tuple[Tokens, Tokens], call: Call, part: Tensor, part_lse: Tensor, merge: bool, scratch: Scratch) -> None:
+def _write(into: tuple[TokenTable, TokenTable], call: KernelCall, part: Tensor, part_lse: Tensor, merge: bool, scratch: Scratch) -> None:
     """Write the results of a call, or merge them with those of earlier tiles."""
     outs, lses = into
     if call.chunk.queries is not None:
@@ -283,8 +283,8 @@ def _write(into: tuple[Tokens, Tokens], call: Call, part: Tensor, part_lse: Tens
     index = outs.index(call, call.queries)
     part, part_lse = part.transpose(1, 2).reshape(-1, part.shape[-1]), part_lse.transpose(1, 2).reshape(-1)
     if call.chunk.holes:
-        kept = ~call.holes().expand(-1, -1, call.heads).flatten()
-        index, part, part_lse = index[kept], part[kept], part_lse[kept]
+        listed = ~call.holes().expand(-1, -1, call.heads).flatten()
+        index, part, part_lse = index[listed], part[listed], part_lse[listed]
     if merge:
         out = torch.index_select(outs.table, 0, index, out=scratch.take("out", tuple(part.shape), part))
         lse = lses.table[index]
@@ -301,12 +301,12 @@ def cpu_gathered_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`cpu_gathered` with respect to q, k, v, accumulated in float32 at least."""
     specs = _specs(queries, keys, biases, rules)
-    sums = [Tokens(_sum_of(x, any(spec.keys.shape[1] > 1 for spec in specs))) for x in (q, k, v)]
+    sums = [TokenTable(_sum_of(x, any(spec.keys.shape[1] > 1 for spec in specs))) for x in (q, k, v)]
     scratch = Scratch()
-    given = {"grad": grad, "q": q, "k": k, "v": v, "out": out, "lse": lse}
-    tokens = {name: Tokens(x) for name, x in given.items()}
+    inputs = {"grad": grad, "q": q, "k": k, "v": v, "out": out, "lse": lse}
+    tokens = {name: TokenTable(x) for name, x in inputs.items()}
     for spec in specs:
-        for call in calls(spec, layout(spec, q.shape[1], q.shape[2], BACKWARD), q, key_mask):
+        for call in calls(spec, layout(spec, q.shape[1], q.shape[2], BACKWARD_LIMITS), q, key_mask):
             at = [x.read(call, call.keys if name in ("k", "v") else call.queries, scratch, name) for name, x in tokens.items()]
             if call.chunk.holes:  # a weight of exp(score - lse) = 0
                 at[-1].masked_fill_(call.holes().transpose(1, 2), -MASKED)
@@ -317,9 +317,9 @@ def cpu_gathered_backward(
     return dq, dk, dv
 
 
-def _sum_of(x: Tensor, by_head: bool) -> Tensor:
+def _sum_of(x: Tensor, per_head: bool) -> Tensor:
     """Zeros ``(B, H, N, D)`` to accumulate in, stored so that random additions touch memory that is close together."""
-    if by_head:
+    if per_head:
         return torch.zeros(x.shape, dtype=mask_dtype(x))
     return token_major(mask_dtype(x), x)[0].zero_()
 

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.byte_cache import KEPT
+from ..common.byte_cache import BYTE_CACHE
 from ..common.call import GatherTile
 
 CHUNK_BYTES = 800
 """Estimated size of a :class:`Chunk`."""
-FAR, FAR_ENOUGH = 1 << 30, 1 << 28
+MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
 """Larger than any distance between two positions; larger than any position, so that relative positions stay positive."""
-SKIP, WHOLE, KEYS, PAIRS = -1, 0, 1, 2
+NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
 """What a row needs: nothing, since no pair is visible; no mask; a mask over keys; a mask over pairs."""
 
 
@@ -33,18 +33,18 @@ class Rules(NamedTuple):
 
     @classmethod
     def of(cls, tile: GatherTile) -> Rules:
-        low, high = tile.inside or (-FAR, FAR)
-        bounds = (max(low, 0) if tile.causal else low, high, *(tile.outside or (FAR, -FAR)))
-        low, high, first, last = (max(-FAR, min(FAR, x)) for x in bounds)
+        low, high = tile.inside or (-MAX_DISTANCE, MAX_DISTANCE)
+        bounds = (max(low, 0) if tile.causal else low, high, *(tile.outside or (MAX_DISTANCE, -MAX_DISTANCE)))
+        low, high, first, last = (max(-MAX_DISTANCE, min(MAX_DISTANCE, x)) for x in bounds)
         return cls(low, high, (first, last))
 
     @property
     def trivial(self) -> bool:
         """Whether every pair is visible."""
-        return self.low == -FAR and self.high == FAR and self.left_out[0] > self.left_out[1]
+        return self.low == -MAX_DISTANCE and self.high == MAX_DISTANCE and self.left_out[0] > self.left_out[1]
 
 
-class Spec(NamedTuple):
+class TileSpec(NamedTuple):
     """One tile as the operator receives it; see :class:`hf_longattn.engines.common.call.GatherTile`."""
 
     queries: Tensor
@@ -53,7 +53,7 @@ class Spec(NamedTuple):
     rules: Rules
 
 
-class Run(NamedTuple):
+class StridedRun(NamedTuple):
     """Tokens ``start + row * step + i * stride`` for i < size; ``slot`` is the index of the first one in the row's list."""
 
     start: int
@@ -62,24 +62,24 @@ class Run(NamedTuple):
     size: int
     slot: int
 
-    def row(self, number: int) -> Run:
+    def row(self, number: int) -> StridedRun:
         return self._replace(start=self.start + number * self.step)
 
-    def part(self, first: int, size: int) -> Run:
+    def part(self, first: int, size: int) -> StridedRun:
         return self._replace(start=self.start + first * self.stride, size=size, slot=self.slot + first)
 
 
 class Chunk(NamedTuple):
-    """What one kernel call computes: some heads, rows, and slots of the rows' queries, with all keys of these rows."""
+    """The part of a tile that one kernel call computes: some heads, rows, and slots of the rows' queries, with all keys of these rows."""
 
     heads: slice
     rows: slice
     slots: slice
-    queries: Run | None
+    queries: StridedRun | None
     """None: the tokens are gathered by their list."""
-    keys: Run | None
+    keys: StridedRun | None
     need: int
-    """WHOLE, KEYS or PAIRS."""
+    """NO_MASK, KEY_MASK or PAIR_MASK."""
     holes: bool
     """Whether some listed query is an empty slot."""
 
@@ -89,9 +89,9 @@ class Limits(NamedTuple):
 
     queries: int
     keys: int
-    """Of keys that are gathered."""
+    """Most keys that are gathered."""
     viewed: int
-    """Of keys that are views."""
+    """Most keys that are views."""
     mask: int = 1 << 18
 
 
@@ -102,21 +102,26 @@ class Layout(NamedTuple):
     complete: bool
 
     def of(self, item: int) -> tuple[Chunk, ...]:
+        """The calls for a batch item."""
         return self.chunks[item % len(self.chunks)]
 
+    def nbytes(self) -> int:
+        """The estimated size in memory."""
+        return CHUNK_BYTES * sum(map(len, self.chunks))
 
-def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+
+def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     """The layout of a tile, cached for its index tensors."""
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
     key = ("layout", len(tensors), spec.rules, heads, q_len, limits)
-    return KEPT.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), lambda made: CHUNK_BYTES * sum(map(len, made.chunks)))
+    return BYTE_CACHE.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), Layout.nbytes)
 
 
-def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
     needs = _needs(spec, [run is not None for run in key_runs or [None] * spec.keys.shape[2]])
     empty = (spec.queries < 0).any(-1).expand(needs.shape)
-    by_head = max(needs.shape[1], spec.keys.shape[1]) > 1
+    per_head = max(needs.shape[1], spec.keys.shape[1]) > 1
     shared = needs.shape[:2] == (1, 1)
     listed = int((spec.queries >= 0).sum((-1, -2)).min())
     items = []
@@ -124,27 +129,27 @@ def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
         signature = need[0] if shared else [max(map(max, need))] * len(need[0])
         chunks = []
         for first, count in _groups(signature, query_runs, key_runs):
-            if signature[first] == SKIP:
+            if signature[first] == NO_PAIR:
                 continue
             q_run, k_run = (None if runs is None else _joined(runs, first, count) for runs in (query_runs, key_runs))
-            for chunk in _cut(spec, first, count, q_run, k_run, heads, by_head, limits, signature[first]):
+            for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
                 rows = [row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]]
                 low, high = min(rows), max(rows)
-                if high != SKIP:
-                    some = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
-                    chunks.append(chunk._replace(need=max(high, KEYS) if low == SKIP else high, holes=some))
+                if high != NO_PAIR:
+                    has_holes = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
+                    chunks.append(chunk._replace(need=max(high, KEY_MASK) if low == NO_PAIR else high, holes=has_holes))
         items.append(tuple(chunks))
-    return Layout(tuple(items), listed == q_len and not bool((needs == SKIP).any()))
+    return Layout(tuple(items), listed == q_len and not bool((needs == NO_PAIR).any()))
 
 
-def _needs(spec: Spec, viewed: list[bool]) -> Tensor:
-    """SKIP, WHOLE, KEYS or PAIRS for every row, ``(B or 1, H or 1, R)``; empty key slots of views are not visited."""
+def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
+    """NO_PAIR, NO_MASK, KEY_MASK or PAIR_MASK for every row, ``(B or 1, H or 1, R)``; empty key slots of views are not visited."""
     queries, keys, bias, rules = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
     if rules.trivial and bias is None and bool(real.all()) and bool((keys >= 0).all()):
-        return torch.full(shape, WHOLE)
-    nearest = queries.masked_fill(~real, FAR).amin(-1, keepdim=True) - keys
+        return torch.full(shape, NO_MASK)
+    nearest = queries.masked_fill(~real, MAX_DISTANCE).amin(-1, keepdim=True) - keys
     farthest = queries.amax(-1, keepdim=True) - keys
     empty = keys < 0
     never = empty | (farthest < rules.low) | (nearest > rules.high) | ~real.any(-1, keepdim=True)
@@ -154,13 +159,13 @@ def _needs(spec: Spec, viewed: list[bool]) -> Tensor:
     if bias is not None and bias.dtype == torch.bool:
         never, always = never | ~bias.any(-2), always & bias.all(-2)
     hidden = never & ~(empty & torch.tensor(viewed)[:, None])
-    need = torch.where((~never & ~always).any(-1), PAIRS, torch.where(hidden.any(-1), KEYS, WHOLE))
+    need = torch.where((~never & ~always).any(-1), PAIR_MASK, torch.where(hidden.any(-1), KEY_MASK, NO_MASK))
     if bias is not None and bias.dtype != torch.bool:
-        need = need.clamp(min=PAIRS if bias.shape[-2] > 1 else KEYS)
-    return need.masked_fill(never.all(-1), SKIP).expand(shape)
+        need = need.clamp(min=PAIR_MASK if bias.shape[-2] > 1 else KEY_MASK)
+    return need.masked_fill(never.all(-1), NO_PAIR).expand(shape)
 
 
-def _runs(index: Tensor) -> list[Run | None] | None:
+def _runs(index: Tensor) -> list[StridedRun | None] | None:
     """The rows of ``index (1, 1, R, T)`` as runs (with step 0); None where they are irregular, too many, or differ by item or head."""
     if index.shape[:2] != (1, 1):
         return None
@@ -176,10 +181,10 @@ def _runs(index: Tensor) -> list[Run | None] | None:
     if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
         return None
     numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
-    return [Run(a, 0, d, n, at) if good else None for good, a, d, n, at in numbers]
+    return [StridedRun(a, 0, d, n, at) if good else None for good, a, d, n, at in numbers]
 
 
-def _groups(needs: list[int], *sides: list[Run | None] | None) -> Iterator[tuple[int, int]]:
+def _groups(needs: list[int], *sides: list[StridedRun | None] | None) -> Iterator[tuple[int, int]]:
     """Cut the rows into stretches of equal shape and need, whose runs are one constant step apart: (first row, number of rows)."""
 
     def kind(row: int) -> tuple:
@@ -199,36 +204,43 @@ def _groups(needs: list[int], *sides: list[Run | None] | None) -> Iterator[tuple
         first = last + 1
 
 
-def _joined(runs: list[Run | None], first: int, count: int) -> Run | None:
+def _joined(runs: list[StridedRun | None], first: int, count: int) -> StridedRun | None:
     run, following = runs[first], runs[min(first + 1, first + count - 1)]
     return None if run is None or following is None else run._replace(step=following.start - run.start)
 
 
 def _cut(
-    spec: Spec, first: int, count: int, queries: Run | None, keys: Run | None, heads: int, by_head: bool, limits: Limits, need: int
-) -> Iterator[Chunk]:
+    spec: TileSpec, first: int, count: int, queries: StridedRun | None, keys: StridedRun | None, heads: int, per_head: bool,
+    limits: Limits, need: int,
+) -> Iterator[Chunk]:  # fmt: skip
     """Cut ``count`` equal rows into calls within ``limits``: slots of a row first, then heads or rows, whichever share less memory."""
     size = spec.queries.shape[-1] if queries is None else queries.size
     width = spec.keys.shape[-1] if keys is None else keys.size
     aligned = queries is not None and keys is not None and queries.step == keys.step
     slots = min(size, limits.queries)
-    if need == PAIRS:
+    if need == PAIR_MASK:
         slots = min(slots, max(32, limits.mask // width))
     units = min(limits.queries // slots, (limits.keys if keys is None else limits.viewed) // width)
-    if need == PAIRS and not aligned:
-        units = min(units, limits.mask // (slots * width) * (1 if by_head else heads))
+    if need == PAIR_MASK and not aligned:
+        units = min(units, limits.mask // (slots * width) * (1 if per_head else heads))
     units = max(1, units)
-    if by_head:
-        at_once = min(count, units)
-        together = min(heads, max(1, units // at_once))
+    if per_head:
+        rows_per_call = min(count, units)
+        heads_per_call = min(heads, max(1, units // rows_per_call))
     else:
-        together = min(heads, units)
-        at_once = min(count, max(1, units // together))
+        heads_per_call = min(heads, units)
+        rows_per_call = min(count, max(1, units // heads_per_call))
     for low in range(0, size, slots):
-        some = min(slots, size - low)
-        at = (queries.slot if queries is not None else 0) + low
-        for head in range(0, heads, together):
-            for row in range(first, first + count, at_once):
-                place = slice(head, min(heads, head + together)), slice(row, min(first + count, row + at_once)), slice(at, at + some)
-                of_queries = None if queries is None else queries.row(row - first).part(low, some)
-                yield Chunk(*place, of_queries, None if keys is None else keys.row(row - first), need, holes=False)
+        length = min(slots, size - low)
+        slot = (queries.slot if queries is not None else 0) + low
+        for head in range(0, heads, heads_per_call):
+            for row in range(first, first + count, rows_per_call):
+                yield Chunk(
+                    heads=slice(head, min(heads, head + heads_per_call)),
+                    rows=slice(row, min(first + count, row + rows_per_call)),
+                    slots=slice(slot, slot + length),
+                    queries=None if queries is None else queries.row(row - first).part(low, length),
+                    keys=None if keys is None else keys.row(row - first),
+                    need=need,
+                    holes=False,
+                )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
 from ..common.batch import Batch
-from ..common.byte_cache import KEPT
+from ..common.byte_cache import BYTE_CACHE
 from ..common.call import AttentionCall, GatherTile, Pattern
 from ..common.dense import merged
 from ..common.global_rows import gather_tokens, global_index, overwrite_global_rows
@@ -44,9 +44,9 @@ def transposed(lists: Lists, columns: int) -> Lists:
     longest = max(1, int(totals[..., :columns].max()))
     slot = places - (totals.cumsum(-1) - totals).gather(-1, column)
     target = torch.where(column < columns, column * longest + slot, columns * longest)
-    found = column.new_zeros(batch, heads, columns * longest + 1).scatter_(2, target, order // width)
-    found = found[..., :-1].unflatten(-1, (columns, longest))
-    return totals[..., :columns].to(torch.int32), found.to(torch.int32).contiguous()
+    rows_by_column = column.new_zeros(batch, heads, columns * longest + 1).scatter_(2, target, order // width)
+    rows_by_column = rows_by_column[..., :-1].unflatten(-1, (columns, longest))
+    return totals[..., :columns].to(torch.int32), rows_by_column.to(torch.int32).contiguous()
 
 
 def block_mask(
@@ -84,14 +84,14 @@ def mask_bytes(mask: BlockMask) -> int:
     return sum(x.untyped_storage().nbytes() for x in vars(mask).values() if isinstance(x, Tensor))
 
 
-BLOCK = 128
+BAND_BLOCK = 128
 """Block size of a band."""
-SIZES = (128, 64, 32)
+TILE_BLOCKS = (128, 64, 32)
 """Block sizes of tiles that the compiled kernel takes."""
 
 
 def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
+    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
 
     Raises:
         NoKernel: this machine has no such kernel.
@@ -127,7 +127,7 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch
     key = ("band block mask", pattern, q_len, kv_len, device)
     mask = None if batch is None else batch.mask
     if batch is None or mask is None:
-        return KEPT.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
+        return BYTE_CACHE.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
     return batch.cached(key, lambda: band_block_mask(pattern, q_len, kv_len, mask, device))
 
 
@@ -140,13 +140,13 @@ def band_block_mask(
     the blocks of global columns and rows, in a slot for every pair of blocks: for graphs, where it cannot be as long as the data say.
     """
     offset = _offset(q_len, kv_len)
-    some, every = (None, None) if key_mask is None else (_per_block(key_mask, any), _per_block(key_mask, all))
+    any_real, all_real = (None, None) if key_mask is None else (_per_block(key_mask, any), _per_block(key_mask, all))
     columns = None if global_mask is None else _per_block(global_mask, any)
     rows = None if global_mask is None or not pattern.global_rows else _per_block(global_mask[:, offset:] if offset else global_mask, any)
 
     def partial_and_full(q_block: Tensor, k_block: Tensor, indices: Tensor) -> tuple[Lists, Lists]:
-        q_start, k_start = q_block * BLOCK + offset, k_block * BLOCK
-        q_stop, k_stop = (q_start + BLOCK).clamp(max=kv_len) - 1, (k_start + BLOCK).clamp(max=kv_len) - 1
+        q_start, k_start = q_block * BAND_BLOCK + offset, k_block * BAND_BLOCK
+        q_stop, k_stop = (q_start + BAND_BLOCK).clamp(max=kv_len) - 1, (k_start + BAND_BLOCK).clamp(max=kv_len) - 1
         touched = ((q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right))[None]
         if columns is not None:
             seen = columns[:, k_block.clamp(0, columns.shape[1] - 1)]
@@ -154,23 +154,23 @@ def band_block_mask(
             touched = touched | (seen & (k_start <= q_stop) if pattern.causal else seen)
         touched = touched & ((q_block >= 0) & (q_start < kv_len) & (k_block >= 0) & (k_start < kv_len))
         full = (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
-        full = full & (q_stop - q_start == BLOCK - 1) & (k_stop - k_start == BLOCK - 1)
+        full = full & (q_stop - q_start == BAND_BLOCK - 1) & (k_stop - k_start == BAND_BLOCK - 1)
         touched, full = touched[:, None], full[None, None]
-        if some is not None and every is not None:
-            at = k_block.clamp(0, some.shape[1] - 1)
-            touched, full = touched & some[:, at][:, None], full & every[:, at][:, None]
+        if any_real is not None and all_real is not None:
+            at = k_block.clamp(0, any_real.shape[1] - 1)
+            touched, full = touched & any_real[:, at][:, None], full & all_real[:, at][:, None]
         return packed(touched & ~full, indices), packed(touched & full, indices)
 
     def neighbours(blocks: int, others: int, first: int, width: int) -> tuple[Tensor, Tensor]:
-        """Rows of blocks, and the blocks that may touch them, of which the first holds position ``block · BLOCK + first``."""
+        """Rows of blocks, and the blocks that may touch them, of which the first holds position ``block · BAND_BLOCK + first``."""
         row = torch.arange(blocks, device=device)[:, None]
         if global_mask is not None:
             return row, torch.arange(others, device=device)[None]
-        start = (row * BLOCK + first).div(BLOCK, rounding_mode="floor").clamp(min=0)
-        return row, start + torch.arange(min(others, (width + 3 * BLOCK - 3) // BLOCK), device=device)
+        start = (row * BAND_BLOCK + first).div(BAND_BLOCK, rounding_mode="floor").clamp(min=0)
+        return row, start + torch.arange(min(others, (width + 3 * BAND_BLOCK - 3) // BAND_BLOCK), device=device)
 
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-    q_blocks, k_blocks = -(-q_len // BLOCK), -(-kv_len // BLOCK)
+    q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-kv_len // BAND_BLOCK)
     row, met = neighbours(q_blocks, k_blocks, offset - left, left + right + 1)
     column, meeting = neighbours(k_blocks, q_blocks, -right - offset, left + right + 1)
 
@@ -181,13 +181,13 @@ def band_block_mask(
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
     by_query, by_key = partial_and_full(row, met, met), partial_and_full(meeting, column, meeting)
-    return block_mask((q_len, kv_len), BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+    return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
 
 
 def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, real: Tensor) -> BlockMask:
     """All blocks of the global columns, gathered from positions ``index (B, g)``; keys inside the band are hidden."""
     offset = _offset(q_len, kv_len)
-    q_blocks, k_blocks = -(-q_len // BLOCK), -(-index.shape[1] // BLOCK)
+    q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-index.shape[1] // BAND_BLOCK)
 
     def everything(rows: int, others: int) -> Lists:
         counts = torch.full((1, 1, rows), others, dtype=torch.int32, device=index.device)
@@ -199,7 +199,7 @@ def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, 
         return seen & (j <= i) if pattern.causal else seen
 
     by_query, by_key = (everything(q_blocks, k_blocks), None), (everything(k_blocks, q_blocks), None)
-    return block_mask((q_len, index.shape[1]), BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+    return block_mask((q_len, index.shape[1]), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
 
 
 def _offset(q_len: int, kv_len: int) -> int:
@@ -209,13 +209,13 @@ def _offset(q_len: int, kv_len: int) -> int:
 
 def _per_block(mask: Tensor, reduce: Any) -> Tensor:
     """Reduce ``mask (B, N)`` by ``any`` or ``all`` over key blocks: ``(B, blocks)``; slots past the end are False."""
-    missing = -mask.shape[1] % BLOCK
-    blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BLOCK))
+    missing = -mask.shape[1] % BAND_BLOCK
+    blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BAND_BLOCK))
     return blocks.any(-1) if reduce is any else blocks.all(-1)
 
 
 def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
-    """As :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout.
+    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout.
 
     Raises:
         NoKernel: a tile is not made of whole blocks, or this machine has no such kernel.
@@ -225,7 +225,7 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     for tile in tiles:
         layout = kept_block_lists(tile, q.shape[2], k.shape[2])
         if layout is None:
-            raise NoKernel(f"a tile is not made of whole blocks of {', '.join(map(str, SIZES))} tokens")
+            raise NoKernel(f"a tile is not made of whole blocks of {', '.join(map(str, TILE_BLOCKS))} tokens")
         layouts.append(layout)
     settings = {"score_mod": score_mod, "scale": scale} | ({} if len(tiles) == 1 else {"return_aux": AuxRequest(lse=True)})
     outs, lses = [], []
@@ -249,7 +249,7 @@ def kept_block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None
     tensors = [x for x in (tile.queries, tile.keys) if not x.is_inference()]
     if len(tensors) < 2 or torch.compiler.is_compiling() or tile.bias is not None:
         return block_lists(tile, q_len, kv_len)
-    return KEPT.of(
+    return BYTE_CACHE.of(
         tensors,
         ("block lists", q_len, kv_len),
         lambda: block_lists(tile, q_len, kv_len),
@@ -263,13 +263,13 @@ def block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None:
     A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
     """
     size = tile.queries.shape[3]
-    if size not in SIZES or tile.bias is not None:
+    if size not in TILE_BLOCKS or tile.bias is not None:
         return None
     keys = torch.nn.functional.pad(tile.keys, (0, -tile.keys.shape[3] % size), value=-1).unflatten(-1, (-1, size))
     row, row_whole = _blocks(tile.queries, size, q_len)
-    block, whole = _blocks(keys, size, kv_len)
+    block, block_whole = _blocks(keys, size, kv_len)
     empty = (keys < 0).all(-1)
-    if not bool(row_whole.all() & (whole | empty).all()):
+    if not bool(row_whole.all() & (block_whole | empty).all()):
         return None
     batch, heads, rows, width = torch.broadcast_shapes(row[..., None].shape, block.shape)
     chosen = torch.zeros(batch, heads, -(-q_len // size), width, dtype=torch.bool, device=keys.device)
@@ -284,8 +284,8 @@ def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
     """The block of the first position in each list ``index (…, size)``, and whether the list is that whole block."""
     first = index[..., 0]
     places = first[..., None] + torch.arange(size, device=index.device)
-    whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
-    return first.div(size, rounding_mode="floor"), whole
+    is_whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
+    return first.div(size, rounding_mode="floor"), is_whole
 
 
 def rules_mod(tile: GatherTile, key_mask: Tensor | None) -> Any:

@@ -24,15 +24,15 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...private_apis import compile_errors, floats_as_constants
 
-MOST_KERNELS = 256
+MAX_KERNELS = 256
 """Kinds of calls whose compiled function is kept; the least recently used is dropped first."""
-UNSUPPORTED = re.compile(
+UNSUPPORTED_MESSAGE = re.compile(
     r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
     r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources|recompile[_ ]limit",
     re.IGNORECASE,
 )
-"""How PyTorch and Triton say that a machine has no such kernel."""
-SERIOUS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
+"""Messages by which PyTorch and Triton say that a machine has no such kernel."""
+MACHINE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 """Errors of the machine, which say nothing about a kernel."""
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Kernel:
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
         try:
-            with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # this pass is none of a checkpoint's
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # this pass does not belong to a checkpoint
                 out = self.run(*leaves, **settings)
                 out = out if isinstance(out, Tensor) else out[0]
                 torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.zeros_like(out))
@@ -126,14 +126,14 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
 
 
 def _variant(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float | None = None, **settings: Any) -> Hashable:
-    """What PyTorch would compile one function anew for, apart from rare coincidences of sizes."""
+    """Everything for which PyTorch would compile a function again, apart from rare coincidences of sizes."""
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(q.device.type)
     lists = [size == 1 for x in (block_mask.kv_indices, block_mask.q_indices) if x is not None for size in x.shape]
     return q.device, scale, "return_aux" in settings, modes, q.shape[2] == k.shape[2], *lists, *map(_layout, (q, k, v))
 
 
 def _layout(x: Tensor) -> Hashable:
-    """What a compiled function takes as fixed about a tensor ``(B, H, N, D)``."""
+    """The properties of a tensor that a compiled function takes as fixed, ``(B, H, N, D)``."""
     batch, heads, length, head_dim = x.shape
     stored = x.is_contiguous(), x.stride(1) < x.stride(2), x.requires_grad, x.is_inference()
     return x.dtype, heads, head_dim, batch == 1, length == 1, stored
@@ -144,7 +144,7 @@ def _kernel(kind: Hashable) -> Kernel:
         kernel = _kernels.get(kind)
         if kernel is None:
             kernel = _kernels[kind] = Kernel()
-            if len(_kernels) > MOST_KERNELS:
+            if len(_kernels) > MAX_KERNELS:
                 _kernels.popitem(last=False)
         _kernels.move_to_end(kind)
     return kernel
@@ -160,11 +160,11 @@ def refusal(error: BaseException) -> str | None:
     causes = [error]
     while (earlier := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(earlier)
-    if any(isinstance(one, SERIOUS) for one in causes):
+    if any(isinstance(cause, MACHINE_ERRORS) for cause in causes):
         return None
     if isinstance(error, NoKernel):
         return str(error)
-    clear = next((one for one in causes if isinstance(one, NotImplementedError) or UNSUPPORTED.search(str(one))), None)
+    clear = next((cause for cause in causes if isinstance(cause, NotImplementedError) or UNSUPPORTED_MESSAGE.search(str(cause))), None)
     if clear is None and isinstance(error, compile_errors()):
         clear = error
     return None if clear is None else (str(clear).strip().splitlines() or [type(clear).__name__])[0][:300]

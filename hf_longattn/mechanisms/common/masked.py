@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engines.block_sparse import block_sparse_attention, short_mask
-from ...engines.common.byte_cache import KEPT
+from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
@@ -28,15 +28,12 @@ from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 class MaskedMechanism(Mechanism):
     """A mechanism that is a ``mask_mod`` over positions of the keys' sequence."""
 
-    listed: bool = False
-    """Whether its pairs are listed as parts; otherwise they are a band, perhaps with global tokens."""
-
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
 
     def for_union(self) -> MaskedMechanism:
-        """The form of this mechanism that a union joins: a band with no more than global tokens, or listed."""
+        """The form of this mechanism that a union joins: a band without more than global tokens, or parts."""
         return self
 
     def most_globals(self) -> int:
@@ -162,7 +159,7 @@ class SparseMechanism(MaskedMechanism):
             return False if mask is None else mask
 
         name = ("fused mask", type(self), self.options, length, causal, key.dtype, key.device, torch.get_num_threads())
-        return KEPT.get(name, make)
+        return BYTE_CACHE.get(name, make)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = self.pattern(causal)
@@ -177,7 +174,6 @@ class GatheredMechanism(MaskedMechanism):
 
     engine: ClassVar[str] = "gathered"
     exports_definition = True
-    listed = True
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -189,8 +185,8 @@ class GatheredMechanism(MaskedMechanism):
 
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, cached."""
-        key = (type(self), self.options, self.num_heads, self.head_range, length, causal, device)
-        return KEPT.get(key, lambda: self.parts(length, causal, device))
+        key = (type(self), self.options, self.num_heads, length, causal, device)
+        return BYTE_CACHE.get(key, lambda: self.parts(length, causal, device))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ...engines.common.byte_cache import KEPT
+from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall
 from ...errors import OptionError
 
@@ -97,7 +97,7 @@ def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) ->
     if call.key_mask is not None:
         return at_positions(positions, call.key_mask)
     key = ("global positions", positions, k.shape[0], k.shape[2], k.device)
-    return KEPT.get(key, lambda: at_positions(positions, call.real(k)))
+    return BYTE_CACHE.get(key, lambda: at_positions(positions, call.real(k)))
 
 
 def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ...backend import BACKEND, CACHE_LAYER, LAYER_INPUT, PROJECT_ONLY, STOPPED
+from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY
 from ...configuration import LongAttentionConfig
 from ...engines.common.derivatives import differentiated
 from ...errors import BackendError, OptionError
@@ -148,7 +148,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
         if any(mechanism.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
-            added[STOPPED] = _stopped_projections(module, hidden, args, kwargs)
+            added[DETACHED_KV] = _stopped_projections(module, hidden, args, kwargs)
     return (args, {**kwargs, **added}) if added else None
 
 
