@@ -70,7 +70,7 @@ def late_chunks(
         For each document its passages, in the order of ``spans``.
     Raises:
         LengthError: a window that is too short for its overlap.
-        LongAttentionError: a slow tokenizer, spans that are none of their document, or a passage without a token.
+        LongAttentionError: a slow tokenizer, spans that are not in their document, or a passage without a token.
     """
     texts = [documents] if isinstance(documents, str) else list(documents)
     if not tokenizer.is_fast:
@@ -82,23 +82,23 @@ def late_chunks(
     fixed = tokenizer.num_special_tokens_to_add() + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     if longest is not None and longest - fixed - overlap < 1:
         raise LengthError(
-            f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed} other tokens; "
+            f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed} further tokens; "
             "give a smaller overlap, or convert the model to a greater length."
         )
-    found = []
+    chunks = []
     with evaluating(model):  # as sentence-transformers does
         for number, text in enumerate(texts):
             starts, states = _token_states(model, tokenizer, prefix, text, longest, overlap)
-            wanted = list(_even_spans(starts, len(text), chunk_tokens)) if passages is None else passages[number]
-            found.append([_chunk(text, one, starts, states, normalize, number) for one in wanted])
-    return found
+            inside = list(_even_spans(starts, len(text), chunk_tokens)) if passages is None else passages[number]
+            chunks.append([_chunk(text, span, starts, states, normalize, number) for span in inside])
+    return chunks
 
 
 def _passages(spans: Sequence[Any], count: int, is_single: bool) -> list[list[Span]]:
     """The passages of each document.
 
     Raises:
-        LongAttentionError: something else than (start, end) in whole numbers, or lists for another number of documents.
+        LongAttentionError: something other than (start, end) in whole numbers, or lists for another number of documents.
     """
     lists = [spans] if is_single and all(_is_span(span) for span in spans) else list(spans)
     if len(lists) != count:

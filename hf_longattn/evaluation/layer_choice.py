@@ -16,7 +16,7 @@ from typing import Any
 from hf_longattn.errors import OptionError
 
 NEGLIGIBLE = 1e-6
-"""Nats; a divergence below it is no difference."""
+"""Nats; a divergence below it counts as none."""
 Divergences = Callable[[Sequence[frozenset[int]]], Sequence[float]]
 """Sets of layers that keep softmax attention -> KL(checkpoint ‖ model) in nats of each."""
 
@@ -54,14 +54,14 @@ def choose_layers(divergences: Divergences, layers: Sequence[int], count: int) -
     known: dict[frozenset[int], float] = {}
 
     def measured(sets: Sequence[frozenset[int]]) -> list[float]:
-        new = [one for one in dict.fromkeys(sets) if one not in known]
+        new = [kept for kept in dict.fromkeys(sets) if kept not in known]
         known.update(zip(new, divergences(new) if new else [], strict=True))
-        return [known[one] for one in sets]
+        return [known[kept] for kept in sets]
 
     nothing, *restored = measured([frozenset(), *(frozenset({layer}) for layer in layers)])
     if nothing < NEGLIGIBLE:
         return None
-    importance = {layer: nothing - found for layer, found in zip(layers, restored, strict=True)}
+    importance = {layer: nothing - divergence for layer, divergence in zip(layers, restored, strict=True)}
     in_turn: frozenset[int] = frozenset()
     while len(in_turn) < count:
         sets = [in_turn | {layer} for layer in layers if layer not in in_turn]
@@ -69,14 +69,14 @@ def choose_layers(divergences: Divergences, layers: Sequence[int], count: int) -
     choices = {
         "one after another": in_turn,
         "the most important alone": frozenset(sorted(layers, key=lambda layer: (-importance[layer], layer))[:count]),
-        "evenly spaced": frozenset(layers[(2 * one + 1) * len(layers) // (2 * count)] for one in range(count)),
+        "evenly spaced": frozenset(layers[(2 * number + 1) * len(layers) // (2 * count)] for number in range(count)),
         "the first": frozenset(layers[:count]),
         "the last": frozenset(layers[-count:]),
     }
-    found = dict(zip(choices, measured(list(choices.values())), strict=True))
-    best = min(found, key=lambda name: found[name])
-    compared = {"chosen": found[best], **found, "none": nothing}
-    return KeptLayers(tuple(sorted(choices[best])), importance, found[best], nothing, compared)
+    by_choice = dict(zip(choices, measured(list(choices.values())), strict=True))
+    best = min(by_choice, key=lambda name: by_choice[name])
+    compared = {"chosen": by_choice[best], **by_choice, "none": nothing}
+    return KeptLayers(tuple(sorted(choices[best])), importance, by_choice[best], nothing, compared)
 
 
 def layers_keep(kept: Sequence[int]) -> str:
@@ -84,16 +84,16 @@ def layers_keep(kept: Sequence[int]) -> str:
     return f"Layer {kept[0]} keeps" if len(kept) == 1 else f"Layers {', '.join(map(str, sorted(kept)))} keep"
 
 
-def number_of_layers(asked: float, layers: int, option: str) -> int:
-    """Layers that keep softmax attention: ``asked`` itself, or that share of them (below 1).
+def number_of_layers(number: float, layers: int, option: str) -> int:
+    """Layers that keep softmax attention: ``number`` itself, or that share of them (below 1).
 
     Raises:
         OptionError: none or all of them.
     """
-    count = max(1, round(asked * layers)) if 0 < asked < 1 else int(asked)
-    if not 0 < count < layers or (asked >= 1 and count != asked):
+    count = max(1, round(number * layers)) if 0 < number < 1 else int(number)
+    if not 0 < count < layers or (number >= 1 and count != number):
         raise OptionError(
-            f"{option} is {asked:g}, but the model has {layers} layers, so 1 to {layers - 1} of them can keep softmax attention; give "
+            f"{option} is {number:g}, but the model has {layers} layers, so 1 to {layers - 1} of them can keep softmax attention; give "
             f"{option} {layers // 2 or 1}, or a share below 1"
         )
     return count

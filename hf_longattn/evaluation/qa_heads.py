@@ -1,4 +1,4 @@
-"""What question answering computes from a model's outputs beside its span scores: the loss over all correct spans, and HotpotQA's heads."""
+"""What question answering computes besides a model's span scores: the loss over all correct spans, and HotpotQA's heads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows_of(packed: Tensor, lengths: Tensor, padding: float = 0.0) -> Tensor:
 
 
 class EvidenceHeads(nn.Module):
-    """HotpotQA's heads beside the span's (Beltagy et al. 2020, appendix), two layers each: the kind of the answer (a span, yes or no) from
+    """HotpotQA's heads next to the span's (Beltagy et al. 2020, appendix), two layers each: the kind of the answer (a span, yes or no) from
     the first token, whether a sentence supports it from the marker after the sentence, whether a paragraph does from the marker before its
     title."""
 
@@ -58,12 +58,12 @@ class EvidenceHeads(nn.Module):
     def forward(self, hidden: Tensor, sentences: Tensor, paragraphs: Tensor) -> EvidenceScores:
         """Scores from ``hidden (B, L, C)``, at the tokens ``sentences (B, S)`` and ``paragraphs (B, P)``; -1 is padding."""
         hidden = hidden.to(next(self.parameters()).dtype)
-        told = [head(_at(hidden, places))[..., 0] for head, places in ((self.sentence, sentences), (self.paragraph, paragraphs))]
-        return EvidenceScores(self.kind(hidden[:, 0]), *told)
+        scores = [head(_at(hidden, places))[..., 0] for head, places in ((self.sentence, sentences), (self.paragraph, paragraphs))]
+        return EvidenceScores(self.kind(hidden[:, 0]), *scores)
 
 
 class EvidenceScores(NamedTuple):
-    """What the heads say of a batch: of kinds ``(B, 3)``, sentences ``(B, S)`` and paragraphs ``(B, P)``."""
+    """The scores of a batch: of kinds ``(B, 3)``, sentences ``(B, S)`` and paragraphs ``(B, P)``."""
 
     kinds: Tensor
     sentences: Tensor
@@ -99,18 +99,18 @@ def qa_loss(outputs: Any, batch: Mapping[str, Any], evidence: EvidenceHeads | No
     loss = span_loss(*scores, batch["starts"], batch["ends"], real)
     if evidence is None:
         return loss
-    told = evidence_scores(outputs, batch, evidence)
-    kind = F.cross_entropy(told.kinds.float(), batch["kinds"], ignore_index=IGNORED, reduction="none")
-    sentences = _binary_loss(told.sentences, batch["supports"].masked_fill(batch["sentences"] < 0, -1))
-    paragraphs = _binary_loss(told.paragraphs, batch["relevant"])
+    predicted = evidence_scores(outputs, batch, evidence)
+    kind = F.cross_entropy(predicted.kinds.float(), batch["kinds"], ignore_index=IGNORED, reduction="none")
+    sentences = _binary_loss(predicted.sentences, batch["supports"].masked_fill(batch["sentences"] < 0, -1))
+    paragraphs = _binary_loss(predicted.paragraphs, batch["relevant"])
     return loss.masked_fill(batch["kinds"] > 0, 0.0) + kind + sentences + paragraphs
 
 
 def _binary_loss(scores: Tensor, targets: Tensor) -> Tensor:
     """The mean of each row, without targets below zero."""
-    asked = targets >= 0
-    losses = F.binary_cross_entropy_with_logits(scores.float(), targets.clamp(min=0).float(), reduction="none") * asked
-    return losses.sum(1) / asked.sum(1).clamp(min=1)
+    labelled = targets >= 0
+    losses = F.binary_cross_entropy_with_logits(scores.float(), targets.clamp(min=0).float(), reduction="none") * labelled
+    return losses.sum(1) / labelled.sum(1).clamp(min=1)
 
 
 def evidence_scores(outputs: Any, batch: Mapping[str, Any], evidence: EvidenceHeads) -> EvidenceScores:
@@ -125,7 +125,7 @@ def evidence_scores(outputs: Any, batch: Mapping[str, Any], evidence: EvidenceHe
 def chosen_evidence(
     sentences: Mapping[int, float], paragraphs: Mapping[int, float], owner: Mapping[int, int], count: int | None
 ) -> list[int]:
-    """The sentences that support an answer: those with a score above zero; with ``count``, from exactly so many paragraphs, as all
+    """The sentences that support an answer: those with a score above zero; with ``count``, from exactly that many paragraphs, as all
     questions of HotpotQA have two (Groeneveld et al. 2020; Longformer's constrained decoding).
 
     The paragraphs are those with the highest sums of their score and those of their sentences above zero, or else of their best sentence,

@@ -74,20 +74,20 @@ class QAReader:
 
         Where records have answers, each :class:`Answer` has the losses of its inputs.
         """
-        found: list[Answer] = []
+        answers: list[Answer] = []
         for first in range(0, len(records), RECORDS_AT_ONCE):
-            found += self._read(records[first : first + RECORDS_AT_ONCE])
-        return found
+            answers += self._read(records[first : first + RECORDS_AT_ONCE])
+        return answers
 
     def _read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
         inputs = [_Input(number, feature, record) for number, record in enumerate(records) for feature in self.encode(record)]
-        order = sorted(inputs, key=lambda one: len(one.feature), reverse=True)
+        order = sorted(inputs, key=lambda item: len(item.feature), reverse=True)
         with evaluating(self.model):
             for place in range(0, len(order), self.batch_size):
                 self._score(order[place : place + self.batch_size])
         by_record: list[list[_Input]] = [[] for _ in records]
-        for one in inputs:
-            by_record[one.record_number].append(one)
+        for item in inputs:
+            by_record[item.record_number].append(item)
         return [self._choose(record, parts) for record, parts in zip(records, by_record, strict=True)]
 
     def encode(self, record: Mapping[str, Any]) -> list[QAFeature]:
@@ -102,13 +102,13 @@ class QAReader:
         return encode_qa(record, self.tokenizer, self.form)
 
     def _choose(self, record: Mapping[str, Any], parts: Sequence[_Input]) -> Answer:
-        features = [one.feature for one in parts]
-        starts, ends = [one.starts for one in parts], [one.ends for one in parts]
+        features = [part.feature for part in parts]
+        starts, ends = [part.starts for part in parts], [part.ends for part in parts]
         spans = n_best_spans(record["context"], features, starts, ends, n_best=self.n_best, max_answer_tokens=self.max_answer_tokens)
-        sentences, paragraphs = _highest([one.sentences for one in parts]), _highest([one.paragraphs for one in parts])
-        with_evidence = [one for one in parts if max(one.sentences.values(), default=0.0) > 0] or parts  # a yes or no is told from those
-        kind = KINDS[int(np.sum([one.kinds for one in with_evidence], axis=0).argmax())]
-        owner = {number: one.get("paragraph", 0) for number, one in enumerate(record.get("sentences") or [])}
+        sentences, paragraphs = _highest([part.sentences for part in parts]), _highest([part.paragraphs for part in parts])
+        with_evidence = [part for part in parts if max(part.sentences.values(), default=0.0) > 0] or parts  # which decide on yes or no
+        kind = KINDS[int(np.sum([part.kinds for part in with_evidence], axis=0).argmax())]
+        owner = {number: sentence.get("paragraph", 0) for number, sentence in enumerate(record.get("sentences") or [])}
         supporting = chosen_evidence(
             sentences, paragraphs, owner, getattr(getattr(self.model, "config", None), "evidence_paragraphs", None)
         )
@@ -116,13 +116,13 @@ class QAReader:
         answers = record.get("answers") or {"answer_start": []}
         first = min(answers["answer_start"], default=None)
         position = -1 if first is None else bisect_right(places, (first, np.inf)) - 1
-        answer = Answer("", spans, kind, supporting, tuple(one.loss for one in parts), len(places), position)
+        answer = Answer("", spans, kind, supporting, tuple(part.loss for part in parts), len(places), position)
         return dataclasses.replace(answer, text=answer.above(self.null_threshold))
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[_Input]) -> None:
         device, padding = self.model.device, self.tokenizer.pad_token_id
-        features = [one.feature for one in batch]
+        features = [item.feature for item in batch]
         inputs = {key: value.to(device) for key, value in pad_features(features, 0 if padding is None else padding).items()}
         evidence = getattr(self.model, "evidence", None)
         with torch.autocast(device.type, self.dtype) if self.dtype is not None else nullcontext():
@@ -131,19 +131,21 @@ class QAReader:
                 **{name: value.to(device) for name, value in pad_targets(features).items()},
                 "attention_mask": inputs["attention_mask"],
             }
-            losses = qa_loss(outputs, {**targets, "kinds": torch.tensor([one.kind for one in batch], device=device)}, evidence).tolist()
-            told = None if evidence is None else evidence_scores(outputs, targets, evidence)
-        for row, one in enumerate(batch):
-            one.starts, one.ends = (scores[row].float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
-            one.loss = losses[row]
-            if told is not None:
-                one.kinds = told.kinds[row].float().log_softmax(-1).cpu().numpy()
-                one.sentences = {number: float(told.sentences[row, at]) for at, (number, _, _) in enumerate(one.feature.sentences)}
-                one.paragraphs = {number: float(told.paragraphs[row, at]) for at, (number, _, _) in enumerate(one.feature.paragraphs)}
+            losses = qa_loss(outputs, {**targets, "kinds": torch.tensor([item.kind for item in batch], device=device)}, evidence).tolist()
+            predicted = None if evidence is None else evidence_scores(outputs, targets, evidence)
+        for row, item in enumerate(batch):
+            item.starts, item.ends = (scores[row].float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
+            item.loss = losses[row]
+            if predicted is not None:
+                item.kinds = predicted.kinds[row].float().log_softmax(-1).cpu().numpy()
+                item.sentences = {number: float(predicted.sentences[row, at]) for at, (number, _, _) in enumerate(item.feature.sentences)}
+                item.paragraphs = {
+                    number: float(predicted.paragraphs[row, at]) for at, (number, _, _) in enumerate(item.feature.paragraphs)
+                }
 
 
 class _Input:
-    """One of a record's inputs, and what the model said of it."""
+    """One of a record's inputs, and the model's scores for it."""
 
     def __init__(self, number: int, feature: QAFeature, record: Mapping[str, Any]) -> None:
         self.record_number, self.feature, self.kind = number, feature, kind_number(record, feature)
@@ -155,11 +157,10 @@ class _Input:
 
 def _highest(scores: Sequence[Mapping[int, float]]) -> dict[int, float]:
     """The highest score of each number."""
-    found: dict[int, float] = {}
-    for some in scores:
-        for number, score in some.items():
-            found[number] = max(score, found.get(number, -np.inf))
-    return found
+    highest: dict[int, float] = {}
+    for number, score in (pair for part in scores for pair in part.items()):
+        highest[number] = max(score, highest.get(number, -np.inf))
+    return highest
 
 
 def truncated(max_length: int = 512, max_question_tokens: int = 64) -> QAFormat:
@@ -194,7 +195,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader found in a document.
+    """The answer that a reader found in a document.
 
     Attributes:
         text: the answer, "" for none.
@@ -232,10 +233,12 @@ class Answer:
         """The candidates as in SQuAD's ``nbest_predictions.json``: probabilities are among them and "no answer"."""
         scores = np.array([span.score for span in self.spans] + [0.0])
         shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-        told = [{"text": one.text, "score": one.score, "start": one.start, "end": one.end} for one in self.spans]
-        told.append({"text": "", "score": 0.0, "start": -1, "end": -1})
-        rows = [{**one, "probability": float(share)} for one, share in zip(told, shares, strict=True)]
-        return sorted(rows, key=lambda one: -one["probability"])
+        spans = [*self.spans, Span("", -1, -1, 0.0)]
+        rows = [
+            {"text": span.text, "score": span.score, "start": span.start, "end": span.end, "probability": float(share)}
+            for span, share in zip(spans, shares, strict=True)
+        ]
+        return sorted(rows, key=lambda row: -row["probability"])
 
 
 def n_best_spans(
@@ -258,7 +261,7 @@ def n_best_spans(
     """
     spans: dict[tuple[int, int], float] = {}
     for feature, starts, ends in zip(features, start_scores, end_scores, strict=True):
-        inside = np.array([offset is not None and offset[0] < offset[1] for offset in feature.offsets])  # markers are no answers
+        inside = np.array([offset is not None and offset[0] < offset[1] for offset in feature.offsets])  # markers are not answers
         null = float(starts[0] + ends[0])
         starts = np.where(inside, starts[: len(feature)], -np.inf)
         ends = np.where(inside, ends[: len(feature)], -np.inf)

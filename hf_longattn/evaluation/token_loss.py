@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from ..data.tokenization import IGNORED, between
 
-ROWS = 256
-"""Number of tokens whose loss is computed at once, since each piece copies its logits."""
+TOKENS_AT_ONCE = 256
+"""Tokens whose loss is computed together, since each piece copies its logits."""
 NEGLIGIBLE = 0.01
 """Nats per token: a larger loss by no more than this does not count."""
 
@@ -34,7 +34,7 @@ class LossChange:
 
     @classmethod
     def of(cls, before: Tensor, after: Tensor) -> LossChange | None:
-        """From the losses ``(N,)`` of the same tokens, nan where one is not predicted; ``None`` if no token is predicted by both."""
+        """From the losses ``(N,)`` of the same tokens, nan where a token is not predicted; ``None`` if no token is predicted by both."""
         both = ~(before.isnan() | after.isnan())
         if not both.any():
             return None
@@ -69,7 +69,7 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     logits = (returned["logits"] if "logits" in returned else returned["prediction_logits"]).cpu()
     if causal:
         logits, target = logits[:, :-1], target[:, 1:]
-    pieces = zip(logits.flatten(0, 1).split(ROWS), target.flatten().split(ROWS), strict=True)
+    pieces = zip(logits.flatten(0, 1).split(TOKENS_AT_ONCE), target.flatten().split(TOKENS_AT_ONCE), strict=True)
     losses = torch.cat([functional.cross_entropy(a.float(), b, reduction="none", ignore_index=IGNORED) for a, b in pieces])
     losses = losses.masked_fill(target.flatten() == IGNORED, float("nan")).view(shown.shape[0], -1)
     return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()

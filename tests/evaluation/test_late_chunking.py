@@ -92,9 +92,9 @@ def test_a_model_in_training_mode_embeds_as_in_evaluation_mode(tokenizer: BertTo
     model = families.LongBertModel(config).eval()
     (expected,) = late_chunks(model, tokenizer, DOCUMENT)
     model.train()
-    (found,) = late_chunks(model, tokenizer, DOCUMENT)
+    (result,) = late_chunks(model, tokenizer, DOCUMENT)
     assert model.training
-    torch.testing.assert_close([one.embedding for one in found], [one.embedding for one in expected])
+    torch.testing.assert_close([one.embedding for one in result], [one.embedding for one in expected])
 
 
 def test_longer_documents_are_read_in_windows(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
@@ -106,11 +106,11 @@ def test_longer_documents_are_read_in_windows(model: PreTrainedModel, tokenizer:
     firsts = [first for first in range(0, len(ids), step) if first == 0 or first + overlap < len(ids)]
     for first in firsts:
         part = ids[first : first + length - 2]
-        found = hidden(model, [2, *part, 3])[1:-1]
+        result = hidden(model, [2, *part, 3])[1:-1]
         for at in range(len(part)):
             margin = min(at if first else 10**6, len(part) - 1 - at if first != firsts[-1] else 10**6)
             if margin > furthest[first + at]:
-                furthest[first + at], states[first + at] = margin, found[at]
+                furthest[first + at], states[first + at] = margin, result[at]
     (chunks,) = late_chunks(model, tokenizer, DOCUMENT, max_length=length, overlap=overlap, chunk_tokens=30, normalize=False)
     for number, chunk in enumerate(chunks):
         torch.testing.assert_close(chunk.embedding, torch.stack(states[30 * number : 30 * number + 30]).mean(0))

@@ -50,11 +50,11 @@ def test_by_length_by_position_and_without_an_answer() -> None:
         Answer("", [], length=100),
         answer("bear cub", length=5000, position=4900),
     ]
-    found = score_answers(records, answers)
-    assert (found["exact_match"], found["n"]) == (75.0, 4)
-    assert {name: (part["exact_match"], part["n"]) for name, part in found["by_length"].items()} == {"<=512": (100, 2), "<=8192": (50, 2)}
-    assert {name: part["exact_match"] for name, part in found["by_position"].items()} == {"<=512": 100, "<=1024": 0, "<=8192": 100}
-    assert (found["NoAns_exact"], found["HasAns_total"]) == (100.0, 3)
+    result = score_answers(records, answers)
+    assert (result["exact_match"], result["n"]) == (75.0, 4)
+    assert {name: (part["exact_match"], part["n"]) for name, part in result["by_length"].items()} == {"<=512": (100, 2), "<=8192": (50, 2)}
+    assert {name: part["exact_match"] for name, part in result["by_position"].items()} == {"<=512": 100, "<=1024": 0, "<=8192": 100}
+    assert (result["NoAns_exact"], result["HasAns_total"]) == (100.0, 3)
 
 
 def test_files_of_predictions(tmp_path: Path) -> None:
@@ -88,12 +88,12 @@ def test_a_question_over_several_documents_has_the_answer_of_the_best(tmp_path: 
         answer("A red-fox", 0.5, length=700, position=20),
         answer("bird", 0.5, length=700, position=600),
     ]
-    found = score_answers(records, answers)
-    assert (found["exact_match"], found["n"]) == (pytest.approx(200 / 3), 3)
-    assert (found["document_exact"], found["document_total"]) == (50.0, 4)
-    assert (found["verified_exact"], found["verified_total"]) == (100.0, 1)
-    assert {name: part["n"] for name, part in found["by_length"].items()} == {"<=1024": 3}
-    assert {name: part["n"] for name, part in found["by_position"].items()} == {"<=512": 2, "<=1024": 1}
+    result = score_answers(records, answers)
+    assert (result["exact_match"], result["n"]) == (pytest.approx(200 / 3), 3)
+    assert (result["document_exact"], result["document_total"]) == (50.0, 4)
+    assert (result["verified_exact"], result["verified_total"]) == (100.0, 1)
+    assert {name: part["n"] for name, part in result["by_length"].items()} == {"<=1024": 3}
+    assert {name: part["n"] for name, part in result["by_position"].items()} == {"<=512": 2, "<=1024": 1}
     _, (first, *_) = by_question(records, answers)
     assert [span.score for span in first.spans] == [3.0]
     assert (first.losses, first.length, first.position) == ((1.0, 2.0, 3.0), 700, 7)

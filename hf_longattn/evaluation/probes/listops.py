@@ -28,7 +28,7 @@ OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
 END = "]"
 SYMBOLS = (*map(str, range(10)), *OPERATORS, END, "[PAD]")
 """The symbols by their ids; an answer is a digit's."""
-OPERATION = 0.25
+OPERATION_SHARE = 0.25
 """Probability that an argument is an operation."""
 TRIES = 100_000
 
@@ -86,7 +86,7 @@ class ListOps:
 
     def _node(self, depth: int, symbols: list[str], rng: random.Random) -> int | None:
         """Append a node and return its value; ``None`` once the expression is too long."""
-        if depth >= self.max_depth or rng.random() > OPERATION:
+        if depth >= self.max_depth or rng.random() > OPERATION_SHARE:
             digit = rng.randrange(10)
             symbols.append(str(digit))
             return digit
@@ -108,7 +108,7 @@ class ListOps:
         labels = torch.full_like(tokens, IGNORED)
         for row in range(size):
             symbols, value = self.draw(rng)
-            tokens[row, : len(symbols)] = torch.tensor([SYMBOLS.index(one) for one in symbols])
+            tokens[row, : len(symbols)] = torch.tensor([SYMBOLS.index(symbol) for symbol in symbols])
             labels[row, len(symbols) - 1] = value
         return tokens, labels
 
@@ -135,9 +135,9 @@ class ListOpsText(TextTask):
         framed = count(self.build(self.smallest, rng, length, count, depth).prompt) + self.new_tokens
         size = int((length - framed) * len(symbols) / count(" ".join(symbols)))
         while size >= self.smallest:
-            made = self.build(size, rng, length, count, depth)
-            if count(made.prompt) + self.new_tokens <= length:
-                return made
+            sample = self.build(size, rng, length, count, depth)
+            if count(sample.prompt) + self.new_tokens <= length:
+                return sample
             size = size * 9 // 10
         raise LengthError(f"The probe {self.name!r} does not fit into {length:,} tokens; give greater --lengths.")
 

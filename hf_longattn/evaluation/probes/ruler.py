@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 
 from .task import CountTokens, ProbeSample, TextTask, register_probe
-from .words import ADJECTIVES, NOUNS, WORDS, made_words
+from .words import ADJECTIVES, NOUNS, WORDS, invented_words
 
 PAPER = "Hsieh et al. 2024, RULER"
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -43,9 +43,9 @@ class Niah(TextTask):
         used: set[str] = set()
         key, value = new(self.keys, rng, used), new(self.values, rng, used)
         if self.needles:
-            others = [(new(self.keys, rng, used), new(self.values, rng, used)) for _ in range(size)]
-            sentences = [NEEDLE.format(kind=self.values, key=one, value=its) for one, its in others]
-            wrong = [its for _, its in others]
+            pairs = [(new(self.keys, rng, used), new(self.values, rng, used)) for _ in range(size)]
+            sentences = [NEEDLE.format(kind=self.values, key=name, value=content) for name, content in pairs]
+            wrong = [content for _, content in pairs]
             rng.shuffle(wrong)
         else:
             sentences, wrong = [NOISE] * size, [new(self.values, rng, used) for _ in range(DISTRACTORS)]
@@ -69,16 +69,16 @@ def new(kind: str, rng: random.Random, used: set[str]) -> str:
     """A key or value that was not ``used`` yet."""
     while True:
         if kind == "words":
-            found = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
+            drawn = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
         elif kind == "numbers":
-            found = str(rng.randint(10**6, 10**7 - 1))
+            drawn = str(rng.randint(10**6, 10**7 - 1))
         else:
-            found = str(uuid.UUID(int=rng.getrandbits(128), version=4))
-        if found in used and kind == "words" and len(used) > 20_000:
-            found = f"{found}-{rng.choice(NOUNS)}"  # more needles than pairs of words
-        if found not in used:
-            used.add(found)
-            return found
+            drawn = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+        if drawn in used and kind == "words" and len(used) > 20_000:
+            drawn = f"{drawn}-{rng.choice(NOUNS)}"  # more needles than pairs of words
+        if drawn not in used:
+            used.add(drawn)
+            return drawn
 
 
 class VariableTracking(TextTask):
@@ -104,15 +104,15 @@ class VariableTracking(TextTask):
             if count(text) > budget:
                 break
         before, context, question, prefix, names = self.text(size, 5, rng)
-        wrong = [one for one in (letters(5, rng) for _ in range(DISTRACTORS)) if one not in names]
+        wrong = [name for name in (letters(5, rng) for _ in range(DISTRACTORS)) if name not in names]
         return ProbeSample(f"{shown}\n{before}", context, question, prefix, tuple(names), tuple(dict.fromkeys(wrong)), self.new_tokens)
 
     def text(self, noises: int, width: int, rng: random.Random) -> tuple[str, str, str, str, list[str]]:
         """(instruction, context, question, answer prefix, variables in the order of assignment), with names of ``width`` letters."""
         names: list[str] = []
         while len(names) <= self.hops:
-            if (one := letters(width, rng)) not in names:
-                names.append(one)
+            if (name := letters(width, rng)) not in names:
+                names.append(name)
         value = str(rng.randrange(10_000, 99_999))
         chain = [f"VAR {names[0]} = {value}", *(f"VAR {after} = VAR {before} " for before, after in itertools.pairwise(names))]
         sentences = [NOISE] * noises
@@ -139,7 +139,7 @@ class CommonWords(TextTask):
     paper = PAPER
     summary = "the ten most common words of a numbered list"
     new_tokens = 120
-    asked = 10
+    common_words = 10
     smallest = 11
 
     def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
@@ -153,26 +153,26 @@ class CommonWords(TextTask):
         question = "\nQuestion: What are the 10 most common words in the above list?"
         prefix = " Answer: The top 10 words that appear most often in the list are:"
         worked = f"{before}{numbered(example)}{question}{prefix} {numbered(shown)}"
-        wrong, others = sorted(set(words) - set(answers)), sorted(set(example) - set(words))
+        wrong, of_example = sorted(set(words) - set(answers)), sorted(set(example) - set(words))
         rng.shuffle(wrong)
-        rng.shuffle(others)
+        rng.shuffle(of_example)
         return ProbeSample(
             f"{worked}\n{before}",
             numbered(words),
             question,
             prefix,
             tuple(answers),
-            tuple((wrong + others)[:DISTRACTORS]),  # a short list has few other words, the worked example has more
+            tuple((wrong + of_example)[:DISTRACTORS]),  # a short list has few other words, the worked example has more
             self.new_tokens,
             lead=" 1.",
         )
 
     def listed(self, size: int, common: int, uncommon: int, rng: random.Random) -> tuple[list[str], list[str]]:
         """A shuffled list of ``size`` different words, and those of them that appear ``common`` times; the others do ``uncommon`` times."""
-        pool = list(WORDS) if size <= len(WORDS) else [*WORDS, *itertools.islice(made_words(), size - len(WORDS))]
+        pool = list(WORDS) if size <= len(WORDS) else [*WORDS, *itertools.islice(invented_words(), size - len(WORDS))]
         words = rng.sample(pool, size)
-        chosen, others = words[: self.asked], words[self.asked :]
-        listed = chosen * common + others * uncommon
+        chosen, rest = words[: self.common_words], words[self.common_words :]
+        listed = chosen * common + rest * uncommon
         rng.shuffle(listed)
         return listed, chosen
 

@@ -1,4 +1,4 @@
-"""Ask a checkpoint probes at several lengths, and tell what it answered."""
+"""Ask a checkpoint probes at several lengths, and report its answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...modeling.family.validation import known_length
 from ...modeling.generic import check_read_alone
 from ...modeling.inference.optimize import evaluating
 from ...reading import check_name
-from .scoring import Found, by_generation, by_likelihood, by_span, head_of, score_tokens
+from .scoring import ProbeAnswer, by_generation, by_likelihood, by_span, head_of, score_tokens
 from .task import ProbeTask, TextTask, TokenTask, probe_task
 
 TASKS = ("niah_single_1", "niah_multikey_2", "passkey", "induction")
@@ -40,7 +40,7 @@ LOADERS = {
     "masked": "AutoModelForMaskedLM",
     "span": "AutoModelForQuestionAnswering",
 }
-LEAST, MOST = 16, 1 << 24
+SHORTEST, LONGEST = 16, 1 << 24
 DEFAULT_WINDOW = 512
 
 
@@ -92,8 +92,8 @@ class ProbeReport:
 
     def score(self, task: str, length: int) -> float | None:
         """Percent, averaged over depths; ``None`` if it was not asked."""
-        found = [cell.score for cell in self.cells if (cell.task, cell.length) == (task, length)]
-        return statistics.fmean(found) if found else None
+        scores = [cell.score for cell in self.cells if (cell.task, cell.length) == (task, length)]
+        return statistics.fmean(scores) if scores else None
 
     @property
     def tasks(self) -> list[str]:
@@ -157,14 +157,14 @@ def probe_model(
     _check(lengths, depths, samples, choices, mode, chosen)
     loaded, tokenizer, name = _opened(model, tokenizer, dtype, revision, token)
     head = head_of(loaded)
-    found_mode = _mode(mode, head, type(loaded).__name__)
+    chosen_mode = _mode(mode, head, type(loaded).__name__)
     if head in ("span", "encoder-decoder") and (wrong := [task.name for task in chosen if not isinstance(task, TextTask)]):
         raise LongAttentionError(
             f"A {type(loaded).__name__} is asked about texts, but the probe {wrong[0]!r} is rows of tokens; leave it out of --task."
         )
-    asker = Asker(loaded, tokenizer, head, found_mode, choices)
+    asker = Asker(loaded, tokenizer, head, chosen_mode, choices)
     asker.check_length(max(lengths))
-    for task in chosen:  # before anything is asked
+    for task in chosen:  # before the first question
         asker.sample(task, min(lengths), None, seed)
     cells = []
     with evaluating(loaded):
@@ -174,7 +174,7 @@ def probe_model(
                     cells.append(asker.cell(task, length, depth, samples, seed))
                     if progress is not None:
                         progress(cells[-1])
-    return ProbeReport(name, type(loaded).__name__, found_mode, seed, tuple(cells))
+    return ProbeReport(name, type(loaded).__name__, chosen_mode, seed, tuple(cells))
 
 
 class Asker:
@@ -214,7 +214,7 @@ class Asker:
         special = len(self.tokenizer("")["input_ids"]) if self.head == "masked" else len(special_ids(self.tokenizer)[0])
         return task.sample(length - special - 1, self.ids, rng.getrandbits(62), self.choices, depth)
 
-    def ask(self, task: ProbeTask, sample: Any, length: int) -> Found:
+    def ask(self, task: ProbeTask, sample: Any, length: int) -> ProbeAnswer:
         """The model's answer."""
         masked = self.head == "masked"
         if isinstance(task, TokenTask):
@@ -235,13 +235,13 @@ class Asker:
         started, records, chances = time.perf_counter(), [], []
         for number in range(samples):
             sample = self.sample(task, length, depth, f"{seed}/{number}")
-            found = self.ask(task, sample, length)
+            answer = self.ask(task, sample, length)
             answers = sample.answers if isinstance(task, TextTask) else (self.tokenizer.decode(list(sample.targets)),)
-            records.append(ProbeRecord(answers, found.text, found.score, found.tokens, sample.depth))
-            chances.append(found.chance)
+            records.append(ProbeRecord(answers, answer.text, answer.score, answer.tokens, sample.depth))
+            chances.append(answer.chance)
         scores = [100 * record.score for record in records]
         error = statistics.stdev(scores) / math.sqrt(samples) if samples > 1 else 0.0
-        chance = 100 * statistics.fmean(one for one in chances if one is not None) if chances[0] is not None else None
+        chance = 100 * statistics.fmean(share for share in chances if share is not None) if chances[0] is not None else None
         return ProbeCell(
             task.name, length, depth, statistics.fmean(scores), error, chance, samples, time.perf_counter() - started, tuple(records)
         )
@@ -252,10 +252,10 @@ def _check(
 ) -> None:
     if not tasks or not lengths:
         raise OptionError("There is nothing to ask; give a --task and --lengths.")
-    if wrong := [one for one in lengths if one < LEAST]:
-        raise LengthError(f"A probe's texts have {LEAST} tokens or more, not {wrong[0]}; give greater --lengths.")
-    if max(lengths) > MOST:
-        raise LengthError(f"A probe's texts have at most {MOST:,} tokens, not {max(lengths):,}; give smaller --lengths.")
+    if wrong := [length for length in lengths if length < SHORTEST]:
+        raise LengthError(f"A probe's texts have {SHORTEST} tokens or more, not {wrong[0]}; give greater --lengths.")
+    if max(lengths) > LONGEST:
+        raise LengthError(f"A probe's texts have at most {LONGEST:,} tokens, not {max(lengths):,}; give smaller --lengths.")
     if any(not 0 <= depth <= 1 for depth in depths or ()):
         raise OptionError(f"Depths are shares from 0 (at the beginning) to 1 (at the end), not {list(depths or ())}.")
     if depths is not None and not any(task.placed for task in tasks):
@@ -265,7 +265,7 @@ def _check(
         )
     if samples < 1 or choices < 2:
         raise OptionError(f"A probe has 1 sample or more and 2 choices or more, not {samples} and {choices}.")
-    known = sorted({one for modes in MODES.values() for one in modes})
+    known = sorted({mode for modes in MODES.values() for mode in modes})
     if mode is not None and mode not in known:
         raise OptionError(f"There is no mode {mode!r}; the modes are {', '.join(known)}.{nearest(mode, known)}")
 
@@ -285,8 +285,8 @@ def _opened(
         if tokenizer is None:
             raise OptionError("A model in memory is asked with its tokenizer; give tokenizer=AutoTokenizer.from_pretrained(…).")
         return model, tokenizer, name
-    loaded, found, _ = open_model(model, dtype, revision, token)
-    return loaded, tokenizer or found, str(model)
+    loaded, its_tokenizer, _ = open_model(model, dtype, revision, token)
+    return loaded, tokenizer or its_tokenizer, str(model)
 
 
 def open_model(
@@ -327,4 +327,4 @@ def open_model(
 def _ordinary_ids(config: Any, tokenizer: Any) -> Tensor:
     """Every id of the tokenizer but special ones."""
     special = set(tokenizer.all_special_ids)
-    return torch.tensor([one for one in range(min(len(tokenizer), config.get_text_config().vocab_size)) if one not in special])
+    return torch.tensor([token for token in range(min(len(tokenizer), config.get_text_config().vocab_size)) if token not in special])

@@ -1,4 +1,4 @@
-"""How an answer is found and scored: by generation, by the likelihood of candidates, or as a span of the text."""
+"""How a model is asked and its answer scored: by generation, by the likelihood of candidates, or as a span of the text."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..qa_reader import QAReader, Span, whole
 from .task import ProbeSample, TokenSample
 
 MASKED_SHARE = 8
-"""One token in so many of a copy is masked for an encoder, which sees the others."""
+"""One in this many tokens of a copy is masked for an encoder, which sees the rest."""
 
 
 @dataclass(frozen=True)
-class Found:
+class ProbeAnswer:
     """A model's answer.
 
     score: 0 to 1.
     text: what it answered.
-    tokens: of the input.
+    tokens: number of tokens of the input.
     chance: the score of a random choice among the candidates; ``None`` without candidates.
     """
 
@@ -47,8 +47,8 @@ def match_all(prediction: str, answers: Sequence[str]) -> float:
 
 def match_number(prediction: str, answer: str) -> float:
     """1 if the first number of the prediction is the answer, as in Landmark attention's passkey test; else 0."""
-    found = re.search(r"\d+", prediction)
-    return float(found is not None and int(found.group()) == int(answer))
+    number = re.search(r"\d+", prediction)
+    return float(number is not None and int(number.group()) == int(answer))
 
 
 def match(sample: ProbeSample, prediction: str) -> float:
@@ -79,8 +79,8 @@ def candidate_log_likelihoods(
         candidates: with their leading space.
     """
     if model.config.is_encoder_decoder:
-        return [_decoded_likelihood(model, tokenizer, prompt, one) for one in candidates]
-    rows = [prompt_ids(tokenizer, prompt + one) for one in candidates]
+        return [_decoded_likelihood(model, tokenizer, prompt, candidate) for candidate in candidates]
+    rows = [prompt_ids(tokenizer, prompt + candidate) for candidate in candidates]
     shared = min(len(prompt_ids(tokenizer, prompt)), *(len(row) - 1 for row in rows))
     while any(row[:shared] != rows[0][:shared] for row in rows):
         shared -= 1
@@ -88,7 +88,7 @@ def candidate_log_likelihoods(
     ids = torch.tensor([rows[0][:shared]], device=model.device)
     read = model(input_ids=ids, use_cache=True, **_last_logits(model))
     first = read.logits[:, -1].float().log_softmax(-1)
-    found = [float(first[0, rest[0]]) for rest in rests]
+    likelihoods = [float(first[0, rest[0]]) for rest in rests]
     if (longest := max(map(len, rests))) > 1:
         cache = copy.deepcopy(read.past_key_values)
         cache.batch_repeat_interleave(len(rests))
@@ -96,8 +96,8 @@ def candidate_log_likelihoods(
         logits = model(input_ids=padded, past_key_values=cache, use_cache=True).logits.float().log_softmax(-1)
         for row, rest in enumerate(rests):
             places = torch.arange(len(rest) - 1, device=model.device)
-            found[row] += float(logits[row, places, torch.tensor(rest[1:], dtype=torch.long, device=model.device)].sum())
-    return found
+            likelihoods[row] += float(logits[row, places, torch.tensor(rest[1:], dtype=torch.long, device=model.device)].sum())
+    return likelihoods
 
 
 def _decoded_likelihood(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, candidate: str) -> float:
@@ -116,8 +116,8 @@ def _last_logits(model: PreTrainedModel) -> dict[str, int]:
 def generated_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], new_tokens: int) -> list[int]:
     """What a model generates greedily after ``ids``, with its cache."""
     row = torch.tensor([list(ids)], device=model.device)
-    padding = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
-    made = model.generate(
+    padding = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+    generated = model.generate(
         input_ids=row,
         attention_mask=torch.ones_like(row),
         max_new_tokens=new_tokens,
@@ -126,26 +126,28 @@ def generated_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, id
         num_beams=1,
         pad_token_id=padding,
     )[0].tolist()
-    return made if model.config.is_encoder_decoder else made[len(ids) :]
+    return generated if model.config.is_encoder_decoder else generated[len(ids) :]
 
 
-def by_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample) -> Found:
+def by_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample) -> ProbeAnswer:
     """The answer that a decoder or encoder-decoder generates."""
     joint = model.config.is_encoder_decoder
     ids = tokenizer(sample.prompt, verbose=False)["input_ids"] if joint else prompt_ids(tokenizer, sample.prompt)
     text = tokenizer.decode(generated_ids(model, tokenizer, ids, sample.new_tokens), skip_special_tokens=True)
-    return Found(match(sample, text), text, len(ids))
+    return ProbeAnswer(match(sample, text), text, len(ids))
 
 
-def by_likelihood(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, choices: int, masked: bool) -> Found:
+def by_likelihood(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, choices: int, masked: bool
+) -> ProbeAnswer:
     """The most likely of the candidates, by nats per character; of k answers, the share of them among the k most likely candidates."""
     texts, right = sample.continuations(choices)
     score = masked_log_likelihoods if masked else candidate_log_likelihoods
-    likely = [one / len(text) for one, text in zip(score(model, tokenizer, sample.prompt, texts), texts, strict=True)]
+    likely = [likelihood / len(text) for likelihood, text in zip(score(model, tokenizer, sample.prompt, texts), texts, strict=True)]
     best = sorted(range(len(texts)), key=lambda place: -likely[place])[:right]
     tokens = len(tokenizer(sample.prompt, verbose=False)["input_ids"])
     answer = ", ".join(texts[place].removeprefix(sample.lead).strip() for place in best)
-    return Found(sum(place < right for place in best) / right, answer, tokens, right / len(texts))
+    return ProbeAnswer(sum(place < right for place in best) / right, answer, tokens, right / len(texts))
 
 
 # ---- encoders
@@ -172,49 +174,50 @@ def masked_log_likelihoods(
         start, end = len(prompt), len(prompt) + len(candidate)
         places = [place for place, (first, last) in enumerate(read["offset_mapping"]) if first < end and last > start and last > first]
         ids = list(read["input_ids"])
-        wanted = [ids[place] for place in places]
+        expected = [ids[place] for place in places]
         for place in places:
             ids[place] = tokenizer.mask_token_id
-        groups[tuple(ids)].append((number, places, wanted))
-    found = [0.0] * len(candidates)
+        groups[tuple(ids)].append((number, places, expected))
+    likelihoods = [0.0] * len(candidates)
     for row, members in groups.items():
         logits = model(input_ids=torch.tensor([row], device=model.device)).logits[0].float()
-        for number, places, wanted in members:
+        for number, places, expected in members:
             chosen = logits[places].log_softmax(-1)
-            found[number] = float(chosen[torch.arange(len(places)), torch.tensor(wanted, dtype=torch.long, device=chosen.device)].sum())
-    return found
+            targets = torch.tensor(expected, dtype=torch.long, device=chosen.device)
+            likelihoods[number] = float(chosen[torch.arange(len(places)), targets].sum())
+    return likelihoods
 
 
-def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, length: int) -> Found:
+def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, length: int) -> ProbeAnswer:
     """The best spans of the context, as many as there are answers and none inside another; beyond ``length`` tokens in windows."""
     reader = QAReader("probe", model, tokenizer, whole(length), batch_size=1, n_best=200 if len(sample.answers) > 1 else 20)
     answer = reader.read([{"question": sample.question.strip(), "context": sample.context}])[0]
     chosen: list[Span] = []
     for span in answer.spans:
-        if all(span.end <= other.start or span.start >= other.end for other in chosen):
+        if all(span.end <= previous.start or span.start >= previous.end for previous in chosen):
             chosen.append(span)
         if len(chosen) == len(sample.answers):
             break
     text = "\n".join(span.text for span in chosen)
-    return Found(match(sample, text), text, answer.length)
+    return ProbeAnswer(match(sample, text), text, answer.length)
 
 
 # ---- rows of tokens
 
 
 @torch.no_grad()
-def score_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: TokenSample, mode: str, masked: bool) -> Found:
-    """The share of the asked tokens that a model names: among the candidates by likelihood, among all tokens by generation.
+def score_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: TokenSample, mode: str, masked: bool) -> ProbeAnswer:
+    """The share of the tokens asked for that a model names: among the candidates by likelihood, among all tokens by generation.
 
-    A decoder is asked at the token before; in an encoder's input, the asked token is masked, and of a copy one token in
+    A decoder is asked at the token before; in an encoder's input, the token asked for is masked, and of a copy one token in
     :data:`MASKED_SHARE`.
     """
     before, _ = special_ids(tokenizer)
     ids, places, targets = list(sample.ids), list(sample.places), list(sample.targets)
     if not masked and mode == "generate" and sample.is_tail:
-        made = generated_ids(model, tokenizer, [*before, *ids[: places[0] + 1]], len(places))
-        right = sum(one == wanted for one, wanted in zip(made, targets, strict=False))
-        return Found(right / len(targets), tokenizer.decode(made), len(before) + len(ids))
+        generated = generated_ids(model, tokenizer, [*before, *ids[: places[0] + 1]], len(places))
+        right = sum(token == target for token, target in zip(generated, targets, strict=False))
+        return ProbeAnswer(right / len(targets), tokenizer.decode(generated), len(before) + len(ids))
     if masked:
         if len(places) > MASKED_SHARE and sample.is_tail:
             places, targets = places[::MASKED_SHARE], targets[::MASKED_SHARE]
@@ -223,17 +226,17 @@ def score_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sam
             ids[place + 1] = int(tokenizer.mask_token_id)
         after = tokenizer("")["input_ids"][len(before) :]
     row = [*before, *ids, *(after if masked else [])]
-    asked = torch.tensor(places, device=model.device) + len(before) + int(masked)
+    columns = torch.tensor(places, device=model.device) + len(before) + int(masked)
     inputs = torch.tensor([row], device=model.device)
-    logits: Tensor = model(input_ids=inputs, **({} if masked else {"use_cache": False})).logits[0, asked].float()
+    logits: Tensor = model(input_ids=inputs, **({} if masked else {"use_cache": False})).logits[0, columns].float()
     if mode == "likelihood":
         candidates = torch.tensor(sample.candidates, device=model.device)
         named = candidates[logits[:, candidates].argmax(-1)].tolist()
     else:
         named = logits.argmax(-1).tolist()
-    right = sum(one == wanted for one, wanted in zip(named, targets, strict=True))
+    right = sum(token == target for token, target in zip(named, targets, strict=True))
     chance = 1 / len(sample.candidates) if mode == "likelihood" else None
-    return Found(right / len(targets), tokenizer.decode(named), len(row), chance)
+    return ProbeAnswer(right / len(targets), tokenizer.decode(named), len(row), chance)
 
 
 def head_of(model: Any) -> str:

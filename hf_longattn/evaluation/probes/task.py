@@ -49,8 +49,8 @@ class ProbeSample:
     def continuations(self, most: int) -> tuple[list[str], int]:
         """Candidate continuations of :attr:`prompt`, and how many of them, the first ones, are answers: ``most`` in all, or more where
         there are more answers, since as many distractors as answers are kept, so that guessing is right half of the time at most."""
-        kept = max(len(self.answers), most - len(self.answers))
-        return [f"{self.lead} {one}" for one in (*self.answers, *self.distractors[:kept])], len(self.answers)
+        wrong = max(len(self.answers), most - len(self.answers))
+        return [f"{self.lead} {text}" for text in (*self.answers, *self.distractors[:wrong])], len(self.answers)
 
 
 CountTokens = Callable[[str], int]
@@ -59,7 +59,7 @@ CountTokens = Callable[[str], int]
 class ProbeTask(ABC):
     """A task by name.
 
-    summary: one line.
+    summary: in one line.
     paper: its source.
     placed: whether :attr:`ProbeSample.depth` can be chosen.
     """
@@ -94,8 +94,8 @@ class TextTask(ProbeTask):
         seed = rng.getrandbits(64)
 
         def built(size: int) -> tuple[ProbeSample, int]:
-            made = self.build(size, random.Random(seed), length, count, depth)
-            return made, count(made.prompt) + self.new_tokens
+            sample = self.build(size, random.Random(seed), length, count, depth)
+            return sample, count(sample.prompt) + self.new_tokens
 
         tokens = built(self.smallest)[1]
         if tokens > length:
@@ -133,7 +133,7 @@ class TokenSample:
 
     @property
     def is_tail(self) -> bool:
-        """Whether the asked tokens end the row, one after another, so that a model can generate them."""
+        """Whether the tokens asked for end the row, one after another, so that a model can generate them."""
         return self.places == tuple(range(self.places[0], self.places[0] + len(self.places))) and self.places[-1] + 1 >= len(self.ids) - 1
 
 
@@ -149,18 +149,18 @@ class TokenTask(ProbeTask):
         """
 
     def sample(self, length: int, ids: Tensor, seed: int, choices: int, depth: float | None = None) -> TokenSample:
-        """A row of ``length`` of the given ``ids (V,)``, shuffled."""
+        """A row of ``length`` tokens, whose symbols are ``ids (V,)``, shuffled."""
         generator = torch.Generator().manual_seed(seed)
-        tokens, labels = (one[0] for one in self.rows(length, len(ids), depth).batch(1, generator))
+        tokens, labels = (batch[0] for batch in self.rows(length, len(ids), depth).batch(1, generator))
         names = ids[torch.randperm(len(ids), generator=generator)]
         places = (labels != IGNORED).nonzero().flatten()
         targets = labels[places]
-        found = targets.unique()
-        if len(found) == 1:  # one question: the other candidates are tokens of the same text
-            others = tokens[(tokens != found) & (tokens != tokens[places[0]])].unique()
-            found = torch.cat([found, others[torch.randperm(len(others), generator=generator)[: choices - 1]]])
+        candidates = targets.unique()
+        if len(candidates) == 1:  # one question: the wrong candidates are tokens of the same text
+            wrong = tokens[(tokens != candidates) & (tokens != tokens[places[0]])].unique()
+            candidates = torch.cat([candidates, wrong[torch.randperm(len(wrong), generator=generator)[: choices - 1]]])
         return TokenSample(
-            tuple(names[tokens].tolist()), tuple(places.tolist()), tuple(names[targets].tolist()), tuple(names[found].tolist()), depth
+            tuple(names[tokens].tolist()), tuple(places.tolist()), tuple(names[targets].tolist()), tuple(names[candidates].tolist()), depth
         )
 
 

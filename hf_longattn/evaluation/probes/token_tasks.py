@@ -268,51 +268,60 @@ class Copy:
 
 
 PAIRS, SIDE = 8, 3
-GIVEN = 8
+SHOWN_OF_COPY = 8
 """Tokens of a copy that a checkpoint sees before it is asked, since nothing else tells it what to do."""
 
-Made = Mqar | Compositional | Forgetting | Induction | Copy
+RowGenerator = Mqar | Compositional | Forgetting | Induction | Copy
 
 
-class Rows(TokenTask):
-    """One of these tasks for checkpoints.
+class RowRecall(TokenTask):
+    """A task of rows of tokens for checkpoints.
 
     least: the fewest tokens that hold it.
     make: the task for a length, a vocabulary and a depth.
     """
 
     def __init__(
-        self, name: str, summary: str, paper: str, least: int, make: Callable[[int, int, float | None], Made], *, placed: bool = False
+        self,
+        name: str,
+        summary: str,
+        paper: str,
+        least: int,
+        make: Callable[[int, int, float | None], RowGenerator],
+        *,
+        placed: bool = False,
     ) -> None:
         self.name, self.summary, self.paper, self.least, self.make, self.placed = name, summary, paper, least, make, placed
 
-    def rows(self, length: int, vocab: int, depth: float | None) -> Made:
+    def rows(self, length: int, vocab: int, depth: float | None) -> RowGenerator:
         if length < self.least:
-            raise LengthError(f"The probe {self.name!r} needs {self.least} tokens beside the special ones; give greater --lengths.")
+            raise LengthError(f"The probe {self.name!r} needs {self.least} tokens besides the special ones; give greater --lengths.")
         return self.make(length, vocab, depth)
 
 
 register_probe(
-    Rows("mqar", "eight values by their keys, among random tokens", ZOOLOGY, 4 * PAIRS, lambda length, vocab, _: Mqar(PAIRS, length, vocab))
+    RowRecall(
+        "mqar", "eight values by their keys, among random tokens", ZOOLOGY, 4 * PAIRS, lambda length, vocab, _: Mqar(PAIRS, length, vocab)
+    )
 )
 register_probe(
-    Rows(
+    RowRecall(
         "compositional", "nine values by two keys each, among random tokens", "zoology, compositional_mqar", 6 * SIDE**2,
         lambda length, vocab, _: Compositional(SIDE, length, vocab),
     )
 )  # fmt: skip
 register_probe(
-    Rows(
+    RowRecall(
         "forgetting", "eight values, four of which have changed", "zoology, forgetting_mqar", 5 * PAIRS,
         lambda length, vocab, _: Forgetting(PAIRS, PAIRS // 2, length, vocab),
     )
 )  # fmt: skip
 register_probe(
-    Rows("induction", "the token that followed when the last one occurred before", "Olsson et al. 2022", 4, Induction, placed=True)
+    RowRecall("induction", "the token that followed when the last one occurred before", "Olsson et al. 2022", 4, Induction, placed=True)
 )
 register_probe(
-    Rows(
-        "copy", "the second half of a random text that is repeated", "Jelassi et al. 2024", 2 * GIVEN + 3,
-        lambda length, vocab, _: Copy(length, vocab, GIVEN),
+    RowRecall(
+        "copy", "the second half of a random text that is repeated", "Jelassi et al. 2024", 2 * SHOWN_OF_COPY + 3,
+        lambda length, vocab, _: Copy(length, vocab, SHOWN_OF_COPY),
     )
 )  # fmt: skip

@@ -45,12 +45,12 @@ scrub search select shiver shout sketch sneeze soothe sprinkle squeeze stretch s
 travel tremble unite vanish visit wander whisper wonder wrestle yawn yell
 """
 
-NOUNS, ADJECTIVES, VERBS = (tuple(one.split()) for one in (_NOUNS, _ADJECTIVES, _VERBS))
+NOUNS, ADJECTIVES, VERBS = (tuple(words.split()) for words in (_NOUNS, _ADJECTIVES, _VERBS))
 WORDS = tuple(sorted(NOUNS + ADJECTIVES + VERBS))
 
 
-def made_words() -> Iterator[str]:
-    """Further words, made of four syllables, for lists longer than :data:`WORDS`; always the same, and none is part of another."""
+def invented_words() -> Iterator[str]:
+    """Further words of four syllables, for lists longer than :data:`WORDS`; always the same, and none is part of another."""
     syllables = ["".join(pair) for pair in itertools.product("bdfgklmnprstvz", "aeiou")]
     for number in range(len(syllables) ** 4):
         place, word = number * 1_000_003 % len(syllables) ** 4, ""  # a step without a common divisor visits every word once

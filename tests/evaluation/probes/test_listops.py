@@ -24,10 +24,10 @@ def value_of(symbols: list[str]) -> int:
             numbers = [int(str(digit)) for digit in digits]
             assert 2 <= len(numbers) <= 10
             if operator == "[MED":
-                found = int(median(numbers))
+                result = int(median(numbers))
             else:
-                found = {"[MIN": min, "[MAX": max, "[SM": lambda some: sum(some) % 10}[str(operator)](numbers)
-            stack[-1].append(found)
+                result = {"[MIN": min, "[MAX": max, "[SM": lambda some: sum(some) % 10}[str(operator)](numbers)
+            stack[-1].append(result)
         else:
             stack[-1].append(one)
     ((value,),) = stack

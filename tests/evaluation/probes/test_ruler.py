@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import uuid
@@ -13,7 +14,7 @@ import pytest
 from hf_longattn.errors import LengthError
 from hf_longattn.evaluation.probes import ProbeSample, TextTask, list_probes, probe_task
 from hf_longattn.evaluation.probes.ruler import NOISE
-from hf_longattn.evaluation.probes.words import WORDS, made_words
+from hf_longattn.evaluation.probes.words import WORDS, invented_words
 
 RULER = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
 NEEDLE = re.compile(r"One of the special magic (\w+) for ([\w-]+) is: ([\w-]+)\.")
@@ -78,9 +79,9 @@ def test_a_needle_lies_at_its_depth(name: str, depth: float) -> None:
 @pytest.mark.parametrize("name", ["niah_multikey_2", "niah_multikey_3"])
 def test_the_haystack_is_made_of_needles(name: str) -> None:
     made = sample(name, 3000)
-    found = [NEEDLE.fullmatch(line) for line in made.context.split("\n")]
-    pairs = {one.group(2): one.group(3) for one in found if one is not None}
-    assert len(pairs) == len(found) == len(set(pairs.values())) > 10
+    result = [NEEDLE.fullmatch(line) for line in made.context.split("\n")]
+    pairs = {one.group(2): one.group(3) for one in result if one is not None}
+    assert len(pairs) == len(result) == len(set(pairs.values())) > 10
     asked = re.search(r"magic \w+ for (\S+) mentioned", made.question)
     assert asked is not None
     assert made.answers == (pairs[asked.group(1)],)
@@ -166,22 +167,21 @@ def test_a_length_that_nothing_fits_into(name: str) -> None:
 
 def test_no_word_is_part_of_another() -> None:
     assert len(WORDS) == len(set(WORDS))
-    assert not [(one, other) for one in WORDS for other in WORDS if one != other and one in other]
-    made = made_words()
-    further = [next(made) for _ in range(500)]
+    assert not [(word, longer) for word in WORDS for longer in WORDS if word != longer and word in longer]
+    further = list(itertools.islice(invented_words(), 500))
     assert len(set(further)) == 500
-    assert not [(one, other) for one in WORDS for other in further if one in other]
+    assert not [(word, longer) for word in WORDS for longer in further if word in longer]
 
 
 def test_the_passkey_is_the_papers_text() -> None:
-    made: Any = sample("passkey", 800, depth=0.5)
-    assert made.prompt.startswith(
+    passkey: Any = sample("passkey", 800, depth=0.5)
+    assert passkey.prompt.startswith(
         "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
         "I will quiz you about the important information there.\nThe grass is green."
     )
-    key = made.answers[0]
-    assert f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n" in made.prompt
-    assert made.prompt.endswith("\nWhat is the pass key? The pass key is")
-    assert made.prompt.count(key) == 2
+    key = passkey.answers[0]
+    assert f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n" in passkey.prompt
+    assert passkey.prompt.endswith("\nWhat is the pass key? The pass key is")
+    assert passkey.prompt.count(key) == 2
     assert 1 <= int(key) <= 50_000
-    assert {len(wrong) for wrong in made.distractors} == {len(key)}
+    assert {len(wrong) for wrong in passkey.distractors} == {len(key)}

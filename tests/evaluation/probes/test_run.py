@@ -19,7 +19,7 @@ from .small import byte_tokenizer, small_decoder, small_encoder
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Small checkpoints with their tokenizer, by head."""
-    root, found = tmp_path_factory.mktemp("probed"), {}
+    root, result = tmp_path_factory.mktemp("probed"), {}
     torch.manual_seed(0)
     models = {
         "decoder": small_decoder(),
@@ -32,8 +32,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, model in models.items():
         model.save_pretrained(root / name)
         byte_tokenizer().save_pretrained(root / name)
-        found[name] = str(root / name)
-    return found
+        result[name] = str(root / name)
+    return result
 
 
 def test_depths_and_lengths_make_a_grid(saved: dict[str, str]) -> None:

@@ -54,8 +54,8 @@ def test_the_first_number_counts() -> None:
 )
 def test_likelihoods_with_a_cache_equal_a_pass_over_everything(attention: dict[str, Any], tokenizer: Any) -> None:
     model, prompt, candidates = small_decoder(**attention), "one two three " * 6 + "four", [" a", " four", " five six"]
-    found = candidate_log_likelihoods(model, tokenizer, prompt, candidates)
-    for candidate, likelihood in zip(candidates, found, strict=True):
+    result = candidate_log_likelihoods(model, tokenizer, prompt, candidates)
+    for candidate, likelihood in zip(candidates, result, strict=True):
         ids = [1, *tokenizer(prompt + candidate, add_special_tokens=False)["input_ids"]]
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -64,14 +64,14 @@ def test_likelihoods_with_a_cache_equal_a_pass_over_everything(attention: dict[s
 
 
 def test_candidates_that_begin_each_other(tokenizer: Any) -> None:
-    found = candidate_log_likelihoods(small_decoder(), tokenizer, "x", [" 12", " 123"])
-    assert found[0] > found[1]
+    result = candidate_log_likelihoods(small_decoder(), tokenizer, "x", [" 12", " 123"])
+    assert result[0] > result[1]
 
 
 def test_masked_likelihoods_mask_the_candidate_only(tokenizer: Any) -> None:
     model = small_encoder("MaskedLM")
-    found = masked_log_likelihoods(model, tokenizer, "is it", [" cat", " dog", " bird"])
-    for candidate, likelihood in zip((" cat", " dog", " bird"), found, strict=True):
+    result = masked_log_likelihoods(model, tokenizer, "is it", [" cat", " dog", " bird"])
+    for candidate, likelihood in zip((" cat", " dog", " bird"), result, strict=True):
         ids = tokenizer(f"is it{candidate}.")["input_ids"]
         masked = [*ids[:6], *[3] * len(candidate), *ids[6 + len(candidate) :]]
         with torch.no_grad():
@@ -85,9 +85,9 @@ def test_masked_likelihoods_mask_the_candidate_only(tokenizer: Any) -> None:
 def test_the_most_likely_candidates_are_the_answer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     likely = {" ab": -1.0, " cd": -6.0, " ef": -3.0, " gh": -9.0}
     monkeypatch.setattr(scoring, "candidate_log_likelihoods", lambda model, tokenizer, prompt, texts: [likely[one] for one in texts])
-    found = by_likelihood(None, tokenizer, NAMES, 4, masked=False)  # type: ignore[arg-type]
-    assert (found.score, found.chance, found.text) == (0.5, 0.5, "ab, ef")
-    assert found.tokens == len(NAMES.prompt) + 2
+    result = by_likelihood(None, tokenizer, NAMES, 4, masked=False)  # type: ignore[arg-type]
+    assert (result.score, result.chance, result.text) == (0.5, 0.5, "ab, ef")
+    assert result.tokens == len(NAMES.prompt) + 2
     few = by_likelihood(None, tokenizer, NAMES, 3, masked=False)  # type: ignore[arg-type]
     assert few.chance == 0.5, "two answers have two wrong ones beside them, even of three choices"
 
@@ -100,8 +100,8 @@ def test_generated_text_is_matched(tokenizer: Any, monkeypatch: pytest.MonkeyPat
         return tokenizer(" AB or so", add_special_tokens=False)["input_ids"]
 
     monkeypatch.setattr(scoring, "generated_ids", generated)
-    found = by_generation(SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False)), tokenizer, NAMES)  # type: ignore[arg-type]
-    assert (found.score, found.text) == (0.5, " AB or so")
+    result = by_generation(SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False)), tokenizer, NAMES)  # type: ignore[arg-type]
+    assert (result.score, result.text) == (0.5, " AB or so")
     assert asked == [(prompt_ids(tokenizer, NAMES.prompt), 5)]
     assert asked[0][0][0] == tokenizer.cls_token_id
     assert asked[0][0][-1] != tokenizer.sep_token_id
@@ -120,11 +120,11 @@ def test_generation_continues_greedily(tokenizer: Any) -> None:
 
 def test_spans_that_do_not_overlap(tokenizer: Any) -> None:
     model = small_encoder("QuestionAnswering")
-    found = by_span(model, tokenizer, NAMES, 64)
-    spans = found.text.split("\n")
+    result = by_span(model, tokenizer, NAMES, 64)
+    spans = result.text.split("\n")
     assert len(spans) == 2
     assert all(span in NAMES.context for span in spans)
-    assert found.score in (0, 0.5, 1)
+    assert result.score in (0, 0.5, 1)
 
 
 class LooksBack(nn.Module):
@@ -154,9 +154,9 @@ def test_an_ideal_induction_head_scores_all(name: str, tokenizer: Any) -> None:
     if context is not None:  # without the random tokens between, which may repeat a key
         ids = (*sample.ids[:context], *(sample.ids[place] for place in sample.places))
         sample = dataclasses.replace(sample, ids=ids, places=tuple(range(context, len(ids))))
-    found = score_tokens(LooksBack(), tokenizer, sample, "likelihood", masked=False)  # type: ignore[arg-type]
-    assert found.score == 1 if name != "copy" else found.score > 0.6, "random tokens of a copy may repeat"
-    assert found.chance == 1 / len(sample.candidates)
+    result = score_tokens(LooksBack(), tokenizer, sample, "likelihood", masked=False)  # type: ignore[arg-type]
+    assert result.score == 1 if name != "copy" else result.score > 0.6, "random tokens of a copy may repeat"
+    assert result.chance == 1 / len(sample.candidates)
     if name == "forgetting":
         old = score_tokens(LooksBack(first=True), tokenizer, sample, "likelihood", masked=False)  # type: ignore[arg-type]
         assert old.score == 0.5, "four of eight keys have another value"
