@@ -89,11 +89,11 @@ def diagnose(
     from ..diagnostics import diagnose as run
     from ..diagnostics import html_page
     from ..diagnostics.texts import NEEDLE, QUESTION, Needle, read_depths, read_lengths
-    from .show_diagnosis import diagnosis_progress, show_diagnosis
-    from .terminal import print_json, say
+    from .show_diagnosis import show_diagnosis
+    from .terminal import print_json, progress, say
 
     planted = None if no_needle else Needle(needle or NEEDLE, question or QUESTION, read_depths(depths))
-    with diagnosis_progress() as progress:
+    with progress() as show:
         diagnosis = run(
             model,
             text,
@@ -107,7 +107,7 @@ def diagnose(
             device=device,
             revision=revision,
             token=token,
-            progress=progress,
+            progress=show,
         )
     if html is not None:
         write_text(html, html_page(diagnosis), overwrite=False)

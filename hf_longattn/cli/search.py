@@ -74,11 +74,11 @@ def search(
     converted with `longattn convert MODEL DST --config OUTPUT/design.yaml`.
     """
     from ..search import search_design
-    from .show_search import search_progress, show_search
-    from .terminal import print_json, say
+    from .show_search import show_search
+    from .terminal import print_json, progress, say
 
     try:
-        with search_progress() as progress:
+        with progress() as show:
             result = search_design(
                 model,
                 text,
@@ -101,7 +101,7 @@ def search(
                 overwrite=overwrite,
                 revision=revision,
                 token=token,
-                progress=progress,
+                progress=show,
             )
     except KeyboardInterrupt:
         say("Stopped; type the same command with --resume to continue.", stderr=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +21,6 @@ SHOWN_LENGTHS = 5
 SHOWN_LAYERS = 16
 """Rows of layers; of deeper models, as many at equal distances."""
 WIDTH = 80
-
-
-@contextlib.contextmanager
-def diagnosis_progress() -> Iterator[Callable[[str], None]]:
-    """What is being measured, on stderr while it is a terminal."""
-    console = terminal.console(stderr=True)
-    if not console.is_terminal:
-        yield lambda sentence: None
-        return
-    with console.status("loading") as status:
-        yield lambda sentence: status.update(sentence)
 
 
 def show_diagnosis(diagnosis: Diagnosis, text: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -16,17 +15,6 @@ if TYPE_CHECKING:
     from ..search import CostedDesign, SearchResult
 
 WIDTH = 100
-
-
-@contextlib.contextmanager
-def search_progress() -> Iterator[Callable[[str], None]]:
-    """What is being measured, on stderr while it is a terminal."""
-    console = terminal.console(stderr=True)
-    if not console.is_terminal:
-        yield lambda sentence: None
-        return
-    with console.status("loading") as status:
-        yield lambda sentence: status.update(escape(sentence))
 
 
 def show_search(result: SearchResult) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
@@ -31,6 +33,17 @@ def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """A console on stdout or stderr, at most ``width`` columns wide."""
     terminal = SafeConsole(stderr=stderr, soft_wrap=False)
     return terminal if width is None else SafeConsole(stderr=stderr, soft_wrap=False, width=min(width, terminal.width))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Shows the sentence that it is called with, on stderr while that is a terminal."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda sentence: None
+        return
+    with screen.status("loading") as status:
+        yield lambda sentence: status.update(escape(sentence))
 
 
 def say(*lines: object, stderr: bool = False, end: str = "\n") -> None:
