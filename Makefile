@@ -54,12 +54,18 @@ format: $(READY)  ## lay the code out, mend what ruff can mend, and write the ty
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# One thread per worker: the workers are the parallelism.
-test: lint  ## lint and the tests that take seconds each
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) -m "not slow" $(ARGS)
+# One thread per worker: the workers are the parallelism. A worker begins with neighbouring tests, which share fixtures, and takes over others
+# when it is done. Lint runs next to the tests; what it finds is shown after them, and fails the target.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist worksteal
+test: $(READY)  ## lint and the tests that take seconds each
+	@mkdir -p $(TMPDIR)
+	@$(MAKE) --no-print-directory lint >$(TMPDIR)/lint.txt 2>&1 & lint=$$!; failed=0; \
+	$(PYTEST) -m "not slow" $(ARGS) || failed=$$?; \
+	wait $$lint || { cat $(TMPDIR)/lint.txt; failed=1; }; \
+	exit $$failed
 
 test-slow: $(READY)  ## every test, transformers' own suites included (can take an hour)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) -o faulthandler_timeout=3600 $(ARGS)
+	$(PYTEST) -o faulthandler_timeout=3600 $(ARGS)
 
 # Timings count on a quiet machine only: nothing else may run.
 bench: $(READY)  ## measure attention, models and training; results go to scripts/dev/results (half an hour on 2 cores)

@@ -86,10 +86,10 @@ EXTRAS: dict[str, dict[str, str]] = {
     "compress": {"torchao": "torchao>=0.18"},
     "gguf": {"gguf": "gguf>=0.17"},
     "onnx": {"onnx": "onnx>=1.19", "onnxruntime": "onnxruntime>=1.22", "onnxscript": "onnxscript>=0.5.4"},
+    "peft": {"peft": "peft>=0.21"},
     "plot": {"matplotlib": "matplotlib>=3.9"},
     "search": {"matplotlib": "matplotlib>=3.9", "optuna": "optuna>=5.0"},
     "sentence": {"sentence_transformers": "sentence-transformers>=6.0", "sklearn": "scikit-learn>=1.6"},
-    "train": {"accelerate": "accelerate>=1.10", "datasets": "datasets>=4.0", "evaluate": "evaluate>=0.4.5", "peft": "peft>=0.21"},
 }
 """For each extra, the packages that hf_longattn imports: the name of the import and what pip installs, as in pyproject.toml."""
 

@@ -27,6 +27,7 @@ MOVED_MODULES = {
     "engines.cpu_chunks": "engines.cpu.chunks",
     "engines.flex": "engines.cuda.flex",
     "engines.flex_kernel": "engines.cuda.flex_kernel",
+    "diagnostics.svg": "diagnostics.charts",
     "evaluation.metrics.trivia": "evaluation.metrics.long_qa",
     **{
         f"mechanisms.{name}": f"mechanisms.common.{name}"

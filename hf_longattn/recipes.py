@@ -15,7 +15,7 @@ entries, ``# Name: text`` (:data:`ENTRIES`), with further lines indented:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,13 +82,16 @@ def recipe_names(command: str = "") -> str:
     return ", ".join(name for name, kind in kinds.items() if kind == command or (not command and kind != "accelerate launch"))
 
 
-def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command: str = "") -> dict[str, Any]:
+def read_recipe(
+    recipe: str | Path, names: Iterable[str] | None = None, command: str = "", *, elsewhere: Callable[[str], str] | None = None
+) -> dict[str, Any]:
     """The values of a YAML recipe: a file, or one of :func:`ready_recipes` by name. Dashes in names become underscores.
 
     Args:
         recipe: the path or the name.
         names: the settings that it may have; ``None``: any.
         command: the command that asks, "convert" or "train qa"; "": any.
+        elsewhere: says which commands have a setting that this one does not; "": none.
 
     Raises:
         LongAttentionError: it does not exist, is not a YAML mapping, belongs to another command, or contains another name.
@@ -122,5 +125,7 @@ def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command:
     known = list(values if names is None else names)
     for name in values:
         if name not in known:
-            raise LongAttentionError(f"The recipe {path} sets {name!r}, which is not a setting of this command.{nearest(name, known)}")
+            others = elsewhere(name) if elsewhere is not None else ""
+            what = f"which is not a setting of this command{f'; {others}' if others else ''}"
+            raise LongAttentionError(f"The recipe {path} sets {name!r}, {what}.{nearest(name, known)}")
     return values

@@ -25,7 +25,7 @@ class Task:
         arguments: the classes of its model, data and training arguments.
         train: takes them, trains and returns the log.
         result: what is printed of a log.
-        extras: extras of the package that it needs further to ``train``.
+        extras: the package's extras that it needs.
     """
 
     arguments: tuple[type[Any], type[Any], type[Any]]

@@ -17,7 +17,7 @@ import typer
 from hf_longattn.cli import app
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.tasks import load_task, task_names, task_summary
-from hf_longattn.training.args import task_parser
+from hf_longattn.training.parsing import task_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for path in (ROOT / "hf_longattn").rglob("*.py"))

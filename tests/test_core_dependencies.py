@@ -1,4 +1,4 @@
-"""What the core dependencies are enough for: everything but training, whose packages come with an extra."""
+"""What a plain installation is enough for, and what says which extra it needs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, ne
 from hf_longattn.tasks import load_task, task_names
 
 PACKAGES = (
-    "accelerate", "datasets", "evaluate", "gguf", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "pandas", "peft", "psutil",
-    "pyarrow", "sentence_transformers", "sklearn",
+    "gguf", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "sentence_transformers", "sklearn", "torchao",
 )  # fmt: skip
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
 """As where none of these is installed: an import of them fails, and find_spec finds nothing."""
@@ -27,16 +26,25 @@ def python_without_extras(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_converting_inspecting_publishing_and_the_way_back(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_converting_training_publishing_and_the_way_back(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(repository))
     found = python_without_extras(
         """
-        from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import Whitespace
+        from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
         import hf_longattn
         from hf_longattn.cli import main
 
         shape = dict(vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
         BertForMaskedLM(BertConfig(**shape, max_position_embeddings=64)).save_pretrained("short")
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+        special = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+        backend = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, "[UNK]"))
+        backend.pre_tokenizer = Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **special).save_pretrained("short")
+        open("texts.txt", "w").write("a b c d e f g h " * 200)
 
         def run(line):
             try:
@@ -48,6 +56,7 @@ def test_converting_inspecting_publishing_and_the_way_back(tmp_path: Path, repos
         run("plan short --max-length 128")
         run("inspect long")
         run("mechanisms window")
+        run("train mlm --model long --text texts.txt --validation texts.txt --output trained --max_steps 1 --max_length 64 --batch_size 1")
         run("card long")
         run("push --help")
         run("export long graph --format torch")
@@ -57,7 +66,6 @@ def test_converting_inspecting_publishing_and_the_way_back(tmp_path: Path, repos
         except hf_longattn.LongAttentionError as error:
             print(error)
         assert type(AutoModelForMaskedLM.from_pretrained("long")).__name__ == "LongBertForMaskedLM"
-        assert not any(sys.modules[name] for name in ("accelerate", "datasets", "evaluate"))
         print("all of them ran")
         """,
         tmp_path,
@@ -69,12 +77,11 @@ def test_converting_inspecting_publishing_and_the_way_back(tmp_path: Path, repos
 @pytest.mark.parametrize(
     "code",
     [
-        "from hf_longattn.evaluation import load_metric; load_metric()",
-        "from hf_longattn.training import DataCollatorWithGlobals",
-        "from hf_longattn.training.tasks.qa import finetune_qa",
+        "from hf_longattn.diagnostics import charts",
+        "from hf_longattn.training import ModelArguments; ModelArguments(model='short', use_peft=True)",
     ],
 )
-def test_training_says_which_extra_brings_what_is_missing(
+def test_an_import_says_which_extra_brings_what_is_missing(
     code: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(repository))
@@ -91,7 +98,6 @@ def test_training_says_which_extra_brings_what_is_missing(
 COMMANDS = [
     ("search nowhere nothing --output study --trials 2", "optuna"),
     ("search nowhere nothing --output study", "matplotlib"),
-    ("search nowhere nothing --output study --transfer-steps 2", "accelerate"),
     ("export nowhere out", "onnxscript"),
     ("export nowhere out --format gguf", "gguf"),
     ("compress nowhere out --method int8", "torchao"),
@@ -99,7 +105,8 @@ COMMANDS = [
     ("inspect nowhere --plot here.png", "matplotlib"),
     ("probe nowhere --plot here.png", "matplotlib"),
     ("diagnose nowhere nothing --html here.html", "matplotlib"),
-    *((f"train {task} --model nowhere", list(EXTRAS[extra])[-1]) for task in task_names() for extra in ("train", *load_task(task).extras)),
+    *((f"train {task} --model nowhere", list(EXTRAS[extra])[-1]) for task in task_names() for extra in load_task(task).extras),
+    ("train mlm --model nowhere --output out --text nothing --use_peft", "peft"),
     ("train linearise --model nowhere --output out --text nothing --rate_trials 2", "optuna"),
 ]
 """Commands that would read a checkpoint that is not there, and a package that each needs."""
@@ -128,9 +135,9 @@ def test_the_extras_are_those_of_the_project(repository: Path) -> None:
 
 
 def test_a_missing_package_is_a_sentence_and_an_import_error() -> None:
-    with pytest.raises(MissingExtraError, match=r"'no_such_package'.*pip install 'no_such_package'") as refused, needs_extra("train"):
+    with pytest.raises(MissingExtraError, match=r"'no_such_package'.*pip install 'no_such_package'") as refused, needs_extra("peft"):
         import no_such_package  # noqa: F401
     assert isinstance(refused.value, LongAttentionError)
     assert isinstance(refused.value, ImportError)
-    with pytest.raises(ModuleNotFoundError, match="hf_longattn"), needs_extra("train"):
+    with pytest.raises(ModuleNotFoundError, match="hf_longattn"), needs_extra("peft"):
         import hf_longattn.no_such_module  # noqa: F401

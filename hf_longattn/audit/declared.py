@@ -24,7 +24,7 @@ from ..modeling.family.config import LongConfig
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import enable_long_attention
 
-CELLS = 1 << 22
+PAIRS_IN_MEMORY = 1 << 22
 """Most pairs of an output and a token, over all heads, that are in memory at a time."""
 UNKNOWN = "not determined by the config"
 
@@ -34,7 +34,7 @@ class Reach(ABC):
     """Which outputs of a text of ``length`` tokens may depend on which of its tokens.
 
     name: the mechanism with its options.
-    certain: whether an output depends on all tokens that it may depend on; not so where keys are chosen by their content.
+    certain: whether an output depends on all tokens that it may depend on; it does not where keys are chosen by their content.
     causal: whether it depends on none after it.
     back, ahead: how far an output looks, hubs apart.
     hubs: ``(length,)`` bool, the global tokens, which are seen from everywhere or see everything.
@@ -89,9 +89,9 @@ class LayerReach(Reach):
     def blocks(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rows, columns and :meth:`pairs` of all outputs, with those of ``tokens (length,)`` bool that they may depend on."""
         members, start = tokens.nonzero()[:, 0], 0
-        most = max(1, min(CELLS // max(1, self.heads * len(members)), self.back + self.ahead + 1))
+        rows_per_block = max(1, min(PAIRS_IN_MEMORY // max(1, self.heads * len(members)), self.back + self.ahead + 1))
         while start < self.length:
-            stop = min(self.length, start + most)
+            stop = min(self.length, start + rows_per_block)
             columns = members
             if not self.hubs[start:stop].any():
                 columns = members[(members >= start - self.back) & (members < stop + self.ahead) | self.hubs[members]]
@@ -153,7 +153,7 @@ class DeclaredReach:
         ids: ``(N,)``, the tokens.
         leading, trailing: how many special tokens come before and after them; they are counted, but not distinguished.
     Raises:
-        CheckpointError: no model can be built from the config, or its windows are no numbers of tokens.
+        CheckpointError: no model can be built from the config, or its windows are not numbers of tokens.
     """
 
     def __init__(self, config: Any, stack: Any, ids: Tensor, leading: int = 0, trailing: int = 0) -> None:
@@ -163,8 +163,8 @@ class DeclaredReach:
         self._built: dict[object, LayerReach] = {}
         sites = [site for site in attention_sites(stack) if not site.cross]
         self.names = [site.name for site in sites]
-        self.beside: list[LayerReach] = []
-        """What mixes tokens outside the modules of ``names``."""
+        self.outside: list[LayerReach] = []
+        """The reach of what mixes tokens outside the modules of ``names``."""
         text = getattr(stack, "config", config).get_text_config()
         windows = named_windows(text)
         if getattr(config, "long_attention", None) is not None:
@@ -174,14 +174,14 @@ class DeclaredReach:
         else:
             self.layers = self._stock(text, sites)
         if len(self.layers) != getattr(text, "num_hidden_layers", 0):  # other layers mix tokens in other ways
-            self.beside.append(LayerReach.unknown(self.length))
+            self.outside.append(LayerReach.unknown(self.length))
 
     def of_stack(self) -> StackReach:
-        """All layers together."""
-        return StackReach([*self.layers, *self.beside])
+        """The reach of all layers together."""
+        return StackReach([*self.layers, *self.outside])
 
     def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
-        """The reach of modules of the stack that are called one after another, by what attention they contain."""
+        """The reach of modules of the stack, in the order of their calls, by what attention they contain."""
         if not self.names and len(self.layers) == len(names):  # known by their numbers only
             return self.layers
         reaches = []
@@ -198,9 +198,9 @@ class DeclaredReach:
         holder.config = config
         rule = token_rule(holder) if len(holder) else None
         chosen = None if rule is None else rule.mask(row, torch.ones_like(row, dtype=torch.bool))
-        if width := getattr(config, "conv_kernel_size", 0):  # DeBERTa-v2's convolution beside its first layer
+        if width := getattr(config, "conv_kernel_size", 0):  # DeBERTa-v2's convolution next to its first layer
             convolution = LayerReach(f"convolution over {width} tokens", self.length, True, False, width // 2, width // 2, self._nowhere)
-            self.beside.append(convolution)
+            self.outside.append(convolution)
         return [self._of_site(mechanism, site.decoding, chosen) for mechanism, site in zip(mechanisms, sites, strict=True)]
 
     def _of_site(self, mechanism: nn.Module, causal: bool, chosen: Tensor | None) -> LayerReach:

@@ -1,6 +1,6 @@
-"""Which tokens are replaced, so that few runs tell of many pairs of an output and a token, and what the runs tell.
+"""Which tokens are replaced, so that few runs test many pairs of an output and a token, and what the runs show.
 
-Outputs that stay the same bit for bit, whatever a set of tokens is replaced by, depend on none of the set. So a set tells of all its tokens
+Outputs that stay the same bit for bit, whatever a set of tokens is replaced by, depend on none of the set. So a set tests all its tokens
 at once, for the outputs that may depend on none of them. Two kinds of sets are made of the declared reach:
 
 - **alone**: tokens so far apart that no output may depend on two of them. Every output that may depend on one has to change; this finds a
@@ -21,19 +21,19 @@ from torch import Tensor
 from .declared import Reach
 from .targets import Changes
 
-RUNS = 16
+MAX_RUN_SETS = 16
 """Most sets of runs, unless the audit is exhaustive."""
-HUBS = 2
+HUBS_TRIED = 2
 """Global tokens that are replaced, unless the audit is exhaustive."""
 LEAST_INFLUENCE = 1e-4
 """Of a token on an output through all layers, from which on a change must be seen."""
 ROWS_CHECKED = 8
 """Outputs whose dependence on each token is looked up by gradients where a change was not seen."""
-PROBES = 16
+PROBED_TOKENS = 16
 """Tokens all over a text whose influence on an embedding is tried, unless the audit is exhaustive."""
 CONFIRMATIONS = 2
 """Runs with other replacements in which an output out of reach must change, too, where bits are not compared."""
-PANELS = 3
+PANELS_KEPT = 3
 """Sets whose changes are kept for pictures."""
 
 
@@ -48,7 +48,7 @@ class Settings:
 
     tolerance: float = 0.0
     exhaustive: bool = False
-    runs: int = RUNS
+    runs: int = MAX_RUN_SETS
     layers: bool = True
 
 
@@ -80,7 +80,7 @@ def replacements(reach: Reach, settings: Settings) -> Iterator[Replacement]:
         allowed = influence > 0
         exact = alone and reach.certain and not settings.tolerance  # far changes are smaller than a tolerance
         required = allowed & (influence >= least) & exact
-        if number < PANELS or required.any() or not allowed.all():
+        if number < PANELS_KEPT or required.any() or not allowed.all():
             yield Replacement(tokens, allowed, required, alone)
 
 
@@ -94,7 +94,7 @@ def _sets(reach: Reach, settings: Settings) -> Iterator[tuple[Tensor, bool]]:
         period = min(length, band + 1 + max(8, band // 4))
         for start in (0, period // 2, (length - 1) % period):
             yield (positions % period == start) & ~hubs, True
-    for hub in hubs.nonzero()[: None if settings.exhaustive else HUBS]:
+    for hub in hubs.nonzero()[: None if settings.exhaustive else HUBS_TRIED]:
         yield positions == hub, True
     for run, count in _levels(length, band, size):
         for number in range(count):
@@ -102,7 +102,7 @@ def _sets(reach: Reach, settings: Settings) -> Iterator[tuple[Tensor, bool]]:
 
 
 def _band(reach: Reach, exhaustive: bool) -> int:
-    """How many tokens apart others must be from one, so that no output may depend on both."""
+    """How many tokens two replaced tokens must be apart, so that no output may depend on both."""
     if exhaustive and reach.causal and reach.hubs.any():  # which see all tokens before them, but none after
         return reach.length
     return min(reach.length, reach.back + reach.ahead)
@@ -121,7 +121,7 @@ def _levels(length: int, band: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 class Stage:
-    """What the runs tell of a layer or of the output.
+    """What the runs show of a layer or of the output.
 
     declared, measured: the furthest distances back and ahead.
     noise: largest difference between two equal runs.
@@ -163,7 +163,7 @@ class Stage:
     def record(self, replacement: Replacement, changed: Tensor) -> None:
         """Note which outputs ``(N,)`` bool a run changed."""
         members, rows = replacement.tokens.nonzero()[:, 0], torch.arange(len(changed))
-        if len(self.panels) < PANELS:
+        if len(self.panels) < PANELS_KEPT:
             self.panels.append((changed, replacement.allowed))
         if replacement.alone:
             source = self._within_reach(members)
@@ -209,8 +209,8 @@ def _furthest(known: tuple[int, int], distances: Tensor) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the runs told of several stages.
+class Measurement:
+    """What the runs showed of several stages.
 
     runs: how many there were, with that of the original text, which is run twice; exhaustive_runs: how many would test every pair.
     """
@@ -220,7 +220,7 @@ class Measured:
     exhaustive_runs: int
 
 
-def measure(changes: Changes, reaches: Sequence[Reach], settings: Settings) -> Measured:
+def measure(changes: Changes, reaches: Sequence[Reach], settings: Settings) -> Measurement:
     """Replace sets of tokens one after another."""
     tolerances = [max(settings.tolerance, rounding) for rounding in changes.rounding]
     stages = [Stage(*parts) for parts in zip(changes.stages, reaches, changes.noise, tolerances, strict=True)]
@@ -239,7 +239,7 @@ def measure(changes: Changes, reaches: Sequence[Reach], settings: Settings) -> M
         runs += _find_sources(changes, stages)
     runs += _look_up(changes, stages)
     every = (int(reach.hubs.sum()) + sum(count for _, count in _levels(reach.length, _band(reach, True), 1)) for reach in plans)
-    return Measured(stages, runs, 2 + max(every))
+    return Measurement(stages, runs, 2 + max(every))
 
 
 def _run(changes: Changes, stages: Sequence[Stage], sets: Sequence[Replacement | None]) -> int:
@@ -336,7 +336,7 @@ def _look_up(changes: Changes, stages: Sequence[Stage]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What the runs told of an embedding of the whole text.
+    """What the runs showed of an embedding of the text.
 
     probes: the positions whose tokens were replaced, one in a run. changed, allowed: ``(probes,)`` bool, whether the embedding changed,
     and may.
@@ -364,7 +364,7 @@ def measure_embedding(
     def difference(position: int) -> float:
         return float(changes.of([torch.arange(length) == position])[0].max())
 
-    count = length if settings.exhaustive else min(PROBES, length)
+    count = length if settings.exhaustive else min(PROBED_TOKENS, length)
     probes = [int((number + 0.5) * length / count) for number in range(count)]
     differences = {position: difference(position) for position in probes}
     limit = max(4 * changes.noise[0], settings.tolerance * max(differences.values()))

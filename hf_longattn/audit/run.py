@@ -27,7 +27,7 @@ from ..modeling.family.validation import known_length
 from ..modeling.generic import load_generic
 from ..reading import check_name, is_generic, named_class, plain_names
 from .declared import DeclaredReach, text_stack
-from .measure import RUNS, Embedding, Measured, Settings, measure, measure_embedding
+from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
 from .targets import (
     EMBEDDING,
     AuditTarget,
@@ -109,10 +109,10 @@ def audit_reach(
     else:
         name = str(model)
         folder = _folder(name, weights, revision, token)
-        loaded, config = _opened(folder, name, weights, attn_implementation)
+        loaded, config = _load(folder, name, weights, attn_implementation)
     tokenizer = None if folder is None else load_tokenizer(folder)
     stack = text_stack(config, loaded)
-    tokens = _length(name, length, known_length(config, tokenizer, stack), whole=url is not None)
+    tokens = _length(name, length, known_length(config, tokenizer, stack), longest_by_default=url is not None)
     words = single_words(tokenizer, name) if url is not None else ordinary_ids(config, tokenizer)
     target: AuditTarget
     if url is not None:
@@ -124,30 +124,27 @@ def audit_reach(
     ids = words[torch.randint(len(words), (tokens,), generator=generator)]
     declared = DeclaredReach(config, stack, ids, target.leading, target.trailing)
     started = time.monotonic()
-    whole = Settings(tolerance, exhaustive)
-    measured: list[Measured | Embedding] = []
+    settings = Settings(tolerance, exhaustive)
+    measured: list[Measurement | Embedding] = []
     with torch.no_grad():
         if isinstance(target, ModelTarget):
             layers = LayerChanges(target, ids, generator)
             if layers.stages:
-                measured.append(measure(layers, declared.of_modules(layers.names), whole))
+                measured.append(measure(layers, declared.of_modules(layers.names), settings))
         output = TokenChanges(target, ids, words, generator)
-        settings = Settings(tolerance, exhaustive and not measured, OUTPUT_RUNS if measured else RUNS, layers=False)
+        for_output = Settings(tolerance, exhaustive and not measured, OUTPUT_RUNS if measured else MAX_RUN_SETS, layers=False)
         if output.stages == [EMBEDDING]:
             rows = _pooled_rows(folder) if url is not None else None
-            measured.append(measure_embedding(output, declared.of_stack(), rows, target.leading, len(ids), settings))
+            measured.append(measure_embedding(output, declared.of_stack(), rows, target.leading, len(ids), for_output))
         else:
-            measured.append(measure(output, [declared.of_stack()], settings))
-    return audited(name, target.name, declared, measured, time.monotonic() - started, whole)
+            measured.append(measure(output, [declared.of_stack()], for_output))
+    return audited(name, target.name, declared, measured, time.monotonic() - started, settings)
 
 
-def _length(name: str, wanted: int | None, longest: int | None, whole: bool) -> int:
-    """How many tokens are audited.
-
-    whole: the most, unless another number is given.
-    """
+def _length(name: str, length: int | None, longest: int | None, longest_by_default: bool) -> int:
+    """How many tokens are audited: ``length``, or else the model's maximum, if that is the default, or :data:`DEFAULT_LENGTH`."""
     most = min(longest or LONGEST, LONGEST)
-    tokens = wanted if wanted is not None else most if whole else min(most, DEFAULT_LENGTH)
+    tokens = length if length is not None else most if longest_by_default else min(most, DEFAULT_LENGTH)
     if not SHORTEST <= tokens <= most:
         raise LengthError(f"An audit takes {SHORTEST} to {most:,} tokens of {name!r}, not {tokens:,}; give --length {most}.")
     return tokens
@@ -165,7 +162,7 @@ def _folder(name: str, weights: bool, revision: str | None, token: str | bool | 
     return fetch_model(name, revision, token, weights=weights)
 
 
-def _opened(folder: Path, name: str, weights: bool, attention: str | None) -> tuple[Any, Any]:
+def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tuple[Any, Any]:
     """The model in fp32 (``None`` without ``weights``), and its config."""
     from transformers import AutoConfig, AutoModel
 
@@ -216,7 +213,7 @@ def _quantised_class(values: Mapping[str, Any]) -> Any | None:
 
 
 def _pooled_rows(folder: Path | None) -> list[int] | None:
-    """The rows that an embedding is pooled from, by sentence-transformers' modules beside the model; ``None`` for all, or without them."""
+    """The rows that an embedding is pooled from, by sentence-transformers' modules next to the model; ``None`` for all, or without them."""
     pooling = None if folder is None else sentence_pooling(folder)
     rows = {"cls": 0, "lasttoken": -1}
     return [rows[mode] for mode in pooling.modes] if pooling is not None and set(pooling.modes) <= set(rows) else None

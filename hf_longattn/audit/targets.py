@@ -1,4 +1,4 @@
-"""What is audited: a PyTorch model, an ONNX file, an embedding server, and how each is asked what changes when tokens are replaced."""
+"""What is audited: a PyTorch model, an ONNX file or an embedding server; and what changes in each when tokens are replaced."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..errors import LongAttentionError, OptionError, in_a_line, needs_extra
 from ..export.onnx import has_experts
 from ..modeling.inference.optimize import evaluating
 
-WORDS = 2000
+MAX_WORDS = 2000
 """Words of one token that a server is sent."""
-LARGEST_ANSWER = 64 * 2**20
-"""Bytes; an embedding has some kilobytes."""
-LOUDER = 3.0
+MAX_ANSWER_BYTES = 64 * 2**20
+"""An embedding has some kilobytes."""
+REPLACEMENT_SCALE = 3.0
 """By how much another token's state is scaled before it replaces one, so that weak dependence shows, too."""
 ROUNDING = 1e-5
 """Largest change that counts as none, relative to the largest, where tokens are sent to experts: how an expert rounds a token's numbers
@@ -72,7 +72,7 @@ class Changes(Protocol):
         Args:
             rows: number of a stage -> its outputs.
         Returns:
-            Number of a stage -> ``(rows, N)`` bool; without those of which that cannot be told.
+            Number of a stage -> ``(rows, N)`` bool; without stages for which it cannot be determined.
         """
 
 
@@ -98,8 +98,8 @@ class TokenChanges:
         (tokens,) = sets
         assert tokens is not None
         drawn = self.words[torch.randint(len(self.words), self.ids.shape, generator=self.generator)]
-        others = torch.where(self.ids == self.words[0], self.words[1], self.words[0])
-        replaced = torch.where(tokens, torch.where(drawn == self.ids, others, drawn), self.ids)
+        substitutes = torch.where(self.ids == self.words[0], self.words[1], self.words[0])
+        replaced = torch.where(tokens, torch.where(drawn == self.ids, substitutes, drawn), self.ids)
         return [(self._run(replaced)[1] - self.original).abs().amax(-1)]
 
     def dependence(self, rows: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
@@ -108,7 +108,7 @@ class TokenChanges:
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """One call of a layer: of what module, the how manieth of all, and with which arguments."""
+    """One call of a layer: its module, its number among all calls, and its arguments."""
 
     number: int
     name: str
@@ -123,7 +123,7 @@ class LayerCall:
         return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
 
     def with_states(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Its arguments with other states."""
+        """The arguments with other states."""
         before = self.states
         args = tuple(states if value is before else value for value in self.args)
         return args, {name: states if value is before else value for name, value in self.kwargs.items()}
@@ -131,7 +131,7 @@ class LayerCall:
 
 class LayerChanges:
     """Replaces states before every layer of a PyTorch model by others and looks at the states after it. The next layer is given the
-    original ones, so that one pass tells of every layer by itself.
+    original ones, so that one pass shows every layer by itself.
 
     names: of the modules that are the layers, in the order of their calls.
     """
@@ -158,7 +158,7 @@ class LayerChanges:
         self.noise = [float(change.max()) for change in self.of([None] * len(self.names))] if self.names else []
 
     def _keep(self, unfit: list[nn.Module], call: LayerCall, output: Any) -> None:
-        """Keep what a layer returns, or its module among those that are no layers."""
+        """Keep what a layer returns, or its module among those that are not layers."""
         states = _states(output)
         if states is None or call.states is None or states.shape != call.states.shape:
             unfit.append(call.module)
@@ -207,7 +207,7 @@ class LayerChanges:
             distance = 1 + int(torch.randint(length - 1, (1,), generator=self.generator))
             signs = torch.randint(2, (len(places), 1), generator=self.generator).to(call.states) * 2 - 1
             states = call.states.clone()
-            states[0, places] = LOUDER * signs * call.states[0, (places + distance) % length]
+            states[0, places] = REPLACEMENT_SCALE * signs * call.states[0, (places + distance) % length]
             return states
 
         def compare(call: LayerCall, output: Any) -> Tensor:
@@ -263,7 +263,7 @@ def check_finite(name: str, stage: str, states: Tensor) -> None:
 
 
 class ModelTarget:
-    """A PyTorch model: its encoder where it has one beside a decoder."""
+    """A PyTorch model: its encoder where it has an encoder and a decoder."""
 
     leading = trailing = 0
 
@@ -365,7 +365,7 @@ class ServerTarget:
 
     def __init__(self, url: str, tokenizer: Any, timeout: float) -> None:
         if not url.startswith(("http://", "https://")):
-            raise OptionError(f"{url!r} is no address of a server; give one like http://localhost:8080/embed.")
+            raise OptionError(f"{url!r} is not the address of a server; give one like http://localhost:8080/embed.")
         self.name, self.url, self.tokenizer, self.timeout = url, url, tokenizer, timeout
         self.field = "inputs" if url.rstrip("/").endswith("/embed") else "input"
         word = int(single_words(tokenizer, "the model")[0])
@@ -401,7 +401,7 @@ class ServerTarget:
             rows = values if isinstance(values, list) else values["data"] if "data" in values else values["embeddings"]
             embedded = torch.tensor([row["embedding"] if isinstance(row, dict) else row for row in rows], dtype=torch.float64)
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise OptionError(f"{self.url} answers with something else than embeddings; {expected}.") from error
+            raise OptionError(f"{self.url} answers with something other than embeddings; {expected}.") from error
         if len(embedded) != 1:
             raise OptionError(f"{self.url} answers with {len(embedded)} embeddings of one text; is this the route of its embeddings?")
         if embedded.ndim != 2 or not embedded.shape[1]:
@@ -410,7 +410,7 @@ class ServerTarget:
         return EMBEDDING, embedded
 
     def _answer(self, request: urllib.request.Request) -> bytes:
-        """What the server sends, all of it before the time is over.
+        """All that the server sends, before the time is over.
 
         Raises:
             TimeoutError: it is not.
@@ -424,8 +424,8 @@ class ServerTarget:
                     size += len(part)
                     if time.monotonic() > until:
                         raise TimeoutError
-                    if size > LARGEST_ANSWER:
-                        raise ValueError(f"the answer has more than {LARGEST_ANSWER / 1e6:,.0f} MB")
+                    if size > MAX_ANSWER_BYTES:
+                        raise ValueError(f"the answer has more than {MAX_ANSWER_BYTES / 1e6:,.0f} MB")
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
                 raise error.reason from error
@@ -449,7 +449,7 @@ def ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
     special |= {getattr(config, "question_separator_id", None), *(getattr(config, "global_token_ids", None) or ())}
     ids = torch.tensor([token for token in range(size) if token not in special])
     if len(ids) < 2:
-        raise OptionError(f"The vocabulary of {size:,} tokens has no two ordinary ones that could replace each other.")
+        raise OptionError(f"The vocabulary of {size:,} tokens has no two ordinary tokens that could replace each other.")
     return ids
 
 
@@ -464,7 +464,7 @@ def single_words(tokenizer: Any | None, name: str) -> Tensor:
             read = tokenizer(f"the {word} the", add_special_tokens=False)["input_ids"]
             if len(read) == 3 and read[1] == token:
                 ids.append(token)
-        if len(ids) == WORDS:
+        if len(ids) == MAX_WORDS:
             break
     if len(ids) < 2:
         raise OptionError(f"The tokenizer of {name!r} writes no word as one token, so a server cannot be audited token by token.")

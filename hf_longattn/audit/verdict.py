@@ -1,4 +1,4 @@
-"""What the runs of an audit say of the config: for every layer and the output a verdict in one sentence."""
+"""The verdict of an audit on every layer and the output, in one sentence each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .declared import DeclaredReach
-from .measure import Embedding, Measured, Settings, Stage
+from .measure import Embedding, Measurement, Settings, Stage
 from .targets import EMBEDDING, OUTPUT
 
 
@@ -45,7 +45,7 @@ class ReachAudit:
     runs, seconds: its cost: how often the model, graph or server ran. exhaustive_runs: how often for all pairs.
     probes: of an embedding, the positions whose tokens were replaced.
     noise: largest difference between two equal runs.
-    note: what cannot be told from these runs, or "".
+    note: what these runs cannot show, or "".
     changed, expected: ``(panels, stages, N)`` bool: outputs that changed and that may, in the first runs; for an embedding
         ``(probes, 1, 1)``.
     """
@@ -82,14 +82,14 @@ class ReachAudit:
 
 
 def audited(
-    model: str, subject: str, declared: DeclaredReach, parts: Sequence[Measured | Embedding], seconds: float, settings: Settings
+    model: str, subject: str, declared: DeclaredReach, parts: Sequence[Measurement | Embedding], seconds: float, settings: Settings
 ) -> ReachAudit:
     """The audit of what was measured, the output last.
 
     Raises:
         OptionError: nothing ever changed.
     """
-    stages = [stage for part in parts if isinstance(part, Measured) for stage in part.stages]
+    stages = [stage for part in parts if isinstance(part, Measurement) for stage in part.stages]
     embedding = next((part for part in parts if isinstance(part, Embedding)), None)
     if not any(stage.responds for stage in stages) and (embedding is None or not embedding.changed.any()):
         noise = max([stage.noise for stage in stages], default=0.0)
@@ -120,8 +120,8 @@ def of_stage(stage: Stage) -> StageReach:
         sources = stage.sources.nonzero()[:, 0].tolist()
         several = f"{len(sources):,} tokens from {sources[0]:,} to {sources[-1]:,} together change"
         what = f"token {sources[0]:,} changes" if len(sources) == 1 else several
-        others = f" ({stage.leaks:,} such outputs)" if stage.leaks > 1 else ""
-        problem = f"{what} the output at {stage.leak:,}, which the config keeps apart{others}"
+        further = f" ({stage.leaks:,} such outputs)" if stage.leaks > 1 else ""
+        problem = f"{what} the output at {stage.leak:,}, which the config keeps apart{further}"
     elif stage.missing:
         row, token = max(stage.missing, key=lambda pair: abs(pair[0] - pair[1]))
         problem = f"the output at {row:,} does not change with token {token:,}, which the config lets it see"
@@ -149,17 +149,17 @@ def of_embedding(embedding: Embedding) -> StageReach:
 
 
 def _note(stages: Sequence[Stage], embedding: Embedding | None, declared: DeclaredReach, settings: Settings) -> str:
-    """What cannot be told from these runs."""
+    """What these runs cannot show."""
     layered = len(stages) > 1 or (bool(stages) and stages[0].name != OUTPUT)
     if embedding is not None and bool(embedding.allowed.all()):
         return (
-            "By the config, every token tried reaches the embedding, so this tells inputs that are cut off, but not a dropped window; the "
-            "layers of the model itself do, or a graph with an output for each token."
+            "By the config, every token tried reaches the embedding, so this detects inputs that are cut off, but not a dropped window; "
+            "the layers of the model itself do, or a graph with an output for each token."
         )
     if not layered and embedding is None and all(bool(allowed.all()) for _, allowed in stages[0].panels):
         return (
-            "Through all layers, the config lets every token tried reach every output at this length, so a dropped window cannot be told "
-            "here; a longer input may tell, or the layers of the model itself."
+            "Through all layers, the config lets every token tried reach every output at this length, so a dropped window cannot be "
+            "detected; a longer input may show it, or the layers of the model itself."
         )
     if not all(stage.reach.certain for stage in stages) or (embedding is not None and not embedding.certain):
         return "Where keys are chosen by their content, or the config does not determine them, only outputs out of all reach can disagree."

@@ -42,13 +42,13 @@ def show_diagnosis(diagnosis: Diagnosis, text: Path) -> None:
         console.print(_mechanisms(diagnosis), highlight=False)
     if diagnosis.reasons:
         console.print(
-            f"not measured for: {', '.join(sorted(escape(one) for one in diagnosis.reasons))} (--html says why)\n",
+            f"not measured for: {', '.join(sorted(map(escape, diagnosis.reasons)))} (--html says why)\n",
             style="dim",
             highlight=False,
         )
     if diagnosis.untrained:
         console.print(
-            f"not recommended, since their positions need training: {', '.join(sorted(escape(one) for one in diagnosis.untrained))} "
+            f"not recommended, since their positions need training: {', '.join(sorted(map(escape, diagnosis.untrained)))} "
             "(--html says why)\n",
             style="dim",
             highlight=False,
@@ -72,18 +72,18 @@ def _layers(diagnosis: Diagnosis) -> Table:
     lengths = diagnosis.lengths[-SHOWN_LENGTHS:]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="mean over the heads of a layer", title_style="dim", title_justify="left")
     table.add_column("layer", justify="right")
-    for one in lengths:
-        table.add_column(f"eff. tokens\nof {one.length:,}", justify="right", no_wrap=True)
+    for row in lengths:
+        table.add_column(f"eff. tokens\nof {row.length:,}", justify="right", no_wrap=True)
     for name in ("largest\nweight", "first\ntokens", *(["needle"] if diagnosis.needle is not None else [])):
         table.add_column(name, justify="right", no_wrap=True)
     count = len(diagnosis.last.layers)
     step = -(-count // SHOWN_LAYERS)
     for layer in [number for number in range(count) if number % step == 0 or number == count - 1]:
         last = diagnosis.last.layers[layer]
-        spread = [f"{float(one.layers[layer].numbers['effective_tokens'].mean()):,.1f}" for one in lengths]
-        beside = [percent(float(last.numbers[name].mean())) for name in ("largest_weight", "first_tokens")]
+        spread = [f"{float(row.layers[layer].numbers['effective_tokens'].mean()):,.1f}" for row in lengths]
+        shares = [percent(float(last.numbers[name].mean())) for name in ("largest_weight", "first_tokens")]
         needle = [percent(float(last.needle.mean()))] if diagnosis.needle is not None else []
-        table.add_row(str(layer), *spread, *beside, *needle)
+        table.add_row(str(layer), *spread, *shares, *needle)
     return table
 
 

@@ -60,13 +60,13 @@ def _designs(title: str, result: SearchResult, designs: Sequence[CostedDesign]) 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("design", overflow="fold")
     table.add_column("score", justify="right")
-    if any(one.loss is not None for one in designs):
+    if any(costed.loss is not None for costed in designs):
         table.add_column(result.objective or "loss", justify="right")
     of_time = result.budget is None or not result.budget.of_memory
     table.add_column("cost (of full)" if of_time else "cost", justify="right", no_wrap=True)
-    for one in designs:
-        name = str(one.design).removesuffix(" in every layer")
-        score = "" if one.score is None else f"{one.score:.3f}"
-        loss = [f"{one.loss:.4f}"] if one.loss is not None else []
-        table.add_row(escape(name), score, *loss, result.cost_of(one).replace(" of full attention", ""))
+    for costed in designs:
+        name = str(costed.design).removesuffix(" in every layer")
+        score = "" if costed.score is None else f"{costed.score:.3f}"
+        loss = [f"{costed.loss:.4f}"] if costed.loss is not None else []
+        table.add_row(escape(name), score, *loss, result.cost_of(costed).replace(" of full attention", ""))
     return table

@@ -18,10 +18,9 @@ __all__ = ["app", "train"]
 def train(name: str, arguments: list[str] | None = None) -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
     try:
-        check_extra("train")  # before imports that take seconds
         task = load_task(name)
         for extra in task.extras:
-            check_extra(extra)
+            check_extra(extra)  # before imports that take seconds
     except LongAttentionError as error:
         say(error_line(error), stderr=True)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from ..modeling.family.definition import LANGUAGE_MODELS
 from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
-from .folders import write_folder
+from .folders import write_planned
 from .model_loading import quiet_libraries
-from .plan import Chooser, ConversionPlan, StackLength, open_requested, plan_conversion
-from .report import NEEDS_TRAINING, REPORT, ConversionReport, StageProgress, require_passed, seconds, versions
+from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
+from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress
 from .sources.base import ResultInfo
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import verify as verify_result
-from .writing import added_values, initial_values, write_result
+from .writing import added_values, initial_values
 
 
 @quiet_libraries()
@@ -90,50 +91,39 @@ def _converted(
         text: to verify with, and where it is from.
         clock: times of the beginning and of the plan.
     """
-    target = destination_path(destination)
     if chosen.remote_code:
         check_remote_code(plan.config, user_code=chosen.user_code)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
-    words = excerpt(text[0], plan.new_length)
-    tokens = VerificationText(words, text[1], load_tokenizer(plan.source.folder), vocabulary) if chosen.verify else None
+    tokens = VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary)
     added, first_checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
 
-    def write(stage: Path) -> list[str]:
-        files = write_result(plan, stage, added, progress=progress)
-        clock["written"] = time.perf_counter()
-        return files
+    def verify(stage: Path) -> list[Check]:
+        return verify_result(plan, stage, tokens, given_text=chosen.verify_text is not None, progress=progress)
 
-    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
-        checks = verify_result(plan, stage, tokens, given_text=chosen.verify_text is not None, progress=progress) if tokens else []
-        require_passed(checks)
-        clock["verified"] = time.perf_counter()
-        checks = [*first_checks, *checks]
+    def finish(stage: Path) -> None:
         if chosen.remote_code:
             bundle_remote_code(stage, user_code=chosen.user_code)
-        return ConversionReport(
-            destination=target,
-            config=chosen.to_dict(),
-            plan=plan.to_dict(),
-            checks=tuple(checks),
-            text="not verified" if tokens is None else "seeded inputs" if plan.generic else tokens.describe(),
-            files=files,
-            bytes_written=plan.total_bytes,
-            seconds=seconds(clock),
-            versions=versions(),
-            next_step=next_step(plan) if any(check.status == NEEDS_TRAINING for check in checks) else None,
-        )
+
+    def training(checks: Sequence[Check]) -> dict[str, Any] | None:
+        return next_step(plan) if any(check.status == NEEDS_TRAINING for check in checks) else None
 
     long_class, module = plan.architecture.long_class, plan.architecture.family.module
-    return write_folder(
-        plan.source,
+    target = destination_path(destination)
+    return write_planned(
+        plan,
         ResultInfo(target, long_class, module, plan.new_length, lengthened=True, name=str(destination)),
-        weights=write,
-        report=checked,
+        added=added,
+        verify=verify if chosen.verify else None,
+        verified_on="seeded inputs" if plan.generic else tokens.describe(),
+        earlier_checks=first_checks,
+        finish=finish,
+        next_step=training,
+        settings=chosen.to_dict(),
         report_file=REPORT,
-        tokenizer_length=plan.new_length,
-        generated=plan.decoder or StackLength(plan.old_length, plan.new_length),
-        needed_bytes=plan.total_bytes + 2**20,
+        clock=clock,
+        generated=plan.decoder,
         overwrite=chosen.overwrite,
+        progress=progress,
     )
 
 

@@ -7,20 +7,26 @@ prompts of sentence-transformers, an adapter, licence, report and card. The fold
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
 
 from ..errors import CheckpointError, in_one_line
 from ..hub import BUNDLED_CODE, write_model_card
 from ..private_apis import model_type_table
 from ..reading import read_json_object
-from ..staging import copy_folder, give_usual_modes, staged_folder
+from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan import StackLength
-from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source
+from .plan_tensors import ResultPlan
+from .report import Check, ConversionReport, StageProgress, require_passed, seconds, versions
+from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import fetch_model
 from .sources.sentence_transformers import MODULES
 from .tensor_files import write_json
+from .writing import write_result
 
 REPORTS = "_report.json"
 """The end of the names of reports; each is of one command's result."""
@@ -101,6 +107,107 @@ def write_folder(
         write_model_card(stage, **{**contents, **card(made)})
         give_usual_modes(stage)
     return made
+
+
+def open_for_writing(
+    model: str | Path, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
+) -> tuple[Source, Path]:
+    """Open a checkpoint that a result is made from, and check where the result goes.
+
+    Args:
+        model: a folder, or a Hub repository id.
+        destination: the folder of the result.
+        overwrite: it may exist.
+        revision, token: of a Hub repository.
+
+    Returns:
+        The source, and the absolute path of the destination.
+
+    Raises:
+        CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
+    """
+    target = destination_path(destination)
+    source = open_source(model, revision=revision, token=token)
+    check_destination(target, *source.protected, overwrite=overwrite)
+    return source, target
+
+
+def write_planned(
+    plan: ResultPlan,
+    result: ResultInfo,
+    *,
+    added: Mapping[str, Tensor] | None = None,
+    verify: Callable[[Path], list[Check]] | None,
+    verified_on: str,
+    earlier_checks: Sequence[Check] = (),
+    finish: Callable[[Path], object] = lambda stage: None,
+    next_step: Callable[[Sequence[Check]], dict[str, Any] | None] = lambda checks: None,
+    settings: dict[str, Any],
+    report_file: str,
+    clock: dict[str, float],
+    generated: StackLength | None = None,
+    introduction: str | None = None,
+    made_from: str | None = None,
+    overwrite: bool = False,
+    progress: StageProgress | None = None,
+) -> ConversionReport:
+    """Write a planned checkpoint by :func:`write_folder`, and verify it.
+
+    Args:
+        plan, result: what is written, and what the card needs to know of it.
+        added: values of the tensors that the source does not have.
+        verify: examines the folder; ``None`` leaves that out.
+        verified_on: the text that the result is run on.
+        earlier_checks: they come first in the report.
+        finish: completes the folder after it was verified.
+        next_step: how the result is trained, from all checks; for :attr:`ConversionReport.next_step`.
+        settings: of the command, for the report.
+        clock: the times "start" and "planned" of :func:`~.report.seconds`.
+        generated: the lengths of generated text; those of the plan if they are not given.
+        report_file, introduction, made_from, overwrite: as for :func:`write_folder`.
+        progress: called as progress(stage, done, total).
+
+    Raises:
+        CheckpointError: a check failed, so that nothing was kept; or as :func:`write_folder`.
+    """
+
+    def write(stage: Path) -> list[str]:
+        files = write_result(plan, stage, added or {}, progress=progress)
+        clock["written"] = time.perf_counter()
+        return files
+
+    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
+        checks = [] if verify is None else verify(stage)
+        require_passed(checks)
+        clock["verified"] = time.perf_counter()
+        finish(stage)
+        checks = [*earlier_checks, *checks]
+        return ConversionReport(
+            destination=result.destination,
+            config=settings,
+            plan=plan.to_dict(),
+            checks=tuple(checks),
+            text="not verified" if verify is None else verified_on,
+            files=files,
+            bytes_written=plan.total_bytes,
+            seconds=seconds(clock),
+            versions=versions(),
+            next_step=next_step(checks),
+        )
+
+    return write_folder(
+        plan.source,
+        result,
+        weights=write,
+        report=checked,
+        report_file=report_file,
+        introduction=introduction,
+        made_from=made_from,
+        tokenizer_length=plan.new_length,
+        generated=generated or StackLength(plan.old_length, plan.new_length),
+        needed_bytes=plan.total_bytes + 2**20,
+        overwrite=overwrite,
+    )
 
 
 def short_name(source: Source, name: str | None = None) -> str:

@@ -242,8 +242,12 @@ class ResultPlan:
         shapes = [shape for tensor in self.tensors for shape in (tensor.old_shape, tensor.new_shape) if shape is not None]
         return max(torch.Size(shape).numel() for shape in shapes)
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {**self.of_long_model(), **self.sizes()}
+
     def of_long_model(self) -> dict[str, Any]:
-        """What is made of which long model, JSON-serialisable."""
+        """The source and the classes, lengths and positions of the result, JSON-serialisable."""
         return {
             "source": self.source.name,
             "long_class": self.architecture.long_class,

@@ -22,12 +22,11 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
-from ..staging import check_destination, destination_path
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
 from .config import RevertConfig
-from .folders import short_name, write_folder
+from .folders import open_for_writing, short_name, write_planned
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
-from .plan import StackLength, relative_choices
+from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, model_key, parse_dtype
 from .report import (
     FAILED,
@@ -39,9 +38,6 @@ from .report import (
     ConversionReport,
     StageProgress,
     equality,
-    require_passed,
-    seconds,
-    versions,
 )
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
@@ -50,7 +46,6 @@ from .tensor_files import read_tensor
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import check_tensors, check_tokenizer, run_steps
 from .verify_outputs import difference, length_from_files
-from .writing import write_result
 
 AUTO = "auto"
 """The positions before the conversion, if the long model still has them."""
@@ -371,50 +366,24 @@ def revert_checkpoint(
 
 
 def _reverted(source: str | Path, destination: str | Path, settings: RevertConfig, progress: StageProgress | None) -> ConversionReport:
-    target = destination_path(destination)
     clock = {"start": time.perf_counter()}
     text, origin = verification_text(settings.verify_text)
-    opened = open_source(source, revision=settings.revision, token=settings.token)
-    check_destination(target, *opened.protected, overwrite=settings.overwrite)
+    opened, target = open_for_writing(source, destination, overwrite=settings.overwrite, revision=settings.revision, token=settings.token)
     plan = plan_reversion(opened, settings)
-    text = excerpt(text, plan.new_length)
-    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if settings.verify else None
-
-    def write(stage: Path) -> list[str]:
-        files = write_result(plan, stage, {}, progress=progress)
-        clock["written"] = time.perf_counter()
-        return files
-
-    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
-        checks = verify_reversion(plan, stage, tokens) if tokens else []
-        require_passed(checks)
-        clock["verified"] = time.perf_counter()
-        return ConversionReport(
-            destination=target,
-            config=settings.to_dict(),
-            plan=plan.to_dict(),
-            checks=tuple(checks),
-            text=tokens.describe() if tokens is not None else "not verified",
-            files=files,
-            bytes_written=plan.total_bytes,
-            seconds=seconds(clock),
-            versions=versions(),
-            next_step=None,
-        )
-
-    called = short_name(opened)
-    grown = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
-    return write_folder(
-        opened,
-        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length, name=str(destination)),
-        weights=write,
-        report=checked,
+    tokens = VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(opened.folder), plan.config.vocab_size)
+    base_class = plan.architecture.source_class
+    length = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
+    return write_planned(
+        plan,
+        ResultInfo(target, base_class, "transformers", plan.new_length, name=str(destination)),
+        verify=(lambda stage: verify_reversion(plan, stage, tokens)) if settings.verify else None,
+        verified_on=tokens.describe(),
+        settings=settings.to_dict(),
         report_file=REVERT_REPORT,
-        introduction=f"A plain `{plan.architecture.source_class}` {grown}, made from the long model `{called}` by `longattn revert`.",
-        tokenizer_length=plan.new_length,
-        generated=StackLength(plan.old_length, plan.new_length),
-        needed_bytes=plan.total_bytes + 2**20,
+        clock=clock,
+        introduction=f"A plain `{base_class}` {length}, made from the long model `{short_name(opened)}` by `longattn revert`.",
         overwrite=settings.overwrite,
+        progress=progress,
     )
 
 

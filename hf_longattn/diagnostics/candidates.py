@@ -70,28 +70,36 @@ class Candidate:
 
 def usual_candidates() -> list[Candidate]:
     """:data:`USUAL`, and the other mechanisms with their default options."""
-    chosen = [Candidate.read(text) for text in USUAL]
-    named = {one.mechanism for one in chosen}
-    others = [Candidate(name) for name in list_mechanisms() if name not in named]
-    return [Candidate(one.mechanism, one.options) for one in chosen] + others
+    usual = [Candidate.read(text) for text in USUAL]
+    named = {candidate.mechanism for candidate in usual}
+    defaults = [Candidate(name) for name in list_mechanisms() if name not in named]
+    return [Candidate(candidate.mechanism, candidate.options) for candidate in usual] + defaults
 
 
-def read_candidates(texts: Iterable[str]) -> list[Candidate]:
-    """Each from ``window:window=512``, without repetitions."""
-    return list({str(one): one for one in map(Candidate.read, texts)}.values())
+def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
+    """Each from ``window:window=512``, without repetitions; raises as :meth:`Candidate.read`."""
+    return unique_candidates([Candidate.read(text) if isinstance(text, str) else text for text in texts])
+
+
+def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates without repetitions; of those with the same text the first."""
+    unique: dict[str, Candidate] = {}
+    for candidate in candidates:
+        unique.setdefault(str(candidate), candidate)
+    return list(unique.values())
 
 
 def not_applicable(candidate: Candidate, causal: bool) -> str:
     """Why ``candidate`` cannot be measured in layers of this form, one sentence; empty if nothing speaks against it yet."""
     form = mechanism_class(candidate.mechanism).causal
     if form not in ("both", causal):
-        kinds = ["causal" if one else "bidirectional" for one in (form, causal)]
+        kinds = ["causal" if is_causal else "bidirectional" for is_causal in (form, causal)]
         return f"exists in the {kinds[0]} form only, and these layers are {kinds[1]}."
     return ""
 
 
 def no_selection(candidate: Candidate) -> str:
-    """What is said of a mechanism without ``kept_keys``."""
+    """Why a mechanism without ``kept_keys`` keeps no share of the mass."""
     return (
         f"is not a softmax over some of the keys ({mechanism_info(candidate.mechanism).summary}), so no part of the mass is kept or lost."
     )
@@ -113,17 +121,17 @@ def kept_keys(candidate: Candidate, layer: LayerAttention, number: int) -> KeptK
         if mechanism.causal not in ("both", causal):
             raise mechanism.wrong_form(causal, "the model")
         call = layer.call if mechanism.takes_globals else layer.call.replace(global_mask=None)
-        kept = mechanism.kept_keys(layer.q, layer.k, call)
+        keys = mechanism.kept_keys(layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:
             raise
         return str(error)
-    return no_selection(candidate) if kept is None else kept
+    return no_selection(candidate) if keys is None else keys
 
 
 def all_kept_keys(candidates: Sequence[Candidate], layer: LayerAttention, number: int) -> list[KeptKeys | str]:
-    """:func:`kept_keys` of each."""
-    return [kept_keys(one, layer, number) for one in candidates]
+    """The :func:`kept_keys` of every candidate."""
+    return [kept_keys(candidate, layer, number) for candidate in candidates]
 
 
 @functools.cache

@@ -137,7 +137,7 @@ class Recommendation:
 class Diagnosis:
     """What a model's attention does with a text as it grows.
 
-    model, text: their names. device: in words.
+    model, text: names. device: in words.
     causal: whether the layers look back only.
     within_mechanism: whether the softmax is over the keys that each layer's mechanism keeps, not over all.
     needle: that was planted, or ``None``.
@@ -174,11 +174,11 @@ class Diagnosis:
 
     def at(self, length: int | None) -> LengthDiagnosis:
         """The diagnosis at a length; the longest for ``None``."""
-        return self.last if length is None else next(one for one in self.lengths if one.length == length)
+        return self.last if length is None else next(diagnosis for diagnosis in self.lengths if diagnosis.length == length)
 
     def applicable(self) -> list[int]:
         """Numbers of the candidates whose mass was measured, from the cheapest to the most expensive at the longest length."""
-        numbers = [number for number, one in enumerate(self.candidates) if str(one) not in self.reasons]
+        numbers = [number for number, candidate in enumerate(self.candidates) if str(candidate) not in self.reasons]
         return sorted(numbers, key=lambda number: (self.last.pairs[number], len(str(self.candidates[number]))))
 
     def mass(self, number: int, length: int | None = None) -> float:
@@ -191,7 +191,7 @@ class Diagnosis:
         return diagnosis.pairs[number] / diagnosis.full_pairs
 
     def front(self) -> list[int]:
-        """The candidates than which no other keeps more at the same cost or less, cheapest first; mass where mechanisms are
+        """The candidates that no other beats in mass at the same cost or less, cheapest first; mass where mechanisms are
         :attr:`judged`, cost at the longest length."""
         front: list[int] = []
         for number in self.applicable():
@@ -205,17 +205,17 @@ class Diagnosis:
     def judged(self) -> LengthDiagnosis:
         """The length at which mechanisms are judged by what they keep: the longest or, where positions were extended, the longest that the
         model read before. What full attention does with more positions was never trained, so that keeping it is no merit."""
-        trained = [one for one in self.lengths if self.trained_length is None or one.length <= self.trained_length]
+        trained = [diagnosis for diagnosis in self.lengths if self.trained_length is None or diagnosis.length <= self.trained_length]
         return trained[-1] if trained else self.last
 
     def recommended_order(self, enough: float = ENOUGH) -> list[int]:
         """Candidates in the order in which they would be recommended: those that keep ``enough`` of the mass where mechanisms are
         :attr:`judged`, cheapest first, or, if none below full attention's cost does, the one that keeps most for at most half of that cost.
         Costs are those at the longest length. Candidates for which positions do not hold without training are not among them."""
-        kept = self.judged.captured().nanmean((0, 1)).tolist()
+        mass = self.judged.captured().nanmean((0, 1)).tolist()
         cheaper = [number for number in self.applicable() if self.cost(number) < 1 and str(self.candidates[number]) not in self.untrained]
         half = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper
-        return [number for number in cheaper if kept[number] >= enough] or ([max(half, key=kept.__getitem__)] if half else [])
+        return [number for number in cheaper if mass[number] >= enough] or ([max(half, key=mass.__getitem__)] if half else [])
 
     def recommend(self, enough: float = ENOUGH) -> Recommendation | None:
         """The first in :meth:`recommended_order` with which the loss does not become worse, where that was measured; else the first.
@@ -271,8 +271,8 @@ class Diagnosis:
         first, last = self.lengths[0], self.last
         if first is last:
             return ""
-        before, after = (float(one.number("effective_tokens").nanmean()) for one in (first, last))
-        largest = [float(one.number("largest_weight").nanmean()) for one in (first, last)]
+        before, after = (float(diagnosis.number("effective_tokens").nanmean()) for diagnosis in (first, last))
+        largest = [float(diagnosis.number("largest_weight").nanmean()) for diagnosis in (first, last)]
         growth = math.log(after / before) / math.log(last.length / first.length)
         kind = "almost as fast as the text" if growth > 0.8 else "more slowly than the text" if growth > 0.2 else "hardly"
         return (
@@ -287,8 +287,8 @@ class Diagnosis:
             return []
         shares = self.last.needle().nan_to_num(-1)
         order = shares.flatten().argsort(descending=True)[:count].tolist()
-        heads = [(one // shares.shape[1], one % shares.shape[1], float(shares.flatten()[one])) for one in order]
-        return [one for one in heads if one[2] >= 0]
+        heads = [(*divmod(number, shares.shape[1]), float(shares.flatten()[number])) for number in order]
+        return [(layer, head, share) for layer, head, share in heads if share >= 0]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -323,16 +323,16 @@ class Diagnosis:
             },
             "candidates": [
                 {
-                    "name": str(one),
-                    "mechanism": one.mechanism,
-                    "options": one.options,
-                    "not_applicable": self.reasons.get(str(one)),
-                    "untrained_positions": self.untrained.get(str(one)),
-                    "loss": None if (loss := self.losses.get(str(one))) is None else loss.to_dict(),
+                    "name": str(candidate),
+                    "mechanism": candidate.mechanism,
+                    "options": candidate.options,
+                    "not_applicable": self.reasons.get(str(candidate)),
+                    "untrained_positions": self.untrained.get(str(candidate)),
+                    "loss": None if (loss := self.losses.get(str(candidate))) is None else loss.to_dict(),
                 }
-                for one in self.candidates
+                for candidate in self.candidates
             ],
-            "lengths": [self._length(one) for one in self.lengths],
+            "lengths": [self._length(diagnosis) for diagnosis in self.lengths],
         }
 
     def _length(self, diagnosis: LengthDiagnosis) -> dict[str, Any]:
@@ -340,11 +340,13 @@ class Diagnosis:
             "length": diagnosis.length,
             "queries": diagnosis.queries,
             "seconds": round(diagnosis.seconds, 2),
-            "distance_bins": [list(one) for one in diagnosis.bins],
+            "distance_bins": [list(distances) for distances in diagnosis.bins],
             "needle_tokens": diagnosis.needle_tokens,
             "needle_uniform": _short(diagnosis.needle_uniform),
             "full_pairs": diagnosis.full_pairs,
-            "pairs": {str(one): count for one, count in zip(self.candidates, diagnosis.pairs, strict=True) if str(one) not in self.reasons},
+            "pairs": {
+                name: pairs for name, pairs in zip(map(str, self.candidates), diagnosis.pairs, strict=True) if name not in self.reasons
+            },
             "layers": [
                 {
                     "name": layer.name,
@@ -353,9 +355,9 @@ class Diagnosis:
                     "distance": _numbers(layer.distance),
                     "needle": None if self.needle is None else _numbers(layer.needle),
                     "captured": {
-                        str(one): _numbers(layer.captured[:, number])
-                        for number, one in enumerate(self.candidates)
-                        if str(one) not in self.reasons
+                        name: _numbers(layer.captured[:, number])
+                        for number, name in enumerate(map(str, self.candidates))
+                        if name not in self.reasons
                     },
                 }
                 for layer in diagnosis.layers
@@ -371,22 +373,24 @@ def stack_heads(layers: Sequence[Tensor]) -> Tensor:
 def costs(candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int) -> list[int]:
     """Query–key products of one head for each candidate; those of full attention where it is not applicable."""
     everything = full_pairs(length, causal)
-    return [everything if str(one) in reasons else one.pairs(length, causal, heads, width) for one in candidates]
+    return [everything if str(candidate) in reasons else candidate.pairs(length, causal, heads, width) for candidate in candidates]
 
 
 def untrained(
     candidates: Sequence[Candidate], reasons: Mapping[str, str], rule: str, lengths: tuple[int, int], causal: bool, heads: int, width: int
 ) -> dict[str, str]:
-    """Why positions do not hold without training for candidates, by their text; those that are not applicable are left out.
+    """Why positions do not hold for candidates without training, by their text; candidates that are not applicable are left out.
 
     Args:
         rule: how positions are extended.
         lengths: tokens that the checkpoint was trained to read, and that the result reads.
     """
     problems = {}
-    for one in candidates:
-        if str(one) not in reasons and (why := one.sized(lengths[1], heads, width).untrained_distances(rule, *lengths, causal)):
-            problems[str(one)] = f"{why}."
+    for candidate in candidates:
+        if str(candidate) in reasons:
+            continue
+        if why := candidate.sized(lengths[1], heads, width).untrained_distances(rule, *lengths, causal):
+            problems[str(candidate)] = f"{why}."
     return problems
 
 
@@ -408,4 +412,4 @@ def _short(value: float) -> float | None:
 
 def _numbers(values: Tensor) -> Any:
     """Nested lists of numbers with :data:`DIGITS` digits; ``None`` for nan."""
-    return [_numbers(one) for one in values] if values.dim() else _short(float(values))
+    return [_numbers(row) for row in values] if values.dim() else _short(float(values))

@@ -30,7 +30,7 @@ from ..positions.relative import RelativePositions
 
 SINK = 4
 """Tokens at the start of the text that count as first tokens."""
-CELLS = 1 << 22
+SCORES_IN_MEMORY = 1 << 22
 """Scores of all heads in memory at once."""
 MEANS = ("entropy", "effective_tokens", "participation", "largest_weight", "attended_share", "first_tokens", "ahead")
 """The numbers of a head, in the order of tables."""
@@ -87,11 +87,11 @@ class LayerAttention:
         return scores
 
     def blocks(self, rows: Tensor) -> Iterator[Tensor]:
-        """``rows`` a few at a time, so that their scores are at most :data:`CELLS`; rows of padding are left out."""
+        """``rows`` a few at a time, so that their scores are at most :data:`SCORES_IN_MEMORY`; rows of padding are left out."""
         rows = rows.to(self.k.device)
         if self.call.key_mask is not None:
             rows = rows[self.call.key_mask[0, rows]]
-        yield from rows.split(max(1, CELLS // (self.heads * self.length)))
+        yield from rows.split(max(1, SCORES_IN_MEMORY // (self.heads * self.length)))
 
 
 class RowSums:
@@ -106,20 +106,20 @@ class RowSums:
 
     def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[KeptKeys | None]) -> None:
         """Add the queries at ``rows``. Candidates that are ``None`` stay 0."""
-        for some in layer.blocks(rows):
-            scores = layer.scores(some)
+        for block in layer.blocks(rows):
+            scores = layer.scores(block)
             seen = scores > torch.finfo(scores.dtype).min / 2
-            some, scores, seen = _without_blind(some, scores, seen)
+            block, scores, seen = _without_blind(block, scores, seen)
             weights = scores.softmax(-1)
-            self.count += len(some)
-            for name, values in _row_numbers(some, scores, seen, weights).items():
+            self.count += len(block)
+            for name, values in _row_numbers(block, scores, seen, weights).items():
                 self.sums[name] += values.double().sum((0, 2)).cpu()
-            of_bin = bin_of((some[:, None] - torch.arange(layer.length, device=some.device)).abs())
+            of_bin = bin_of((block[:, None] - torch.arange(layer.length, device=block.device)).abs())
             mass = weights.new_zeros(*weights.shape[:3], self.bins).scatter_add_(-1, of_bin.expand(weights.shape), weights)
             self.distance += mass.double().sum((0, 2)).cpu()
             for number, kept_keys in enumerate(candidates):
                 if kept_keys is not None:
-                    self.captured[:, number] += (weights * kept_keys(some, scores)).sum(-1).double().sum((0, 2)).cpu()
+                    self.captured[:, number] += (weights * kept_keys(block, scores)).sum(-1).double().sum((0, 2)).cpu()
 
     def mean(self) -> Mapping[str, Tensor]:
         """:data:`MEANS` ``(H,)``, ``distance (H, bins)`` and ``captured (H, candidates)``, float64."""
@@ -131,9 +131,9 @@ class RowSums:
 def mass_on(layer: LayerAttention, rows: Tensor, keys: Tensor) -> Tensor:
     """The share of the softmax's mass on ``keys (m,)``, mean over the queries at ``rows (n,)``: ``(H,)`` float64."""
     total, count, keys = torch.zeros(layer.heads, dtype=torch.float64), 0, keys.to(layer.k.device)
-    for some in layer.blocks(rows):
-        total += layer.scores(some).softmax(-1)[..., keys].sum(-1).double().sum((0, 2)).cpu()
-        count += len(some)
+    for block in layer.blocks(rows):
+        total += layer.scores(block).softmax(-1)[..., keys].sum(-1).double().sum((0, 2)).cpu()
+        count += len(block)
     return total / max(1, count)
 
 
@@ -164,7 +164,7 @@ def bin_of(distance: Tensor) -> Tensor:
 
 
 def _without_blind(rows: Tensor, scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Without the queries that see no key in some head."""
+    """The three without the queries that see no key in some head."""
     sighted = seen.any(-1).all(1).all(0)
     return (rows, scores, seen) if bool(sighted.all()) else (rows[sighted], scores[:, :, sighted], seen[:, :, sighted])
 

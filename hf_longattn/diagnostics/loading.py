@@ -71,17 +71,17 @@ def load_for_diagnosis(
         raise OptionError("A mechanism is chosen for a model whose positions are extended; add --extend tile, or leave --mechanism out.")
     if extend is not None and lengths is None:
         raise OptionError("Positions are extended to the longest length; give for example --lengths 512,2K,8K.")
-    place = chosen_device(device)
+    target = chosen_device(device)
     source = open_source(name, revision=revision, token=token)
     refuse_quantised(source)
     if extend is None:
-        return LoadedCheckpoint(_load(source).eval().to(place), load_tokenizer(source.folder), source)
+        return LoadedCheckpoint(_load(source).eval().to(target), load_tokenizer(source.folder), source)
     if "long_attention" in source.config:
         raise LengthError(f"{source.name!r} is a long model already; leave --extend out, or give the checkpoint that it was made from.")
     chosen = None if mechanism is None else LongAttentionConfig.from_dict(mechanism)
     plan = plan_conversion(source, config=ConversionConfig(max_length=max(lengths or ()), positions=extend, long_attention=chosen))
     model = load_as_result(source, plan.architecture, plan.config)
-    return LoadedCheckpoint(model.eval().to(place), load_tokenizer(source.folder), source, plan.positions, plan.old_length)
+    return LoadedCheckpoint(model.eval().to(target), load_tokenizer(source.folder), source, plan.positions, plan.old_length)
 
 
 def known_checkpoint(name: object) -> str | None:
@@ -103,8 +103,8 @@ def _load(source: Source) -> nn.Module:
         return source.finish(source.load(AutoModel, dtype=torch.float32))
 
 
-def refuse_longer(name: str, length: int, limit: int) -> LengthError:
-    """What is said of a length that the model's positions do not reach."""
+def length_error(name: str, length: int, limit: int) -> LengthError:
+    """The refusal of a length that the model's positions do not reach."""
     return LengthError(
         f"{name!r} ends at {limit:,} tokens, but a length of {length:,} was given; add --extend tile (rotary positions: --extend "
         f"rope:yarn), or give lengths of at most {limit}."

@@ -20,14 +20,13 @@ from ..conversion.model_loading import quiet_libraries
 from ..data.masking import masked_tokens
 from ..errors import LengthError, LongAttentionError, OptionError
 from ..evaluation.token_loss import LossChange, token_losses
-from ..mechanisms.common.cost import KeptKeys
 from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
 from ..modeling.mixin import LongAttentionMixin
 from ..staging import unused_name
 from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Target, costs, stack_heads, untrained
 from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
-from .loading import LoadedCheckpoint, converted_from, known_checkpoint, load_for_diagnosis, refuse_longer
+from .loading import LoadedCheckpoint, converted_from, known_checkpoint, length_error, load_for_diagnosis
 from .texts import DiagnosisText, Needle
 from .trial_model import LossAgainstChunks, TrialModel, check_predicts_tokens
 from .watching import evaluating, has_mechanisms, is_causal, run_stack, watched_stack, watching, with_mechanisms
@@ -122,34 +121,36 @@ def diagnose(
         network, name, tokenizer = loaded.model, str(model), loaded.tokenizer if tokenizer is None else tokenizer
     stack = watched_stack(network)
     limit = longest_input(stack.config)
-    wanted = sorted(set(lengths)) if lengths is not None else [one for one in LENGTHS if limit is None or one <= limit] or [limit or 0]
-    if limit is not None and wanted[-1] > limit:
-        raise refuse_longer(name, wanted[-1], limit)
-    source = DiagnosisText(text, tokenizer, wanted[-1], stack.config.get_text_config().vocab_size)
+    chosen_lengths = (
+        sorted(set(lengths)) if lengths is not None else [length for length in LENGTHS if limit is None or length <= limit] or [limit or 0]
+    )
+    if limit is not None and chosen_lengths[-1] > limit:
+        raise length_error(name, chosen_lengths[-1], limit)
+    source = DiagnosisText(text, tokenizer, chosen_lengths[-1], stack.config.get_text_config().vocab_size)
     is_long = has_mechanisms(stack) and extend is None
     trained = None if loaded is None else loaded.trained_length
-    notes = _notes(source, wanted, limit, lengths is None)
-    if trained is not None and wanted[-1] > trained:
+    notes = _notes(source, chosen_lengths, limit, lengths is None)
+    if trained is not None and chosen_lengths[-1] > trained:
         notes.append(
-            f"Positions were extended from {trained:,} to {wanted[-1]:,} tokens without training: what full attention does beyond "
+            f"Positions were extended from {trained:,} to {chosen_lengths[-1]:,} tokens without training: what full attention does beyond "
             f"{trained:,} tokens was never learned, so mechanisms are judged by what they keep up to there."
         )
     if lengths is None:
-        wanted = [one for one in wanted if one <= source.tokens]
-    if not wanted:
+        chosen_lengths = [length for length in chosen_lengths if length <= source.tokens]
+    if not chosen_lengths:
         source.check(min(LENGTHS[0], limit or LENGTHS[0]))
-    for length in wanted:
+    for length in chosen_lengths:
         source.check(length)
     planted = None if source.tokenizer is None or isinstance(text, Tensor) else needle
     if planted is not None:
-        source.planted(wanted[0], planted, planted.depths[0], masked=True)  # which refuses what does not fit, before anything runs
+        source.planted(chosen_lengths[0], planted, planted.depths[0], masked=True)  # which refuses what does not fit, before anything runs
     reasons: dict[str, str] = {}
     sizes: tuple[int, int] = (1, 1)
     measured = []
-    for length in wanted:
-        one, sizes = _measure(stack, source, length, planted, chosen, reasons, queries, within_mechanism, progress or _silent)
-        measured.append(one)
-    causal, target = is_causal(stack), _target(network, loaded, is_long, max(limit or 0, wanted[-1]), extend)
+    for length in chosen_lengths:
+        at_length, sizes = _measure(stack, source, length, planted, chosen, reasons, queries, within_mechanism, progress or silent)
+        measured.append(at_length)
+    causal, target = is_causal(stack), _target(network, loaded, is_long, max(limit or 0, chosen_lengths[-1]), extend)
     rule, before = _position_rule(stack.config, loaded, target, is_long)
     diagnosis = Diagnosis(
         model=name, model_class=type(network).__name__, text=source.name, device=_device_name(stack), causal=causal,
@@ -157,12 +158,12 @@ def diagnose(
         candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), target=target, notes=tuple(notes),
         untrained=untrained(chosen, reasons, rule, (before, target.length), causal, *sizes),
     )  # fmt: skip
-    return _with_losses(diagnosis, network, stack, loaded, source, progress or _silent)
+    return _with_losses(diagnosis, network, stack, loaded, source, progress or silent)
 
 
 AUTOMATIC = ("auto", "tile", "rope:yarn")
 """Ways to extend positions that a conversion chooses by itself where they are needed."""
-TRIED = 3
+LOSSES_TRIED = 3
 """Candidates whose loss is measured, until one is not worse."""
 
 
@@ -193,7 +194,7 @@ def _with_losses(
 ) -> Diagnosis:
     """The diagnosis with the loss of the text at the longest length for the candidates that it would recommend first, up to the first that
     does not become worse; or with the reason why that was not measured."""
-    order = [diagnosis.candidates[number] for number in diagnosis.recommended_order()[:TRIED]]
+    order = [diagnosis.candidates[number] for number in diagnosis.recommended_order()[:LOSSES_TRIED]]
     losses: dict[str, LossChange] = {}
     try:
         measure = _loss_measure(diagnosis, model, stack, loaded, text) if order else None
@@ -260,12 +261,12 @@ def captured_mass(
     Raises:
         BackendError, OptionError, UnknownMechanismError: as :func:`diagnose`.
     """
-    chosen = [Candidate.read(one) if isinstance(one, str) else one for one in candidates]
+    chosen = [Candidate.read(candidate) if isinstance(candidate, str) else candidate for candidate in candidates]
     stack, reasons = watched_stack(model), dict[str, str]()
     layers = _Layers(chosen, reasons, sampled_rows(len(ids), queries, seed))
     with watching(stack, layers.see):
         run_stack(stack, ids)
-    mass = stack_heads([found["captured"] for found in layers.means()])
+    mass = stack_heads([means["captured"] for means in layers.means()])
     length, causal = len(ids), is_causal(stack)
     return CapturedMass(
         tuple(chosen), mass, tuple(costs(chosen, reasons, length, causal, *layers.shape)), full_pairs(length, causal), reasons
@@ -277,27 +278,26 @@ class _Layers:
 
     def __init__(self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor) -> None:
         self.candidates, self.reasons, self.rows = candidates, reasons, rows
-        self.found: dict[int, Mapping[str, Tensor]] = {}
+        self.by_layer: dict[int, Mapping[str, Tensor]] = {}
         self.names: dict[int, tuple[str, str]] = {}
-        """Of the modules, and of what runs there."""
+        """The module and the mechanism of each layer."""
         self.shape = (1, 1)
-        """Heads, and their width."""
+        """Number of heads, and their width."""
 
     def see(self, number: int, layer: LayerAttention) -> None:
-        kept: list[KeptKeys | None] = []
-        for candidate, one in zip(self.candidates, all_kept_keys(self.candidates, layer, number), strict=True):
-            if isinstance(one, str):
-                self.reasons.setdefault(str(candidate), one)
-            kept.append(None if isinstance(one, str) else one)
-        sums = RowSums(layer.length, layer.heads, len(kept))
-        sums.add(layer, self.rows, kept)
+        keys_or_reasons = all_kept_keys(self.candidates, layer, number)
+        for candidate, reason in zip(self.candidates, keys_or_reasons, strict=True):
+            if isinstance(reason, str):
+                self.reasons.setdefault(str(candidate), reason)
+        sums = RowSums(layer.length, layer.heads, len(keys_or_reasons))
+        sums.add(layer, self.rows, [None if isinstance(keys, str) else keys for keys in keys_or_reasons])
         self.shape = (layer.heads, layer.q.shape[-1])
-        self.found[number], self.names[number] = sums.mean(), (layer.name, layer.mechanism)
+        self.by_layer[number], self.names[number] = sums.mean(), (layer.name, layer.mechanism)
 
     def means(self) -> list[dict[str, Tensor]]:
-        """Of every layer, in order; nan for candidates that are not applicable in some layer."""
-        missing = [number for number, one in enumerate(self.candidates) if str(one) in self.reasons]
-        means = [dict(self.found[number]) for number in sorted(self.found)]
+        """The means of every layer, in order; nan for candidates that are not applicable in some layer."""
+        missing = [number for number, candidate in enumerate(self.candidates) if str(candidate) in self.reasons]
+        means = [dict(self.by_layer[number]) for number in sorted(self.by_layer)]
         for mean in means:
             mean["captured"] = mean["captured"].clone()
             mean["captured"][:, missing] = torch.nan
@@ -326,14 +326,14 @@ def _measure(
     for depth in () if needle is None else needle.depths:
         progress(f"{length:,} tokens, needle at {depth:.0%}")
         planted = source.planted(length, needle, depth, masked=not is_causal(stack))  # type: ignore[arg-type]
-        found: dict[int, Tensor] = {}
+        by_layer: dict[int, Tensor] = {}
 
-        def see(number: int, layer: LayerAttention, found: dict[int, Tensor] = found, at: Any = planted) -> None:
-            found[number] = mass_on(layer, at.question, at.needle)
+        def see(number: int, layer: LayerAttention, by_layer: dict[int, Tensor] = by_layer, text: Any = planted) -> None:
+            by_layer[number] = mass_on(layer, text.question, text.needle)
 
         with watching(stack, see, within_mechanism=within_mechanism):
             run_stack(stack, planted.ids)
-        shares.append([found[number] for number in sorted(found)])
+        shares.append([by_layer[number] for number in sorted(by_layer)])
         tokens = len(planted.needle)
     layered = []
     for number, mean in enumerate(means):
@@ -342,7 +342,7 @@ def _measure(
             if shares
             else mean["distance"].new_full((len(mean["entropy"]), 0), torch.nan)
         )
-        numbers = {one: mean[one] for one in MEANS}
+        numbers = {name: mean[name] for name in MEANS}
         layered.append(LayerDiagnosis(*layers.names[number], numbers, mean["distance"], mean["captured"], on_needle))
     causal = is_causal(stack)
     diagnosis = LengthDiagnosis(
@@ -353,21 +353,21 @@ def _measure(
     return diagnosis, layers.shape
 
 
-def _notes(source: DiagnosisText, wanted: Sequence[int], limit: int | None, chosen_here: bool) -> list[str]:
+def _notes(source: DiagnosisText, chosen_lengths: Sequence[int], limit: int | None, chosen_here: bool) -> list[str]:
     """What was left out, for readers of the report."""
     notes = []
     if chosen_here and limit is not None and limit < LENGTHS[-1]:
         notes.append(
             f"The model ends at {limit:,} tokens; convert it, or add --extend and --lengths, to see its attention in longer texts."
         )
-    if chosen_here and wanted and source.tokens < wanted[-1]:
+    if chosen_here and chosen_lengths and source.tokens < chosen_lengths[-1]:
         notes.append(f"The text has {source.tokens:,} tokens; a longer one shows greater lengths.")
     return notes
 
 
 def _is_generic(model: PreTrainedModel) -> bool:
     """Whether conversions take the class with ``--generic`` only."""
-    known = {*FAMILIES, *(one.model_type for one in checkpoint_converters())}
+    known = {*FAMILIES, *(converter.model_type for converter in checkpoint_converters())}
     return not isinstance(model, LongAttentionMixin) and model.config.model_type not in known
 
 
@@ -377,5 +377,5 @@ def _device_name(stack: PreTrainedModel) -> str:
     return torch.cuda.get_device_name(stack.device) if stack.device.type == "cuda" else str(stack.device)
 
 
-def _silent(sentence: str) -> None:
-    pass
+def silent(sentence: str) -> None:
+    """Progress that nobody reads."""

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, LengthError, OptionError
 
 NEEDLE = " The secret number of Lisbon is 7481. "
 QUESTION = " What is the secret number of Lisbon? The secret number of Lisbon is"
-NAME = 200
+MAX_FILE_NAME = 200
 """Characters of a text that might be meant as the name of a file."""
 
 
@@ -55,7 +55,7 @@ class DiagnosisText:
     Args:
         text: the text, a file of it, or ids ``(N,)`` without special tokens.
         tokenizer: of the model; not needed for ids, but there is no needle then.
-        longest: tokens that will be asked for, at most.
+        longest: the most tokens that will be read.
         vocabulary: embeddings of the model.
     """
 
@@ -70,14 +70,14 @@ class DiagnosisText:
                 raise LengthError(f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,).")
             self.ids: list[int] = text.tolist()
         else:
-            whole = _read(text)
+            full_text = _read(text)
             if tokenizer is None:
                 raise OptionError("The model has no tokenizer; pass one as tokenizer=, or token ids in place of the text.")
             self.prefix, self.suffix = special_ids(tokenizer)
-            some = excerpt(whole, longest)
-            self.ids = self.encode(some)
-            if len(self.ids) < longest and len(some) < len(whole):
-                self.ids = self.encode(whole)
+            beginning = excerpt(full_text, longest)
+            self.ids = self.encode(beginning)
+            if len(self.ids) < longest and len(beginning) < len(full_text):
+                self.ids = self.encode(full_text)
         if self.ids and not 0 <= min(self.ids) <= max(self.ids) < vocabulary:
             raise CheckpointError(
                 f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; the tokenizer is another model's."
@@ -97,7 +97,7 @@ class DiagnosisText:
         """Raise :class:`LengthError` if there are fewer than ``length`` tokens."""
         if self.tokens < length:
             raise LengthError(
-                f"The {self.described} has {self.tokens:,} tokens, but {length:,} were asked for; give a longer text, or --lengths "
+                f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or --lengths "
                 f"{self.tokens}."
             )
 
@@ -129,7 +129,7 @@ class DiagnosisText:
 def _read(text: str | Path) -> str:
     if isinstance(text, Path):
         return text_of(text)
-    if len(text) < NAME and "\n" not in text and Path(text).is_file():
+    if len(text) < MAX_FILE_NAME and "\n" not in text and Path(text).is_file():
         raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
     if not text.strip():
         raise CheckpointError("The text is empty.")
@@ -154,9 +154,9 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
 def read_depths(text: str) -> tuple[float, ...]:
     """``"0.1,0.5"`` as numbers; raises :class:`OptionError` for anything else."""
     try:
-        depths = tuple(float(one) for one in text.split(","))
+        depths = tuple(map(float, text.split(",")))
     except ValueError:
         depths = (math.nan,)
-    if not all(math.isfinite(one) for one in depths):
+    if not all(map(math.isfinite, depths)):
         raise OptionError(f"{text!r:.60} are not shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9.")
     return depths

@@ -33,7 +33,7 @@ Weights = Mapping[str, Tensor]
 
 
 class TrialModel:
-    """A checkpoint that takes one attention after the other.
+    """A checkpoint with any attention in its layers, one after the other.
 
     Args:
         source: an opened checkpoint, long or not.
@@ -68,7 +68,7 @@ class TrialModel:
         return self.original.shape.layers
 
     @property
-    def own_attention(self) -> LongAttentionConfig:
+    def base_attention(self) -> LongAttentionConfig:
         """What the checkpoint's layers run before the conversion: full attention or sliding windows, unless it is a long model."""
         original = self.original.architecture.original_attention()
         return base_attention(self._windows) if original is None else original
@@ -128,8 +128,8 @@ class TrialModel:
             sites = attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
         for site in sites:
             if not site.cross and site.layer in (weights or {}) and not (site.decoding and self._model.config.is_encoder_decoder):
-                own = dict(site.mechanism.state_dict())
-                site.mechanism.load_state_dict({**own, **weights[site.layer]})  # type: ignore[index]
+                initial = dict(site.mechanism.state_dict())
+                site.mechanism.load_state_dict({**initial, **weights[site.layer]})  # type: ignore[index]
         return self._model.eval()
 
     def _load(self, plan: ConversionPlan) -> nn.Module:
@@ -178,7 +178,7 @@ class LossAgainstChunks:
     def __call__(self, attention: LongAttentionConfig, weights: Mapping[int, Weights] | None = None) -> LossChange | None:
         """The change, over the tokens of all texts; ``None`` if they have none that is predicted."""
         if self._before is None:
-            original = self.model.run_with(self.model.own_attention, short=True)
+            original = self.model.run_with(self.model.base_attention, short=True)
             special = ([], []) if self.model.tokenizer is None else special_ids(self.model.tokenizer)
             self._before = [
                 chunk_losses(original, *pair, self.chunk(pair[0].shape[1]), causal=self.causal, special=special) for pair in self.inputs

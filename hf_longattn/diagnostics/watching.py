@@ -53,7 +53,7 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     if not has_mechanisms(stack):
         check_interface(type(stack))
         _check_kinds(stack)
-    elif any(isinstance(one, Mechanism) and one.recursion is not None for one in stack.modules()):
+    elif any(isinstance(module, Mechanism) and module.recursion is not None for module in stack.modules()):
         raise BackendError(
             f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
             "checkpoint that it was made from."
@@ -115,11 +115,11 @@ def _in_window(width: int, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """Keys in the base's window of total ``width``, as mechanism ``window`` counts it."""
     back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
 
-    def kept(rows: Tensor, scores: Tensor) -> Tensor:
+    def in_window(rows: Tensor, scores: Tensor) -> Tensor:
         distance = rows[:, None] - torch.arange(scores.shape[-1], device=rows.device)
         return (distance <= back) & (distance >= -ahead)
 
-    return kept
+    return in_window
 
 
 def run_stack(stack: PreTrainedModel, ids: Tensor) -> None:
@@ -175,9 +175,9 @@ def with_mechanisms(stack: PreTrainedModel, attention: LongAttentionConfig | Non
     try:
         for part, _ in before.values():
             part.set_attn_implementation(BACKEND)
-        deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
-        if deaf:
-            raise BackendError(f"{type(stack).__name__} keeps its own attention in {deaf[0]}, so it cannot be watched.")
+        unchanged = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
+        if unchanged:
+            raise BackendError(f"{type(stack).__name__} keeps its own attention in {unchanged[0]}, so it cannot be watched.")
         yield
     finally:
         for part, name in before.values():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_longattn.errors import LongAttentionError, nearest, needs_extra
+from hf_longattn.errors import LongAttentionError, nearest
 from hf_longattn.naming import module_names
 
 
@@ -26,13 +26,12 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
         **kwargs: passed on to ``evaluate.Metric``.
 
     Raises:
-        LongAttentionError: unknown name, or ``evaluate`` is not installed.
+        LongAttentionError: unknown name.
     """
     metrics = list_metrics()
     if name not in metrics:
         raise LongAttentionError(f"unknown metric {name!r}; the metrics are {', '.join(metrics)}.{nearest(name, metrics)}")
-    with needs_extra("train"):
-        from evaluate.loading import import_main_class
+    from evaluate.loading import import_main_class
 
-        metric = import_main_class(f"{__name__}.metrics.{name}")
+    metric = import_main_class(f"{__name__}.metrics.{name}")
     return metric(**{"keep_in_memory": kwargs.get("num_process", 1) == 1, **kwargs})

@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from ..conversion.folders import short_name, write_folder
+from ..conversion.folders import open_for_writing, short_name, write_folder
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
-from ..conversion.sources.base import ResultInfo, open_source
+from ..conversion.sources.base import ResultInfo
 from ..conversion.sources.peft import refuse_adapter
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..modeling.family.definition import longest_input
 from ..modeling.inference.optimize import warn_of_overflow
-from ..staging import check_destination, destination_path
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, first_output, quiet_torchao
 from .prune import Compressed, prune_ffn, prune_heads
 
@@ -203,10 +202,8 @@ def compress_checkpoint(
     check_method(chosen.method)
     if chosen.method in QUANTISED:
         check_extra("compress")
-    target = destination_path(destination)
     with quiet_libraries():
-        opened = open_source(source, revision=revision, token=token)
-    check_destination(target, *opened.protected, overwrite=overwrite)
+        opened, target = open_for_writing(source, destination, overwrite=overwrite, revision=revision, token=token)
     refuse_adapter(opened)
     inputs = CompressionInput.from_source(opened, chosen)
     class_name, longest = type(inputs.model).__name__, inputs.long_length()

@@ -18,16 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..conversion.folders import short_name, write_folder
+from ..conversion.folders import open_for_writing, short_name, write_folder
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import FAILED, PASSED, Check, require_passed, versions
-from ..conversion.sources.base import ResultInfo, open_source
+from ..conversion.sources.base import ResultInfo
 from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import write_json
 from ..conversion.text import load_tokenizer
 from ..errors import ExportError, needs_extra
 from ..modeling.family.sliding_window import FULL, SLIDING
-from ..staging import check_destination, destination_path
 from .native import TwinPlan, plan_twin, tensor_values
 from .onnx import ExportReport
 
@@ -168,9 +167,7 @@ def export_gguf(
     """
     with needs_extra("gguf"):
         import gguf
-    target = destination_path(destination)
-    source = open_source(model, revision=revision, token=token)
-    check_destination(target, *source.protected, overwrite=overwrite)
+    source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     plan = plan_twin(source)
     refuse_adapter(source)
     if (reason := gguf_refusal(plan.config)) is not None:

@@ -18,12 +18,11 @@ from transformers.core_model_loading import WeightRenaming as RenamedWhileLoadin
 
 from ..conversion.architectures import Architecture, current_name, read_long
 from ..conversion.flops import ModelShape, cost_at, layer_mechanisms, model_shape
-from ..conversion.folders import short_name, write_folder
+from ..conversion.folders import open_for_writing, short_name, write_planned
 from ..conversion.long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from ..conversion.model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
-from ..conversion.plan import StackLength
 from ..conversion.plan_tensors import ResultPlan, TensorPlan, model_key
-from ..conversion.report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality, require_passed, seconds, versions
+from ..conversion.report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
 from ..conversion.sources.base import ResultInfo, Source, open_source
 from ..conversion.sources.peft import refuse_adapter, with_kept_adapter
 from ..conversion.sources.quantised import refuse_quantised
@@ -32,10 +31,8 @@ from ..conversion.text import VerificationText, excerpt, load_tokenizer, verific
 from ..conversion.twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from ..conversion.verify import check_tensors, check_tokenizer, run_steps
 from ..conversion.verify_outputs import GRADIENT_LENGTH, gradients, length_from_files, probe_outputs
-from ..conversion.writing import write_result
 from ..errors import ExportError, checkpoint_errors
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
-from ..staging import check_destination, destination_path
 
 NATIVE_REPORT = "native_report.json"
 SHORT = 24
@@ -246,60 +243,34 @@ def export_native(
         LongAttentionError: one sentence; nothing was written.
     """
     with quiet_libraries():
-        target = destination_path(destination)
-        opened = with_kept_adapter(open_source(model, revision=revision, token=token))
-        check_destination(target, *opened.protected, overwrite=overwrite)
+        clock = {"start": time.perf_counter()}
+        opened, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
+        opened = with_kept_adapter(opened)
         plan = plan_twin(opened, masked=global_attention_mask)
-        if any(one.name not in opened.tensors for one in plan.tensors):
+        if any(tensor.name not in opened.tensors for tensor in plan.tensors):
             refuse_adapter(opened)  # it has the long model's names
-        named = str(model) if converted is None else converted.plan["source"]
-        return _written(opened, target, plan, named, verify, overwrite, progress, converted)
-
-
-def _written(
-    opened: Source, target: Path, plan: TwinPlan, named: str, verify: bool, overwrite: bool, progress: StageProgress | None,
-    converted: ConversionReport | None,
-) -> ConversionReport:  # fmt: skip
-    clock = {"start": time.perf_counter(), "planned": time.perf_counter()}
-    text, origin = verification_text(None)
-    words = VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(opened.folder), plan.config.vocab_size)
-
-    def write(stage: Path) -> list[str]:
-        files = write_result(plan, stage, added_to_twin(plan), progress=progress)
-        clock["written"] = time.perf_counter()
-        return files
-
-    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
-        checks = verify_twin(plan, stage, words, progress) if verify else []
-        require_passed(checks)
-        clock["verified"] = time.perf_counter()
-        return ConversionReport(
-            destination=target,
-            config={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
-            plan=plan.to_dict(),
-            checks=(*(converted.checks if converted is not None else ()), *checks),
-            text=words.describe() if verify else "not verified",
-            files=files,
-            bytes_written=plan.total_bytes,
-            seconds=seconds(clock),
-            versions=versions(),
-            next_step=None if converted is None else converted.next_step,
+        clock["planned"] = time.perf_counter()
+        made_from = str(model) if converted is None else converted.plan["source"]
+        text, origin = verification_text(None)
+        words = VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(opened.folder), plan.config.vocab_size)
+        twin_class = plan.architecture.source_class
+        return write_planned(
+            plan,
+            ResultInfo(target, twin_class, "transformers", plan.new_length),
+            added=added_to_twin(plan),
+            verify=(lambda stage: verify_twin(plan, stage, words, progress)) if verify else None,
+            verified_on=words.describe(),
+            earlier_checks=() if converted is None else converted.checks,
+            next_step=lambda checks: None if converted is None else converted.next_step,
+            settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
+            report_file=NATIVE_REPORT,
+            clock=clock,
+            introduction=f"A `{twin_class}` for inputs of up to {plan.new_length:,} tokens, which computes what the long model "
+            f"`{short_name(opened, made_from)}` does, made by `longattn export --format native`.",
+            made_from=made_from,
+            overwrite=overwrite,
+            progress=progress,
         )
-
-    return write_folder(
-        opened,
-        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length),
-        weights=write,
-        report=checked,
-        report_file=NATIVE_REPORT,
-        introduction=f"A `{plan.architecture.source_class}` for inputs of up to {plan.new_length:,} tokens, which computes what the "
-        f"long model `{short_name(opened, named)}` does, made by `longattn export --format native`.",
-        made_from=named,
-        tokenizer_length=plan.new_length,
-        generated=StackLength(plan.old_length, plan.new_length),
-        needed_bytes=plan.total_bytes + 2**20,
-        overwrite=overwrite,
-    )
 
 
 # The comparison of a twin with its long model.

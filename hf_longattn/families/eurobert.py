@@ -13,6 +13,6 @@ class LongEuroBertConfig(LongEncoderConfig, EuroBertConfig):
     model_type = "long_eurobert"
 
 
-FAMILY = Family(LongEuroBertConfig, rope=True)
+FAMILY = Family(LongEuroBertConfig, rope=True, item_losses=("EuroBertForMaskedLM",))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -1,9 +1,9 @@
 # Written by `make format` with transformers 5.23.0; do not edit.
 """LongGPTNeo: GPT-Neo (Black et al. 2021), causal, positions in one learned table, scores that are not scaled.
 
-Every other layer is local: it sees the last ``window_size`` tokens, and stays so (:mod:`hf_longattn.modeling.family.sliding_window`). Without
-``long_attention`` the others attend to everything, and all is as in GPT-Neo. Its layers pass no arguments down to attention, so that it
-takes mechanisms without global tokens.
+Every other layer is local: it sees the last ``window_size`` tokens, and stays so (:mod:`hf_longattn.modeling.family.sliding_window`).
+Without ``long_attention`` the others attend to everything, and all is as in GPT-Neo. Its layers pass no arguments down to attention,
+so that it takes mechanisms without global tokens.
 """
 
 from ..configuration import LongAttentionConfig

@@ -1,8 +1,9 @@
 # Written by `make format` with transformers 5.23.0; do not edit.
 """LongModernBert: ModernBERT (Warner et al. 2024), rotary positions (``rope_parameters`` of its global and of its local layers).
 
-Two of three layers are local: they see ``local_attention`` tokens around them, and stay so (:mod:`hf_longattn.modeling.family.sliding_window`).
-Without ``long_attention`` the others attend to everything, and all is as in ModernBERT.
+Two of three layers are local: they see ``local_attention`` tokens around them, and stay so
+(:mod:`hf_longattn.modeling.family.sliding_window`). Without ``long_attention`` the others attend to everything, and all
+is as in ModernBERT.
 """
 
 from ..configuration import LongAttentionConfig

@@ -1,22 +1,32 @@
 """What goes to the Hub with a model: the card, written from measured results, the model's code, and the way there."""
 
-from .card import MeasuredResult, model_card, write_model_card
-from .push import PushReport, check_login, push_model
-from .remote_code import BUNDLED_CODE, bundle_remote_code, check_remote_code
-from .trainer_card import from_source, keep_model_card
-from .usage import next_step
+from __future__ import annotations
 
-__all__ = [
-    "BUNDLED_CODE",
-    "MeasuredResult",
-    "PushReport",
-    "bundle_remote_code",
-    "check_login",
-    "check_remote_code",
-    "from_source",
-    "keep_model_card",
-    "model_card",
-    "next_step",
-    "push_model",
-    "write_model_card",
-]
+from typing import TYPE_CHECKING
+
+from ..lazy import public_names
+
+if TYPE_CHECKING:
+    from .card import MeasuredResult as MeasuredResult
+    from .card import model_card as model_card
+    from .card import write_model_card as write_model_card
+    from .push import PushReport as PushReport
+    from .push import check_login as check_login
+    from .push import push_model as push_model
+    from .remote_code import BUNDLED_CODE as BUNDLED_CODE
+    from .remote_code import bundle_remote_code as bundle_remote_code
+    from .remote_code import check_remote_code as check_remote_code
+    from .trainer_card import ModelCardMixin as ModelCardMixin
+    from .trainer_card import from_source as from_source
+    from .usage import next_step as next_step
+
+__getattr__, __all__ = public_names(
+    __name__,
+    {
+        "card": ("MeasuredResult", "model_card", "write_model_card"),
+        "push": ("PushReport", "check_login", "push_model"),
+        "remote_code": ("BUNDLED_CODE", "bundle_remote_code", "check_remote_code"),
+        "trainer_card": ("ModelCardMixin", "from_source"),
+        "usage": ("next_step",),
+    },
+)

@@ -147,7 +147,8 @@ def _card_data(folder: Path, architecture: str, metadata: dict[str, Any], *, is_
     if kind is not None:
         task: str | None = "text-ranking" if kind == RERANKER else "sentence-similarity"
     else:
-        task = (head_of(class_to_load(folder, architecture)) or (None, None, ""))[1]
+        head = head_of(class_to_load(folder, architecture))
+        task = None if head is None else head.task
     tags = {*metadata["tags"]}
     fields = {
         "library_name": "sentence-transformers" if kind is not None else _library(folder),

@@ -1,22 +1,25 @@
-"""Completes the cards that transformers writes when it pushes a model."""
+"""Our card in place of those that transformers writes when it pushes a model."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ..errors import HubError, in_one_line
 from ..reading import read_text
 from .card import model_card
 from .metadata import fetch_card, inherited_metadata, read_card, source_card
 
+if TYPE_CHECKING:
+    from transformers.modelcard import TrainingSummary
+
 EMPTY_CARD = "This model card has been automatically generated"
 """In the card that transformers writes for a repository that has none."""
-TRAINING = "## Training procedure"
-"""Heading of the part of Trainer's card that only Trainer knows."""
 
 
 def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
@@ -40,59 +43,59 @@ def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
     card.save(readme)
 
 
-def keep_model_card(trainer: Any) -> None:
-    """Make ``trainer.push_to_hub()`` write our card, with the training added, instead of Trainer's, which drops the model's.
+class ModelCardMixin:
+    """Before ``Trainer`` in the bases of a class: ``push_to_hub`` writes our card with the training added; Trainer's drops the model's.
 
-        trainer = Trainer(model, ...)
-        keep_model_card(trainer)
+        class CardTrainer(ModelCardMixin, Trainer): ...
 
-    Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded, unless
+    Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded by ``from_pretrained``, unless
     ``push_to_hub`` is given others; results and hyperparameters are the Trainer's.
-
-    Args:
-        trainer: any ``transformers.Trainer`` whose model was loaded with ``from_pretrained``.
     """
-    write, source = trainer.create_model_card, str(trainer.model.config.name_or_path)
 
-    def create_model_card(*args: Any, **kwargs: Any) -> None:
-        write(*args, **kwargs)
-        if trainer.is_world_process_zero():
-            complete_trainer_card(Path(trainer.args.output_dir), trainer.hub_model_id, source)
+    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Write ``README.md`` into the output folder; the arguments are those of ``Trainer.create_model_card``.
 
-    trainer.create_model_card = create_model_card
+        Raises:
+            HubError: the folder contains no saved model.
+        """
+        from transformers import Trainer
+        from transformers.modelcard import TrainingSummary
+
+        if not self.is_world_process_zero():
+            return
+        folder, source = Path(self.args.output_dir), str(self.model.config.name_or_path)
+        if not (folder / "config.json").is_file():
+            raise HubError(f"{str(folder)!r} contains no saved model yet, so its card cannot be written; call trainer.save_model() first.")
+        signature = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs)
+        summary = TrainingSummary.from_trainer(*signature.args, **signature.kwargs)
+        metadata = summary.create_metadata()
+        stated = {name: metadata.get(name) for name in ("license", "language", "datasets", "base_model", "tags")}
+        card = model_card(
+            folder,
+            name=self.hub_model_id or str(folder),
+            introduction=introduction(source, metadata.get("datasets") or []),
+            training=training_section(summary),
+            measured="\n".join(f"- {name}: {value}" for name, value in (summary.eval_results or {}).items()),
+            eval_results=model_index_to_eval_results(metadata["model-index"])[1] or None,
+            **from_source(source, stated),
+        )
+        card.save(folder / "README.md")
 
 
-def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> None:
-    """Rewrite the card that Trainer wrote into ``folder``."""
-    readme = folder / "README.md"
-    if not (folder / "config.json").is_file():
-        raise HubError(f"{str(folder)!r} contains no saved model yet, so its card cannot be written; call trainer.save_model() first.")
-    theirs = read_card(readme)
-    text = theirs.text.strip()
-    said = introduction(text, source)
-    training = text.partition(TRAINING)[2].strip()
-    known = theirs.data.to_dict()
-    stated = {name: known.get(name) for name in ("license", "language", "datasets", "base_model")}
-    readme.unlink()
-    try:
-        contents = from_source(source, {**stated, "tags": known.get("tags") or []})
-        ours = model_card(folder, name=repo_id or str(folder), introduction=said, training=training, **contents)
-    except BaseException:
-        theirs.save(readme)
-        raise
-    ours.data["eval_results"] = theirs.data.get("eval_results")
-    ours.save(readme)
-
-
-def introduction(text: str, source: str) -> str:
-    """The first paragraphs of Trainer's card, without comment and title, and corrected: a loaded model was not trained from scratch, and a
-    data set may have no name."""
-    said = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).strip().partition("\n## ")[0]
-    said = re.sub(r"^# .*$", "", said, flags=re.MULTILINE).strip()
+def introduction(source: str, datasets: Sequence[str]) -> str:
+    """The first sentence of the card of a model that was loaded from ``source`` and trained by transformers' Trainer."""
+    start = "Trained"
     if source:
-        name = in_one_line(Path(source).name if Path(source).expanduser().exists() else source)
-        said = said.replace("This model was trained from scratch", f"This model is a fine-tuned version of `{name}`")
-    return re.sub(r" on (?:the None|an unknown|the unknown) dataset", "", said)
+        start = f"Fine-tuned from `{in_one_line(Path(source).name if Path(source).expanduser().exists() else source)}`"
+    return f"{start}{' on ' * bool(datasets)}{in_one_line(', '.join(datasets))} by transformers' Trainer."
+
+
+def training_section(summary: TrainingSummary) -> str:
+    """Hyperparameters and the results of each evaluation, in Markdown."""
+    from transformers.modelcard import make_markdown_table
+
+    settings = "\n".join(f"- {name}: {value}" for name, value in (summary.hyperparameters or {}).items())
+    return f"{settings}\n\n{make_markdown_table(summary.eval_lines)}" if summary.eval_lines else settings
 
 
 def from_source(source: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

@@ -131,24 +131,6 @@ def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
     return DOMAINS["code" if said & CODE else "text"]
 
 
-# ending of the class name -> (Auto class, task on the Hub, code that runs the loaded model)
-HEADS: dict[str, tuple[str, str | None, str]] = {
-    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering", _QA),
-    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask", _MASKED),
-    "ForCausalLM": ("AutoModelForCausalLM", "text-generation", _GENERATE),
-    "LMHeadModel": ("AutoModelForCausalLM", "text-generation", _GENERATE),
-    "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", None, _SUMMARY),
-    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification", _CLASS),
-    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification", _TOKEN_CLASSES),
-    "ForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice", _CHOICES),
-    "ForNextSentencePrediction": ("AutoModelForNextSentencePrediction", None, _NEXT_SENTENCE),
-    "ForPreTraining": ("AutoModelForPreTraining", None, _OUTPUTS),
-    "MTModel": ("AutoModelForSeq2SeqLM", "translation", _SUMMARY),
-    "DoubleHeadsModel": ("", None, _OUTPUTS),  # without an Auto class
-    "Model": ("AutoModel", "feature-extraction", _HIDDEN),
-}
-
-
 _SENTENCES = """
 embeddings = model.encode(["A long document starts here. " * 50, "A short one."])
 print(model.similarity(embeddings, embeddings))
@@ -179,6 +161,39 @@ graph = torch.export.load(f"{{folder}}/{file}").module()
 inputs = tokenizer({document} * 50, truncation=True, max_length={length}, return_tensors="pt")
 print({{name: tuple(value.shape) for name, value in graph(**inputs).items()}})
 """
+
+
+@dataclass(frozen=True)
+class Head:
+    """How models of one head are loaded and run.
+
+    auto_class: of transformers; empty where there is none.
+    task: its name on the Hub.
+    code: runs the loaded model once.
+    """
+
+    auto_class: str
+    task: str | None
+    code: str
+
+
+HEADS = {
+    "ForQuestionAnswering": Head("AutoModelForQuestionAnswering", "question-answering", _QA),
+    "ForMaskedLM": Head("AutoModelForMaskedLM", "fill-mask", _MASKED),
+    "ForCausalLM": Head("AutoModelForCausalLM", "text-generation", _GENERATE),
+    "LMHeadModel": Head("AutoModelForCausalLM", "text-generation", _GENERATE),
+    "ForConditionalGeneration": Head("AutoModelForSeq2SeqLM", None, _SUMMARY),
+    "ForSequenceClassification": Head("AutoModelForSequenceClassification", "text-classification", _CLASS),
+    "ForTokenClassification": Head("AutoModelForTokenClassification", "token-classification", _TOKEN_CLASSES),
+    "ForMultipleChoice": Head("AutoModelForMultipleChoice", "multiple-choice", _CHOICES),
+    "ForNextSentencePrediction": Head("AutoModelForNextSentencePrediction", None, _NEXT_SENTENCE),
+    "ForPreTraining": Head("AutoModelForPreTraining", None, _OUTPUTS),
+    "MTModel": Head("AutoModelForSeq2SeqLM", "translation", _SUMMARY),
+    "DoubleHeadsModel": Head("", None, _OUTPUTS),  # without an Auto class
+    "Model": Head("AutoModel", "feature-extraction", _HIDDEN),
+}
+"""Ending of a class's name -> how its models are run."""
+
 GRAPHS = ("model.onnx", "model.pt2")
 EXPORT_REPORT = "export_report.json"
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -313,10 +328,10 @@ def usage(
         candidates: it scores candidates that are read with the documents.
     """
     head = head_of(architecture)
-    if head is None or (trusts_code and not head[0]):
+    if head is None or (trusts_code and not head.auto_class):
         return None
-    auto, _, body = head
-    body = _CANDIDATES if candidates and architecture.endswith("ForTokenClassification") else body
+    auto = head.auto_class
+    body = _CANDIDATES if candidates and architecture.endswith("ForTokenClassification") else head.code
     ours = is_long and not trusts_code
     imported = ([auto] if auto else [] if ours else [architecture]) + ["AutoTokenizer"]
     loaded_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
@@ -362,8 +377,8 @@ def class_to_load(folder: Path, architecture: str) -> str:
     return ADAPTED.get(task, architecture) if isinstance(task, str) else architecture
 
 
-def head_of(architecture: str) -> tuple[str, str | None, str] | None:
-    """(Auto class, Hub task, snippet) of a model class; ``None`` for heads without a snippet."""
+def head_of(architecture: str) -> Head | None:
+    """The head of a model class; ``None`` for one without a snippet."""
     return next((head for ending, head in HEADS.items() if architecture.endswith(ending)), None)
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall
-from .common.feature_map import HeadwiseLinear, LinearMechanism, log_products
+from .common.feature_map import HeadwiseLinear
+from .common.log_features import LogLinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -38,7 +39,7 @@ class HedgehogOptions(Options):
 
 
 @register_mechanism("hedgehog")
-class Hedgehog(LinearMechanism):
+class Hedgehog(LogLinearMechanism):
     """Features that learn to be as spiky as softmax."""
 
     summary = "a learned exponential feature map, trained to imitate softmax"

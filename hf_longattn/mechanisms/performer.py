@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, State
 from ..private_apis import in_backward, tensor_version
-from .common.feature_map import LinearMechanism, added, log_products
+from .common.log_features import LogLinearMechanism, added, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -41,14 +41,13 @@ class PerformerOptions(Options):
 
 
 @register_mechanism("performer")
-class Performer(LinearMechanism):
+class Performer(LogLinearMechanism):
     """An unbiased estimate of softmax attention's weights before normalisation."""
 
     summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
     cost = "N·m·D"
     bitwise_causal = False
-    logarithms = True
     per_head_tensors = ()
     options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}

@@ -81,12 +81,12 @@ class Union(Composite, GatheredMechanism):
     @property
     def bands(self) -> list[SparseMechanism]:
         """Members that are a band around the diagonal, perhaps with global tokens."""
-        return [member for member in self.mechanisms if isinstance(member, SparseMechanism)]
+        return [member for member in self.mechanisms if isinstance(member, SparseMechanism) and not member.listed]
 
     @property
     def gathered(self) -> list[GatheredMechanism]:
         """Members that list their pairs as parts."""
-        return [member for member in self.mechanisms if isinstance(member, GatheredMechanism)]
+        return [member for member in self.mechanisms if isinstance(member, GatheredMechanism) and member.listed]
 
     def pattern(self, causal: bool) -> Pattern | None:
         """The band that covers all bands: each contains the diagonal, so it has the widest of their sides."""

@@ -13,9 +13,10 @@ Tokens at the same position modulo d attend to each other through a plain window
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..positions.distances import Extent
 from ..positions.relative import Span
-from .common.layout import band_pairs, band_tile, column_pairs
+from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -49,116 +50,12 @@ class WindowOptions(Options):
         return len(self.dilation)
 
 
-class WindowMask(MaskedMechanism):
-    """The definition: a window whose head h has dilation ``dilations[h]``, and sinks."""
-
-    options: WindowOptions
-
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if len(options.dilation) not in (1, num_heads):
-            raise OptionError(
-                f"Option 'dilation' of mechanism 'window' has {len(options.dilation)} entries for {num_heads} heads; "
-                "give one number, or one for each head."
-            )
-        self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
-
-    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        pattern, sinks = Pattern.window(self.options.window, causal), self.options.num_sinks
-
-        def band(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            if max(self.dilations) == 1:
-                return pattern.band_mod(b, h, q_idx, kv_idx)
-            dilation = torch.tensor(self.dilations, device=q_idx.device)[h]
-            away = q_idx - kv_idx
-            return (away % dilation == 0) & (away <= pattern.left * dilation) & (-away <= pattern.right * dilation)
-
-        if not sinks:
-            return band
-        return lambda b, h, q_idx, kv_idx: band(b, h, q_idx, kv_idx) | ((kv_idx >= 0) & (kv_idx < sinks))
-
-    @property
-    def _span(self) -> int:
-        """Distance from a causal query to the last key before its window."""
-        return (self.options.window - 1) * max(self.dilations) + 1
-
-    def reach(self, causal: bool = True) -> int | None:
-        return None if self.options.num_sinks else self._span
-
-    def locality(self, causal: bool) -> Locality | None:
-        pattern, longest = Pattern.window(self.options.window, causal), max(self.dilations)
-        if self.options.num_sinks and not (longest == 1 and isinstance(self, SparseMechanism)):
-            return None  # where sinks are a matter of positions, not global tokens
-        return Locality(pattern.left * longest, pattern.right * longest)
-
-    def extent(self, causal: bool) -> Extent:
-        pattern, longest = Pattern.window(self.options.window, causal), max(self.dilations)
-        return Extent(pattern.left * longest, pattern.right * longest, (pattern.left + pattern.right) * longest)
-
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        return (positions > upcoming - self._span) | (positions < self.options.num_sinks) if self.options.num_sinks else None
-
-    def covers(self, length: int, causal: bool = False) -> bool:
-        sinks = self.options.num_sinks
-        if length <= max(sinks, 1) or max(self.dilations) > 1:
-            return length <= max(sinks, 1)
-        return length <= self.options.window + sinks if causal else Pattern.window(self.options.window, False).covers(length, length)
-
-    def pairs(self, length: int, causal: bool = False) -> int:
-        """The mean over the heads, rounded down."""
-        return sum(self._pairs(length, causal, dilation) for dilation in self.dilations) // self.num_heads
-
-    def _pairs(self, length: int, causal: bool, dilation: int) -> int:
-        pattern, sinks = Pattern.window(self.options.window, causal), range(min(self.options.num_sinks, length))
-        total = 0
-        for residue in range(min(dilation, length)):
-            members = range(residue, length, dilation)
-            own = range(len(sinks[residue::dilation]))
-            total += band_pairs(len(members), pattern.left, pattern.right)
-            total += column_pairs(own, len(members), pattern.left, pattern.right, causal)
-            others = [sink for sink in sinks if sink % dilation != residue]
-            total += sum(len(members) - (len(range(residue, sink, dilation)) if causal else 0) for sink in others)
-        return total
-
-
-class DilatedWindow(WindowMask, GatheredMechanism):
-    """The window on the gathered engine, for dilated heads and for unions."""
-
-    name = "window"
-
-    @property
-    def per_head_tensors(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        return () if len(set(self.dilations)) == 1 else None
-
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        each = sorted(set(self.dilations))
-        if len(each) == 1:
-            return tuple(self._parts_of(each[0], length, causal, device))
-        of_head = torch.tensor(self.dilations, device=device).view(1, -1, 1, 1)
-        return tuple(
-            dataclasses.replace(part, queries=torch.where(of_head == dilation, part.queries, -1))
-            for dilation in each
-            for part in self._parts_of(dilation, length, causal, device)
-        )
-
-    def _parts_of(self, dilation: int, length: int, causal: bool, device: torch.device) -> Iterator[GatherTile]:
-        pattern = Pattern.window(self.options.window, causal)
-        near = band_tile(length, pattern.left, pattern.right, device, dilation)
-        yield near
-        if not self.options.num_sinks:
-            return
-        # A sink of the queries' own residue may lie in their window, which has listed it; the other sinks never do.
-        sinks = torch.arange(min(self.options.num_sinks, length), device=device)
-        own = near.queries[..., :1] % dilation == sinks % dilation
-        within = (-pattern.right * dilation, pattern.left * dilation)
-        yield GatherTile(near.queries, torch.where(own, sinks, -1), causal=causal, outside=within)
-        if dilation > 1:
-            yield GatherTile(near.queries, torch.where(own, -1, sinks), causal=causal)
-
-
 @register_mechanism("window")
-class Window(WindowMask, SparseMechanism):
-    """Each token sees its neighbours within a fixed distance, and the sinks."""
+class Window(SparseMechanism, GatheredMechanism):
+    """Each token sees its neighbours within a fixed distance, and the sinks.
+
+    A plain window is a band, with the sinks as global columns. Dilated heads, and sinks in a union, have their pairs listed.
+    """
 
     summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
     paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2"
@@ -171,58 +68,158 @@ class Window(WindowMask, SparseMechanism):
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
         return {"window": 2 * length}
 
+    options: WindowOptions
+    listed = False
+
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self._groups = [] if max(self.dilations) == 1 else [self._group(dilation) for dilation in sorted(set(self.dilations))]
-        """The heads of each dilation, and a mechanism for them. They have no tensors, so they need not be submodules."""
+        if len(options.dilation) not in (1, num_heads):
+            raise OptionError(
+                f"Option 'dilation' of mechanism 'window' has {len(options.dilation)} entries for {num_heads} heads; "
+                "give one number, or one for each head."
+            )
+        self._dilate(options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads)
 
-    def _group(self, dilation: int) -> tuple[list[int], WindowMask]:
+    def _dilate(self, dilations: tuple[int, ...]) -> None:
+        """Set each head's dilation."""
+        self.dilations, self.longest, different = dilations, max(dilations), sorted(set(dilations))
+        self._groups = [self._group(dilation) for dilation in different] if len(different) > 1 else []
+        """The heads of each dilation, and a mechanism for them. They have no tensors, so they need not be submodules."""
+        self.listed = self.listed or (self.longest > 1 and not self._groups)
+
+    def _group(self, dilation: int) -> tuple[list[int], Window]:
         heads = [head for head, own in enumerate(self.dilations) if own == dilation]
         options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # the score term has the relative positions
-        kind = Window if dilation == 1 else DilatedWindow
-        return heads, kind(len(heads), self.head_dim, self.hidden_size, self.max_length, options)
+        return heads, Window(len(heads), self.head_dim, self.hidden_size, self.max_length, options)
 
     @property
     def exports_definition(self) -> bool:  # type: ignore[override]
-        return bool(self._groups)
+        return self.longest > 1
+
+    def of_heads(self, first: int, last: int) -> Self:
+        part = super().of_heads(first, last)
+        part._dilate(self.dilations[first:last])
+        return part
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""
         return Pattern.window(self.options.window, causal, has_globals=self.options.num_sinks > 0, global_rows=False)
 
-    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
-        back, ahead = super().span(q_len, kv_len, causal)
-        longest = max(self.dilations)  # the pattern counts in steps of the dilation
-        return min(back * longest, kv_len - 1), min(ahead * longest, q_len - 1)
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        pattern, sinks = self.pattern(causal), self.options.num_sinks
 
-    def band(self, causal: bool) -> tuple[int, int] | None:
-        pattern = self.pattern(causal)
-        return None if pattern.has_globals or self._groups or self.relative is not None else (pattern.left, pattern.right)
+        def band(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            if self.longest == 1:
+                return pattern.band_mod(b, h, q_idx, kv_idx)
+            dilation = torch.tensor(self.dilations, device=q_idx.device)[h]
+            distance = q_idx - kv_idx
+            return (distance % dilation == 0) & (distance <= pattern.left * dilation) & (-distance <= pattern.right * dilation)
+
+        if not sinks:
+            return band
+        return lambda b, h, q_idx, kv_idx: band(b, h, q_idx, kv_idx) | ((kv_idx >= 0) & (kv_idx < sinks))
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The sinks."""
-        if not self.options.num_sinks:
+        """The sinks, where they are columns of a band."""
+        if not self.options.num_sinks or self.listed:
             return None
         sinks = (torch.arange(k.shape[2], device=k.device) < self.options.num_sinks).expand(k.shape[0], -1)
         return sinks if call.key_mask is None else sinks & call.key_mask
 
-    def only_pattern(self) -> bool:
-        return not self._groups and type(self).forward is Window.forward
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if self.listed:
+            return GatheredMechanism.forward(self, q, k, v, call)
         if not self._groups:
             return super().forward(q, k, v, call)
-        if len(self._groups) == 1:
-            return self._groups[0][1](q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for heads, mechanism in self._groups:
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            outs.append(mechanism(*(x[:, heads] for x in (q, k, v)), own))
+            group_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            outs.append(mechanism(*(x[:, heads] for x in (q, k, v)), group_call))
             order += heads
         return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]]
 
+    def only_pattern(self) -> bool:
+        return self.longest == 1 and type(self).forward is Window.forward
+
     def for_union(self) -> MaskedMechanism:
-        if self.options.num_sinks or self._groups:
-            return DilatedWindow(self.num_heads, self.head_dim, self.hidden_size, self.max_length, self.options)
-        return self
+        if self.longest == 1 and not self.options.num_sinks:
+            return self
+        member = copy.copy(self)  # it has no tensors
+        member.listed = True
+        return member
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        different = sorted(set(self.dilations))
+        if len(different) == 1:
+            return tuple(self._parts_of(different[0], length, causal, device))
+        of_head = torch.tensor(self.dilations, device=device).view(1, -1, 1, 1)
+        return tuple(
+            dataclasses.replace(part, queries=torch.where(of_head == dilation, part.queries, -1))
+            for dilation in different
+            for part in self._parts_of(dilation, length, causal, device)
+        )
+
+    def _parts_of(self, dilation: int, length: int, causal: bool, device: torch.device) -> Iterator[GatherTile]:
+        pattern = self.pattern(causal)
+        near = band_tile(length, pattern.left, pattern.right, device, dilation)
+        yield near
+        if not self.options.num_sinks:
+            return
+        # A sink of the queries' own residue may lie in their window, which has listed it; the other sinks never do.
+        sinks = torch.arange(min(self.options.num_sinks, length), device=device)
+        own = near.queries[..., :1] % dilation == sinks % dilation
+        within = (-pattern.right * dilation, pattern.left * dilation)
+        yield GatherTile(near.queries, torch.where(own, sinks, -1), causal=causal, outside=within)
+        if dilation > 1:
+            yield GatherTile(near.queries, torch.where(own, -1, sinks), causal=causal)
+
+    def reach(self, causal: bool = True) -> int | None:
+        return None if self.options.num_sinks else self._causal_reach
+
+    @property
+    def _causal_reach(self) -> int:
+        """Tokens from a causal query back to the furthest key of its window, both included."""
+        return (self.options.window - 1) * self.longest + 1
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        sinks = self.options.num_sinks
+        return (positions > upcoming - self._causal_reach) | (positions < sinks) if sinks else None
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        if self.options.num_sinks:
+            return super().span(q_len, kv_len, causal)
+        pattern = self.pattern(causal)
+        return min(pattern.left * self.longest, kv_len - 1), min(pattern.right * self.longest, q_len - 1)
+
+    def band(self, causal: bool) -> tuple[int, int] | None:
+        pattern = self.pattern(causal)
+        return None if pattern.has_globals or self.longest > 1 or self.relative is not None else (pattern.left, pattern.right)
+
+    def locality(self, causal: bool) -> Locality | None:
+        if self.options.num_sinks and (self.longest > 1 or self.listed):
+            return None  # where sinks are a matter of positions, not global tokens
+        pattern = self.pattern(causal)
+        return Locality(pattern.left * self.longest, pattern.right * self.longest)
+
+    def extent(self, causal: bool) -> Extent:
+        pattern = self.pattern(causal)
+        return Extent(pattern.left * self.longest, pattern.right * self.longest, (pattern.left + pattern.right) * self.longest)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        sinks = self.options.num_sinks
+        if length <= max(sinks, 1) or self.longest > 1:
+            return length <= max(sinks, 1)
+        return length <= self.options.window + sinks if causal else Pattern.window(self.options.window, False).covers(length, length)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """The mean over the heads, rounded down."""
+        return sum(self._pairs_of(dilation, length, causal) for dilation in self.dilations) // self.num_heads
+
+    def _pairs_of(self, dilation: int, length: int, causal: bool) -> int:
+        pattern, sinks = self.pattern(causal), range(min(self.options.num_sinks, length))
+        residues = (len(range(residue, length, dilation)) for residue in range(min(dilation, length)))
+        band = sum(band_pairs(members, pattern.left, pattern.right) for members in residues)
+        columns = sum(length - sink if causal else length for sink in sinks)
+        in_band = sum(1 + min((length - 1 - sink) // dilation, pattern.left) + min(sink // dilation, pattern.right) for sink in sinks)
+        return band + columns - in_band

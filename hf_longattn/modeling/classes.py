@@ -81,6 +81,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,
+        "accepts_loss_kwargs": family.divides_by_items(base.__name__),  # Trainer's name
         "position_table": next((table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None),
     }
     if family.config_class.score_cap is not None:

@@ -29,7 +29,7 @@ from .family.definition import Family, PositionTable
 from .family.validation import check_length, check_tables, input_of, refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import cut_as_configured
-from .run.losses import divides_by_items, with_auxiliary_loss
+from .run.losses import with_auxiliary_loss
 from .run.memory import MASK_OF_MEMORY, new_memory, run_with_memory
 from .run.modes import RunsInModes
 from .run.segments import run_in_segments
@@ -54,6 +54,8 @@ class LongAttentionMixin(_Base):
     """Comes before the base's model class and makes it a Long class."""
 
     family: ClassVar[Family]
+    accepts_loss_kwargs: ClassVar[bool]
+    """Whether Trainer may leave the mean over accumulated batches to the head; see :meth:`Family.divides_by_items`."""
     hands_globals_down: ClassVar[bool] = True
     """Whether the base's heads and layers pass keyword arguments down to attention, as a global mask requires."""
 
@@ -83,11 +85,6 @@ class LongAttentionMixin(_Base):
         super().post_init()
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
-
-    @property
-    def accepts_loss_kwargs(self) -> bool:
-        """Whether Trainer may leave the mean over accumulated batches to the head; see :func:`divides_by_items`."""
-        return divides_by_items(type(self))
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Give a repository without a card ours, in place of transformers' empty one; ``push_to_hub`` calls this with the folder."""

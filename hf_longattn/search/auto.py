@@ -13,7 +13,8 @@ from ..conversion.sources.base import Source
 from ..conversion.text import verification_text
 from .budget import Budget
 from .candidates import read_candidates
-from .run import PIECES, Search, SearchConfig
+from .config import PIECES, SearchConfig
+from .run import Search
 from .scores import QUERIES
 
 BUDGET = "0.25"
@@ -48,7 +49,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         "text": result.text if config.search_text is not None else "built-in English text",
         "compared_at": result.compared_at,
         "chosen": result.chosen.to_dict(seconds),
-        "uniform": [one.to_dict(seconds) for one in result.uniform],
+        "uniform": [costed.to_dict(seconds) for costed in result.uniform],
         "left_out": dict(result.reasons),
         "machine": dict(result.machine),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..diagnostics import Candidate
+from ..diagnostics.candidates import read_candidates as candidates_from
 from ..errors import OptionError
 from ..mechanisms.common.registry import prototype
 
@@ -26,9 +27,9 @@ def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
         UnknownMechanismError: a mechanism that does not exist.
     """
     if texts is None:
-        chosen = [Candidate.read(text) for text in USUAL]
-        return [*(Candidate(one.mechanism, one.options) for one in chosen), FULL]
-    candidates = list({str(one): one for one in (Candidate.read(text) if isinstance(text, str) else text for text in texts)}.values())
+        usual = [Candidate.read(text) for text in USUAL]
+        return [*(Candidate(candidate.mechanism, candidate.options) for candidate in usual), FULL]
+    candidates = candidates_from(texts)
     if not candidates:
         raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
     return candidates

@@ -31,18 +31,17 @@ from ..errors import LongAttentionError, in_a_line
 from ..mechanisms.common.registry import mechanism_from
 from ..reading import read_json_object
 from ..staging import staged_file
-from .objectives import FAILURES
+from .objectives import FAILURES, Progress
 
 TURNS = 6
-SLOW = 2.0
-"""Seconds; a candidate whose first run takes longer is not run again."""
-Progress = Callable[[str], None]
+SLOW_SECONDS = 2.0
+"""A candidate whose first run takes longer is not run again."""
 Device = torch.device
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Of one layer, for one sequence: ``seconds`` and ``bytes``, ``None`` where they were not measured."""
+    """What one layer costs for one sequence: ``seconds``, and ``bytes``, ``None`` where they were not measured."""
 
     seconds: float
     bytes: int | None = None
@@ -64,7 +63,7 @@ class Setting:
 
     @classmethod
     def of(cls, shape: ModelShape, length: int, device: Device) -> Setting:
-        """Of this process on ``device``."""
+        """The setting of this process on ``device``."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.node()} {platform.machine()} {device.type}"
         return cls(
             length, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, shape.causal, name, torch.get_num_threads(),
@@ -123,7 +122,7 @@ class LayerCosts:
                 self.refused[name] = f"It failed at {self.length:,} tokens: {in_a_line(error)}."
                 continue
             runs[name], self.known[name] = run, LayerCost(first, size)
-        quick = {name: run for name, run in runs.items() if self.known[name].seconds < SLOW}
+        quick = {name: run for name, run in runs.items() if self.known[name].seconds < SLOW_SECONDS}
         for _ in range(TURNS):
             for name, run in quick.items():
                 cost = self.known[name]
@@ -196,11 +195,11 @@ def _working_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
 def _without_stderr() -> Iterator[None]:
     """Within the context nothing appears on stderr: the profiler's C++ code writes lines there that no setting turns off."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)

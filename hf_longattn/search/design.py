@@ -24,7 +24,7 @@ class Design:
 
     @classmethod
     def uniform(cls, candidate: Candidate, layers: int, named: frozenset[int] = frozenset()) -> Design:
-        """The same in every layer."""
+        """The design with one candidate in every layer."""
         return cls((candidate,) * layers, named)
 
     @property
@@ -41,14 +41,18 @@ class Design:
     def attention(self) -> LongAttentionConfig:
         """The configuration: the default, and overrides for the other layers."""
         default = self.default
-        others = {number: {"mechanism": one.mechanism, **one.options} for number, one in enumerate(self.layers) if self._is_named(number)}
-        return LongAttentionConfig(default.mechanism, layers=others or None, **default.options)
+        overrides = {
+            number: {"mechanism": candidate.mechanism, **candidate.options}
+            for number, candidate in enumerate(self.layers)
+            if self._is_named(number)
+        }
+        return LongAttentionConfig(default.mechanism, layers=overrides or None, **default.options)
 
     def _is_named(self, layer: int) -> bool:
         return layer in self.named or self.names[layer] != str(self.default)
 
     def rules(self, layers: Iterable[int] | None = None) -> list[tuple[str, Candidate]]:
-        """Layer numbers such as ``0-2,5`` and what they run, in the order of their first layers; of all layers, or those given."""
+        """Layer numbers such as ``0-2,5`` and what they run, in the order of their first layers; of all layers, or of ``layers``."""
         numbers: dict[str, list[int]] = {}
         for number in range(len(self.layers)) if layers is None else layers:
             name = self.names[number]
@@ -62,14 +66,14 @@ class Design:
         values["mechanism"] = default.mechanism
         if default.options:
             values["option"] = [f"{name}={value}" for name, value in default.options.items()]
-        others = [f"{where}={one}" for where, one in self.rules(filter(self._is_named, range(len(self.layers))))]
-        if others:
-            values["layers"] = others
+        overrides = [f"{where}={candidate}" for where, candidate in self.rules(filter(self._is_named, range(len(self.layers))))]
+        if overrides:
+            values["layers"] = overrides
         return values
 
     def __str__(self) -> str:
         rules = self.rules()
-        return f"{rules[0][1]} in every layer" if len(rules) == 1 else "; ".join(f"{where}={one}" for where, one in rules)
+        return f"{rules[0][1]} in every layer" if len(rules) == 1 else "; ".join(f"{where}={candidate}" for where, candidate in rules)
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,17 @@ class CostedDesign:
 
 
 def pareto(designs: Iterable[CostedDesign]) -> list[CostedDesign]:
-    """Those with a loss than which no other has less at the same cost or less, cheapest first."""
+    """The designs with a loss that no other design beats at the same cost or less, cheapest first."""
     front: list[CostedDesign] = []
-    for one in sorted((one for one in designs if one.loss is not None), key=lambda one: (one.seconds, one.loss)):
-        if not front or one.loss < front[-1].loss:  # type: ignore[operator]
-            front.append(one)
+    for costed in sorted((costed for costed in designs if costed.loss is not None), key=lambda costed: (costed.seconds, costed.loss)):
+        if not front or costed.loss < front[-1].loss:  # type: ignore[operator]
+            front.append(costed)
     return front
 
 
 def unique(designs: Sequence[Design]) -> list[Design]:
-    """Without repetitions, in order."""
-    return list({one.names: one for one in designs}.values())
+    """The designs without repetitions, in order."""
+    return list({design.names: design for design in designs}.values())
 
 
 def _short(value: float) -> float:

@@ -40,7 +40,7 @@ class SearchFolder:
         self.path = path
 
     def file(self, name: str) -> Path:
-        """A file or folder in it."""
+        """The path of a file or folder in it."""
         return self.path / name
 
     def stored(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class SearchFolder:
 
 @contextmanager
 def opened_folder(path: str | Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[SearchFolder]:
-    """The folder, made if it does not exist.
+    """The folder of a search, made if it does not exist; one process at a time has it.
 
     Raises:
         DestinationExistsError: it holds a search and neither ``resume`` nor ``overwrite`` is given, other settings, or something else; or
@@ -76,7 +76,7 @@ def opened_folder(path: str | Path, settings: Mapping[str, Any], *, resume: bool
     """
     check_name(path)
     folder = SearchFolder(Path(path).expanduser())
-    made = [one for one in (folder.path, *folder.path.parents) if not one.exists()]
+    new_folders = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.file(LOCK), timeout=0)
@@ -85,36 +85,38 @@ def opened_folder(path: str | Path, settings: Mapping[str, Any], *, resume: bool
         raise DestinationExistsError(f"Another search is working in {str(path)!r}; wait for it, or choose another --output.") from error
     except OSError as error:
         raise CheckpointError(f"The folder {str(path)!r} cannot be made ({error.strerror}); choose another --output.") from error
+    refused = False
     try:
-        fresh = not folder.file(SETTINGS).exists() or overwrite
+        new_search = not folder.file(SETTINGS).exists() or overwrite
         _check(folder, dict(settings), resume=resume, overwrite=overwrite)
         try:
             yield folder
         except LongAttentionError:
-            if fresh and not folder.file(STUDY).exists():
-                _forget(folder, made)
+            refused = new_search and not folder.file(STUDY).exists()
             raise
     finally:
         lock.release()
+        if refused:  # Windows removes no file that is locked
+            _remove_files(folder, new_folders)
 
 
-def _forget(folder: SearchFolder, made: Sequence[Path]) -> None:
-    """Remove what a refused search has written, except measured costs, and the folders that were ``made`` for it."""
-    for one in (*MEASURED, LOCK):
-        folder.file(one).unlink(missing_ok=True)
+def _remove_files(folder: SearchFolder, new_folders: Sequence[Path]) -> None:
+    """Remove what a refused search has written, except measured costs, and the folders that were made for it."""
+    for name in (*MEASURED, LOCK):
+        folder.file(name).unlink(missing_ok=True)
     with suppress(OSError):  # not empty
-        for empty in made or [folder.path]:
+        for empty in new_folders or [folder.path]:
             empty.rmdir()
 
 
 def _check(folder: SearchFolder, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     file, name = folder.file(SETTINGS), str(folder.path)
-    others = {one.name for one in folder.path.iterdir()} - {LOCK, COSTS}
-    if not file.is_file() and others - set(MEASURED) - {TRANSFER}:
-        raise DestinationExistsError(f"{name!r} holds files that are no search; choose another --output.")
+    unknown = {path.name for path in folder.path.iterdir()} - {LOCK, COSTS, TRANSFER, *MEASURED}
+    if not file.is_file() and unknown:
+        raise DestinationExistsError(f"{name!r} holds files that are not a search's; choose another --output.")
     if overwrite:
-        for one in MEASURED:
-            folder.file(one).unlink(missing_ok=True)
+        for measured in MEASURED:
+            folder.file(measured).unlink(missing_ok=True)
         shutil.rmtree(folder.file(TRANSFER), ignore_errors=True)
     elif file.is_file():
         stored = read_json_object(file)
@@ -122,7 +124,7 @@ def _check(folder: SearchFolder, settings: dict[str, Any], *, resume: bool, over
             raise DestinationExistsError(
                 f"{name!r} holds a search; add --resume to continue it, --overwrite to start again, or choose another --output."
             )
-        if differing := [one for one in settings if stored.get(one) != settings[one]]:
+        if differing := [setting for setting in settings if stored.get(setting) != settings[setting]]:
             first = differing[0]
             before = f"{first}={stored.get(first)!r:.80}, not {settings[first]!r:.80}" if first != "text" else "another text"
             raise DestinationExistsError(

@@ -2,9 +2,9 @@
 
     maximise  Σ_l value[l, c_l]   subject to   Σ_l cost[l, c_l] ≤ budget
 
-Layer by layer, the partial choices are kept than which no other has more value at the same cost or less; costs are not rounded. Should
-more than 20,000 remain, the best one in each 20,000th of the largest budget is kept, so a choice is always within its budget, and no other
-that is cheaper by such a part per layer is better.
+Layer by layer, the partial choices are kept that no other beats in value at the same cost or less; costs are not rounded. If more than
+20,000 remain, the best one in each 20,000th of the largest budget is kept, so that a choice is always within its budget, and no other
+choice that is cheaper by such a part per layer is better.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-PARTIAL = 20_000
+MAX_PARTIAL = 20_000
 """Partial choices kept, at most."""
-EQUAL = 1e-9
+TOLERANCE = 1e-9
 """Relative difference of costs that counts as none, and of values."""
 Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Solution:
     """One candidate for each layer.
 
     candidates: their numbers, by layer.
@@ -34,9 +34,8 @@ class Choice:
     cost: float
 
 
-def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list[Choice]:
-    """The best choice for every budget up to ``largest``: those than which no other has more value at
-    the same cost or less, cheapest first.
+def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list[Solution]:
+    """The best choice for every budget up to ``largest``, cheapest first: no other has more value at the same cost or less.
 
     Args:
         values: ``(layers, candidates)``; nan or -inf where a candidate is impossible.
@@ -48,7 +47,7 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
     possible = np.isfinite(values) & np.isfinite(costs)
     if largest is None:
         largest = float(np.where(possible, costs, 0.0).max(1).sum())
-    limit = largest * (1 + EQUAL)
+    limit = largest * (1 + TOLERANCE)
     cost, value = np.zeros(1), np.zeros(1)
     steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
     for layer in range(len(values)):
@@ -59,38 +58,40 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
         if not len(order):
             return []
         highest = np.maximum.accumulate(worth[order])
-        order = order[np.concatenate([[True], highest[1:] > highest[:-1] + EQUAL])]
-        if len(order) > PARTIAL:
-            cell = np.floor(total[order] / limit * PARTIAL)
+        order = order[np.concatenate([[True], highest[1:] > highest[:-1] + TOLERANCE])]
+        if len(order) > MAX_PARTIAL:
+            cell = np.floor(total[order] / limit * MAX_PARTIAL)
             order = order[np.concatenate([cell[1:] > cell[:-1], [True]])]  # values rise, so the last of a cell is its best
         steps.append((order // len(numbers), numbers[order % len(numbers)]))
         cost, value = total[order], worth[order]
-    choices = []
+    solutions = []
     for last in range(len(cost)):
         at, candidates = last, []
         for parents, chosen in reversed(steps):
             candidates.append(int(chosen[at]))
             at = int(parents[at])
-        choices.append(Choice(tuple(reversed(candidates)), float(value[last]), float(cost[last])))
-    return choices
+        solutions.append(Solution(tuple(reversed(candidates)), float(value[last]), float(cost[last])))
+    return solutions
 
 
-def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Choice | None:
+def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Solution | None:
     """The choice with the greatest value where no layer alone exceeds ``limit``, as for memory that one layer frees before the next; of
     equal values the cheaper. ``None`` if some layer has no candidate."""
     allowed = np.isfinite(values) & (peaks <= limit)
     if not allowed.any(1).all():
         return None
-    kept = np.where(allowed, values, -np.inf)
-    numbers = tuple(int(min(np.flatnonzero(row >= row.max() - 1e-12), key=lambda one: costs[layer, one])) for layer, row in enumerate(kept))
-    value = float(sum(values[layer, one] for layer, one in enumerate(numbers)))
-    return Choice(numbers, value, float(sum(costs[layer, one] for layer, one in enumerate(numbers))))
+    numbers = []
+    for row, prices in zip(np.where(allowed, values, -np.inf), costs, strict=True):
+        best = np.flatnonzero(row >= row.max() - 1e-12)
+        numbers.append(int(best[prices[best].argmin()]))
+    layers = range(len(numbers))
+    return Solution(tuple(numbers), float(values[layers, numbers].sum()), float(costs[layers, numbers].sum()))
 
 
-def thinned(choices: list[Choice], count: int) -> list[Choice]:
+def thinned(solutions: list[Solution], count: int) -> list[Solution]:
     """At most ``count`` of a front, the first and the last among them, evenly spaced in value."""
-    if len(choices) <= count:
-        return choices
-    marks = np.linspace(choices[0].value, choices[-1].value, count)
-    numbers = {min(range(len(choices)), key=lambda one: abs(choices[one].value - mark)) for mark in marks}
-    return [choices[one] for one in sorted(numbers)]
+    if len(solutions) <= count:
+        return solutions
+    values = np.array([solution.value for solution in solutions])
+    numbers = {int(abs(values - mark).argmin()) for mark in np.linspace(values[0], values[-1], count)}
+    return [solutions[number] for number in sorted(numbers)]

@@ -16,31 +16,31 @@ from .design import Design
 
 
 def choose_full_layers(
-    divergence: Callable[[Design], float], cheap: Candidate, own: Design, count: int, model: str, progress: Callable[[str], None]
+    divergence: Callable[[Design], float], cheap: Candidate, base: Design, count: int, model: str, progress: Callable[[str], None]
 ) -> tuple[KeptLayers, Design]:
     """The ``count`` layers that need their attention most, and the design in which they keep it.
 
     Args:
         divergence: KL of a design from the checkpoint.
         cheap: what the other layers run.
-        own: the checkpoint's attention.
+        base: the checkpoint's attention.
     Raises:
         OptionError: as many layers as the model has, or a mechanism that changes nothing at the length compared.
     """
-    layers = len(own.layers)
+    layers = len(base.layers)
     if not 0 < count < layers:
         raise OptionError(
             f"{model!r} has {layers} layers, so 1 to {layers - 1} of them can keep full attention; give --budget {layers // 2 or 1}."
         )
 
-    def restored(kept: frozenset[int]) -> Design:
-        return replace(own, layers=tuple(own.layers[one] if one in kept else cheap for one in range(layers)))
+    def restored(full_layers: frozenset[int]) -> Design:
+        return replace(base, layers=tuple(base.layers[layer] if layer in full_layers else cheap for layer in range(layers)))
 
     def divergences(sets: Sequence[frozenset[int]]) -> list[float]:
         values = []
-        for kept in sets:
-            progress(f"{cheap}, full attention in {', '.join(map(str, sorted(kept))) or 'no layer'}")
-            values.append(divergence(restored(kept)))
+        for full_layers in sets:
+            progress(f"{cheap}, full attention in {', '.join(map(str, sorted(full_layers))) or 'no layer'}")
+            values.append(divergence(restored(full_layers)))
         return values
 
     chosen = choose_layers(divergences, range(layers), count)

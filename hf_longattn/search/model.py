@@ -1,4 +1,4 @@
-"""The checkpoint of a search: a design for every layer, and what its own layers run."""
+"""The checkpoint of a search: any design in its layers, and the attention that they ran before."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class SearchedModel(TrialModel):
     """A checkpoint that takes one design after the other."""
 
     @property
-    def own_design(self) -> Design:
-        """What its layers run before the conversion."""
-        chosen = map(self.own_attention.for_layer, range(self.layers))
+    def base_design(self) -> Design:
+        """The attention that its layers run before the conversion."""
+        chosen = map(self.base_attention.for_layer, range(self.layers))
         return Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import Candidate
+from ..diagnostics.measure import Progress
 from ..diagnostics.trial_model import Weights, check_predicts_tokens
 from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
@@ -17,10 +18,9 @@ from .design import Design
 from .model import SearchedModel
 from .texts import SearchText
 
-Progress = Callable[[str], None]
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """What a mechanism may raise while it is measured: a search goes on without it."""
-COMPARED = 256
+PREDICTIONS_COMPARED = 256
 """Predictions of a piece that are compared."""
 Transferred = Mapping[str, Mapping[int, Weights]]
 """Parameters of mechanisms after attention transfer: by candidate, then by layer."""
@@ -44,10 +44,7 @@ class HeldOutLoss:
     def __init__(self, model: SearchedModel, text: SearchText, pieces: int, transferred: Transferred | None = None) -> None:
         check_predicts_tokens(model)
         self.model, self.transferred = model, transferred or {}
-        self.inputs: list[tuple[Tensor, Tensor]] = []
-        causal = model.original.shape.causal
-        for number, piece in enumerate(text.pieces(model.length, pieces)):
-            self.inputs.append((piece, piece) if causal else text.masked(piece, number))
+        self.inputs = text.predicted(model.length, pieces, causal=model.original.shape.causal)
 
     @torch.no_grad()
     def __call__(self, design: Design) -> float:
@@ -81,12 +78,11 @@ class Divergence:
         masked = model.predicts_tokens and not model.original.shape.causal
         self.inputs: list[Tensor] = []
         self.places: list[Tensor | None] = []
-        for number, piece in enumerate(text.pieces(length, pieces)):
-            ids, labels = text.masked(piece, number) if masked else (piece, piece)
+        for ids, labels in text.predicted(length, pieces, causal=not masked):
             self.inputs.append(ids)
             predicted = torch.nonzero(labels >= 0).flatten()
-            self.places.append(predicted[:: max(1, len(predicted) // COMPARED)][:COMPARED])
-        self.expected = self._logits(model.run_with(model.own_attention, short=True))
+            self.places.append(predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED])
+        self.expected = self._logits(model.run_with(model.base_attention, short=True))
 
     def __call__(self, design: Design) -> float:
         """The divergence, mean over pieces."""
@@ -96,7 +92,7 @@ class Divergence:
 
     @torch.no_grad()
     def _logits(self, model: Any) -> list[Tensor]:
-        """Of each piece, ``(predictions, classes)`` float32."""
+        """The logits of each piece, ``(predictions, classes)`` float32."""
         rows = []
         for ids, places in zip(self.inputs, self.places, strict=True):
             logits = getattr(model(input_ids=ids[None].to(model.device)), "logits", None)
@@ -120,13 +116,13 @@ def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:
 
 
 def divergence_by_layer(
-    divergence: Divergence, candidates: Sequence[Candidate], own: Design, progress: Progress | None = None
+    divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress | None = None
 ) -> tuple[list[dict[str, float]], dict[str, str]]:
     """KL of the model in which one layer alone runs a candidate, ``[layer][candidate's text]``, while the other layers run the checkpoint's
-    ``own``; and why candidates could not be measured, by their text."""
-    table: list[dict[str, float]] = [{} for _ in own.layers]
+    ``base``; and why candidates could not be measured, by their text."""
+    table: list[dict[str, float]] = [{} for _ in base.layers]
     failed: dict[str, str] = {}
-    for layer in range(len(own.layers)):
+    for layer in range(len(base.layers)):
         for candidate in candidates:
             name = str(candidate)
             if name in failed:
@@ -134,7 +130,7 @@ def divergence_by_layer(
             if progress is not None:
                 progress(f"layer {layer}: {name}")
             try:
-                table[layer][name] = divergence(replace(own, layers=(*own.layers[:layer], candidate, *own.layers[layer + 1 :])))
+                table[layer][name] = divergence(replace(base, layers=(*base.layers[:layer], candidate, *base.layers[layer + 1 :])))
             except FAILURES as error:
                 failed[name] = f"It failed in layer {layer}: {in_a_line(error)}."
     return [{name: value for name, value in row.items() if name not in failed} for row in table], failed

@@ -16,7 +16,7 @@ LABELS = {"mass": "captured mass (mean over layers)", "kl": "−Σ KL of single 
 
 
 def draw_search(result: SearchResult, file: Path) -> None:
-    """Write an SVG: the best designs by score and the uniform ones; beside them, if there was a stage 2, every design that was tried."""
+    """Write an SVG: the best designs by score and the uniform ones; next to them, if there was a stage 2, every design that was tried."""
     with needs_extra("search"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -34,28 +34,30 @@ def draw_search(result: SearchResult, file: Path) -> None:
 
 def _draw_scores(axis: Any, result: SearchResult) -> None:
     if result.front:
-        axis.step(_costs(result, result.front), [one.score for one in result.front], where="post", color="tab:blue", label="best designs")
-    judged = [one for one in result.uniform if one.score is not None]
-    axis.scatter(_costs(result, judged), [one.score for one in judged], color="tab:grey", s=22, label="the same in every layer")
-    for one in judged:
+        axis.step(
+            _costs(result, result.front), [costed.score for costed in result.front], where="post", color="tab:blue", label="best designs"
+        )
+    judged = [costed for costed in result.uniform if costed.score is not None]
+    axis.scatter(_costs(result, judged), [costed.score for costed in judged], color="tab:grey", s=22, label="the same in every layer")
+    for costed in judged:
         axis.annotate(
-            str(one.design.default), (_costs(result, [one])[0], one.score), fontsize=6, xytext=(3, -7), textcoords="offset points"
+            str(costed.design.default), (_costs(result, [costed])[0], costed.score), fontsize=6, xytext=(3, -7), textcoords="offset points"
         )
     if result.chosen.score is not None:
         axis.scatter(_costs(result, [result.chosen]), [result.chosen.score], marker="*", s=160, color="tab:red", zorder=3, label="chosen")
-    _finish(axis, result, LABELS[result.score])
+    _label_axes(axis, result, LABELS[result.score])
 
 
 def _draw_losses(axis: Any, result: SearchResult) -> None:
-    axis.scatter(_costs(result, result.tried), [one.loss for one in result.tried], s=14, color="tab:grey", label="tried")
+    axis.scatter(_costs(result, result.tried), [costed.loss for costed in result.tried], s=14, color="tab:grey", label="tried")
     best = result.pareto
-    axis.step(_costs(result, best), [one.loss for one in best], where="post", color="tab:blue", label="least loss for the cost")
+    axis.step(_costs(result, best), [costed.loss for costed in best], where="post", color="tab:blue", label="least loss for the cost")
     if result.chosen.loss is not None:
         axis.scatter(_costs(result, [result.chosen]), [result.chosen.loss], marker="*", s=160, color="tab:red", zorder=3, label="chosen")
-    _finish(axis, result, "held-out loss (nats)" if result.objective == "loss" else "KL divergence (nats)")
+    _label_axes(axis, result, "held-out loss (nats)" if result.objective == "loss" else "KL divergence (nats)")
 
 
-def _finish(axis: Any, result: SearchResult, name: str) -> None:
+def _label_axes(axis: Any, result: SearchResult, name: str) -> None:
     budget = result.budget
     memory = budget is not None and budget.of_memory
     if budget is not None:
@@ -70,5 +72,5 @@ def _finish(axis: Any, result: SearchResult, name: str) -> None:
 
 def _costs(result: SearchResult, designs: Sequence[CostedDesign]) -> list[float]:
     if result.budget is not None and result.budget.of_memory:
-        return [max(one.bytes or 0, 1) / 1e6 for one in designs]
-    return [one.seconds / result.full_seconds for one in designs]
+        return [max(costed.bytes or 0, 1) / 1e6 for costed in designs]
+    return [costed.seconds / result.full_seconds for costed in designs]

@@ -28,12 +28,12 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The outcome of a search.
 
     model, text: their names. length: of the target, in tokens. compared_at: tokens at which ``score`` was measured.
     layers_kept: in the mode full-layers, how many keep the checkpoint's own attention; else ``None``.
     full_seconds, full_bytes: of full attention in every layer.
-    chosen: the design; ``reason`` says in a sentence why it.
+    chosen: the design; ``reason`` says why, in a sentence.
     front: the best designs by ``score`` under every budget, cheapest first. uniform: one candidate in every layer. tried: in stage 2.
     rows: the layers. importance: in the mode full-layers, what restoring each layer gains, in nats of KL divergence.
     costs: seconds and bytes of one layer, by candidate. reasons: of the candidates that were left out, by candidate.
@@ -72,12 +72,12 @@ class SearchResult:
 
     @property
     def pareto(self) -> list[CostedDesign]:
-        """The designs of stage 2 than which no other has less loss at the same cost."""
+        """The designs of stage 2 that no other beats in loss at the same cost."""
         return pareto(self.tried)
 
     @property
     def command(self) -> str:
-        """What converts the checkpoint so, as a shell reads it."""
+        """The command that converts the checkpoint to the design, as a shell reads it."""
         file = f"{self.folder}/design.yaml" if self.folder else "design.yaml"
         return shlex.join(["longattn", "convert", self.model, unused_name(f"{Path(self.model).name}-{self.length}"), "--config", file])
 
@@ -89,11 +89,11 @@ class SearchResult:
         verdict = "worse, so train after the conversion" if self.loss_change.worse else "not worse"
         return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
 
-    def cost_of(self, one: CostedDesign) -> str:
+    def cost_of(self, costed: CostedDesign) -> str:
         """A design's cost in words."""
         if self.budget is not None and self.budget.of_memory:
-            return readable_bytes(one.bytes or 0)
-        return f"{readable_seconds(one.seconds)} ({one.seconds / self.full_seconds:.3g} of full attention)"
+            return readable_bytes(costed.bytes or 0)
+        return f"{readable_seconds(costed.seconds)} ({costed.seconds / self.full_seconds:.3g} of full attention)"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -121,9 +121,9 @@ class SearchResult:
                 name: {"seconds": seconds, **({} if size is None else {"bytes": size})} for name, (seconds, size) in self.costs.items()
             },
             "layers": [{"chosen": row.chosen, "scores": dict(row.scores)} for row in self.rows],
-            "front": [one.to_dict(full) for one in self.front],
-            "uniform": [one.to_dict(full) for one in self.uniform],
-            "tried": [one.to_dict(full) for one in self.tried],
+            "front": [costed.to_dict(full) for costed in self.front],
+            "uniform": [costed.to_dict(full) for costed in self.uniform],
+            "tried": [costed.to_dict(full) for costed in self.tried],
             **({} if not self.compared else {"compared": dict(self.compared)}),
             "left_out": dict(self.reasons),
             "notes": list(self.notes),
@@ -137,7 +137,7 @@ class SearchResult:
         lines = [
             f"# A design for {self.model} at {self.length:,} tokens",
             "",
-            *(part for one in (self.reason, self.loss_sentence) if one for part in (one, "")),
+            *(part for sentence in (self.reason, self.loss_sentence) if sentence for part in (sentence, "")),
             f"    {self.command}",
             "",
             f"Searched under {limit}, with the text {self.text}. Costs are those of attention alone, for one sequence of {self.length:,} "
@@ -160,15 +160,15 @@ class SearchResult:
             lines += [
                 "", f"## Tried: {len(self.tried)} designs", "", "The best for their cost:", "",
                 f"| design | {self.objective} | share of full attention's time |", "|---|---|---|",
-                *(f"| {one.design} | {one.loss:.4f} | {one.seconds / full:.3f} |" for one in self.pareto),
+                *(f"| {costed.design} | {costed.loss:.4f} | {costed.seconds / full:.3f} |" for costed in self.pareto),
             ]  # fmt: skip
         if self.uniform:
             lines += ["", "## The same candidate in every layer", ""]
             lines += ["| candidate | score | share of full attention's time | memory |", "|---|---|---|---|"]
-        for one in self.uniform:
-            score = "" if one.score is None else f"{one.score:.4f}"
-            size = "" if one.bytes is None else readable_bytes(one.bytes)
-            lines.append(f"| {one.design.default} | {score} | {one.seconds / full:.3f} | {size} |")
+        for costed in self.uniform:
+            score = "" if costed.score is None else f"{costed.score:.4f}"
+            size = "" if costed.bytes is None else readable_bytes(costed.bytes)
+            lines.append(f"| {costed.design.default} | {score} | {costed.seconds / full:.3f} | {size} |")
         if self.reasons:
             lines += ["", "Left out:", "", *(f"- {name}: {why}" for name, why in self.reasons.items())]
         about = ", ".join(f"{name} {value}" for name, value in self.machine.items())

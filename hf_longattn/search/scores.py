@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,20 +16,19 @@ from .costs import LayerCost
 from .design import CostedDesign, Design
 from .knapsack import Numbers, best_under_peak, front, thinned
 from .model import SearchedModel
-from .objectives import Divergence, divergence_by_layer
+from .objectives import Divergence, Progress, divergence_by_layer
 from .texts import SearchText
 
 QUERIES = 512
 """Queries measured in each piece."""
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of candidates by layer, the greater the better.
+    """Scores of candidates by layer; greater is better.
 
     scores: ``[layer][candidate's text]``; candidates that cannot be judged are missing.
-    reasons: of those, by text. failed: of candidates that no layer can run, by text.
+    reasons: why those cannot be judged, by text. failed: why no layer can run a candidate, by text.
     """
 
     scores: list[dict[str, float]]
@@ -44,29 +43,29 @@ def mass_table(
     masses, reasons = list[torch.Tensor](), dict[str, str]()
     for number, piece in enumerate(text.pieces(length, pieces)):
         progress(f"captured mass, piece {number + 1}")
-        measured = captured_mass(model.run_with(model.own_attention, short=True), piece, candidates, queries=queries, seed=number)
+        measured = captured_mass(model.run_with(model.base_attention, short=True), piece, candidates, queries=queries, seed=number)
         reasons |= dict(measured.reasons)
         masses.append(measured.mass.mean(1))
     mean = torch.stack(masses).mean(0)
-    judged = [number for number, one in enumerate(candidates) if str(one) not in reasons]
-    return ScoreTable([{str(candidates[number]): float(row[number]) for number in judged} for row in mean], reasons)
+    judged = [(number, str(candidate)) for number, candidate in enumerate(candidates) if str(candidate) not in reasons]
+    return ScoreTable([{name: float(row[number]) for number, name in judged} for row in mean], reasons)
 
 
 def divergence_table(
     model: SearchedModel, divergence: Divergence, candidates: Sequence[Candidate], progress: Progress
 ) -> ScoreTable:  # fmt: skip
     """Minus the KL divergence of the model in which this layer alone runs the candidate."""
-    divergences, failed = divergence_by_layer(divergence, candidates, model.own_design, progress)
+    divergences, failed = divergence_by_layer(divergence, candidates, model.base_design, progress)
     return ScoreTable([{name: -value for name, value in row.items()} for row in divergences], failed=failed)
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """Costs of candidates and how designs are priced.
+    """Costs of candidates, and of designs made of them.
 
     costs: of one layer, by the candidate's text, full attention's among them.
     sums: whether the bytes of all layers count together, as in a decoder, or those of the largest, as in an encoder.
-    named: layers of designs, as of :class:`~hf_longattn.search.design.Design`.
+    named: layers of designs, as in :class:`~hf_longattn.search.design.Design`.
     """
 
     costs: Mapping[str, LayerCost]
@@ -75,83 +74,83 @@ class CostTable:
     named: frozenset[int] = frozenset()
 
     def uniform(self, candidate: Candidate) -> Design:
-        """The same in every layer."""
+        """The design with one candidate in every layer."""
         return Design.uniform(candidate, self.layers, self.named)
 
     @property
     def full_seconds(self) -> float:
         return self.layers * self.costs[str(FULL)].seconds
 
-    def priced(self, design: Design, table: ScoreTable | None = None, score: str = "mass", loss: float | None = None) -> CostedDesign:
+    def costed(self, design: Design, table: ScoreTable | None = None, score: str = "mass", loss: float | None = None) -> CostedDesign:
         """A design with its costs and, if every layer was judged, its score."""
         costs = [self.costs[name] for name in design.names]
-        sizes = [one.bytes for one in costs if one.bytes is not None]
+        sizes = [cost.bytes for cost in costs if cost.bytes is not None]
         value = None
         if table is not None and all(name in row for name, row in zip(design.names, table.scores, strict=True)):
             total = sum(row[name] for name, row in zip(design.names, table.scores, strict=True))
             value = total / self.layers if score == "mass" else total
         size = None if len(sizes) < len(costs) else sum(sizes) if self.sums else max(sizes)
-        return CostedDesign(design, sum(one.seconds for one in costs), size, value, loss)
+        return CostedDesign(design, sum(cost.seconds for cost in costs), size, value, loss)
 
-    def price(self, name: str, budget: Budget) -> float:
-        """Of one layer, in the budget's unit."""
+    def layer_cost(self, name: str, budget: Budget) -> float:
+        """What a candidate costs in one layer, in the budget's unit."""
         cost = self.costs[name]
         return float(cost.bytes or 0) if budget.of_memory else cost.seconds
 
 
 def choose(
-    table: ScoreTable, candidates: Sequence[Candidate], prices: CostTable, budget: Budget, score: str, points: int = 40
+    table: ScoreTable, candidates: Sequence[Candidate], costs: CostTable, budget: Budget, score: str, points: int = 40
 ) -> tuple[CostedDesign, list[CostedDesign]]:
     """The best design within the budget, and the best ones under every budget, cheapest first.
 
     Raises:
         OptionError: nothing meets the budget; the sentence says what the cheapest design costs.
     """
-    judged = [one for one in candidates if any(str(one) in row for row in table.scores)]
+    judged = [candidate for candidate in candidates if any(str(candidate) in row for row in table.scores)]
     if not judged:
         why = next(iter(table.reasons.values()), "")
         raise OptionError(f"No candidate can be judged by captured mass ({why.rstrip('.')}); add --score kl, or give other candidates.")
-    names = [str(one) for one in judged]
+    names = list(map(str, judged))
     values: Numbers = np.array([[row.get(name, np.nan) for name in names] for row in table.scores])
-    costs: Numbers = np.array([[prices.price(name, budget) for name in names]] * len(values))
-    seconds: Numbers = np.array([[prices.costs[name].seconds for name in names]] * len(values))
-    limit = budget.limit(prices.full_seconds)
-    cheapest = cheapest_design(judged, prices, budget)
-    least = cheapest_price(cheapest, prices, budget)
-    if least > limit:
-        raise refuse_budget(budget, cheapest, least, prices)
-    peak = budget.of_memory and not prices.sums
+    amounts: Numbers = np.array([[costs.layer_cost(name, budget) for name in names]] * len(values))
+    seconds: Numbers = np.array([[costs.costs[name].seconds for name in names]] * len(values))
+    limit = budget.limit(costs.full_seconds)
+    cheapest = cheapest_design(judged, costs, budget)
+    lowest = cost_of_uniform(cheapest, costs, budget)
+    if lowest > limit:
+        raise budget_error(budget, cheapest, lowest, costs)
+    peak = budget.of_memory and not costs.sums
 
     def design(numbers: tuple[int, ...]) -> CostedDesign:
-        return prices.priced(Design(tuple(judged[one] for one in numbers), prices.named), table, score)
+        return costs.costed(Design(tuple(judged[number] for number in numbers), costs.named), table, score)
 
-    best = best_under_peak(values, seconds, costs, limit) if peak else next(iter(front(values, costs, limit)[-1:]), None)
+    best = best_under_peak(values, seconds, amounts, limit) if peak else next(iter(front(values, amounts, limit)[-1:]), None)
     if best is None:  # a rounding error of the last unit
-        return prices.priced(cheapest, table, score), [prices.priced(cheapest, table, score)]
+        return costs.costed(cheapest, table, score), [costs.costed(cheapest, table, score)]
     if peak:
-        steps = [best_under_peak(values, seconds, costs, one) for one in sorted({float(one) for one in costs[0]})]
-        everything = [one for one in steps if one is not None]
+        under_peaks = [best_under_peak(values, seconds, amounts, highest) for highest in sorted(set(amounts[0].tolist()))]
+        solutions = [solution for solution in under_peaks if solution is not None]
     else:
-        everything = front(values, costs)
-    chosen = [design(one.candidates) for one in thinned(everything, points)]
-    return design(best.candidates), list({one.design.names: one for one in chosen}.values())
+        solutions = front(values, amounts)
+    chosen = [design(solution.candidates) for solution in thinned(solutions, points)]
+    return design(best.candidates), list({costed.design.names: costed for costed in chosen}.values())
 
 
-def cheapest_design(candidates: Sequence[Candidate], prices: CostTable, budget: Budget) -> Design:
-    """The candidate with the lowest price in every layer."""
-    return prices.uniform(min(candidates, key=lambda one: prices.price(str(one), budget)))
+def cheapest_design(candidates: Sequence[Candidate], costs: CostTable, budget: Budget) -> Design:
+    """The candidate with the lowest cost in every layer."""
+    return costs.uniform(min(candidates, key=lambda candidate: costs.layer_cost(str(candidate), budget)))
 
 
-def cheapest_price(design: Design, prices: CostTable, budget: Budget) -> float:
-    """Of a uniform design, in the budget's unit."""
-    one = prices.price(design.names[0], budget)
-    return one if budget.of_memory and not prices.sums else one * prices.layers
+def cost_of_uniform(design: Design, costs: CostTable, budget: Budget) -> float:
+    """What a design with one candidate in every layer costs, in the budget's unit."""
+    cost = costs.layer_cost(design.names[0], budget)
+    return cost if budget.of_memory and not costs.sums else cost * costs.layers
 
 
-def refuse_budget(budget: Budget, cheapest: Design, least: float, prices: CostTable) -> OptionError:
-    """What is said of a budget that nothing meets."""
-    offered = budget.like(least, prices.full_seconds)
+def budget_error(budget: Budget, cheapest: Design, lowest: float, costs: CostTable) -> OptionError:
+    """The refusal of a budget that no design meets."""
+    enough = budget.like(lowest, costs.full_seconds)
     return OptionError(
-        f"No design meets the budget of {budget}: the cheapest, {cheapest}, needs {offered}; give --budget {offered}, or a cheaper "
+        f"No design meets the budget of {budget}: the cheapest, {cheapest}, needs {enough}; give --budget {enough}, or a cheaper "
         "--candidate of `longattn search`."
     )

@@ -1,7 +1,8 @@
 """Stage 2: designs tried one after the other by Optuna (NSGA-II, Deb et al. 2002), for less loss at less cost.
 
-The study is a journal, to which every process of a search appends, so that a search that was stopped resumes, and several processes share
-one. A trial is a design: for every layer the number of its candidate.
+The study is Optuna's journal, to which every process of a search appends, so that a search that was stopped resumes, and several processes
+share one. A trial is a design: for every layer the number of its candidate. Trials are asked for and told: Optuna's own loop
+(``study.optimize``) counts a trial that Ctrl-C ends as failed, and hides that the disk is full behind an AssertionError.
 """
 
 from __future__ import annotations
@@ -9,36 +10,30 @@ from __future__ import annotations
 import errno
 import math
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..diagnostics import Candidate
 from ..errors import CheckpointError, LongAttentionError, OptionError, check_extra, in_a_line, needs_extra
 from .design import Design
-from .objectives import FAILURES
+from .objectives import FAILURES, Progress
 
 STUDY = "study.journal"
 NAME = "design"
 ROUNDING = 1e-9
 POPULATION = 20
 """Designs in a generation of NSGA-II, at most."""
-ERROR = "error"
-"""Attribute of a trial that failed: why."""
+ERROR, EXCESS = "error", "beyond"
+"""Attributes of a trial: why it failed; the cost above the limit."""
 Objective = Callable[[Design], float]
-Progress = Callable[[str], None]
 
 
 class DesignStudy:
-    """The designs tried so far, and those to come.
+    """The designs tried so far, and the designs to try next.
 
     Args:
         folder: of the search; the study is its file :data:`STUDY`.
@@ -60,8 +55,8 @@ class DesignStudy:
         with needs_extra("search"):
             import optuna
             from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-        self.candidates, self.layers, self.costs, self.limit, self.seed = list(candidates), layers, dict(costs), limit, seed
-        self.named = named
+        self.candidates, self.costs, self.limit, self.seed, self.named = list(candidates), dict(costs), limit, seed, named
+        self.parameters = [f"layer{number}" for number in range(layers)]
         file = str(folder / STUDY)
         try:
             with _quiet():
@@ -80,17 +75,17 @@ class DesignStudy:
     def _sampler(self, started: int = 0) -> Any:
         import optuna
 
-        def beyond(trial: Any) -> tuple[float]:
-            return (trial.user_attrs.get("beyond", 0.0),)
+        def excess(trial: Any) -> tuple[float]:
+            return (trial.user_attrs.get(EXCESS, 0.0),)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # constraints are called experimental
-            return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=self.seed + started, constraints_func=beyond)
+            return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=self.seed + started, constraints_func=excess)
 
     def begin(self, seeds: Sequence[Design]) -> None:
-        """Queue designs to be tried first, if the study is new; else those whose trials were interrupted.
+        """Queue the designs to try first, if the study is new; else those whose trials were interrupted.
 
-        To be called by one process, while no other works on the study.
+        One process calls it, while no other works on the study.
         """
         import optuna
 
@@ -102,7 +97,7 @@ class DesignStudy:
             for trial in trials:
                 if trial.state == optuna.trial.TrialState.RUNNING:
                     self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                    if len(trial.params) == self.layers:
+                    if len(trial.params) == len(self.parameters):
                         self.study.enqueue_trial(trial.params)
 
     def work(self, objective: Objective, trials: int, progress: Progress | None = None) -> None:
@@ -114,14 +109,14 @@ class DesignStudy:
             self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)) if parent is None else os.getpid())
             for number in range(trials):
                 trial = self.study.ask()
-                numbers = range(len(self.candidates))
-                design = self._design({f"layer{one}": trial.suggest_categorical(f"layer{one}", numbers) for one in range(self.layers)})
+                choices = range(len(self.candidates))
+                design = self._design({name: trial.suggest_categorical(name, choices) for name in self.parameters})
                 cost = self.cost(design)
-                trial.set_user_attr("beyond", max(0.0, cost - self.limit * (1 + ROUNDING)))
+                trial.set_user_attr(EXCESS, max(0.0, cost - self.limit * (1 + ROUNDING)))
                 if progress is not None:
                     progress(f"trial {number + 1} of {trials}: {design}")
-                known = {one.names: loss for one, loss in self.tried()}
-                loss, why = (known[design.names], "") if design.names in known else _measured(objective, design)
+                losses = {tried.names: loss for tried, loss in self.tried()}
+                loss, why = (losses[design.names], "") if design.names in losses else _measure(objective, design)
                 if parent is not None and not parent.is_alive():  # the search was killed, and its next start tries this design again
                     return
                 if why:
@@ -155,18 +150,18 @@ class DesignStudy:
             return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def cost(self, design: Design) -> float:
-        """Of all layers, in the unit of ``limit``."""
+        """What all layers of a design cost, in the unit of ``limit``."""
         return sum(self.costs[name] for name in design.names)
 
     def _as_trial(self, design: Design) -> dict[str, int]:
-        names = [str(one) for one in self.candidates]
-        return {f"layer{number}": names.index(name) for number, name in enumerate(design.names)}
+        numbers = {str(candidate): number for number, candidate in enumerate(self.candidates)}
+        return {parameter: numbers[name] for parameter, name in zip(self.parameters, design.names, strict=True)}
 
-    def _design(self, parameters: Mapping[str, int]) -> Design:
-        return Design(tuple(self.candidates[parameters[f"layer{number}"]] for number in range(self.layers)), self.named)
+    def _design(self, numbers: Mapping[str, int]) -> Design:
+        return Design(tuple(self.candidates[numbers[parameter]] for parameter in self.parameters), self.named)
 
 
-def _measured(objective: Objective, design: Design) -> tuple[float, str]:
+def _measure(objective: Objective, design: Design) -> tuple[float, str]:
     """The loss of a design, and why it has none."""
     try:
         loss = objective(design)
@@ -176,7 +171,7 @@ def _measured(objective: Objective, design: Design) -> tuple[float, str]:
 
 
 def remove_torn_line(folder: Path) -> None:
-    """Remove what a full disk or a killed process left of a last line, and of a lock; to be called while no process works on the study."""
+    """Remove what a full disk or a killed process left of a last line, and of a lock, while no process works on the study."""
     file = folder / STUDY
     file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
     if file.is_file():
@@ -186,72 +181,9 @@ def remove_torn_line(folder: Path) -> None:
                 journal.truncate(content.rfind(b"\n") + 1)
 
 
-Work = Callable[..., None]
-
-
-def run_workers(work: Work, arguments: Sequence[tuple[Any, ...]]) -> None:
-    """Call ``work(*one)`` in a new process for each of ``arguments``, and wait for all of them.
-
-    ``work`` is a function of a module; each process gets an equal part of this one's threads.
-
-    Raises:
-        LongAttentionError: one of them ended early, with its sentence; the others are stopped.
-    """
-    context = multiprocessing.get_context("spawn")
-    threads, sentences = max(1, torch.get_num_threads() // len(arguments)), context.SimpleQueue()
-    processes = [context.Process(target=_worker, args=(work, one, threads, sentences), daemon=True) for one in arguments]
-    try:
-        with _ignoring_interrupts():  # which new processes inherit: Ctrl-C in a terminal reaches them, too
-            for process in processes:
-                process.start()
-        waiting = list(processes)
-        while waiting:
-            multiprocessing.connection.wait([process.sentinel for process in waiting])
-            for process in [one for one in waiting if one.exitcode is not None]:
-                waiting.remove(process)
-                if process.exitcode:
-                    said = sentences.get() if not sentences.empty() else ""
-                    raise LongAttentionError(
-                        said
-                        or f"A process of the search ended with {_ending(process.exitcode)}; add --resume to continue without its trial."
-                    )
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-        for process in processes:
-            if process.pid is not None:
-                process.join()
-
-
-def _worker(work: Work, arguments: tuple[Any, ...], threads: int, sentences: Any) -> None:
-    torch.set_num_threads(threads)
-    try:
-        work(*arguments)
-    except LongAttentionError as error:
-        sentences.put(str(error))
-        raise SystemExit(1) from None
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # no other may change how signals are handled
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _ending(code: int | None) -> str:
-    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's own lines about trials and its warnings about what is experimental; a full disk is a sentence."""
+    """Turns off Optuna's lines about trials and its warnings about what is experimental; a full disk is a sentence."""
     import optuna
 
     before = optuna.logging.get_verbosity()

@@ -49,3 +49,8 @@ class SearchText:
     def masked(self, piece: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """The piece with masked tokens, and the labels, both ``(N,)``; see :func:`hf_longattn.data.masking.masked_tokens`."""
         return masked_tokens(piece, self.tokenizer, seed)
+
+    def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
+        """Pieces with the labels of what is predicted: every next token, or masked ones."""
+        pieces = self.pieces(length, count)
+        return [(piece, piece) if causal else self.masked(piece, number) for number, piece in enumerate(pieces)]

@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from ..diagnostics import Candidate
 from ..diagnostics.trial_model import Weights
-from ..errors import OptionError, needs_extra
+from ..errors import OptionError
 from ..mechanisms.common.registry import prototype
 from ..staging import staged_file
 from .model import layer_weights
@@ -57,8 +57,7 @@ def transfer_attention(
 
 
 def _train(model: str, text: Path, candidate: Candidate, steps: int, length: int, file: Path, seed: int) -> None:
-    with needs_extra("train"):
-        from ..training import LineariseModelArguments, LineariseTrainingArguments, TextDataArguments, linearise_attention
+    from ..training import LineariseModelArguments, LineariseTrainingArguments, TextDataArguments, linearise_attention
 
     work = file.with_suffix(".run")
     shutil.rmtree(work, ignore_errors=True)
@@ -72,7 +71,7 @@ def _train(model: str, text: Path, candidate: Candidate, steps: int, length: int
         ),
     )  # fmt: skip
     trained = AutoModel.from_pretrained(work)
-    values = {f"{layer}.{name}": value.contiguous() for layer, one in layer_weights(trained).items() for name, value in one.items()}
+    values = {f"{layer}.{name}": value.contiguous() for layer, weights in layer_weights(trained).items() for name, value in weights.items()}
     with staged_file(file) as stage:
         save_file(values, stage)
     shutil.rmtree(work, ignore_errors=True)

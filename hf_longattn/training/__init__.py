@@ -8,12 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import needs_extra
 from ..lazy import public_names
-
-with needs_extra("train"):  # every module of this package needs them
-    import accelerate
-    import datasets
 
 if TYPE_CHECKING:
     from ..data.batching import DataCollatorWithGlobals, DataCollatorWithPacking

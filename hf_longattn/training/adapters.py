@@ -33,7 +33,7 @@ def low_rank_updates(model: PreTrainedModel, args: ModelArguments) -> Iterator[N
         MissingExtraError: peft is not installed.
         OptionError: the projections of this architecture are unknown.
     """
-    with needs_extra("train"):
+    with needs_extra("peft"):
         from peft import LoraConfig, get_peft_model
     targets = projections(model)
     trained = parameters_beside(model)

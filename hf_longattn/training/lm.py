@@ -26,12 +26,13 @@ from hf_longattn.data.sources import limited, read_texts, shuffled, split_held_o
 from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
-from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.args import DataArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_model, loading
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
 from hf_longattn.training.segments import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 MOST_HELD_OUT = 1000
 """Documents of a source that are held out at most: the loss of so many is known well enough."""
@@ -131,7 +132,7 @@ def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> No
     if not data.segments:
         return
     checkpointing = training.gradient_checkpointing or getattr(training, "activation_checkpointing", None)
-    if data.segments < 2 or "num_train_epochs" in training.given or checkpointing or data.max_length is not None:
+    if data.segments < 2 or "num_train_epochs" in training.explicit or checkpointing or data.max_length is not None:
         raise OptionError(
             f"segments is {data.segments}: give at least 2 tokens, max_steps or max_minutes instead of epochs, and neither max_length "
             "nor gradient_checkpointing, which drops what the layers remember"
@@ -147,7 +148,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
         The log, as written to ``training_log.json``: arguments, versions, held-out loss before and after, Trainer's history.
     """
     check_segments(data_args, training_args)
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     model, tokenizer, objective = load_lm(model_args.model, model_args.objective, from_scratch=model_args.from_scratch)
     length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
     training_args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
@@ -171,7 +172,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
         trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
     before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": compared_losses(before, after)}
-    return finish(trainer, run, log, describe_lm_training)
+    return save_run(trainer, run, log, describe_lm_training)
 
 
 def describe_lm_training(log: dict[str, Any]) -> str:

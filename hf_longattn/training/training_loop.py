@@ -39,17 +39,13 @@ from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import low_rank_updates, transformers_model
-from hf_longattn.training.args import (
-    DataArguments,
-    LongTrainingArguments,
-    ModelArguments,
-    TaskArguments,
-    parse_arguments,
-)
+from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints
+from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost, watch_processes
 from hf_longattn.training.results import CURVES, draw_curves, measured
 from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 
 LOG_NAME = "training_log.json"
 KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
@@ -98,7 +94,7 @@ def run_training(task: Task, arguments: list[str] | None, description: str, prog
     return 0
 
 
-def begin(
+def prepare_run(
     model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments, check: OutputCheck | None = None
 ) -> TaskArguments:
     """Refuse arguments that contradict one another, and to write over another model; set threads and seed.
@@ -297,7 +293,7 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def finish(trainer: TimedTrainer, run: TaskArguments, log: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+def save_run(trainer: TimedTrainer, run: TaskArguments, log: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set.
 
     Args:

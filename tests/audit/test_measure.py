@@ -14,7 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 import hf_longattn.families as families
 from hf_longattn.audit import audit_reach
 from hf_longattn.audit.declared import LayerReach, Reach, StackReach
-from hf_longattn.audit.measure import CONFIRMATIONS, RUNS, Settings, Stage, measure, measure_embedding, replacements
+from hf_longattn.audit.measure import CONFIRMATIONS, MAX_RUN_SETS, Settings, Stage, measure, measure_embedding, replacements
 from hf_longattn.audit.verdict import of_stage
 from tests.reference.small_models import long_config
 
@@ -80,7 +80,7 @@ def test_a_layer_as_declared_agrees(name: str, exhaustive: bool) -> None:
     assert stage.declared == stage.measured
     assert stage.tested is not None
     assert 0.7 < stage.tested <= 1
-    assert measured.runs <= (measured.exhaustive_runs if exhaustive else 2 + RUNS + 5)
+    assert measured.runs <= (measured.exhaustive_runs if exhaustive else 2 + MAX_RUN_SETS + 5)
 
 
 @pytest.mark.parametrize("name", REACHES)
@@ -195,7 +195,7 @@ def test_with_a_tolerance_a_change_out_of_reach_is_confirmed_before_it_counts() 
     measured = measure(Scaled(matrix(declared)), [declared], settings)
     (stage,) = measured.stages
     assert not stage.leaks
-    assert measured.runs <= 2 + (1 + CONFIRMATIONS) * (RUNS + 5)
+    assert measured.runs <= 2 + (1 + CONFIRMATIONS) * (MAX_RUN_SETS + 5)
     (stage,) = measure(Scaled(matrix(reach(40, 0, causal=True))), [declared], settings).stages
     assert stage.leaks
 
@@ -217,14 +217,14 @@ def test_tokens_that_change_an_output_only_together_are_named_together() -> None
 
 
 def test_what_a_reach_says_takes_memory_that_does_not_grow_with_the_square_of_the_length() -> None:
-    from hf_longattn.audit.declared import CELLS
+    from hf_longattn.audit.declared import PAIRS_IN_MEMORY
     from tests.engines.test_plain_graph import Largest
 
     declared = reach(60, 60, hubs=(0,), length=8192)
     with Largest() as largest:
         declared.influence(torch.arange(8192) % 500 == 3)
         assert declared.apart == 8192**2 - int(sum(min(8191, i + 60) - max(0, i - 60) + 1 + (i > 60) for i in range(1, 8192))) - 8192
-    assert largest.elements <= CELLS < 8192**2 / 10
+    assert largest.elements <= PAIRS_IN_MEMORY < 8192**2 / 10
 
 
 def test_the_output_must_change_only_where_a_token_counts() -> None:

@@ -104,7 +104,7 @@ def test_a_graph_without_the_window_is_found(tmp_path: Path, capsys: pytest.Capt
     assert audit_reach(folder, onnx=local, length=160).agrees  # two layers of 8 tokens to either side
     reached = audit_reach(folder, onnx=local, length=12)
     assert reached.agrees
-    assert "a longer input may tell" in reached.note
+    assert "a longer input may show it" in reached.note
     wide = audit_reach(folder, onnx=graph(tmp_path / "wide.onnx", window=40), length=160)
     assert (wide.stages[0].declared, wide.stages[0].measured) == ((16, 16), (20, 20))
     narrow = audit_reach(folder, onnx=graph(tmp_path / "narrow.onnx", window=12), length=160)
@@ -161,9 +161,9 @@ def test_a_server_that_cuts_its_input_off_is_found_to_the_token(served: tuple[Pa
 
 
 NO_EMBEDDINGS: dict[str, tuple[Any, str]] = {
-    "an object": ({"answer": 1}, "something else than embeddings; expected a list of lists of numbers"),
-    "a number": (7, "something else than embeddings"),
-    "words": ([["a", "b"]], "something else than embeddings"),
+    "an object": ({"answer": 1}, "something other than embeddings; expected a list of lists of numbers"),
+    "a number": (7, "something other than embeddings"),
+    "words": ([["a", "b"]], "something other than embeddings"),
     "no JSON": (b"<html>not found</html>", "does not answer with JSON"),
     "nothing": (b"", "does not answer with JSON"),
     "cut short": (b"[[1.0, 2.0", "does not answer with JSON"),
@@ -182,7 +182,7 @@ def test_what_a_server_may_answer_instead(
     name: str, served: tuple[Path, PreTrainedModel, BertTokenizerFast], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer, words = NO_EMBEDDINGS[name]
-    monkeypatch.setattr(targets, "LARGEST_ANSWER", 40_000)
+    monkeypatch.setattr(targets, "MAX_ANSWER_BYTES", 40_000)
     with serving(lambda body: (200, answer), "/embed") as url, pytest.raises(OptionError, match=words) as refused:
         audit_reach(served[0], url=url, length=16)
     assert str(refused.value).startswith(url)
@@ -280,7 +280,7 @@ def test_an_audit_leaves_a_model_as_it_was() -> None:
     assert not any(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_a_damaged_tokenizer_is_told(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
+def test_a_damaged_tokenizer_is_refused(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
     folder, _, _ = served
     file = folder / "tokenizer.json"
     file.write_bytes(file.read_bytes()[:100])
@@ -314,7 +314,7 @@ def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_
         audit_reach(folder, url=url)
     with pytest.raises(OptionError, match="does not answer"):
         audit_reach(folder, url="http://127.0.0.1:9/embed")
-    with pytest.raises(OptionError, match="no address of a server"):
+    with pytest.raises(OptionError, match="not the address of a server"):
         audit_reach(folder, url="localhost")
     with pytest.raises(OptionError, match="not at both"):
         audit_reach(folder, url="http://localhost", onnx="model.onnx")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,13 +169,25 @@ def test_help_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_every_training_has_help_with_the_options_of_trainer(task: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", task, "--help"])
-    shown = capsys.readouterr().out
-    assert stopped.value.code == 0
-    assert f"usage: longattn train {task}" in shown
-    assert "--gradient_checkpointing" in shown
+def test_every_training_has_a_short_help_and_one_with_all_options(
+    task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    pages = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", task, flag])
+        assert stopped.value.code == 0
+        pages.append(capsys.readouterr().out)
+        assert f"usage: longattn train {task} --model" in pages[-1]
+    short, whole = pages
+    assert len(short.splitlines()) <= 60
+    assert short.find("options of this task:") < short.index("model and data:") < short.index("\ntraining:")
+    assert "--adam_beta1" not in short
+    assert "--adam_beta1" in whole
+    listed = set(re.findall(r"^  (--\w+)", short, flags=re.M))
+    assert {"--model", "--output", "--seed"} <= listed
+    assert listed - {"--help", "--config"} <= set(re.findall(r"--\w+", whole))
 
 
 def test_a_training_without_a_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

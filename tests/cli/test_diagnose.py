@@ -78,7 +78,7 @@ def test_extended_positions(place: Path, capsys: pytest.CaptureFixture[str]) -> 
 REFUSED = {
     "a length beyond the model": (["--lengths", "512"], "ends at 128 tokens"),
     "a length that is none": (["--lengths", "many"], "'many' is not a number of tokens"),
-    "a text that is too short": (["--lengths", "1K", "--extend", "tile"], "were asked for; give a longer text"),
+    "a text that is too short": (["--lengths", "1K", "--extend", "tile"], "are needed; give a longer text"),
     "an unknown mechanism": (["--candidate", "windw"], "Did you mean 'window'"),
     "unknown positions": (["--lengths", "256", "--extend", "tiles"], "Did you mean 'tile'"),
     "depths that are none": (["--depths", "1,x"], "not shares of the text"),

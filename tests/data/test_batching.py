@@ -45,8 +45,8 @@ from hf_longattn.families import (
     LongRobertaConfig,
     LongRobertaForSequenceClassification,
 )
-from hf_longattn.training.args import build_arguments
 from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.clm import CLM
 from hf_longattn.training.tasks.mlm import MLM

@@ -26,7 +26,7 @@ from hf_longattn.data.qa_inputs import to_features
 from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import EMBED, embedding_trainer
 from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids
 from tests.trained import REAL_TEXT

@@ -20,7 +20,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.tasks import load_task, task_names
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from tests.training.conftest import FAST, checkpoint
 
 WORDS = ("tree", "file", "node", "path", "line", "code", "name", "type")

@@ -16,7 +16,7 @@ from hf_longattn.data.qa_markers import EVIDENCE, insert, marked_document, marke
 from hf_longattn.data.qa_schemas import SCHEMAS, _convert
 from hf_longattn.evaluation.qa_heads import chosen_evidence
 from hf_longattn.evaluation.qa_reader import n_best_spans
-from scripts.dev.studies.tokenizer import train_tokenizer
+from tests.byte_tokenizer import train_tokenizer
 from tests.trained import tokenizer_of
 from tests.training.conftest import SOURCES
 

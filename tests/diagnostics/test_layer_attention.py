@@ -45,7 +45,7 @@ def test_a_query_that_finds_one_key_has_one_effective_token() -> None:
 def test_the_size_of_blocks_changes_nothing(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given, found = layer(90, causal), []
     for cells in (1, 5000, 1 << 22):
-        monkeypatch.setattr(module, "CELLS", cells)
+        monkeypatch.setattr(module, "SCORES_IN_MEMORY", cells)
         sums = RowSums(90, HEADS, 1)
         sums.add(given, torch.arange(90), [lambda rows, scores: rows[:, None] - torch.arange(90) < 8])
         found.append(sums.mean())

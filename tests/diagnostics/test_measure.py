@@ -172,7 +172,7 @@ def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: 
 
 
 REFUSED = {
-    "a text that is too short": ({"lengths": [128], "text": "three short words"}, LengthError, "has .* tokens, but 128 were asked for"),
+    "a text that is too short": ({"lengths": [128], "text": "three short words"}, LengthError, "has .* tokens, but 128 are needed"),
     "an empty text": ({"text": " \n"}, CheckpointError, "is empty"),
     "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "The text '/nowhere/text.txt' cannot be read"),
     "a length beyond the model": ({"lengths": [512]}, LengthError, "ends at 256 tokens.*add --extend tile"),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn import build_mechanism
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
-from scripts.dev.studies.tokenizer import train_tokenizer
+from tests.byte_tokenizer import train_tokenizer
 
 CONTEXT = "alpha beta gamma delta " * 60 + "needle " + "alpha beta gamma delta " * 60
 RECORD = {"id": "1", "question": "find", "context": CONTEXT}

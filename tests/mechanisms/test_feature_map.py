@@ -65,7 +65,7 @@ def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bo
     module = built(name, **options)
     found = []
     for size in (1, 1 << 30):
-        monkeypatch.setattr("hf_longattn.mechanisms.common.feature_map.PIECE", size)
+        monkeypatch.setattr("hf_longattn.mechanisms.common.feature_map.FEATURES_PER_PIECE", size)
         out = attend(q, k, v, module, causal=causal)
         found.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
     for a, b in zip(*found, strict=True):

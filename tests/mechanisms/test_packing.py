@@ -91,7 +91,7 @@ def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) 
 def test_linear_attention_too_in_pieces_and_beside_padding(
     kv_heads: int, dtype: torch.dtype, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_map, "PIECE", 1 << 12)  # pieces of two chunks
+    monkeypatch.setattr(feature_map, "FEATURES_PER_PIECE", 1 << 12)  # pieces of two chunks
     module = build_mechanism("linear", num_heads=4, head_dim=16)
     sizes = [[300, 1, 20], [64, 192]]
     tensors = [token_major(2, heads, 321).detach().to(dtype).requires_grad_() for heads in (4, kv_heads, kv_heads)]

@@ -32,6 +32,8 @@ for causal in (True, False):
         ("window", {"window": 250}, causal, {}), ("window", {"window": 2000}, causal, {}),
         ("window", {**W, "num_sinks": 4}, causal, {}), ("window", {**W, "num_sinks": 4}, causal, {"padding": "right"}),
         ("window", {"window": 16, "dilation": [1, 1, 2, 3]}, causal, {}),
+        ("window", {"window": 16, "dilation": [1, 1, 2, 3], "num_sinks": 4}, causal, {}),
+        ("union", {"of": "window:window=16,dilation=1+1+2+3,num_sinks=4+strided:stride=16"}, causal, {}),
         ("window", {**W, "relative": "alibi"}, causal, {}),
         ("longformer", W, causal, {"globals": True}), ("longformer", W, causal, {"globals": True, "padding": "right"}),
         ("longformer", L, causal, {}), ("longformer", W, causal, {"globals": True, "scores": True}),

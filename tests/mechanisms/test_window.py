@@ -126,3 +126,17 @@ def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> 
 def test_impossible_values_are_refused(options: dict, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         build_mechanism("window", num_heads=4, head_dim=4, **options)
+
+
+def test_pairs_are_listed_for_dilated_heads_and_for_sinks_in_a_union_only() -> None:
+    def listed(**options) -> bool:
+        return build_mechanism("window", num_heads=2, head_dim=4, **options).listed
+
+    assert not listed(window=4)
+    assert not listed(window=4, num_sinks=2)
+    assert listed(window=4, dilation=2)
+    assert not listed(window=4, dilation=(1, 2)), "each group of heads is by itself"
+    assert [member.listed for member in build_mechanism("union", num_heads=2, head_dim=4, of="window+window:num_sinks=2").mechanisms] == [
+        False,
+        True,
+    ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import Trainer, TrainingArguments
 
 from hf_longattn import LongAttentionConfig
 from hf_longattn.families import (
+    FAMILIES,
     LongBartConfig,
     LongBartForConditionalGeneration,
     LongBertConfig,
@@ -30,6 +34,9 @@ from hf_longattn.families import (
     LongRobertaConfig,
     LongRobertaForMaskedLM,
 )
+from hf_longattn.modeling.family.definition import LANGUAGE_MODELS
+from hf_longattn.modeling.run.losses import divides_by_items
+from scripts.dev.tools.small_models import Shape, small_config
 
 SIZES = {
     "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0,
@@ -94,3 +101,27 @@ def test_accumulated_batches_are_one_batch(model_class: Any, config_class: Any, 
     (together, whole), (apart, parts) = step(4), step(1)
     assert apart == pytest.approx(together, rel=1e-4)
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
+
+
+def heads_with_labels() -> Iterator[tuple[str, str]]:
+    """(base, model class) of every head that predicts tokens or a class of each, which differ in what their loss is divided by."""
+    for base, family in FAMILIES.items():
+        for head in family.heads:
+            if head.endswith((*LANGUAGE_MODELS, "ForConditionalGeneration", "ForTokenClassification")):
+                yield base, head
+
+
+@pytest.mark.parametrize(("base", "head"), heads_with_labels())
+def test_a_head_divides_by_the_items_that_it_is_said_to(base: str, head: str) -> None:
+    torch.manual_seed(0)
+    config = small_config(base, Shape(tokens=32), pad_token_id=1, decoder_start_token_id=1, mask_token_id=4)
+    model = getattr(transformers, head)(config).eval()
+    ids = torch.randint(5, 30, (2, 12))
+    ids = ids[:, None].repeat(1, 2, 1) if head.endswith("DoubleHeadsModel") else ids
+    inputs = {"input_ids": ids, "labels": ids % 2 if head.endswith("Classification") else ids}
+    of_sentences = {"next_sentence_label", "sentence_order_label"} & {*inspect.signature(model.forward).parameters}
+    inputs |= dict.fromkeys(of_sentences, torch.zeros(2, dtype=torch.long))
+    mean, share = (model(**inputs, num_items_in_batch=items).loss.item() for items in (None, torch.tensor(10**6)))
+    divides = share < mean / 100
+    assert divides_by_items(type(model)) == divides
+    assert FAMILIES[base].model_class(head).accepts_loss_kwargs == divides

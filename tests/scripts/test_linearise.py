@@ -1,4 +1,4 @@
-"""`longattn train linearise` and scripts/dev/tools/measure_distillation.py: from the command line, in one process and in two."""
+"""`longattn train linearise`: from the command line, in one process and in two."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
-from hf_longattn.training.args import parse_arguments
+from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.tasks.linearise import LINEARISE
-from scripts.dev.studies.tokenizer import train_tokenizer
-from scripts.dev.tools import measure_distillation
+from tests.byte_tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 
 FAST = (
@@ -60,39 +59,6 @@ def test_mistakes_are_one_sentence(tmp_path: Path, given: list[str], capsys: pyt
     assert "Traceback" not in error
     assert train("linearise", [*given, "--mechanism", "hedgehog"]) == 1
     assert "no output folder given" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("kind", "fixed"), [("mlm", "nystrom:num_landmarks=4"), ("clm", "window:window=8")])
-def test_the_table_of_stages(
-    kind: str, fixed: str, tmp_path: Path, given: list[str], tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script, output = measure_distillation, tmp_path / "results" / "transfer"
-    articles = tmp_path / "wiki.txt"
-    articles.write_text("".join(f" = Article {number} = \n\n{source}\n" for number, source in enumerate(SOURCES)))
-    options = ["--work", str(tmp_path / "work"), "--wikitext", str(articles), "--documents", "2", "--batch-size", "1"]
-    options += ["--transfer-steps", "2", "--finetune-steps", "2", "--output", str(output)]
-    model, texts = checkpoint(kind, tmp_path / kind, tokenizer), given[3 : 3 + len(SOURCES)]
-    held_out = {"code": SOURCES, "WikiText-2": script.ARTICLE.split(articles.read_text())}
-    monkeypatch.setattr(script, "held_out_texts", lambda options: held_out)
-    assert script.main(["--model", model, "--mechanisms", "hedgehog", fixed, "--text", *texts, *options]) == 0
-    stored = json.loads(output.with_suffix(".json").read_text())[model]
-    assert set(stored["original"]) == {"code", "WikiText-2"}
-    assert set(stored["rows"]["hedgehog"]["stages"]) == {"converted", "stage 1", "stage 2"}
-    assert set(stored["rows"][fixed]["stages"]) == {"converted", "stage 2"}
-    assert stored["rows"]["hedgehog"]["tokens"] == {"stage1": 128, "stage2": 128}
-    page = output.with_suffix(".md").read_text()
-    assert script.main(["--model", model, "--work", str(tmp_path / "work"), "--output", str(output)]) == 0
-    assert output.with_suffix(".md").read_text() == page
-    assert f"| `{fixed}` | lm |" in page
-
-    monkeypatch.setattr("hf_longattn.evaluation.layer_choice.NEGLIGIBLE", -1.0)  # a random model predicts the same with any attention
-    beside = ["--softmax-layers", "1", "--finetune-loss", "mixed", "--beside", str(articles), "--layers", "1=hybrid:window=4"]
-    text = tmp_path / "code.jsonl"
-    text.write_text("".join(json.dumps({"text": source}) + "\n" for source in SOURCES))
-    assert script.main(["--model", model, "--mechanisms", "hedgehog", "--text", str(text), *beside, *options]) == 0
-    row = json.loads(output.with_suffix(".json").read_text())[model]["rows"]["hedgehog; 1=hybrid:window=4 + 1 softmax, mixed"]
-    assert len(row["softmax_layers"]) == 1
-    assert f"| `hedgehog`, `1=hybrid:window=4` [{row['softmax_layers'][0]}] | mixed + wiki |" in output.with_suffix(".md").read_text()
 
 
 @pytest.mark.slow

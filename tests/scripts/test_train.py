@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
 from hf_longattn.tasks import task_names, task_summary
-from scripts.dev.studies.tokenizer import train_tokenizer
+from tests.byte_tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 
 

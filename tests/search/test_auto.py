@@ -20,7 +20,7 @@ def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs by the width of a window."""
 
     def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
-        return {str(one): LayerCost(float(one.options.get("window", 4096)) / 4096) for one in candidates}
+        return {str(candidate): LayerCost(float(candidate.options.get("window", 4096)) / 4096) for candidate in candidates}
 
     monkeypatch.setattr(LayerCosts, "measure", measure)
 
@@ -51,7 +51,7 @@ def test_the_command_prints_the_reason(encoder: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("settings", "sentence"),
     [
         ({"mechanism": "auto", "window": 8}, "to which options does not apply"),
         ({"mechanism": "auto", "layers": {0: "full"}}, "to which layers does not apply"),
@@ -61,9 +61,9 @@ def test_the_command_prints_the_reason(encoder: Path, tmp_path: Path, capsys: py
         ({"mechanism": "auto", "budget": "cheap"}, "give a number above 0"),
     ],
 )
-def test_refusals(given: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path) -> None:
+def test_refusals(settings: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=sentence):
-        hf_longattn.convert_checkpoint(encoder, tmp_path / "long", choose=choose_mechanisms, max_length=128, **given)
+        hf_longattn.convert_checkpoint(encoder, tmp_path / "long", choose=choose_mechanisms, max_length=128, **settings)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,11 +16,11 @@ from hf_longattn.search.budget import Budget, readable_bytes, readable_seconds
     ],
 )  # fmt: skip
 def test_budgets_are_read(text: str | float, value: float, unit: str) -> None:
-    found = Budget.read(text)
-    assert found.value == pytest.approx(value)
-    assert found.unit == unit
-    assert found.of_memory == (unit == "B")
-    assert Budget.read(found) is found
+    result = Budget.read(text)
+    assert result.value == pytest.approx(value)
+    assert result.unit == unit
+    assert result.of_memory == (unit == "B")
+    assert Budget.read(result) is result
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "cheap", "3 layers", "1.5.2", "nan", "0.0s", "٣"])

@@ -26,9 +26,9 @@ def read(*texts: str) -> list[Candidate]:
 
 
 def test_a_window_is_cheaper_than_full_attention() -> None:
-    found = LayerCosts(shape(), 2048, CPU).measure(read("window:window=64", "full"))
-    assert 0 < found["window:window=64"].seconds < found["full"].seconds
-    assert found["full"].bytes is None
+    result = LayerCosts(shape(), 2048, CPU).measure(read("window:window=64", "full"))
+    assert 0 < result["window:window=64"].seconds < result["full"].seconds
+    assert result["full"].bytes is None
 
 
 def test_costs_are_measured_once_for_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_costs_are_measured_once_for_a_setting(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(again, "_prepare", lambda candidate: pytest.fail(f"{candidate} is measured again"))
     assert again.measure(read("full", "window:window=64")) == first
     assert LayerCosts(shape(), 512, CPU, file).known == {}
-    assert [one.name for one in tmp_path.iterdir()] == ["costs.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
 
 
 def test_memory_of_an_encoder_is_what_attention_needs_beside_inputs_and_output(capfd: pytest.CaptureFixture[str]) -> None:
@@ -53,11 +53,11 @@ def test_memory_of_an_encoder_is_what_attention_needs_beside_inputs_and_output(c
 
 
 def test_memory_of_a_decoder_is_its_state() -> None:
-    found = LayerCosts(shape(causal=True), 512, CPU).measure(read("window:window=64", "full", "linear"))
+    result = LayerCosts(shape(causal=True), 512, CPU).measure(read("window:window=64", "full", "linear"))
     token = 2 * 1 * 16 * 4
-    assert found["full"].bytes == 512 * token
-    assert found["window:window=64"].bytes == 64 * token
-    assert (found["linear"].bytes or 0) < 64 * token
+    assert result["full"].bytes == 512 * token
+    assert result["window:window=64"].bytes == 64 * token
+    assert (result["linear"].bytes or 0) < 64 * token
 
 
 def test_what_cannot_run_is_left_out_unless_it_was_asked_for() -> None:

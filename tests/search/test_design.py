@@ -42,8 +42,8 @@ def test_a_recipe_converts_to_the_same_attention(layers: tuple[Candidate, ...], 
     assert written["max_position_embeddings"] == 128
     typed = LongAttentionConfig.from_dict(written["long_attention"])
     convert_checkpoint(encoder, tmp_path / "same", long_attention=design.attention(), max_length=128, verify=False)
-    given = json.loads((tmp_path / "same" / "config.json").read_text(encoding="utf-8"))
-    assert typed == LongAttentionConfig.from_dict(given["long_attention"])
+    config = json.loads((tmp_path / "same" / "config.json").read_text(encoding="utf-8"))
+    assert typed == LongAttentionConfig.from_dict(config["long_attention"])
 
 
 def test_usual_candidates_exist() -> None:
@@ -51,10 +51,10 @@ def test_usual_candidates_exist() -> None:
 
 
 def test_the_best_designs_for_their_cost() -> None:
-    designs = [Design((one,)) for one in (NARROW, WIDE, FULL, NESTED)]
-    found = [
+    designs = [Design((candidate,)) for candidate in (NARROW, WIDE, FULL, NESTED)]
+    result = [
         CostedDesign(design, seconds, None, None, loss)
         for design, seconds, loss in zip(designs, (1, 2, 3, 4), (3.0, 3.5, 1.0, None), strict=True)
     ]
-    assert [one.design for one in pareto(found)] == [designs[0], designs[2]]
+    assert [costed.design for costed in pareto(result)] == [designs[0], designs[2]]
     assert unique([designs[0], designs[1], designs[0]]) == designs[:2]

@@ -30,7 +30,7 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs that do not depend on the machine."""
 
     def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
-        return {str(one): LayerCost(SECONDS[str(one)], int(1e6 * SECONDS[str(one)])) for one in candidates}
+        return {str(candidate): LayerCost(SECONDS[str(candidate)], int(1e6 * SECONDS[str(candidate)])) for candidate in candidates}
 
     monkeypatch.setattr(LayerCosts, "measure", measure)
 
@@ -38,27 +38,27 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("priced")
 @pytest.mark.parametrize("budget", ["0.14", "6s", "0.5", "24s"])
 def test_no_design_within_the_budget_keeps_more(encoder: Path, text: Path, budget: str) -> None:
-    found = search_design(encoder, text, budget=budget, candidates=CANDIDATES, pieces=2)
-    limit = found.budget.limit(found.full_seconds)  # type: ignore[union-attr]
-    tables = [row.scores for row in found.rows]
+    result = search_design(encoder, text, budget=budget, candidates=CANDIDATES, pieces=2)
+    limit = result.budget.limit(result.full_seconds)  # type: ignore[union-attr]
+    tables = [row.scores for row in result.rows]
     possible = [names for names in itertools.product(CANDIDATES, repeat=3) if sum(SECONDS[name] for name in names) <= limit]
     most = max(sum(tables[layer][name] for layer, name in enumerate(names)) for names in possible)
-    assert found.chosen.score == pytest.approx(most / 3)
-    assert found.chosen.seconds <= limit
-    assert found.full_seconds == 24.0
-    assert found.chosen.seconds == sum(SECONDS[name] for name in found.chosen.design.names)
-    assert [one.seconds for one in found.front] == sorted(one.seconds for one in found.front)
+    assert result.chosen.score == pytest.approx(most / 3)
+    assert result.chosen.seconds <= limit
+    assert result.full_seconds == 24.0
+    assert result.chosen.seconds == sum(SECONDS[name] for name in result.chosen.design.names)
+    assert [costed.seconds for costed in result.front] == sorted(costed.seconds for costed in result.front)
 
 
 @pytest.mark.usefixtures("priced")
 def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Path) -> None:
-    found = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1, queries=62)
+    result = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1, queries=62)
     model = AutoModelForMaskedLM.from_pretrained(encoder)
     tokenizer = hf_longattn.conversion.text.load_tokenizer(encoder)
     ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
     piece = torch.cat([ids[:63], ids[-1:]])
     mass = captured_mass(model, piece, CANDIDATES, queries=62, seed=0).mass.mean(1)
-    for row, expected in zip(found.rows, mass, strict=True):
+    for row, expected in zip(result.rows, mass, strict=True):
         assert list(row.scores.values()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
@@ -66,58 +66,58 @@ def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Pat
 def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp_path: Path) -> None:
     """Layers with a window keep it in a conversion unless they are named: what is measured, reported and converted is the design."""
     output, names = tmp_path / "study", ["window:window=8", "full"]
-    found = search_design(windowed, text, output, budget="0.2", length=128, candidates=names, score="kl", pieces=1, trials=3)
-    rows = [row.scores for row in found.rows]
+    result = search_design(windowed, text, output, budget="0.2", length=128, candidates=names, score="kl", pieces=1, trials=3)
+    rows = [row.scores for row in result.rows]
     assert [set(row) for row in rows] == [{*names, "window:window=16"}] * 3
     assert [row["window:window=8"] < -1e-6 for row in rows] == [True] * 3
     assert [abs(row["window:window=16"]) < 1e-9 for row in rows] == [True, False, True]
     assert [abs(row["full"]) < 1e-9 for row in rows] == [False, True, False]
-    assert found.chosen.design.names.count("full") == 0
+    assert result.chosen.design.names.count("full") == 0
     with pytest.raises(SystemExit) as ended:
         main(["convert", str(windowed), str(tmp_path / "long"), "--config", str(output / "design.yaml"), "--no-verify"])
     assert not ended.value.code
-    attention = found.chosen.design.attention()
+    attention = result.chosen.design.attention()
     hf_longattn.convert_checkpoint(windowed, tmp_path / "same", long_attention=attention, max_length=128, verify=False)
     for folder in ("long", "same"):
         config = AutoConfig.from_pretrained(tmp_path / folder)
         runs = [str(Candidate(*config.long_attention.for_layer(layer))) for layer in range(3)]
-        assert runs == list(found.chosen.design.names)
+        assert runs == list(result.chosen.design.names)
 
 
 @pytest.mark.usefixtures("priced")
 def test_full_layers_keep_the_windows_of_the_base(windowed: Path, text: Path) -> None:
-    found = search_design(windowed, text, mode="full-layers", budget=2, length=128, candidates=["window:window=8"], pieces=1)
-    assert found.chosen.loss == pytest.approx(found.compared["chosen"])
+    result = search_design(windowed, text, mode="full-layers", budget=2, length=128, candidates=["window:window=8"], pieces=1)
+    assert result.chosen.loss == pytest.approx(result.compared["chosen"])
     own = ["window:window=16", "full", "window:window=16"]
-    assert sorted(found.chosen.design.names) == sorted([*(own[layer] for layer in kept_layers(found)), "window:window=8"])
+    assert sorted(result.chosen.design.names) == sorted([*(own[layer] for layer in kept_layers(result)), "window:window=8"])
 
 
-def kept_layers(found: Any) -> list[int]:
-    return [layer for layer, name in enumerate(found.chosen.design.names) if name != "window:window=8"]
+def kept_layers(result: Any) -> list[int]:
+    return [layer for layer, name in enumerate(result.chosen.design.names) if name != "window:window=8"]
 
 
 @pytest.mark.usefixtures("priced")
 def test_the_result_converts(encoder: Path, text: Path, tmp_path: Path) -> None:
     output = tmp_path / "study"
-    found = hf_longattn.search_design(encoder, text, output, budget="0.4", length=128, candidates=CANDIDATES, pieces=2)
+    result = hf_longattn.search_design(encoder, text, output, budget="0.4", length=128, candidates=CANDIDATES, pieces=2)
     recipe = yaml.safe_load((output / "design.yaml").read_text(encoding="utf-8"))
-    assert recipe == found.recipe
+    assert recipe == result.recipe
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    assert report == json.loads(json.dumps(found.to_dict()))
+    assert report == json.loads(json.dumps(result.to_dict()))
     assert "<svg" in (output / "pareto.svg").read_text(encoding="utf-8")
     page = (output / "report.md").read_text(encoding="utf-8")
-    assert found.command in page
-    assert all(f"| {number} | {name} |" in page for number, name in enumerate(found.chosen.design.names))
-    hf_longattn.convert_checkpoint(encoder, tmp_path / "long", long_attention=found.chosen.design.attention(), max_length=found.length)
+    assert result.command in page
+    assert all(f"| {number} | {name} |" in page for number, name in enumerate(result.chosen.design.names))
+    hf_longattn.convert_checkpoint(encoder, tmp_path / "long", long_attention=result.chosen.design.attention(), max_length=result.length)
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
-    assert model.config.long_attention == found.chosen.design.attention()
+    assert model.config.long_attention == result.chosen.design.attention()
 
 
 @pytest.mark.usefixtures("priced")
 def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
-    found = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
-    assert all(row.scores["full"] == pytest.approx(0.0, abs=1e-5) for row in found.rows)
-    assert all(-1.0 < row.scores["linear"] < -1e-4 for row in found.rows)
+    result = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
+    assert all(row.scores["full"] == pytest.approx(0.0, abs=1e-5) for row in result.rows)
+    assert all(-1.0 < row.scores["linear"] < -1e-4 for row in result.rows)
     by_mass = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16"], pieces=1)
     assert "linear" in by_mass.reasons
     assert set(by_mass.chosen.design.names) == {"window:window=16"}
@@ -129,45 +129,45 @@ def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encode
 def test_what_positions_do_not_hold_for_is_offered_only_where_it_was_measured(encoder: Path, text: Path, tmp_path: Path) -> None:
     """With tiled positions full attention sees every position twice, to which scores at the trained length are blind."""
     settings: dict[str, Any] = {"budget": "24s", "pieces": 1, "candidates": ["window:window=8", "full"]}
-    found = search_design(encoder, text, length=128, **settings)
-    assert set(found.chosen.design.names) == {"window:window=8"}
-    assert found.reasons["full"] == "sees keys at any distance, and tiled positions repeat every 64 tokens."
+    result = search_design(encoder, text, length=128, **settings)
+    assert set(result.chosen.design.names) == {"window:window=8"}
+    assert result.reasons["full"] == "sees keys at any distance, and tiled positions repeat every 64 tokens."
     assert "full" not in search_design(encoder, text, length=64, **settings).reasons
     assert "full" not in search_design(encoder, text, length=128, positions="interpolate", **settings).reasons
     with pytest.raises(OptionError, match=r"No candidate is left: full sees .*; give one that sees less, .* window:window=64"):
         search_design(encoder, text, length=128, **{**settings, "candidates": ["full"]})
     tried = search_design(encoder, text, tmp_path / "study", length=128, trials=4, **settings)
     assert tried.notes == ("full sees keys at any distance, and tiled positions repeat every 64 tokens.",)
-    assert any("full" in one.design.names for one in tried.tried)
+    assert any("full" in costed.design.names for costed in tried.tried)
 
 
 @pytest.mark.usefixtures("priced")
 def test_the_held_out_loss_stands_beside_a_design(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
     for source in (encoder, decoder):
-        found = search_design(source, text, tmp_path / source.name, budget="0.9", length=128, candidates=["window:window=16"], pieces=2)
-        change = found.loss_change
+        result = search_design(source, text, tmp_path / source.name, budget="0.9", length=128, candidates=["window:window=16"], pieces=2)
+        change = result.loss_change
         assert change is not None
         assert 4.0 < change.before < 9.0
-        assert found.to_dict()["loss_change"]["after"] == pytest.approx(change.after)
-        assert str(change) in found.loss_sentence
-        assert found.loss_sentence in found.to_markdown()
-        attention = found.chosen.design.attention()
+        assert result.to_dict()["loss_change"]["after"] == pytest.approx(change.after)
+        assert str(change) in result.loss_sentence
+        assert result.loss_sentence in result.to_markdown()
+        attention = result.chosen.design.attention()
         report = hf_longattn.convert_checkpoint(source, tmp_path / f"{source.name}-128", long_attention=attention, max_length=128)
         loss = next(check.values["change"] for check in report.checks if "change" in check.values)
         assert loss["before"] == pytest.approx(change.before, rel=0.3)
     model = AutoModel.from_pretrained(encoder)
     model.save_pretrained(tmp_path / "headless")
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "headless")
-    found = search_design(tmp_path / "headless", text, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
-    assert "is a BertModel, which predicts no tokens" in found.loss_sentence
+    result = search_design(tmp_path / "headless", text, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
+    assert "is a BertModel, which predicts no tokens" in result.loss_sentence
 
 
 @pytest.mark.usefixtures("priced")
 def test_a_masked_model_without_a_tokenizer_is_refused_in_a_sentence(encoder: Path, tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
     ids = torch.randint(5, 500, (600,))
-    found = search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
-    assert "needs a tokenizer with a mask token" in found.loss_sentence
+    result = search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
+    assert "needs a tokenizer with a mask token" in result.loss_sentence
     with pytest.raises(LongAttentionError, match="needs a tokenizer with a mask token"):
         search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1, score="kl")
 
@@ -176,8 +176,8 @@ def test_a_masked_model_without_a_tokenizer_is_refused_in_a_sentence(encoder: Pa
 def test_mechanisms_are_judged_as_they_are_used(decoder: Path, text: Path) -> None:
     """shifted_window has groups while a model trains, and full attention when it is used."""
     names = ["shifted_window:group_size=8"]
-    found = search_design(decoder, text, budget="0.9", length=128, candidates=names, pieces=1, score="kl")
-    assert [row.scores[names[0]] for row in found.rows] == pytest.approx([0.0, 0.0], abs=1e-5)
+    result = search_design(decoder, text, budget="0.9", length=128, candidates=names, pieces=1, score="kl")
+    assert [row.scores[names[0]] for row in result.rows] == pytest.approx([0.0, 0.0], abs=1e-5)
 
 
 @pytest.mark.usefixtures("priced")
@@ -202,19 +202,19 @@ def test_a_budget_that_nothing_meets_names_the_cheapest(encoder: Path, text: Pat
 
 @pytest.mark.usefixtures("priced")
 def test_a_decoder_is_searched_in_the_causal_form(decoder: Path, text: Path) -> None:
-    found = search_design(decoder, text, budget="0.5", length=128, candidates=CANDIDATES, pieces=1)
-    assert found.compared_at == 64
-    assert len(found.rows) == 2
+    result = search_design(decoder, text, budget="0.5", length=128, candidates=CANDIDATES, pieces=1)
+    assert result.compared_at == 64
+    assert len(result.rows) == 2
 
 
 @pytest.mark.usefixtures("priced")
 def test_full_layers_are_those_whose_restoration_gains_most(encoder: Path, text: Path) -> None:
-    found = search_design(encoder, text, budget=1, length=128, candidates=["window:window=8"], mode="full-layers", pieces=2)
-    (kept,) = [number for number, name in enumerate(found.chosen.design.names) if name == "full"]
-    assert found.importance[kept] == max(found.importance)
-    assert found.compared["chosen"] <= found.compared["none"]
-    assert found.compared["chosen"] == pytest.approx(found.compared["none"] - found.importance[kept], abs=1e-6)
-    assert set(found.compared) == {
+    result = search_design(encoder, text, budget=1, length=128, candidates=["window:window=8"], mode="full-layers", pieces=2)
+    (kept,) = [number for number, name in enumerate(result.chosen.design.names) if name == "full"]
+    assert result.importance[kept] == max(result.importance)
+    assert result.compared["chosen"] <= result.compared["none"]
+    assert result.compared["chosen"] == pytest.approx(result.compared["none"] - result.importance[kept], abs=1e-6)
+    assert set(result.compared) == {
         "chosen", "one after another", "the most important alone", "evenly spaced", "the first", "the last", "none"
     }  # fmt: skip
     with pytest.raises(OptionError, match="1 to 2 of them can keep full attention; give --budget 1"):
@@ -248,9 +248,9 @@ BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence(case: str, encoder: Path, text: Path) -> None:
-    given, kind, sentence = BAD[case]
+    settings, kind, sentence = BAD[case]
     with pytest.raises(kind, match=sentence) as raised:
-        search_design(encoder, text, **{"length": 128, "pieces": 1, **given})
+        search_design(encoder, text, **{"length": 128, "pieces": 1, **settings})
     assert "\n" not in str(raised.value)
 
 
@@ -283,7 +283,7 @@ def test_a_folder_takes_one_search(encoder: Path, text: Path, tmp_path: Path) ->
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     for how in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(DestinationExistsError, match="holds files that are no search"):
+        with pytest.raises(DestinationExistsError, match="holds files that are not a search's"):
             search_design(encoder, text, tmp_path / "mine", **settings, **how)
 
 

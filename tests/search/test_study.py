@@ -17,7 +17,7 @@ import pytest
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
 from hf_longattn.search import objectives, search_design
 from hf_longattn.search.design import Design
-from hf_longattn.search.study import run_workers
+from hf_longattn.search.workers import run_workers
 
 CANDIDATES = ["window:window=8", "window:window=16", "full"]
 SETTINGS: dict[str, Any] = {"budget": "20s", "length": 128, "candidates": CANDIDATES, "pieces": 1}
@@ -35,36 +35,36 @@ def states(folder: Path) -> list[str]:
 
 
 def test_trials_start_with_the_designs_of_stage_1_and_choose_by_loss(encoder: Path, text: Path, tmp_path: Path) -> None:
-    found = search_design(encoder, text, tmp_path / "study", trials=8, **SETTINGS)
+    result = search_design(encoder, text, tmp_path / "study", trials=8, **SETTINGS)
     alone = search_design(encoder, text, tmp_path / "alone", **SETTINGS)
     assert states(tmp_path / "study") == ["COMPLETE"] * 8
-    assert 2 <= len(found.tried) <= 8
-    assert alone.chosen.design in [one.design for one in found.tried]
-    assert found.chosen.loss == min(one.loss for one in found.tried if one.loss is not None)
-    assert found.objective == "loss"
-    assert "designs tried" in found.reason
-    assert "## Tried" in found.to_markdown()
+    assert 2 <= len(result.tried) <= 8
+    assert alone.chosen.design in [costed.design for costed in result.tried]
+    assert result.chosen.loss == min(costed.loss for costed in result.tried if costed.loss is not None)
+    assert result.objective == "loss"
+    assert "designs tried" in result.reason
+    assert "## Tried" in result.to_markdown()
     again = search_design(encoder, text, tmp_path / "again", trials=8, **SETTINGS)
-    losses = {one.design.names: one.loss for one in found.tried}
-    assert all(losses.get(one.design.names, one.loss) == pytest.approx(one.loss) for one in again.tried)
+    losses = {costed.design.names: costed.loss for costed in result.tried}
+    assert all(losses.get(costed.design.names, costed.loss) == pytest.approx(costed.loss) for costed in again.tried)
 
 
 def test_the_divergence_of_whole_designs(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
     for source in (encoder, decoder):
         length = 64 if source is encoder else 128  # beyond which full attention on tiled positions is left out
-        found = search_design(source, text, tmp_path / source.name, trials=4, objective="kl", **{**SETTINGS, "length": length})
-        full = [one.loss for one in found.tried if set(one.design.names) == {"full"}]
+        result = search_design(source, text, tmp_path / source.name, trials=4, objective="kl", **{**SETTINGS, "length": length})
+        full = [costed.loss for costed in result.tried if set(costed.design.names) == {"full"}]
         assert full == pytest.approx([0.0] * len(full), abs=1e-5)
         assert full
-        assert found.objective == "kl"
+        assert result.objective == "kl"
 
 
 def test_two_processes_share_a_study(encoder: Path, text: Path, tmp_path: Path) -> None:
-    found = search_design(encoder, text, tmp_path / "study", trials=6, workers=2, **SETTINGS)
+    result = search_design(encoder, text, tmp_path / "study", trials=6, workers=2, **SETTINGS)
     done = states(tmp_path / "study")
     assert set(done) == {"COMPLETE"}
     assert len(done) == 6
-    assert found.chosen.loss is not None
+    assert result.chosen.loss is not None
 
 
 SEARCH = """
@@ -105,13 +105,13 @@ def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, repo
         running.wait()
     before = states(study)
     assert "RUNNING" in before
-    found = search_design(encoder, text, study, trials=before.count("COMPLETE") + 2, resume=True, **SETTINGS)
+    result = search_design(encoder, text, study, trials=before.count("COMPLETE") + 2, resume=True, **SETTINGS)
     after = states(study)
     assert after.count("COMPLETE") == before.count("COMPLETE") + 2
     assert after.count("FAIL") == before.count("RUNNING")
     assert "RUNNING" not in after
-    assert found.chosen.loss is not None
-    assert {one.name for one in study.iterdir()} >= {"design.yaml", "report.json", "report.md", "pareto.svg"}
+    assert result.chosen.loss is not None
+    assert {path.name for path in study.iterdir()} >= {"design.yaml", "report.json", "report.md", "pareto.svg"}
 
 
 def test_a_worker_that_dies_is_a_sentence() -> None:
@@ -187,10 +187,10 @@ def test_a_design_that_fails_is_left_out_and_said(encoder: Path, text: Path, tmp
         return measure(self, design)
 
     monkeypatch.setattr(objectives.HeldOutLoss, "__call__", fails)
-    found = search_design(encoder, text, tmp_path / "study", trials=6, **SETTINGS)
+    result = search_design(encoder, text, tmp_path / "study", trials=6, **SETTINGS)
     assert "FAIL" in states(tmp_path / "study")
-    assert len(found.tried) >= 2
-    assert any("window:window=8 in every layer could not be tried: a kernel has no such size" in note for note in found.notes)
+    assert len(result.tried) >= 2
+    assert any("window:window=8 in every layer could not be tried: a kernel has no such size" in note for note in result.notes)
 
 
 def test_a_candidate_that_fails_is_left_out_and_said(decoder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +203,8 @@ def test_a_candidate_that_fails_is_left_out_and_said(decoder: Path, text: Path, 
 
     monkeypatch.setattr(objectives.Divergence, "__call__", fails)
     settings = {**SETTINGS, "candidates": ["window:window=8", "window:window=16"]}
-    found = search_design(decoder, text, score="kl", **settings)
-    assert set(found.chosen.design.names) == {"window:window=16"}
-    assert "a kernel has no such size" in found.reasons["window:window=8"]
+    result = search_design(decoder, text, score="kl", **settings)
+    assert set(result.chosen.design.names) == {"window:window=16"}
+    assert "a kernel has no such size" in result.reasons["window:window=8"]
     with pytest.raises(OptionError, match=r"No candidate could be measured .*a kernel has no such size"):
         search_design(decoder, text, score="kl", **{**SETTINGS, "candidates": ["window:window=8"]})

@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from scripts.dev.studies.tokenizer import train_tokenizer
 from scripts.dev.studies.variable_tracking import Filler
+from tests.byte_tokenizer import train_tokenizer
 
 FAST: dict[str, Any] = {
     "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from transformers import TrainingArguments
 
 from hf_longattn.cli.train import train as run_task
 from hf_longattn.errors import OptionError
-from hf_longattn.training.args import ENDLESS, TaskArguments, build_arguments, parse_arguments
 from hf_longattn.training.lm import LM
+from hf_longattn.training.parsing import build_arguments, parse_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION
 from hf_longattn.training.tasks.linearise import LINEARISE
 from hf_longattn.training.tasks.mlm import MLM
 from hf_longattn.training.tasks.multitask import MULTITASK
 from hf_longattn.training.tasks.qa import QA, QATrainingArguments
-from hf_longattn.training.training_loop import begin
+from hf_longattn.training.training_args import ENDLESS, TaskArguments
+from hf_longattn.training.training_loop import prepare_run
 
 TASKS = (QA, CLASSIFICATION, LM, LINEARISE)
 GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
@@ -27,13 +29,14 @@ GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
 def test_every_option_of_transformers_is_available(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in TASKS:
         with pytest.raises(SystemExit):
-            parse_arguments(kind, ["--help"], "")
-        said = capsys.readouterr().out
-        assert not [each.name for each in dataclasses.fields(TrainingArguments) if each.init and f"--{each.name}" not in said]
-        places = [said.index(f"{group} arguments:") for group in ("model", "data", "training")]
+            parse_arguments(kind, ["--help-all"], "")
+        page = capsys.readouterr().out
+        missing = {field.name for field in dataclasses.fields(TrainingArguments) if field.init and f"--{field.name}" not in page}
+        assert missing <= set(kind[2].without_effect)
+        places = [page.index(f"{group} arguments:") for group in ("model", "data", "training")]
         assert places == sorted(places)
-        assert said.index("--model") < said.index("--learning_rate")
-        assert said.index("training arguments:") < said.index("--max_minutes") < said.index("--learning_rate")
+        assert page.index("--model") < page.index("--weight_decay")
+        assert page.index("training arguments:") < page.index("--tokens_per_batch") < page.index("--weight_decay")
 
 
 def test_they_reach_the_trainer(tmp_path: Path) -> None:
@@ -79,7 +82,7 @@ def test_what_was_given_is_known_without_secrets() -> None:
 
 def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_arguments(QA, ["--help"], "")
+        parse_arguments(QA, ["--help-all"], "")
     assert "Turn --bf16 off" in " ".join(capsys.readouterr().out.split())
 
 
@@ -121,7 +124,7 @@ def test_nothing_is_written_over_a_file_or_the_model_itself(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     for output, message in (("file", "is a file"), ("", "would be overwritten")):
         with pytest.raises(OptionError, match=message):
-            begin(*build_arguments(QA, model=str(tmp_path), output_dir=str(tmp_path / output), data=["d"]))
+            prepare_run(*build_arguments(QA, model=str(tmp_path), output_dir=str(tmp_path / output), data=["d"]))
 
 
 def test_a_recipe_takes_every_name_of_the_command_line(tmp_path: Path) -> None:
@@ -181,6 +184,18 @@ def test_the_help_says_what_a_run_needs(kinds: Any, data: str, capsys: pytest.Ca
     assert f"usage: longattn train TASK --model MODEL {data} --output FOLDER [OPTION ...]" in capsys.readouterr().out
 
 
+def test_the_help_of_a_task_lists_its_own_options_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(LINEARISE, ["--help"], "", "longattn train linearise")
+    page = capsys.readouterr().out
+    own = page.partition("options of this task:")[2].partition("model and data:")[0]
+    assert "--transfer_steps N" in own
+    assert "--mechanism TEXT" in own
+    assert "--text" not in own
+    assert "--no_use_peft" in page
+    assert "--epochs" not in page  # refused by this task
+
+
 def test_what_was_not_typed_is_not_told(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("max_steps: 7\nbf16: true\n")
     line = ["--config", str(tmp_path / "r.yaml"), "--model", "m", "--output", "o", "--data", "d", "--no_bf16"]
@@ -223,7 +238,7 @@ def test_a_batch_of_a_step_that_cannot_be_is_refused(changes: dict[str, Any], se
 
 def test_both_stages_of_a_distillation_have_the_batch() -> None:
     args = LINEARISE[2](output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
-    assert [args.of_stage(stage).gradient_accumulation_steps for stage in (1, 2)] == [16, 16]
+    assert [args.stage_args(stage).gradient_accumulation_steps for stage in (1, 2)] == [16, 16]
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -231,13 +246,13 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
     args = LINEARISE[2](output_dir="o", gradient_checkpointing=asked, use_cpu=True)
     for name in ("gradient_checkpointing", "activation_checkpointing"):
         if hasattr(args, name):  # the second since transformers 5.23
-            assert [getattr(args.of_stage(stage), name) for stage in (1, 2)] == [False, asked]
+            assert [getattr(args.stage_args(stage), name) for stage in (1, 2)] == [False, asked]
 
 
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (["--modl", "x"], "Error: there is no option --modl; longattn train mlm --help lists all. Did you mean '--model'?"),
+        (["--modl", "x"], "Error: there is no option --modl; longattn train mlm --help-all lists all. Did you mean '--model'?"),
         (["--epochs", "many"], "Error: --num_train_epochs: invalid float value: 'many'"),
         (["many"], "Error: unexpected argument 'many'; values follow their option, as in --model MODEL"),
     ],
@@ -245,3 +260,34 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
 def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_task("mlm", ["--text", "t", "--output", "o", "--model", "m", *line]) == 2
     assert capsys.readouterr().err.splitlines() == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "sentence"),
+    [
+        ("distill", "--mechanism hedgehog", "there is no option --mechanism; `longattn train linearise` has it"),
+        ("distill", "--teacher t --method attention", "method must be one of tinybert, logits, not 'attention'.*longattn train linearise"),
+        ("distill", "--teacher t", "no method given; add --method tinybert or --method logits; .*longattn train linearise"),
+        ("distill", "--max_length 8", "no teacher given; .*longattn train linearise"),
+        ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),
+        (
+            "distill",
+            "--config mine.yaml",
+            "sets 'transfer_steps', which is not a setting of this command; `longattn train linearise`",
+        ),
+        ("linearise", "--method tinybert", "there is no option --method; `longattn train distill` has it"),
+    ],
+)
+def test_calls_from_before_linearise_was_a_task_name_it(
+    task: str, line: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("transfer_steps: 5\n")
+    assert run_task(task, ["--text", "t", "--output", "o", "--model", "m", *line.split()]) > 0
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.search(sentence, said), said
+
+
+def test_names_from_before_linearise_was_a_task_say_what_they_are_called() -> None:
+    with pytest.raises(ImportError, match=r"is now called linearise_attention; write: from hf_longattn\.training import"):
+        from hf_longattn.training import distill_attention  # type: ignore[attr-defined]  # noqa: F401

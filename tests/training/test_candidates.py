@@ -15,12 +15,12 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.choices import CandidateCollator, encode_candidates, read_qangaroo, tidy, to_candidates
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError, OptionError
-from hf_longattn.training.args import build_arguments
 from hf_longattn.training.candidates import (
     CandidateReader,
     candidate_scores,
     load_candidate_model,
 )
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.choice import CHOICE, choice_result, finetune_choice
 from tests.training.conftest import checkpoint
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.choices import read_choices, to_choices
 from hf_longattn.data.sources import DataError
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.choice import CHOICE, finetune_choice
 from tests.training.conftest import FAST, checkpoint
 

@@ -16,7 +16,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.sources import DataError, class_names, load_labelled
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import classify as classification
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.training_loop import LOG_NAME

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreT
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import distill
 from hf_longattn.training.tasks.distill import DISTILL, distill_student, layer_map, score_error
 from tests.training.conftest import FAST, checkpoint

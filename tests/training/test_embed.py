@@ -17,7 +17,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import EMBED, EmbedDataArguments, finetune_embeddings, prompts_of
 from tests.training.conftest import FAST, checkpoint
 

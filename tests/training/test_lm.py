@@ -15,8 +15,8 @@ from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError, load_text
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
-from hf_longattn.training.args import build_arguments
 from hf_longattn.training.lm import LM, finetune_lm, load_lm
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.clm import CLM
 from hf_longattn.training.tasks.mlm import MLM
 from hf_longattn.training.training_loop import LOG_NAME

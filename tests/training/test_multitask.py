@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import OptionError
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.multitask import (
     MULTITASK,
     MultiTaskDataArguments,

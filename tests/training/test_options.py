@@ -26,8 +26,9 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training import args as args_module
 from hf_longattn.training import training_loop
-from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments
+from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_args import LongTrainingArguments
 from tests.training.conftest import checkpoint
 from tests.training.test_seq2seq import bart
 
@@ -250,7 +251,7 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A long checkpoint for each task, and the short encoder it was made from as "short"."""
-    from scripts.dev.studies.tokenizer import train_tokenizer
+    from tests.byte_tokenizer import train_tokenizer
     from tests.training.conftest import SOURCES
 
     folder, tokenizer = tmp_path_factory.mktemp("models"), train_tokenizer(SOURCES, vocab_size=300)

@@ -35,8 +35,8 @@ from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LengthError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, whole
-from hf_longattn.training.args import build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.qa import (
     QA,
     QATrainer,

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.lengths import input_length
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.args import build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.results import draw_curves, measured
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.trainer import Throughput

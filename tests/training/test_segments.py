@@ -22,8 +22,8 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.data.tokenization import IGNORED, to_documents
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.args import build_arguments
 from hf_longattn.training.lm import LM, finetune_lm
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.segments import SegmentTrainer
 from tests.training.conftest import FAST, SOURCES
 

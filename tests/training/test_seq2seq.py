@@ -14,7 +14,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge, rouge_scores
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.seq2seq import SEQ2SEQ, finetune_seq2seq, write_in_one_language
 from tests.trained import tokenizer_of
 from tests.training.conftest import FAST, checkpoint

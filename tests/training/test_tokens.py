@@ -18,7 +18,7 @@ from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.words import to_windows
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.entities import entities_of, entity_scores
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.tokens import TOKENS, TokenDataArguments, finetune_tokens, read_tagged
 from tests.training.conftest import FAST, checkpoint
 

@@ -73,7 +73,8 @@ import contextlib, itertools, json, time
 import torch.nn as nn
 from transformers import TrainerCallback
 from hf_longattn.training import trainer as module, training_loop
-from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, TaskArguments
+from hf_longattn.training.args import DataArguments, ModelArguments
+from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.trainer import TimedTrainer
 
 class Model(nn.Module):

@@ -129,7 +129,7 @@ class Peft(SourceFormat):
         known = {"name": request.name, "paths": (*base.paths, request.path)}
         if not request.merge_adapter:
             return AdapterSource.around(base, **known, adapter=request.path)
-        check_extra("train", "peft")  # merging needs peft, after the base was loaded
+        check_extra("peft")  # merging needs peft, after the base was loaded
         check_config(base.config, base.name)
         merged = cache(partial(_merged_values, base, request.path))
         tensors = {one: replace(header, start=None, values=partial(_value, merged, header)) for one, header in base.tensors.items()}
@@ -273,7 +273,7 @@ def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
 
 def _merge(model: nn.Module, folder: Path) -> nn.Module:
     """The model with the adapter added to its weights."""
-    with needs_extra("train"):
+    with needs_extra("peft"):
         from peft import PeftModel
     foreign = _foreign(model, folder)
     if foreign:

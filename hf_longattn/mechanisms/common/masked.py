@@ -28,12 +28,15 @@ from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 class MaskedMechanism(Mechanism):
     """A mechanism that is a ``mask_mod`` over positions of the keys' sequence."""
 
+    listed: bool = False
+    """Whether its pairs are listed as parts; otherwise they are a band, perhaps with global tokens."""
+
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
 
     def for_union(self) -> MaskedMechanism:
-        """The form of this mechanism that a union joins: a band without more than global tokens, or parts."""
+        """The form of this mechanism that a union joins: a band with no more than global tokens, or listed."""
         return self
 
     def most_globals(self) -> int:
@@ -174,6 +177,7 @@ class GatheredMechanism(MaskedMechanism):
 
     engine: ClassVar[str] = "gathered"
     exports_definition = True
+    listed = True
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -185,7 +189,7 @@ class GatheredMechanism(MaskedMechanism):
 
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, cached."""
-        key = (type(self), self.options, self.num_heads, length, causal, device)
+        key = (type(self), self.options, self.num_heads, self.head_range, length, causal, device)
         return BYTE_CACHE.get(key, lambda: self.parts(length, causal, device))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

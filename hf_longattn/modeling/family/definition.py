@@ -131,6 +131,7 @@ class Family:
     attention: unusual names in its attention modules.
     sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models.
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
+    item_losses: model classes of the base, next to a decoder's language models, that hand ``num_items_in_batch`` on to their loss.
     """
 
     config_class: type[PreTrainedConfig]
@@ -144,6 +145,7 @@ class Family:
     attention: AttentionNames = AttentionNames()
     sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
     mixin: type | None = None
+    item_losses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Enter the family into the table of imported families.
@@ -232,6 +234,15 @@ class Family:
     def has_encoder(self, head: str) -> bool:
         """Whether the class ``head`` of an encoder-decoder has the encoder."""
         return self.two_stacks and not head.endswith(DECODER_ALONE)
+
+    def divides_by_items(self, head: str) -> bool:
+        """Whether the class of the base ``head`` divides its loss by ``num_items_in_batch``, the labels of all accumulated batches.
+
+        Trainer takes every ``forward`` with free keyword arguments for such a one, and does not divide by the number of accumulated
+        batches. Most heads for masked tokens, classes and tokens ignore the argument and return the mean of one batch, so that their
+        losses and gradients would add up: eight times too large with eight batches.
+        """
+        return head in self.item_losses or (head.endswith(CAUSAL_LANGUAGE_MODELS) and not self.two_stacks)
 
     def decoder_layers(self, config: Any) -> int:
         """The number of layers of the decoder with this config of the base."""

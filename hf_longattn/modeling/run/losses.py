@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,23 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ...mechanisms.common.base import Mechanism
+from ..family.definition import FAMILIES
 
 
-def divides_by_items(model_class: type) -> bool:
-    """Whether a head hands ``num_items_in_batch``, the labels of all accumulated batches, on to its loss, which then divides by them.
+def divides_by_items(model_class: Any) -> bool:
+    """Whether a class of transformers divides its loss by ``num_items_in_batch``; see :meth:`Family.divides_by_items`.
 
-    Trainer takes every ``forward`` with free keyword arguments for such a one, and does not divide by the number of accumulated batches.
-    Most heads for masked tokens, classes and tokens ignore the argument and return the mean of one batch, so that their losses and
-    gradients would add up: eight times too large with eight batches.
+    For a class of which neither it nor a family says so: no, since the mean of the batches is nearly right everywhere.
     """
-    told = getattr(model_class, "accepts_loss_kwargs", None)
-    if isinstance(told, bool):
-        return told
-    try:
-        source = inspect.getsource(inspect.unwrap(model_class.forward))  # type: ignore[attr-defined]
-    except (OSError, TypeError):  # no source: the mean of the batches is nearly right everywhere
-        return False
-    return re.search(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*", source) is not None
+    accepts = getattr(model_class, "accepts_loss_kwargs", None)
+    if isinstance(accepts, bool):
+        return accepts
+    family = FAMILIES.get(getattr(getattr(model_class, "config_class", None), "model_type", ""))
+    return family is not None and model_class.__name__ in family.heads and family.divides_by_items(model_class.__name__)
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:

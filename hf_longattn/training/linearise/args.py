@@ -11,12 +11,15 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.mechanisms.common.base import DENSE_LIMIT
 from hf_longattn.mechanisms.common.composite import read_choice, read_options
-from hf_longattn.training.args import LongTrainingArguments, argument
+from hf_longattn.training.args import argument
 from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments
 
 STAGES = ("both", "1", "2")
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 """What recomputes activations, in every supported transformers and since 5.23, where the first name repeats the second."""
+SINGLE_RUN = ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy", "eval_before_training")
+"""Options of a run that has no stages."""
 LM_LOSS, KL_LOSS, MIXED_LOSS = "lm", "kl", "mixed"
 EVERYWHERE, PREDICTED = "all", "predicted"
 LORA_RATE, FULL_RATE = 2e-4, 5e-5
@@ -60,7 +63,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
     """``TrainingArguments`` of attention distillation in two stages."""
 
     shards: ClassVar[bool] = False
-    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
+    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha", *SINGLE_RUN)
 
     stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune the model) or both.")
     transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
@@ -96,6 +99,11 @@ class LineariseTrainingArguments(TextTrainingArguments):
     held_out_inputs: int = argument(32, "Inputs on which the report's losses are measured.")
 
     def check(self) -> None:
+        if single_run := next((name for name in SINGLE_RUN if name in self.explicit), None):
+            raise OptionError(
+                f"--{single_run.removeprefix('num_train_')} does not apply to the two stages of a distillation; give --transfer_steps, "
+                "--transfer_learning_rate, --finetune_steps and --finetune_learning_rate"
+            )
         super().check()
         if self.stage not in STAGES:
             raise OptionError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
@@ -113,17 +121,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
         self._check_finetune_loss()
         if self.resume_from_checkpoint:
             raise OptionError("a distillation resumes from the latest checkpoints of its stages; give --resume in place of the checkpoint")
-        of_a_run = [
-            name
-            for name in ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy", "eval_before_training")
-            if name in self.given
-        ]
-        if of_a_run:
-            name = {"num_train_epochs": "epochs"}.get(of_a_run[0], of_a_run[0])
-            raise OptionError(
-                f"--{name} does not apply to the two stages of a distillation; give --transfer_steps, --transfer_learning_rate, "
-                "--finetune_steps and --finetune_learning_rate"
-            )
 
     def _check_finetune_loss(self) -> None:
         for name, known in (("finetune_loss", (LM_LOSS, KL_LOSS, MIXED_LOSS)), ("kl_positions", (EVERYWHERE, PREDICTED))):
@@ -133,10 +130,10 @@ class LineariseTrainingArguments(TextTrainingArguments):
             raise OptionError(f"temperature must be above 0, not {self.temperature}")
         if min(self.kl_factor, self.hidden_factor) < 0 or self.kl_factor == 0:
             raise OptionError("kl_factor must be above 0, and hidden_factor 0 or more; give --finetune_loss lm to leave both out")
-        unused = [name for name in ("kl_positions", "temperature", "hidden_factor", "kl_factor") if name in self.given]
+        unused = [name for name in ("kl_positions", "temperature", "hidden_factor", "kl_factor") if name in self.explicit]
         if unused and not self.needs_teacher:
             raise OptionError(f"{unused[0]} compares with the original, which --finetune_loss lm does not; add --finetune_loss kl or mixed")
-        if self.finetune_loss == KL_LOSS and "kl_factor" in self.given:
+        if self.finetune_loss == KL_LOSS and "kl_factor" in self.explicit:
             raise OptionError(
                 "kl_factor weighs the KL divergence against the language-model loss; add --finetune_loss mixed or leave it out"
             )
@@ -182,7 +179,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
             return self.transfer_learning_rate
         return (FULL_RATE if self.full else LORA_RATE) if self.finetune_learning_rate is None else self.finetune_learning_rate
 
-    def of_stage(self, stage: int, learning_rate: float | None = None) -> LongTrainingArguments:
+    def stage_args(self, stage: int, learning_rate: float | None = None) -> LongTrainingArguments:
         """The arguments of one stage as of a single run; ``learning_rate``: in place of the one that is asked for."""
         return self._single_run(
             stage,
@@ -191,7 +188,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
             learning_rate=self.learning_rate_of(stage) if learning_rate is None else learning_rate,
         )
 
-    def of_trials(self, stage: int) -> LongTrainingArguments:
+    def trial_args(self, stage: int) -> LongTrainingArguments:
         """The arguments of a short run of a stage that tries a learning rate."""
         return self._single_run(
             stage, output_dir=str(self.folder / "checkpoints" / "rates"), max_steps=self.rate_steps, save_strategy="no", report_to="none",

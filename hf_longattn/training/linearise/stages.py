@@ -25,7 +25,6 @@ from hf_longattn.evaluation.layer_choice import layers_keep
 from hf_longattn.hub import push_model
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.adapters import low_rank_updates
-from hf_longattn.training.args import TaskArguments
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import keep_softmax
@@ -36,6 +35,7 @@ from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.results import counted, error_of
+from hf_longattn.training.training_args import TaskArguments
 from hf_longattn.training.training_loop import RunSettings, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
@@ -139,7 +139,7 @@ class Stages:
         rate = self.learning_rate(model, stage, length, measure, teacher)
         transformers.set_seed(args.seed)
         trainer = LineariseTrainer(
-            model, args.of_stage(stage, rate), log_path=args.folder / LOG_NAME, **self.of_trainer(stage, length, teacher)
+            model, args.stage_args(stage, rate), log_path=args.folder / LOG_NAME, **self.of_trainer(stage, length, teacher)
         )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
@@ -173,7 +173,7 @@ class Stages:
             )
         if tried is None:
             transformers.set_seed(args.seed)
-            trials = RateTrials(model, args.of_trials(stage), measure=measure, log_path=None, **self.of_trainer(stage, length, teacher))
+            trials = RateTrials(model, args.trial_args(stage), measure=measure, log_path=None, **self.of_trainer(stage, length, teacher))
             tried = trials.best(rates_around(args.learning_rate_of(stage), args.rate_trials))
             if processes().is_main_process:
                 shutil.rmtree(str(trials.args.output_dir), ignore_errors=True)

@@ -26,7 +26,7 @@ from hf_longattn.data.sources import held_back, read_source
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.candidates import (
     CandidateTrainer,
     accuracy_by_length,
@@ -36,7 +36,8 @@ from hf_longattn.training.candidates import (
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 CANDIDATE_FORMS = ("auto", "separate", "joint")
 
@@ -98,7 +99,7 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, accuracy before and after, Trainer's history.
     """
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     joint = data_args.candidates == "joint"
     if data_args.candidates == "auto":
         joint = not any(data_args.named_columns.values()) and is_qangaroo(read_source(data_args.data[0], data_args.split))
@@ -131,7 +132,7 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
         training_args.folder.mkdir(parents=True, exist_ok=True)
         write_choices(training_args.folder, held, found)
     log = {"input_length": length, "questions": len(data), "joint": joint, "held_out": {"before": before, "after": after}}
-    return finish(trainer, run, log, describe_choice)
+    return save_run(trainer, run, log, describe_choice)
 
 
 def _scores(trainer: TimedTrainer, data: Dataset) -> tuple[list[int], dict[str, Any]]:

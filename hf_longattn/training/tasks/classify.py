@@ -21,11 +21,12 @@ from hf_longattn.data.sources import DataError, class_names, held_back, load_lab
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.loading import label_config, load_head, load_start
 from hf_longattn.training.results import Scores, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 
 @dataclass
@@ -76,7 +77,7 @@ def finetune_classification(
         The log, as written to ``training_log.json``: arguments, versions, classes, how many documents were cut, scores on the held-out
         documents before and after, Trainer's history. Of several processes only the first has the scores.
     """
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     config, tokenizer = load_start(model_args.model, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     texts, held_texts = read_labelled(data_args, training_args.seed)
     names = class_names(label_names(texts, held_texts), config)
@@ -103,7 +104,7 @@ def finetune_classification(
     after = trainer.scores(held_out)
     counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
     log = {"input_length": length, "packed": pack, "classes": names, "documents": counts, "held_out": {"before": before, "after": after}}
-    return finish(trainer, run, log, describe_classification)
+    return save_run(trainer, run, log, describe_classification)
 
 
 class ClassificationTrainer(TimedTrainer):

@@ -34,7 +34,7 @@ from hf_longattn.training.lm import (
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 METHODS = ("tinybert", "logits")
 PARTS = ("embeddings", "hidden", "attention", "logits")
@@ -109,7 +109,7 @@ def distill_student(
     Raises:
         OptionError: teacher and student do not fit together.
     """
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     student, tokenizer, objective = load_lm(model_args.model, model_args.objective)
     teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective)
     if student.config.vocab_size != teacher.config.vocab_size:
@@ -136,7 +136,7 @@ def distill_student(
     if hasattr(inner, PROJECTION):
         delattr(inner, PROJECTION)
     log = {"objective": objective, "input_length": length, "layers": layers, "held_out_loss": compared_losses(before, after)}
-    return finish(trainer, run, log, describe_distillation_run)
+    return save_run(trainer, run, log, describe_distillation_run)
 
 
 def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, given: list[int]) -> list[int]:

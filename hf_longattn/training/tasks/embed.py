@@ -26,11 +26,12 @@ from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.evaluation.summaries import mean_and_error
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.loading import loading, without_load_report
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 logger = logging.get_logger(LOGGER)
 OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
@@ -108,7 +109,7 @@ def finetune_embeddings(
     """
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     if model_args.use_peft:
         check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
@@ -121,7 +122,7 @@ def finetune_embeddings(
     trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
     before = train(trainer, run, trainer.measure)
     log = {"pairs": len(data), "held_out": {"before": before, "after": trainer.measure()}}
-    return finish(trainer, run, log, describe_embeddings)
+    return save_run(trainer, run, log, describe_embeddings)
 
 
 def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
@@ -131,7 +132,7 @@ def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
         OptionError: with the option to leave out.
     """
     names = ("resume", "resume_from_checkpoint", "load_best_model_at_end", "save_steps", "save_minutes", "save_strategy")
-    values = {name: args.given[name] for name in names if name in args.given}
+    values = {name: args.explicit[name] for name in names if name in args.explicit}
     contradicting = next((name for name, value in values.items() if (name, value) != ("save_strategy", "no")), None)
     if contradicting is not None:
         raise OptionError(
@@ -275,7 +276,7 @@ def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, 
         **more: those that only this class has.
     """
     values = {each.name: getattr(args, each.name) for each in dataclasses.fields(TrainingArguments) if each.init}
-    if args.load_best_model_at_end and "metric_for_best_model" not in args.given:
+    if args.load_best_model_at_end and "metric_for_best_model" not in args.explicit:
         values |= {"metric_for_best_model": best, "greater_is_better": True}
     arguments = kind(**{**values, "remove_unused_columns": False, **more})
     for name in OF_TIMED_TRAINER:

@@ -1,4 +1,4 @@
-"""Teach a converted model's mechanisms to reproduce softmax attention, then fine-tune it (attention distillation)."""
+"""Teach a converted model's mechanisms to reproduce softmax attention, then fine-tune it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.hub import check_login
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import TaskArguments
 from hf_longattn.training.checkpoints import check_same_model, check_same_name, newest_checkpoint
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import number_to_restore
@@ -24,7 +23,8 @@ from hf_longattn.training.linearise.stages import STAGE_1, Stages, held_out_batc
 from hf_longattn.training.linearise.student import load_student, processes
 from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, check_original
 from hf_longattn.training.lm import TextDataArguments, read_documents
-from hf_longattn.training.training_loop import begin
+from hf_longattn.training.training_args import TaskArguments
+from hf_longattn.training.training_loop import prepare_run
 
 LINEARISE = (LineariseModelArguments, TextDataArguments, LineariseTrainingArguments)
 
@@ -46,7 +46,7 @@ def linearise_attention(
         DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
     """
     training_args.full |= not model_args.use_peft
-    run = begin(model_args, data_args, training_args, check_output)
+    run = prepare_run(model_args, data_args, training_args, check_output)
     if training_args.resume:
         check_resumable(run)
     if training_args.push_to_hub:  # before the work that is to be uploaded

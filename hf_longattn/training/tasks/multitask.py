@@ -44,13 +44,14 @@ from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, TaskArguments, argument
+from hf_longattn.training.args import DataArguments, ModelArguments, argument
 from hf_longattn.training.loading import label_config, load_head, load_model, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.trainer import MeasuringTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 LOADERS = {"classify": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification, "qa": AutoModelForQuestionAnswering}
 HEAD_SCORES = {"classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question")}
@@ -122,7 +123,7 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
         super().check()
         if self.tokens_per_batch:
             raise OptionError("tokens_per_batch does not apply to multitask, whose batches are of one task each; give --batch_size instead")
-        if self.load_best_model_at_end and "metric_for_best_model" not in self.given:
+        if self.load_best_model_at_end and "metric_for_best_model" not in self.explicit:
             self.metric_for_best_model = "mean"
         if self.temperature <= 0:
             raise OptionError(f"temperature must be above 0, not {self.temperature}")
@@ -277,7 +278,7 @@ def finetune_multitask(
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, scores of every task before and after, Trainer's history.
     """
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     _, tokenizer = load_start(model_args.model, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
     build = {"classify": _classify, "tokens": _tokens, "qa": _qa}
@@ -287,7 +288,7 @@ def finetune_multitask(
     trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=tokenizer, max_minutes=training_args.max_minutes)
     before = train(trainer, run, trainer.scores)
     log = {"tasks": {name: task.kind for name, task in tasks.items()}, "held_out": {"before": before, "after": trainer.scores()}}
-    return finish(trainer, run, log, describe_multitask)
+    return save_run(trainer, run, log, describe_multitask)
 
 
 def load_multitask_head(name: str, head: str) -> PreTrainedModel:

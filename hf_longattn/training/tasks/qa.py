@@ -40,11 +40,12 @@ from hf_longattn.evaluation.summaries import mean_and_error
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_model, loading
 from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 LONG_DOCUMENTS = ("windows", "truncate", "refuse")
 QA_HEADS = ("auto", "span", "hotpot")
@@ -136,7 +137,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         The log, as written to ``training_log.json``: arguments, versions, scores and loss on the validation data before and after,
         Trainer's history.
     """
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     read = partial(load_qa, skip_bad_rows=data_args.skip_bad_rows, evidence=data_args.evidence or None)
     records, validation = held_back(data_args, read, training_args.seed, unit="id")
     model, tokenizer = load_qa_model(model_args.model)
@@ -183,7 +184,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         if model_args.baseline:
             log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
     trainer.accelerator.wait_for_everyone()
-    return finish(trainer, run, log, describe_qa_training)
+    return save_run(trainer, run, log, describe_qa_training)
 
 
 def baseline_scores(

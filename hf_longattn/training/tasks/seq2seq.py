@@ -24,11 +24,12 @@ from hf_longattn.data.sources import held_back
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 PREDICTIONS = "predictions.txt"
 
@@ -83,7 +84,7 @@ def finetune_seq2seq(
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, ROUGE before and after, Trainer's history.
     """
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
     columns = data_args.text_column, data_args.summary_column
     data, held = held_back(data_args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
@@ -118,7 +119,7 @@ def finetune_seq2seq(
         training_args.folder.mkdir(parents=True, exist_ok=True)
         Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
     log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}
-    return finish(trainer, run, log, describe_seq2seq)
+    return save_run(trainer, run, log, describe_seq2seq)
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

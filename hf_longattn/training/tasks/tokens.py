@@ -24,11 +24,12 @@ from hf_longattn.data.words import read_words, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.loading import label_config, load_head, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_loop import begin, finish, train
+from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 
 @dataclass
@@ -73,7 +74,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, tags, scores before and after, Trainer's history.
     """
-    run = begin(model_args, data_args, training_args)
+    run = prepare_run(model_args, data_args, training_args)
     config, tokenizer = load_start(model_args.model, "token classification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     if not tokenizer.is_fast:
         raise CheckpointError(
@@ -106,7 +107,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
 
     before, after = train(trainer, run, measure), measure()
     log = {"input_length": length, "tags": names, "packed": pack, "documents": len(texts), "held_out": {"before": before, "after": after}}
-    return finish(trainer, run, log, describe_tokens)
+    return save_run(trainer, run, log, describe_tokens)
 
 
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:

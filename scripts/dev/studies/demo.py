@@ -26,6 +26,7 @@ from scripts.dev import ROOT
 ASSET = ROOT / "model_cards" / "bert-python-512-qa"
 BEFORE, AFTER, CONTROL = "converted to longformer", "longformer, fine-tuned", "converted, random positions (control)"
 LENGTH, WINDOW = 8192, 256
+TRAINING_LENGTHS, TRAINING_QUESTIONS = (1024, 2048, 4096), 60
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
@@ -105,28 +106,27 @@ def _completed(progress: Progress, task: Any, done: int) -> None:
 
 
 def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
-    """Train the converted model with Trainer for a few minutes."""
-    import yaml
-
-    from hf_longattn.training.args import build_arguments
-    from scripts.dev.studies.qa_finetune import READER, finetune_qa
+    """Train the converted model for a few minutes on questions about other packages, by `longattn train qa`."""
+    from hf_longattn.cli.train import train
+    from hf_longattn.data.qa_schemas import save_qa
+    from hf_longattn.errors import LongAttentionError
+    from hf_longattn.training import load_qa_model
+    from scripts.dev.studies.qa_run import evaluation_set
 
     step(3, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
-    recipe = yaml.safe_load((ROOT / "scripts" / "dev" / "studies" / "configs" / "qa_long_8192.yaml").read_text(encoding="utf-8"))
-    recipe |= {"model": str(converted), "output_dir": str(out / "fine-tuned"), "max_minutes": options.minutes, "threads": options.threads}
-    console.print(
-        "   python -m scripts.dev.studies.qa_finetune --config scripts/dev/studies/configs/qa_long_8192.yaml"
-        f" --model {converted} --output {out / 'fine-tuned'}"
-    )
-    finetune_qa(*build_arguments(READER, **recipe, disable_tqdm=True), on_log=show_log)
+    _, tokenizer = load_qa_model(options.model)
+    records = [
+        {name: record[name] for name in ("id", "title", "question", "context", "answers")}
+        for task in options.data
+        for record in evaluation_set(task, tokenizer, split="train", per_length=TRAINING_QUESTIONS, lengths=TRAINING_LENGTHS)
+    ]
+    save_qa(records, out / "train.jsonl")
+    command = ["--model", str(converted), "--output", str(out / "fine-tuned"), "--data", str(out / "train.jsonl")]
+    command += ["--max_minutes", f"{options.minutes:g}", "--learning_rate", "2e-5", "--threads", str(options.threads)]
+    console.print(f"   longattn train qa {' '.join(command)}")
+    if train("qa", command):
+        raise LongAttentionError("the fine-tuning failed; see above")
     return out / "fine-tuned"
-
-
-def show_log(entry: dict[str, Any]) -> None:
-    """One line per log entry of the Trainer."""
-    exact = ", ".join(f"{k.removeprefix('exact_')} {100 * v:.0f} %" for k, v in entry.items() if k.startswith("exact_"))
-    if "loss" in entry:
-        console.print(f"   {entry['minutes']:.1f} min: loss {float(entry['loss']):.2f}; answers found in the batches: {exact}")
 
 
 def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namespace, started: float) -> None:

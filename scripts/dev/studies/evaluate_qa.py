@@ -1,27 +1,24 @@
 """Compare ways to read long documents, on the same questions and in one interleaved run.
 
     python scripts/evaluate_qa.py --short model_cards/bert-python-512-qa --convert --mechanism longformer window bigbird lsg hybrid \\
-        --fine-tune scripts/dev/studies/configs/qa_long_8192.yaml --seeds 0 1 2 --work runs/qa
+        --work runs/qa
     python scripts/evaluate_qa.py --data my_squad_shaped.json --long "longformer, fine-tuned=runs/longformer-0@0"
 
 Rows: a random candidate, the lexical rule, a program written for the task, the short model on the first 512 tokens and on windows,
-and any converted models, before and after fine-tuning. Several seeds of one row are averaged. Writes OUTPUT.json, .md, .svg and .png.
+and any converted models. Several seeds of one row are averaged. Writes OUTPUT.json, .md, .svg and .png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.progress import Progress
 
 import hf_longattn
@@ -29,11 +26,10 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
 from hf_longattn.hub import write_model_card
 from hf_longattn.training import load_qa_model, longest_input
-from hf_longattn.training.args import build_arguments
+from hf_longattn.training.tasks.qa import describe_qa_training
 from scripts.dev.benchmarks.report import machine, one_sentence_errors
 from scripts.dev.studies.code_qa import TASKS
 from scripts.dev.studies.qa_baselines import LexicalRule, Program, RandomCandidate
-from scripts.dev.studies.qa_finetune import READER, describe_training, finetune_qa
 from scripts.dev.studies.qa_run import Reader, ScoredAnswer, StoredAnswers, evaluation_set, run_readers, source_name
 from scripts.dev.studies.qa_table import both_markdown, card_results, read_answers, write_report
 
@@ -51,12 +47,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--convert", action="store_true", help="also convert --short, once with random positions as a control, and score that")
     add("--long", action="append", default=[], metavar="ROW=PATH[@SEED]", help="a converted model and the name of its row")
     add("--mechanism", nargs="+", default=["longformer"], help="mechanisms for --convert, a row each (default: longformer)")
-    add(
-        "--fine-tune",
-        metavar="RECIPE",
-        help="also fine-tune the conversions with this recipe of scripts.dev.studies.qa_finetune, a row each",
-    )
-    add("--seeds", type=int, nargs="+", default=[0], help="seeds of the fine-tuning, one after another (default: 0)")
     add("--work", type=Path, help="keep models and answers in this folder: the same command resumes a run that was interrupted")
     add("--window", type=int, default=256, help="its window (default: 256)")
     add("--max-length", type=int, help="tokens that long models read (default: what each takes; --convert: 8192)")
@@ -113,21 +103,6 @@ def converted_readers(options: argparse.Namespace, folder: Path) -> list[Reader]
     return readers
 
 
-def fine_tuned_readers(options: argparse.Namespace, folder: Path, seed: int) -> list[Reader]:
-    """The conversions with tiled positions, fine-tuned with ``--fine-tune``'s recipe."""
-    recipe = yaml.safe_load(Path(options.fine_tune).read_text(encoding="utf-8"))
-    recipe = {"cache": str(folder / "code-labels.jsonl"), **recipe, "threads": options.threads, "seed": seed, "disable_tqdm": True}
-    readers: list[Reader] = []
-    for mechanism in options.mechanism:
-        destination = folder / f"{mechanism}-fine-tuned-{seed}"
-        if not (destination / "README.md").is_file():  # written last
-            shutil.rmtree(destination, ignore_errors=True)
-            model, output = str(folder / f"{mechanism}-tile"), str(destination)
-            finetune_qa(*build_arguments(READER, **{**recipe, "model": model, "output_dir": output}))
-        readers.append(long_reader(f"{mechanism}, fine-tuned", str(destination), options, seed))
-    return readers
-
-
 def window_options(mechanism: str, window: int) -> dict[str, Any]:
     """The mechanism's own option for about the same window: three blocks of half of it in mechanisms that work in blocks."""
     return {"block_size": window // 2} if mechanism in ("bigbird", "lsg") else {"window": window}
@@ -162,18 +137,8 @@ def named_models(texts: list[str]) -> list[tuple[str, str, int | None]]:
     return found
 
 
-def passes(options: argparse.Namespace, folder: Path) -> Iterator[list[Reader]]:
-    """Yield the rows that need no training, in the order of the table, then those of each seed of the fine-tuning."""
-    yield build_readers(options, folder)
-    if options.fine_tune:
-        for seed in options.seeds:
-            yield fine_tuned_readers(options, folder, seed)
-
-
 def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
     """All rows without training."""
-    if options.fine_tune and not options.convert:
-        raise OptionError("--fine-tune trains what --convert makes: add --convert")
     readers: list[Reader] = [] if options.no_baselines else [RandomCandidate(), LexicalRule(), Program()]
     if options.short:
         readers += short_readers(options)
@@ -189,23 +154,19 @@ def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
     return readers
 
 
-def score(
-    readers: list[Reader], sets: dict[str, list[dict[str, Any]]], options: argparse.Namespace, stored: StoredAnswers | None
-) -> list[ScoredAnswer]:
-    """Ask all questions; ``sets`` keeps them from one pass to the next."""
+def score(readers: list[Reader], options: argparse.Namespace, stored: StoredAnswers | None) -> list[ScoredAnswer]:
+    """Ask all questions."""
     answers: list[ScoredAnswer] = []
     tokenizer = next((reader.tokenizer for reader in readers if isinstance(reader, QAReader)), None)
     for name in options.data if tokenizer else ():
-        if name not in sets:
-            sets[name] = evaluation_set(
-                name,
-                tokenizer,
-                split=options.split,
-                per_length=options.per_length,
-                lengths=options.lengths,
-                seed=options.seed,
-            )
-        records = sets[name]
+        records = evaluation_set(
+            name,
+            tokenizer,
+            split=options.split,
+            per_length=options.per_length,
+            lengths=options.lengths,
+            seed=options.seed,
+        )
         unanswerable = name not in BUILT and any(not record["answers"]["text"] for record in records)
         for reader in readers:
             if isinstance(reader, QAReader):
@@ -219,16 +180,13 @@ def score(
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to place the numbers."""
-    tuned = {"fine-tuning": f"{options.fine_tune}, seeds {' '.join(map(str, options.seeds))}"} if options.fine_tune else {}
-    if options.merge:
-        tuned["from earlier runs"] = ", ".join(path.stem for path in options.merge)
+    merged = {"from earlier runs": ", ".join(path.stem for path in options.merge)} if options.merge else {}
     return {
         "data": f"{', '.join(map(source_name, options.data))}; split {options.split}, at most {options.per_length} questions per length",
         "windows": f"{options.short_length} tokens, {options.stride} shared by consecutive windows (run_qa's doc_stride)",
         "precision": "bfloat16 autocast" if options.bf16 else "float32",
-        **tuned,
-        "timing": "text to answer, one document at a time, all systems interleaved in one run on the same machine"
-        + (" (fine-tuned ones in a pass per seed)" if options.fine_tune else ""),
+        **merged,
+        "timing": "text to answer, one document at a time, all systems interleaved in one run on the same machine",
         "machine": ", ".join(f"{key} {value}" for key, value in machine().items()),
     }
 
@@ -237,7 +195,7 @@ def write_cards(options: argparse.Namespace, table: dict[str, Any]) -> None:
     """Write the model cards asked for, with the training that their folder tells about."""
     for row, folder, _ in named_models(options.card):
         log = Path(folder, "training_log.json")
-        training = describe_training(json.loads(log.read_text(encoding="utf-8"))) if log.is_file() else ""
+        training = describe_qa_training(json.loads(log.read_text(encoding="utf-8"))) if log.is_file() else ""
         write_model_card(folder, results=card_results(table, row), training=training, license="apache-2.0")
 
 
@@ -249,10 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as folder:
         stored = StoredAnswers(options.work / "answers.jsonl") if options.work else None
-        answers: list[ScoredAnswer] = []
-        sets: dict[str, list[dict[str, Any]]] = {}
-        for readers in passes(options, Path(folder)):
-            answers += score(readers, sets, options, stored)
+        answers = score(build_readers(options, Path(folder)), options, stored)
         answers += [answer for path in options.merge for answer in read_answers(path)]
     table = write_report(options.output, answers, about(options), "Long question answering")
     write_cards(options, table)

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scripts.dev import RESULTS
+from scripts.dev import RESULTS, ROOT
 
 OUTPUT = RESULTS / "structure"
 LENGTH = 1024
@@ -59,7 +59,7 @@ ROWS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path, default=OUTPUT.parents[2], help="a checkout (default: this one)")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="a checkout (default: this one)")
     parser.add_argument("--name", default="now", help="its column (default: now)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="path without suffix (default: %(default)s)")
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
@@ -232,7 +232,8 @@ def table(stored: dict[str, dict[str, Any]]) -> str:
 
 
 def _environment(tree: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join([str(tree), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _commit(tree: Path) -> str:

@@ -22,23 +22,11 @@ from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
 from scripts.dev.benchmarks.footprint import footprint_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
-from scripts.dev.benchmarks.inference import PRECISIONS, speedups
-from scripts.dev.benchmarks.inference import markdown as inference_markdown
-from scripts.dev.benchmarks.packing import markdown as packing_markdown
 from scripts.dev.benchmarks.report import markdown_table, memory_table, timing_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.same_precision import markdown as same_precision_markdown
-from scripts.dev.benchmarks.serving import int8_markdown, load_markdown
-from scripts.dev.studies.compression import markdown as compression_markdown
-from scripts.dev.studies.context import markdown as context_markdown
-from scripts.dev.studies.design_search import markdown as search_markdown
-from scripts.dev.studies.probe_table import encoder_markdown
-from scripts.dev.studies.probes import learned_markdown, recall_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
-from scripts.dev.studies.retrieval import markdown as retrieval_markdown
-from scripts.dev.studies.table5 import markdown as table5_markdown
-from scripts.dev.studies.text_loss import mlm_markdown
-from scripts.dev.tools import api_reference, measure_diagnosis, measure_distillation, mechanism_pages
+from scripts.dev.tools import api_reference, mechanism_pages
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
@@ -56,11 +44,6 @@ def where(record: dict[str, Any]) -> str:
     versions = f"torch {about['torch']}, transformers {about['transformers']}"
     threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
     return f"{about.get('gpu') or about['processor']}, {threads}, {versions}, {about['date']}"
-
-
-def on_machine(table: Callable[[Any], str]) -> Callable[[Any], str]:
-    """A table of a record, and below it the machine."""
-    return lambda record: f"{table(record)}\n\n*{where(record)}*"
 
 
 def speed(name: str, command: str = "make bench") -> str:
@@ -84,14 +67,6 @@ def quality_in_brief(name: str) -> str:
         NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa")
         if record is None
         else summary_markdown(record["table"]).strip()
-    )
-
-
-def masked_loss(name: str) -> str:
-    """The table of masked-token losses by length."""
-    record = stored(name)
-    return (
-        NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_mlm") if record is None else mlm_markdown(record["table"]).strip()
     )
 
 
@@ -178,25 +153,6 @@ def footprint(name: str) -> str:
     return NOT_MEASURED.format(name, "make bench") if record is None else f"{footprint_table(record)}\n\n*{where(record)}*"
 
 
-def distillation(name: str) -> str:
-    """What attention distillation recovers."""
-    record = stored(name)
-    return (
-        NOT_MEASURED.format(name, "python -m scripts.dev.tools.measure_distillation")
-        if record is None
-        else measure_distillation.tables(record)
-    )
-
-
-def recall(name: str) -> str:
-    """The table of associative recall."""
-    record = stored(name)
-    if record is None:
-        return NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_probes mqar")
-    speeds = where({"machine": record["speeds_measured_on"]})
-    return f"{recall_markdown(record['results'])}\n\n*Speeds: {speeds}*"
-
-
 OFFSETS: dict[int | str, str] = {0: "", "padding": ", after padding"}
 
 
@@ -222,22 +178,6 @@ def speed_in_brief(name: str) -> str:
     return (
         f"Speed of one attention layer with a window of {window} tokens, relative to PyTorch's fused full attention on "
         f"{threads} CPU threads: {', '.join(gains)}."
-    )
-
-
-def models_in_brief(name: str) -> str:
-    """How many times as fast as BERT in fp32 whole models are, in one sentence."""
-    record = stored(name)
-    if record is None:
-        return NOT_MEASURED.format(name, "python -m scripts.dev.benchmarks.inference")
-    gains = [speedups(record["seconds"][length]) for length in ("4,096 tokens", "8,192 tokens")]
-    told = []
-    for precision in PRECISIONS:
-        faster = (gain[f"LongBert, {precision}"]["fp32"] for gain in gains)
-        told.append(f"{' / '.join(f'{one:.1f}×' for one in faster)} in {precision}")
-    return (
-        "Speed of a whole model of BERT-base's size, with `longformer` and `model.optimize_for_inference()`, relative to BERT with SDPA in "
-        f"fp32 on one CPU thread, at 4,096 / 8,192 tokens: {', '.join(told)} ([details](docs/how-to/compress.md))."
     )
 
 
@@ -291,8 +231,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "model": partial(speed, "model-longformer-window512-fp32"),
     "qa": partial(quality, "qa"),
     "qa-brief": partial(quality_in_brief, "qa"),
-    "mlm": partial(masked_loss, "mlm"),
-    "tiled": partial(masked_loss, "tiled"),
     "benchmarks": benchmarks,
     "gpu": gpu,
     "mechanisms": mechanisms,
@@ -303,31 +241,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory-causal": partial(footprint, "memory-causal"),
     "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"),
     "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m scripts.dev.benchmarks.same_precision"),
-    "inference": partial(study, "inference", inference_markdown, "python -m scripts.dev.benchmarks.inference"),
-    "compress": partial(study, "compress", compression_markdown, "python -m scripts.dev.studies.compression --work-dir work"),
-    "packing": partial(study, "packing", packing_markdown, "python -m scripts.dev.benchmarks.packing"),
-    "serving": partial(study, "serving", load_markdown, "python -m scripts.dev.benchmarks.serving"),
-    "int8": partial(study, "serving", int8_markdown, "python -m scripts.dev.benchmarks.serving"),
-    "table5": partial(study, "table5", table5_markdown, "python -m scripts.dev.studies.table5"),
-    "context": partial(study, "context", context_markdown, "python -m scripts.dev.studies.context"),
-    "retrieval": partial(study, "retrieval", retrieval_markdown, "python -m scripts.dev.studies.retrieval"),
-    "diagnosis": partial(study, "diagnosis", measure_diagnosis.table, "python -m scripts.dev.tools.measure_diagnosis report"),
-    "search": partial(study, "search", search_markdown, "python -m scripts.dev.studies.design_search"),
-    "distillation": partial(distillation, "distillation"),
-    "mqar": partial(recall, "mqar"),
-    "learned": partial(
-        study,
-        "learned",
-        on_machine(lambda record: learned_markdown(record["results"])),
-        "python -m scripts.dev.studies.evaluate_probes learned",
-    ),
-    "probes-encoder": partial(study, "probes", on_machine(encoder_markdown), "python -m scripts.dev.studies.probe_table --work-dir work"),
     "recipes": recipes,
     "conversions": conversions,
     "mechanism-options": mechanism_pages.sections,
     "families": families,
     "speed-brief": partial(speed_in_brief, "attention-window-window512-fp32"),
-    "models-brief": partial(models_in_brief, "inference"),
     "quality-line": partial(quality_line, "qa"),
     "reference": api_reference.reference,
     "commands": commands,

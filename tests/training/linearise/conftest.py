@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.args import build_arguments
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import TextDataArguments
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.linearise import LINEARISE, linearise_attention
 from tests.training.conftest import checkpoint
 

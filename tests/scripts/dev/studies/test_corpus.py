@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from hf_longattn.errors import LongAttentionError
 from scripts.dev.studies import corpus
 from scripts.dev.studies.corpus import InstalledPackages, Module, TextFolder, iter_modules, split_of, without_near_duplicates
-from scripts.dev.studies.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from tests.byte_tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 
 @pytest.fixture

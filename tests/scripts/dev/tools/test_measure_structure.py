@@ -15,10 +15,10 @@ def tree(tmp_path: Path) -> Path:
     package = tmp_path / "hf_longattn"
     for name, text in {
         "errors.py": "",
-        "engines/common/dense.py": "from ..errors import X\n",
+        "engines/common/dense.py": "from ...errors import X\n",
         "engines/band.py": "def run(padding_mask):\n    return padding_mask\n",
-        "mechanisms/common/base.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..engines import band\n",
-        "mechanisms/window.py": "from ..engines.dense import x\nfrom . import base\n\ndef later():\n    from ..engines import band\n",
+        "mechanisms/common/base.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ...engines import band\n",
+        "mechanisms/window.py": "from ..engines.common.dense import x\nfrom .common import base\n\ndef f():\n    from ..engines import x\n",
         "mechanisms/linear.py": "import torch\n",
     }.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)

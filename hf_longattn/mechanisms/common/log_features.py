@@ -1,0 +1,210 @@
+"""Features that are exponentials, kept as their logarithms so that no score overflows.
+
+A piece of keys is exponentiated relative to the largest value of each feature among the keys before it. With A these largest logarithms
+(or those of the first real key), the weights exp(b_im + a_jm) are exp(b_im + A_m - c_i) exp(a_jm - A_m) up to a factor per row, c_i being
+the row's largest. No future key changes a row.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...engines.common.batch import in_graph
+from ...engines.common.call import State
+from ...engines.common.dense import wide
+from ...engines.common.shards import Shard
+from ...engines.linear import absorb, empty_state, linear_attention, read
+from ...engines.topk import exact_dtype
+from .feature_map import KeyPieces, LinearMechanism
+from .options import Options
+from .scores import softmax_over
+
+NO_KEYS = -1e30
+"""Logarithm of the scale of a feature without keys so far: finite, so that differences are numbers."""
+MAX_LOG_RISE = 60.0
+"""How far the logarithm of a key's feature may exceed the largest before its piece: fp32 still holds exp(60) and its products."""
+
+
+class LogLinearMechanism(LinearMechanism):
+    """A linear mechanism whose :meth:`queries`, :meth:`keys` and :meth:`kernel` return logarithms, where :attr:`logarithms` says so."""
+
+    logarithms: bool = True
+
+    @classmethod
+    def sums_beside_softmax(cls, options: Options) -> bool:
+        return not cls.logarithms and super().sums_beside_softmax(options)
+
+    def normalised_kernel(self, kernel: Tensor, visible: Tensor) -> Tensor:
+        return softmax_over(kernel, visible) if self.logarithms else super().normalised_kernel(kernel, visible)
+
+    def without_padding(self, phi_k: Tensor, real: Tensor) -> Tensor:
+        return phi_k.masked_fill(~real[:, None, :, None], float("-inf")) if self.logarithms else super().without_padding(phi_k, real)
+
+    def attended(self, q: Tensor, source: KeyPieces, state: State | None) -> tuple[Tensor, State]:
+        """The state has, beside the sums, ``log (B, heads, F)``, the largest of each feature, which the sums are relative to.
+
+        A causal piece ends where a key exceeds the ones before it by :data:`MAX_LOG_RISE`. In a graph, pieces cannot depend on the data. It
+        computes in float64 instead, which holds logarithms some 700 apart (on devices without float64 in float32, some 80).
+        """
+        if not (self.logarithms and source.call.causal and q.shape[2] > 1):
+            return super().attended(q, source, state)
+        if _in_graph(q):
+            exact = exact_dtype(q.device)
+            wider = None if state is None else {name: x.to(exact) for name, x in state.items()}
+            source = source._replace(k=source.k.to(exact), v=source.v.to(exact))
+            out, after = self.in_pieces(q.to(exact), source, wider, self.causal_piece)
+            return out.to(q.dtype), {name: wide(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()}
+        if q.device.type == "cpu":
+            return self._watched(q, source, state, _Rises(look=True))
+        rises = _Rises(look=False)
+        out, after = self._watched(q, source, state, rises)
+        if rises.exceeded():  # read once, at the end: reading after every piece would wait for the device each time
+            return self._watched(q, source, state, _Rises(look=True))
+        return out, after
+
+    def _watched(self, q: Tensor, source: KeyPieces, state: State | None, rises: _Rises) -> tuple[Tensor, State]:
+        return self.in_pieces(q, source, state, partial(self.causal_piece, rises=rises))
+
+    def causal_piece(
+        self, phi_q: Tensor, phi_k: Tensor, values: Tensor, real: Tensor | None, state: State | None, rises: _Rises | None = None
+    ) -> tuple[Tensor, State]:
+        """Every row sees the keys that A is taken from, so its weights sum to 1 or more. ``rises`` watches how far keys exceed A."""
+        if not self.logarithms:
+            return super().causal_piece(phi_q, phi_k, values, real, state)
+        outs, begin, length = [], 0, phi_q.shape[2]
+        while begin < length:
+            state = _of_logarithms(state, phi_k, values)
+            rest, count = phi_k[:, :, begin:], length - begin
+            anchor = _anchor(rest, None if real is None else real[:, begin:], state)
+            top = _largest(rest, anchor)
+            if rises is None:
+                anchor = top
+            elif count > 1 and rises.exceeds(top - anchor):
+                over = (rest.detach() - anchor[:, :, None]).amax((0, 1, 3)) > MAX_LOG_RISE
+                count = max(int(over.int().argmax()), 1)
+                rest = rest[:, :, :count]
+                top = _largest(rest, anchor)
+            piece = slice(begin, begin + count)
+            if count == 1 and rises is not None:  # its own key may be far above all before it
+                state = self.absorbed(state, rest, values[:, :, piece])
+                outs.append(self.read(phi_q[:, :, piece], state))
+            else:
+                queries, keys = _relative_queries(phi_q[:, :, piece], anchor), exp_of(added(rest, anchor[:, :, None], -1))
+                out, sums = linear_attention(queries, keys, values[:, :, piece], causal=True, initial_state=_rescaled(state, anchor))
+                state = {**_rescaled({**sums, "log": anchor}, top), "log": top}
+                outs.append(out)
+            begin += count
+        assert state is not None
+        return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
+
+    def absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
+        if not self.logarithms:
+            return super().absorbed(state, phi_k, values)
+        state = _of_logarithms(state, phi_k, values)
+        top = _largest(phi_k, state["log"])
+        return {**absorb(_rescaled(state, top), exp_of(added(phi_k, top[:, :, None], -1)), values), "log": top}
+
+    def read(self, phi_q: Tensor, state: State) -> Tensor:
+        return read(_relative_queries(phi_q, _scale_of(state)) if self.logarithms else phi_q, state)
+
+    def summed_over_processes(self, state: State, causal: bool, shard: Shard) -> State:
+        if not self.logarithms:
+            return super().summed_over_processes(state, causal, shard)
+        stacked = {name: shard.stacked(state[name]) for name in ("kv", "z")}
+        if causal:
+            stacked = {name: shard.before(x) for name, x in stacked.items()}
+        with torch.no_grad():
+            scale = torch.where(stacked["z"] == 0, NO_KEYS, shard.stacked(_scale_of(state)))
+            top = scale.amax(0)
+            factor = (scale - top).exp()
+        return {"kv": (stacked["kv"] * factor[..., None]).sum(0), "z": (stacked["z"] * factor).sum(0), "log": top}
+
+
+class _Rises:
+    """Whether keys exceed those before their piece by more than :data:`MAX_LOG_RISE`.
+
+    look: whether this is read after every piece, or once at the end.
+    """
+
+    def __init__(self, look: bool) -> None:
+        self.look = look
+        self.largest: list[Tensor] = []
+
+    def exceeds(self, rise: Tensor) -> bool:
+        """Whether some feature rises too far; always False without ``look``."""
+        if self.look:
+            return bool(rise.max() > MAX_LOG_RISE)
+        self.largest.append(rise.max())
+        return False
+
+    def exceeded(self) -> bool:
+        """Whether a rise was too large that has not been read yet."""
+        return bool(self.largest) and bool(torch.stack(self.largest).max() > MAX_LOG_RISE)
+
+
+def _in_graph(x: Tensor) -> bool:
+    """Whether operations are recorded, so that none may depend on the data."""
+    return in_graph() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
+    """The state, or an empty one, whose ``log`` is :data:`NO_KEYS` for features without keys so far."""
+    if state is None:
+        state = empty_state(logs, values)
+        return {**state, "log": state["z"] + NO_KEYS}
+    return {**state, "log": _scale_of(state)}
+
+
+@torch.no_grad()
+def _scale_of(state: State) -> Tensor:
+    """The logarithms that the sums of a state are relative to, ``(B, heads, F)``. A state of zeros is empty."""
+    return torch.where(state["z"] == 0, NO_KEYS, state["log"])
+
+
+@torch.no_grad()
+def _largest(logs: Tensor, scale: Tensor) -> Tensor:
+    """The largest of ``scale (B, heads, F)`` and the logarithms ``(B, heads, n, F)``."""
+    return torch.maximum(logs.amax(2), scale)
+
+
+@torch.no_grad()
+def _anchor(logs: Tensor, real: Tensor | None, state: State) -> Tensor:
+    """The scale of the state, or the logarithms of the first real key where the state is empty."""
+    if real is None:
+        first = logs[:, :, 0]
+    else:
+        index = real.int().argmax(1)[:, None, None, None].expand(-1, logs.shape[1], 1, logs.shape[3])
+        first = logs.gather(2, index)[:, :, 0].clamp(min=NO_KEYS)
+    return torch.where(state["log"] == NO_KEYS, first, state["log"])
+
+
+def _rescaled(state: State, scale: Tensor) -> State:
+    """The sums ``kv`` and ``z`` relative to ``scale (B, heads, F)`` instead of the state's ``log``."""
+    factor = (state["log"] - scale).clamp(max=0).exp()
+    return {"kv": state["kv"] * factor[..., None], "z": state["z"] * factor}
+
+
+def _relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
+    """Features of queries with logarithms ``logs (B, H, n, F)``, for keys relative to ``scale (B, heads, F)``, up to a factor per row."""
+    logs = added(logs, scale.repeat_interleave(logs.shape[1] // scale.shape[1], 1)[:, :, None])
+    return exp_of(added(logs, logs.detach().amax(-1, keepdim=True), -1))
+
+
+def added(fresh: Tensor, term: Tensor, sign: int = 1) -> Tensor:
+    """``fresh ± term``, in place where no gradient is needed; nothing else may use ``fresh``."""
+    return torch.add(fresh, term, alpha=sign) if torch.is_grad_enabled() else fresh.add_(term, alpha=sign)
+
+
+def exp_of(fresh: Tensor) -> Tensor:
+    """exp, in place where no gradient is needed; nothing else may use ``fresh``."""
+    return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
+
+
+def log_products(left: Tensor, right: Tensor) -> Tensor:
+    """log Σ_m exp(left_im + right_jm), each row and column relative to its largest term, so that float64 holds them."""
+    rows, columns = left.amax(-1, keepdim=True), right.amax(-1, keepdim=True)
+    products = (left - rows).exp() @ (right - columns).exp().mT
+    return products.clamp(min=torch.finfo(products.dtype).tiny).log() + rows + columns.mT

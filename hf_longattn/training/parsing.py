@@ -1,0 +1,233 @@
+"""The command line of a task: a parser of its three dataclasses, its help, and recipes whose names are those of the options."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import shutil
+import textwrap
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
+
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from hf_longattn.errors import OptionError, UsageError, nearest
+from hf_longattn.recipes import read_recipe, recipe_names
+from hf_longattn.tasks import load_task, task_names
+from hf_longattn.training.args import DataArguments, ModelArguments
+from hf_longattn.training.training_args import LongTrainingArguments
+
+Model = TypeVar("Model", bound="ModelArguments")
+Data = TypeVar("Data", bound="DataArguments")
+Training = TypeVar("Training", bound="LongTrainingArguments")
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", string_to_bool: "true or false"}
+"""What the types of options are called in a message."""
+PLACEHOLDERS: dict[Any, str] = {int: "N", float: "X", string_to_bool: "BOOL"}
+"""What stands for an option's value in the short help; TEXT for others."""
+USUAL = (
+    "output_dir", "num_train_epochs", "max_steps", "max_minutes", "learning_rate", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "tokens_per_batch", "total_batch_size", "eval_before_training", "resume", "overwrite", "save_minutes",
+    "seed",
+)  # fmt: skip
+"""Options of a training that the short help lists."""
+LEAST_WIDTH = 100
+"""Columns of the short help, also where the terminal has fewer."""
+OWN, COMMON, TRAINING = "options of this task", "model and data", "training"
+HELP_ALL = "--help-all"
+
+
+def build_arguments(kinds: tuple[type[Model], type[Data], type[Training]], **values: Any) -> tuple[Model, Data, Training]:
+    """Model, data and training arguments from values by name.
+
+    Raises:
+        TypeError: a name that none of the three has.
+    """
+    parts: list[dict[str, Any]] = []
+    for kind in kinds:
+        names = {each.name for each in fields(kind) if each.init}
+        parts.append({name: values.pop(name) for name in list(values) if name in names})
+    if values:
+        raise TypeError(f"{', '.join(kind.__name__ for kind in kinds)} have no {', '.join(values)}")
+    return kinds[0](**parts[0]), kinds[1](**parts[1]), kinds[2](**parts[2])
+
+
+class TaskParser(HfArgumentParser):
+    """transformers' parser with one sentence for what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse.
+
+        Raises:
+            UsageError: always.
+        """
+        named = re.fullmatch(r"argument (--\w+)\S*: (.*)", message, re.DOTALL)
+        raise UsageError(f"{named[1]}: {named[2]}" if named else message)
+
+    def parse(self, line: list[str]) -> dict[str, Any]:
+        """The values of a command line by the names of their fields.
+
+        Raises:
+            UsageError: an unknown option, or a value of the wrong kind.
+        """
+        known, unknown = self.parse_known_args(line)
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        if flags:
+            choices = [flag for action in self._actions for flag in action.option_strings]
+            elsewhere = tasks_with(flags[0])
+            others = f" {elsewhere};" if elsewhere else ""
+            raise UsageError(f"there is no option {flags[0]};{others} {self.prog} {HELP_ALL} lists all.{nearest(flags[0], choices)}")
+        if unknown:
+            raise UsageError(f"unexpected argument {unknown[0]!r}; values follow their option, as in --model MODEL")
+        return vars(known)
+
+
+def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None = None) -> TaskParser:
+    """The parser of a task's command line. ``--help`` lists the task's own options, those of model and data, and the usual ones of the
+    training, a line each; ``--help-all`` lists all in full."""
+    source = next((f" --{field.name} {field.name.upper()}" for field in fields(kinds[1]) if field.name in ("data", "text", "tasks")), "")
+    usage = f"%(prog)s --model MODEL{source} --output FOLDER [OPTION ...]"
+    parser = TaskParser(kinds, description=description, usage=usage, prog=prog)
+    command = (prog or "").removeprefix("longattn ")
+    recipes = recipe_names(command)
+    parser.add_argument("--config", help=f"Recipe with the names below: a YAML file{', or one of ' if recipes else ''}{recipes}.")
+    parser.add_argument(HELP_ALL, action="help", help="Show all options, with those of transformers' TrainingArguments, in full.")
+    refused = getattr(kinds[2], "without_effect", ())
+    for action in parser._actions:
+        if action.dest in refused:
+            action.help = argparse.SUPPRESS
+        elif action.option_strings[0].startswith("--no_"):  # HfArgumentParser gives it the help of what it turns off
+            action.help = f"Turn --{action.dest} off, which is on by default."
+    inherited = {field.name for field in fields(TrainingArguments)}
+    for group in parser._action_groups:
+        group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
+    return parser
+
+
+class OneLineHelp(argparse.HelpFormatter):
+    """A line for each option: one of its names, and as much of its description as fits."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=max(LEAST_WIDTH, shutil.get_terminal_size().columns) - 2)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        name = min((name for name in action.option_strings if name.startswith("--")), key=len)
+        if action.nargs == 0 or (action.nargs == "?" and action.default is False):
+            return name
+        return f"{name} {PLACEHOLDERS.get(action.type, 'TEXT')}{' …' if action.nargs == '+' else ''}"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        if len(text) <= width:
+            return [text]
+        clauses = [match.start() for match in re.finditer(r"(?<!default)[.;:]\s|,? \(", text) if width // 2 < match.start() <= width]
+        return [text[: clauses[-1]] if clauses else textwrap.shorten(text, width, placeholder=" …", break_on_hyphens=False)]
+
+
+def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
+    """Let the help list what a run usually needs, the task's own options first, a line each."""
+    groups: dict[str, list[argparse.Action]] = {OWN: [], COMMON: [], TRAINING: []}
+    for kind in (kinds[2], *kinds[:2]):
+        own = _own_fields(kind)
+        for action in (action for action in parser._actions if action.dest in {field.name for field in fields(kind)}):
+            is_off_switch = action.option_strings[0].startswith("--no_")
+            if action.help == argparse.SUPPRESS or (action.default is True and action.nargs == "?" and not is_off_switch):
+                continue  # what is on by default is listed by the option that turns it off
+            if action.dest in own:
+                groups[OWN].append(action)
+            elif kind is not kinds[2]:
+                groups[COMMON].append(action)
+            elif action.dest in USUAL:
+                groups[TRAINING].append(action)
+    del parser._action_groups[2:]  # after those of positional arguments and of --help
+    for title, actions in groups.items():
+        group = parser.add_argument_group(title)
+        group._group_actions.extend(actions)
+    parser.formatter_class = OneLineHelp
+
+
+def _own_fields(kind: type[Any]) -> set[str]:
+    """The fields that a task's classes declare, and none of the classes that tasks share: transformers', and those next to this module."""
+    own: set[str] = set()
+    shared: set[str] = set()
+    for base in kind.__mro__:
+        is_shared = base.__module__.startswith("transformers.") or base.__module__.rpartition(".")[0] == __package__
+        (shared if is_shared else own).update(inspect.get_annotations(base))
+    return own - shared
+
+
+def tasks_with(option: str) -> str:
+    """ "`longattn train linearise` has it", of the tasks that have an option, "--transfer-steps" or "transfer_steps"; "" without any."""
+    name = option.lstrip("-").replace("-", "_")
+    tasks = [task for task in task_names() if any(field.name == name for kind in load_task(task).arguments for field in fields(kind))]
+    commands = ", ".join(f"`longattn train {task}`" for task in tasks)
+    return f"{commands} {'has' if len(tasks) == 1 else 'have'} it" if tasks else ""
+
+
+def parse_arguments(
+    kinds: tuple[type[Model], type[Data], type[Training]], arguments: list[str], description: str, prog: str | None = None
+) -> tuple[Model, Data, Training]:
+    """Return the arguments of a recipe (``--config``), overridden by the command line.
+
+    Raises:
+        LongAttentionError: the recipe does not exist or has an unknown name, or a value is refused.
+    """
+    command, parser = (prog or "").removeprefix("longattn "), task_parser(kinds, description, prog)
+    if HELP_ALL not in arguments:
+        _shorten_help(parser, kinds)
+    defaults = parser.parse([])  # HfArgumentParser's defaults of `debug` and of another option are not TrainingArguments'
+    known, _ = parser.parse_known_args(arguments)
+    if known.config:
+        parser.set_defaults(**_defaults(parser, known.config, command))
+    values = parser.parse(arguments)
+    for name in ("config", "help_all"):
+        values.pop(name, None)
+    return build_arguments(kinds, **{name: value for name, value in values.items() if value != defaults[name]})
+
+
+def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, Any]:
+    """A recipe's values by the fields' names; it may use every name of the command line, and one value where there is a list."""
+    settings = [action for action in parser._actions if action.dest not in ("help", "help_all", "config")]
+    names = {option.strip("-").replace("-", "_"): action for action in settings for option in action.option_strings}
+    options = {name: action for name, action in names.items() if not name.startswith("no_")}
+    values: dict[str, Any] = {}
+    for name, value in read_recipe(recipe, options, command, elsewhere=tasks_with).items():
+        action = options[name]
+        if action.dest in values:
+            raise OptionError(f"the recipe {recipe} sets {action.dest!r} twice, under two names; leave one of them out")
+        try:
+            values[action.dest] = _typed(action, value)
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+            kind = KINDS.get(action.type, f"a {getattr(action.type, '__name__', 'string')}")
+            expected = f"one of {', '.join(map(str, action.choices))}" if action.choices else kind
+            raise OptionError(f"the recipe {recipe} sets {name!r} to {value!r}; it must be {expected}") from error
+    return values
+
+
+def _typed(action: argparse.Action, value: Any) -> Any:
+    """A recipe's value in the type that the command line gives it, since argparse converts texts only.
+
+    Raises:
+        TypeError, ValueError, argparse.ArgumentTypeError: it is of another type.
+    """
+    if value is None and action.default is None:
+        return None
+    if action.nargs == "+":
+        return [_single(action, item) for item in (value if isinstance(value, list) else [value])]
+    if isinstance(value, (dict, list)):  # lr_scheduler_kwargs, fsdp_config, report_to …, which are JSON texts on the command line
+        kinds = get_args(TrainingArguments.__annotations__.get(action.dest))
+        if not any((get_origin(kind) or kind) is type(value) for kind in kinds):
+            raise TypeError
+        return value
+    return _single(action, value)
+
+
+def _single(action: argparse.Action, value: Any) -> Any:
+    if value is False and action.type is not string_to_bool:
+        value = "no"  # as in `eval_strategy: no`, which YAML reads as false
+    if value is None or isinstance(value, (dict, list)) or (value is True and action.type is str):
+        raise TypeError
+    typed = action.type(str(value)) if callable(action.type) else value
+    if action.choices and typed not in action.choices:
+        raise ValueError
+    return value if typed == value and not isinstance(typed, bool) else typed

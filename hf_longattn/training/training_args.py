@@ -1,0 +1,210 @@
+"""The arguments of a training: ``TrainingArguments`` with a time budget, a number of tokens per batch, and checkpoints by default."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from transformers import TrainingArguments
+from transformers.hf_argparser import string_to_bool
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils import is_liger_kernel_available
+
+from hf_longattn.errors import OptionError, nearest
+from hf_longattn.training.args import DataArguments, ModelArguments, argument, explicit_settings
+
+EPOCHS = 3.0
+"""Passes over the data of a run that is given neither steps nor epochs nor minutes."""
+ENDLESS = 1_000_000
+"""Optimiser steps of a run that only the clock ends."""
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""What `accelerate launch` sets where weights are split over processes."""
+
+
+@dataclass
+class LongTrainingArguments(TrainingArguments):
+    """All of ``TrainingArguments`` with a time budget and a number of tokens per batch.
+
+    Raises:
+        OptionError: a missing or contradictory value.
+    """
+
+    _argument_group_name: ClassVar[str] = "training arguments"
+    shards: ClassVar[bool] = True
+    """Whether the task runs where FSDP or DeepSpeed split the weights."""
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Options of transformers that the task's own loss or model does not have, and that are refused."""
+
+    output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
+    num_train_epochs: float = argument(
+        0.0, "Passes over the data; 0 = 3 passes, or as many as max_steps or max_minutes allow.", ["--epochs"]
+    )
+    max_minutes: float | None = argument(
+        None, "Stop after this many minutes, as measured by the first process; the learning rate reaches zero by then. The evaluations "
+        "before and during the training count, the one after it does not."
+    )  # fmt: skip
+    tokens_per_batch: int = argument(
+        0, "Tokens of a training batch, in place of a number of rows: in all where batches are packed, else rows × longest; 0 = off."
+    )
+    total_batch_size: int = argument(
+        0, "Rows of an optimiser step over all processes, in place of gradient_accumulation_steps, which follows from it; 0 = off."
+    )
+    eval_before_training: bool = argument(True, "Evaluate before the first step as well, to compare with.")
+    resume: bool = argument(False, "Resume from the latest checkpoint in output_dir that is complete.")
+    overwrite: bool = argument(False, "Replace the model, and delete the checkpoints, of an earlier run in output_dir.")
+    threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
+    early_stopping_patience: int = argument(
+        0, "Stop after this many evaluations without improvement (with eval_strategy and load_best_model_at_end); 0 = never."
+    )
+    bf16: bool = argument(True, "Train under bfloat16 autocast.")
+    max_steps: int = argument(-1, "Optimiser steps; -1 = as num_train_epochs says.")
+    save_strategy: str = argument("steps", "When to write checkpoints: no, epoch, steps (see save_steps) or best.")
+    warmup_steps: float = argument(0.1, "Steps of linear warm-up; a number below 1 is a fraction of the run.")
+    weight_decay: float = argument(0.01, "AdamW's weight decay.")
+    logging_steps: float = argument(20, "Steps between log entries; a short run logs ten times, and every run logs its last step.")
+    save_steps: float = argument(500, "Steps between checkpoints to resume from; 0 = by save_minutes alone.")
+    save_minutes: float = argument(
+        15.0, "Minutes after which a checkpoint is written where save_steps take longer (with save_strategy steps); 0 = by steps alone."
+    )
+    save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
+    hub_strategy: str = argument("end", "When push_to_hub uploads: end, the complete model. Checkpoints stay on the disk.")
+
+    def __post_init__(self) -> None:
+        self.explicit = explicit_settings(self)
+        named = str(getattr(self, "resume_from_checkpoint", None)).lower()
+        if named in ("true", "false"):  # as Trainer.train takes it
+            self.resume |= named == "true"
+            self.resume_from_checkpoint = None
+        self.check()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.use_cpu:
+            self.dataloader_pin_memory = False
+        if self.fp16:
+            self.bf16 = False
+        self._set_checkpoints()
+        if self.max_minutes is not None and self.max_steps <= 0 and not self.num_train_epochs:
+            self.max_steps = ENDLESS
+        self.num_train_epochs = self.num_train_epochs or EPOCHS
+        if self.total_batch_size:
+            self.gradient_accumulation_steps = self._passes_per_step()
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError, NotImplementedError) as error:
+            raise OptionError(" ".join(str(error).split())) from error
+
+    def check(self) -> None:
+        """Refuse values that are missing or contradict one another, before anything is set up."""
+        if not self.output_dir:
+            raise OptionError("no output folder given; add --output with the folder to write to")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OptionError(f"the output {self.output_dir!r} is a file; give a folder, which is created if it does not exist")
+        for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
+            if getattr(self, name) <= 0:
+                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("tokens_per_batch", "save_steps", "save_minutes", "threads", "dataloader_num_workers", "early_stopping_patience"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise OptionError(f"max_minutes must be above 0, not {self.max_minutes:g}; --max_steps 1 takes a single step")
+        if unused := next((name for name in self.without_effect if name in self.explicit), None):
+            raise OptionError(f"{unused} has no effect in this task; leave it out")
+        self._check_surroundings()
+        if self.total_batch_size < 0:
+            raise OptionError(f"total_batch_size must be at least 1, or 0 to leave it out, not {self.total_batch_size}")
+        contradicting = [name for name in ("gradient_accumulation_steps", "tokens_per_batch") if name in self.explicit]
+        if self.total_batch_size and contradicting:
+            raise OptionError(f"total_batch_size and {contradicting[0]} contradict each other; leave one out, or give --total_batch_size 0")
+        if self.max_minutes is not None and str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) != "linear":
+            raise OptionError("max_minutes has a linear schedule only; leave --lr_scheduler_type out, or give --max_steps instead")
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise OptionError("load_best_model_at_end needs evaluations to compare; add --eval_strategy steps, or epoch")
+        if self.prediction_loss_only:
+            raise OptionError("prediction_loss_only leaves nothing to score; leave it out, or give --max_eval_samples 1")
+        if self.early_stopping_patience and not self.load_best_model_at_end:
+            raise OptionError("early_stopping_patience needs evaluations to compare; add --load_best_model_at_end --eval_strategy steps")
+
+    def _check_surroundings(self) -> None:
+        """Refuse what this machine, this process or what is installed cannot do."""
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise OptionError("fp16 needs an accelerator; leave --fp16 out: on a CPU, bfloat16 autocast is the default")
+        if self.fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise OptionError(
+                "fsdp splits the weights over several processes, and this is one; start them with accelerate launch, for which "
+                "`longattn recipes fsdp2` prints a configuration, and leave --fsdp out"
+            )
+        sharded = [name for name in SHARDING if string_to_bool(os.environ.get(name, "false"))]
+        if (sharded or self.fsdp or self.deepspeed) and not self.shards:
+            raise OptionError(
+                "this task does not run under FSDP or DeepSpeed; start whole copies of the model with accelerate launch --multi_gpu"
+            )
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise OptionError("use_liger_kernel needs the package liger-kernel, which is not installed; type pip install liger-kernel")
+        if "underflow_overflow" in self.debug:
+            raise OptionError("debug underflow_overflow cannot read masks of true and false; give --logging_nan_inf_filter False")
+        if self.hub_strategy != "end":
+            raise OptionError(f"hub_strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete")
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in names:
+            if name in ("all", "none"):
+                continue
+            if name not in INTEGRATION_TO_CALLBACK:
+                known = ", ".join(("all", "none", *INTEGRATION_TO_CALLBACK))
+                raise OptionError(f"report_to must be one of {known}, not {name!r}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+            if name not in get_available_reporting_integrations():
+                raise OptionError(f"report_to {name} needs the package {name!r}, which is not installed; type pip install {name}")
+
+    def _set_checkpoints(self) -> None:
+        """Checkpoints by default, at the steps of evaluations where the best model is to be loaded."""
+        if self.load_best_model_at_end and "save_strategy" not in self.explicit:
+            self.save_strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        if self.load_best_model_at_end and self.eval_strategy == "steps" and "save_steps" not in self.explicit:
+            self.save_steps = self.eval_steps or self.logging_steps
+        if self.save_strategy == "steps" and not self.save_steps:
+            self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
+
+    def _passes_per_step(self) -> int:
+        """How often every device goes forward for ``total_batch_size`` rows; devices that share a sequence count once."""
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        shares = getattr(self.parallelism_config, "cp_size", 0) or int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
+        devices = max(1, processes // shares) if processes > 1 or self.use_cpu else max(1, torch.accelerator.device_count())
+        rows = self.per_device_train_batch_size * devices
+        if self.total_batch_size % rows:
+            raise OptionError(
+                f"total_batch_size {self.total_batch_size} is no multiple of the {rows} rows that go forward at once "
+                f"(per_device_train_batch_size {self.per_device_train_batch_size}, devices {devices}); change one of them"
+            )
+        return self.total_batch_size // rows
+
+    @property
+    def folder(self) -> Path:
+        """``output_dir`` as a path."""
+        return Path(str(self.output_dir))
+
+
+class TaskArguments(NamedTuple):
+    """The arguments of one run."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: LongTrainingArguments
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values that were given, for a log or a card."""
+        return {**self.model.explicit, **self.data.explicit, **self.training.explicit}
+
+    def check(self) -> None:
+        """Refuse arguments that contradict one another.
+
+        Raises:
+            OptionError: the output is the folder of the model.
+        """
+        folder = self.training.folder
+        if folder.exists() and folder.resolve() == Path(self.model.model).resolve():
+            raise OptionError(
+                f"the output {self.training.output_dir!r} is the folder of --model, which would be overwritten; give another --output"
+            )
