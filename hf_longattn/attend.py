@@ -77,8 +77,8 @@ def reference_attend(
     """The definition of :func:`attend` in float64 with the N×N matrix materialised; dropout is not part of it."""
     if dropout_p:
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
-    given = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}
-    module, call = prepare(q, k, v, mechanism, arguments, **given)
+    keywords = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}
+    module, call = prepare(q, k, v, mechanism, arguments, **keywords)
     return run_batch(module, q.double(), k.double(), v.double(), call, module.reference, alone=True)
 
 

@@ -144,8 +144,8 @@ def _override(override: Any, default: str) -> dict[str, Any]:
         )
     values = dict(override)
     name = values.pop("mechanism", default)
-    kept = {"mechanism": name} if "mechanism" in override else {}
-    return {**kept, **_given(name, values)}
+    named = {"mechanism": name} if "mechanism" in override else {}
+    return {**named, **_given(name, values)}
 
 
 def _layer_rules(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
@@ -185,6 +185,6 @@ def _readable(value: Any, info: OptionInfo | None = None) -> str:
     """A value for readers; ``info``: of its option, whose unit is then told."""
     if isinstance(value, Mapping):
         return write_choices([value])
-    if isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
+    if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
         return write_choices(value)
     return (info or OptionInfo("", "", None, "", "")).readable(value)

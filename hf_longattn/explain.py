@@ -16,8 +16,8 @@ from .errors import BackendError
 from .mechanisms.common.base import Mechanism
 
 COLUMNS = ("layer", "mechanism", "path", "reason")
-FIRST = "the path of highest priority: nothing speaks against it"
-ONLY = "the mechanism has no other path"
+FIRST_CHOICE = "the path of highest priority: nothing speaks against it"
+ONLY_PATH = "the mechanism has no other path"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Explanation(list[LayerPath]):
 
     def __str__(self) -> str:
         lines: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
-        for layer, group in itertools.groupby(self, lambda one: one.layer):
-            lines.setdefault(tuple((one.mechanism, one.path, one.reason) for one in group), []).append(layer)
+        for layer, group in itertools.groupby(self, lambda answer: answer.layer):
+            lines.setdefault(tuple((answer.mechanism, answer.path, answer.reason) for answer in group), []).append(layer)
         rows = [COLUMNS]
         for answers, layers in lines.items():
             name = layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
@@ -68,27 +68,27 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
         BackendError: no mechanism ran.
     """
     names = {id(module): name for name, module in model.named_modules() if isinstance(module, Mechanism)}
-    found: dict[tuple[int, PathChoice], LayerPath] = {}
+    paths: dict[tuple[int, PathChoice], LayerPath] = {}
 
     def layer_of(mechanism: Any) -> str:
         return names.get(id(mechanism), "").partition(".long_attention")[0]
 
     def note(mechanism: Any, choice: PathChoice) -> None:
-        reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST
-        found.setdefault((id(mechanism), choice), LayerPath(layer_of(mechanism), getattr(mechanism, "name", ""), choice.path, reason))
+        reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
+        paths.setdefault((id(mechanism), choice), LayerPath(layer_of(mechanism), getattr(mechanism, "name", ""), choice.path, reason))
 
     def ran(mechanism: Any, args: Any, output: Any) -> None:
-        if not any(key == id(mechanism) for key, _ in found):
-            found[id(mechanism), PathChoice("its own")] = LayerPath(layer_of(mechanism), mechanism.name, "its own", ONLY)
+        if not any(key == id(mechanism) for key, _ in paths):
+            paths[id(mechanism), PathChoice("its own")] = LayerPath(layer_of(mechanism), mechanism.name, "its own", ONLY_PATH)
 
     layers = [module for name, module in model.named_modules() if isinstance(module, Mechanism) and ".members." not in name]
     with contextlib.ExitStack() as hooks, torch.no_grad(), observe(note):
         for mechanism in layers:
             hooks.callback(mechanism.register_forward_hook(ran).remove)
         model(**({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs))
-    if not found:
+    if not paths:
         raise BackendError(
             f"No attention mechanism ran in {type(model).__name__}; load a Long class, or call "
             'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) and keep attn_implementation="longattn".'
         )
-    return Explanation(found.values())
+    return Explanation(paths.values())

@@ -10,7 +10,7 @@ from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism,
 from hf_longattn.attend import prepare
 from hf_longattn.errors import LengthError, MaskError, OptionError, RegistrationError, UnknownMechanismError
 from hf_longattn.mechanisms.common.options import RESERVED
-from hf_longattn.mechanisms.common.registry import PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
+from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
 
 Q = torch.randn(2, 4, 10, 8)
 
@@ -137,9 +137,9 @@ def test_a_mechanism_called_by_name_is_built_once_and_options_are_still_checked(
 
 
 def test_few_prototypes_are_kept() -> None:
-    for window in range(1, 2 * PROTOTYPES):
+    for window in range(1, 2 * KEPT_PROTOTYPES):
         prototype("window", {"window": 2 * window})
-    assert _prototype.cache_info().currsize <= PROTOTYPES
+    assert _prototype.cache_info().currsize <= KEPT_PROTOTYPES
     for name in list_mechanisms():
         assert all(tensor.is_meta for tensor in prototype(name, mechanism_class(name).sample).parameters())
 

@@ -17,6 +17,7 @@ from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from .architectures import attached_mechanisms
@@ -216,7 +217,7 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     """Operations (a multiply–add counts as two) and bytes for one sequence of `length` tokens."""
     layers = list(mechanisms)
     per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
-    dense = length * (length + 1) // 2 if shape.causal else length * length
+    dense = full_pairs(length, shape.causal)
     width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
     pairs = {layer: layer.pairs(length, shape.causal) for layer in set(layers)}
     cache = None

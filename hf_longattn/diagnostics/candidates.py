@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,9 +131,3 @@ def kept_keys(candidate: Candidate, layer: LayerAttention, number: int) -> KeptK
 def all_kept_keys(candidates: Sequence[Candidate], layer: LayerAttention, number: int) -> list[KeptKeys | str]:
     """The :func:`kept_keys` of every candidate."""
     return [kept_keys(candidate, layer, number) for candidate in candidates]
-
-
-@functools.cache
-def full_pairs(length: int, causal: bool) -> int:
-    """Query–key products of one head of full attention."""
-    return length * (length + 1) // 2 if causal else length * length

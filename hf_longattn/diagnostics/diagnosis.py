@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..evaluation.token_loss import LossChange
+from ..mechanisms.common.layout import full_pairs
 from ..staging import unused_name
-from .candidates import Candidate, full_pairs
+from .candidates import Candidate
 from .layer_attention import MEANS, SINK
 from .texts import Needle
 

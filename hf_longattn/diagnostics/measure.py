@@ -20,10 +20,11 @@ from ..conversion.model_loading import quiet_libraries
 from ..data.masking import masked_tokens
 from ..errors import LengthError, LongAttentionError, OptionError
 from ..evaluation.token_loss import LossChange, token_losses
+from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
 from ..modeling.mixin import LongAttentionMixin
 from ..staging import unused_name
-from .candidates import Candidate, all_kept_keys, full_pairs, read_candidates, usual_candidates
+from .candidates import Candidate, all_kept_keys, read_candidates, usual_candidates
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Target, costs, stack_heads, untrained
 from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
 from .loading import LoadedCheckpoint, converted_from, known_checkpoint, length_error, load_for_diagnosis

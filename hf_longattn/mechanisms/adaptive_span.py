@@ -31,7 +31,7 @@ from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
 
-BLOCK = 64
+QUERIES_PER_BLOCK = 64
 """Queries that share a run of keys; the visited span is rounded up to it."""
 
 
@@ -120,7 +120,7 @@ class AdaptiveSpan(Mechanism):
         return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
-        """Those within the span and its ramp."""
+        """Keys within the span and its ramp are kept."""
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
         places = torch.arange(k.shape[2], device=k.device)
         return lambda rows, scores: (rows[:, None] - places).abs() < reach
@@ -153,15 +153,15 @@ class AdaptiveSpan(Mechanism):
         self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None
     ) -> GatherTile:
         """Rows of queries with the keys within the longest span; the soft mask is the same for every row."""
-        band = self.pattern(causal, longest)
-        left = -(-band.left // BLOCK) * BLOCK
+        band, size = self.pattern(causal, longest), QUERIES_PER_BLOCK
+        left = -(-band.left // size) * size
         left = left if left <= kv_len else kv_len  # a branch, not min, which torch.compile would keep in the shapes
         right = 0 if causal else left
-        queries = rows_of(q_len, BLOCK, device)
-        first = torch.arange(queries.shape[2], device=device)[:, None] * BLOCK + (kv_len - q_len - left)
-        keys = first + torch.arange(left + BLOCK + right, device=device)
+        queries = rows_of(q_len, size, device)
+        first = torch.arange(queries.shape[2], device=device)[:, None] * size + (kv_len - q_len - left)
+        keys = first + torch.arange(left + size + right, device=device)
         keys = torch.where((keys >= 0) & (keys < kv_len), keys, -1)
-        distance = torch.arange(BLOCK, device=device)[:, None] + left - torch.arange(left + BLOCK + right, device=device)
+        distance = torch.arange(size, device=device)[:, None] + left - torch.arange(left + size + right, device=device)
         h = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1, 1)
         mask = self.soft_mask(distance.abs(), h, dtype)
         seen = (mask > 0) & ((distance >= 0) | (not causal))
@@ -172,7 +172,7 @@ class AdaptiveSpan(Mechanism):
         return self.extremes()[0] >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Those within the longest span, which every head visits."""
+        """Every head visits the pairs within the longest span."""
         band = self.pattern(causal)
         return band_pairs(length, band.left, band.right)
 

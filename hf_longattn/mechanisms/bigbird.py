@@ -33,7 +33,7 @@ from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..positions.distances import Extent
 from .common.cost import KeptKeys
-from .common.layout import joined, tokens_of
+from .common.layout import full_pairs, joined, tokens_of
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -129,7 +129,7 @@ class BigBird(MaskedMechanism):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         if self.covers(length, causal):
-            return super().pairs(length, causal)
+            return full_pairs(length, causal)
         size, edge = self.options.block_size, self.options.num_global_blocks
         total = (length + size - 1) // size
         sizes = torch.full((total + 1,), size)
@@ -260,8 +260,8 @@ def seeded_blocks(
     for step in range(count):
         highest = left - count + step
         drawn = (_hash(seed, head, row, step) * (highest + 1).clamp(min=0)) >> 31
-        for other in chosen:
-            drawn = torch.where(other == drawn, highest, drawn)
+        for earlier in chosen:
+            drawn = torch.where(earlier == drawn, highest, drawn)
         chosen.append(torch.where(highest >= 0, drawn, -1))
     if not chosen:
         return row.new_zeros(1, heads, rows, 0)

@@ -25,9 +25,8 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
-from .common.base import Mechanism
 from .common.cost import KeptKeys
-from .common.layout import tokens_of
+from .common.layout import full_pairs, tokens_of
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
@@ -73,12 +72,12 @@ class BlockTopK(SummarisedMechanism):
         return length <= self.options.num_blocks * self.options.block_size
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        dense = Mechanism.pairs(self, length, causal)
+        dense = full_pairs(length, causal)
         if self.covers(length, causal):
             return dense
-        size, count, own = self.options.block_size, self.options.num_blocks, torch.arange(length) // self.options.block_size
+        size, count, own_block = self.options.block_size, self.options.num_blocks, torch.arange(length) // self.options.block_size
         if causal:
-            return min(dense, int((torch.arange(length) % size + 1 + own.clamp(max=count - 1) * size + own).sum()))
+            return min(dense, int((torch.arange(length) % size + 1 + own_block.clamp(max=count - 1) * size + own_block).sum()))
         blocks = -(-length // size)
         return min(dense, length * count * size + blocks * (length if self.options.per == "query" else blocks))
 
@@ -106,41 +105,41 @@ class BlockTopK(SummarisedMechanism):
         """Attention of whole sequences without comparing all pairs; rows of q before ``first`` are not needed."""
         o, length, real = self.options, k.shape[2], call.key_mask
         with torch.no_grad():
-            means, kept = block_means(k, real, o.block_size)
+            means, filled = block_means(k, real, o.block_size)
             count = min(o.num_blocks, means.shape[2]) - 1
             if o.per == "query":
-                chosen = topk_blocks(q, means, kept, count, o.block_size, call.causal)
+                chosen = topk_blocks(q, means, filled, count, o.block_size, call.causal)
                 if first:
                     chosen = chosen.masked_fill(torch.arange(length, device=q.device)[:, None] < first, -1)
             else:
-                chosen = topk_blocks(block_means(q, real, o.block_size)[0], means, kept, count, 1, False)
+                chosen = topk_blocks(block_means(q, real, o.block_size)[0], means, filled, count, 1, False)
         if o.per == "query":
             return block_selected_attention(q, k, v, chosen, o.block_size, call)
         parts = [GatherTile(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
         return gathered_attention(q, k, v, parts, call)
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
-        size, each = self.options.block_size, self.options.per == "query"
+        size, per_query = self.options.block_size, self.options.per == "query"
         means, filled = block_means(repeat_heads(k, q.shape[1]), call.key_mask, size)
-        askers = q if each else block_means(q, call.key_mask, size)[0]
+        askers = q if per_query else block_means(q, call.key_mask, size)[0]
         blocks = torch.arange(means.shape[2], device=q.device)
         block = torch.arange(k.shape[2], device=q.device) // size
 
-        def kept(rows: Tensor, scores: Tensor) -> Tensor:
-            own = block[rows][:, None]
-            gates = askers[:, :, rows if each else own[:, 0]].to(means.dtype) @ means.mT
-            allowed = ((blocks < own) if call.causal else (blocks != own)) & filled[:, None]
+        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
+            own_block = block[rows][:, None]
+            gates = askers[:, :, rows if per_query else own_block[:, 0]].to(means.dtype) @ means.mT
+            allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & filled[:, None]
             chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
-            listed = torch.where(chosen < 0, own, chosen)
-            seen = (blocks == own).expand(*gates.shape[:2], -1, -1).clone().scatter_(-1, listed, True)
+            listed = torch.where(chosen < 0, own_block, chosen)
+            seen = (blocks == own_block).expand(*gates.shape[:2], -1, -1).clone().scatter_(-1, listed, True)
             return seen[..., block]
 
-        return kept
+        return keeps
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
         """The keys of each block of queries, ``(B, H, n, k·b)``: its own and those of the ``chosen (B, H, n, k - 1)``, in order."""
-        own = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
-        return tokens_of(torch.cat([own, chosen], -1).sort(-1).values, self.options.block_size, length)
+        own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
+        return tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, self.options.block_size, length)
 
     @property
     def summary_unit(self) -> int | None:
@@ -154,15 +153,15 @@ class BlockTopK(SummarisedMechanism):
     def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
         size, (means, filled) = self.options.block_size, (summaries.tables["mean"], summaries.tables["filled"])
         positions = summaries.positions(q.shape[2], k.shape[2])
-        own = torch.div(positions, size, rounding_mode="floor")
+        own_block = torch.div(positions, size, rounding_mode="floor")
         grouped = q.to(means.dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries that share a key head, one after the other
         gates = (grouped @ means.transpose(-1, -2)).view(*q.shape[:3], -1)
-        allowed = (torch.arange(means.shape[2], device=q.device) < own[..., None]) & filled
+        allowed = (torch.arange(means.shape[2], device=q.device) < own_block[..., None]) & filled
         chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
-        blocks = torch.cat([chosen, own[:, None, :, None].expand(-1, q.shape[1], -1, 1)], -1)[..., None]
+        blocks = torch.cat([chosen, own_block[:, None, :, None].expand(-1, q.shape[1], -1, 1)], -1)[..., None]
         places = torch.where(blocks < 0, -1, blocks * size + torch.arange(size, device=q.device)).flatten(3)
-        columns, there = summaries.columns(places, k.shape[2])
-        return attend_at(q, k, v, columns, there & (places <= positions[:, None, :, None]), call)
+        columns, present = summaries.columns(places, k.shape[2])
+        return attend_at(q, k, v, columns, present & (places <= positions[:, None, :, None]), call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(scaled_scores(q, k, call), self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call))
@@ -176,15 +175,15 @@ class BlockTopK(SummarisedMechanism):
         members = (block == torch.arange(total, device=q.device)[:, None]) & call.real(k)[:, None]  # (B, n, Nk)
         shares = members.to(exact_dtype(q.device))
         shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
-        own = block[kv_len - q_len :, None]
-        each = self.options.per == "query"
-        gates = (q.to(shares.dtype) if each else shares @ q.to(shares.dtype)) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
-        gates = gates if each else gates[:, :, own[:, 0]]
-        other = torch.arange(total, device=q.device)
-        allowed = ((other < own) if call.causal else (other != own)) & members.any(-1)[:, None]
+        own_block = block[kv_len - q_len :, None]
+        per_query = self.options.per == "query"
+        gates = (q.to(shares.dtype) if per_query else shares @ q.to(shares.dtype)) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
+        gates = gates if per_query else gates[:, :, own_block[:, 0]]
+        blocks = torch.arange(total, device=q.device)
+        allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & members.any(-1)[:, None]
         order = ranking(gates.masked_fill(~allowed[:, None], float("-inf")))
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : self.options.num_blocks - 1], True)
-        chosen = (chosen & allowed[:, None]) | (other == own)
+        chosen = (chosen & allowed[:, None]) | (blocks == own_block)
         return chosen[..., block] & visible_to_all(q, k, call)
 
 
@@ -200,6 +199,6 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
 
 
 def _means(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`block_means`, of ``x (B, H, n, size, D)``, zero where not ``real (B, n, size)``."""
+    """The results of :func:`block_means`, for tokens in blocks ``x (B, H, n, size, D)``, zero where not ``real (B, n, size)``."""
     count, sums = real.sum(-1), x.sum(3, dtype=exact_dtype(x.device))
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

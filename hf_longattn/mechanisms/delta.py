@@ -29,11 +29,12 @@ from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
 from .common.base import Mechanism
 from .common.feature_map import HeadwiseLinear
+from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys
 
-STEPS = (1e-3, 1e-1)
+INITIAL_STEPS = (1e-3, 1e-1)
 """Initial range of softplus(b), as in Mamba2."""
 
 
@@ -94,7 +95,7 @@ class Delta(Mechanism):
         if self.options.gate:
             drawn = torch.empty_like(self.log_a, dtype=torch.float32)  # rounded once, at the end
             self.log_a.copy_(drawn.uniform_(1, 16, generator=generator).log())
-            step = torch.empty_like(drawn).uniform_(*(math.log(end) for end in STEPS), generator=generator).exp()
+            step = torch.empty_like(drawn).uniform_(*(math.log(end) for end in INITIAL_STEPS), generator=generator).exp()
             self.bias.copy_(step + (-torch.expm1(-step)).log())  # softplus of this is the step
         if self.options.expand > 1:
             for projection in (self.query_map, self.key_map):
@@ -126,22 +127,22 @@ class Delta(Mechanism):
         """
         if shard.documents is not None:
             return self.attend_by_heads(q, k, v, call, shard)
-        own = shard.own_call(call)
+        local_call = shard.own_call(call)
         with torch.autocast(q.device.type, enabled=False):
-            g, beta = self._rates(k, own, torch.promote_types(q.dtype, torch.float32))
-            phi_q, phi_k, v = self._queries(q, own), self._keys(k), drop_keys(repeat_heads(v, self.num_heads), call.dropout)
+            g, beta = self._rates(k, local_call, torch.promote_types(q.dtype, torch.float32))
+            phi_q, phi_k, v = self._queries(q, local_call), self._keys(k), drop_keys(repeat_heads(v, self.num_heads), call.dropout)
             width, features = v.shape[3], phi_k.shape[3]
             first = F.pad(torch.eye(features, dtype=g.dtype, device=q.device), (width, 0)).expand(*phi_k.shape[:2], -1, -1)
             out, after = gated_delta_rule(phi_q, phi_k, F.pad(v, (0, features)), g, beta, first)
             state = torch.zeros_like(after[..., :width])
-            for number, one in enumerate(shard.stacked(after)[:-1]):  # nobody comes after the last process
-                there = one[..., width:] @ state + one[..., :width]
-                state = torch.where(torch.tensor(number < shard.rank, device=q.device), there, state)
+            for number, transition in enumerate(shard.stacked(after)[:-1]):  # nobody comes after the last process
+                next_state = transition[..., width:] @ state + transition[..., :width]
+                state = torch.where(torch.tensor(number < shard.rank, device=q.device), next_state, state)
             return (out[..., :width] + out[..., width:] @ state).to(q.dtype)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """The state of D·D numbers is read twice and written once by every token."""
-        return min(super().pairs(length, causal), 2 * length * self.head_dim)
+        return min(full_pairs(length, causal), 2 * length * self.head_dim)
 
     def _queries(self, q: Tensor, call: AttentionCall) -> Tensor:
         scale = call.scale_for(self.head_dim) * self.options.expand**-0.5
@@ -161,21 +162,21 @@ class Delta(Mechanism):
         hidden, mask = call.hidden_states, call.key_mask
         if self.takes_hidden_states:
             if hidden is None or hidden.shape[1] != k.shape[2]:
-                given, advice = "none were given", "pass hidden_states to the built mechanism"
+                received, advice = "none were given", "pass hidden_states to the built mechanism"
                 if hidden is not None:
-                    given = f"those of {hidden.shape[1]} tokens were given"
+                    received = f"those of {hidden.shape[1]} tokens were given"
                     advice = "decode with past_key_values=DynamicCache(config=model.config), which keeps a state"
                 raise OptionError(
-                    f"Mechanism 'delta' computes its gates from the layer's hidden states of all {k.shape[2]} tokens, but {given}; "
+                    f"Mechanism 'delta' computes its gates from the layer's hidden states of all {k.shape[2]} tokens, but {received}; "
                     f"{advice}, or choose gate_input='key'."
                 )
-            found = {name: F.linear(hidden.to(dtype), rate.get_parameter("weight").to(dtype)).mT for name, rate in self.rates.items()}
+            projected = {name: F.linear(hidden.to(dtype), rate.get_parameter("weight").to(dtype)).mT for name, rate in self.rates.items()}
         else:
-            found = {name: rate(k.to(dtype)).squeeze(-1) for name, rate in self.rates.items()}
-        beta = found["beta"].sigmoid()
+            projected = {name: rate(k.to(dtype)).squeeze(-1) for name, rate in self.rates.items()}
+        beta = projected["beta"].sigmoid()
         g = torch.zeros_like(beta)
         if self.options.gate:
-            g = -self.log_a.to(dtype).exp()[:, None] * F.softplus(found["decay"] + self.bias.to(dtype)[:, None])
+            g = -self.log_a.to(dtype).exp()[:, None] * F.softplus(projected["decay"] + self.bias.to(dtype)[:, None])
         if mask is not None:
             g, beta = (x.masked_fill(~mask[:, None], 0.0) for x in (g, beta))
         return g, beta

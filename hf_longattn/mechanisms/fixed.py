@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engines.common.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
-from .common.layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
+from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -60,14 +60,14 @@ class Fixed(GatheredMechanism):
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         size, summary = self.options.block_size, self.options.num_summary
         blocks = rows_of(length, size, device)[0, 0]
-        rows, columns = in_rows(blocks, WIDE_ROW).flatten(0, 1), blocks[:, size - summary :].flatten()
+        rows, columns = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), blocks[:, size - summary :].flatten()
         per_block = len(rows) // len(blocks)
         if causal:  # its own columns are listed with the block, and all earlier ones are visible
             seen = [row // per_block * summary for row in range(len(rows))]
             return (*cells(blocks, blocks, causal=True), *prefixes(rows, columns, seen))
         columns = columns[: column_count(length, size, summary)]
-        own = cells(blocks, blocks[:, : size - summary], causal=False)
-        return (*own, *prefixes(rows, columns, [len(columns)] * len(rows)))
+        own_keys = cells(blocks, blocks[:, : size - summary], causal=False)
+        return (*own_keys, *prefixes(rows, columns, [len(columns)] * len(rows)))
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         size = self.options.block_size
@@ -79,9 +79,9 @@ class Fixed(GatheredMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         size, summary = self.options.block_size, self.options.num_summary
         if causal:
-            return sum(triangle(own) + own * block * summary for block, own in enumerate(block_sizes(length, size)))
+            return sum(full_pairs(tokens, True) + tokens * block * summary for block, tokens in enumerate(block_sizes(length, size)))
         total = column_count(length, size, summary)
-        return sum(own * (own + total - max(0, own - (size - summary))) for own in block_sizes(length, size))
+        return sum(tokens * (tokens + total - max(0, tokens - (size - summary))) for tokens in block_sizes(length, size))
 
 
 def column_count(length: int, size: int, summary: int) -> int:

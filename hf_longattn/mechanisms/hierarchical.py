@@ -33,7 +33,7 @@ from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from .common.base import Mechanism
-from .common.layout import neighbourhoods, triangle, without_gaps
+from .common.layout import full_pairs, neighbourhoods, without_gaps
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
@@ -75,7 +75,7 @@ class Hierarchical(Mechanism):
         return self.pyramid(length).top == 0
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        return super().pairs(length, causal) if self.covers(length, causal) else self.pyramid(length).pairs(causal)
+        return full_pairs(length, causal) if self.covers(length, causal) else self.pyramid(length).pairs(causal)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         heads, kv_len, real = q.shape[1], k.shape[2], call.key_mask
@@ -84,8 +84,8 @@ class Hierarchical(Mechanism):
         level, centres, scores = pyramid.level_of(q_idx, kv_idx), kv_idx, None
         for number, keys in enumerate([k, *pyramid.pooled(k, real, self.options.pooling)]):
             pool = kv_idx[0, 0, 0] >> number
-            found = (q @ repeat_heads(keys, heads).transpose(-1, -2))[..., pool]
-            scores = found if scores is None else torch.where(level == number, found, scores)
+            level_scores = (q @ repeat_heads(keys, heads).transpose(-1, -2))[..., pool]
+            scores = level_scores if scores is None else torch.where(level == number, level_scores, scores)
             centres = torch.where(level == number, pyramid.centre(number, pool), centres)
         assert scores is not None
         scores = scores * call.scale_for(q.shape[-1])
@@ -133,7 +133,7 @@ def weighted(parts: tuple[GatherTile, ...], counts: Tensor) -> tuple[GatherTile,
     return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))
 
 
-ROWS = 128
+QUERIES_PER_ROW = 128
 """Most queries that share a row of pools: on level l, the queries of one block of level l-1 see the same."""
 
 
@@ -147,7 +147,7 @@ class Pyramid:
 
     @classmethod
     def over(cls, length: int, block: int, levels: int | None) -> Pyramid:
-        """As many levels as it takes for two blocks to hold the sequence, at most ``levels``."""
+        """The pyramid whose top level holds the sequence in two blocks, with at most ``levels`` levels."""
         top = 0
         while block << top < -(-length // 2):
             top += 1
@@ -208,7 +208,7 @@ class Pyramid:
             levels = [level for level in levels if level <= self.top]
             if levels:
                 size = self.block
-                while size * 2 <= ROWS and size < self.block << (levels[0] - 1):
+                while size * 2 <= QUERIES_PER_ROW and size < self.block << (levels[0] - 1):
                     size *= 2
                 rows = rows_of(self.length, size, device)
                 starts = torch.arange(rows.shape[2], device=device) * size
@@ -219,13 +219,13 @@ class Pyramid:
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
         """What the queries in the blocks at ``starts (R,)`` see on a level above 0, ``(R, T)`` on the keys' axis; -1 is nothing."""
         half, size = self.block // 2, self.size(level)
-        own = (starts // (self.block << (level - 1)))[:, None]
-        low, high = (own - 1) * half, (own + 2) * half  # of what the level below reaches, in pools of this level
+        own_block = (starts // (self.block << (level - 1)))[:, None]
+        low, high = (own_block - 1) * half, (own_block + 2) * half  # of what the level below reaches, in pools of this level
         if level == self.top:
             pools = torch.arange(size, device=starts.device).expand(len(starts), -1)
             seen = (pools < low) | ((pools >= high) & (not causal))
         else:
-            left = (own // 2 - 1) * self.block
+            left = (own_block // 2 - 1) * self.block
             slots = torch.arange(2 * half if causal else 3 * half, device=starts.device)
             pools = torch.where(slots < low - left, left + slots, high + slots - (low - left))
             seen = (pools >= 0) & (pools < size) & ((pools < low) | (not causal))
@@ -236,16 +236,16 @@ class Pyramid:
         total, half = 0, self.block // 2
         for level in range(self.top + 1):
             width = self.block << max(level - 1, 0)
-            for own, first in enumerate(range(0, self.length, width)):
+            for block, first in enumerate(range(0, self.length, width)):
                 queries = min(width, self.length - first)
                 if level == 0:
                     low, high = max(0, first - width), min(self.length, first + 2 * width)
-                    total += queries * (first - low) + triangle(queries) if causal else queries * (high - low)
+                    total += queries * (first - low) + full_pairs(queries, True) if causal else queries * (high - low)
                     continue
                 low, high = 0, self.size(level)
                 if level < self.top:
-                    low, high = max(0, (own // 2 - 1) * self.block), min(high, (own // 2 + 2) * self.block)
-                total += queries * (max(0, (own - 1) * half - low) + (0 if causal else max(0, high - (own + 2) * half)))
+                    low, high = max(0, (block // 2 - 1) * self.block), min(high, (block // 2 + 2) * self.block)
+                total += queries * (max(0, (block - 1) * half - low) + (0 if causal else max(0, high - (block + 2) * half)))
         return total
 
 

@@ -26,31 +26,31 @@ from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
 from .common.base import Mechanism
-from .common.composite import Choice
+from .common.composite import MechanismSpec
 from .common.feature_map import LinearMechanism
-from .common.layout import band_pairs
+from .common.layout import band_pairs, full_pairs
 from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
 from .hedgehog import HedgehogOptions
 
-HEDGEHOG = Choice("hedgehog", HedgehogOptions())
-FIRST_MIXING = 0.1
+HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())
+INITIAL_MIXING = 0.1
 """γ before training, as in LoLCATs."""
-FIRST_MIXING_OF_ESTIMATES = 0.9
+INITIAL_MIXING_OF_ESTIMATES = 0.9
 """γ before training where the kernel estimates exp(s_ij): close to 1, within the sigmoid's range."""
-LOWEST = -60.0
+MIN_LARGEST_SCORE = -60.0
 """Lower bound on c_i, so that exp(-c_i) cannot overflow; terms below exp(-60) are negligible."""
-BLOCK = 64
+QUERIES_PER_BLOCK = 64
 """Queries per block of the window; a block has this many keys plus the width of the window."""
-PIECE = 2048
+QUERIES_PER_PIECE = 2048
 """Queries computed at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HybridOptions(Options):
     window: int = option(64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
-    features: Choice = option(HEDGEHOG, "the linear mechanism of the other keys: hedgehog, taylor, linear")  # noqa: RUF009 - it is frozen
+    features: MechanismSpec = option(HEDGEHOG, "the linear mechanism of the other keys: hedgehog, taylor, linear")  # noqa: RUF009 - it is frozen
     mixing: float | None = option(None, "γ, the weight of the window's terms, above 0; none learns one per head, initialised to 0.1")
 
     def check(self) -> None:
@@ -104,7 +104,7 @@ class Hybrid(Mechanism):
         """γ is initialised to 0.1, or 0.9 beside a kernel that estimates softmax's terms; the features by their mechanism."""
         super().reset_parameters(generator)
         if self.options.mixing is None:
-            first = FIRST_MIXING_OF_ESTIMATES if self.linear.estimates_exp else FIRST_MIXING
+            first = INITIAL_MIXING_OF_ESTIMATES if self.linear.estimates_exp else INITIAL_MIXING
             nn.init.constant_(self.mixing, math.log(first / (1 - first)))
 
     def of_heads(self, first: int, last: int) -> Self:
@@ -131,11 +131,11 @@ class Hybrid(Mechanism):
             mask = torch.cat([state["real"], mask], 1)
             sums: State | None = {"kv": state["kv"], "z": state["z"]} if "kv" in state else None
             out = self._run(q, k, v, sums, call.replace(causal=True).with_mask(mask))
-            gone = k.shape[2] - size
-            features = masked(self.linear.keys(wide(k[:, :, :gone]), call), mask[:, :gone])
-            values = _with_ones(wide(v[:, :, :gone]), features.shape[1])
+            leaving = k.shape[2] - size
+            features = masked(self.linear.keys(wide(k[:, :, :leaving]), call), mask[:, :leaving])
+            values = _with_ones(wide(v[:, :, :leaving]), features.shape[1])
             after = absorb(empty_state(features, values) if sums is None else sums, features, values)
-            return out, {**after, "keys": k[:, :, gone:], "values": v[:, :, gone:], "real": mask[:, gone:]}
+            return out, {**after, "keys": k[:, :, leaving:], "values": v[:, :, leaving:], "real": mask[:, leaving:]}
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         """The keys of the window come from the neighbouring processes; of all other keys, only the sums of each process are exchanged."""
@@ -153,8 +153,8 @@ class Hybrid(Mechanism):
 
             def beyond(parts: list[slice]) -> State:
                 """The sums over every process's tokens in ``parts``; part r holds those that process r asks for."""
-                asked = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
-                return {name: shard.total(torch.stack([one[name] for one in asked]))[shard.rank] for name in ("kv", "z")}
+                sums_by_process = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
+                return {name: shard.total(torch.stack([sums[name] for sums in sums_by_process]))[shard.rank] for name in ("kv", "z")}
 
             earlier = beyond([slice(0, max(0, first - shard.start)) for first, _ in ranges])
             later = None if call.causal else beyond([slice(max(0, last - shard.start), None) for _, last in ranges])
@@ -167,7 +167,7 @@ class Hybrid(Mechanism):
         pattern, dtype, scale = Pattern.window(self.options.window, call.causal), q.dtype, call.scale_for(self.head_dim)
         mask, drop = call.key_mask, call.dropout
         q, k, v = wide(q), wide(k), wide(v)
-        total, weight, most = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop)
+        total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop)
         gamma = self._gamma(total.dtype)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
@@ -181,7 +181,7 @@ class Hybrid(Mechanism):
                 back = None if mask is None else mask.flip(1)[:, :rows]
                 far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, later).flip(2)
             if self.linear.estimates_exp:
-                far = far * (-most.clamp(min=LOWEST)).exp()
+                far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
         return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0).to(dtype)
 
@@ -191,12 +191,12 @@ class Hybrid(Mechanism):
         near = Pattern.window(self.options.window, call.causal).visible_mod(None)(0, 0, i, j).expand(*q.shape[:3], k.shape[2])
         seen = visible_to_all(q, k, call)
         scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~(near & seen), float("-inf"))
-        most = scores.amax(-1, keepdim=True)
-        most = most.masked_fill(most == float("-inf"), 0.0)
+        largest = scores.amax(-1, keepdim=True)
+        largest = largest.masked_fill(largest == float("-inf"), 0.0)
         far = self.linear.kernel(q, k, call)
         if self.linear.estimates_exp:
-            far = far * (-most).exp()
-        return normalised(torch.where(near, self._gamma(q.dtype) * (scores - most).exp(), far).masked_fill(~seen, 0.0))
+            far = far * (-largest).exp()
+        return normalised(torch.where(near, self._gamma(q.dtype) * (scores - largest).exp(), far).masked_fill(~seen, 0.0))
 
     def _gamma(self, dtype: torch.dtype) -> Tensor | float:
         fixed = self.options.mixing
@@ -208,7 +208,7 @@ class Hybrid(Mechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = Pattern.window(self.options.window, causal)
         band = band_pairs(length, pattern.left, pattern.right)
-        return min(Mechanism.pairs(self, length, causal), band + length * 2 * self.linear.features_per_head())
+        return min(full_pairs(length, causal), band + length * 2 * self.linear.features_per_head())
 
 
 def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None) -> Tensor:
@@ -255,16 +255,16 @@ def local_softmax_terms(
     traced = in_graph()
     if not traced:  # a band wider than the text need not cost more than the text
         left, right = min(left, k.shape[2]), min(right, k.shape[2])
-    starts = range(0, q.shape[2], q.shape[2] if traced else PIECE)
+    starts = range(0, q.shape[2], q.shape[2] if traced else QUERIES_PER_PIECE)
     size, first = starts.step, k.shape[2] - q.shape[2]
-    found = []
+    pieces = []
     for start in starts:
         rows = q[:, :, start : start + size]
         low, high = first + start - left, first + start + rows.shape[2] + right
         at = slice(max(low, 0), min(high, k.shape[2]))
-        found.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p))
-    total, weight, most = (torch.cat(parts, 2) for parts in zip(*found, strict=True))
-    return total, weight, most
+        pieces.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p))
+    total, weight, largest = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
+    return total, weight, largest
 
 
 def _piece(
@@ -272,20 +272,20 @@ def _piece(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The terms of consecutive queries; ``missing`` of their keys lie before the text and are not in ``k``."""
     length = q.shape[2]
-    blocks = -(-length // BLOCK)
-    span, rows = reach + BLOCK, blocks * BLOCK
+    blocks = -(-length // QUERIES_PER_BLOCK)
+    span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK
     rest = rows + reach - missing - k.shape[2]
-    real = F.pad(real, (missing, rest)).unfold(1, span, BLOCK)
-    keys, values = (F.pad(x, (0, 0, missing, rest)).unfold(2, span, BLOCK) for x in (k, v))
-    query = F.pad(q, (0, 0, 0, rows - length)).unflatten(2, (blocks, BLOCK))
+    real = F.pad(real, (missing, rest)).unfold(1, span, QUERIES_PER_BLOCK)
+    keys, values = (F.pad(x, (0, 0, missing, rest)).unfold(2, span, QUERIES_PER_BLOCK) for x in (k, v))
+    query = F.pad(q, (0, 0, 0, rows - length)).unflatten(2, (blocks, QUERIES_PER_BLOCK))
     scores = (query @ keys) * scale
-    apart = torch.arange(span, device=q.device) - torch.arange(BLOCK, device=q.device)[:, None]
+    apart = torch.arange(span, device=q.device) - torch.arange(QUERIES_PER_BLOCK, device=q.device)[:, None]
     seen = ((apart >= 0) & (apart <= reach)) & real[:, None, :, None, :]
     scores = scores.masked_fill(~seen, float("-inf"))
-    most = scores.amax(-1, keepdim=True)
-    most = torch.where(most.isfinite(), most, 0.0)
-    weights = torch.where(seen, (scores - most).exp(), 0.0)
+    largest = scores.amax(-1, keepdim=True)
+    largest = torch.where(largest.isfinite(), largest, 0.0)
+    weights = torch.where(seen, (scores - largest).exp(), 0.0)
     total = F.dropout(weights, dropout_p) @ values.mT if dropout_p else weights @ values.mT
-    sums = (total, weights.sum(-1, keepdim=True), most)
-    total, weight, most = (x.flatten(2, 3)[:, :, :length] for x in sums)
-    return total, weight, most
+    sums = (total, weights.sum(-1, keepdim=True), largest)
+    total, weight, largest = (x.flatten(2, 3)[:, :, :length] for x in sums)
+    return total, weight, largest

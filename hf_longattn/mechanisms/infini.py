@@ -26,13 +26,13 @@ from ..engines.common.call import AttentionCall, State
 from ..engines.common.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
 from .common.base import Mechanism
 from .common.feature_map import elu_plus_one
-from .common.layout import block_sizes, triangle
+from .common.layout import block_sizes, full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys, normalised, pad_queries, visible_to_all
 from .common.segment_state import append_tokens, empty_segment, last_segment
 
-GATE = -2.0
+INITIAL_GATE = -2.0
 """Initial β: an untrained memory has a weight of about 1/8."""
 
 
@@ -71,7 +71,7 @@ class Infini(Mechanism):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)
-        nn.init.constant_(self.gate, GATE)
+        nn.init.constant_(self.gate, INITIAL_GATE)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         k, v = self._dropped(q, k, v, call.dropout)
@@ -110,8 +110,8 @@ class Infini(Mechanism):
                 return F.pad((keys.transpose(-1, -2) @ values).cumsum(2), (0, 0, 0, 0, 1, -1)), norm
             memories = [torch.zeros_like(keys[:, :, 0].transpose(-1, -2) @ values[:, :, 0])]
             for segment in range(k.shape[2] - 1):
-                one, content = keys[:, :, segment], values[:, :, segment]
-                memories.append(memories[-1] + self._written(one, content, memories[-1], norm[:, :, segment]))
+                segment_keys, segment_values = keys[:, :, segment], values[:, :, segment]
+                memories.append(memories[-1] + self._written(segment_keys, segment_values, memories[-1], norm[:, :, segment]))
             return torch.stack(memories, 2), norm
 
     def _written(self, keys: Tensor, values: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ class Infini(Mechanism):
         """Gate the retrieval for ``q (B, H, …, S, D)`` with the local attention of the same shape, unless the memory is empty."""
         with torch.autocast(q.device.type, enabled=False):
             memory, norm = repeat_heads(memory, q.shape[1]), repeat_heads(norm, q.shape[1])
-            found = retrieved(elu_plus_one(wide(q)), memory, norm)
-            gate = self.gate.to(found.dtype).sigmoid().view(1, -1, *[1] * (q.dim() - 2))
+            retrieval = retrieved(elu_plus_one(wide(q)), memory, norm)
+            gate = self.gate.to(retrieval.dtype).sigmoid().view(1, -1, *[1] * (q.dim() - 2))
             gate = gate * (norm.sum(-1) > 0)[..., None, None]
-            return (gate * found + (1 - gate) * local).to(local.dtype)
+            return (gate * retrieval + (1 - gate) * local).to(local.dtype)
 
     def _dropped(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
         """Keys and values after dropout, for which each head needs its own."""
@@ -151,8 +151,8 @@ class Infini(Mechanism):
         current, outs = {**empty_segment(k, v, size), **self._empty(k, v)} if state is None else state, []
         for first in range(0, k.shape[2], size):
             new = slice(first, first + size)
-            own = call.with_mask(None if call.key_mask is None else call.key_mask[:, new])
-            out, current = self._step(q[:, :, new], k[:, :, new], v[:, :, new], current, own)
+            piece_call = call.with_mask(None if call.key_mask is None else call.key_mask[:, new])
+            out, current = self._step(q[:, :, new], k[:, :, new], v[:, :, new], current, piece_call)
             outs.append(out)
         return torch.cat(outs, 2), current
 
@@ -186,16 +186,16 @@ class Infini(Mechanism):
         k = repeat_heads(k, heads)
         _, _, q_idx, kv_idx = index_grid(1, 1, q_len, length, q.device)
         token = visible_to_all(q, k, call.replace(causal=True))
-        own, segment = q_idx // size, kv_idx // size
+        query_segment, segment = q_idx // size, kv_idx // size
         real = True if call.key_mask is None else call.key_mask[:, None, None, :]
-        inside = token & (segment == own)
+        inside = token & (segment == query_segment)
         scores = q @ k.transpose(-1, -2) * call.scale_for(head_dim)
         local = masked_softmax(scores, inside.expand_as(scores))
 
         def linear(features: Tensor, of: Tensor) -> Tensor:
             return normalised(features @ (F.elu(k) + 1).transpose(-1, -2) * (real & (segment < of)))
 
-        memory = linear(F.elu(q) + 1, own)
+        memory = linear(F.elu(q) + 1, query_segment)
         gate = self.gate.to(q.dtype).sigmoid().view(1, -1, 1, 1) * (memory.sum(-1, keepdim=True) > 0)
         if self.options.delta_rule:
             given_back = linear(F.elu(k) + 1, segment.transpose(-1, -2))
@@ -208,7 +208,7 @@ class Infini(Mechanism):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Reading and writing the memory of D·D numbers costs a token as much as D pairs."""
-        local = sum(triangle(size) for size in block_sizes(length, self.options.segment_length))
+        local = sum(full_pairs(size, True) for size in block_sizes(length, self.options.segment_length))
         return local + (length * self.head_dim if length > self.options.segment_length else 0)
 
 

@@ -43,8 +43,11 @@ class Linear(LinearMechanism):
         if call.batch is None or call.batch.documents is None:
             return super().forward(q, k, v, call)
         sequences = [
-            [(one.row, one.start + piece.start, one.start + piece.stop) for piece in self._pieces(0, one.stop - one.start, q[:1])]
-            for one in call.batch.sequences
+            [
+                (sequence.row, sequence.start + piece.start, sequence.start + piece.stop)
+                for piece in self._pieces(0, sequence.stop - sequence.start, q[:1])
+            ]
+            for sequence in call.batch.sequences
         ]
         v = drop_keys(v, call.dropout)
         return packed_linear_attention(self.scaled(q, call), self.scaled(k, call), v, self.feature, sequences, causal=call.causal)

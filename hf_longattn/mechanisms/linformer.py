@@ -95,8 +95,8 @@ class Linformer(Mechanism):
             )
         options.check_rank(longest)
         self.longest = longest
-        own = num_heads if options.sharing == "none" else 1
-        shape = (own, longest, options.rank) if options.projection == "linear" else (own, -(-longest // options.rank))
+        projections = num_heads if options.sharing == "none" else 1
+        shape = (projections, longest, options.rank) if options.projection == "linear" else (projections, -(-longest // options.rank))
         self.key_projection = nn.Parameter(torch.empty(shape))
         """E, ``(H or 1, max_length, rank)``; of a convolution ``(H or 1, width)``."""
         if options.sharing in ("none", "headwise"):
@@ -129,22 +129,22 @@ class Linformer(Mechanism):
             return False
         if real is not None:
             k, v = k * real[:, None, :, None], v * real[:, None, :, None]
-        own, longest, rank = self.key_projection.shape
+        projections, longest, rank = self.key_projection.shape
         length = min(k.shape[2], longest)
         parameters = set(self.projections)
         for parameter in parameters:
             nn.init.zeros_(parameter)
-        found: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        fitted: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         for start in range(0, longest, length):
             end = min(start + length, longest)
             rows = slice(start * rank // longest, end * rank // longest)
-            for head in range(own) if rows.stop > rows.start else ():
+            for head in range(projections) if rows.stop > rows.start else ():
                 key = (head, end - start, rows.stop - rows.start)
-                if key not in found:
-                    chosen = slice(head, head + 1) if own > 1 else slice(None)
+                if key not in fitted:
+                    chosen = slice(head, head + 1) if projections > 1 else slice(None)
                     parts = Measured(*(x[:, chosen, : end - start].float() for x in (q, k, v)))
-                    found[key] = fitted_projections(parts, key[2], apart=len(parameters) > 1)
-                for parameter, values in zip(self.projections, found[key], strict=True):
+                    fitted[key] = fitted_projections(parts, key[2], apart=len(parameters) > 1)
+                for parameter, values in zip(self.projections, fitted[key], strict=True):
                     parameter[head, start:end, rows] = values.to(parameter)
         return True
 

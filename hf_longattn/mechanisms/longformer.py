@@ -26,7 +26,7 @@ from ..engines.common.shards import Shard
 from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
 from ..private_apis import has_hooks
-from .common.base import Mechanism
+from .common.layout import full_pairs
 from .common.masked import SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -119,7 +119,10 @@ class Longformer(SparseMechanism):
         return global_tokens(self.options.global_tokens, k, call)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """With ``separate_global``, ``call.hidden_states (B, Nq, hidden_size)`` is needed: the layer's input."""
+        """Attention within the window and to global tokens.
+
+        With ``separate_global``, ``call.hidden_states (B, Nq, hidden_size)`` must be the layer's input.
+        """
         out = super().forward(q, k, v, call)
         tokens = self._separate_tokens(q, k, call)
         return out if tokens is None else self.separate.overwrite(out, self._hidden(call), tokens, call)
@@ -190,7 +193,7 @@ class Longformer(SparseMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         # A global token adds a row and a column, or the column below it when causal.
         crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
-        return min(Mechanism.pairs(self, length, causal), super().pairs(length, causal) + crossing)
+        return min(full_pairs(length, causal), super().pairs(length, causal) + crossing)
 
 
 class GlobalProjections(nn.Module):
@@ -202,7 +205,7 @@ class GlobalProjections(nn.Module):
         self.query, self.key, self.value = (nn.Linear(hidden_size, num_heads * head_dim) for _ in range(3))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """As transformers initialises linear layers: N(0, 0.02²) and no bias."""
+        """Draw the weights from N(0, 0.02²) and set the biases to 0, as transformers does for linear layers."""
         for linear in (self.query, self.key, self.value):
             nn.init.normal_(linear.weight, std=0.02, generator=generator)
             nn.init.zeros_(linear.bias)
@@ -215,7 +218,7 @@ class GlobalProjections(nn.Module):
         """Queries, keys and values ``(B, H, N, D)`` of all tokens, computed in ``dtype``: for the definition."""
         hidden = hidden.to(dtype)
         linears = (self.query, self.key, self.value)
-        query, key, value = (self.heads(F.linear(hidden, one.weight.to(dtype), one.bias.to(dtype))) for one in linears)
+        query, key, value = (self.heads(F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))) for linear in linears)
         return query, key, value
 
     def overwrite(self, out: Tensor, hidden: Tensor, tokens: Tensor, call: AttentionCall) -> Tensor:
@@ -250,12 +253,12 @@ class GlobalProjections(nn.Module):
 
     def _bare(self) -> bool:
         """Whether the key and value projections are plain linear layers, without adapters or hooks."""
-        return all(type(one) is nn.Linear and not has_hooks(one) for one in (self.key, self.value))
+        return all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))
 
     def _absorbed(self, q: Tensor, hidden: Tensor, seen: Tensor | None, scale: float, dropout_p: float) -> Tensor:
         """Rows ``(B, H, g, D)`` for queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``; ``seen`` broadcasts to ``(B, H, g, N)``."""
         heads = (self.num_heads, self.head_dim)
-        key, value = (one.weight.unflatten(0, heads) for one in (self.key, self.value))  # (H, D, d)
+        key, value = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))  # (H, D, d)
         folded = products(q, key.mT)  # (B, H, g, d)
         scores = products(folded.flatten(1, 2), hidden).unflatten(1, folded.shape[1:3])
         scores = scores + (q * self.key.bias.unflatten(0, heads)[:, None].to(q.dtype)).sum(-1, keepdim=True)

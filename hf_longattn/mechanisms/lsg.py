@@ -49,16 +49,16 @@ from ..errors import OptionError
 from ..naming import OPERATORS
 from .common.base import Mechanism
 from .common.cost import KeptKeys
-from .common.layout import joined, neighbourhoods
+from .common.layout import full_pairs, joined, neighbourhoods
 from .common.options import Options, option
 from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, visible_to_all
 from .common.token_rules import check_counted, global_tokens
 
-CHOSEN = ("strided", "block_strided", "max_norm")
-MEANS = ("average_pooling", "lsh")
-SELECTIONS = CHOSEN + MEANS
+CHOOSING_SELECTIONS = ("strided", "block_strided", "max_norm")
+AVERAGING_SELECTIONS = ("average_pooling", "lsh")
+SELECTIONS = CHOOSING_SELECTIONS + AVERAGING_SELECTIONS
 WITHIN_SPARSE_BLOCKS = ("max_norm", "lsh")
 """Selections that compare tokens: among min(b, S) of them."""
 
@@ -173,7 +173,7 @@ class Lsg(Mechanism):
         return length <= self.options.block_size + (self.options.block_offset or self.options.block_size)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        dense = Mechanism.pairs(self, length, causal)
+        dense = full_pairs(length, causal)
         if self.covers(length, causal):
             return dense
         position, size = torch.arange(length), self.options.block_size
@@ -205,40 +205,40 @@ class Lsg(Mechanism):
             k, v = (F.pad(x, (0, 0, missing, 0)) for x in (k, v))
         if small:
             return self.dense_path(q, k, v, call)
-        most = min(len(set(self.options.global_tokens)), kv_len) if fixed else None
-        return self.sparse_path(q, k, v, call, most)[:, :, missing + kv_len - q_len :]
+        max_globals = min(len(set(self.options.global_tokens)), kv_len) if fixed else None
+        return self.sparse_path(q, k, v, call, max_globals)[:, :, missing + kv_len - q_len :]
 
-    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, most: int | None) -> Tensor:
-        """Attention of whole sequences whose first block starts at position 0, with at most ``most`` global tokens if that is known."""
+    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, max_globals: int | None) -> Tensor:
+        """Attention of whole sequences whose first block starts at position 0, with at most ``max_globals`` global tokens, if known."""
         length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
         tokens, real, choosable = call.global_mask, call.key_mask, _choosable(call)
         seen = KeyRows(self.cells, self.beyond, call.causal)
         parts = [GatherTile(rows, neighbourhoods(length, self.options.block_size, call.causal, q.device), causal=call.causal)]
-        every_k, every_v, more, chosen, sparse = k, v, call, None, None
-        if self.beyond and self.options.selection in CHOSEN:
+        every_k, every_v, extended_call, chosen, sparse = k, v, call, None, None
+        if self.beyond and self.options.selection in CHOOSING_SELECTIONS:
             with torch.no_grad():
                 chosen = chosen_keys(self.options.selection, k, choosable, self.cells).unflatten(2, (blocks, -1)).flatten(3)
             sparse = seen.chosen(chosen)
         elif self.beyond:
             means = self._means(k, v, choosable, call.seed)
-            every_k, every_v, more = means.appended(k, v, call)
+            every_k, every_v, extended_call = means.appended(k, v, call)
             place = torch.arange(length, every_k.shape[2], device=k.device).view(1, 1, blocks, -1)
             cut = length % self.cells.factor or length % self.cells.block
-            if real is not None or cut or self.options.selection == "lsh" or self._empties_runs(tokens, most):
+            if real is not None or cut or self.options.selection == "lsh" or self._empties_runs(tokens, max_globals):
                 place = torch.where(means.real.unflatten(2, place.shape[2:]), place, -1)
             parts += [GatherTile(rows, keys) for keys in seen.means(place)]
-        index, given = (None, None) if tokens is None else _places(tokens, most)
-        if index is None or given is None or not index.shape[1]:
+        index, present = (None, None) if tokens is None else _places(tokens, max_globals)
+        if index is None or present is None or not index.shape[1]:
             parts += [] if sparse is None else [GatherTile(rows, sparse)]
-            return gathered_attention(q, every_k, every_v, parts, more)
-        keys = seen.global_keys(torch.where(given, index, -1), chosen, length)
+            return gathered_attention(q, every_k, every_v, parts, extended_call)
+        keys = seen.global_keys(torch.where(present, index, -1), chosen, length)
         parts.append(GatherTile(rows, keys if sparse is None else joined(sparse, keys), causal=call.causal))
-        out = gathered_attention(q, every_k, every_v, parts, more)
-        return overwrite_global_rows(out, q, k, v, index, given, call)
+        out = gathered_attention(q, every_k, every_v, parts, extended_call)
+        return overwrite_global_rows(out, q, k, v, index, present, call)
 
-    def _empties_runs(self, tokens: Tensor | None, most: int | None) -> bool:
+    def _empties_runs(self, tokens: Tensor | None, max_globals: int | None) -> bool:
         """Whether a run of ``sparsity_factor`` tokens may be all global, which leaves its mean without tokens."""
-        if tokens is None or most is None:
+        if tokens is None or max_globals is None:
             return tokens is not None
         wanted, factor = {position + self.missing for position in self.options.global_tokens}, self.options.sparsity_factor
         return any(wanted.issuperset(range(position // factor * factor, (position // factor + 1) * factor)) for position in wanted)
@@ -248,13 +248,13 @@ class Lsg(Mechanism):
         return means_of_cells(o.selection, k, v, choosable, self.cells, o.seed + seed, o.lsh_pre_rounds)
 
     def dense_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The same for one query or few tokens, by comparing all pairs; the queries are the last ones."""
+        """Attention of one query or few tokens, the last ones, by comparing all pairs."""
         (batch, heads, q_len, _), length, size = q.shape, k.shape[2], self.options.block_size
         _, _, i, j = index_grid(batch, heads, q_len, length, q.device)
         is_global, choosable, means = call.global_mask, _choosable(call), None
         away = (i // size - j // size).abs()
         seen = (away <= 1).expand(batch, heads, q_len, length)
-        if self.beyond and self.options.selection in CHOSEN:
+        if self.beyond and self.options.selection in CHOOSING_SELECTIONS:
             places = chosen_keys(self.options.selection, k, choosable, self.cells)
             places = torch.where(places < 0, length, places).flatten(2).expand(batch, -1, -1)
             taken = torch.zeros(batch, heads, length + 1, dtype=torch.bool, device=q.device).scatter(2, places, True)[:, :, None, :length]
@@ -274,7 +274,7 @@ class Lsg(Mechanism):
         return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen, q_idx=i)
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
-        if self.beyond and self.options.selection in MEANS:
+        if self.beyond and self.options.selection in AVERAGING_SELECTIONS:
             return None
         length, missing, taken = k.shape[2], self.missing, None
         block = (torch.arange(length, device=k.device) + missing) // self.options.block_size
@@ -286,14 +286,14 @@ class Lsg(Mechanism):
             places = torch.where(places < missing, missing + length, places) - missing
             taken = torch.zeros(*places.shape[:2], length + 1, dtype=torch.bool, device=k.device).scatter_(2, places, True)[..., None, :-1]
 
-        def kept(rows: Tensor, scores: Tensor) -> Tensor:
+        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
             away = (block[rows][:, None] - block).abs()
             seen = (away <= 1)[None, None]
             if taken is not None:
                 seen = seen | (taken & (away <= 1 + self.beyond))
             return seen if tokens is None else seen | tokens[:, None, None] | tokens[:, None, rows, None]
 
-        return kept
+        return keeps
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         k, size, first = repeat_heads(k, q.shape[1]), self.options.block_size, -self.missing
@@ -333,11 +333,11 @@ def _choosable(call: AttentionCall) -> Tensor | None:
     return ~tokens if real is None else real & ~tokens
 
 
-def _places(tokens: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
-    """Positions of the global tokens, ``(B, g)``, and which entries are real; ``most`` is how many a sequence has, if known."""
-    if most is None:
+def _places(tokens: Tensor, max_globals: int | None) -> tuple[Tensor, Tensor]:
+    """Positions of the global tokens, ``(B, g)``, and which entries are real; ``max_globals`` is how many a sequence has, if known."""
+    if max_globals is None:
         return global_index(tokens)
-    index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+    index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :max_globals]
     return index, tokens.gather(1, index)
 
 
@@ -369,33 +369,33 @@ class Cells(NamedTuple):
 def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) -> Tensor:
     """Positions of the sparse keys of every cell of ``k (B, H, N, D)``, ``(B or 1, H, cells, m)``; -1 is none."""
     heads, length = k.shape[1:3]
-    count, many = cells.count(length), cells.keys
+    count, keys_per_cell = cells.count(length), cells.keys
     first = torch.arange(count, device=k.device).view(1, 1, -1, 1) * cells.size
     if selection == "max_norm":
         norms = torch.linalg.vector_norm(k.detach(), dim=-1, dtype=exact_dtype(k.device))
         if real is not None:
             norms = norms.masked_fill(~real[:, None], float("-inf"))
         norms = F.pad(norms, (0, count * cells.size - length), value=float("-inf"))
-        place = topk(norms.unflatten(2, (count, cells.size)), many)
+        place = topk(norms.unflatten(2, (count, cells.size)), keys_per_cell)
         return torch.where(place >= 0, place + first, -1)
     turn = (torch.arange(heads, device=k.device) % cells.factor).view(1, -1, 1, 1)
-    slot = torch.arange(many, device=k.device)
-    place = first + (slot * cells.factor + turn if selection == "strided" else slot + many * turn)
+    slot = torch.arange(keys_per_cell, device=k.device)
+    place = first + (slot * cells.factor + turn if selection == "strided" else slot + keys_per_cell * turn)
     return torch.where(place < length, place, -1)
 
 
 def means_of_cells(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int, pre_rounds: int) -> PooledKeys:
     """The means of the cells of ``k, v (B, H, N, D)``, over the tokens in ``real (B, N)``."""
-    (batch, heads, length, _), count, many = k.shape, cells.count(k.shape[2]), cells.keys
+    (batch, heads, length, _), count, keys_per_cell = k.shape, cells.count(k.shape[2]), cells.keys
     if real is None:
         real = torch.ones(batch, length, dtype=torch.bool, device=k.device)
     if selection == "lsh":
-        group = clusters(k.detach(), real, cells.size, many, pre_rounds, seed)
+        group = clusters(k.detach(), real, cells.size, keys_per_cell, pre_rounds, seed)
     else:
         group = (torch.arange(length, device=k.device) % cells.size // cells.factor).expand(batch, heads, -1)
     missing = count * cells.size - length
     group = F.pad(group.masked_fill(~real[:, None], -1), (0, missing), value=-1).unflatten(2, (count, cells.size))
-    member = group[..., None, :] == torch.arange(many, device=k.device)[:, None]  # (B, H, cells, m, b)
+    member = group[..., None, :] == torch.arange(keys_per_cell, device=k.device)[:, None]  # (B, H, cells, m, b)
     number = member.sum(-1)
     precise = torch.promote_types(k.dtype, torch.float32)
     share = member.to(precise) / number.clamp(min=1)[..., None]
@@ -416,14 +416,14 @@ def clusters(k: Tensor, real: Tensor, size: int, many: int, pre_rounds: int, see
         return (place % many).repeat(count)[:length].expand(batch, heads, -1).clone()
     rounds = [size] * pre_rounds + [many]
     keys = k.to(exact_dtype(k.device)).masked_fill(~real[:, None, :, None], 0.0)
-    found = F.pad(keys, (0, 0, 0, count * size - length)).unflatten(2, (count, size))
+    vectors = F.pad(keys, (0, 0, 0, count * size - length)).unflatten(2, (count, size))
     group = place.expand(batch, heads, count, -1)
     for clustered, rotation in zip(rounds, directions(seed, heads, width, rounds, k.device), strict=True):
-        products = found @ rotation[:, None]
+        products = vectors @ rotation[:, None]
         index = torch.cat([products, -products], -1).argmax(-1)
         group = index.gather(-1, group)
         if clustered == size:  # a further round hashes the clusters' sums
-            found = torch.zeros_like(found).scatter_add(3, index[..., None].expand_as(found), found)
+            vectors = torch.zeros_like(vectors).scatter_add(3, index[..., None].expand_as(vectors), vectors)
     return group.flatten(2)[:, :, :length].contiguous()
 
 
@@ -440,7 +440,10 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
 
     def make() -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        drawn = [torch.randn(heads, head_dim, many // 2, generator=generator, dtype=torch.float64, device="cpu") for many in rounds]
+        drawn = [
+            torch.randn(heads, head_dim, clusters_in_round // 2, generator=generator, dtype=torch.float64, device="cpu")
+            for clusters_in_round in rounds
+        ]
         return [rotation.to(device, exact_dtype(device)) for rotation in drawn]
 
     return BYTE_CACHE.get(("rotations of lsg", seed, heads, head_dim, tuple(rounds), device), make)
@@ -516,8 +519,8 @@ def sparse_definition(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor
         return place % cells.block // (cells.block // cells.factor) == turn, nothing
     together = cell == cell.transpose(-1, -2)
     if selection == "max_norm":
-        norm, other = (k.double().square().sum(-1).unsqueeze(axis) for axis in (2, 3))
-        higher = (other > norm) | ((other == norm) & (place.transpose(-1, -2) < place))
+        norm, other_norm = (k.double().square().sum(-1).unsqueeze(axis) for axis in (2, 3))
+        higher = (other_norm > norm) | ((other_norm == norm) & (place.transpose(-1, -2) < place))
         return (together & real[:, None, :, None] & higher).sum(2, keepdim=True) < cells.keys, nothing
     group = place % cells.size // cells.factor
     if selection == "lsh" and cells.factor > 1:

@@ -38,8 +38,8 @@ from ..engines.cpu.chunks import chunk_attention
 from ..engines.dispatch import DispatchContext, choose
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
-from .common.base import Mechanism
 from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -178,12 +178,12 @@ class LSH(BucketedMechanism):
             return recent_by_rows(queries, keys, call.real(k), size)
         return chunks_by_rows(queries, keys, call.real(k), size, **self._chunks)
 
-    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, given: Tensor, call: AttentionCall) -> Tensor:
+    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, raw_keys: Tensor, call: AttentionCall) -> Tensor:
         o = self.options
-        alike = o.shared_qk and o.count_duplicates and not call.causal and q_len == k.shape[2]
-        if not alike or choose("sorted chunks", DispatchContext(q.device.type, q_len, q_len, call)) != "cpu-chunks":
-            return super().sparse_path(q, k, v, q_len, given, call)
-        return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
+        published_form = o.shared_qk and o.count_duplicates and not call.causal and q_len == k.shape[2]
+        if not published_form or choose("sorted chunks", DispatchContext(q.device.type, q_len, q_len, call)) != "cpu-chunks":
+            return super().sparse_path(q, k, v, q_len, raw_keys, call)
+        return chunk_attention(q, k, v, self.hashes(raw_keys), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor]:
         rounds = self.rounds(q, k, q_len, call)
@@ -207,7 +207,7 @@ class LSH(BucketedMechanism):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         run = self.options.bucket_size if causal else self._run()
-        return min(Mechanism.pairs(self, length, causal), self.options.num_hashes * length * min(run, length))
+        return min(full_pairs(length, causal), self.options.num_hashes * length * min(run, length))
 
     def _run(self) -> int:
         return self.options.bucket_size * (1 + self.options.num_chunks_before + self.options.num_chunks_after)
@@ -252,16 +252,16 @@ def chunks_by_rows(
     order = (key_buckets * length + position).masked_fill(~listed, torch.iinfo(torch.int64).max).sort(-1).values
     count = listed.sum(-1, keepdim=True)
     chunks = ((count + size - 1) // size).clamp(min=1)
-    home = torch.searchsorted(order, query_buckets * length + position).minimum((count - 1).clamp(min=0)) // size
-    there = torch.searchsorted(order, key_buckets * length + position) // size
+    query_chunks = torch.searchsorted(order, query_buckets * length + position).minimum((count - 1).clamp(min=0)) // size
+    key_chunks = torch.searchsorted(order, key_buckets * length + position) // size
 
     def met(rows: Tensor) -> Tensor:
-        found = torch.zeros(*home.shape[:2], len(rows), length, dtype=torch.bool, device=real.device)
-        for turn in range(home.shape[2]):
+        met_keys = torch.zeros(*query_chunks.shape[:2], len(rows), length, dtype=torch.bool, device=real.device)
+        for turn in range(query_chunks.shape[2]):
             for offset in range(-before, after + 1):
-                near = (home[:, :, turn, rows] + offset) % chunks[:, :, 0]
-                found |= near[..., None] == there[:, :, turn, None, :]
-        return found & listed
+                near = (query_chunks[:, :, turn, rows] + offset) % chunks[:, :, 0]
+                met_keys |= near[..., None] == key_chunks[:, :, turn, None, :]
+        return met_keys & listed
 
     return met
 
@@ -283,10 +283,10 @@ def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: 
         before = (theirs < mine) | ((theirs == mine) & (position < positions[:, None]))
         return (before & real[..., None, :]).sum(-1)
 
-    home = place(query_buckets, position[-q_len:]).minimum((count - 1).clamp(min=0)) // size
-    there = place(key_buckets, position) // size
-    met = torch.zeros(*home.shape, kv_len, dtype=torch.bool, device=real.device)
+    query_chunks = place(query_buckets, position[-q_len:]).minimum((count - 1).clamp(min=0)) // size
+    key_chunks = place(key_buckets, position) // size
+    met = torch.zeros(*query_chunks.shape, kv_len, dtype=torch.bool, device=real.device)
     for offset in range(-before, after + 1):
-        near = (home + offset) % chunks.clamp(min=1)
-        met = met | (there[..., None, :] == near[..., :, None])
+        near = (query_chunks + offset) % chunks.clamp(min=1)
+        met = met | (key_chunks[..., None, :] == near[..., :, None])
     return met & real[..., None, :]

@@ -45,16 +45,16 @@ from ..engines.common.shards import Shard
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.topk import SCORE_CELLS, exact_dtype, ranking, term_at, topk
 from ..errors import OptionError
-from .common.layout import band_pairs, triangle
+from .common.layout import band_pairs, full_pairs
 from .common.options import Options, option
 from .common.pooled import uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
-FIRST_GATE = 1 / 3
+INITIAL_GATE = 1 / 3
 """Each gate before training."""
-ALWAYS = float(1 << 30)
+FORCED_BLOCK_SCORE = float(1 << 30)
 """Score of blocks that are always selected: above any sum of weights."""
 
 
@@ -76,7 +76,7 @@ class NSAOptions(Options):
     def check(self) -> None:
         common = math.gcd(self.compress_size, self.block_size)
         if common % self.compress_stride:
-            fitting = max(one for one in range(1, min(self.compress_stride, common) + 1) if common % one == 0)
+            fitting = max(stride for stride in range(1, min(self.compress_stride, common) + 1) if common % stride == 0)
             raise OptionError(
                 f"Option 'compress_stride' of mechanism 'nsa' is {self.compress_stride}, but must divide "
                 f"compress_size={self.compress_size} and block_size={self.block_size}; for example compress_stride={fitting}."
@@ -151,7 +151,7 @@ class NSA(SummarisedMechanism):
         self.keys.reset_parameters(generator)
         self.values.reset_parameters(generator)
         nn.init.zeros_(self.gate)
-        nn.init.constant_(self.gate_bias, math.log(FIRST_GATE / (1 - FIRST_GATE)))
+        nn.init.constant_(self.gate_bias, math.log(INITIAL_GATE / (1 - INITIAL_GATE)))
 
     def wrong_form(self, causal: bool, where: str) -> OptionError:
         needed = self.options.always_selected(causal=False)
@@ -183,9 +183,9 @@ class NSA(SummarisedMechanism):
         keys, values = self.keys(k_blocks, real).to(q.dtype), self.values(v_blocks, real).to(q.dtype)
         rows = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
         filled = real.any(-1)
-        own = call.replace(causal=False, batch=None, score_mod=self._at_middles(call.score_mod, real))
+        block_call = call.replace(causal=False, batch=None, score_mod=self._at_middles(call.score_mod, real))
         mod = self._sees_block(call.causal)
-        return dense_attention(q, keys, values, own, mask_mod=lambda b, h, i, m: mod(i, m) & filled[b, m], q_idx=rows)
+        return dense_attention(q, keys, values, block_call, mask_mod=lambda b, h, i, m: mod(i, m) & filled[b, m], q_idx=rows)
 
     def _blocks(self, x: Tensor, call: AttentionCall) -> Tensor:
         """``x (B, H, N, D)`` in overlapping blocks, ``(B, H, M, l, D)``; those at the end of the text are not whole."""
@@ -219,8 +219,8 @@ class NSA(SummarisedMechanism):
             chosen = repeat_heads(self._search(q, k, call), heads)
         if path == DENSE_MASKED:
             rows, blocks = torch.arange(kv_len - q_len, kv_len, device=q.device), -(-kv_len // size)
-            own = (rows // size)[:, None].expand(*chosen.shape[:3], 1)
-            listed = torch.cat([torch.where(chosen < 0, own, chosen), own], -1)
+            own_block = (rows // size)[:, None].expand(*chosen.shape[:3], 1)
+            listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
             seen = torch.zeros(*chosen.shape[:3], blocks, dtype=torch.bool, device=q.device).scatter(-1, listed, True)
             seen = seen[..., torch.arange(kv_len, device=q.device) // size]
             seen = seen & visible_to_all(q, k, call)
@@ -236,10 +236,10 @@ class NSA(SummarisedMechanism):
         keys = repeat_heads(self.keys(self._blocks(k, call).to(exact), real), heads).mT
         blocks = torch.arange(keys.shape[3], device=q.device)
         filled = real.any(-1)[:, None, None]
-        some = self._filled_blocks(call.real(k))
+        filled_blocks = self._filled_blocks(call.real(k))
         score_mod = self._at_middles(call.score_mod, real)
         step = q_len if torch.compiler.is_compiling() else max(1, SCORE_CELLS // (heads * keys.shape[3]))
-        found = []
+        selections = []
         for first in range(0, q_len, step):
             rows = torch.arange(kv_len - q_len, kv_len, device=q.device)[first : first + step]
             scores = q[:, :, first : first + step].to(exact) @ keys * scale
@@ -247,15 +247,15 @@ class NSA(SummarisedMechanism):
                 b, h, *_ = index_grid(batch, heads, 1, 1, q.device)
                 scores = score_mod(scores, b, h, rows.view(1, 1, -1, 1), blocks.view(1, 1, 1, -1)).to(exact)
             weights = softmax_over(scores, (mod(rows[:, None], blocks) & filled).expand(scores.shape))
-            found.append(self._best(weights, (rows // self.options.block_size)[None], some, k.shape[1], call.causal))
-        return torch.cat(found, 2)
+            selections.append(self._best(weights, (rows // self.options.block_size)[None], filled_blocks, k.shape[1], call.causal))
+        return torch.cat(selections, 2)
 
     def _filled_blocks(self, real: Tensor) -> Tensor:
         """Which selection blocks have a token, ``(B, S)``, for ``real (B, N)``."""
         size = self.options.block_size
         return F.pad(real, (0, -real.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
 
-    def _best(self, weights: Tensor, own: Tensor, filled: Tensor, kv_heads: int, causal: bool) -> Tensor:
+    def _best(self, weights: Tensor, own_block: Tensor, filled: Tensor, kv_heads: int, causal: bool) -> Tensor:
         """The selected blocks, ``(B, H_kv, n, K)``.
 
         Args:
@@ -263,28 +263,28 @@ class NSA(SummarisedMechanism):
             own: ``(B or 1, n)``, each query's selection block.
             filled: ``(B, S)`` bool, selection blocks that have a token.
         """
-        o, other = self.options, torch.arange(filled.shape[1], device=own.device)
-        overlap, each = o.compress_size // o.compress_stride, o.block_size // o.compress_stride
+        o, blocks = self.options, torch.arange(filled.shape[1], device=own_block.device)
+        overlap, strides_per_block = o.compress_size // o.compress_stride, o.block_size // o.compress_stride
         shared = weights.unflatten(1, (kv_heads, -1)).sum(2)
-        missing = filled.shape[1] * each - shared.shape[-1]
+        missing = filled.shape[1] * strides_per_block - shared.shape[-1]
         shared = F.pad(shared, (overlap - 1, missing)) if missing >= 0 else F.pad(shared, (overlap - 1, 0))
-        count = filled.shape[1] * each
+        count = filled.shape[1] * strides_per_block
         # One addition after the other, so that blocks of equal weights have equal scores, to the last bit.
         of_steps = torch.zeros_like(shared[..., :count])
         for at in range(overlap):
             of_steps = of_steps + shared[..., at : at + count]
-        scores = torch.zeros_like(of_steps[..., ::each])
-        for at in range(each):
-            scores = scores + of_steps[..., at::each]
-        away = own[..., None] - other
+        scores = torch.zeros_like(of_steps[..., ::strides_per_block])
+        for at in range(strides_per_block):
+            scores = scores + of_steps[..., at::strides_per_block]
+        away = own_block[..., None] - blocks
         allowed = ((away > 0) if causal else (away != 0)) & filled[:, None]
-        scores = torch.where(self._always(away, other, causal)[:, None], ALWAYS - other.to(scores.dtype), scores)
+        scores = torch.where(self._always(away, blocks, causal)[:, None], FORCED_BLOCK_SCORE - blocks.to(scores.dtype), scores)
         return topk(scores.masked_fill(~allowed[:, None], float("-inf")), min(o.num_blocks, filled.shape[1]) - 1)
 
-    def _always(self, away: Tensor, other: Tensor, causal: bool) -> Tensor:
+    def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
         """Which blocks are selected whatever their scores, of blocks ``other``, ``away`` blocks before the query's."""
         local = (away < self.options.local_blocks) if causal else (away.abs() <= self.options.local_blocks // 2)
-        return (other < self.options.initial_blocks) | local
+        return (blocks < self.options.initial_blocks) | local
 
     @property
     def summary_unit(self) -> int | None:
@@ -295,7 +295,7 @@ class NSA(SummarisedMechanism):
         return self.options.compress_size - self.options.compress_stride
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Of every compressed block its key in float64, its value, whether it has a token, in its first d tokens, and its middle."""
+        """Each compressed block's key in float64, its value, whether it has a token, whether it has one in its first d, and its middle."""
         inside = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {
             "keys": self.keys(k.to(exact_dtype(k.device)), real),
@@ -318,14 +318,14 @@ class NSA(SummarisedMechanism):
         weights = softmax_over(scores, seen.expand(scores.shape))
         compressed = weights.to(v.dtype) @ repeat_heads(tables["values"], heads)
 
-        own = torch.div(positions, o.block_size, rounding_mode="floor")
-        each = o.block_size // o.compress_stride
-        filled = F.pad(tables["started"][:, 0], (0, -len(blocks) % each)).unflatten(1, (-1, each)).any(-1)
-        chosen = repeat_heads(self._best(weights, own, filled, k.shape[1], True), heads)
-        listed = torch.cat([chosen, own[:, None, :, None].expand(-1, heads, -1, -1)], -1)[..., None]
+        own_block = torch.div(positions, o.block_size, rounding_mode="floor")
+        strides_per_block = o.block_size // o.compress_stride
+        filled = F.pad(tables["started"][:, 0], (0, -len(blocks) % strides_per_block)).unflatten(1, (-1, strides_per_block)).any(-1)
+        chosen = repeat_heads(self._best(weights, own_block, filled, k.shape[1], True), heads)
+        listed = torch.cat([chosen, own_block[:, None, :, None].expand(-1, heads, -1, -1)], -1)[..., None]
         places = torch.where(listed < 0, -1, listed * o.block_size + torch.arange(o.block_size, device=q.device)).flatten(3)
-        columns, there = summaries.columns(places, kv_len)
-        selected = attend_at(q, k, v, columns, there & (places <= positions[:, None, :, None]), call)
+        columns, present = summaries.columns(places, kv_len)
+        selected = attend_at(q, k, v, columns, present & (places <= positions[:, None, :, None]), call)
 
         low = max(0, kv_len - q_len - o.window + 1)
         mod = call.score_mod
@@ -382,11 +382,11 @@ class NSA(SummarisedMechanism):
         count: Any = 0
         hidden = compression.first_bias.to(x.dtype)
         for r in range(o.compress_size):
-            there = ((first + r < length) & real[:, (first + r).clamp(max=length - 1)])[:, None, :, None].to(x.dtype)
+            present = ((first + r < length) & real[:, (first + r).clamp(max=length - 1)])[:, None, :, None].to(x.dtype)
             token = x[:, :, (first + r).clamp(max=length - 1)]
-            token = torch.where(there > 0, token, 0.0)
-            total, count = total + token, count + there
-            hidden = hidden + (token + there * compression.positions[r].to(x.dtype)) @ compression.first[r].to(x.dtype)
+            token = torch.where(present > 0, token, 0.0)
+            total, count = total + token, count + present
+            hidden = hidden + (token + present * compression.positions[r].to(x.dtype)) @ compression.first[r].to(x.dtype)
         out = hidden.clamp(min=0) @ compression.second.to(x.dtype) + compression.second_bias.to(x.dtype)
         return total / count.clamp(min=1) + out
 
@@ -396,17 +396,17 @@ class NSA(SummarisedMechanism):
         step = o.compress_stride
         block = torch.arange(length, device=rows.device) // o.block_size
         total = (length + o.block_size - 1) // o.block_size
-        other, own = torch.arange(total, device=rows.device), (rows // o.block_size)[:, None]
+        blocks, own_block = torch.arange(total, device=rows.device), (rows // o.block_size)[:, None]
         shared = weights.unflatten(1, (kv_heads, -1)).sum(2)
         scores = shared.new_zeros(*shared.shape[:3], total)
         for m in range(o.block_size // step):
             for n in range(o.compress_size // step):  # equation 9
-                at = other * (o.block_size // step) + m - n
-                there = (at >= 0) & (at < shared.shape[-1])
-                scores = scores + torch.where(there, shared[..., at.clamp(0, shared.shape[-1] - 1)], 0.0)
-        away = own - other
-        scores = torch.where(self._always(away, other, causal), ALWAYS - other.to(scores.dtype), scores)
-        members = (block == other[:, None]) & real[:, None]  # (B, S, Nk)
+                at = blocks * (o.block_size // step) + m - n
+                inside = (at >= 0) & (at < shared.shape[-1])
+                scores = scores + torch.where(inside, shared[..., at.clamp(0, shared.shape[-1] - 1)], 0.0)
+        away = own_block - blocks
+        scores = torch.where(self._always(away, blocks, causal), FORCED_BLOCK_SCORE - blocks.to(scores.dtype), scores)
+        members = (block == blocks[:, None]) & real[:, None]  # (B, S, Nk)
         allowed = (((away > 0) if causal else (away != 0)) & members.any(-1)[:, None])[:, None]
         order = ranking(scores.masked_fill(~allowed, float("-inf")))
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : o.num_blocks - 1], True)
@@ -422,7 +422,7 @@ class NSA(SummarisedMechanism):
         return super().attend_by_heads(q, k, v, call, shard)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Of the three branches together; a query and a compressed block are one pair."""
+        """The pairs of the three branches together; a query and a compressed block are one pair."""
         o = self.options
         band = Pattern.window(o.window, causal)
         near = band_pairs(length, band.left, band.right)
@@ -431,5 +431,5 @@ class NSA(SummarisedMechanism):
         places = torch.arange(length)
         ended = ((places + 1 - o.compress_size).div(o.compress_stride, rounding_mode="floor") + 1).clamp(min=0)
         others = (places // o.block_size).clamp(max=o.num_blocks - 1) * o.block_size
-        selected = triangle(length) if length <= o.num_blocks * o.block_size else int((others + places % o.block_size + 1).sum())
+        selected = full_pairs(length, True) if length <= o.num_blocks * o.block_size else int((others + places % o.block_size + 1).sum())
         return near + int(ended.sum()) + selected

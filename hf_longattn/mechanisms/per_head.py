@@ -20,7 +20,7 @@ from ..engines.common.shards import Shard
 from ..errors import OptionError
 from ..positions.distances import Extent
 from .common.base import Mechanism
-from .common.composite import Composite, HeadChoice
+from .common.composite import Composite, HeadSpec
 from .common.cost import KeptKeys
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -31,8 +31,8 @@ EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,
 
 @dataclasses.dataclass(frozen=True)
 class PerHeadOptions(Options):
-    heads: tuple[HeadChoice, ...] = option(
-        (HeadChoice("window", WindowOptions()), HeadChoice("full", Options())),
+    heads: tuple[HeadSpec, ...] = option(
+        (HeadSpec("window", WindowOptions()), HeadSpec("full", Options())),
         "the mechanism of each head: 0-5=window:window=64;6-11=full by number, or window:window=64,full in turn over unnumbered heads",
     )
 
@@ -53,7 +53,7 @@ class PerHeadOptions(Options):
         """The heads that choices name."""
         return [head for choice in self.heads for head in choice.heads or ()]
 
-    def assign(self, num_heads: int) -> list[tuple[HeadChoice, list[int]]]:
+    def assign(self, num_heads: int) -> list[tuple[HeadSpec, list[int]]]:
         """The choices that have heads in a layer of ``num_heads``, each with its heads."""
         groups = [list(choice.heads or ()) for choice in self.heads]
         named = self.named()
@@ -108,22 +108,22 @@ class PerHead(Composite):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), detached_kv=None)
+            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), detached_kv=None)
             if call.detached_kv is not None and member.stops_gradients(k.shape[2]):
                 _, detached_k, detached_v = self._of_heads(heads, q, *call.detached_kv)
-                own = own.replace(detached_kv=(detached_k, detached_v))
-            outs.append(member(*self._of_heads(heads, q, k, v), own))
+                member_call = member_call.replace(detached_kv=(detached_k, detached_v))
+            outs.append(member(*self._of_heads(heads, q, k, v), member_call))
         return self._in_order(outs)
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
             if call.detached_kv is not None:
                 stops = member.stops_gradients(shard.length)
-                own = own.replace(detached_kv=tuple(self._of_heads(heads, q, *call.detached_kv)[1:]) if stops else None)
+                member_call = member_call.replace(detached_kv=tuple(self._of_heads(heads, q, *call.detached_kv)[1:]) if stops else None)
             queries, keys, values = self._of_heads(heads, q, k, v)
-            outs.append(member.attend_sharded(queries, keys, values, own, shard))
+            outs.append(member.attend_sharded(queries, keys, values, member_call, shard))
         return self._in_order(outs)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -136,16 +136,16 @@ class PerHead(Composite):
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
         members: list[tuple[KeptKeys, list[int]]] = []
         for member, heads in self._heads():
-            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
             queries, keys = self._of_heads(heads, q, k)
-            kept = member.kept_keys(queries, keys, own)
-            if kept is None:
+            keeps = member.kept_keys(queries, keys, member_call)
+            if keeps is None:
                 return None
-            members.append((kept, heads))
+            members.append((keeps, heads))
 
         def of_all(rows: Tensor, scores: Tensor) -> Tensor:
-            found = [(kept(rows, _take(scores, heads)), heads) for kept, heads in members]
-            return self._in_order([some.expand(len(scores), len(heads), *scores.shape[2:]) for some, heads in found])
+            parts = [(keeps(rows, _take(scores, heads)), heads) for keeps, heads in members]
+            return self._in_order([keys_kept.expand(len(scores), len(heads), *scores.shape[2:]) for keys_kept, heads in parts])
 
         return of_all
 
@@ -156,8 +156,8 @@ class PerHead(Composite):
         """The queries of ``heads`` and their key and value heads, still grouped if ``heads`` consists of whole groups."""
         each = self.num_heads // keys[0].shape[1]
         shared = [head // each for head in heads]
-        whole = len(heads) % each == 0 and all(shared[n : n + each].count(shared[n]) == each for n in range(0, len(heads), each))
-        return [_take(q, heads), *(_take(x, shared[::each] if whole else shared) for x in keys)]
+        whole_groups = len(heads) % each == 0 and all(shared[n : n + each].count(shared[n]) == each for n in range(0, len(heads), each))
+        return [_take(q, heads), *(_take(x, shared[::each] if whole_groups else shared) for x in keys)]
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         """The results ``(B, group, …)`` of all groups as ``(B, H, …)``, in the order of the heads."""

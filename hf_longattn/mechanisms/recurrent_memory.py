@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, State, rows_of
 from ..errors import OptionError
-from .common.layout import block_sizes, cells, triangle
+from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -91,4 +91,4 @@ class RecurrentMemory(GatheredMechanism):
         return length <= self.options.segment_length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        return sum(triangle(size) if causal else size * size for size in block_sizes(length, self.options.segment_length))
+        return sum(full_pairs(size, causal) for size in block_sizes(length, self.options.segment_length))

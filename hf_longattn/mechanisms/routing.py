@@ -42,16 +42,15 @@ from ..engines.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, cluster_rows, 
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
-from .common.base import Mechanism
 from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
-from .common.layout import band_tile
+from .common.layout import band_tile, full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
 """Length for which the number of clusters is chosen if the longest input is not known."""
 SINKHORN_STEPS = 8
-PIECE, FEW = 4096, 16
+TOKENS_PER_PIECE, CLUSTERS_PER_PIECE = 4096, 16
 """Tokens and clusters at a time where affinities are not kept."""
 
 
@@ -92,7 +91,7 @@ class Routing(BucketedMechanism):
     centroids: Tensor
     """``(H, clusters, D)``, part of the checkpoint; a learned router has a parameter of that shape, ``router``, instead."""
     _unshared: tuple[Tensor, Tensor] | None = None
-    """With several processes, the centroids after the last :meth:`share`, and the sums of this process's tokens since then."""
+    """The centroids after the last :meth:`share`, and the sums of this process's tokens since then; ``None`` in a single process."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
@@ -191,24 +190,24 @@ class Routing(BucketedMechanism):
 
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
         real, band, places = call.real(k), self._band(call.causal), torch.arange(k.shape[2], device=k.device)
-        asked = torch.cat([self.clusters(piece, None) for piece in q.split(PIECE, 2)], 2)
+        query_clusters = torch.cat([self.clusters(piece, None) for piece in q.split(TOKENS_PER_PIECE, 2)], 2)
         if call.causal:
-            listed = torch.cat([self.clusters(piece, None) for piece in k.split(PIECE, 2)], 2)
-            clustered = recent_by_rows(asked[:, :, None], listed[:, :, None], real, self.size)
+            key_clusters = torch.cat([self.clusters(piece, None) for piece in k.split(TOKENS_PER_PIECE, 2)], 2)
+            clustered = recent_by_rows(query_clusters[:, :, None], key_clusters[:, :, None], real, self.size)
         else:
             # A few clusters at a time: their number grows with the length, and so would the affinities of all keys to all of them.
             middle = F.layer_norm(k.to(exact_dtype(k.device)), k.shape[-1:])
             members = torch.cat(
                 [
                     topk((part @ middle.mT).masked_fill(~real[:, None, None], float("-inf")), self.size)
-                    for part in self.centroids.to(middle.dtype).split(FEW, 1)
+                    for part in self.centroids.to(middle.dtype).split(CLUSTERS_PER_PIECE, 1)
                 ],
                 2,
             )  # (B, H, clusters, size)
             members = torch.where(members < 0, k.shape[2], members)
 
             def clustered(rows: Tensor) -> Tensor:
-                chosen = members.gather(2, asked[:, :, rows, None].expand(-1, -1, -1, members.shape[-1]))
+                chosen = members.gather(2, query_clusters[:, :, rows, None].expand(-1, -1, -1, members.shape[-1]))
                 empty = torch.zeros(*chosen.shape[:3], k.shape[2] + 1, dtype=torch.bool, device=k.device)
                 return empty.scatter_(-1, chosen, True)[..., :-1]
 
@@ -298,11 +297,11 @@ class Routing(BucketedMechanism):
         self.centroids.copy_(moved(self.centroids, kinds, self.options.decay))
 
     def of_heads(self, first: int, last: int) -> Self:
-        part, whole = super().of_heads(first, last), self.num_heads
+        part, num_heads = super().of_heads(first, last), self.num_heads
 
         def follow(kinds: list[Tensor]) -> None:
             """Move this mechanism's centroids; clusters without tokens, such as those of other heads, stay."""
-            self._follow([F.pad(sums, (0, 0, 0, 0, first, whole - last)) for sums in kinds])
+            self._follow([F.pad(sums, (0, 0, 0, 0, first, num_heads - last)) for sums in kinds])
 
         vars(part)["_follow"] = follow
         return part
@@ -322,7 +321,7 @@ class Routing(BucketedMechanism):
         return self.num_clusters == 1 and self.size >= length and not self.options.normalise
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        return min(Mechanism.pairs(self, length, causal), length * min(length, self.size + self.options.window))
+        return min(full_pairs(length, causal), length * min(length, self.size + self.options.window))
 
     def _band(self, causal: bool) -> tuple[int, int] | None:
         """The lowest and highest distance ``query - key`` within the window; ``None`` without a window."""
@@ -335,8 +334,8 @@ def _real_only(keys: Tensor, real: Tensor | None) -> Tensor:
     """``keys (1, 1, rows, Tk)`` with -1 instead of padding, ``(B, 1, rows, Tk)``."""
     if real is None:
         return keys
-    there = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1)).view(len(real), *keys.shape[1:])
-    return torch.where(there, keys, -1)
+    is_real = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1)).view(len(real), *keys.shape[1:])
+    return torch.where(is_real, keys, -1)
 
 
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:

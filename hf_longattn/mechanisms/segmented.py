@@ -37,7 +37,7 @@ from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
-from .common.layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
+from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.pooled import PooledKeys, pooled_weights, uniform
@@ -138,15 +138,15 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         positions = summaries.positions(q.shape[2], k.shape[2])[:, None, :, None]
         block = torch.div(positions, size, rounding_mode="floor")
         places = torch.where(block < 0, -1, block * size + torch.arange(size, device=q.device)).expand(-1, heads, -1, -1)
-        columns, there = summaries.columns(places, k.shape[2])
+        columns, present = summaries.columns(places, k.shape[2])
         earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
-        own = products(q[..., None, :], gather_kv(k, columns))[..., 0, :]
-        scores = torch.cat([own, products(q, keys)], -1) * call.scale_for(q.shape[-1])
+        own_scores = products(q[..., None, :], gather_kv(k, columns))[..., 0, :]
+        scores = torch.cat([own_scores, products(q, keys)], -1) * call.scale_for(q.shape[-1])
         if call.score_mod is not None:
             middles = torch.arange(keys.shape[2], device=q.device) * size + summaries.tables["middle"][:, 0] + summaries.starts[:, None]
             middles = middles.clamp(0, k.shape[2] - 1)[:, None, None].expand(-1, heads, q.shape[2], -1)
             scores = scores + term_at(call.score_mod, torch.cat([columns, middles], -1), k.shape[2])
-        seen = torch.cat([there & (places <= positions), earlier.expand(-1, heads, -1, -1)], -1)
+        seen = torch.cat([present & (places <= positions), earlier.expand(-1, heads, -1, -1)], -1)
         weights = softmax_over(scores, seen).to(v.dtype)
         return (weights[..., None, :size] @ gather_kv(v, columns))[..., 0, :] + weights[..., size:] @ values
 
@@ -155,10 +155,10 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         size = self.options.block_size
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            own, block = q_idx // size, kv_idx - length
-            inside = (kv_idx < length) & (kv_idx // size == own)
-            other = (block >= 0) & (block != own)
-            return (inside & (kv_idx <= q_idx)) | (other & (block < own)) if causal else inside | other
+            query_block, block = q_idx // size, kv_idx - length
+            inside = (kv_idx < length) & (kv_idx // size == query_block)
+            other_block = (block >= 0) & (block != query_block)
+            return (inside & (kv_idx <= q_idx)) | (other_block & (block < query_block)) if causal else inside | other_block
 
         return mod
 
@@ -172,13 +172,13 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         heads, kv_len, size = q.shape[1], k.shape[2], self.options.block_size
         k = repeat_heads(k, heads)
         _, _, q_idx, kv_idx = grid_of(q, k)
-        block, own = torch.arange((kv_len + size - 1) // size, device=q.device), q_idx // size
+        block, query_block = torch.arange((kv_len + size - 1) // size, device=q.device), q_idx // size
         members = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
         spread = uniform(members, k.dtype)
         if self._by_attention:
             spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * call.scale_for(q.shape[-1]), members)
-        inside = (kv_idx // size == own) & visible_to_all(q, k, call)
-        others = members.any(-1)[:, :, None] & ((block < own) if call.causal else (block != own))
+        inside = (kv_idx // size == query_block) & visible_to_all(q, k, call)
+        others = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
         return pooled_weights(q, k, spread, members, inside, others, call)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
@@ -200,27 +200,27 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return self.options.block_size * (2 if self.options.integration == "previous" else 1) >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """With summaries, a query and a summary are one pair."""
+        """The visible pairs; a query and a summary are one pair."""
         sizes = block_sizes(length, self.options.block_size)
-        own = sum(triangle(size) if causal else size * size for size in sizes)
+        within = sum(full_pairs(size, causal) for size in sizes)
         if self.options.integration == "previous":
-            return own + sum(a * b for a, b in itertools.pairwise(sizes)) * (1 if causal else 2)
+            return within + sum(a * b for a, b in itertools.pairwise(sizes)) * (1 if causal else 2)
         if self.summarises:
-            return own + sum(size * (block if causal else len(sizes) - 1) for block, size in enumerate(sizes))
-        return own
+            return within + sum(size * (block if causal else len(sizes) - 1) for block, size in enumerate(sizes))
+        return within
 
 
 def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[GatherTile]:
     """The rows of ``blocks (M, b)`` with the summaries, after ``length`` keys, of the other blocks."""
-    rows, count = in_rows(blocks, WIDE_ROW).flatten(0, 1), len(blocks)
+    rows, count = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), len(blocks)
     per_block = len(rows) // count
     if causal:
         summaries = torch.arange(length, length + count, device=blocks.device)
         yield from prefixes(rows, summaries, [row // per_block for row in range(len(rows))])
         return
-    own = torch.arange(len(rows), device=blocks.device)[:, None] // per_block
+    row_block = torch.arange(len(rows), device=blocks.device)[:, None] // per_block
     others = torch.arange(count - 1, device=blocks.device)
-    yield GatherTile(rows[None, None], (length + others + (others >= own))[None, None])
+    yield GatherTile(rows[None, None], (length + others + (others >= row_block))[None, None])
 
 
 def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:

@@ -31,9 +31,8 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..positions.distances import Extent
-from .common.base import Mechanism
 from .common.cost import KeptKeys
-from .common.layout import block_sizes, cells, triangle
+from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -86,8 +85,8 @@ class ShiftedWindow(MaskedMechanism):
 
     def band(self, causal: bool) -> tuple[int, int] | None:
         """Full attention, as in eval mode, unless the groups stay."""
-        whole = self.relative is None and not self.options.keep_groups
-        return (UNBOUNDED, 0 if causal else UNBOUNDED) if whole else super().band(causal)
+        sees_everything = self.relative is None and not self.options.keep_groups
+        return (UNBOUNDED, 0 if causal else UNBOUNDED) if sees_everything else super().band(causal)
 
     @property
     def position_dependent(self) -> bool:  # type: ignore[override]
@@ -169,10 +168,10 @@ class ShiftedWindow(MaskedMechanism):
         cut, outs = self.first_shifted, []
         for heads, shift in ((range(cut), 0), (range(cut, self.num_heads), self.shift)):
             if len(heads):
-                some = slice(heads.start, heads.stop)
+                at = slice(heads.start, heads.stop)
                 parts = [*self._plan(kv_len, shift, call.causal, q.device), *(self._joined(k, call) if shift else ())]
-                own = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-                outs.append(gathered_attention(q[:, some], k[:, some], v[:, some], parts, own))
+                group_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+                outs.append(gathered_attention(q[:, at], k[:, at], v[:, at], parts, group_call))
         return torch.cat(outs, 1)[:, :, kv_len - q_len :]
 
     def _plan(self, length: int, shift: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -206,11 +205,11 @@ class ShiftedWindow(MaskedMechanism):
         return Locality(reached, 0 if causal else reached, self.options.group_size)
 
     def extent(self, causal: bool) -> Extent | None:
-        """That of a model in use, which without ``keep_groups`` attends to everything."""
+        """The distances in eval mode, where a model without ``keep_groups`` attends to everything."""
         return super().extent(causal) if self.options.keep_groups else None
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """With ``keep_groups``, the keys of the group that a token is in, in either half of the heads."""
+        """The keys of the upcoming token's group in either half of the heads; all keys without ``keep_groups``."""
         if not self.options.keep_groups:
             return None
         size = self.options.group_size
@@ -223,10 +222,10 @@ class ShiftedWindow(MaskedMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         """The mean over the heads, rounded down; those of training, where ``keep_groups`` is not set."""
         if not self.grouped:
-            return Mechanism.pairs(self, length, causal)
+            return full_pairs(length, causal)
         first = min(self.shift, length)
         groups = [block_sizes(length, self.options.group_size), [first, *block_sizes(length - first, self.options.group_size)]]
-        plain, shifted = (sum(triangle(size) if causal else size * size for size in sizes) for sizes in groups)
+        plain, shifted = (sum(full_pairs(size, causal) for size in sizes) for sizes in groups)
         if self.options.wrap and length > first:
             shifted += first * groups[1][-1] * (1 if causal else 2)
         cut = self.first_shifted

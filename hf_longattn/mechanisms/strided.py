@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..engines.common.call import GatherTile, MaskMod, Pattern, rows_of
-from .common.layout import ROW, band_pairs, band_tile, cells, column_pairs, prefixes, residues
+from .common.layout import QUERIES_PER_ROW, band_pairs, band_tile, cells, column_pairs, prefixes, residues
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -71,8 +71,8 @@ class Strided(GatheredMechanism):
             classes = residues(length, stride, device)
             return (local, *cells(classes, classes, causal=causal, outside=within))
         columns = torch.arange(length, device=device)[stride - 1 :: stride]
-        rows = rows_of(length, ROW, device)[0, 0]
-        seen = [min((row + 1) * ROW, length) // stride if causal else len(columns) for row in range(len(rows))]
+        rows = rows_of(length, QUERIES_PER_ROW, device)[0, 0]
+        seen = [min((row + 1) * QUERIES_PER_ROW, length) // stride if causal else len(columns) for row in range(len(rows))]
         return (local, *prefixes(rows, columns, seen, causal=causal, outside=within))
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:

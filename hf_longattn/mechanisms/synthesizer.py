@@ -114,11 +114,11 @@ class Synthesizer(Mechanism):
         features: list[tuple[Tensor, Tensor]] = []
         table: Tensor | float = 0.0
         for kind, share in self._weighted(q.dtype):
-            found = kind.features(q, k, scale)
-            if found is None:
+            vectors = kind.features(q, k, scale)
+            if vectors is None:
                 table = table + share * kind.scores(q, k, scale)
             else:
-                features.append((share * found[0], found[1]))
+                features.append((share * vectors[0], vectors[1]))
         v = repeat_heads(v, heads)
         joined = _joined(features, batch, max(width, v.shape[-1])) if features else None
         if joined is not None and isinstance(table, float):
@@ -153,7 +153,7 @@ def _joined(features: list[tuple[Tensor, Tensor]], batch: int, least: int) -> tu
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of one layer: heads, head size, longest input, units of an MLP's hidden layer, rank, and length of the second factor."""
+    """A layer's sizes: heads, head size, longest input, units of an MLP's hidden layer, rank, and length of the second factor."""
 
     heads: int
     width: int

@@ -66,10 +66,10 @@ class Taylor(LinearMechanism):
         if wide == narrow:
             weight.copy_(torch.eye(wide))
         else:
-            kept = min(1.0, narrow / wide)  # what an orthogonal map keeps of a product, on average
+            share = min(1.0, narrow / wide)  # what an orthogonal map keeps of a product, on average
             for head in weight:
                 drawn = torch.empty_like(head, dtype=torch.float32)  # there is no QR decomposition in half precision
-                head.copy_(nn.init.orthogonal_(drawn, gain=(kept * self._factor()) ** -0.5, generator=generator))
+                head.copy_(nn.init.orthogonal_(drawn, gain=(share * self._factor()) ** -0.5, generator=generator))
         self.key_map.weight.copy_(weight)
 
     def _factor(self) -> float:

@@ -28,7 +28,7 @@ from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
-UNIT = 16
+TOKENS_PER_UNIT = 16
 """Tokens in a unit, of which a decode cache keeps the largest key norm."""
 
 
@@ -47,7 +47,7 @@ class TopK(SummarisedMechanism):
     exports_definition = True
     cost = "N² scores in rows, N·k softmax and memory"
     position_dependent = False
-    summary_unit = UNIT
+    summary_unit = TOKENS_PER_UNIT
     per_head_tensors = ()
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
@@ -73,12 +73,12 @@ class TopK(SummarisedMechanism):
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
-        def kept(rows: Tensor, scores: Tensor) -> Tensor:
+        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
             chosen = topk(scores, self.options.num_keys)
             empty = torch.zeros(*scores.shape[:-1], scores.shape[-1] + 1, dtype=torch.bool, device=scores.device)
             return empty.scatter_(-1, torch.where(chosen < 0, scores.shape[-1], chosen), True)[..., :-1]
 
-        return kept
+        return keeps
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The largest key norm of every unit, ``(B, H_kv, m)``."""
@@ -99,12 +99,12 @@ class TopK(SummarisedMechanism):
         scores = scaled_scores(q.double(), k.double(), call)
         seen = visible_to_all(q, k, call).expand(scores.shape)
         order = ranking(scores.detach().masked_fill(~seen, float("-inf")))
-        kept = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
-        return softmax_over(scores, seen & kept).to(q.dtype)
+        best = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
+        return softmax_over(scores, seen & best).to(q.dtype)
 
 
 def _largest_norm(summaries: CacheSummaries, kv_len: int) -> Tensor:
     """The largest norm of all keys of a cache, ``(B, H_kv)``."""
     norms = summaries.tables["norms"]
-    units = torch.arange(norms.shape[2], device=norms.device) * UNIT
+    units = torch.arange(norms.shape[2], device=norms.device) * TOKENS_PER_UNIT
     return torch.where(units <= summaries.positions(1, kv_len)[:, None], norms, 0).amax(-1)

@@ -30,7 +30,7 @@ from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..positions.relative import Span
 from .common.cost import KeptKeys
-from .common.layout import block_sizes, cells, triangle
+from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -92,8 +92,8 @@ class TransformerXL(GatheredMechanism):
     def _rows(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Positions of the segments ``(R, S)`` and of their memories ``(R, M)``; -1 for none."""
         blocks = rows_of(length, self.options.segment_length, device)[0, 0]
-        most = min(self.options.memory_length, (len(blocks) - 1) * self.options.segment_length)
-        memory = blocks[:, :1] + torch.arange(-most, 0, device=device)
+        memory_length = min(self.options.memory_length, (len(blocks) - 1) * self.options.segment_length)
+        memory = blocks[:, :1] + torch.arange(-memory_length, 0, device=device)
         return blocks, memory.clamp(min=-1)
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
@@ -109,14 +109,14 @@ class TransformerXL(GatheredMechanism):
         mods = self._score_mods(q, (k, remembered[0]), call)
         q = pad_queries(q, length)
         k, v = (repeat_heads(torch.cat(both, 2), heads) for both in zip((k, v), remembered, strict=True))
-        own = call.replace(score_mod=_folded(mods, length), causal=False)
+        joint_call = call.replace(score_mod=_folded(mods, length), causal=False)
         if call.key_mask is not None:
-            own = own.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
-        if choose_pairs(q, k[:, :, :length], own) == DENSE_MASKED:
+            joint_call = joint_call.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
+        if choose_pairs(q, k[:, :, :length], joint_call) == DENSE_MASKED:
             places = torch.arange(length, device=q.device).view(1, 1, -1, 1)
-            out = dense_attention(q, k, v, own, mask_mod=self._folded_mod(length, causal), q_idx=places)
+            out = dense_attention(q, k, v, joint_call, mask_mod=self._folded_mod(length, causal), q_idx=places)
         else:
-            out = gathered_attention(q, k, v, self._stopping_parts(length, causal, q.device), own)
+            out = gathered_attention(q, k, v, self._stopping_parts(length, causal, q.device), joint_call)
         return out[:, :, length - q_len :]
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
@@ -145,8 +145,8 @@ class TransformerXL(GatheredMechanism):
 
         def folded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
             place = kv_idx % length
-            own = place // size == q_idx // size
-            seen = mod(b, h, q_idx, place) & (own == (kv_idx < length))
+            own_segment = place // size == q_idx // size
+            seen = mod(b, h, q_idx, place) & (own_segment == (kv_idx < length))
             return seen & (place <= q_idx) if causal else seen
 
         return folded
@@ -162,9 +162,9 @@ class TransformerXL(GatheredMechanism):
         q, k, v, *remembered = (x.double() for x in (q, k, v, *_remembered(k, v, call.detached_kv)))
         in_segment, in_memory = (scaled_scores(q, keys, self.with_dense_terms(q, keys, call)) for keys in (k, remembered[0]))
         _, _, q_idx, kv_idx = grid_of(q, k)
-        own = q_idx // size == kv_idx // size
-        weights = softmax_over(torch.where(own, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape))
-        return (weights * own) @ repeat_heads(v, heads) + (weights * ~own) @ repeat_heads(remembered[1], heads)
+        own_segment = q_idx // size == kv_idx // size
+        weights = softmax_over(torch.where(own_segment, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape))
+        return (weights * own_segment) @ repeat_heads(v, heads) + (weights * ~own_segment) @ repeat_heads(remembered[1], heads)
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         size = self.options.segment_length
@@ -186,7 +186,7 @@ class TransformerXL(GatheredMechanism):
         total = 0
         for block, size in enumerate(block_sizes(length, self.options.segment_length)):
             remembered = min(self.options.memory_length, block * self.options.segment_length)
-            total += (triangle(size) if causal else size * size) + size * remembered
+            total += (full_pairs(size, causal)) + size * remembered
         return total
 
 
@@ -199,14 +199,14 @@ def _remembered(k: Tensor, v: Tensor, detached_kv: tuple[Tensor, Tensor] | None)
 
 def _folded(mods: list[ScoreMod | None], length: int) -> ScoreMod | None:
     """The first of ``mods`` for the keys before ``length``, the last for those from there on, which are the same tokens."""
-    own, memory = mods[0], mods[-1]
-    if own is None or memory is None:
+    segment, memory = mods[0], mods[-1]
+    if segment is None or memory is None:
         return None
-    if own is memory:
-        return lambda score, b, h, q_idx, kv_idx: own(score, b, h, q_idx, kv_idx % length)
+    if segment is memory:
+        return lambda score, b, h, q_idx, kv_idx: segment(score, b, h, q_idx, kv_idx % length)
 
     def folded(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         place = kv_idx % length
-        return torch.where(kv_idx < length, own(score, b, h, q_idx, place), memory(score, b, h, q_idx, place))
+        return torch.where(kv_idx < length, segment(score, b, h, q_idx, place), memory(score, b, h, q_idx, place))
 
     return folded

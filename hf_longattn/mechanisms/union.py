@@ -21,8 +21,8 @@ from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..positions.distances import Extent
 from .common.base import Mechanism
-from .common.composite import Choice, Composite
-from .common.layout import band_tile, without
+from .common.composite import Composite, MechanismSpec
+from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
@@ -34,8 +34,8 @@ EXAMPLE = "of='window:window=256+strided:stride=64'"
 
 @dataclasses.dataclass(frozen=True)
 class UnionOptions(Options):
-    of: tuple[Choice, ...] = option(
-        (Choice("window", WindowOptions()), Choice("strided", StridedOptions())),
+    of: tuple[MechanismSpec, ...] = option(
+        (MechanismSpec("window", WindowOptions()), MechanismSpec("strided", StridedOptions())),
         "the mechanisms whose masks are joined, for example window:window=256+strided:stride=64",
     )
 
@@ -102,8 +102,8 @@ class Union(Composite, GatheredMechanism):
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The tokens that are global to any member."""
-        found = [tokens for member in self._masks() if (tokens := member.resolve_globals(k, call)) is not None]
-        return functools.reduce(torch.logical_or, found) if found else None
+        masks = [tokens for member in self._masks() if (tokens := member.resolve_globals(k, call)) is not None]
+        return functools.reduce(torch.logical_or, masks) if masks else None
 
     def most_globals(self) -> int:
         return sum(member.most_globals() for member in self._masks())
@@ -128,11 +128,13 @@ class Union(Composite, GatheredMechanism):
         return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call)))
 
     def locality(self, causal: bool) -> Locality | None:
-        found = [local for member in self.mechanisms if (local := member.locality(causal)) is not None]
-        if len(found) < len(self.mechanisms):
+        localities = [local for member in self.mechanisms if (local := member.locality(causal)) is not None]
+        if len(localities) < len(self.mechanisms):
             return None
         return Locality(
-            max(local.back for local in found), max(local.ahead for local in found), math.lcm(*(local.period for local in found))
+            max(local.back for local in localities),
+            max(local.ahead for local in localities),
+            math.lcm(*(local.period for local in localities)),
         )
 
     def extent(self, causal: bool) -> Extent | None:
@@ -151,20 +153,20 @@ class Union(Composite, GatheredMechanism):
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        found = []
+    def mask(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        masks = []
         for member in self.mechanisms:
-            reach, kept = member.reach(True), member.kept(positions, upcoming)
+            reach, mask = member.reach(True), member.kept(positions, upcoming)
             if reach is not None:
-                kept = positions > upcoming - reach
-            if kept is None:
+                mask = positions > upcoming - reach
+            if mask is None:
                 return None
-            found.append(kept)
-        return functools.reduce(torch.logical_or, found)
+            masks.append(mask)
+        return functools.reduce(torch.logical_or, masks)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """An upper bound: pairs that several members see count once per member, up to full attention."""
-        return min(Mechanism.pairs(self, length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))
+        return min(full_pairs(length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))
 
 
 def _joined(member: Mechanism) -> Mechanism:

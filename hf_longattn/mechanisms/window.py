@@ -88,7 +88,7 @@ class Window(SparseMechanism, GatheredMechanism):
         self.listed = self.listed or (self.longest > 1 and not self._groups)
 
     def _group(self, dilation: int) -> tuple[list[int], Window]:
-        heads = [head for head, own in enumerate(self.dilations) if own == dilation]
+        heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
         options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # the score term has the relative positions
         return heads, Window(len(heads), self.head_dim, self.hidden_size, self.max_length, options)
 
@@ -168,11 +168,11 @@ class Window(SparseMechanism, GatheredMechanism):
             return
         # A sink of the queries' own residue may lie in their window, which has listed it; the other sinks never do.
         sinks = torch.arange(min(self.options.num_sinks, length), device=device)
-        own = near.queries[..., :1] % dilation == sinks % dilation
+        own_residue = near.queries[..., :1] % dilation == sinks % dilation
         within = (-pattern.right * dilation, pattern.left * dilation)
-        yield GatherTile(near.queries, torch.where(own, sinks, -1), causal=causal, outside=within)
+        yield GatherTile(near.queries, torch.where(own_residue, sinks, -1), causal=causal, outside=within)
         if dilation > 1:
-            yield GatherTile(near.queries, torch.where(own, -1, sinks), causal=causal)
+            yield GatherTile(near.queries, torch.where(own_residue, -1, sinks), causal=causal)
 
     def reach(self, causal: bool = True) -> int | None:
         return None if self.options.num_sinks else self._causal_reach

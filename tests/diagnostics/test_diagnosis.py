@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from hf_longattn.diagnostics import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis, html_page
-from hf_longattn.diagnostics.candidates import full_pairs
 from hf_longattn.diagnostics.diagnosis import Target, percent
 from hf_longattn.diagnostics.layer_attention import MEANS, distance_bins
 from hf_longattn.diagnostics.texts import read_depths, read_lengths
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.token_loss import LossChange
+from hf_longattn.mechanisms.common.layout import full_pairs
 
 NAMES = ("window:window=16", "window:window=64", "top_k:num_keys=8", "full", "linear")
 

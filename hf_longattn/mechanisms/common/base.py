@@ -98,10 +98,10 @@ class Mechanism(Cost, Sharding, ScoreTerms, Decoding, Traits, ABC):
         for part in _parts(self):
             reset(part, generator)
             inside |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
-        own = next((name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if id(tensor) not in inside), None)
-        if own is not None and type(self).reset_parameters is Mechanism.reset_parameters:
+        owned = next((name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if id(tensor) not in inside), None)
+        if owned is not None and type(self).reset_parameters is Mechanism.reset_parameters:
             raise OptionError(
-                f"Mechanism {self.name!r} owns a tensor, {own!r}, that nothing initialises; "
+                f"Mechanism {self.name!r} owns a tensor, {owned!r}, that nothing initialises; "
                 "define reset_parameters(self, generator=None) in its class."
             )
 

@@ -52,7 +52,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The same for the engine, without comparing all pairs.
+        """The pairs that :meth:`meetings` counts, as tiles for the engine, without comparing all pairs.
 
         Args:
             q: ``(B, H, N, D)``, of which the last ``q_len`` are queries; k: ``(B, H, N, D)``.
@@ -78,7 +78,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
-        """The same for the last queries, ``(B, H, rounds, Nq)``; ``last`` are the keys ``(B, H_kv, Nq, D)`` at their positions."""
+        """Buckets of the last queries, ``(B, H, rounds, Nq)``; ``last`` are the keys ``(B, H_kv, Nq, D)`` at their positions."""
 
     @abstractmethod
     def recent(self) -> tuple[int, int]:
@@ -102,19 +102,19 @@ class BucketedMechanism(SummarisedMechanism):
         (size, window), heads, q_len, kv_len = self.recent(), q.shape[1], q.shape[2], k.shape[2]
         positions = summaries.positions(q_len, kv_len)
         table = summaries.tables["buckets"].unflatten(1, (heads, -1))
-        asked = self.query_buckets(q, k[:, :, kv_len - q_len :]).to(table.dtype)
-        found = last_in_bucket(table, asked, positions, size)
+        query_buckets = self.query_buckets(q, k[:, :, kv_len - q_len :]).to(table.dtype)
+        met = last_in_bucket(table, query_buckets, positions, size)
         if not self.count_duplicates:
-            found = found.masked_fill(found_in_earlier_rounds(found, table, asked), -1)
-        own = positions[:, None, :, None].expand(-1, heads, -1, 1)
-        places = found.transpose(2, 3).flatten(3)
+            met = met.masked_fill(found_in_earlier_rounds(met, table, query_buckets), -1)
+        own_place = positions[:, None, :, None].expand(-1, heads, -1, 1)
+        places = met.transpose(2, 3).flatten(3)
         if not self.sees_itself:
-            places = places.masked_fill(places == own, -1)
+            places = places.masked_fill(places == own_place, -1)
         if window:
-            near = own - torch.arange(window, device=q.device)
-            places = torch.cat([places.masked_fill(places > own - window, -1), near], -1)
+            near = own_place - torch.arange(window, device=q.device)
+            places = torch.cat([places.masked_fill(places > own_place - window, -1), near], -1)
         no_visible_key = (places < 0).all(-1, keepdim=True)
-        places = torch.where(no_visible_key & (torch.arange(places.shape[-1], device=q.device) == 0), own, places)
+        places = torch.where(no_visible_key & (torch.arange(places.shape[-1], device=q.device) == 0), own_place, places)
         columns, seen = summaries.columns(places, kv_len)
         queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], gather_kv(k, columns)
         bias = self.picked_affinity(q, keys)
@@ -129,11 +129,11 @@ class BucketedMechanism(SummarisedMechanism):
             return None
         meets, places = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)
 
-        def kept(rows: Tensor, scores: Tensor) -> Tensor:
+        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
             met = meets(rows)
             return met | (~met.any(-1, keepdim=True) & (rows[:, None] == places))
 
-        return kept
+        return keeps
 
     @property
     def plain_scores(self) -> bool:
@@ -156,9 +156,9 @@ class BucketedMechanism(SummarisedMechanism):
         return count if self.count_duplicates else count.clamp(max=1)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        given = repeat_heads(k, q.shape[1])
+        raw_keys = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
-        count = self.multiplicity(q, given, call)
+        count = self.multiplicity(q, raw_keys, call)
         return softmax_over(scaled_scores(q, k, self._counted(q, k, call, count)), count > 0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -166,26 +166,26 @@ class BucketedMechanism(SummarisedMechanism):
         path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
         if path == DENSE:
             return dense_attention(q, k, v, call)
-        given = repeat_heads(k, q.shape[1])
+        raw_keys = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
         v = repeat_heads(v, q.shape[1])
         if path == DENSE_MASKED:
-            count = self.multiplicity(q, given, call)
-            own = self._counted(q, k, call, count).replace(causal=False, batch=None)
-            return dense_attention(q, k, v, own, mask_mod=lambda *_: count > 0)
-        return self.sparse_path(pad_queries(q, kv_len), k, v, q_len, given, call)[:, :, kv_len - q_len :]
+            count = self.multiplicity(q, raw_keys, call)
+            counted_call = self._counted(q, k, call, count).replace(causal=False, batch=None)
+            return dense_attention(q, k, v, counted_call, mask_mod=lambda *_: count > 0)
+        return self.sparse_path(pad_queries(q, kv_len), k, v, q_len, raw_keys, call)[:, :, kv_len - q_len :]
 
-    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, given: Tensor, call: AttentionCall) -> Tensor:
+    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, raw_keys: Tensor, call: AttentionCall) -> Tensor:
         """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs; the last ``q_len`` rows of q are queries.
 
-        given: the keys before :meth:`key_vectors`.
+        raw_keys: the keys before :meth:`key_vectors`.
         """
-        parts, no_visible_key = self.visits(q, given, q_len, call)
+        parts, no_visible_key = self.visits(q, raw_keys, q_len, call)
         out = gathered_attention(q, k, v, parts, call.with_mask(None))  # the parts list real keys only
         if no_visible_key is not None:
             no_visible_key = no_visible_key if call.key_mask is None else no_visible_key & call.key_mask[:, None]
-            one = F.dropout(torch.ones_like(v[..., :1]), call.dropout)
-            out = torch.where(no_visible_key[..., None], one * v, out)
+            weight = F.dropout(torch.ones_like(v[..., :1]), call.dropout)
+            out = torch.where(no_visible_key[..., None], weight * v, out)
         return out
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
@@ -207,14 +207,14 @@ def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, siz
     places = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
 
     def met(rows: Tensor) -> Tensor:
-        found: Tensor | None = None
+        met_keys: Tensor | None = None
         past = (places <= rows[:, None]) & real[:, None, None, :]
-        for asked, listed in zip(query_buckets[..., rows].unbind(2), key_buckets.unbind(2), strict=True):
-            same = (asked[..., None] == listed[..., None, :]) & past
+        for query_bucket, key_bucket in zip(query_buckets[..., rows].unbind(2), key_buckets.unbind(2), strict=True):
+            same = (query_bucket[..., None] == key_bucket[..., None, :]) & past
             recent = same & (same.flip(-1).cumsum(-1).flip(-1) <= size)
-            found = recent if found is None else found | recent
-        assert found is not None
-        return found
+            met_keys = recent if met_keys is None else met_keys | recent
+        assert met_keys is not None
+        return met_keys
 
     return met
 

@@ -92,16 +92,16 @@ def read_numbers(where: str | int | Sequence[int]) -> list[int]:
     """``0-3,7`` as ``[0, 1, 2, 3, 7]``."""
     if not isinstance(where, str):
         numbers: list[Any] = [where] if isinstance(where, int) else list(where) if isinstance(where, Sequence) else []
-        if numbers and all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= HIGHEST_LAYER for one in numbers):
+        if numbers and all(isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= HIGHEST_LAYER for number in numbers):
             return numbers
         raise OptionError(f"{where!r} must be numbers from 0 to {HIGHEST_LAYER}, for example '0-3,7'.")
-    found: list[int] = []
+    listed: list[int] = []
     for part in where.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not _is_number(first) or (dash and (not _is_number(last) or int(last) < int(first))):
             raise OptionError(f"{where.strip()!r} must be numbers from 0 to {HIGHEST_LAYER}, for example 0-3,7.")
-        found += range(int(first), int(last or first) + 1)
-    return found
+        listed += range(int(first), int(last or first) + 1)
+    return listed
 
 
 def _is_number(text: str) -> bool:
@@ -118,7 +118,7 @@ def write_choice(values: Mapping[str, Any]) -> str:
 
 def write_choices(values: Sequence[Mapping[str, Any]]) -> str:
     """Members of a union; rules if one of them has ``heads``."""
-    return (";" if any("heads" in one for one in values) else "+").join(write_choice(one) for one in values)
+    return (";" if any("heads" in choice for choice in values) else "+").join(write_choice(choice) for choice in values)
 
 
 def write_numbers(numbers: Sequence[int]) -> str:
@@ -146,13 +146,13 @@ def split(text: str, sign: str) -> list[str]:
 
 def _joined(pieces: list[str], sign: str, begins: Any) -> list[str]:
     """Append every piece that does not begin a new entry to the one before it."""
-    whole: list[str] = []
+    entries: list[str] = []
     for piece in pieces:
-        if whole and not begins(piece):
-            whole[-1] += sign + piece
+        if entries and not begins(piece):
+            entries[-1] += sign + piece
         else:
-            whole.append(piece)
-    return whole
+            entries.append(piece)
+    return entries
 
 
 def _unwrapped(text: str) -> str:
@@ -163,13 +163,13 @@ def _unwrapped(text: str) -> str:
 
 def _written(value: Any) -> str:
     if isinstance(value, list | tuple):
-        nested = any(isinstance(one, Mapping) for one in value)
+        nested = any(isinstance(entry, Mapping) for entry in value)
         return f"[{write_choices(value)}]" if nested else "+".join(map(str, value))
     return str(value)
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class MechanismSpec:
     """A registered mechanism and its checked options.
 
     Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``; written as the former, with only the options given.
@@ -177,10 +177,10 @@ class Choice:
 
     mechanism: str
     options: Options
-    given: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    named_options: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @classmethod
-    def read(cls, owner: str, name: str, value: Any) -> Choice:
+    def read(cls, owner: str, name: str, value: Any) -> MechanismSpec:
         """One choice; error messages name the option ``name`` of mechanism ``owner``."""
         if isinstance(value, cls):
             return value
@@ -193,7 +193,7 @@ class Choice:
         return cls._of(dict(values), owner)
 
     @classmethod
-    def _of(cls, values: dict[str, Any], owner: str) -> Choice:
+    def _of(cls, values: dict[str, Any], owner: str) -> MechanismSpec:
         mechanism = values.pop("mechanism")
         options = check_options(mechanism, values)
         if options.relative is not None:
@@ -204,7 +204,7 @@ class Choice:
         return cls(mechanism, options, tuple(values))
 
     @classmethod
-    def read_all(cls, owner: str, name: str, value: Any) -> tuple[Choice, ...]:
+    def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
         """A list of choices, or its text (``window:window=256+strided:stride=64``, or JSON)."""
         return tuple(cls.read(owner, name, one) for one in cls._listed(owner, name, value, read_members))
 
@@ -217,7 +217,7 @@ class Choice:
                 value = json.loads(value)
             except ValueError as error:
                 raise OptionError(f"Option {name!r} of mechanism {owner!r} is {value!r}, which is not valid JSON: {error}.") from None
-        if isinstance(value, Mapping | Choice):
+        if isinstance(value, Mapping | MechanismSpec):
             return [value]
         if not isinstance(value, list | tuple):
             raise OptionError(f"Option {name!r} of mechanism {owner!r} is {value!r}, but must be a list of mechanisms.")
@@ -226,7 +226,7 @@ class Choice:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, from which :meth:`read` makes an equal choice."""
         values = self.options.to_dict()
-        return {"mechanism": self.mechanism, **{name: values.get(name) for name in self.given}}
+        return {"mechanism": self.mechanism, **{name: values.get(name) for name in self.named_options}}
 
     def __str__(self) -> str:
         return write_choice(self.to_dict())
@@ -237,23 +237,23 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadChoice(Choice):
+class HeadSpec(MechanismSpec):
     """A choice for the heads ``heads``; with ``None``, it takes turns over the heads that no choice names."""
 
     heads: tuple[int, ...] | None = None
 
     @classmethod
-    def _of(cls, values: dict[str, Any], owner: str) -> Choice:
+    def _of(cls, values: dict[str, Any], owner: str) -> MechanismSpec:
         heads = values.pop("heads", None)
         try:
             numbers = None if heads is None else tuple(read_numbers(heads))
         except OptionError as error:
             raise OptionError(f"A choice of mechanism {owner!r} is for heads {heads!r}: {error}") from None
-        base = Choice._of(values, owner)
-        return cls(base.mechanism, base.options, base.given, numbers)
+        base = MechanismSpec._of(values, owner)
+        return cls(base.mechanism, base.options, base.named_options, numbers)
 
     @classmethod
-    def read_all(cls, owner: str, name: str, value: Any) -> tuple[Choice, ...]:
+    def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
         """A list of choices, or its text (``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON)."""
 
         def rules(text: str) -> list[dict[str, Any]]:

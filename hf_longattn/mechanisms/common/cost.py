@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...engines.common.call import UNBOUNDED, AttentionCall
 from ...positions.distances import Extent, untrained_distances
+from .layout import full_pairs
 from .sharding import Sharding
 
 KeptKeys = Callable[[Tensor, Tensor], Tensor]
@@ -58,8 +59,3 @@ class Cost(Sharding):
         """Why positions that are extended by ``rule`` do not hold for this mechanism without training, as
         :func:`~hf_longattn.positions.untrained_distances` says; empty if they do."""
         return untrained_distances(rule, trained, length, self.extent(causal), self.reach())
-
-
-def full_pairs(length: int, causal: bool) -> int:
-    """Query–key pairs of full attention among ``length`` tokens; when causal, those with ``key <= query``."""
-    return length * (length + 1) // 2 if causal else length * length

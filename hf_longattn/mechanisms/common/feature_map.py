@@ -22,6 +22,7 @@ from ...engines.common.dense import repeat_heads, wide
 from ...engines.common.shards import Shard
 from ...engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from .base import Mechanism
+from .layout import full_pairs
 from .options import Options
 from .scores import drop_keys, normalised, visible_to_all
 
@@ -102,7 +103,7 @@ class LinearMechanism(Mechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         """Writing and reading a state of F·D numbers costs a token as much as F pairs; causal chunks add their own triangles."""
         chunk = min(length, CHUNK) if causal else 0
-        return min(super().pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
+        return min(full_pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         if self.counts_positions:

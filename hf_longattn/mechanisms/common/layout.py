@@ -1,8 +1,8 @@
 """Building blocks of static patterns: rows of queries and keys for the gathered engine, and how many pairs a pattern has.
 
-Positions are int64 tables whose empty slots are -1. Rows have at most :data:`ROW` queries, or :data:`WIDE_ROW` where all see the
-same keys; where queries see a growing number of keys (the causal forms), rows are grouped into at most :data:`STEPS` parts, each as wide
-as its last row needs.
+Positions are int64 tables whose empty slots are -1. Rows have at most :data:`QUERIES_PER_ROW` queries, or
+:data:`QUERIES_PER_WIDE_ROW` where all see the same keys; where queries see a growing number of keys (the causal forms), rows are grouped
+into at most :data:`MAX_PARTS` parts, each as wide as its last row needs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ...engines.common.call import GatherTile, MaskMod, Pattern, rows_of
 
-ROW = 128
+QUERIES_PER_ROW = 128
 """Queries per row, at most, where what they see differs: wider rows would be masked for longer."""
-WIDE_ROW = 256
+QUERIES_PER_WIDE_ROW = 256
 """Queries per row, at most, where all see the same: the kernel takes twice as many queries at a time from 192 on."""
-STEPS = 8
+MAX_PARTS = 8
 """Parts of different width into which a triangle of pairs is cut, at most."""
-BAND_ROW = 64
+QUERIES_PER_BAND_ROW = 64
 """Queries per row of a band: its keys are the row and both sides."""
 
 
@@ -31,7 +31,7 @@ def band_tile(length: int, left: int, right: int, device: torch.device, dilation
     members = -(-length // dilation)
     # By branches, not min, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
     left, right = (side if side < members else members - 1 for side in (left, right))
-    size = BAND_ROW if members >= BAND_ROW else members
+    size = QUERIES_PER_BAND_ROW if members >= QUERIES_PER_BAND_ROW else members
     first = torch.arange(0, members, size, device=device)[:, None]
     queries = _members(first + torch.arange(size, device=device), dilation, length)
     keys = _members(first + torch.arange(-left, size + right, device=device), dilation, length)
@@ -53,10 +53,10 @@ def _members(steps: Tensor, stride: int, length: int) -> Tensor:
 def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[GatherTile]:
     """Queries ``(C, n)`` of each cell with the keys ``(C, m)`` of the same cell. When causal, queries and keys end together."""
     count, total = queries.shape[1], keys.shape[1]
-    size = ROW * -(-count // (ROW * STEPS)) if causal else count
+    size = QUERIES_PER_ROW * -(-count // (QUERIES_PER_ROW * MAX_PARTS)) if causal else count
     for first in range(0, count, size):
         last = min(first + size, count)
-        rows = in_rows(queries[:, first:last], ROW if causal else WIDE_ROW)
+        rows = in_rows(queries[:, first:last], QUERIES_PER_ROW if causal else QUERIES_PER_WIDE_ROW)
         seen = keys[:, : total - count + last] if causal else keys
         # The first rows of all cells, then their second rows …: neighbours are as far apart as the cells.
         repeated = seen.repeat(rows.shape[1], 1)
@@ -105,7 +105,7 @@ def prefixes(
 ) -> Iterator[GatherTile]:
     """Row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``, which never falls from row to row."""
     count = len(seen)
-    size = count if seen[0] == seen[-1] else -(-count // STEPS)
+    size = count if seen[0] == seen[-1] else -(-count // MAX_PARTS)
     for first in range(0, count, size):
         last = min(first + size, count)
         widest = seen[last - 1]
@@ -139,15 +139,15 @@ def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num
     return dataclasses.replace(part, bias=bias)
 
 
-def global_parts(tokens: Tensor, most: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[GatherTile, ...]:
-    """The rows and columns of the global ``tokens (B, N)`` bool, at most ``most`` of an item, without the pairs that ``seen`` lets
+def global_parts(tokens: Tensor, max_tokens: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[GatherTile, ...]:
+    """The rows and columns of the global ``tokens (B, N)`` bool, at most ``max_tokens`` of an item, without the pairs that ``seen`` lets
     through already."""
     length, device = tokens.shape[1], tokens.device
-    if most == 0:
+    if max_tokens == 0:
         return ()
-    index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+    index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :max_tokens]
     chosen = torch.where(tokens.gather(1, index), index, -1)[:, None, None, :]
-    queries = rows_of(length, BAND_ROW, device)
+    queries = rows_of(length, QUERIES_PER_BAND_ROW, device)
     keys = chosen.expand(-1, -1, queries.shape[2], -1)
     everything = torch.arange(length, device=device).view(1, 1, 1, -1)
     rows_only = ~_any([seen], chosen, everything, num_heads) & ~tokens[:, None, None, None, :]
@@ -162,15 +162,15 @@ def _any(mods: Sequence[MaskMod], queries: Tensor, keys: Tensor, num_heads: int)
     b = torch.zeros(1, 1, 1, 1, 1, dtype=torch.long, device=queries.device)
     h = torch.arange(num_heads, device=queries.device).view(1, -1, 1, 1, 1)
     q_idx, kv_idx = queries.clamp(min=0)[..., :, None], keys.clamp(min=0)[..., None, :]
-    found = mods[0](b, h, q_idx, kv_idx)
+    seen = mods[0](b, h, q_idx, kv_idx)
     for mod in mods[1:]:
-        found = found | mod(b, h, q_idx, kv_idx)
-    return found
+        seen = seen | mod(b, h, q_idx, kv_idx)
+    return seen
 
 
-def triangle(length: int) -> int:
-    """Pairs with ``key <= query`` among ``length`` tokens."""
-    return length * (length + 1) // 2
+def full_pairs(length: int, causal: bool) -> int:
+    """Pairs of full attention among ``length`` tokens: all of them, or those with ``key <= query``."""
+    return length * (length + 1) // 2 if causal else length * length
 
 
 def band_pairs(length: int, left: int, right: int) -> int:

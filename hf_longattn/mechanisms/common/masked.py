@@ -21,7 +21,7 @@ from ...positions.relative import Span
 from ...private_apis import has_hooks
 from .base import Mechanism
 from .cost import KeptKeys
-from .layout import band_pairs, global_parts, triangle
+from .layout import band_pairs, full_pairs, global_parts
 from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 
 
@@ -166,7 +166,7 @@ class SparseMechanism(MaskedMechanism):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = self.pattern(causal)
-        return min(triangle(length) if causal else length * length, band_pairs(length, pattern.left, pattern.right))
+        return min(full_pairs(length, causal), band_pairs(length, pattern.left, pattern.right))
 
 
 class GatheredMechanism(MaskedMechanism):
@@ -195,8 +195,8 @@ class GatheredMechanism(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
-        some = tokens is not None and call.global_mask is not None
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal), tokens=some)
+        tokens_of_call = tokens is not None and call.global_mask is not None
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal), tokens=tokens_of_call)
         if path == DENSE:
             return dense_attention(q, k, v, call)
         if path == DENSE_MASKED:
@@ -204,6 +204,6 @@ class GatheredMechanism(MaskedMechanism):
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
-            most = self.most_globals() if compiling else int(tokens.sum(-1).max())
-            parts += global_parts(tokens, most, self.mask_mod(call.causal, None), self.num_heads, call.causal)
+            max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())
+            parts += global_parts(tokens, max_globals, self.mask_mod(call.causal, None), self.num_heads, call.causal)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]

@@ -126,25 +126,25 @@ class Options:
         field = cls.__dataclass_fields__[name]
         limits, known = field.metadata, type(field.default) in (int, float) and field.default != 0
         example = field.default if known else 512 if field.default is None and limits.get("unit") == "tokens" else 4
-        for one in value if isinstance(value, tuple) else (value,):
+        for entry in value if isinstance(value, tuple) else (value,):
             wanted, choices = "", limits.get("choices")
-            if isinstance(one, str) and choices and one not in choices:
-                wanted = f"one of: {', '.join(choices)}.{nearest(one, choices)}"
-            elif isinstance(one, int | float):
+            if isinstance(entry, str) and choices and entry not in choices:
+                wanted = f"one of: {', '.join(choices)}.{nearest(entry, choices)}"
+            elif isinstance(entry, int | float):
                 least, most = limits.get("least"), limits.get("most", LARGEST)
-                if limits.get("even") and (one < 2 or one % 2):
+                if limits.get("even") and (entry < 2 or entry % 2):
                     wanted = f"even and at least 2; for example {name}=16."
-                elif least is not None and one < least:
+                elif least is not None and entry < least:
                     wanted = f"at least {least}; for example {name}={example}."
-                elif abs(one) > most:
+                elif abs(entry) > most:
                     wanted = f"at most {most}{f'; for example {name}={field.default}' if known else ''}."
             if wanted:
-                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {one!r}, but must be {wanted}")
+                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
         """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings); relative positions where there are."""
         values = {info.name: getattr(self, info.name) for info in self.infos()}
-        plain = {name: [_plain(one) for one in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
+        plain = {name: [_plain(entry) for entry in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
         return {name: value for name, value in plain.items() if name != RELATIVE or value is not None}
 
     def changed(self) -> list[str]:

@@ -30,7 +30,7 @@ PROTOTYPE_WIDTH = 64
 """Head width and length of a prototype."""
 EXAMPLE_LENGTH = 1024
 """Length, in tokens, for which :func:`mechanism_info` gives the options of full attention."""
-PROTOTYPES = 256
+KEPT_PROTOTYPES = 256
 """How many prototypes are kept, and how many mechanisms that :func:`hf_longattn.attend` was asked for by name."""
 M = TypeVar("M", bound=type[Mechanism])
 
@@ -198,7 +198,7 @@ def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
     return _prototype(name, options if isinstance(options, str) else json.dumps(options, sort_keys=True))
 
 
-@lru_cache(PROTOTYPES)
+@lru_cache(KEPT_PROTOTYPES)
 def _prototype(name: str, options: str) -> Mechanism:
     chosen = check_options(name, json.loads(options))
     heads = chosen.min_heads()
@@ -255,7 +255,7 @@ def mechanism_from(
     return built
 
 
-@lru_cache(PROTOTYPES, typed=True)
+@lru_cache(KEPT_PROTOTYPES, typed=True)
 def without_tensors(
     name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
 ) -> Mechanism | None:

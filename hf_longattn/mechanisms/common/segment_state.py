@@ -96,8 +96,8 @@ def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegmen
         index = slots.view(batch, *[1] * (new.dim() - 3), count, 1).expand_as(new)
         return extended.scatter(-2, index, new.to(old.dtype))[..., : 2 * size, :]
 
-    kept = put(state["real"][..., None], real[..., None])[..., 0]
-    return TwoSegments(put(state["keys"], k), put(state["values"], v), kept, positions, filled + count - skipped)
+    real_slots = put(state["real"][..., None], real[..., None])[..., 0]
+    return TwoSegments(put(state["keys"], k), put(state["values"], v), real_slots, positions, filled + count - skipped)
 
 
 def last_segment(k: Tensor, v: Tensor, real: Tensor, size: int) -> tuple[State, Tensor]:

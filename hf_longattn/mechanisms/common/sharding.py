@@ -89,8 +89,8 @@ class Sharding(ScoreTerms):
         if not (self.stateful and call.causal):
             return self.attend_by_heads(q, k, v, call, shard)
         self.check_shard(shard)
-        own = shard.own_call(call)
-        return in_turn(lambda state: self.advance(q, k, v, state, own), q, shard)
+        local_call = shard.own_call(call)
+        return in_turn(lambda state: self.advance(q, k, v, state, local_call), q, shard)
 
     def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         """This process's rows, by computing whole sequences of some of the heads and exchanging heads for tokens before and after.
@@ -124,8 +124,8 @@ class Sharding(ScoreTerms):
         term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last), q.device)
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         tensors = {f"mechanism.{name}": named[name][first:last] for name in self.per_head_tensors}
-        whole = shard.call(call.replace(score_mod=term), 0, shard.length)
-        out = torch.func.functional_call(_SomeHeads(self), tensors, (shard.run, self.of_heads(first, last), q, k, v, whole))
+        full_call = shard.call(call.replace(score_mod=term), 0, shard.length)
+        out = torch.func.functional_call(_SomeHeads(self), tensors, (shard.run, self.of_heads(first, last), q, k, v, full_call))
         return shard.own(divided, out)
 
     def of_heads(self, first: int, last: int) -> Self:

@@ -43,10 +43,10 @@ class CacheSummaries:
         """Columns of ``positions (B, …)``, and which hold a real token: not those of negative positions and padding."""
         starts = self.starts.view(-1, *[1] * (positions.dim() - 1))
         columns = (positions + starts).clamp(0, kv_len - 1)
-        there = (positions >= 0) & (positions + starts < kv_len)
+        present = (positions >= 0) & (positions + starts < kv_len)
         if self.real is not None:
-            there = there & self.real.gather(1, columns.flatten(1)).view(columns.shape)
-        return columns, there
+            present = present & self.real.gather(1, columns.flatten(1)).view(columns.shape)
+        return columns, present
 
 
 class SummarisedMechanism(Mechanism):
