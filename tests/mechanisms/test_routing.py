@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -13,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.routing import Routing
-from tests.ranks import run_two_ranks
+from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
+from tests.ranks import Ranks
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
@@ -177,45 +176,40 @@ def test_compiled_training_moves_the_centroids_as_well() -> None:
     torch.testing.assert_close(plain.centroids, compiled.centroids)
 
 
-PROCESSES = """
-from hf_longattn import attend
-from hf_longattn.mechanisms.routing import synchronise_centroids
-from tests.mechanisms.test_routing import inputs, routing
-
-torch.manual_seed(0)
-batches = [[x.split(1)[rank].detach().requires_grad_() for x in inputs(60)] for _ in range(3)]
-alone, skipping = routing(decay=0.5), routing(decay=0.5)
-for number, batch in enumerate(batches):
-    attend(*batch, mechanism=alone).sum().backward()
-    if rank == 0 or number != 1:  # the second process has nothing to learn from in one of them
-        attend(*batch, mechanism=skipping).sum().backward()
-    synchronise_centroids(skipping)
-torch.save(alone.centroids, f"alone {rank}.pt")
-synchronise_centroids(skipping)  # nothing is left to share
-torch.save(skipping.centroids, f"skipping {rank}.pt")
-
-parallel = torch.nn.parallel.DistributedDataParallel(Layer(routing(decay=0.5)))
-for batch in batches:
-    parallel(*batch).sum().backward()
-    synchronise_centroids(parallel)
-torch.save(parallel.module.mechanism.centroids, f"parallel {rank}.pt")
-"""
-LAYER = """
 class Layer(torch.nn.Module):
-    def __init__(self, mechanism):
+    """A layer with a parameter next to the mechanism."""
+
+    def __init__(self, mechanism: Routing) -> None:
         super().__init__()
         self.mechanism, self.scale = mechanism, torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, q, k, v):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, self.mechanism) * self.scale
 
-"""
+
+def centroids_of_this_process() -> dict[str, Tensor]:
+    """Of a mechanism that does not meet the others, of one where the second process skips a batch, and in DistributedDataParallel."""
+    rank = dist.get_rank()
+    batches = [[x.split(1)[rank].detach().requires_grad_() for x in inputs(60)] for _ in range(3)]
+    alone, skipping = routing(decay=0.5), routing(decay=0.5)
+    for number, batch in enumerate(batches):
+        attend(*batch, mechanism=alone).sum().backward()
+        if rank == 0 or number != 1:  # the second process has nothing to learn from in one of them
+            attend(*batch, mechanism=skipping).sum().backward()
+        synchronise_centroids(skipping)
+    synchronise_centroids(skipping)  # nothing is left to share
+    parallel = torch.nn.parallel.DistributedDataParallel(Layer(routing(decay=0.5)))
+    for batch in batches:
+        parallel(*batch).sum().backward()
+        synchronise_centroids(parallel)
+    return {"alone": alone.centroids, "skipping": skipping.centroids, "parallel": parallel.module.mechanism.centroids}
 
 
-def test_centroids_of_several_processes_are_those_of_one(repository: Path, tmp_path: Path) -> None:
+def test_centroids_of_several_processes_are_those_of_one() -> None:
     """A process that skips a batch stops no other, and the other's tokens of that batch count."""
-    run_two_ranks(LAYER + PROCESSES, repository, tmp_path)
-    found = {name: [torch.load(tmp_path / f"{name} {rank}.pt") for rank in range(2)] for name in ("alone", "skipping", "parallel")}
+    with Ranks() as ranks:
+        first, second = ranks.run(centroids_of_this_process)
+    found = {name: [first[name], second[name]] for name in first}
     assert not torch.allclose(*found["alone"])
     torch.manual_seed(0)
     whole, without_a_row = routing(decay=0.5), routing(decay=0.5)

@@ -1,74 +1,102 @@
-"""FSDP 2 on Long models in real processes: loss and gradients of one process, with whole and with cut sequences; saved and loaded."""
+"""FSDP 2 on Long models in real processes: loss and gradients of one process, with whole and with sharded sequences; saved and loaded."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from tests.ranks import run_ranks
-
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = """
 import copy
-import hf_longattn
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
-from hf_longattn.errors import MemoryMismatchError
+import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-torch.set_default_dtype(torch.float64)
-ranks = dist.get_world_size()
-mesh = init_device_mesh("cpu", (ranks,))
-SHAPE = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=256)
-NONE = dict(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
-CASES = [
-    ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "longformer", "window": 32, "separate_global": True}),
-    ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "hybrid", "window": 16}),
-    ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "adaptive_span", "max_span": 40}),
-    ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "linformer", "rank": 16}),
-    ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2}),
+import hf_longattn
+from hf_longattn.errors import MemoryMismatchError
+from tests.ranks import Ranks
+
+SETTINGS: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.0,
+}
+MEMORY = {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2}
+CASES: list[dict[str, Any]] = [
+    {"mechanism": "longformer", "window": 32, "separate_global": True},
+    {"mechanism": "hybrid", "window": 16},
+    {"mechanism": "adaptive_span", "max_span": 40},
+    {"mechanism": "linformer", "rank": 16},
+    MEMORY,
 ]
-for name, settings, attention in CASES:
+TOLERANCE = 1e-8
+
+
+def models(attention: dict[str, Any]) -> tuple[Any, Any, DeviceMesh]:
+    """A model, its copy with a share of the weights in each process, and the processes."""
+    torch.set_default_dtype(torch.float64)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     torch.manual_seed(5)
-    Model = getattr(hf_longattn, name)
-    model = Model(Model.config_class(**settings, long_attention=attention)).train()
-    whole = copy.deepcopy(model)
-    for layer in model.base_model.encoder.layer:
+    config = hf_longattn.LongBertConfig(**SETTINGS, long_attention=attention)
+    sharded: Any = hf_longattn.LongBertForMaskedLM(config).train()
+    plain = copy.deepcopy(sharded)
+    for layer in sharded.base_model.encoder.layer:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    return plain, sharded, mesh
+
+
+def compare(attention: dict[str, Any], folder: str) -> None:
+    plain, sharded, mesh = models(attention)
     ids = torch.randint(5, 99, (2, 203))
-    labels = ids.masked_fill(torch.rand(ids.shape) < 0.5, -100)
-    expected = whole(input_ids=ids, labels=labels)
+    batch = {"input_ids": ids, "labels": ids.masked_fill(torch.rand(ids.shape) < 0.5, -100)}
+    expected = plain(**batch)
     expected.loss.backward()
-    gradients = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
 
-    def check(what, loss):
-        assert abs(loss.item() - expected.loss.item()) < 1e-8, (name, attention, what)
-        for n, p in model.named_parameters():
-            if n in gradients:
-                off = (p.grad.full_tensor() - gradients[n]).abs().max().item()
-                assert off < 1e-8, (name, attention, what, n, off)
-        model.zero_grad()
+    def check(loss: torch.Tensor) -> None:
+        loss.backward()
+        assert abs(loss.item() - expected.loss.item()) < TOLERANCE
+        for name, parameter in sharded.named_parameters():
+            if name in gradients:
+                assert (parameter.grad.full_tensor() - gradients[name]).abs().max() < TOLERANCE, name
+        sharded.zero_grad()
 
-    out = model(input_ids=ids, labels=labels)
-    out.loss.backward()
-    check("whole sequences", out.loss)
-    if attention["mechanism"] != "recurrent_memory":
-        with hf_longattn.sequence_parallel(model, mesh):
-            out = model(input_ids=ids, labels=labels)
-            out.loss.backward()
-        check("cut sequences", out.loss)
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if rank == 0:
-        folder = f"saved-{attention['mechanism']}"
-        whole.save_pretrained(folder, state_dict=state)
-        again = Model.from_pretrained(folder, dtype=torch.float64).train()
-        assert abs(again(input_ids=ids, labels=labels).loss.item() - expected.loss.item()) < 1e-8
-
-with pytest.raises(MemoryMismatchError, match="through 1 segments in one process and through 4 in another"):
-    model(input_ids=ids[:, : 50 if rank else 203])  # of memory tokens
-"""
+    check(sharded(**batch).loss)
+    if attention != MEMORY:
+        with hf_longattn.sequence_parallel(sharded, mesh):
+            check(sharded(**batch).loss)
+    state = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() == 0:
+        plain.save_pretrained(folder, state_dict=state)
+        again = type(plain).from_pretrained(folder, dtype=torch.float64).train()
+        assert abs(again(**batch).loss.item() - expected.loss.item()) < TOLERANCE
 
 
-def test_shares_of_the_weights(tmp_path: Path) -> None:
-    assert len(run_ranks(PROGRAM, ROOT, tmp_path, 2)) == 2
+def pass_different_lengths() -> None:
+    _, sharded, _ = models(MEMORY)
+    ids = torch.randint(5, 99, (2, 203))
+    with pytest.raises(MemoryMismatchError, match="through 1 segments in one process and through 4 in another"):
+        sharded(input_ids=ids[:, : 50 if dist.get_rank() else 203])
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks() as processes:
+        yield processes
+
+
+@pytest.mark.parametrize("attention", CASES, ids=lambda attention: attention["mechanism"])
+def test_shares_of_the_weights(attention: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
+    ranks.run(compare, attention, str(tmp_path / "saved"))
+
+
+def test_memory_tokens_need_as_many_segments_in_every_process(ranks: Ranks) -> None:
+    ranks.run(pass_different_lengths)

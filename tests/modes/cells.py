@@ -283,9 +283,9 @@ class Cell:
         return None
 
     def _run_sharded(self) -> tuple[list[Fields], Fields]:
-        from tests.modes.rank_pair import RANKS
+        from tests.modes.rank_pair import run_in_pair
 
-        found = RANKS.run(self.row, tuple(way.name for way in self.ways))
+        found = run_in_pair(self.row, tuple(way.name for way in self.ways))
         model = self.model()
         text = self.lay_out(model, self.sequences())
         return self.split(found, text), {name: value for name, value in found.items() if name in WHOLE}

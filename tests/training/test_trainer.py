@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import itertools
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import SchedulerType, TrainerControl, TrainerState, TrainingArguments, get_scheduler
+from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import TokenBudget
 from hf_longattn.errors import OptionError
 from hf_longattn.training import trainer as trainer_module
-from hf_longattn.training.trainer import Clock, FollowClock, OrderOfPass, SeededGroups, timed_schedule, without_idle_step
-from tests.ranks import run_two_ranks
+from hf_longattn.training import training_loop
+from hf_longattn.training.args import DataArguments, ModelArguments
+from hf_longattn.training.trainer import Clock, FollowClock, OrderOfPass, SeededGroups, TimedTrainer, timed_schedule, without_idle_step
+from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
+from tests.ranks import Ranks, announce
 
 
 def test_the_warm_up_is_a_share_of_the_run() -> None:
@@ -68,52 +75,56 @@ def test_a_resumed_pass_has_the_order_of_an_uninterrupted_one(kind: str, process
     assert len(passes[1]) > 6
 
 
-PROGRAM = """
-import contextlib, itertools, json, time
-import torch.nn as nn
-from transformers import TrainerCallback
-from hf_longattn.training import trainer as module, training_loop
-from hf_longattn.training.args import DataArguments, ModelArguments
-from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
-from hf_longattn.training.trainer import TimedTrainer
+class Slow(torch.nn.Module):
+    """A step takes longer in the second process."""
 
-class Model(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(4, 1)
-    def forward(self, x):
-        time.sleep(0.01 + 0.03 * rank)
+        self.layer = torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        time.sleep(0.01 + 0.03 * dist.get_rank())
         return {"loss": self.layer(x).pow(2).mean()}
 
-looks = itertools.count()  # the time is how often it is looked at, so that a slow machine takes as many steps
-module.time = type("Time", (), {"monotonic": staticmethod(lambda: 0.02 * (1 + rank) * next(looks))})  # the second process's runs fast
-os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT="29555")
-torch.manual_seed(0)
-rates = []
 
-class Note(TrainerCallback):
-    def on_step_end(self, args, state, control, lr_scheduler=None, **_):
-        rates.append(lr_scheduler.get_last_lr()[0])
+class Rates(TrainerCallback):
+    """The learning rates of all steps."""
 
-arguments = LongTrainingArguments("out", max_steps=1000, report_to=[], label_names=["x"], bf16=False,
-    use_cpu=True, disable_tqdm=True, warmup_steps=0.1, learning_rate=0.1)
-data = [{"x": torch.randn(4)} for _ in range(64)]
-trainer = TimedTrainer(Model(), arguments, train_dataset=data, eval_dataset=data[:4], max_minutes=0.03, callbacks=[Note()])
-training_loop.watch_processes = lambda folder: contextlib.nullcontext()  # which meets at MASTER_PORT
-run = TaskArguments(ModelArguments("m"), DataArguments(), arguments)
-before = training_loop.train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
-assert before == trainer.state.log_history[0]["eval_loss"] > trainer.evaluate()["eval_loss"]
-weights = [value.tolist() for value in trainer.model.state_dict().values()]
-print(json.dumps([trainer.state.global_step, rates, weights]))
-"""
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        self.rates.append(lr_scheduler.get_last_lr()[0])
 
 
-def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates_and_weights(repository: Path, tmp_path: Path) -> None:
+def train_for_a_time(folder: str) -> tuple[int, list[float], list[Any]]:
+    """Steps, rates and weights; the time is how often it is looked at, so that a slow machine takes as many steps."""
+    announce()
+    looks, rank, rates = itertools.count(), dist.get_rank(), Rates()
+    clock = SimpleNamespace(monotonic=lambda: 0.02 * (1 + rank) * next(looks))  # the second process's runs fast
+    arguments = LongTrainingArguments(
+        folder, max_steps=1000, report_to=[], label_names=["x"], bf16=False, use_cpu=True, disable_tqdm=True, warmup_steps=0.1,
+        learning_rate=0.1,
+    )  # fmt: skip
+    data = [{"x": torch.randn(4)} for _ in range(64)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "time", clock)
+        patch.setattr(training_loop, "watch_processes", lambda folder: contextlib.nullcontext())  # which meets at MASTER_PORT
+        trainer = TimedTrainer(Slow(), arguments, train_dataset=data, eval_dataset=data[:4], max_minutes=0.03, callbacks=[rates])
+        run = TaskArguments(ModelArguments("m"), DataArguments(), arguments)
+        before = training_loop.train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
+        assert before == trainer.state.log_history[0]["eval_loss"] > trainer.evaluate()["eval_loss"]
+    return trainer.state.global_step, rates.rates, [weights.tolist() for weights in trainer.model.state_dict().values()]
+
+
+def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates_and_weights(tmp_path: Path) -> None:
     """Also after an evaluation before the first step, each with its rows."""
-    first, second = (json.loads(said.splitlines()[-1]) for said in run_two_ranks(PROGRAM, repository, tmp_path))
+    with Ranks() as ranks:
+        first, second = ranks.run(train_for_a_time, str(tmp_path / "out"))
     assert first == second
-    assert 0 < first[0] < 1000
-    assert first[1][-1] < 0.5 * max(first[1])
+    steps, rates, _ = first
+    assert 0 < steps < 1000
+    assert rates[-1] < 0.5 * max(rates)
 
 
 WARMING = [
