@@ -30,9 +30,10 @@ from .family.validation import check_length, check_tables, input_of, refuse_scor
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import cut_as_configured
 from .run.losses import with_auxiliary_loss
-from .run.memory import MASK_OF_MEMORY, new_memory, run_with_memory
-from .run.modes import RunsInModes
-from .run.segments import run_in_segments
+from .run.memory import MASK_OF_MEMORY, Memory, new_memory
+from .run.modes import RunsInModes, run_in_modes
+from .run.segment_decoding import SegmentDecoding
+from .run.segments import Segments
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11, for type checkers only: bundled code must not import what transformers does not need
@@ -47,6 +48,7 @@ else:
 PACKED = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."
 WITH_A_CACHE = f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
+IN_SEGMENTS = (SegmentDecoding(), Segments())
 CANNOT_TELL = "cannot tell its attention where each starts"
 
 
@@ -310,11 +312,8 @@ class LongBaseModelMixin(RunsInModes, LongAttentionMixin):
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""
         if (mask := arguments.pop(MASK_OF_MEMORY, None)) is not None:
             arguments["attention_mask"] = mask
-        if self.sharding is not None:
-            return self.sharding.run(self, base_forward, arguments)
-        if self.packing is not None and (real := self.packing.real_tokens(self, arguments)) is not None:
-            return self.packing.run(self, base_forward, arguments, real)
-        return self.run_whole(base_forward, arguments)
+        outputs = run_in_modes((self.sharding, self.packing), self, base_forward, arguments)
+        return self.run_whole(base_forward, arguments) if outputs is None else outputs
 
     def run_whole(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs for whole rows: checks lengths, finds documents and tokens that are global by their ids, and runs in segments for
@@ -323,9 +322,8 @@ class LongBaseModelMixin(RunsInModes, LongAttentionMixin):
         self._find_globals(arguments)
         if self.runs_mechanisms and self.hands_globals_down and self._collects_attentions(arguments):
             arguments[COLLECT_WEIGHTS] = True
-        if self.recursion is None or not self.runs_mechanisms:
-            return base_forward(self, **arguments)
-        return run_in_segments(self, base_forward, arguments)
+        outputs = run_in_modes(IN_SEGMENTS, self, base_forward, arguments)
+        return base_forward(self, **arguments) if outputs is None else outputs
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
         """Whether somebody asks for the attentions of a call."""
@@ -537,7 +535,7 @@ def with_long_arguments(base_forward: Any) -> Any:
         if not self.hands_globals_down:
             leave_out_documents(self, arguments)
         if memory is not None:
-            return run_with_memory(self, forward, arguments, memory, memory_reset)
+            return run_in_modes((Memory(memory, memory_reset),), self, forward, arguments)
         if memory_reset is not None:
             raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
         outputs = self._run(base_forward, arguments)

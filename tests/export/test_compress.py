@@ -136,10 +136,10 @@ def test_8_bits_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: P
     outputs(tmp_path / "weights")
     assert not messages
     compress_checkpoint(tmp_path / "bert", tmp_path / "int8", method="int8", **QUICK)
-    assert set(messages) == {optimize.OVERFLOW}
+    assert set(messages) == {optimize.PRODUCTS_OVERFLOW}
     messages.clear()
     outputs(tmp_path / "int8")
-    assert messages == [optimize.OVERFLOW]
+    assert messages == [optimize.PRODUCTS_OVERFLOW]
 
 
 @torch.no_grad()

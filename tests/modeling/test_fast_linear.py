@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_longattn import private_apis
 from hf_longattn.errors import BackendError
-from hf_longattn.modeling.inference.fast_linear import CELLS, ROWS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
+from hf_longattn.modeling.inference.fast_linear import ROWS_PER_PRODUCT, VALUES_PER_ROUNDING, Int8Linear, PackedLinear, quantise
 from hf_longattn.private_apis import cpu_computes_bf16
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
@@ -22,13 +21,6 @@ SHAPES = ((1, 64, 96), (3, 100, 7), (517, 96, 64))
 
 def layer(features: int, outputs: int, *, bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
     return nn.Linear(features, outputs, bias=bias).to(dtype).requires_grad_(False)
-
-
-def parts(layers: list[nn.Linear]) -> list[FusedPart]:
-    biases = [torch.zeros(len(one.weight), dtype=one.weight.dtype) if one.bias is None else one.bias for one in layers]
-    whole = Int8Linear(torch.cat([one.weight for one in layers]), torch.cat(biases))
-    fused = FusedLinear(whole, tuple(len(one.weight) for one in layers))
-    return [FusedPart(fused, index) for index in range(len(layers))]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -93,14 +85,14 @@ def test_products_in_8_bits_run_in_a_kernel() -> None:
 
 @pytest.mark.parametrize("features", [64, 512])  # rounded at once, and in pieces
 def test_int8_of_transposed_tensors(features: int) -> None:
-    weight, x = torch.randn(features, 96, dtype=torch.bfloat16), torch.randn(features, ROWS, dtype=torch.bfloat16)
+    weight, x = torch.randn(features, 96, dtype=torch.bfloat16), torch.randn(features, ROWS_PER_PRODUCT, dtype=torch.bfloat16)
     expected = Int8Linear(weight.t().contiguous(), None)(x.t().contiguous())
     assert torch.equal(Int8Linear(weight.t(), None)(x.t()), expected)
-    assert CELLS // 512 < ROWS < CELLS // 64
+    assert VALUES_PER_ROUNDING // 512 < ROWS_PER_PRODUCT < VALUES_PER_ROUNDING // 64
 
 
 def test_int8_of_a_token_depends_on_no_other() -> None:
-    rows = ROWS + 3  # more than are in one product
+    rows = ROWS_PER_PRODUCT + 3  # more than are in one product
     quantised = Int8Linear(torch.randn(40, 512, dtype=torch.bfloat16), torch.randn(40, dtype=torch.bfloat16))
     x = torch.randn(rows, 512, dtype=torch.bfloat16) * torch.logspace(-3, 3, rows)[:, None].bfloat16()
     whole = quantised(x)
@@ -124,46 +116,6 @@ def test_rows_of_zeros_are_finite() -> None:
     values, scale = quantise(torch.zeros(2, 3))
     assert not values.any()
     assert (scale > 0).all()
-
-
-@pytest.mark.parametrize("tokens", [1, 9, 700])
-def test_fused_parts_are_their_layers_bit_for_bit(tokens: int) -> None:
-    layers = [layer(64, 32), layer(64, 16, bias=False), layer(64, 48)]
-    alone = [Int8Linear(one.weight, one.bias) for one in layers]
-    together = parts(layers)
-    for x in (torch.randn(2, tokens, 64, dtype=torch.bfloat16), torch.randn(2, 1, 64, dtype=torch.bfloat16)):
-        for order in ((0, 1, 2), (2, 0, 1)):
-            for index in order:
-                assert torch.equal(together[index](x), alone[index](x))
-    assert together[0].fused.kept.input is None, "nothing is kept after the last part"
-
-
-def test_fused_parts_tell_inputs_apart() -> None:
-    layers = [layer(64, 32), layer(64, 32)]
-    alone = [Int8Linear(one.weight, one.bias) for one in layers]
-    first, second = parts(layers)
-    x, y = torch.randn(5, 64, dtype=torch.bfloat16), torch.randn(5, 64, dtype=torch.bfloat16)
-    first(x)
-    assert torch.equal(second(y), alone[1](y))
-    assert torch.equal(second(x), alone[1](x))
-    assert torch.equal(first(x), alone[0](x))
-
-
-def test_fused_parts_serve_several_threads() -> None:
-    layers = [layer(64, 32), layer(64, 32), layer(64, 32)]
-    alone = [Int8Linear(one.weight, one.bias) for one in layers]
-    made = parts(layers)
-
-    def run(seed: int) -> bool:
-        generator = torch.Generator().manual_seed(seed)
-        same = True
-        for _ in range(50):
-            x = torch.randn(4, 64, generator=generator).bfloat16()
-            same &= all(torch.equal(part(x), one(x)) for part, one in zip(made, alone, strict=True))
-        return same
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(run, range(8)))
 
 
 def test_copies_and_pickles() -> None:

@@ -28,7 +28,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize
-from hf_longattn.modeling.inference.fast_linear import FusedPart, Int8Linear, PackedLinear
+from hf_longattn.modeling.inference.fast_linear import Int8Linear, PackedLinear
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.run.packing import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
@@ -141,7 +141,7 @@ def test_int8_is_close_to_bf16(base: str) -> None:
     expected = run(copy.deepcopy(model).optimize_for_inference("bf16"), base, **inputs).float()
     fast = copy.deepcopy(model).optimize_for_inference("int8")
     found = run(fast, base, **inputs).float()
-    linears = [module for module in fast.base_model.modules() if isinstance(module, Int8Linear | FusedPart)]
+    linears = [module for module in fast.base_model.modules() if isinstance(module, Int8Linear)]
     assert len(linears) >= 6
     if hasattr(model.config, "num_experts_per_tok"):  # rounding sends some tokens to other experts
         real = inputs["attention_mask"].bool()
@@ -288,13 +288,13 @@ def test_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> Non
     model = long_model(base, None, WINDOW).optimize_for_inference("int8", pack=False)
     assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)
     expected = run(model, base, **batch(100))
-    monkeypatch.setattr(optimize, "PIECE", 48)
+    monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 48)
     assert torch.equal(run(model, base, **batch(100)), expected)
 
 
 def test_what_is_not_of_tokens_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """I-BERT gives its blocks a scale beside the hidden states."""
-    monkeypatch.setattr(optimize, "PIECE", 4)
+    monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 4)
     seen: list[Any] = []
 
     def whole(x: Tensor, factor: Any) -> Tensor:
@@ -314,7 +314,7 @@ def test_layers_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None
     inputs, whole = batch(100), copy.deepcopy(model).optimize_for_inference("int8", pack=False)
     with torch.no_grad():
         expected = whole(**inputs).last_hidden_state
-        monkeypatch.setattr(optimize, "PIECE", 48)  # 16 tokens of each of three rows
+        monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 48)  # 16 tokens of each of three rows
         copied = copy.deepcopy(whole)
         seen: list[int] = []
         block = copied.encoder.layer[0]
@@ -349,7 +349,7 @@ def test_layers_that_stay() -> None:
     assert fast.cls.predictions.decoder.weight is fast.bert.embeddings.word_embeddings.weight
     assert isinstance(fast.cls.predictions.transform.dense, PackedLinear)
     mechanism = fast.bert.encoder.layer[0].attention.self.long_attention
-    assert not any(isinstance(module, PackedLinear | Int8Linear | FusedPart) for module in mechanism.modules())
+    assert not any(isinstance(module, PackedLinear | Int8Linear) for module in mechanism.modules())
     rotary = long_model("llama", None, WINDOW).optimize_for_inference("bf16")
     assert rotary.rotary_emb.inv_freq.dtype == torch.float32
 
@@ -438,7 +438,7 @@ def test_a_warning_says_where_int8_is_not_the_fastest(amx: bool, monkeypatch: py
     monkeypatch.setattr(optimize.logger, "warning_once", warnings.append)
     long_model("bert", None, WINDOW).optimize_for_inference("bf16")
     long_model("bert", None, WINDOW).optimize_for_inference("int8")
-    assert warnings == [optimize.SLOWER] * amx
+    assert warnings == [optimize.INT8_IS_SLOWER] * amx
 
 
 def test_refusals() -> None:

@@ -1,9 +1,7 @@
 """Linear layers for inference on the CPU, whose weights are laid out once for oneDNN's kernels.
 
 ``nn.Linear`` lays its weight out anew in every call. :class:`PackedLinear` keeps it as oneDNN wants it and computes the same bits;
-:class:`Int8Linear` keeps 8 bits per weight. A :class:`FusedLinear` computes several projections of one input, those of queries, keys and
-values, in one product; in 8 bits, whose sums are exact, it changes no result. (In bf16 it would, at some lengths, and is no faster from 512
-tokens on.)
+:class:`Int8Linear` keeps 8 bits per weight. (One product for queries, keys and values would save 2 to 3 % of the time in 8 bits.)
 
 8 bits: the weight has one scale per output (its largest magnitude over 127), the input one scale per token, found when it is seen
 (dynamic, symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). With a scale per token, what a token gets depends on no other
@@ -12,8 +10,6 @@ token of its batch.
 
 from __future__ import annotations
 
-import copy
-import threading
 from typing import Any, NoReturn
 
 import torch
@@ -23,13 +19,14 @@ from ...engines.common.derivatives import differentiated
 from ...errors import BackendError
 from ...private_apis import int8_product, pack_int8, pack_weight, packed_product
 
-MOST = 127
+LARGEST_CODE = 127
 """The largest magnitude of 8 bits, symmetric."""
-ROWS, CELLS = 512, 3 * 2**16
-"""Rows of a product in 8 bits, and values of its input that are quantised at a time: these stay in the cache between the steps of rounding,
-while a product of fewer rows reads the weight too often (measured from 32 to 2,048 rows of 768 and 3,072 values)."""
-SMALLEST = 1e-8
-"""Of scales, so that a row of zeros has one."""
+ROWS_PER_PRODUCT = 512
+"""Rows of a product in 8 bits; one of fewer rows reads the weight too often (measured from 32 to 2,048 rows of 768 and 3,072 values)."""
+VALUES_PER_ROUNDING = 3 * 2**16
+"""Values of a product's input that are quantised at a time, so that they stay in the cache between the steps of rounding."""
+SMALLEST_SCALE = 1e-8
+"""The smallest scale, so that a row of zeros has one."""
 
 
 def outside_of_graphs(layer: nn.Module, x: Tensor) -> Tensor:
@@ -55,7 +52,7 @@ class InferenceLinear(nn.Module):
     in_features: int
     out_features: int
     bias: Tensor | None
-    kept: torch.dtype
+    fixed_dtype: torch.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """``(…, in_features)`` -> ``(…, out_features)``.
@@ -107,8 +104,8 @@ class InferenceLinear(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of inputs and outputs."""
-        return self.kept
+        """The dtype of inputs and outputs."""
+        return self.fixed_dtype
 
 
 class PackedLinear(InferenceLinear):
@@ -123,7 +120,7 @@ class PackedLinear(InferenceLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.kept, self.transposed = weight.dtype, transposed
+        self.fixed_dtype, self.transposed = weight.dtype, transposed
         self.packed = pack_weight(weight.detach().contiguous())
         self.bias = None if bias is None else bias.detach().clone()
 
@@ -160,7 +157,7 @@ class Int8Linear(InferenceLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.kept = weight.dtype
+        self.fixed_dtype = weight.dtype
         quantised, scale = quantise(weight.detach())
         self.scale = scale.flatten()
         self.packed = pack_int8(quantised)
@@ -169,30 +166,20 @@ class Int8Linear(InferenceLinear):
 
     @property
     def weight(self) -> Tensor:
-        """In 8 bits and oneDNN's layout; T5 asks for its dtype."""
+        """The weight in 8 bits and oneDNN's layout; T5 asks for its dtype."""
         return self.packed
 
-    def parts(self, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """``(…, in_features)`` -> ``(…, size)`` for each of ``sizes``, which add up to the outputs; each is stored by itself."""
-        return tuple(out.view(*x.shape[:-1], size) for out, size in zip(self.products(self.rows(x), sizes), sizes, strict=True))
-
     def product(self, x: Tensor) -> Tensor:
-        return self.products(x, (self.out_features,))[0]
-
-    def products(self, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """``(M, in_features)`` -> ``(M, size)`` for each of ``sizes``."""
-        outs = tuple(x.new_empty(x.shape[0], size) for size in sizes)
-        for at in range(0, x.shape[0], ROWS):
-            codes, scale = quantise_in_pieces(x[at : at + ROWS])
+        out = x.new_empty(x.shape[0], self.out_features)
+        for start in range(0, x.shape[0], ROWS_PER_PRODUCT):
+            rows = slice(start, start + ROWS_PER_PRODUCT)
+            codes, scale = quantise_in_pieces(x[rows])
             sums = int8_product(codes, self.packed, self.scale, self.zeros, self.dtype)
-            scale, first = scale.to(self.dtype), 0
-            for out, size in zip(outs, sizes, strict=True):
-                columns = slice(first, first := first + size)
-                if self.bias is None:
-                    torch.mul(sums[:, columns], scale, out=out[at : at + ROWS])
-                else:
-                    torch.addcmul(self.bias[columns], sums[:, columns], scale, out=out[at : at + ROWS])
-        return outs
+            if self.bias is None:
+                torch.mul(sums, scale.to(self.dtype), out=out[rows])
+            else:
+                torch.addcmul(self.bias, sums, scale.to(self.dtype), out=out[rows])
+        return out
 
     def __getstate__(self) -> NoReturn:
         refuse_saving()
@@ -206,7 +193,7 @@ def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None
 
     ``codes (M, K)`` int8 and ``space (M, K)`` float32 are written to where they are given, which saves allocating them.
     """
-    scale = largest_magnitudes(x).div_(MOST).clamp_(min=SMALLEST)
+    scale = largest_magnitudes(x).div_(LARGEST_CODE).clamp_(min=SMALLEST_SCALE)
     # the product reads rows, also where x is a transposed weight (Conv1D)
     values = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format) if space is None else space.copy_(x)
     values.mul_(scale.reciprocal()).round_()
@@ -214,14 +201,15 @@ def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None
 
 
 def quantise_in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`quantise` for about :data:`CELLS` values at a time."""
-    few = max(1, CELLS // x.shape[1])
-    if x.shape[0] <= few:
+    """Quantise ``x (M, K)`` as :func:`quantise` does, about :data:`VALUES_PER_ROUNDING` values at a time."""
+    rows = max(1, VALUES_PER_ROUNDING // x.shape[1])
+    if x.shape[0] <= rows:
         return quantise(x)
-    codes, space = torch.empty(x.shape, dtype=torch.int8), torch.empty(few, x.shape[1])
-    starts = range(0, x.shape[0], few)
-    pieces = [(x[at : at + few], codes[at : at + few]) for at in starts]
-    return codes, torch.cat([quantise(piece, of_piece, space[: piece.shape[0]])[1] for piece, of_piece in pieces])
+    codes, space = torch.empty(x.shape, dtype=torch.int8), torch.empty(rows, x.shape[1])
+    scales = [
+        quantise(x[start : start + rows], codes[start : start + rows], space[: len(x) - start])[1] for start in range(0, len(x), rows)
+    ]
+    return codes, torch.cat(scales)
 
 
 def largest_magnitudes(x: Tensor) -> Tensor:
@@ -236,62 +224,3 @@ def refuse_saving() -> NoReturn:
         "The weights of a model after optimize_for_inference('int8') are rounded and cannot be saved; save the model before, or write a "
         "quantised checkpoint with `longattn compress`."
     )
-
-
-class FusedLinear:
-    """Several projections of the same input in one product.
-
-    The parts are called one after the other by modelling code that knows nothing of this: the first to see an input computes all of them,
-    the others take their outputs. What is kept belongs to one thread, and to one input.
-
-    Args:
-        layer: all projections, their outputs one after the other.
-        sizes: outputs of each.
-    """
-
-    def __init__(self, layer: Int8Linear, sizes: tuple[int, ...]) -> None:
-        self.layer, self.sizes = layer, sizes
-        self.kept = threading.local()
-
-    def part(self, index: int, x: Tensor) -> Tensor:
-        """The outputs of one projection, ``(…, sizes[index])``."""
-        outputs: dict[int, Tensor] = getattr(self.kept, "outputs", {})
-        if getattr(self.kept, "input", None) is not x or index not in outputs:
-            outputs = dict(enumerate(self.layer.parts(x, self.sizes)))
-            self.kept.input = x
-        out = outputs.pop(index)
-        self.kept.outputs = outputs
-        if not outputs:
-            self.kept.input = None
-        return out
-
-    def __getstate__(self) -> NoReturn:
-        refuse_saving()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FusedLinear:
-        duplicate = memo[id(self)] = FusedLinear(copy.deepcopy(self.layer, memo), self.sizes)
-        return duplicate
-
-
-class FusedPart(nn.Module):
-    """One projection of a :class:`FusedLinear`, in the place of its ``nn.Linear``."""
-
-    def __init__(self, fused: FusedLinear, index: int) -> None:
-        super().__init__()
-        self.fused, self.index = fused, index
-        self.in_features, self.out_features = fused.layer.in_features, fused.sizes[index]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return outside_of_graphs(self, x)
-        return self.fused.part(self.index, x)
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, part {self.index} of {type(self.fused.layer).__name__}"
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.fused.layer.check_stays(fn)
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        refuse_saving()

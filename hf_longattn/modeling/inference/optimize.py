@@ -1,4 +1,4 @@
-"""What makes whole models fast on a CPU, beside attention: linear layers in bf16 or 8 bits, fused projections, and no work on padding.
+"""What makes whole models fast on a CPU, beside attention: linear layers in bf16 or 8 bits, and no work on padding.
 
 At 4,096 tokens three quarters of the time of a base-sized encoder with a window go into linear layers. :func:`optimize_for_inference`
 replaces them (:mod:`.fast_linear`), and lets base models run a padded batch as one packed row, through the paths that keep documents apart.
@@ -23,27 +23,26 @@ from ...errors import BackendError, OptionError, nearest
 from ...mechanisms.common.base import Mechanism
 from ...naming import LOGGER
 from ...private_apis import cpu_computes_bf16, has_amx, has_hooks, kept_in_float32
-from ..attach.attention_sites import attention_sites, own_projections
 from ..run.modes import RunsInModes
 from ..run.packing import Packing, packing_refusal
-from .fast_linear import FusedLinear, FusedPart, InferenceLinear, Int8Linear, PackedLinear
+from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
 
 logger = logging.get_logger(LOGGER)
 Model = TypeVar("Model", bound=PreTrainedModel)
 PRECISIONS = ("fp32", "bf16", "int8")
-"""Of linear layers. ``fp32`` replaces none of them, ``int8`` computes everything else as ``bf16`` does."""
-PIECE = 512
+"""The precisions of linear layers. ``fp32`` replaces none of them, ``int8`` computes everything else as ``bf16`` does."""
+TOKENS_PER_PIECE = 512
 """Tokens that the layers after an attention run on at a time (measured from 128 to 2,048)."""
-OPTIMISED = "inference_precision"
+PRECISION_ATTRIBUTE = "inference_precision"
 """The attribute of a model after :func:`optimize_for_inference`, its precision."""
-SLOWER = (
+INT8_IS_SLOWER = (
     "optimize_for_inference('int8'): this processor (AMX) multiplies as fast in bf16, so int8 takes half the memory for weights "
     "but more time for inputs of less than about 8,000 tokens; for speed choose 'bf16'."
 )
 """The warning on processors with AMX (measured on an Intel Xeon of 2023; without AMX int8 is the fastest at every length)."""
-APPLY = "_apply"
+APPLY_METHOD = "_apply"
 """The method of modules by which torch moves and converts them."""
-FREQUENCIES = "inv_freq"
+ROTARY_FREQUENCIES = "inv_freq"
 """The end of the names of rotary frequencies, which stay in float32: rounded, distant positions would be mistaken for one another."""
 
 
@@ -70,8 +69,8 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
       It is the fastest without AMX; with AMX bf16 is, up to some 8,000 tokens, and a warning says so.
       The layer that predicts tokens stays in bf16, as do heads and what mechanisms train. ``fp32`` computes in float32 what was loaded in
       float16 or bfloat16, and replaces no layer.
-    - The projections of queries, keys and values are one product in ``int8``, and in layers with a ``feed_forward_chunk`` (BERT, RoBERTa …)
-      all that follows the attention runs on 512 tokens at a time, so that it stays in the cache; neither changes a result.
+    - In ``int8``, in layers with a ``feed_forward_chunk`` (BERT, RoBERTa …), all that follows the attention runs on 512 tokens at a time,
+      so that it stays in the cache; this changes no result.
     - Base models of Long classes run a batch with padding as one packed row, so that no layer works on padding; documents see what they
       see alone. Rows of padding in ``last_hidden_state`` become zeros. A batch is run as it is, if it asks for attentions or for a cache
       (``use_cache=False`` packs decoders), has padding between real tokens, or is given to a compiled model.
@@ -99,7 +98,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
     if pack and (why := packing_refusal(model) if not bases else next((why for why in refusals.values() if why), None)):
         raise OptionError(f"pack=True: {why.rstrip('.')}; leave it out.")
     if precision == "int8" and has_amx():
-        logger.warning_once(SLOWER)
+        logger.warning_once(INT8_IS_SLOWER)
     model.eval().requires_grad_(False)
     if precision != "fp32":
         _cast(model, torch.bfloat16)
@@ -111,9 +110,9 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
     for base, refused in refusals.items():
         if pack is not False and refused is None:
             base.packing = Packing(base)
-    setattr(model, OPTIMISED, precision)
+    setattr(model, PRECISION_ATTRIBUTE, precision)
     if precision != "fp32":
-        setattr(model, APPLY, partial(_apply_to_all, model))
+        setattr(model, APPLY_METHOD, partial(_apply_to_all, model))
     return model
 
 
@@ -130,7 +129,7 @@ def _check(model: Any, precision: str) -> None:
         raise OptionError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.{nearest(precision, PRECISIONS)}")
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"optimize_for_inference takes a model of transformers, not {type(model).__name__}.")
-    if (before := getattr(model, OPTIMISED, None)) is not None:
+    if (before := getattr(model, PRECISION_ATTRIBUTE, None)) is not None:
         raise BackendError(f"This model was optimised for inference already ({before}); load it again to choose anew.")
     if getattr(model.config, "quantization_config", None) is not None:
         raise BackendError(f"This {type(model).__name__} is quantised already; load the checkpoint that it was made from.")
@@ -150,12 +149,16 @@ def _check(model: Any, precision: str) -> None:
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """As ``from_pretrained(dtype=…)`` loads: parameters and buffers, except what transformers keeps in float32 and rotary frequencies."""
-    kept = kept_in_float32(model)
+    float32_modules = kept_in_float32(model)
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not any(part in kept for part in name.split(".")):
+        if parameter.is_floating_point() and not any(part in float32_modules for part in name.split(".")):
             parameter.data = parameter.data.to(dtype)
     for name, values in model.named_buffers():
-        if values.is_floating_point() and not name.endswith(FREQUENCIES) and not any(part in kept for part in name.split(".")):
+        if (
+            values.is_floating_point()
+            and not name.endswith(ROTARY_FREQUENCIES)
+            and not any(part in float32_modules for part in name.split("."))
+        ):
             values.data = values.data.to(dtype)
     model.config.dtype = dtype
 
@@ -166,14 +169,6 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module, parent, name in _linears(model):
         places.setdefault(module, []).append((parent, name))
-    for modules in _projections(model, places) if layer is Int8Linear else ():
-        weight = torch.cat([_weight(module) for module in modules])
-        biases: list[Tensor] = [weight.new_zeros(module.out_features) if module.bias is None else module.bias for module in modules]
-        bias = None if all(module.bias is None for module in modules) else torch.cat(biases)
-        fused = FusedLinear(Int8Linear(weight, bias), tuple(module.out_features for module in modules))
-        for index, module in enumerate(modules):
-            for parent, name in places.pop(module):
-                setattr(parent, name, FusedPart(fused, index))
     for module, owners in places.items():
         weight, bias = _weight(module), cast("Tensor | None", module.bias)
         if layer is Int8Linear and id(module) in inside:
@@ -191,29 +186,30 @@ def _run_in_pieces(model: nn.Module) -> None:
     In 8 bits a token's result depends on no other token, so this changes no bit; products in bf16 may depend on their number of rows.
     """
     for module in model.modules():
-        if callable(whole := getattr(module, "feed_forward_chunk", None)):
-            setattr(module, "feed_forward_chunk", partial(_in_pieces, whole))  # noqa: B010 - a method of some modules only
+        if callable(feed_forward := getattr(module, "feed_forward_chunk", None)):
+            setattr(module, "feed_forward_chunk", partial(_in_pieces, feed_forward))  # noqa: B010 - a method of some modules only
             output = getattr(getattr(module, "attention", None), "output", None)
             if isinstance(output, nn.Module):
                 output.forward = partial(_in_pieces, output.forward)
 
 
-def _in_pieces(whole: Callable[..., Tensor], *given: Any) -> Tensor:
-    """A function of each token of tensors ``(B, N, D)``, for :data:`PIECE` tokens at a time; of anything else, as it is.
+def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
+    """Call ``function``, which computes each token of tensors ``(B, N, D)`` alone, for :data:`TOKENS_PER_PIECE` tokens at a time, and for
+    anything else as it is.
 
     transformers counts the parameters of a ``feed_forward_chunk``: one here, however many tensors there are.
     """
-    shapes = {tuple(x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else () for x in given}
+    shapes = {tuple(x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else () for x in tensors}
     rows, length = shapes.pop() or (0, 0)
-    size = max(1, PIECE // max(1, rows))
+    size = max(1, TOKENS_PER_PIECE // max(1, rows))
     if shapes or in_graph() or length <= size:
-        return whole(*given)
+        return function(*tensors)
     out = None
     for start in range(0, length, size):
-        made = whole(*(x[:, start : start + size] for x in given))
+        piece = function(*(x[:, start : start + size] for x in tensors))
         if out is None:
-            out = made.new_empty(rows, length, *made.shape[2:])
-        out[:, start : start + size] = made
+            out = piece.new_empty(rows, length, *piece.shape[2:])
+        out[:, start : start + size] = piece
     assert out is not None
     return out
 
@@ -221,16 +217,16 @@ def _in_pieces(whole: Callable[..., Tensor], *given: Any) -> Tensor:
 def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str]]:
     """(layer, its parent, its name there) of every linear layer to replace: no part of a mechanism, no output embedding, nothing whose
     weight another module uses, that is hooked, or that stays in float32."""
-    left = {id(module) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for module in mechanism.modules()}
-    left.add(id(model.get_output_embeddings()))
+    excluded = {id(module) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for module in mechanism.modules()}
+    excluded.add(id(model.get_output_embeddings()))
     owners: dict[int, set[int]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), set()).add(id(module))
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            plain = type(module) in (nn.Linear, Conv1D) and id(module) not in left and not has_hooks(module)
-            if plain and all(len(owners[id(one)]) == 1 and one.dtype == torch.bfloat16 for one in module.parameters()):
+            plain = type(module) in (nn.Linear, Conv1D) and id(module) not in excluded and not has_hooks(module)
+            if plain and all(len(owners[id(parameter)]) == 1 and parameter.dtype == torch.bfloat16 for parameter in module.parameters()):
                 yield module, parent, name
 
 
@@ -240,25 +236,9 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.detach().t() if isinstance(module, Conv1D) else weight.detach()
 
 
-def _projections(model: PreTrainedModel, replaced: Any) -> Iterator[list[nn.Linear]]:
-    """Those of queries, keys and values of each self-attention, where they are three layers of the same input."""
-    seen: set[int] = set()
-    for site in attention_sites(model):
-        if site.cross or id(site.module) in seen:
-            continue
-        seen.add(id(site.module))
-        own = own_projections(site.module)
-        names = [own[f"{kind}.weight"] for kind in ("query", "key", "value") if f"{kind}.weight" in own]
-        if len(names) < 3 or any(one.split is not None for one in names):
-            continue
-        modules: list[Any] = [site.module.get_submodule(one.name.rpartition(".")[0]) for one in names]
-        if all(type(one) is nn.Linear and one in replaced for one in modules) and len({one.in_features for one in modules}) == 1:
-            yield modules
-
-
 # ---- models with 8-bit layers of torchao
 
-OVERFLOW = (
+PRODUCTS_OVERFLOW = (
     "The 8-bit products of torch overflow on this processor, which has no VNNI instructions, so the outputs of a model of torchao's int8 "
     "are wrong on it. Run it on a GPU or on a processor with VNNI, or compress it with --method int8-weight-only or bf16."
 )
@@ -284,4 +264,4 @@ def warn_of_overflow(model: Any) -> None:
     quantisation = getattr(model.config, "quantization_config", None)
     kind = type(getattr(quantisation, "quant_type", None)).__name__
     if kind == "Int8DynamicActivationInt8WeightConfig" and model.device.type == "cpu" and products_overflow():
-        logger.warning(OVERFLOW)
+        logger.warning(PRODUCTS_OVERFLOW)

@@ -1,12 +1,29 @@
 """How a base model is run: once with the caller's arguments, or in a mode.
 
-A mode changes the arguments of the base's ``forward``, calls it once or several times, and gives every field of the output the shape that
-the caller expects (:mod:`.outputs`). The base model asks its modes in this order (``LongBaseModelMixin._run``):
+A call of a Long model, step by step:
 
-- sharding (:mod:`.sharding`): the tokens of every row are those of one process of several;
-- packing (:mod:`.packing`): the rows of a padded batch are one row of documents;
-- segments (:mod:`.segments`): one segment of the text after another, with memory tokens.
+1. ``forward`` of any Long class takes our arguments out of the call (``with_long_arguments`` in :mod:`hf_longattn.modeling.mixin`).
+2. With ``memory=``, the outermost model runs in the mode :mod:`.memory`: the memory becomes a cache or memory tokens of the next steps.
+3. A head runs its base model, ``LongBaseModelMixin``, whose call may be sharded (:mod:`.sharding`: each process has a part of every row)
+   or packed (:mod:`.packing`: the rows of a padded batch are one row of documents).
+4. Otherwise ``run_whole`` checks lengths, and finds documents and tokens that are global by their ids.
+5. A model with memory tokens runs over one segment after another (:mod:`.segments`), with a cache where ``generate`` asks for one
+   (:mod:`.segment_decoding`); every other model runs once.
 
-A memory from call to call (:mod:`.memory`) belongs to the outermost model of a call, and reaches the base as a cache or as memory tokens.
-Two modes compose, or the call is refused with one sentence; ``tests/modes`` crosses all of them, with all other ways to call a model.
+Every mode has the same three steps (:class:`.modes.Mode`): ``prepare`` the inputs, or leave the call alone; ``run`` the model once or
+several times; ``restore`` the outputs. For base models :func:`.outputs.joined` is the one function that knows every field of an output and
+which of them run along the text; a field that a mode cannot restore is refused.
+
+Two modes in one call run together, one leaves the call to the other, or the call is refused (:data:`.modes.MEETINGS`):
+
+============ ================ ================ ================
+..           packing          segments         memory
+============ ================ ================ ================
+sharding     sharding runs    refused          refused
+packing                       segments run     memory runs
+segments                                       both run
+============ ================ ================ ================
+
+``tests/modes`` crosses all modes with all other ways to call a model. A loss in training gets what mechanisms and routers add to it in
+:mod:`.losses`.
 """

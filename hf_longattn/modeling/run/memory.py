@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,7 +17,7 @@ from ...private_apis import attention_implementation
 from ..attach.attention_sites import attention_sites
 from ..attach.memory_tokens import MemoryTokens
 from ..family.validation import check_positions, input_of
-from .outputs import wants_tuple
+from .modes import Forward, Mode
 from .segments import INNER
 
 MASK_OF_MEMORY = "mask_of_memory"
@@ -46,38 +46,68 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
 
 
-def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory, reset: Tensor | None) -> Any:
-    """``forward`` with the memory of the previous call; the outputs hold the next one as ``outputs.memory``."""
-    if not isinstance(memory, SegmentMemory):
-        raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
-    if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
-        raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
-    if arguments.get("past_key_values") is not None:
-        raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
-    if arguments.get("position_ids") is not None:
-        raise MemoryMismatchError("position_ids were given with a memory, which counts positions by itself; leave them out.")
-    tokens = input_of(arguments)
-    if tokens is None:
-        raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
-    following = memory.begin(tokens.shape[0], reset)
-    added: dict[str, Any] = {}
-    if isinstance(following, TokenMemory):
-        added[INNER] = following
-    elif isinstance(following, CacheMemory):
-        _refuse_checkpointing(model)
-        added = following.extend(_real(arguments.get("attention_mask"), tokens))
-        table = next((table for table in model.family.position_tables if not table.decoder), None)
-        if model.hands_globals_down:
-            added[MASK_OF_MEMORY] = added.pop("attention_mask")
-        if table is not None:
-            added["position_ids"] = added["position_ids"] + table.first_id(model.config)
-            check_positions(table, model.config, added["position_ids"])
-    outputs = forward(model, **{**arguments, **added, "return_dict": True})
-    if isinstance(following, CacheMemory):
-        following.close()
-    kind: Any = type(outputs)
-    outputs = _remembering(kind)(**outputs, memory=following)
-    return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
+@dataclass(frozen=True)
+class MemoryInputs:
+    """The arguments of a call with the memory that it reads and that the next call gets."""
+
+    arguments: dict[str, Any]
+    following: SegmentMemory
+
+
+class Memory(Mode[MemoryInputs]):
+    """Runs the outermost model of a call with the memory of the call before; the outputs hold the next one as ``outputs.memory``.
+
+    Args:
+        memory: ``model.new_memory()``, or the ``outputs.memory`` of the call before.
+        reset: ``(B,)``, rows that start a new document.
+    """
+
+    name = "a memory"
+
+    def __init__(self, memory: SegmentMemory, reset: Tensor | None) -> None:
+        self.memory, self.reset = memory, reset
+
+    def prepare(self, model: Any, arguments: dict[str, Any]) -> MemoryInputs:
+        self._check(model, arguments)
+        tokens = input_of(arguments)
+        if tokens is None:
+            raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
+        following = self.memory.begin(tokens.shape[0], self.reset)
+        added: dict[str, Any] = {}
+        if isinstance(following, TokenMemory):
+            added[INNER] = following
+        elif isinstance(following, CacheMemory):
+            _refuse_checkpointing(model)
+            added = following.extend(_real(arguments.get("attention_mask"), tokens))
+            table = next((table for table in model.family.position_tables if not table.decoder), None)
+            if model.hands_globals_down:
+                added[MASK_OF_MEMORY] = added.pop("attention_mask")
+            if table is not None:
+                added["position_ids"] = added["position_ids"] + table.first_id(model.config)
+                check_positions(table, model.config, added["position_ids"])
+        return MemoryInputs({**arguments, **added, "return_dict": True}, following)
+
+    def _check(self, model: Any, arguments: dict[str, Any]) -> None:
+        memory = self.memory
+        if not isinstance(memory, SegmentMemory):
+            raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
+        if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
+            raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
+        if arguments.get("past_key_values") is not None:
+            raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
+        if arguments.get("position_ids") is not None:
+            raise MemoryMismatchError("position_ids were given with a memory, which counts positions by itself; leave them out.")
+
+    def run(self, model: Any, forward: Forward, inputs: MemoryInputs) -> list[Any]:
+        outputs = forward(model, **inputs.arguments)
+        if isinstance(inputs.following, CacheMemory):
+            inputs.following.close()
+        return [outputs]
+
+    def restore(self, model: Any, inputs: MemoryInputs, parts: Sequence[Any]) -> Any:
+        """The outputs as they are, which a head may have added to, with the memory."""
+        kind: Any = type(parts[0])
+        return _remembering(kind)(**parts[0], memory=inputs.following)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,26 +13,59 @@ from ...backend import DOCUMENTS
 from ...engines.common.batch import Batch, in_graph
 from ...private_apis import outputs_collected
 from ..attach.attention_sites import attention_sites
-from .outputs import Kind, joined, scattered, wants_tuple
+from .modes import Forward, Mode
+from .outputs import Kind, joined, scattered
 
-Forward = Callable[..., Any]
 SCALARS = (bool, int, float, str)
 """Arguments of these types hold for all rows."""
 
 
-class Packing:
-    """Runs the padded batches of a base model as one packed row.
+@dataclass(frozen=True)
+class PackedInputs:
+    """The arguments of the packed row, the places ``(T,)`` of its tokens among those of all rows, where each row starts in it ``(B,)``,
+    and the batch's rows and length."""
+
+    arguments: dict[str, Any]
+    places: Tensor
+    starts: Tensor
+    rows: int
+    length: int
+
+
+class Packing(Mode[PackedInputs]):
+    """Runs the padded batches of a base model as one packed row; rows of padding in its outputs are zeros.
 
     A batch is run as it is, if it asks for attentions or for a cache, has padding between real tokens, other arguments than tensors
     ``(B, N, …)``, or is given to a compiled model.
     """
+
+    name = "packed batches"
 
     def __init__(self, base: Any) -> None:
         self.causal = any(getattr(site.module, "is_causal", False) for site in attention_sites(base))
         """Whether it is a decoder, which returns a cache by default."""
         _pool_first_tokens(base)
 
-    def real_tokens(self, base: Any, arguments: dict[str, Any]) -> Tensor | None:
+    def prepare(self, model: Any, arguments: dict[str, Any]) -> PackedInputs | None:
+        real = self._real_tokens(model, arguments)
+        if real is None:
+            return None
+        rows, length = real.shape
+        places = real.flatten().nonzero()[:, 0]
+        packed = {
+            name: value.flatten(0, 1)[places][None] if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+            if value is not None and name != "attention_mask"
+        }
+        packed["documents"] = (places // length)[None]
+        if model.position_table is not None and model.takes_positions and "position_ids" not in packed:
+            positions = model.own_positions({**arguments, "attention_mask": real}, (rows, length), real.device)
+            packed["position_ids"] = positions.flatten()[places][None]
+        counts = real.sum(1)
+        starts = (counts.cumsum(0) - counts).clamp(max=len(places) - 1)
+        return PackedInputs({**packed, "return_dict": True}, places, starts, rows, length)
+
+    def _real_tokens(self, base: Any, arguments: dict[str, Any]) -> Tensor | None:
         """The real tokens ``(B, N)`` of a call that is to be packed; ``None`` for one that is to run as it is."""
         mask = arguments.get("attention_mask")
         if in_graph() or not base.runs_mechanisms or not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -47,39 +80,26 @@ class Packing:
             return None
         real = mask.bool()
         sequences = Batch(real).sequences
-        if not sequences or sum(one.stop - one.start for one in sequences) == real.numel() or any(one.holes for one in sequences):
+        without_padding = sum(sequence.stop - sequence.start for sequence in sequences) == real.numel()
+        if not sequences or without_padding or any(sequence.holes for sequence in sequences):
             return None
         return real
 
-    def run(self, base: Any, forward: Forward, arguments: dict[str, Any], real: Tensor) -> Any:
-        """The outputs of the batch ``arguments`` with the real tokens ``(B, N)``; rows of padding are zeros."""
-        rows, length = real.shape
-        places = real.flatten().nonzero()[:, 0]
-        packed = {
-            name: value.flatten(0, 1)[places][None] if isinstance(value, Tensor) else value
-            for name, value in arguments.items()
-            if value is not None and name != "attention_mask"
-        }
-        packed["documents"] = (places // length)[None]
-        if base.position_table is not None and base.takes_positions and "position_ids" not in packed:
-            positions = base.own_positions({**arguments, "attention_mask": real}, (rows, length), real.device)
-            packed["position_ids"] = positions.flatten()[places][None]
-        counts = real.sum(1)
-        pooling = _POOLING.set(_Pooling((counts.cumsum(0) - counts).clamp(max=len(places) - 1)))
+    def run(self, model: Any, forward: Forward, inputs: PackedInputs) -> list[Any]:
+        pooling = _POOLING.set(_Pooling(inputs.starts))
         try:
-            outputs = base.run_whole(forward, {**packed, "return_dict": True})
+            return [model.run_whole(forward, inputs.arguments)]
         finally:
             _POOLING.reset(pooling)
 
+    def restore(self, model: Any, inputs: PackedInputs, parts: Sequence[Any]) -> Any:
         def tokens(values: Sequence[Tensor]) -> Tensor:
-            return scattered(values[0][0], places, rows, length)
+            return scattered(values[0][0], inputs.places, inputs.rows, inputs.length)
 
         def routes(values: Sequence[Tensor]) -> Tensor:
-            return scattered(values[0], places, rows, length).flatten(0, 1)
+            return scattered(values[0], inputs.places, inputs.rows, inputs.length).flatten(0, 1)
 
-        joins = {Kind.TOKENS: tokens, Kind.ROUTES: routes, Kind.SEQUENCES: lambda values: values[0]}
-        outputs = joined([outputs], joins, "packed batches")
-        return outputs.to_tuple() if wants_tuple(base, arguments) else outputs
+        return joined(parts, {Kind.TOKENS: tokens, Kind.ROUTES: routes, Kind.SEQUENCES: lambda values: values[0]}, self.name)
 
 
 def packing_refusal(model: Any) -> str | None:

@@ -28,8 +28,8 @@ from ..attach.token_globals import global_tokens_of, token_rule
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
 from ..family.validation import input_of
 from .losses import auxiliary_loss
-from .modes import RunsInModes
-from .outputs import Kind, by_rows, joined, wants_tuple
+from .modes import Forward, Mode, RunsInModes
+from .outputs import Kind, by_rows, joined
 
 BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
 """Heads whose logits depend on one token's hidden state each: they stay split."""
@@ -136,9 +136,10 @@ def _by_token(model: nn.Module) -> bool:
 
 
 @dataclasses.dataclass(eq=False)
-class Sharding:
+class Sharding(Mode[dict[str, Any]]):
     """How the calls of one context are split: what the base model does with its input, and its head with labels."""
 
+    name = "sequence parallelism"
     base: Any
     group: Any
     rank: int
@@ -157,49 +158,27 @@ class Sharding:
             if isinstance(module, Mechanism):
                 module.shard = shard
 
-    def run(self, base: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs of the base model for this process's tokens; what a head reads of the whole sequence is gathered."""
-        outputs = forward(base, **{**self._split(base, arguments), "return_dict": True})
-        shard = self.shard
-        assert shard is not None
-
-        def gathered(parts: Sequence[Tensor]) -> Tensor:
-            return shard.reach(parts[0], [(0, shard.length)] * self.processes, 1)
-
-        def pooled(parts: Sequence[Tensor]) -> Tensor:
-            hidden = outputs.last_hidden_state
-            first = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
-            return base.pooler(shard.tokens(hidden[:, None], first)[:, 0] if self.by_token else hidden)
-
-        def own(parts: Sequence[Tensor]) -> Tensor:
-            return parts[0]
-
-        tokens = own if self.by_token else gathered
-        routes = by_rows(gathered if self.with_head else own, len(outputs.last_hidden_state))  # a head's loss is of all tokens
-        outputs = joined([outputs], {Kind.TOKENS: tokens, Kind.ROUTES: routes, Kind.SEQUENCES: pooled}, "sequence parallelism")
-        return outputs.to_tuple() if wants_tuple(base, arguments) else outputs
-
-    def _split(self, base: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the base model for this process's tokens."""
-        parameters = inspect.signature(type(base).forward).parameters
+        parameters = inspect.signature(type(model).forward).parameters
         tokens = input_of(arguments)
         if tokens is None:
             raise MaskError("Sequence parallelism splits input_ids or inputs_embeds, but neither was given.")
         shape = (tokens.shape[0], tokens.shape[1])
         self._check(arguments, shape)
-        base.check_inputs(arguments)  # of whole rows; finds the documents of positions that restart, and positions of documents
+        model.check_inputs(arguments)  # of whole rows; finds the documents of positions that restart, and positions of documents
         mask = arguments.get("attention_mask")
         mask = None if mask is None or bool(mask.all()) else mask.bool()
         documents = documents_of(arguments, shape)
         arguments = {name: value for name, value in arguments.items() if name not in DOCUMENTS}
         if documents is not None and bool((documents[:, :1] == documents[:, -1:]).all()):
             documents = None  # one in each row
-        rule = token_rule(base) if arguments.get("global_attention_mask") is None else None
+        rule = token_rule(model) if arguments.get("global_attention_mask") is None else None
         if rule is not None:
             arguments["global_attention_mask"] = global_tokens_of(rule, arguments, documents)
         chosen = arguments.get("global_attention_mask")
         if "position_ids" in parameters and arguments.get("position_ids") is None:
-            arguments["position_ids"] = base.own_positions(arguments, shape, tokens.device)
+            arguments["position_ids"] = model.own_positions(arguments, shape, tokens.device)
         if arguments.get("position_ids") is not None:
             self.last = arguments["position_ids"].max()
         if arguments.get("attention_mask") is None:  # a part's positions say nothing about documents
@@ -211,9 +190,32 @@ class Sharding:
         for name, value in arguments.items():
             if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] in (1, shape[0]) and value.shape[1] == shape[1]:
                 arguments[name] = value[:, shard.start : shard.stop]
-        if "use_cache" in parameters or getattr(base.config, "use_cache", False):
+        if "use_cache" in parameters or getattr(model.config, "use_cache", False):
             arguments["use_cache"] = False
-        return arguments
+        return {**arguments, "return_dict": True}
+
+    def run(self, model: Any, forward: Forward, inputs: dict[str, Any]) -> list[Any]:
+        return [forward(model, **inputs)]
+
+    def restore(self, model: Any, inputs: dict[str, Any], parts: Sequence[Any]) -> Any:
+        """The outputs of this process's tokens; what a head reads of the whole sequence is gathered."""
+        shard, outputs = self.shard, parts[0]
+        assert shard is not None
+
+        def gathered(values: Sequence[Tensor]) -> Tensor:
+            return shard.reach(values[0], [(0, shard.length)] * self.processes, 1)
+
+        def pooled(values: Sequence[Tensor]) -> Tensor:
+            hidden = outputs.last_hidden_state
+            first = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+            return model.pooler(shard.tokens(hidden[:, None], first)[:, 0] if self.by_token else hidden)
+
+        def unchanged(values: Sequence[Tensor]) -> Tensor:
+            return values[0]
+
+        tokens = unchanged if self.by_token else gathered
+        routes = by_rows(gathered if self.with_head else unchanged, len(outputs.last_hidden_state))  # a head's loss is of all tokens
+        return joined(parts, {Kind.TOKENS: tokens, Kind.ROUTES: routes, Kind.SEQUENCES: pooled}, self.name)
 
     def _check(self, kwargs: dict[str, Any], shape: tuple[int, int]) -> None:
         if shape[1] < self.processes:

@@ -1,0 +1,107 @@
+"""Two modes in one call: together, one alone, or refused, as the table of modes says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hf_longattn import sequence_parallel
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.modeling.run.modes import MEETINGS, Meeting, Mode
+from hf_longattn.modeling.run.packing import Packing, packing_refusal
+from hf_longattn.modeling.run.segments import Segments
+from hf_longattn.modeling.run.sharding import Sharding
+from tests.reference.small_models import long_model, padding, tokens
+
+WINDOW = {"mechanism": "window", "window": 16}
+MEMORY_TOKENS = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2}
+MODES = ("sharding", "packing", "segments", "memory")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of this process alone, which sequence parallelism needs."""
+    place = Path(tmp_path_factory.mktemp("group")) / "store"
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The modes of base models that run."""
+    names: list[str] = []
+    for kind, name in ((Sharding, "sharding"), (Packing, "packing"), (Segments, "segments")):
+
+        def run(self: Mode[Any], *args: Any, original: Any = kind.run, name: str = name) -> Any:
+            names.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(kind, "run", run)
+    return names
+
+
+def padded() -> dict[str, Tensor]:
+    return {"input_ids": tokens(2, 40), "attention_mask": padding(2, 40)}
+
+
+def test_the_table_has_every_pair() -> None:
+    assert {frozenset(pair) for pair in MEETINGS} == {frozenset(pair) for pair in itertools.combinations(MODES, 2)}
+
+
+def test_a_sharded_call_is_not_packed(ran: list[str]) -> None:
+    assert MEETINGS["sharding", "packing"] is Meeting.FIRST
+    model = long_model("bert", None, WINDOW).optimize_for_inference("fp32")
+    with sequence_parallel(model):
+        model(**padded())
+    assert ran == ["sharding"]
+
+
+def test_a_model_in_segments_is_not_sharded() -> None:
+    assert MEETINGS["sharding", "segments"] is Meeting.REFUSED
+    model = long_model("bert", None, MEMORY_TOKENS)
+    with pytest.raises(LongAttentionError, match="runs over its text in segments, which cannot be split"), sequence_parallel(model):
+        pass
+
+
+def test_a_sharded_call_takes_no_memory() -> None:
+    assert MEETINGS["sharding", "memory"] is Meeting.REFUSED
+    model = long_model("llama", "LlamaForCausalLM", WINDOW)
+    with sequence_parallel(model), pytest.raises(LongAttentionError, match="cannot be given memory"):
+        model(tokens(2, 40), memory=model.new_memory())
+
+
+def test_a_model_in_segments_is_not_packed(ran: list[str]) -> None:
+    assert MEETINGS["packing", "segments"] is Meeting.SECOND
+    model = long_model("bert", None, MEMORY_TOKENS)
+    assert "runs in segments with memory tokens" in str(packing_refusal(model))
+    model.optimize_for_inference("fp32")(**padded())
+    assert ran == ["segments"]
+
+
+def test_a_call_with_a_memory_is_not_packed(ran: list[str]) -> None:
+    assert MEETINGS["packing", "memory"] is Meeting.SECOND
+    model = long_model("llama", None, WINDOW).optimize_for_inference("fp32")
+    model(**padded(), use_cache=False)
+    assert ran == ["packing"]
+    assert model(**padded(), memory=model.new_memory()).memory is not None
+    assert ran == ["packing"]
+
+
+def test_segments_carry_a_memory_on(ran: list[str]) -> None:
+    assert MEETINGS["segments", "memory"] is Meeting.BOTH
+    model = long_model("bert", None, MEMORY_TOKENS)
+    with torch.no_grad():
+        outputs = model(tokens(2, 40), memory=model.new_memory())
+        alone = model(tokens(2, 40)).last_hidden_state
+        following = model(tokens(2, 40), memory=outputs.memory).last_hidden_state
+    assert ran == ["segments"] * 3
+    assert torch.equal(outputs.last_hidden_state, alone)
+    assert not torch.allclose(following, alone)
