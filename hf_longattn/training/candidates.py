@@ -64,11 +64,10 @@ class CandidateTrainer(TimedTrainer):
         return loss, None if scores is None else scores.argmax(-1), labels
 
 
-def accuracy_by_length(found: Sequence[int], rows: Dataset) -> dict[str, Any]:
+def accuracy_by_length(chosen: Sequence[int], rows: Dataset) -> dict[str, Any]:
     """accuracy and accuracy_se in per cent, n, and the same by the tokens of a question's inputs."""
-    right = [int(one == label) for one, label in zip(found, rows["labels"], strict=True)]
-    references = [{"label": 1, "length": length} for length in rows["length"]]
-    scores = load_metric("long_classification").compute(predictions=right, references=references)
+    references = [{"label": label, "length": length} for label, length in zip(rows["labels"], rows["length"], strict=True)]
+    scores = load_metric("long_classification").compute(predictions=chosen, references=references)
     for part in (scores, *scores["buckets"].values()):
         del part["macro_f1"], part["macro_f1_se"]  # which candidate has which number means nothing
     return dict(scores)

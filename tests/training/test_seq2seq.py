@@ -1,4 +1,4 @@
-"""Summaries: ROUGE worked by hand, a short run of a converted BART, and bad input."""
+"""Summaries: a short run of a converted BART, and bad input."""
 
 from __future__ import annotations
 
@@ -13,33 +13,10 @@ from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.evaluation.metrics.rouge import rouge, rouge_scores
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.seq2seq import SEQ2SEQ, finetune_seq2seq, write_in_one_language
 from tests.trained import tokenizer_of
 from tests.training.conftest import FAST, checkpoint
-
-
-@pytest.mark.parametrize(
-    ("prediction", "reference", "expected"),
-    [
-        ("The cat sat.", "the cat sat", (1.0, 1.0, 1.0, 1.0)),
-        ("the cat", "the cat sat on", (4 / 6, 2 / 4, 4 / 6, 4 / 6)),
-        ("sat cat the", "the cat sat", (1.0, 0.0, 1 / 3, 1 / 3)),
-        ("a b\nc d", "c d\na b", (1.0, 4 / 6, 0.5, 1.0)),  # Lsum takes the sentences one by one
-        ("", "the cat", (0.0, 0.0, 0.0, 0.0)),
-        ("x", "y", (0.0, 0.0, 0.0, 0.0)),
-    ],
-)
-def test_rouge(prediction: str, reference: str, expected: tuple[float, ...]) -> None:
-    assert rouge(prediction, reference) == pytest.approx(expected)
-
-
-def test_rouge_is_a_mean_over_texts() -> None:
-    names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-    expected = {"n": 2, **dict.fromkeys(names, 50.0), **{f"{name}_se": 50.0 for name in names}}
-    assert rouge_scores(["a b", "x"], ["a b", "y"]) == pytest.approx(expected)
-    assert rouge_scores([], [])["rouge1_se"] == 0.0
 
 
 def bart(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -24,6 +24,7 @@ from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choice
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import held_back, read_source
 from hf_longattn.errors import OptionError
+from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
@@ -142,7 +143,9 @@ def _scores(trainer: TimedTrainer, data: Dataset) -> tuple[list[int], dict[str, 
 
 
 def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": 100 * float((_chosen(found.predictions) == found.label_ids).mean())}
+    references = [{"label": label, "length": -1} for label in found.label_ids.tolist()]
+    scores = load_metric("long_classification").compute(predictions=_chosen(found.predictions).tolist(), references=references)
+    return {"accuracy": scores["accuracy"]}
 
 
 def _chosen(found: Any) -> np.ndarray:
