@@ -163,7 +163,7 @@ the direction of writing; and bytes that are not UTF-8, which paths may contain 
 
 def visible(text: str) -> str:
     """``text`` of somebody else (a file, a server, a path) as it can be shown: control characters are escaped as in Python."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def in_one_line(text: str) -> str:

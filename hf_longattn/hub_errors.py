@@ -106,7 +106,7 @@ def check_saved_model(name: str, revision: str | None = None, token: str | bool 
 
 def is_broken_connection(error: BaseException) -> bool:
     """Whether the connection to the Hub broke, rather than the Hub refusing."""
-    return any(_broken(one) for one in _chain(error)) and _response(error) is None
+    return any(_broken(cause) for cause in _chain(error)) and _response(error) is None
 
 
 def _broken(error: BaseException) -> bool:
@@ -119,7 +119,7 @@ def _local(error: BaseException) -> OSError | None:
     """The error of a local file, if it caused the failure."""
     if _response(error) is not None or is_broken_connection(error):
         return None
-    return next((one for one in _chain(error) if isinstance(one, OSError) and one.filename is not None), None)
+    return next((cause for cause in _chain(error) if isinstance(cause, OSError) and cause.filename is not None), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -129,34 +129,34 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _response(error: BaseException) -> Any:
-    return next((response for one in _chain(error) if (response := getattr(one, "response", None)) is not None), None)
+    return next((response for cause in _chain(error) if (response := getattr(cause, "response", None)) is not None), None)
 
 
 def _clean(error: BaseException, token: str | bool | None) -> BaseException | None:
     """The error as the cause of ours, unless it contains a token."""
-    texts = [str(one) for one in _chain(error)]
+    texts = [str(cause) for cause in _chain(error)]
     return error if all(text == redacted(text, token) for text in texts) else None
 
 
 def _sentence(repo_id: str, error: BaseException, operation: Operation) -> str:
     chain = list(_chain(error))
     response = _response(error)
-    if any(isinstance(one, errors.HFValidationError) for one in chain):
+    if any(isinstance(cause, errors.HFValidationError) for cause in chain):
         return operation.invalid.format(repr(repo_id))
-    if any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain):
+    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in chain):
         return operation.offline.format(repr(repo_id))
-    if any(isinstance(one, errors.LocalTokenNotFoundError) for one in chain):
+    if any(isinstance(cause, errors.LocalTokenNotFoundError) for cause in chain):
         return f"There is no Hub token on this machine; {LOG_IN}."
-    if any(isinstance(one, errors.GatedRepoError) for one in chain):
+    if any(isinstance(cause, errors.GatedRepoError) for cause in chain):
         return f"{repo_id!r} is gated: accept its conditions on the Hub and {LOG_IN}."
-    if any(isinstance(one, errors.RevisionNotFoundError) for one in chain):
+    if any(isinstance(cause, errors.RevisionNotFoundError) for cause in chain):
         return f"{repo_id!r} has no such revision; omit --revision to use the main branch."
-    if any(isinstance(one, errors.RepositoryNotFoundError) for one in chain):
+    if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in chain):
         return operation.missing.format(repr(repo_id))
     if response is not None:
         return _refused(repo_id, response, error, operation)
     if is_broken_connection(error):
-        kind = next(type(one).__name__ for one in chain if _broken(one))
+        kind = next(type(cause).__name__ for cause in chain if _broken(cause))
         return operation.broken.format(repr(repo_id), endpoint=constants.ENDPOINT, kind=kind, retry=operation.retry)
     if not isinstance(error, OSError | ValueError | RuntimeError) or isinstance(error, UnicodeError):
         kind = type(error).__name__

@@ -143,8 +143,8 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{str(path)!r} is not valid JSON ({error}).") from error
     level = [value]
     for _ in range(DEEPEST + 1):
-        containers = [one for one in level if isinstance(one, dict | list)]
-        level = [inner for one in containers for inner in (one.values() if isinstance(one, dict) else one)]
+        containers = [value for value in level if isinstance(value, dict | list)]
+        level = [inner for value in containers for inner in (value.values() if isinstance(value, dict) else value)]
     if level:
         raise CheckpointError(f"{str(path)!r} is not valid JSON (nested too deeply).")
     if re.search(r"\\u[dD][89a-fA-F]", text):
@@ -184,14 +184,14 @@ def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None
         if isinstance(value, Mapping) and field not in ("label2id", "id2label"):
             check_counts(value, name, tensors)
         limit = MOST_LABELS if field == "num_labels" else max(MOST_LAYERS, tensors) if LAYERS.search(field) else None
-        for one in value if isinstance(value, list) else [value]:
-            if limit is not None and isinstance(one, int | float) and not one <= limit:
+        for count in value if isinstance(value, list) else [value]:
+            if limit is not None and isinstance(count, int | float) and not count <= limit:
                 less = f"which is more than its {tensors} tensors allow" if tensors else f"but at most {limit} are built"
-                raise CheckpointError(f"The config.json of {name!r} says {field}={one}, {less}.")
+                raise CheckpointError(f"The config.json of {name!r} says {field}={count}, {less}.")
 
 
 def _all_text(values: Any) -> bool:
-    return all(isinstance(one, str) for one in values)
+    return all(isinstance(entry, str) for entry in values)
 
 
 TEXT, NATURAL, NUMBER = "text", "a whole number", "a number"
@@ -204,7 +204,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "true or false": lambda value: isinstance(value, bool),
     "an object": lambda value: isinstance(value, dict),
     "an object of text": lambda value: isinstance(value, dict) and _all_text(value.values()),
-    "an object of class names": lambda value: isinstance(value, dict) and all(isinstance(one, str | list) for one in value.values()),
+    "an object of class names": lambda value: isinstance(value, dict) and all(isinstance(entry, str | list) for entry in value.values()),
     "a list of text": lambda value: isinstance(value, list) and _all_text(value),
     "a list of one class name": lambda value: isinstance(value, list) and len(value) <= 1 and _all_text(value),
 }
@@ -245,9 +245,9 @@ def check_fields(values: Mapping[str, Any], fields: Mapping[str, Any], where: st
     Raises:
         CheckpointError: naming the field, its value and its expected type.
     """
-    for found, value, expected in _misfits(values, fields, ""):
+    for field, value, expected in _misfits(values, fields, ""):
         ending = f"; {advice}" if advice else ""
-        raise CheckpointError(f"{where} says {found}={shortened(repr(value), 60)}, which must be {expected}{ending}.")
+        raise CheckpointError(f"{where} says {field}={shortened(repr(value), 60)}, which must be {expected}{ending}.")
 
 
 def _misfits(value: Any, expected: Any, field: str) -> Iterator[tuple[str, Any, str]]:
@@ -263,8 +263,8 @@ def _misfits(value: Any, expected: Any, field: str) -> Iterator[tuple[str, Any, 
         if not isinstance(value, list):
             yield field, value, "a list"
             return
-        for number, one in enumerate(value):
-            yield from _misfits(one, expected[0], f"{field}[{number}]")
+        for number, item in enumerate(value):
+            yield from _misfits(item, expected[0], f"{field}[{number}]")
     elif not TYPES[expected](value):
         yield field, value, expected
 

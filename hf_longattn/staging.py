@@ -46,8 +46,8 @@ def ending_cleanly() -> Iterator[None]:
     handled = [number for number in ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
 
     def end(number: int, frame: FrameType | None) -> None:
-        for one in handled:  # a second signal does not interrupt the cleaning
-            signal.signal(one, signal.SIG_IGN)
+        for ending in handled:  # a second signal does not interrupt the cleaning
+            signal.signal(ending, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     for number in handled:
@@ -71,7 +71,7 @@ def destination_path(destination: str | Path) -> Path:
 
 def unused_name(name: str) -> str:
     """``name``, or ``name-2`` … if something of that name exists in the working directory."""
-    return next(one for number in itertools.count(1) if not Path(one := name if number == 1 else f"{name}-{number}").exists())
+    return next(candidate for number in itertools.count(1) if not Path(candidate := name if number == 1 else f"{name}-{number}").exists())
 
 
 def check_destination(destination: Path, *sources: Path, overwrite: bool) -> None:

@@ -156,7 +156,7 @@ def find_architecture(source: Source) -> Architecture:
         )
     converter = converter_of(source)
     if converter is None and model_type not in FAMILIES:
-        known = sorted({*FAMILIES, *(one.model_type for one in checkpoint_converters())})
+        known = sorted({*FAMILIES, *(converter_class.model_type for converter_class in checkpoint_converters())})
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have:"
             f" {', '.join(known)}.{nearest(model_type, known)}"
@@ -261,11 +261,11 @@ def generic_hint(source: Source) -> str:
 
 def _class_of(source: Source) -> type[PreTrainedModel] | None:
     named = source.config.get("architectures") or [MODEL_MAPPING_NAMES.get(str(source.config.get("model_type")))]
-    found: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
-    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+    model_class: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
+    if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    known = getattr(found, "config_class", None)
-    return found if known is not None and known.model_type == source.config.get("model_type") else None
+    known = getattr(model_class, "config_class", None)
+    return model_class if known is not None and known.model_type == source.config.get("model_type") else None
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
@@ -276,14 +276,14 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     """
     check_config(source.config, source.name)
     model_type = source.config.get("model_type")
-    family = next((one for one in FAMILIES.values() if one.config_class.model_type == model_type), None)
+    family = next((candidate for candidate in FAMILIES.values() if candidate.config_class.model_type == model_type), None)
     if family is None and "long_attention" in source.config:
         raise CheckpointError(
             f"{source.name!r} was converted with --generic and has no Long class to inspect; hf_longattn.load_generic loads it, and its "
             "conversion_report.json says what was checked."
         )
     if family is None:
-        known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
+        known = ", ".join(sorted(candidate.config_class.model_type for candidate in FAMILIES.values()))
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; expected one of {known}.")
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
@@ -313,8 +313,8 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
             model: Any = getattr(transformers, name)(config)
         prefix, tied = f"{model.base_model_prefix}.", set(model.all_tied_weights_keys or ())
         wanted = {key.removeprefix(prefix): tuple(value.shape) for key, value in model.state_dict().items() if key not in tied}
-        found = {key.removeprefix(prefix): shape for key, shape in held.items()}
-        taken = sum(found.get(key) == shape for key, shape in wanted.items())
+        shapes = {key.removeprefix(prefix): shape for key, shape in held.items()}
+        taken = sum(shapes.get(key) == shape for key, shape in wanted.items())
         return taken - (len(wanted) - taken)
 
     base = MODEL_MAPPING_NAMES[family.base_model_type]

@@ -65,20 +65,20 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """The settings that differ from their defaults, JSON-serialisable, for the report: files by name, and no secrets."""
         found = {}
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if value != one.default and not one.metadata["secret"]:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value != setting.default and not setting.metadata["secret"]:
                 value = value.to_dict() if hasattr(value, "to_dict") else value
-                found[one.name] = Path(value).name if one.metadata["type"] is Path else _plain(value)
+                found[setting.name] = Path(value).name if setting.metadata["type"] is Path else _plain(value)
         return found
 
 
 def _plain(value: Any) -> Any:
     """A value as JSON holds it."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value).removeprefix("torch.")
 
 

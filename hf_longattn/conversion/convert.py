@@ -94,11 +94,12 @@ def _converted(
     if chosen.remote_code:
         check_remote_code(plan.config, user_code=chosen.user_code)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
-    tokens = VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary)
+    words = excerpt(text[0], plan.new_length)
+    tokens = VerificationText(words, text[1], load_tokenizer(plan.source.folder), vocabulary) if chosen.verify else None
     added, first_checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
 
     def verify(stage: Path) -> list[Check]:
-        return verify_result(plan, stage, tokens, given_text=chosen.verify_text is not None, progress=progress)
+        return verify_result(plan, stage, tokens, given_text=chosen.verify_text is not None, progress=progress) if tokens else []
 
     def finish(stage: Path) -> None:
         if chosen.remote_code:
@@ -113,8 +114,8 @@ def _converted(
         plan,
         ResultInfo(target, long_class, module, plan.new_length, lengthened=True, name=str(destination)),
         added=added,
-        verify=verify if chosen.verify else None,
-        verified_on="seeded inputs" if plan.generic else tokens.describe(),
+        verify=verify,
+        verified_on=None if tokens is None else "seeded inputs" if plan.generic else tokens.describe(),
         earlier_checks=first_checks,
         finish=finish,
         next_step=training,

@@ -22,7 +22,7 @@ from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from .architectures import attached_mechanisms
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 FAR = 45 << 16
 """A length that is a multiple of most block and segment sizes."""
@@ -82,24 +82,24 @@ class DecodeState:
 
 def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> list[DecodeState]:
     """The state of every layer after ``length`` tokens."""
-    return _of_each(mechanisms, lambda one: DecodeState(_bytes(one, shape, length), _growth(one, shape)))
+    return _of_each(mechanisms, lambda mechanism: DecodeState(_bytes(mechanism, shape, length), _growth(mechanism, shape)))
 
 
 def state_bytes(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> int:
     """Bytes that all layers keep of ``length`` tokens, for one sequence."""
-    return sum(_of_each(mechanisms, lambda one: _bytes(one, shape, length)))
+    return sum(_of_each(mechanisms, lambda mechanism: _bytes(mechanism, shape, length)))
 
 
-def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Found]) -> list[Found]:
+def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Result]) -> list[Result]:
     """The result for every layer, computed once for layers with equal options."""
-    known: dict[object, Found] = {}
-    found = []
+    known: dict[object, Result] = {}
+    results = []
     for mechanism in mechanisms:
         key = (mechanism.name, mechanism.options)
         if key not in known:
             known[key] = find(mechanism)
-        found.append(known[key])
-    return found
+        results.append(known[key])
+    return results
 
 
 def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
@@ -117,7 +117,7 @@ def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
     kept = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
-    return max(length if one is None else int(one.sum()) for one in kept) * shape.token_bytes
+    return max(length if positions_kept is None else int(positions_kept.sum()) for positions_kept in kept) * shape.token_bytes
 
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
@@ -177,7 +177,7 @@ def generic_shape(skeleton: nn.Module) -> ModelShape:
     mechanisms = list(attached_mechanisms(skeleton).values())
     first, matrices = mechanisms[0], sum(p.numel() for p in skeleton.parameters() if p.ndim == 2)
     width = first.num_heads * first.head_dim
-    layers = 1 + max(one.layer or 0 for one in mechanisms)
+    layers = 1 + max(mechanism.layer or 0 for mechanism in mechanisms)
     return ModelShape(layers, first.num_heads, first.num_heads, first.head_dim, width, 4 * width, False, matrices, 4)
 
 

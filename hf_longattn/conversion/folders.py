@@ -93,8 +93,8 @@ def write_folder(
         files += copy_sidecars(source, stage, tokenizer_length, generated)
         files += source.write_beside(stage, result)
         files += _keep_remote_code(source, stage)
-        made = report(stage, (*dict.fromkeys(files), report_file, "README.md"))
-        values = made.to_dict()
+        finished = report(stage, (*dict.fromkeys(files), report_file, "README.md"))
+        values = finished.to_dict()
         write_json(stage / report_file, values)
         name = source.name if made_from is None else made_from
         contents = {
@@ -104,9 +104,9 @@ def write_folder(
             "name": str(result.destination) if result.name is None else result.name,
             "introduction": introduction,
         }
-        write_model_card(stage, **{**contents, **card(made)})
+        write_model_card(stage, **{**contents, **card(finished)})
         give_usual_modes(stage)
-    return made
+    return finished
 
 
 def open_for_writing(
@@ -137,8 +137,8 @@ def write_planned(
     result: ResultInfo,
     *,
     added: Mapping[str, Tensor] | None = None,
-    verify: Callable[[Path], list[Check]] | None,
-    verified_on: str,
+    verify: Callable[[Path], list[Check]],
+    verified_on: str | None,
     earlier_checks: Sequence[Check] = (),
     finish: Callable[[Path], object] = lambda stage: None,
     next_step: Callable[[Sequence[Check]], dict[str, Any] | None] = lambda checks: None,
@@ -156,8 +156,8 @@ def write_planned(
     Args:
         plan, result: what is written, and what the card needs to know of it.
         added: values of the tensors that the source does not have.
-        verify: examines the folder; ``None`` leaves that out.
-        verified_on: the text that the result is run on.
+        verify: examines the folder.
+        verified_on: the text that the result is run on; ``None`` if it is not verified.
         earlier_checks: they come first in the report.
         finish: completes the folder after it was verified.
         next_step: how the result is trained, from all checks; for :attr:`ConversionReport.next_step`.
@@ -177,7 +177,7 @@ def write_planned(
         return files
 
     def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
-        checks = [] if verify is None else verify(stage)
+        checks = verify(stage)
         require_passed(checks)
         clock["verified"] = time.perf_counter()
         finish(stage)
@@ -187,7 +187,7 @@ def write_planned(
             config=settings,
             plan=plan.to_dict(),
             checks=tuple(checks),
-            text="not verified" if verify is None else verified_on,
+            text=verified_on or "not verified",
             files=files,
             bytes_written=plan.total_bytes,
             seconds=seconds(clock),
@@ -256,7 +256,7 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
         except CheckpointError:  # no connection, and what was loaded is in memory
             return []
     around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
-    files = {path.name: path for one in reversed(around) for pattern in (*LICENCES, *PROCESSORS) for path in one.glob(pattern)}
+    files = {path.name: path for home in reversed(around) for pattern in (*LICENCES, *PROCESSORS) for path in home.glob(pattern)}
     written = [name for name, path in sorted(files.items()) if path.is_file() and not (folder / name).exists()]
     for name in written:
         shutil.copyfile(files[name], folder / name)

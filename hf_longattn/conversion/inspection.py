@@ -42,7 +42,7 @@ class Inspection:
             "class": self.class_name,
             "model_type": self.model_type,
             "long_attention": self.attention.to_dict(),
-            "layers": [{"mechanism": one.name, **one.options.to_dict()} for one in self.mechanisms],
+            "layers": [{"mechanism": mechanism.name, **mechanism.options.to_dict()} for mechanism in self.mechanisms],
             "decode_states": [asdict(state) for state in self.states],
             "kept_heads": self.kept_heads,
             "causal": self.causal,

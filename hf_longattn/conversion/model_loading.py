@@ -32,7 +32,7 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
         if type(config) not in mapping:
             continue
         found = mapping[type(config)]
-        if class_name in [one.__name__ for one in (found if isinstance(found, tuple | list) else [found])]:
+        if class_name in [entry.__name__ for entry in (found if isinstance(found, tuple | list) else [found])]:
             return name
     return None
 
@@ -347,11 +347,11 @@ class WeightsInFiles:
 
 def _needed(model: Any, names: Iterable[str], mapping: Sequence[Any]) -> set[str]:
     """The tensors whose values are needed for loading: buffers, those that others are computed from, and unknown names."""
-    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
-    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     state, buffers = model.state_dict(), {name for name, _ in model.named_buffers()}
-    found = {name: rename_source_key(name, renamings, converters, model.base_model_prefix, state) for name in names}
-    return {name for name, (target, pattern) in found.items() if pattern is not None or target not in state or target in buffers}
+    renamed = {name: rename_source_key(name, renamings, converters, model.base_model_prefix, state) for name in names}
+    return {name for name, (target, pattern) in renamed.items() if pattern is not None or target not in state or target in buffers}
 
 
 @dataclass

@@ -106,7 +106,8 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         attention = with_separator(attention, separator)
 
     renamed = renamed_tensors(opened, architecture)
-    tables = {one.target: table for one in renamed if one.target and (table := architecture.family.table(one.target)) is not None}
+    targets = [tensor.target for tensor in renamed if tensor.target]
+    tables = {name: table for name in targets if (table := architecture.family.table(name)) is not None}
     length, decoder = stack_lengths(opened, architecture, renamed, tables, request)
     planned = plan_positions(architecture, attention, request.positions, length, decoder)
     if planned.rule == ALIBI:
@@ -141,7 +142,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         own = config.decoder_attention
         layers = layer_mechanisms(own, ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4), decoder.new)
         warnings += position_warnings(planned.rule, own, layers, decoder, causal=True, decoder=True)
-    costs = tuple(cost_at(one, shape, mechanisms) for one in lengths_up_to(length.old, length.new))
+    costs = tuple(cost_at(tokens, shape, mechanisms) for tokens in lengths_up_to(length.old, length.new))
     return ConversionPlan(
         source=opened,
         architecture=architecture,
@@ -370,9 +371,9 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
     values = attention.to_dict()
     layers = values.pop("layers", {})
     turns, overrides = layers.pop(IN_TURN, None), layers
-    for one in [*(turns or ()), *overrides.values()]:
-        if "mechanism" in one:
-            one[RELATIVE] = ALIBI
+    for choice in [*(turns or ()), *overrides.values()]:
+        if "mechanism" in choice:
+            choice[RELATIVE] = ALIBI
     changed = {**({} if turns is None else {IN_TURN: turns}), **overrides}
     return LongAttentionConfig.from_dict({**values, RELATIVE: ALIBI, **({"layers": changed} if changed else {})})
 
@@ -389,10 +390,10 @@ def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttent
 
     def completed(value: Any) -> Any:
         if isinstance(value, Mapping):
-            inside = {name: completed(one) for name, one in value.items()}
+            inside = {name: completed(inner) for name, inner in value.items()}
             lacking = any(inside.get(name) for name in SEGMENTS) and inside.get(SEPARATOR) is None
             return {**inside, SEPARATOR: separator} if lacking else inside
-        return [completed(one) for one in value] if isinstance(value, list | tuple) else value
+        return [completed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     return LongAttentionConfig.from_dict(completed(attention.to_dict()))
 
@@ -449,18 +450,21 @@ def _source_length(
         length = converter.max_length(architecture.original_config)
         if length is not None:
             return length
-    table = next((one for one in architecture.family.position_tables if one.decoder == decoder), None)
+    table = next((candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None)
     said = architecture.family.base_length(config, table)
     if table is None:
         return said
     if table.offset == "padding":
         _check_padding(source, architecture, said)
     tokens = said - table.config_value(0, config)
-    for one in renamed:
-        if one.target is not None and tables.get(one.target) is table and one.shape[:1] != (tokens + table.leading(config),):
-            rows = one.shape[0] if one.shape else "no"
+    for tensor in renamed:
+        rows_of_config = tokens + table.leading(config)
+        if tensor.target is not None and tables.get(tensor.target) is table and tensor.shape[:1] != (rows_of_config,):
+            rows = tensor.shape[0] if tensor.shape else "no"
             field = table.field if hasattr(config, table.field) else "max_position_embeddings"
-            raise CheckpointError(f"The config of {source.name!r} says {field}={said}, but its table {one.header.name!r} has {rows} rows.")
+            raise CheckpointError(
+                f"The config of {source.name!r} says {field}={said}, but its table {tensor.header.name!r} has {rows} rows."
+            )
     return tokens
 
 
@@ -572,9 +576,9 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, len
         reach = _reach(layers)
         near = reach is not None and reach <= length.old
         plans[kind] = plan("rope:none", parameters, layers) if near else planned
-    decisive = next((one for one in plans.values() if one.kind != "none"), next(iter(plans.values())))
-    parameters = {kind: one.parameters for kind, one in plans.items()}
-    return RopePlan(decisive.kind, parameters, decisive.max_position_embeddings, all(one.exact for one in plans.values()))
+    decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
+    parameters = {kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}
+    return RopePlan(decisive.kind, parameters, decisive.max_position_embeddings, all(plan_of_kind.exact for plan_of_kind in plans.values()))
 
 
 def _reach(layers: list[Mechanism]) -> int | None:

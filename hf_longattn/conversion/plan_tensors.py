@@ -80,34 +80,35 @@ def plan_tensors(
     own = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
     planned: list[TensorPlan] = []
     sources: dict[str, RenamedTensor] = {}
-    keys = {one.header.name: None if one.target is None else model_key(one.target, expected, skeleton) for one in renamed}
-    shared = {key: one.header.shared for one in renamed if (key := keys[one.header.name]) is not None and one.header.shared}
-    old_rows = max((one.shape[0] for one in renamed if one.target in tables), default=old_length)
-    for one in renamed:
-        header = one.header
+    keys = {tensor.header.name: None if tensor.target is None else model_key(tensor.target, expected, skeleton) for tensor in renamed}
+    shared = {key: tensor.header.shared for tensor in renamed if (key := keys[tensor.header.name]) is not None and tensor.header.shared}
+    old_rows = max((tensor.shape[0] for tensor in renamed if tensor.target in tables), default=old_length)
+    for tensor in renamed:
+        header = tensor.header
         dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
         key = keys[header.name]
-        reason = _why_dropped(one, key, {old_length, old_rows}) or _why_tied(key, shared, skeleton)
-        if one.target is None or reason:
+        reason = _why_dropped(tensor, key, {old_length, old_rows}) or _why_tied(key, shared, skeleton)
+        if tensor.target is None or reason:
             planned.append(TensorPlan(header.name, "dropped", dtype, header.shape, None, header, reason=reason))
             continue
-        offset, rows = tables.get(one.target, (0, 0))
-        new_shape = (rows, *one.shape[1:]) if one.target in tables else one.shape
+        offset, rows = tables.get(tensor.target, (0, 0))
+        new_shape = (rows, *tensor.shape[1:]) if tensor.target in tables else tensor.shape
         if key is not None and expected[key] != new_shape:
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config requires"
-                f" {expected[key] if one.target not in tables else (header.shape[0], *expected[key][1:])}."
+                f" {expected[key] if tensor.target not in tables else (header.shape[0], *expected[key][1:])}."
             )
         if key is not None and floating[key] and not header.dtype.is_floating_point:
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} holds {str(header.dtype).removeprefix('torch.')} numbers,"
                 " but its model requires floating-point ones; convert the checkpoint that it was quantised from."
             )
-        action = "extended" if new_shape != one.shape else "changed" if one.change else "renamed" if one.target != header.name else "kept"
-        action = "zeroed" if zeroed and one.target in tables else action
-        planned.append(TensorPlan(one.target, action, dtype, header.shape, new_shape, header, offset, one.change))
+        renamed_or_kept = "renamed" if tensor.target != header.name else "kept"
+        action = "extended" if new_shape != tensor.shape else "changed" if tensor.change else renamed_or_kept
+        action = "zeroed" if zeroed and tensor.target in tables else action
+        planned.append(TensorPlan(tensor.target, action, dtype, header.shape, new_shape, header, offset, tensor.change))
         if key is not None:
-            sources[key] = one
+            sources[key] = tensor
     for name, shape in expected.items():
         if name not in sources and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
             dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
@@ -120,27 +121,27 @@ def _added(
 ) -> TensorPlan:
     """A parameter of a mechanism, copied from its layer if the mechanism declares that and the source has it; or memory tokens."""
     added = TensorPlan(name, "added", dtype, None, shape)
-    owner = next(((at, one) for at, one in attached_mechanisms(skeleton).items() if name.startswith(f"{at}.")), None)
+    owner = next(((at, mechanism) for at, mechanism in attached_mechanisms(skeleton).items() if name.startswith(f"{at}.")), None)
     if owner is None:  # memory tokens
         return added
     prefix, mechanism = owner
     layer = prefix.partition(f".{ON}")[0]
     copied = copied_parameters(skeleton.get_submodule(layer), mechanism.copies).get(name.removeprefix(f"{prefix}."))
-    one = None if copied is None else sources.get(f"{layer}.{copied.name}")
-    if copied is None or one is None:
+    stored = None if copied is None else sources.get(f"{layer}.{copied.name}")
+    if copied is None or stored is None:
         return added
-    before, part = one.change, copied
+    before, part = stored.change, copied
     change = part if before is None else lambda values: part(before(values))
-    return TensorPlan(name, "copied", cast or one.header.dtype, one.header.shape, shape, one.header, change=change)
+    return TensorPlan(name, "copied", cast or stored.header.dtype, stored.header.shape, shape, stored.header, change=change)
 
 
-def _why_dropped(one: RenamedTensor, key: str | None, lengths: set[int]) -> str:
+def _why_dropped(tensor: RenamedTensor, key: str | None, lengths: set[int]) -> str:
     """Why a tensor is dropped; empty if it is not."""
-    if one.target is None:
-        return one.reason or "the result does not need it"
-    if key is None and _is_length_buffer(one.shape, lengths):
+    if tensor.target is None:
+        return tensor.reason or "the result does not need it"
+    if key is None and _is_length_buffer(tensor.shape, lengths):
         return "current models compute it"
-    if key is None and ".long_attention." in one.target:
+    if key is None and ".long_attention." in tensor.target:
         return "not a parameter of the chosen mechanism"
     return ""
 
@@ -226,7 +227,7 @@ class ResultPlan:
     @property
     def cast(self) -> torch.dtype | None:
         """The dtype that tensors of the source are cast to; ``None`` if each keeps its own."""
-        return self.config.dtype if any(one.header and one.dtype != one.header.dtype for one in self.tensors) else None
+        return self.config.dtype if any(tensor.header and tensor.dtype != tensor.header.dtype for tensor in self.tensors) else None
 
     @property
     def total_bytes(self) -> int:

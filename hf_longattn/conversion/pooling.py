@@ -79,7 +79,7 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
     if not (folder / MODULES).is_file():
         return None
     modules = sentence_modules(folder)[1:]
-    kinds = [str(one["type"]).rpartition(".")[2] for one in modules]
+    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     file = folder / modules[0]["path"] / "config.json" if modules else folder
     if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or not file.is_file():
         return None
@@ -112,7 +112,9 @@ def write_for_servers(folder: Path, max_length: int) -> None:
         write_json(settings, values)
     if pooling is None:
         return
-    write_json(folder / MODULES, [{**one, "type": f"sentence_transformers.models.{one['type'].rpartition('.')[2]}"} for one in modules])
+    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    old_names = [{**module, "type": f"sentence_transformers.models.{kind}"} for module, kind in zip(modules, kinds, strict=True)]
+    write_json(folder / MODULES, old_names)
     file = folder / modules[1]["path"] / "config.json"
     values = read_json_object(file)
     flags = {f"pooling_mode_{key}": name in pooling.modes for name, key in OLD_KEYS.items()}

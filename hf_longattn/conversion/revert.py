@@ -95,7 +95,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
             f"{positions!r} is not a way to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}"
         )
     long_config, long_class, family, long_skeleton = read_long(source)
-    base_class = next(name for name, one in family.heads.items() if one == long_class)
+    base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
     old_length = family.longest(long_config)
     before = _length_before(source, long_config)
@@ -117,12 +117,12 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     skeleton = _base_skeleton(source, base_class, config, long_skeleton)
     restored = before if positions == RESTORED else None
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    whole = whole_shapes(long_skeleton)
+    full_shapes = whole_shapes(long_skeleton)
     keys = {name: model_key(name, expected, skeleton) for name in source.tensors}
     leading = {name: table.leading(long_config) for name, table in tables.items()}
     tensors = [
-        _with_all_heads(source, name, whole[name], cast)
-        if name in whole and key is not None and expected[key] == whole[name]
+        _with_all_heads(source, name, full_shapes[name], cast)
+        if name in full_shapes and key is not None and expected[key] == full_shapes[name]
         else _planned(source, name, key, expected, leading.get(name), new_length, positions, restored, cast)
         for name, key in keys.items()
     ]
@@ -313,7 +313,7 @@ def _warnings(source: Source, base_class: str, long_config: Any, tensors: list[T
         sentences.append(f"{named}: what it learned with them is lost.")
     if any(tensor.action == "changed" for tensor in tensors):
         sentences.append(f"A {base_class} has the same number of heads in all layers, so those that were pruned are there again, as zeros.")
-    mechanisms = sorted({one.name for one in attached_mechanisms(skeleton).values()} - {"full"})
+    mechanisms = sorted({mechanism.name for mechanism in attached_mechanisms(skeleton).values()} - {"full"})
     if mechanisms:
         sentences.append(f"The plain model has the attention of a {base_class} in place of {', '.join(mechanisms)}.")
     stacks = [long_config.long_attention, getattr(long_config, "decoder_long_attention", None)]
@@ -370,14 +370,15 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     text, origin = verification_text(settings.verify_text)
     opened, target = open_for_writing(source, destination, overwrite=settings.overwrite, revision=settings.revision, token=settings.token)
     plan = plan_reversion(opened, settings)
-    tokens = VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(opened.folder), plan.config.vocab_size)
+    words = excerpt(text, plan.new_length)
+    tokens = VerificationText(words, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if settings.verify else None
     base_class = plan.architecture.source_class
     length = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
     return write_planned(
         plan,
         ResultInfo(target, base_class, "transformers", plan.new_length, name=str(destination)),
-        verify=(lambda stage: verify_reversion(plan, stage, tokens)) if settings.verify else None,
-        verified_on=tokens.describe(),
+        verify=lambda stage: verify_reversion(plan, stage, tokens) if tokens else [],
+        verified_on=None if tokens is None else tokens.describe(),
         settings=settings.to_dict(),
         report_file=REVERT_REPORT,
         clock=clock,
@@ -477,7 +478,7 @@ def _as_before(plan: RevertPlan) -> Any:
 
 def _compared(name: str, other: str, expected: dict[str, Tensor], measured: dict[str, Tensor], ids: Tensor, changed: str) -> Check:
     """changed: why the outputs differ; empty if they must be equal."""
-    largest, relative = difference({one: expected[one] for one in expected if one in measured}, measured)
+    largest, relative = difference({output: expected[output] for output in expected if output in measured}, measured)
     length = ids.shape[1]
     detail = f"outputs at {length} tokens: largest difference from {other} {largest:.1e}"
     check = equality(name, detail, relative, {"length": length, "tokens": ids.numel(), "max_abs_difference": largest})

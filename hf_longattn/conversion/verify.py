@@ -111,7 +111,7 @@ def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> l
     limit = getattr(written, "model_max_length", None)
     good = same and (limit == plan.new_length or not plan.new_length)
     if not same:
-        classes = " and ".join(type(one).__name__ for one in (text.source_tokenizer, written))
+        classes = " and ".join(type(tokenizer).__name__ for tokenizer in (text.source_tokenizer, written))
         advice = (
             f"token ids differ from the source's: its tokenizer loads as {classes}; load it with AutoTokenizer.from_pretrained("
             f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"

@@ -141,8 +141,8 @@ def _compare_old(
         ids = text.tokens(length)
         largest, relative = difference(expected[length], outputs(_part(model, headless), ids, decoder_tokens=_decoder_limit(plan)))
         values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length]), "max_abs_difference": largest}
-        found = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
-        return equality(name, found, relative, values, why)
+        detail = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
+        return equality(name, detail, relative, values, why)
 
     change = plan.position_change
     checks = []
@@ -164,14 +164,14 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
 
     def run(tokens: Tensor, **arguments: Tensor) -> dict[str, Tensor]:
-        found = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
-        return {name: state for name, state in found.items() if name.endswith("last_hidden_state")}
+        states = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
+        return {name: state for name, state in states.items() if name.endswith("last_hidden_state")}
 
     ids = text.tokens(length)
     finite = _all_finite(run(ids))
     at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
-    said = f"hidden states {at} are {'' if finite else 'not '}finite"
-    first = Check("finite at the new length", PASSED if finite else FAILED, said, {"length": length, "tokens": ids.numel()})
+    finite_detail = f"hidden states {at} are {'' if finite else 'not '}finite"
+    first = Check("finite at the new length", PASSED if finite else FAILED, finite_detail, {"length": length, "tokens": ids.numel()})
 
     name = "padding changes nothing"
     layers = layer_mechanisms(plan.attention, plan.shape, length)
@@ -205,7 +205,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     padded = run_masked(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))
     real = {"right": slice(short), "left": slice(-short, None)}
     differences = {
-        side: max(float((padded[one][row, real[side]] - state[0]).abs().max()) for one, state in unpadded.items())
+        side: max(float((padded[output][row, real[side]] - state[0]).abs().max()) for output, state in unpadded.items())
         for row, side in enumerate(sides)
     }
     largest = max(differences.values())
@@ -219,8 +219,8 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     return [first, Check(name, PASSED if good else FAILED, detail, values)]
 
 
-def _all_finite(found: dict[str, Tensor]) -> bool:
-    return all(bool(value.isfinite().all()) for value in found.values())
+def _all_finite(tensors: dict[str, Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in tensors.values())
 
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
@@ -246,31 +246,31 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     """
     source: Any = load_plain(plan.source, plan.architecture, plan.cast, scratch)
     inputs = seeded_inputs(source)
-    own = attention_implementation(source.config)
+    implementation = attention_implementation(source.config)
     expected = _run(source, inputs)
     del source
     model: Any = nn.Module.float(load_generic(result)) if scratch is None else _from_files(result, scratch)
     seen: dict[str, bool] = {}
     for name, mechanism in attached_mechanisms(model).items():
         mechanism.register_forward_pre_hook(_note_covers(name, seen))
-    found = _run(model, inputs)
+    with_mechanism = _run(model, inputs)
     windows = plan.source.config.get("sliding_window") is not None or plan.source.config.get("layer_types") is not None
     covered = bool(seen) and all(seen.values()) and not windows
     for submodel in [module for module in model.modules() if hasattr(module, "set_attn_implementation")]:
-        submodel.set_attn_implementation(own)
+        submodel.set_attn_implementation(implementation)
     plain = _run(model, inputs)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
 
-    def compare(name: str, got: dict[str, Tensor], how: str, why: str) -> Check:
-        largest, relative = difference(expected, got)
+    def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
+        largest, relative = difference(expected, measured)
         detail = f"outputs for {shapes}, {how}: largest difference from the source {largest:.1e}"
         return equality(name, detail, relative, {"max_abs_difference": largest}, why)
 
-    finite = _all_finite(found)
+    finite = _all_finite(with_mechanism)
     not_covered = "" if covered else "the mechanism does not cover the input"
     return [
         compare("equal with the source's attention", plain, "the class's attention", plan.position_change),
-        compare("with the mechanism", found, "long attention", plan.position_change or not_covered),
+        compare("with the mechanism", with_mechanism, "long attention", plan.position_change or not_covered),
         Check("finite", PASSED if finite else FAILED, f"outputs for {shapes} are {'' if finite else 'not '}finite"),
     ]
 
@@ -292,25 +292,25 @@ def seeded_inputs(model: Any) -> dict[str, Tensor]:
     taken = inspect.signature(type(model).forward).parameters
     text, vision = model.config.get_text_config(), getattr(model.config, "vision_config", model.config)
     random = torch.Generator().manual_seed(0)
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     if "pixel_values" in taken:
         size = vision.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        found["pixel_values"] = torch.randn(1, vision.num_channels, height, width, generator=random)
+        inputs["pixel_values"] = torch.randn(1, vision.num_channels, height, width, generator=random)
     if "input_features" in taken:
-        found["input_features"] = torch.randn(1, model.config.num_mel_bins, 2 * model.config.max_source_positions, generator=random)
+        inputs["input_features"] = torch.randn(1, model.config.num_mel_bins, 2 * model.config.max_source_positions, generator=random)
     if "input_values" in taken:
-        found["input_values"] = torch.randn(1, SAMPLES, generator=random)
+        inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)
     if "input_ids" in taken:
         length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
-        found["input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, length), generator=random)
+        inputs["input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, length), generator=random)
     if "decoder_input_ids" in taken and model.config.is_encoder_decoder:
-        found["decoder_input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 8), generator=random)
-    if not found:
+        inputs["decoder_input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 8), generator=random)
+    if not inputs:
         raise CheckpointError(
             f"A {type(model).__name__} takes inputs of an unknown kind, so the result cannot be verified; add --no-verify."
         )
-    return found
+    return inputs
 
 
 def _run(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -343,11 +343,11 @@ def compare_with_original(
     architecture = plan.architecture
     converter = architecture.converter
     assert converter is not None
-    takes_globals = any(one.takes_globals for one in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    takes_globals = any(of_source.takes_globals for of_source in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
 
     def probes_of(length: int) -> list[Probe]:
-        made = converter.probes(architecture.original_config, architecture.source_class, text, length)
-        return [probe for probe in made if takes_globals or "global_attention_mask" not in probe.inputs]
+        all_probes = converter.probes(architecture.original_config, architecture.source_class, text, length)
+        return [probe for probe in all_probes if takes_globals or "global_attention_mask" not in probe.inputs]
 
     probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
     why_not = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
@@ -360,9 +360,9 @@ def compare_with_original(
     model, _ = load_result(result, architecture, plan.config, scratch=scratch)
     part = _part(model, headless)
     checks = []
-    for probe, one in zip(probes, expected, strict=True):
+    for probe, of_source in zip(probes, expected, strict=True):
         found = probe_outputs(part, {**probe.inputs, **probe.result_inputs})
-        checks.append(_check_probe(plan, probe, one, found, length, headless))
+        checks.append(_check_probe(plan, probe, of_source, found, length, headless))
     if why_not:
         return [*checks, Check(GRADIENTS, SKIPPED, why_not)], model
     found = gradients(part, {**step.inputs, **step.result_inputs}, step)
@@ -373,13 +373,13 @@ def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of one forward pass by name, with the hidden states of every layer, without caches and attentions."""
     with torch.no_grad():
         returned = model(**_for_part(model, inputs), output_hidden_states=True, return_dict=True)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in returned.items():
         if isinstance(value, Tensor):
-            found[name] = value
+            tensors[name] = value
         elif isinstance(value, tuple) and name.endswith("hidden_states"):
-            found |= {f"{name}[{layer}]": state for layer, state in enumerate(value)}
-    return found
+            tensors |= {f"{name}[{layer}]": state for layer, state in enumerate(value)}
+    return tensors
 
 
 def _for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -390,21 +390,21 @@ def _for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_probe(
-    plan: ConversionPlan, probe: Probe, expected: dict[str, Tensor], found: dict[str, Tensor], length: int, headless: bool
+    plan: ConversionPlan, probe: Probe, expected: dict[str, Tensor], measured: dict[str, Tensor], length: int, headless: bool
 ) -> Check:
     """Compare every output that both have, over the rows of real tokens, each relative to the source's largest value of it."""
     name = f"equal to the source, {probe.name}"
     absolute, relative = {}, {}
-    for one in sorted(expected.keys() & found.keys()):
-        if expected[one].shape == found[one].shape:
-            a, b = (probe.rows(one, outputs[one].float()) for outputs in (expected, found))
-            absolute[one] = float((a - b).abs().max())
-            relative[one] = absolute[one] / max(1.0, float(a.abs().max()))
+    for output in sorted(expected.keys() & measured.keys()):
+        if expected[output].shape == measured[output].shape:
+            a, b = (probe.rows(output, outputs[output].float()) for outputs in (expected, measured))
+            absolute[output] = float((a - b).abs().max())
+            relative[output] = absolute[output] / max(1.0, float(a.abs().max()))
     if not absolute:
         return Check(name, FAILED, "source and result have no output in common")
-    worst = max(relative, key=lambda one: relative[one] if relative[one] == relative[one] else float("inf"))  # NaN is the worst
-    layers = sum("hidden_states[" in one for one in absolute)
-    others = [one for one in absolute if "hidden_states[" not in one]
+    worst = max(relative, key=lambda output: relative[output] if relative[output] == relative[output] else float("inf"))  # NaN is the worst
+    layers = sum("hidden_states[" in output for output in absolute)
+    others = [output for output in absolute if "hidden_states[" not in output]
     values = {"length": length, "tokens": int(probe.real.sum()), "max_abs_difference": max(absolute.values()), "outputs": absolute}
     head = " (the source has no weights for its head)" if headless else ""
     detail = (
@@ -440,25 +440,27 @@ def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Coll
     ]
     model.zero_grad(set_to_none=True)
     torch.stack(terms).sum().backward()
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    by_name = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
-    return found
+    return by_name
 
 
-def check_gradients(plan: ConversionPlan, converter: CheckpointConverter, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> Check:
+def check_gradients(
+    plan: ConversionPlan, converter: CheckpointConverter, of_source: dict[str, Tensor], of_result: dict[str, Tensor]
+) -> Check:
     """Compare the source's gradients, renamed like its tensors, with those of the result.
 
     New rows of a position table, and parameters that only the result has, must have zero gradients.
     """
     expected: dict[str, Tensor] = {}
-    for name, gradient in wanted.items():
+    for name, gradient in of_source.items():
         renaming = converter.rename(name, plan.architecture.original_config)
         if renaming.target is not None:
             expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
     scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
     worst, where = 0.0, "none"
-    for name in sorted(expected.keys() | found.keys()):
-        difference = _gradient_difference(expected.get(name), found.get(name))
+    for name in sorted(expected.keys() | of_result.keys()):
+        difference = _gradient_difference(expected.get(name), of_result.get(name))
         if not difference <= worst:  # true for NaN as well
             worst, where = difference, name
     values = {"length": GRADIENT_LENGTH, "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
@@ -472,8 +474,8 @@ def check_gradients(plan: ConversionPlan, converter: CheckpointConverter, wanted
 
 def _gradient_difference(a: Tensor | None, b: Tensor | None) -> float:
     if a is None or b is None:
-        one = b if a is None else a
-        return 0.0 if one is None else float(one.abs().max())
+        gradient = b if a is None else a
+        return 0.0 if gradient is None else float(gradient.abs().max())
     if a.shape != b.shape and a.shape[1:] == b.shape[1:]:  # a table that was extended
         rows = min(len(a), len(b))
         return max(float((a[:rows] - b[:rows]).abs().max()), *(float(x[rows:].abs().max()) for x in (a, b) if len(x) > rows))

@@ -93,14 +93,14 @@ def added_values(plan: ConversionPlan) -> dict[str, Tensor]:
 
 def named_values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """The tensors of modules by their names in the result."""
-    return {f"{prefix}.{name}": value for prefix, one in modules.items() for name, value in one.state_dict().items()}
+    return {f"{prefix}.{name}": value for prefix, module in modules.items() for name, value in module.state_dict().items()}
 
 
 def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
     """Every mechanism of the result by its name, with initialised parameters."""
-    found, generator = {}, torch.Generator().manual_seed(SEED)
+    mechanisms, generator = {}, torch.Generator().manual_seed(SEED)
     for prefix, planned in attached_mechanisms(plan.architecture.skeleton(plan.config)).items():
-        found[prefix] = mechanism_from(
+        mechanisms[prefix] = mechanism_from(
             planned.name,
             planned.options.to_dict(),
             num_heads=planned.num_heads,
@@ -109,14 +109,14 @@ def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
             max_length=planned.max_length,
             generator=generator,
         )
-        found[prefix].layer = planned.layer
-    return found
+        mechanisms[prefix].layer = planned.layer
+    return mechanisms
 
 
 def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
     """The initialised memory tokens of the result by their module's name."""
     generator = torch.Generator().manual_seed(SEED)
-    return {name: one.drawn(generator) for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}
+    return {name: tokens.drawn(generator) for name, tokens in attached_memory(plan.architecture.skeleton(plan.config)).items()}
 
 
 # Parameters of mechanisms initialised from what the source computes on a text, not at random.
@@ -161,11 +161,11 @@ def initial_values(plan: ConversionPlan, file: str | Path) -> tuple[dict[str, Te
     before, after = [], []
     for prefixes in owners.values():
         first = mechanisms[prefixes[0]]
-        q, k, v = torch.cat([measured[one][:, :-1] for one in prefixes], 1)
+        q, k, v = torch.cat([measured[prefix][:, :-1] for prefix in prefixes], 1)
         done = first.init_from_activations(q, k, v, causal=plan.shape.causal)
-        for one in prefixes if done else ():
-            last = measured[one][:, -1:]
-            before.append(_error(at_random[one], last, plan.shape.causal))
+        for prefix in prefixes if done else ():
+            last = measured[prefix][:, -1:]
+            before.append(_error(at_random[prefix], last, plan.shape.causal))
             after.append(_error(first, last, plan.shape.causal))
     count, length = ids.shape
     mean = [sum(errors) / max(1, len(errors)) for errors in (before, after)]
@@ -213,8 +213,8 @@ def _activations(plan: ConversionPlan, ids: Tensor) -> dict[str, Tensor]:
     for site in attention_sites(source):
         attached: Any = site.mechanism
         attached.register_forward_pre_hook(keep(site.mechanism_name))
-    for one in ids.split(1):
-        source.base_model(input_ids=one)
+    for sequence in ids.split(1):
+        source.base_model(input_ids=sequence)
     return {name: torch.cat(parts, 1) for name, parts in seen.items()}
 
 

@@ -70,7 +70,7 @@ class CompressionReport:
             (f"loss at {int(length):,} tokens, nats", *map(_with_error, (loss, after["loss"][length])))
             for length, loss in before["loss"].items()
         ]
-        seconds, sizes = (tuple(f"{one[key] / scale:,.{digits}f}" for one in (before, after)) for key, scale, digits in UNITS)
+        seconds, sizes = (tuple(f"{measured[key] / scale:,.{digits}f}" for measured in (before, after)) for key, scale, digits in UNITS)
         return [*rows, ("one pass, seconds", *seconds), ("weights, MB", *sizes)]
 
     def table(self) -> str:

@@ -59,7 +59,7 @@ class DecoderGraph(ExportedGraph):
             model(input_ids=token, attention_mask=token, past_key_values=cache, use_cache=True)
         self.mechanisms: list[Any] = [site.module.get_submodule("long_attention") for site in sorted(sites, key=lambda site: site.layer)]
         plain = config.score_cap is None or getattr(config, config.score_cap) is None
-        self.states = [graph_state(one, held, plain) for one, held in zip(self.mechanisms, cache.layers, strict=True)]
+        self.states = [graph_state(mechanism, held, plain) for mechanism, held in zip(self.mechanisms, cache.layers, strict=True)]
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.first_position_id = getattr(model, "first_position_id", 0)
 
@@ -143,7 +143,7 @@ class DecoderGraph(ExportedGraph):
         for layer, tensor in self.tensors():
             axes = {0: BATCH}
             if tensor.grows:
-                chosen = any(one.name == POSITION for one in self.states[layer])
+                chosen = any(state.name == POSITION for state in self.states[layer])
                 end = f"_{layer}" if chosen else "" if tensor.most is None else f"_up_to_{tensor.most}"
                 axes[1 + tensor.shape.index(0)] = ("kept_length" if chosen else HELD) + end
             named_axes[f"{PAST}.{layer}.{tensor.name}"] = axes
@@ -160,8 +160,8 @@ class DecoderGraph(ExportedGraph):
         for value in values:
             if value.shape is not None:
                 sizes = [
-                    one if isinstance(one, int) else symbol.sub(lambda found: names.get(found[0], found[0]), str(one))
-                    for one in value.shape
+                    size if isinstance(size, int) else symbol.sub(lambda match: names.get(match[0], match[0]), str(size))
+                    for size in value.shape
                 ]
                 value.shape = type(value.shape)(sizes)
 
@@ -179,9 +179,9 @@ class DecoderGraph(ExportedGraph):
         dims[TOTAL] = torch.export.Dim(TOTAL, min=1)
         if self.takes_positions:
             example["position_ids"] = torch.arange(held, held + new).repeat(rows, 1)
-        sizes: dict[str, Any] = {name: {axis: dims[one] for axis, one in named[name].items()} for name in example}
+        sizes: dict[str, Any] = {name: {axis: dims[size] for axis, size in named[name].items()} for name in example}
         example["past"] = self.zeros(rows, held)
-        sizes["past"] = [{axis: dims[one] for axis, one in named[name].items()} for name in self._named(PAST)]
+        sizes["past"] = [{axis: dims[size] for axis, size in named[name].items()} for name in self._named(PAST)]
         program = torch.export.export(self, (), kwargs=example, dynamic_shapes=sizes)
         return Traced(program, example, self.inputs, self.outputs, shortest=1)
 

@@ -87,7 +87,7 @@ def gguf_refusal(config: Any) -> str | None:
         return f"llama.cpp generates text, and a {config.architectures[0]} does not."
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     types = config.__dict__.get("layer_types") or [SLIDING if width is not None else FULL] * layers
-    sliding = [index for index, one in enumerate(types) if one == SLIDING]
+    sliding = [index for index, kind in enumerate(types) if kind == SLIDING]
     if not known.period:
         if sliding:
             return (
@@ -130,7 +130,7 @@ def _rotary_refusal(config: Any) -> str | None:
 def _other_refusal(config: Any) -> str | None:
     if config.model_type == "smollm3":
         expected = [int((index + 1) % NO_ROPE_STEP != 0) for index in range(config.num_hidden_layers)]
-        odd = next((index for index, one in enumerate(config.no_rope_layers) if one != expected[index]), None)
+        odd = next((index for index, rotary in enumerate(config.no_rope_layers) if rotary != expected[index]), None)
         if odd is not None:
             return f"Layer {odd} {'has' if config.no_rope_layers[odd] else 'has no'} rotary positions, unlike in llama.cpp's smollm3."
     scaled = getattr(config, "query_pre_attn_scalar", None)
@@ -361,7 +361,7 @@ def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
     vocabulary = {**model["vocab"], **loaded.get_vocab()}
     if max(vocabulary.values()) >= config.vocab_size:
         raise ExportError(f"The tokenizer has ids up to {max(vocabulary.values())}, but the model has {config.vocab_size} embeddings.")
-    special = {one["id"]: one["special"] for one in described.get("added_tokens", [])}
+    special = {token["id"]: token["special"] for token in described.get("added_tokens", [])}
     pieces = {number: piece for piece, number in vocabulary.items()}
     tokens = [pieces.get(number, f"[PAD{number}]") for number in range(config.vocab_size)]
     fallback = bool(model.get("byte_fallback"))
@@ -373,7 +373,7 @@ def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
             return UNKNOWN if pieces[number] == model.get("unk_token") else CONTROL if special[number] else USER_DEFINED
         return BYTE if fallback and _is_byte(pieces[number]) else NORMAL
 
-    merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     fields: dict[str, tuple[Any, ...]] = {"add_token_list": (tokens,), "add_token_types": ([*map(kind, range(len(tokens)))],)}
     if fallback:
         ranks = {"".join(merge.split(" ")): rank for rank, merge in enumerate(merges)}
@@ -410,7 +410,8 @@ def _parts(described: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
 
 def _prepends_space(described: Mapping[str, Any]) -> bool:
     steps = [*_parts(described, "normalizer"), *_parts(described, "pre_tokenizer")]
-    return any(one.get("type") == "Prepend" or (one.get("type") == "Metaspace" and one.get("prepend_scheme") != "never") for one in steps)
+    kinds = {step.get("type") for step in steps if step.get("type") != "Metaspace" or step.get("prepend_scheme") != "never"}
+    return not kinds.isdisjoint(("Prepend", "Metaspace"))
 
 
 def _splitting(described: Mapping[str, Any]) -> str:
@@ -420,8 +421,8 @@ def _splitting(described: Mapping[str, Any]) -> str:
         ExportError: one that this table does not have.
     """
     steps = _parts(described, "pre_tokenizer")
-    patterns = [one["pattern"].get("Regex", "") for one in steps if one.get("type") == "Split"]
-    kinds = [one.get("type") for one in steps]
+    patterns = [step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"]
+    kinds = [step.get("type") for step in steps]
     if not patterns and kinds == ["ByteLevel"]:
         return "gpt-2"
     if not patterns and kinds == ["Digits", "ByteLevel"]:

@@ -78,8 +78,9 @@ def torch_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         past = [value for name, value in inputs.items() if name.startswith(PAST)]
-        found = program(**{name: value for name, value in inputs.items() if not name.startswith(PAST)}, **({"past": past} if past else {}))
-        return found if isinstance(found, dict) else dict(zip(outputs, found, strict=True))
+        others = {name: value for name, value in inputs.items() if not name.startswith(PAST)}
+        returned = program(**others, **({"past": past} if past else {}))
+        return returned if isinstance(returned, dict) else dict(zip(outputs, returned, strict=True))
 
     return run
 
@@ -95,7 +96,7 @@ def onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
     taken = {value.name for value in session.get_inputs()}
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        given = {name: value.numpy() for name, value in inputs.items() if name in taken}  # unused inputs are removed from the graph
-        return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), given)), strict=True))
+        arrays = {name: value.numpy() for name, value in inputs.items() if name in taken}  # unused inputs are removed from the graph
+        return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), arrays)), strict=True))
 
     return run

@@ -39,8 +39,8 @@ def quantise(graph: Path, target: Path) -> int:
     model = onnx.load(graph)
     del model.graph.value_info[:]  # the quantiser turns Gemm into MatMul and then finds other shapes than these; it infers them anew
     add_pre_process_metadata(model)  # PyTorch's exporter has folded constants, which its warning would ask for
-    constants = {one.name for one in model.graph.initializer}
-    computed = [one.name for one in model.graph.node if one.op_type in OPERATORS and one.input[1] not in constants]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    computed = [node.name for node in model.graph.node if node.op_type in OPERATORS and node.input[1] not in constants]
     try:
         quantize_dynamic(
             model, target, op_types_to_quantize=list(OPERATORS), per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=computed,
@@ -51,7 +51,7 @@ def quantise(graph: Path, target: Path) -> int:
         raise
     except Exception as error:  # of protobuf, shape inference and the quantiser
         raise ExportError(f"onnxruntime cannot quantise this graph ({in_a_line(error)}); export it without int8.") from error
-    layers = sum(one.op_type == "MatMulInteger" for one in quantised.graph.node)
+    layers = sum(node.op_type == "MatMulInteger" for node in quantised.graph.node)
     if not layers:
         raise ExportError("This graph has no linear layer that onnxruntime can quantise; export it without int8.")
     return layers
@@ -71,13 +71,13 @@ def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Te
         spans = name in ("start_logits", "end_logits")  # one choice among all tokens of a text
         rows: Any = real if want.shape[: real.dim()] == real.shape and not spans else ...
         if spans:
-            want, have = (one.masked_fill(~real, 0) for one in (want, have))
+            want, have = (values.masked_fill(~real, 0) for values in (want, have))
         values = {"relative_error": ((have - want)[rows].norm() / want[rows].norm().clamp(min=1e-12)).item()}
         if "logits" in name:
             lowest = torch.finfo(torch.float32).min
-            scores = [one.masked_fill(~real, lowest) if spans else one[rows] for one in (want, have)]
+            scores = [values.masked_fill(~real, lowest) if spans else values[rows] for values in (want, have)]
             if scores[0].shape[-1] > 1:
-                first, second = (one.argmax(-1) for one in scores)
+                first, second = (values.argmax(-1) for values in scores)
                 values["same_choice"] = (first == second).float().mean().item()
         else:
             cosine = F.cosine_similarity(want[rows], have[rows], dim=-1)
@@ -97,7 +97,7 @@ def measure(floats: Runner, integers: Runner, texts: dict[str, Tensor], long_tex
         outputs = integers(texts)
     except Exception as error:  # runtimes raise any type of error
         raise ExportError(f"onnxruntime cannot run the quantised graph ({in_a_line(error)}); export it without int8.") from error
-    if not all(torch.isfinite(one).all() for one in outputs.values() if one.is_floating_point()):
+    if not all(torch.isfinite(tensor).all() for tensor in outputs.values() if tensor.is_floating_point()):
         raise ExportError("The quantised graph returns values that are not finite; export it without int8.")
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(TURNS):

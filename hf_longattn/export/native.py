@@ -63,7 +63,7 @@ class TwinPlan(ResultPlan):
     @property
     def shape(self) -> ModelShape:
         """The shape of the long model."""
-        return model_shape(self.model.config, self.architecture.skeleton(self.model.config), [one.dtype for one in self.tensors])
+        return model_shape(self.model.config, self.architecture.skeleton(self.model.config), [tensor.dtype for tensor in self.tensors])
 
 
 def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
@@ -85,9 +85,9 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    tensors, targets, renamings, whole = [], set(), {}, whole_shapes(long_skeleton)
+    tensors, targets, renamings, full_shapes = [], set(), {}, whole_shapes(long_skeleton)
     for name in source.tensors:
-        renamings[name] = tuple(_with_all_heads(one, whole.get(name)) for one in twin.rename(current_name(name), model))
+        renamings[name] = tuple(_with_all_heads(renaming, full_shapes.get(name)) for renaming in twin.rename(current_name(name), model))
         for renaming in renamings[name]:
             planned, key = _planned(source, name, renaming, expected, skeleton)
             tensors.append(planned)
@@ -98,7 +98,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         _keep_converted(tensors, targets, skeleton, model.base)
         _keep_saved_names(tensors, targets, {name: shape for name, shape in expected.items() if name not in tied})
     for name, shape in expected.items():
-        key = next((one for one in added if model_key(one, expected, skeleton) == name), None)
+        key = next((target for target in added if model_key(target, expected, skeleton) == name), None)
         if name not in targets and key is not None:
             tensors.append(TensorPlan(name, "added", _dtype(source), None, shape))
         elif name not in targets and name not in tied and not _computed(name, skeleton, model):
@@ -125,29 +125,29 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
 def _keep_converted(tensors: list[TensorPlan], targets: set[str | None], skeleton: Any, model_type: str) -> None:
     """Keep tensors that transformers merges or splits while it loads the base: the experts of a mixture, fused projections."""
     mapping = get_checkpoint_conversion_mapping(type(skeleton).__name__) or get_checkpoint_conversion_mapping(model_type) or []
-    renamings = [one for one in mapping if isinstance(one, RenamedWhileLoading)]
-    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    renamings = [entry for entry in mapping if isinstance(entry, RenamedWhileLoading)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     state = skeleton.state_dict()
-    for index, one in enumerate(tensors):
-        if one.reason != NO_SUCH_TENSOR or one.header is None:
+    for index, tensor in enumerate(tensors):
+        if tensor.reason != NO_SUCH_TENSOR or tensor.header is None:
             continue
-        target, pattern = rename_source_key(one.name, renamings, converters, skeleton.base_model_prefix, state)
-        converter = next((one for one in converters if pattern in one.source_patterns), None)
+        target, pattern = rename_source_key(tensor.name, renamings, converters, skeleton.base_model_prefix, state)
+        converter = next((entry for entry in converters if pattern in entry.source_patterns), None)
         parts = [target.replace(converter.target_patterns[0], part) for part in converter.target_patterns] if converter else [target]
         if all(part in state for part in parts):
-            tensors[index] = TensorPlan(one.name, "kept", one.dtype, one.old_shape, one.old_shape, one.header)
+            tensors[index] = TensorPlan(tensor.name, "kept", tensor.dtype, tensor.old_shape, tensor.old_shape, tensor.header)
             targets.update(parts)
 
 
 def _keep_saved_names(tensors: list[TensorPlan], targets: set[str | None], missing: Mapping[str, tuple[int, ...]]) -> None:
     """Keep tensors that transformers saves under other names than the model has (GPT-NeoX's embed_out), which the base reads as well."""
-    for index, one in enumerate(tensors):
-        if one.reason != NO_SUCH_TENSOR:
+    for index, tensor in enumerate(tensors):
+        if tensor.reason != NO_SUCH_TENSOR:
             continue
-        kind, shape = one.name.rpartition(".")[2], one.old_shape
+        kind, shape = tensor.name.rpartition(".")[2], tensor.old_shape
         name = next((name for name in missing if name not in targets and missing[name] == shape and name.endswith(kind)), None)
         if name is not None:
-            tensors[index] = TensorPlan(one.name, "kept", one.dtype, shape, shape, one.header)
+            tensors[index] = TensorPlan(tensor.name, "kept", tensor.dtype, shape, shape, tensor.header)
             targets.add(name)
 
 
@@ -174,8 +174,8 @@ def _with_all_heads(renaming: WeightRenaming, shape: tuple[int, ...] | None) -> 
         return renaming
 
     def change(values: Tensor) -> Tensor:
-        whole = with_silent_heads(values, shape)
-        return whole if renaming.change is None else renaming.change(whole)
+        all_heads = with_silent_heads(values, shape)
+        return all_heads if renaming.change is None else renaming.change(all_heads)
 
     return dataclasses.replace(renaming, change=change)
 
@@ -204,7 +204,8 @@ def added_to_twin(plan: TwinPlan) -> dict[str, Tensor]:
     state = {tensor.name: tensor.new_shape for tensor in plan.tensors}
     skeleton = plan.twin.skeleton(plan.model)
     keys = {model_key(name, state, skeleton) or name: function for name, function in functions.items()}
-    return {one.name: keys[one.name](one.new_shape) for one in plan.tensors if one.action == "added" and one.new_shape is not None}
+    added = ((tensor.name, tensor.new_shape) for tensor in plan.tensors if tensor.action == "added")
+    return {name: keys[name](shape) for name, shape in added if shape is not None}
 
 
 def export_native(
@@ -258,8 +259,8 @@ def export_native(
             plan,
             ResultInfo(target, twin_class, "transformers", plan.new_length),
             added=added_to_twin(plan),
-            verify=(lambda stage: verify_twin(plan, stage, words, progress)) if verify else None,
-            verified_on=words.describe(),
+            verify=lambda stage: verify_twin(plan, stage, words, progress) if verify else [],
+            verified_on=words.describe() if verify else None,
             earlier_checks=() if converted is None else converted.checks,
             next_step=lambda checks: None if converted is None else converted.next_step,
             settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
@@ -318,8 +319,8 @@ class StockProbing(Probing):
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         probes = super().probes(config, source_class, text, length)
-        whole = not config.is_encoder_decoder or source_class.endswith(("ForSequenceClassification", "ForCausalLM"))
-        return probes if whole else with_decoder(probes, config)
+        ends_alone = not config.is_encoder_decoder or source_class.endswith(("ForSequenceClassification", "ForCausalLM"))
+        return probes if ends_alone else with_decoder(probes, config)
 
 
 def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
@@ -327,9 +328,9 @@ def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe
     checkpoint_converters()
     converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
     probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
-    globals_fit = plan.twin.takes_globals and all(one.takes_globals for one in plan.model.layers)
-    shown = [one for one in probes if ("global_attention_mask" in one.inputs) <= globals_fit]
-    return [one for one in shown if "global_attention_mask" in one.inputs] if plan.model.masked else shown
+    globals_fit = plan.twin.takes_globals and all(layer.takes_globals for layer in plan.model.layers)
+    shown = [probe for probe in probes if ("global_attention_mask" in probe.inputs) <= globals_fit]
+    return [probe for probe in shown if "global_attention_mask" in probe.inputs] if plan.model.masked else shown
 
 
 def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scratch: Path | None) -> list[Check]:
@@ -338,7 +339,7 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     step = probes_of(plan, text, lengths[-1] if len(lengths) == 1 else min(lengths[-1], GRADIENT_LENGTH))[-1]
     why_not = _why_no_gradients(plan, scratch)
     pooler = [renamings for name, renamings in plan.renamings.items() if "pooler." in name]
-    lacking = ("pooler_output",) if pooler and all(one.target is None for renamings in pooler for one in renamings) else ()
+    lacking = ("pooler_output",) if pooler and all(renaming.target is None for renamings in pooler for renaming in renamings) else ()
 
     def run(model: Any) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[tuple[Tensor, list[Tensor]]]]:
         step_gradients = {} if why_not else _with_tied(model, gradients(model, step.inputs, step, lacking))
@@ -370,18 +371,18 @@ def _as_configured(model: Any) -> None:
             module.set_attention_type(module.config.attention_type)
 
 
-def _compared(length: int, probe: Probe, expected: dict[str, Tensor], found: dict[str, Tensor]) -> Check:
+def _compared(length: int, probe: Probe, expected: dict[str, Tensor], measured: dict[str, Tensor]) -> Check:
     name = f"equal to the long model at {length} tokens, {probe.name}"
     worst, most, where = 0.0, 0.0, ""
-    for one in sorted(expected.keys() & found.keys()):
-        a, b = (probe.rows(one, outputs[one].float()) for outputs in (expected, found))
+    for output in sorted(expected.keys() & measured.keys()):
+        a, b = (probe.rows(output, outputs[output].float()) for outputs in (expected, measured))
         difference = float((a - b).abs().max()) if a.shape == b.shape else float("inf")
         relative = difference / max(1.0, float(a.abs().max()))
         if not relative <= most or not where:
-            worst, most, where = difference, relative, one
+            worst, most, where = difference, relative, output
     if not where:
         return Check(name, FAILED, "the two models have no output in common")
-    named = [one for one in sorted(expected.keys() & found.keys()) if "hidden_states[" not in one]
+    named = [output for output in sorted(expected.keys() & measured.keys()) if "hidden_states[" not in output]
     detail = f"{', '.join([*named, 'all hidden states'])}: largest difference"
     return equality(name, f"{detail} {worst:.1e} ({where})", most, {"length": length, "max_abs_difference": worst})
 
@@ -389,7 +390,7 @@ def _compared(length: int, probe: Probe, expected: dict[str, Tensor], found: dic
 def _with_tied(model: Any, by_name: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradients under all names of every parameter: which one comes first differs between architectures with tied weights."""
     of = {id(parameter): by_name[name] for name, parameter in model.named_parameters() if name in by_name}
-    return {name: of[id(one)] for name, one in model.named_parameters(remove_duplicate=False) if id(one) in of}
+    return {name: of[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in of}
 
 
 def _why_no_gradients(plan: TwinPlan, scratch: Path | None) -> str:
@@ -401,15 +402,15 @@ def _why_no_gradients(plan: TwinPlan, scratch: Path | None) -> str:
 
 def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dict[str, Tensor]) -> Check:
     """The long model's gradients, renamed like its tensors; copies share the gradient of what they are copies of."""
-    scale = max((float(one.abs().max()) for one in of_long.values()), default=0.0)
+    scale = max((float(gradient.abs().max()) for gradient in of_long.values()), default=0.0)
     worst, where, compared = 0.0, "none", 0
     left = dict(of_twin)
     for name, gradient in of_long.items():
         renamings = plan.renamings.get(name) or plan.twin.rename(name, plan.model)
-        copies = [left.pop(one.target, None) for one in renamings if one.target is not None]
+        copies = [left.pop(renaming.target, None) for renaming in renamings if renaming.target is not None]
         change = renamings[0].change
         gradient = gradient if change is None else change(gradient)
-        shares = [one for one in copies if one is not None]
+        shares = [share for share in copies if share is not None]
         difference = float((gradient - sum(shares, torch.zeros_like(gradient))).abs().max()) if copies else 0.0
         compared += bool(copies)
         if not difference <= worst:

@@ -264,7 +264,7 @@ def _write_configs(model: Any, source: Source, stage: Path) -> None:
     """The base's config as config.json, and the Long one beside it."""
     values = with_base_windows(model.config.to_dict())
     plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
-    heads = [name for name, one in family_of(model.config).heads.items() if one == type(model).__name__]
+    heads = [name for name, class_name in family_of(model.config).heads.items() if class_name == type(model).__name__]
     shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
     write_json(stage / "config.json", {"architectures": heads, "model_type": model.config.base_model_type, **plain})
 

@@ -180,7 +180,7 @@ def _token_names(folder: Path, ids: Sequence[int]) -> list[str]:
     tokenizer = read_json_object(folder / "tokenizer.json")
     vocabulary = (tokenizer.get("model") or {}).get("vocab")
     names = {number: name for name, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}
-    names |= {one.get("id"): one.get("content") for one in tokenizer.get("added_tokens") or []}
+    names |= {token.get("id"): token.get("content") for token in tokenizer.get("added_tokens") or []}
     return [in_one_line(str(names.get(number, f"token {number}"))) for number in ids]
 
 

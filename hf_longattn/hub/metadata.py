@@ -37,7 +37,7 @@ def inherited_metadata(card: str | Path) -> dict[str, Any]:
         return {}
     fields = {name: data[name] for name in (*KEPT, "base_model") if data.get(name)}
     for name, value in list(fields.items()):
-        listed = name in LISTED and isinstance(value, list) and all(isinstance(one, str) for one in value)
+        listed = name in LISTED and isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if not isinstance(value, str) and not listed:
             expected = "text or a list of text" if name in LISTED else "text"
             warnings.warn(f"{str(card)!r} says {name}: {value!r}, which must be {expected}; it is ignored.", stacklevel=2)
@@ -79,12 +79,12 @@ def fetch_card(repo_id: str) -> None:
         hf_hub_download(repo_id, "README.md")
 
 
-def with_inherited(given: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
+def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
     """The given metadata, completed by the inherited: tags are merged; a licence is inherited with its name and link, or not at all."""
-    own_license = given.get("license") is not None
-    rest = {name: value for name, value in inherited.items() if not (own_license and name.startswith("license"))}
-    merged = {**rest, **{name: value for name, value in given.items() if value}}
-    merged["tags"] = sorted({*map(str, inherited.get("tags", [])), *given.get("tags", [])})
+    states_license = stated.get("license") is not None
+    rest = {name: value for name, value in inherited.items() if not (states_license and name.startswith("license"))}
+    merged = {**rest, **{name: value for name, value in stated.items() if value}}
+    merged["tags"] = sorted({*map(str, inherited.get("tags", [])), *stated.get("tags", [])})
     return merged
 
 

@@ -132,8 +132,8 @@ def _mechanisms(config: Any, family: Family) -> set[str]:
     family's, and the package's, since defaults of transformers, and so the family's, may change with its version."""
     mechanisms = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
     layers = int(config.num_hidden_layers)
-    for one in (config, family.config_class()):
-        for attention in (one.long_attention, getattr(one, "decoder_long_attention", None)):
+    for settings in (config, family.config_class()):
+        for attention in (settings.long_attention, getattr(settings, "decoder_long_attention", None)):
             if isinstance(attention, LongAttentionConfig):
                 mechanisms |= set(_members({"mechanism": attention.mechanism, **attention.options}))
                 for layer in {*range(layers), *attention.layers, *range(len(attention.turns))}:
@@ -251,7 +251,7 @@ def closure(seeds: Iterable[Module]) -> dict[str, Module]:
         module = waiting.pop()
         if module.name not in modules:
             modules[module.name] = module
-            named = {one.module for _, imports in module.imports for one in imports}
+            named = {imported.module for _, imports in module.imports for imported in imports}
             waiting += [other for name in named if (other := package_module(name)) is not None]
     return dict(sorted(modules.items()))
 
@@ -279,11 +279,11 @@ def _resolved(base: list[str], alias: ast.alias, where: str) -> Import:
 
 def _flat_imports(imports: Iterable[Import], files: Mapping[str, str]) -> Iterator[str]:
     by_module: dict[str, list[str]] = {}
-    for one in imports:
-        if one.name is None:
-            yield f"from . import {files[one.module]} as {one.alias}"
+    for entry in imports:
+        if entry.name is None:
+            yield f"from . import {files[entry.module]} as {entry.alias}"
         else:
-            by_module.setdefault(files[one.module], []).append(one.name + (f" as {one.alias}" if one.alias else ""))
+            by_module.setdefault(files[entry.module], []).append(entry.name + (f" as {entry.alias}" if entry.alias else ""))
     yield from (f"from .{file} import {', '.join(names)}" for file, names in by_module.items())
 
 

@@ -98,14 +98,14 @@ def training_section(summary: TrainingSummary) -> str:
     return f"{settings}\n\n{make_markdown_table(summary.eval_lines)}" if summary.eval_lines else settings
 
 
-def from_source(source: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Arguments of :func:`model_card` for a model that was loaded from ``source``: a Hub name is the base, a folder's card names it."""
-    said = {name: value for name, value in given.items() if value}
+    contents = {name: value for name, value in stated.items() if value}
     if not source:
-        return said
+        return contents
     if not Path(source).expanduser().exists():
         fetch_card(source)
-        return {"base_model": source, **said, "source": source}
+        return {"base_model": source, **contents, "source": source}
     card = source_card(source)
     base = inherited_metadata(card).get("base_model") if card is not None else None
-    return {**({"base_model": base} if base else {}), **said, "source": source}
+    return {**({"base_model": base} if base else {}), **contents, "source": source}

@@ -254,7 +254,7 @@ def exported_usage(folder: Path, name: str, length: int) -> str | None:
             shlex.join(["llama-cli", "-m", f"{name}/model.gguf", "-c", str(length), "-p", "A long document starts here."])
         )
         return f"With llama.cpp:\n\n```\n{command}\n```"
-    file = next((one for one in GRAPHS if (folder / one).is_file()), None)
+    file = next((name for name in GRAPHS if (folder / name).is_file()), None)
     if file is None or not (folder / EXPORT_REPORT).is_file():
         return None
     report = read_json_object(folder / EXPORT_REPORT)

@@ -98,8 +98,8 @@ class LongformerRobertaConverter(LongformerConverter):
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         """Always with a global mask: without one, Longformer's heads would mark tokens that these models do not."""
-        found = []
+        probes_with_mask = []
         for probe in super().probes(config, source_class, text, length):
             none = torch.zeros_like(probe.inputs["input_ids"])
-            found.append(Probe(probe.name, {"global_attention_mask": none, **probe.inputs}, probe.real))
-        return found
+            probes_with_mask.append(Probe(probe.name, {"global_attention_mask": none, **probe.inputs}, probe.real))
+        return probes_with_mask

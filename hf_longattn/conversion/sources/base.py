@@ -135,7 +135,7 @@ class WrappedSource(Source):
     @classmethod
     def around(cls: type[W], base: Source, **values: Any) -> W:
         """The base with other values of some fields."""
-        return cls(**{**{one.name: getattr(base, one.name) for one in fields(Source)}, **values}, base=base)
+        return cls(**{**{entry.name: getattr(base, entry.name) for entry in fields(Source)}, **values}, base=base)
 
     def load(self, model_class: Any, **arguments: Any) -> Any:
         return self.base.load(model_class, **arguments)
@@ -276,13 +276,13 @@ def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
         CheckpointError: no format recognises it, or that of the format that does.
     """
     _discover()
-    asked = [one for one in FORMATS.values() if below is None or one.priority < below]
+    formats = [entry for entry in FORMATS.values() if below is None or entry.priority < below]
     if request.path.is_dir():
-        patterns = [pattern for one in FORMATS.values() for pattern in one.files]
+        patterns = [pattern for entry in FORMATS.values() for pattern in entry.files]
         check_files(request.path, (*SIDECARS, "README.md", *patterns), SIDECAR_FOLDERS)
-    for one in sorted(asked, key=lambda one: (-one.priority, one.name)):
-        if one.recognises(request):
-            return one.open(request)
+    for entry in sorted(formats, key=lambda entry: (-entry.priority, entry.name)):
+        if entry.recognises(request):
+            return entry.open(request)
     if request.path.is_file():
         raise CheckpointError(f"{request.name!r} is a file; give the folder that holds config.json and {WEIGHTS}, or a .gguf file.")
     raise CheckpointError(f"There is no folder {request.name!r}; give a checkpoint folder or a Hub repository id.")

@@ -129,21 +129,21 @@ class _Header:
         if self.number(4) & 0xFFFF == 0:
             self.order = ">"
         tensors = self.count(24)
-        found = {"tensors": tensors}
+        counts = {"tensors": tensors}
         if (keys := self.number(8)) > MOST_KEYS:
             raise ValueError(f"{keys} keys")
         for _ in range(keys):
             key = self.text().decode("utf-8")
             value = self.value(self.number(4), key)
             if key.endswith(COUNTS) and value is not None:
-                found[key] = value
+                counts[key] = value
         for _ in range(tensors):
             self.text()
             dimensions = self.number(4)
             if dimensions > MOST_DIMENSIONS:
                 raise ValueError(f"a tensor of {dimensions} dimensions")
             self.skip(8 * dimensions + 4 + 8)
-        return found
+        return counts
 
     def value(self, kind: int, key: str) -> int | None:
         """Skip a value, and return it if it is an integer."""
@@ -160,9 +160,9 @@ class _Header:
                 for _ in range(count):
                     self.text()
         elif kind in SIZES:
-            whole = kind not in (6, 7, 12)
+            is_integer = kind not in (6, 7, 12)
             raw = self.take(SIZES[kind])
-            return int.from_bytes(raw, "little" if self.order == "<" else "big") if whole else None
+            return int.from_bytes(raw, "little" if self.order == "<" else "big") if is_integer else None
         else:
             raise ValueError(f"{key!r} is of unknown type {kind}")
         return None
@@ -186,10 +186,10 @@ class _Header:
 
     def count(self, each: int) -> int:
         """A number of items of at least `each` bytes."""
-        found = self.number(8)
-        if found * each > self.left():
-            raise ValueError(f"{found} items do not fit into it")
-        return found
+        number = self.number(8)
+        if number * each > self.left():
+            raise ValueError(f"{number} items do not fit into it")
+        return number
 
     def text(self) -> bytes:
         return self.take(self.count(1))
@@ -275,9 +275,9 @@ def _values(file: Path, name: str, start: int, shape: tuple[int, ...], dtype: An
 def _as_transformers(values: Any, processor: Any, packed_name: str, name: str, dtype: torch.dtype) -> Tensor:
     """The values in the layout of transformers, by its processor for the architecture."""
     parsed: dict[str, Any] = {"tensors": {}}  # for tensors that a processor renames
-    found = processor.process(weights=values(), name=packed_name, tensor_key_mapping={packed_name: name}, parsed_parameters=parsed)
-    put = parsed["tensors"].get(name)
-    return (put if put is not None else torch.from_numpy(np.ascontiguousarray(found.weights))).to(dtype)
+    processed = processor.process(weights=values(), name=packed_name, tensor_key_mapping={packed_name: name}, parsed_parameters=parsed)
+    under_new_name = parsed["tensors"].get(name)
+    return (under_new_name if under_new_name is not None else torch.from_numpy(np.ascontiguousarray(processed.weights))).to(dtype)
 
 
 def _line(error: Exception) -> str:

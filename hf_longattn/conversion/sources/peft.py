@@ -132,7 +132,7 @@ class Peft(SourceFormat):
         check_extra("peft")  # merging needs peft, after the base was loaded
         check_config(base.config, base.name)
         merged = cache(partial(_merged_values, base, request.path))
-        tensors = {one: replace(header, start=None, values=partial(_value, merged, header)) for one, header in base.tensors.items()}
+        tensors = {name: replace(header, start=None, values=partial(_value, merged, header)) for name, header in base.tensors.items()}
         return MergedSource.around(base, **known, tensors=tensors, adapter=request.path)
 
 
@@ -235,8 +235,9 @@ def _check_tensors(config: Mapping[str, Any], folder: Path) -> None:
     if config.get("peft_type") != LORA:
         return
     ranks = {config.get("r", 8), *(config.get("rank_pattern") or {}).values()}
-    factors = [one for name, one in tensors.items() if LORA_A.search(name)]
-    wrong = next((one for one in factors if all(one.shape[0] % rank for rank in ranks)), None)  # several in one tensor, of experts
+    factors = [factor for name, factor in tensors.items() if LORA_A.search(name)]
+    # a tensor of experts holds several factors
+    wrong = next((factor for factor in factors if all(factor.shape[0] % rank for rank in ranks)), None)
     if wrong is not None:
         raise CheckpointError(
             f"{str(folder / ADAPTER_CONFIG)!r} says r={config.get('r', 8)}, but {wrong.name!r} has the rank {wrong.shape[0]}; save the "

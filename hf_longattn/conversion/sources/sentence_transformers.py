@@ -96,12 +96,12 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """
     file = folder / MODULES
     modules = read_json(file)
-    if not isinstance(modules, list) or not modules or not all(_is_module(one) for one in modules):
+    if not isinstance(modules, list) or not modules or not all(_is_module(module) for module in modules):
         raise CheckpointError(f"{str(file)!r} must hold a list of modules, each with a path and a type.")
-    for one in modules:
-        path = PurePosixPath(one["path"])
+    for module in modules:
+        path = PurePosixPath(module["path"])
         if path.is_absolute() or ".." in path.parts:
-            raise CheckpointError(f"{str(file)!r} names the folder {one['path']!r}, which lies outside of {str(folder)!r}.")
+            raise CheckpointError(f"{str(file)!r} names the folder {module['path']!r}, which lies outside of {str(folder)!r}.")
     return modules
 
 

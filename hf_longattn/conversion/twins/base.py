@@ -51,7 +51,7 @@ class LongModel:
     @cached_property
     def head(self) -> str:
         """The class of the base, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
-        return next(name for name, one in self.family.heads.items() if one == self.class_name)
+        return next(name for name, long_class in self.family.heads.items() if long_class == self.class_name)
 
     @property
     def two_stacks(self) -> bool:
@@ -79,8 +79,8 @@ class LongModel:
 
     def values(self) -> dict[str, Any]:
         """The values of its config that are not ours."""
-        own = {*NAMES, *OWN_FIELDS}
-        return {name: value for name, value in with_base_windows(self.config.to_dict()).items() if name not in own}
+        ours = {*NAMES, *OWN_FIELDS}
+        return {name: value for name, value in with_base_windows(self.config.to_dict()).items() if name not in ours}
 
 
 def _mechanisms(attention: LongAttentionConfig, layers: int) -> tuple[Mechanism, ...]:
@@ -220,16 +220,16 @@ class TwinChoice:
 def choose_twin(model: LongModel) -> TwinChoice:
     """The first twin that holds the model, or the reason of the most special one that comes near."""
     reasons: list[tuple[bool, str]] = []
-    odd = next((one for one in model.layers if not is_full(one, model.causal)), None)
+    other_layer = next((layer for layer in model.layers if not is_full(layer, model.causal)), None)
     for twin in native_twins():
         if not twin.takes(model):
             continue
         reason = twin.refusal(model) or missing_class(twin.class_name(model))
         if reason is None:
             return TwinChoice(twin, twin.class_name(model), twin.twin_model_type(model), "", twin.note(model))
-        reasons.append((odd is None or isinstance(odd, twin.computes), reason))
+        reasons.append((other_layer is None or isinstance(other_layer, twin.computes), reason))
     near = [reason for fits, reason in reasons if fits]
-    return TwinChoice(None, "", "", (near[0] if odd is None else near[-1]) if near else _no_twin(model))
+    return TwinChoice(None, "", "", (near[0] if other_layer is None else near[-1]) if near else _no_twin(model))
 
 
 def missing_class(name: str) -> str | None:
@@ -266,13 +266,13 @@ def decoder_refusal(model: LongModel) -> str | None:
 
 def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:
     """Why a layer is neither full attention nor a plain window, and otherwise how far back every layer sees (``None``: everything)."""
-    found: list[int | None] = []
+    lookbacks: list[int | None] = []
     for index, mechanism in enumerate(model.layers):
         band = mechanism.band(model.causal)
         if band is None:
             return f"Layer {index} has {described(mechanism)}, which no stock architecture computes.", []
-        found.append(None if band[0] == UNBOUNDED else band[0])
-    return None, found
+        lookbacks.append(None if band[0] == UNBOUNDED else band[0])
+    return None, lookbacks
 
 
 def described(mechanism: Mechanism) -> str:

@@ -90,8 +90,8 @@ class BigBirdTwin(NativeTwin):
     def config_values(self, model: LongModel) -> dict[str, Any]:
         if model.base == "big_bird":
             return {**model.values(), **block_values(model)}
-        own = {"use_bias": True, "rescale_embeddings": False}
-        return {**encoder_values(model, 0, counted=False), **own, **block_values(model)}
+        fixed = {"use_bias": True, "rescale_embeddings": False}
+        return {**encoder_values(model, 0, counted=False), **fixed, **block_values(model)}
 
     def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
         if model.base == "big_bird":
@@ -121,7 +121,7 @@ class BigBirdPegasusTwin(NativeTwin):
 
     def refusal(self, model: LongModel) -> str | None:
         if not model.two_stacks:
-            odd = next((index for index, one in enumerate(model.layers) if not is_full(one, True)), None)
+            odd = next((index for index, layer in enumerate(model.layers) if not is_full(layer, True)), None)
             return None if odd is None else f"Layer {odd} is a decoder's, and BigBird-Pegasus has blocks in its encoder only."
         reason = blocks_refusal(model) or decoder_refusal(model)
         lengths = model.config.max_position_embeddings, model.config.max_decoder_position_embeddings
@@ -130,16 +130,16 @@ class BigBirdPegasusTwin(NativeTwin):
         return reason
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        own = {"use_bias": True} if model.base == "pegasus" else {}
+        biases = {"use_bias": True} if model.base == "pegasus" else {}
         blocks = block_values(model) if model.two_stacks else {"attention_type": "original_full"}
-        return {**model.values(), **own, **blocks}
+        return {**model.values(), **biases, **blocks}
 
     def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
         if model.base == "bigbird_pegasus":
             return (WeightRenaming(name),)
         if name.endswith("embed_positions.weight"):
             return (WeightRenaming(None, reason="computed for the table"),)
-        target = ENCODER.sub(lambda found: found[1] + INNER[found[2]], name)
+        target = ENCODER.sub(lambda match: match[1] + INNER[match[2]], name)
         return (WeightRenaming(re.sub(r"(encoder|decoder)\.layer_norm\.", r"\1.layernorm_embedding.", target)),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:

@@ -34,7 +34,7 @@ class LED(NativeTwin):
         reason = window_refusal(model.layers) or decoder_refusal(model)
         widest = max((band_around(mechanism) or 0 for mechanism in model.layers), default=0)
         if reason is None and model.length % widest:
-            layer = next(index for index, one in enumerate(model.layers) if band_around(one) == widest)
+            layer = next(index for index, layer in enumerate(model.layers) if band_around(layer) == widest)
             return (
                 f"Layer {layer} has the widest window, {widest}, which does not "
                 f"divide the {model.length} positions, and LED pads its input to a multiple of it; convert with another --max-length."
@@ -54,10 +54,10 @@ class LED(NativeTwin):
         target = re.sub(r"^model\.", "led.", name)
         if target.endswith("embed_positions.weight"):
             return (WeightRenaming(target, with_leading(2, 0)),)
-        found = ENCODER.search(target)
-        if found is None:
+        match = ENCODER.search(target)
+        if match is None:
             return (WeightRenaming(target),)
-        start, rest = target[: found.end()], target[found.end() :]
+        start, rest = target[: match.end()], target[match.end() :]
         if rest.startswith("out_proj."):
             return (WeightRenaming(start + rest.replace("out_proj.", "output.", 1)),)
         inner = f"{start}longformer_self_attn."
@@ -65,9 +65,9 @@ class LED(NativeTwin):
             kind, last = rest.removeprefix("long_attention.separate.").split(".", 1)
             return (WeightRenaming(f"{inner}{kind}_global.{last}"),)
         kind, last = PROJECTION[rest[0]], rest.split(".", 1)[1]
-        own = WeightRenaming(f"{inner}{kind}.{last}")
-        separate = getattr(model.layers[int(found[1])].options, "separate_global", False)
-        return (own,) if separate else (own, WeightRenaming(f"{inner}{kind}_global.{last}"))
+        local = WeightRenaming(f"{inner}{kind}.{last}")
+        separate = getattr(model.layers[int(match[1])].options, "separate_global", False)
+        return (local,) if separate else (local, WeightRenaming(f"{inner}{kind}_global.{last}"))
 
     def note(self, model: LongModel) -> str:
         return "every call must be given the global_attention_mask" if model.masked else ""

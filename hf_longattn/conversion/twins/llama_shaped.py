@@ -41,8 +41,8 @@ class LlamaShaped(NativeTwin):
 
 def biased(model: LongModel) -> str | None:
     """Why an architecture without biases cannot hold this model."""
-    found = next((name for name in BIASES if getattr(model.config, name, False)), None)
-    return None if found is None else f"Layer 0 has biases ({found}=True)"
+    name_of_bias = next((name for name in BIASES if getattr(model.config, name, False)), None)
+    return None if name_of_bias is None else f"Layer 0 has biases ({name_of_bias}=True)"
 
 
 @register_twin("mistral")
@@ -90,5 +90,5 @@ class SmolLM3(LlamaShaped):
         return None
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        own = {"use_sliding_window": True, "layer_types": layer_types(self.lookbacks(model)), "no_rope_layers": [1] * len(model.layers)}
-        return {**super().config_values(model), **own}
+        fields = {"use_sliding_window": True, "layer_types": layer_types(self.lookbacks(model)), "no_rope_layers": [1] * len(model.layers)}
+        return {**super().config_values(model), **fields}

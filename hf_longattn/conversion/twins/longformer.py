@@ -71,22 +71,22 @@ def global_rule(options: LongformerOptions, separator: int | None) -> tuple[Any,
 NO_GLOBALS = ((), (), False, False, None)
 
 
-def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], own: tuple[Any, ...], stock: str) -> str | None:
+def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: tuple[Any, ...], twin_class: str) -> str | None:
     """Why the twin, whose head marks the tokens ``own`` as global, marks others than the model."""
     if model.masked:
-        odd = next((index for index, one in enumerate(layers) if not isinstance(one, Longformer)), None)
+        odd = next((index for index, mechanism in enumerate(layers) if not isinstance(mechanism, Longformer)), None)
         if odd is None:
             return None
-        return f"Layer {odd} has {layers[odd].name!r}, which takes no global_attention_mask, and every layer of {stock} does."
+        return f"Layer {odd} has {layers[odd].name!r}, which takes no global_attention_mask, and every layer of {twin_class} does."
     separator = getattr(model.config, "sep_token_id", None)
     for index, mechanism in enumerate(layers):
         rule = global_rule(mechanism.options, separator) if isinstance(mechanism, Longformer) else NO_GLOBALS
         question = getattr(model.config, "question_separator_id", None) if isinstance(mechanism, Longformer) else None
-        if rule != own or question is not None:
+        if rule != twin_rule or question is not None:
             marks = "the question" if question is not None else describe_rule(rule)
             return (
-                f"Layer {index} makes {marks} global and a {stock} by itself {describe_rule(own)}; "
-                f"convert with {_options(own)}, or export with "
+                f"Layer {index} makes {marks} global and a {twin_class} by itself {describe_rule(twin_rule)}; "
+                f"convert with {_options(twin_rule)}, or export with "
                 "--global-attention-mask and give every call that mask."
             )
     return None
@@ -106,7 +106,7 @@ def _options(rule: tuple[Any, ...]) -> str:
     positions, _, first, second, _ = rule
     parts = [f"global_tokens={'+'.join(map(str, positions)) or 'none'}"]
     parts += ["global_first_segment=true"] * first + ["global_second_segment=true"] * second
-    return " ".join(f"--option {one}" for one in parts)
+    return " ".join(f"--option {option}" for option in parts)
 
 
 @register_twin("longformer")
@@ -154,10 +154,10 @@ class LongformerTwin(NativeTwin):
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         separator = self._separator(model, getattr(model.config, "sep_token_id", None))
-        own = {"max_position_embeddings": model.config.max_position_embeddings} if model.base in ROBERTAS else {}
+        positions = {"max_position_embeddings": model.config.max_position_embeddings} if model.base in ROBERTAS else {}
         return {
             **encoder_values(model, self._leading(model), counted=True),
-            **own,
+            **positions,
             "attention_window": [band_around(mechanism) for mechanism in model.layers],
             "pad_token_id": self._padding(model),
             "sep_token_id": model.config.eos_token_id if separator is None else separator,

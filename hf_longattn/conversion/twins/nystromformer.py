@@ -53,7 +53,7 @@ class NystromformerTwin(NativeTwin):
 
     def refusal(self, model: LongModel) -> str | None:
         own, first = model.base == "nystromformer", model.layers[0]
-        if own and all(is_full(one, False) for one in model.layers):
+        if own and all(is_full(layer, False) for layer in model.layers):
             return None
         for index, mechanism in enumerate(model.layers):
             if not isinstance(mechanism, Nystrom):
@@ -92,14 +92,14 @@ class NystromformerTwin(NativeTwin):
     def config_values(self, model: LongModel) -> dict[str, Any]:
         first = model.layers[0]
         marks = model.length if self._exact(model) or not isinstance(first, Nystrom) else first.options.num_landmarks
-        own = {
+        fields = {
             "num_landmarks": marks,
             "segment_means_seq_len": model.length,
             "conv_kernel_size": self._kernel(model) or 1,
             "inv_coeff_init_option": False,
         }
         values = model.values() if model.base == "nystromformer" else encoder_values(model, LEADING, counted=False)
-        return {**values, **own}
+        return {**values, **fields}
 
     def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
         if model.base == "nystromformer":
@@ -114,11 +114,11 @@ class NystromformerTwin(NativeTwin):
         return (WeightRenaming(target, change),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
-        found = {renamed(name, "nystromformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
+        tensors = {renamed(name, "nystromformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
         if self._kernel(model) is None:  # its config needs a convolution; this one adds nothing
             inner = "" if head_of(model) == "Model" else "nystromformer."
-            found |= {f"{inner}encoder.layer.{layer}.attention.self.conv.weight": torch.zeros for layer in range(len(model.layers))}
-        return found
+            tensors |= {f"{inner}encoder.layer.{layer}.attention.self.conv.weight": torch.zeros for layer in range(len(model.layers))}
+        return tensors
 
     def _kernel(self, model: LongModel) -> int | None:
         """The width of the convolution of the values; ``None`` without one."""

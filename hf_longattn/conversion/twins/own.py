@@ -71,7 +71,7 @@ def _windows(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None,
         return None, {}
     if "attention_types" in values:
         reason, back = one_width(lookbacks)
-        kinds = ["global" if one is None else "local" for one in lookbacks]
+        kinds = ["global" if back is None else "local" for back in lookbacks]
         width = {} if back is None else {"window_size": back + 1}
         return (reason, {}) if reason is not None else (None, {"attention_types": [[kinds, 1]], "attention_layers": kinds, **width})
     if not hasattr(config, "sliding_window") and not hasattr(config, "local_attention"):
@@ -82,25 +82,25 @@ def _windows(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None,
         return reason, {}
     if "layer_types" not in values:
         return _uniform(model, lookbacks)
-    types = [FULL if one is None else SLIDING for one in lookbacks]
+    types = [FULL if back is None else SLIDING for back in lookbacks]
     if (reason := _rotary_differs(values, types)) is not None:
         return reason, {}
-    found: dict[str, Any] = {"layer_types": types}
+    fields: dict[str, Any] = {"layer_types": types}
     if back is None:
-        return None, {**found, **({"use_sliding_window": False} if "use_sliding_window" in values else {})}
+        return None, {**fields, **({"use_sliding_window": False} if "use_sliding_window" in values else {})}
     if "local_attention" in values:
         if back < 1:
             return "Layer 0 has a window of one token, for which ModernBERT has no setting.", {}
-        return None, {**found, "local_attention": 2 * back}
-    found["sliding_window"] = back + 1
+        return None, {**fields, "local_attention": 2 * back}
+    fields["sliding_window"] = back + 1
     if "use_sliding_window" in values:
         count = types.count(FULL)
-        last = all(one == SLIDING for one in types[count:])
-        found |= {
+        last = all(kind == SLIDING for kind in types[count:])
+        fields |= {
             "use_sliding_window": True,
             **({"max_window_layers": count if last else len(types)} if "max_window_layers" in values else {}),
         }
-    return None, found
+    return None, fields
 
 
 def _uniform(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None, dict[str, Any]]:
