@@ -88,17 +88,15 @@ def _layers(diagnosis: Diagnosis) -> Table:
 
 
 def _mechanisms(diagnosis: Diagnosis) -> Table:
-    at, best = diagnosis.judged, diagnosis.recommend()
-    title = f"kept of the attention at {at.length:,} tokens; cost at {diagnosis.last.length:,} tokens as a share of full attention's"
+    judged, last = diagnosis.judged.length, diagnosis.last.length
+    title = f"kept of the attention at {judged:,} tokens; cost at {last:,} tokens as a share of full attention's"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_style="dim", title_justify="left")
     table.add_column("mechanism", overflow="fold")
     for name in ("kept", "least (layer)", "cost"):
         table.add_column(name, justify="right", no_wrap=True)
-    front = set(diagnosis.front())
-    for number in diagnosis.applicable():
-        candidate, kept = diagnosis.candidates[number], at.captured()[..., number].nanmean(1)
-        chosen = best is not None and candidate is best.candidate
-        style = "bold green" if chosen else "" if number in front else "dim"
-        least = f"{percent(float(kept.min()))} ({int(kept.argmin())})"
-        table.add_row(escape(str(candidate)), percent(float(kept.mean())), least, percent(diagnosis.cost(number)), style=style)
+    rows = diagnosis.candidate_rows()
+    for row in (rows[number] for number in diagnosis.applicable()):
+        style = "bold green" if row.recommended else "" if row.on_front else "dim"
+        least = f"{percent(row.least)} ({row.least_layer})"
+        table.add_row(escape(str(row.candidate)), percent(row.mass), least, percent(row.cost), style=style)
     return table

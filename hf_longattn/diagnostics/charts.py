@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from ..errors import needs_extra
-from .diagnosis import Diagnosis, percent
+from .diagnosis import CandidateRow, Diagnosis, percent
 
 with needs_extra("plot"):
     from matplotlib import rc_context
@@ -185,27 +185,18 @@ def needle_chart(diagnosis: Diagnosis) -> Markup:
     return chart.svg()
 
 
-def cost_chart(diagnosis: Diagnosis, places: Mapping[int, int]) -> Markup:
-    """Attention kept against cost, a mark for each candidate.
-
-    Args:
-        places: the number in the mark of each candidate, by its number in the diagnosis.
-    """
-    front, best = diagnosis.front(), diagnosis.recommend()
-    mass = {number: diagnosis.mass(number, diagnosis.judged.length) for number in places}
-    cost = {number: diagnosis.cost(number) for number in places}
-    cheapest = max(1e-4, min(cost.values()) / 1.3)
+def cost_chart(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> Markup:
+    """Attention kept against cost, a mark for each candidate of :meth:`~.diagnosis.Diagnosis.candidate_rows`."""
+    cheapest = max(1e-4, min(row.cost for row in rows.values()) / 1.3)
     chart = Chart(
         "Attention kept against cost, every mechanism", f"cost at {diagnosis.last.length:,} tokens, of full attention's", (cheapest, 1.0),
         [(share, f"{100 * share:g} %") for share in (0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 1.0) if share >= cheapest],
         "attention kept", (0.0, 1.0), [(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)], log_y=False, height=340,
     )  # fmt: skip
-    chart.line([(cost[number], mass[number], str(diagnosis.candidates[number])) for number in front], "", HEAT)
-    for number, place in places.items():
-        candidate = diagnosis.candidates[number]
-        title = f"{place}. {candidate}: keeps {percent(mass[number])}, costs {percent(cost[number])} of full attention"
-        chosen = best is not None and candidate is best.candidate
-        chart.mark(min(cost[number], 1.0), mass[number], str(place), title, strong=number in front, chosen=chosen)
+    chart.line([(rows[number].cost, rows[number].mass, str(rows[number].candidate)) for number in diagnosis.front()], "", HEAT)
+    for row in rows.values():
+        title = f"{row.place}. {row.candidate}: keeps {percent(row.mass)}, costs {percent(row.cost)} of full attention"
+        chart.mark(min(row.cost, 1.0), row.mass, str(row.place), title, strong=row.on_front, chosen=row.recommended)
     return chart.svg()
 
 

@@ -135,6 +135,26 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class CandidateRow:
+    """A candidate in the table of all of them.
+
+    place: 1 for the candidate that keeps most.
+    mass, least: that it keeps where mechanisms are judged: mean over layers and heads, and the least in a layer, ``least_layer``.
+    cost: its query–key products at the longest length as a share of full attention's.
+    on_front: whether no other keeps more at the same cost or less. recommended: whether it is the recommended one.
+    """
+
+    place: int
+    candidate: Candidate
+    mass: float
+    least: float
+    least_layer: int
+    cost: float
+    on_front: bool
+    recommended: bool
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """What a model's attention does with a text as it grows.
 
@@ -201,6 +221,19 @@ class Diagnosis:
                     front.pop()
                 front.append(number)
         return front
+
+    def candidate_rows(self) -> dict[int, CandidateRow]:
+        """The table of the applicable candidates by their numbers, those that keep most first."""
+        best, front, captured = self.recommend(), self.front(), self.judged.captured()
+        mass = {number: float(captured[..., number].nanmean()) for number in self.applicable()}
+        rows = {}
+        for place, number in enumerate(sorted(mass, key=lambda number: (-round(mass[number], 4), self.cost(number))), 1):
+            candidate, by_layer = self.candidates[number], captured[..., number].nanmean(1)
+            rows[number] = CandidateRow(
+                place, candidate, mass[number], float(by_layer.min()), int(by_layer.argmin()), self.cost(number), number in front,
+                best is not None and candidate is best.candidate,
+            )  # fmt: skip
+        return rows
 
     @property
     def judged(self) -> LengthDiagnosis:

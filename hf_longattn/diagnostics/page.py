@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-from .diagnosis import ENOUGH, NOTHING_FITS, Diagnosis, LengthDiagnosis, percent
+from .diagnosis import ENOUGH, NOTHING_FITS, CandidateRow, Diagnosis, LengthDiagnosis, percent
 from .layer_attention import SINK
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -79,7 +78,7 @@ def html_page(diagnosis: Diagnosis) -> str:
     """
     from .charts import NEEDLE_HEADS, cost_chart, needle_chart, spread_chart
 
-    places = _places(diagnosis)
+    rows = diagnosis.candidate_rows()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "commas": "{:,}".format, "sentence": lambda text: text[:1].upper() + text[1:]}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -95,34 +94,11 @@ def html_page(diagnosis: Diagnosis) -> str:
         distances=_distance_tables(diagnosis),
         needle="" if diagnosis.needle is None else needle_chart(diagnosis),
         needle_heads=diagnosis.needle_heads(NEEDLE_HEADS),
-        costs=cost_chart(diagnosis, places) if places else "",
-        by_layer=_layer_table(diagnosis, places),
-        rows=_candidate_rows(diagnosis, places),
+        costs=cost_chart(diagnosis, rows) if rows else "",
+        by_layer=_layer_table(diagnosis, rows),
+        rows=rows.values(),
     )
     return page.replace(" %", "\N{NO-BREAK SPACE}%")
-
-
-def _places(diagnosis: Diagnosis) -> dict[int, int]:
-    """The place of every applicable candidate by what it keeps, by its number; the first keeps most."""
-    at = diagnosis.judged.length
-    order = sorted(diagnosis.applicable(), key=lambda number: (-round(diagnosis.mass(number, at), 4), diagnosis.cost(number)))
-    return {number: place for place, number in enumerate(order, 1)}
-
-
-def _candidate_rows(diagnosis: Diagnosis, places: dict[int, int]) -> list[dict[str, Any]]:
-    """The table of all mechanisms."""
-    best, captured = diagnosis.recommend(), diagnosis.judged.captured()
-    rows = []
-    for number, place in places.items():
-        candidate, by_layer = diagnosis.candidates[number], captured[..., number].nanmean(1)
-        rows.append(
-            {
-                "place": place, "name": str(candidate), "kept": diagnosis.mass(number, diagnosis.judged.length),
-                "cost": diagnosis.cost(number), "least": float(by_layer.min()), "least_layer": int(by_layer.argmin()),
-                "chosen": best is not None and candidate is best.candidate,
-            }
-        )  # fmt: skip
-    return rows
 
 
 def _head_tables(diagnosis: Diagnosis, name: str) -> list[HeatTable]:
@@ -167,16 +143,16 @@ def _distance_tables(diagnosis: Diagnosis) -> list[HeatTable]:
     return tables
 
 
-def _layer_table(diagnosis: Diagnosis, places: dict[int, int]) -> HeatTable:
+def _layer_table(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> HeatTable:
     """Layers × the candidates of the front, under their numbers in the table of all mechanisms."""
     front = diagnosis.front()
     kept = diagnosis.judged.captured().nanmean(1)[:, front].tolist()
     titles = [
-        [f"layer {layer}: {diagnosis.candidates[number]} keeps {percent(share)}" for number, share in zip(front, row, strict=True)]
-        for layer, row in enumerate(kept)
+        [f"layer {layer}: {diagnosis.candidates[number]} keeps {percent(share)}" for number, share in zip(front, shares, strict=True)]
+        for layer, shares in enumerate(kept)
     ]
-    texts = [[f"{100 * share:.0f}" for share in row] for row in kept]
-    names = [str(places[number]) for number in front]
+    texts = [[f"{100 * share:.0f}" for share in shares] for shares in kept]
+    names = [str(rows[number].place) for number in front]
     return HeatTable("", "Percent kept in each layer, by number", "percent kept in each layer, by number", names, kept, texts, titles)
 
 
