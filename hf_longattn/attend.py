@@ -136,7 +136,7 @@ def prepare(
 
 
 KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
-"""Keyword arguments of :func:`attend` that are no options of a mechanism."""
+"""Keyword arguments of :func:`attend` that are not options of a mechanism."""
 
 
 def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:

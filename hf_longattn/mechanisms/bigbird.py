@@ -183,7 +183,7 @@ class BigBird(MaskedMechanism):
         return self.options.blocks_over == "input" and not self.covers(length)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The tokens that are global besides the global blocks."""
+        """The tokens that are global in addition to the global blocks."""
         return global_tokens((), k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -213,7 +213,7 @@ class BigBird(MaskedMechanism):
     def plan(
         self, length: int, tokens: Tensor | None, dtype: torch.dtype, call: AttentionCall, device: torch.device
     ) -> tuple[GatherTile, ...]:
-        """What the engine visits, cached if it depends on the length alone."""
+        """The tiles of a call, cached if they depend on the length alone."""
         size, causal, seed = self.options.block_size, call.causal, call.seed
         rows = -(-length // size)
         by_text = None if causal or self.options.blocks_over != "text" else call.key_mask
@@ -311,7 +311,7 @@ class Blocks:
     again: int = 0
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """How often queries of block ``i`` count keys of block ``j``, for broadcastable index tensors, apart from causality."""
+        """The number of times that queries of block ``i`` count keys of block ``j``, for index tensors, apart from causality."""
         total = self.count[b.clamp(max=self.count.shape[0] - 1)]
         if self.causal:
             seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0
@@ -343,7 +343,7 @@ class Blocks:
         """The tiles of an input of ``length`` tokens whose sequences start at position 0.
 
         Args:
-            tokens: ``(B, length)`` bool, tokens that are global besides the blocks.
+            tokens: ``(B, length)`` bool, tokens that are global in addition to the blocks.
             dtype: of what is added to the scores.
             even: every sequence has ``rows`` blocks, more than get full attention.
         """

@@ -158,7 +158,7 @@ class Pyramid:
         return -(-self.length >> level) if level else self.length
 
     def offset(self, level: int) -> int:
-        """Where a level starts on the keys' axis, which has the levels one after the other."""
+        """The start of a level on the keys' axis, which has the levels one after the other."""
         return sum(self.size(below) for below in range(level))
 
     def level_of(self, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class Pyramid:
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
-        """What the queries in the blocks at ``starts (R,)`` see on a level above 0, ``(R, T)`` on the keys' axis; -1 is nothing."""
+        """The pools that the queries in the blocks at ``starts (R,)`` see on a level above 0, ``(R, T)`` on the keys' axis; -1 is none."""
         half, size = self.block // 2, self.size(level)
         own_block = (starts // (self.block << (level - 1)))[:, None]
         low, high = (own_block - 1) * half, (own_block + 2) * half  # of what the level below reaches, in pools of this level

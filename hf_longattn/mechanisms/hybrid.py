@@ -101,7 +101,7 @@ class Hybrid(Mechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """γ is initialised to 0.1, or 0.9 beside a kernel that estimates softmax's terms; the features by their mechanism."""
+        """γ is initialised to 0.1, or 0.9 with a kernel that estimates softmax's terms; the features by their mechanism."""
         super().reset_parameters(generator)
         if self.options.mixing is None:
             first = INITIAL_MIXING_OF_ESTIMATES if self.linear.estimates_exp else INITIAL_MIXING
@@ -109,7 +109,7 @@ class Hybrid(Mechanism):
 
     def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
-        vars(part)["linear"] = self.linear.of_heads(first, last)  # beside the module of that name, which both share
+        vars(part)["linear"] = self.linear.of_heads(first, last)  # found before the module of that name, which both share
         return part
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

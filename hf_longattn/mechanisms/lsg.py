@@ -21,7 +21,7 @@ Sparse keys come from cells of c tokens, each of which has m = c / f. Head h tak
 
 A cell is a block, c = b; for max_norm and lsh it has min(b, S) tokens, as in the authors' converter, if that is a multiple of f and divides
 b. For lsh, x_j is the key k_j or, after pre-rounds, the sum of the keys in its cluster: a pre-round hashes into c clusters with separate
-directions. Means are further keys, beside the tokens they are made of; their weight belongs to these in equal shares. Padding and global
+directions. Means are keys in addition to the tokens they are made of; their weight belongs to these in equal shares. Padding and global
 tokens are never chosen and never enter a mean. Choices and clusters are computed in float64 and are constants for the gradient; means are
 not.
 """
@@ -156,12 +156,12 @@ class Lsg(Mechanism):
 
     @property
     def missing(self) -> int:
-        """How many tokens fewer than a block the tokens before the first block are; 0 if there are none."""
+        """Tokens that the block before the first one lacks; 0 without such a block."""
         return -self.options.block_offset % self.options.block_size
 
     @property
     def beyond(self) -> int:
-        """How many blocks beyond the local ones show their sparse keys, on either side."""
+        """Blocks beyond the local ones, on either side, whose sparse keys are seen."""
         return self.options.sparse_block_size * self.options.sparsity_factor // self.options.block_size
 
     def locality(self, causal: bool) -> Locality | None:
@@ -326,7 +326,7 @@ def _shifted(call: AttentionCall, places: int, k: Tensor) -> AttentionCall:
 
 
 def _choosable(call: AttentionCall) -> Tensor | None:
-    """Which tokens may be sparse keys ``(B, N)``: those that are real and not global; ``None`` if all are."""
+    """The tokens that may be sparse keys, ``(B, N)`` bool: those that are real and not global; ``None`` if all are."""
     real, tokens = call.key_mask, call.global_mask
     if tokens is None:
         return real
@@ -342,7 +342,7 @@ def _places(tokens: Tensor, max_globals: int | None) -> tuple[Tensor, Tensor]:
 
 
 class Cells(NamedTuple):
-    """How a sequence is cut: ``size`` tokens in a cell, of which ``factor`` give one sparse key, and whole cells in a block."""
+    """A division of a sequence: ``size`` tokens in a cell, of which ``factor`` give one sparse key, and whole cells in a block."""
 
     size: int
     factor: int
@@ -378,9 +378,9 @@ def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) ->
         norms = F.pad(norms, (0, count * cells.size - length), value=float("-inf"))
         place = topk(norms.unflatten(2, (count, cells.size)), keys_per_cell)
         return torch.where(place >= 0, place + first, -1)
-    turn = (torch.arange(heads, device=k.device) % cells.factor).view(1, -1, 1, 1)
+    offset = (torch.arange(heads, device=k.device) % cells.factor).view(1, -1, 1, 1)
     slot = torch.arange(keys_per_cell, device=k.device)
-    place = first + (slot * cells.factor + turn if selection == "strided" else slot + keys_per_cell * turn)
+    place = first + (slot * cells.factor + offset if selection == "strided" else slot + keys_per_cell * offset)
     return torch.where(place < length, place, -1)
 
 
@@ -450,7 +450,7 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
 
 
 class KeyRows(NamedTuple):
-    """Which keys each block of queries sees, one row of keys per block; -1 is none.
+    """The keys that each block of queries sees, one row of keys per block; -1 is none.
 
     A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side; in the causal form, of past blocks only."""
 
@@ -497,7 +497,7 @@ class KeyRows(NamedTuple):
 
 
 def sparse_definition(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor, start: int, seed: int) -> tuple[Tensor | None, Tensor]:
-    """Which tokens are sparse keys, and how means weigh their tokens.
+    """The definition of sparse keys: the tokens that are chosen, and the shares of tokens in means.
 
     Args:
         k: ``(B, H, N, D)``.
@@ -509,14 +509,14 @@ def sparse_definition(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor
     selection, (batch, heads, length, _) = options.selection, k.shape
     place = (torch.arange(length, device=k.device) - start).view(1, 1, 1, -1)
     cell = torch.div(place, cells.size, rounding_mode="floor")
-    turn = torch.arange(heads, device=k.device).view(1, -1, 1, 1) % cells.factor
+    offset = torch.arange(heads, device=k.device).view(1, -1, 1, 1) % cells.factor
     nothing = k.new_zeros(batch, heads, 0, length)
     if cells.block % cells.factor:  # there are no sparse keys
         return torch.zeros_like(cell, dtype=torch.bool), nothing
     if selection == "strided":
-        return place % cells.factor == turn, nothing
+        return place % cells.factor == offset, nothing
     if selection == "block_strided":
-        return place % cells.block // (cells.block // cells.factor) == turn, nothing
+        return place % cells.block // (cells.block // cells.factor) == offset, nothing
     together = cell == cell.transpose(-1, -2)
     if selection == "max_norm":
         norm, other_norm = (k.double().square().sum(-1).unsqueeze(axis) for axis in (2, 3))

@@ -257,17 +257,17 @@ def chunks_by_rows(
 
     def met(rows: Tensor) -> Tensor:
         met_keys = torch.zeros(*query_chunks.shape[:2], len(rows), length, dtype=torch.bool, device=real.device)
-        for turn in range(query_chunks.shape[2]):
+        for number in range(query_chunks.shape[2]):
             for offset in range(-before, after + 1):
-                near = (query_chunks[:, :, turn, rows] + offset) % chunks[:, :, 0]
-                met_keys |= near[..., None] == key_chunks[:, :, turn, None, :]
+                near = (query_chunks[:, :, number, rows] + offset) % chunks[:, :, 0]
+                met_keys |= near[..., None] == key_chunks[:, :, number, None, :]
         return met_keys & listed
 
     return met
 
 
 def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int) -> Tensor:
-    """Which keys lie in the query's chunk, or in the chunks ``before`` and ``after`` it, ``(B, H, R, Nq, Nk)`` bool.
+    """The keys that lie in the query's chunk, or in the chunks ``before`` and ``after`` it, ``(B, H, R, Nq, Nk)`` bool.
 
     query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
     """
@@ -278,7 +278,7 @@ def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: 
     chunks = (count + size - 1) // size
 
     def place(buckets: Tensor, positions: Tensor) -> Tensor:
-        """How many real keys come before (bucket, position)."""
+        """The number of real keys before (bucket, position)."""
         mine, theirs = buckets[..., :, None], key_buckets[..., None, :]
         before = (theirs < mine) | ((theirs == mine) & (position < positions[:, None]))
         return (before & real[..., None, :]).sum(-1)

@@ -19,7 +19,7 @@ W_2 is initialised as 0, so that φ is the mean at first. g = sigmoid(U q_i + c)
 after a rotation of positions) in place of the layer's input; U is initialised as 0 and c so that each gate is 1/3: a converted
 checkpoint starts with the mean of the branches, and the first l - 1 tokens, for which nothing is compressed yet, with two thirds of it. The
 branches share the layer's keys and values, whereas the paper projects them three times, which needs three caches and has no counterpart in
-a checkpoint. A score term meets a compressed key at the middle of its block.
+a checkpoint. A score term sees a compressed key at the middle of its block.
 
 The bidirectional form is ours: every block with a token is compressed and seen, the local blocks are those on both sides, the window too.
 
@@ -194,7 +194,7 @@ class NSA(SummarisedMechanism):
         return F.pad(x, (0, 0, 0, (count - 1) * stride + size - x.shape[2])).unfold(2, size, stride).transpose(-1, -2)
 
     def _real_blocks(self, k: Tensor, call: AttentionCall) -> Tensor:
-        """Which tokens of every block are real, ``(B, M, l)``."""
+        """The real tokens of every block, ``(B, M, l)``."""
         return self._blocks(call.real(k)[:, None, :, None], call)[:, 0, :, :, 0]
 
     def _sees_block(self, causal: bool) -> Any:
@@ -251,7 +251,7 @@ class NSA(SummarisedMechanism):
         return torch.cat(selections, 2)
 
     def _filled_blocks(self, real: Tensor) -> Tensor:
-        """Which selection blocks have a token, ``(B, S)``, for ``real (B, N)``."""
+        """The selection blocks that have a token, ``(B, S)``, for ``real (B, N)``."""
         size = self.options.block_size
         return F.pad(real, (0, -real.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
 
@@ -282,7 +282,7 @@ class NSA(SummarisedMechanism):
         return topk(scores.masked_fill(~allowed[:, None], float("-inf")), min(o.num_blocks, filled.shape[1]) - 1)
 
     def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
-        """Which blocks are selected whatever their scores, of blocks ``other``, ``away`` blocks before the query's."""
+        """The blocks that are selected whatever their scores, of ``blocks`` that lie ``away`` blocks before the query's."""
         local = (away < self.options.local_blocks) if causal else (away.abs() <= self.options.local_blocks // 2)
         return (blocks < self.options.initial_blocks) | local
 
@@ -391,7 +391,7 @@ class NSA(SummarisedMechanism):
         return total / count.clamp(min=1) + out
 
     def _defined_selection(self, weights: Tensor, rows: Tensor, real: Tensor, kv_heads: int, causal: bool) -> Tensor:
-        """Which tokens the queries at ``rows (Nq,)`` select, ``(B, H_kv, Nq, Nk)`` bool, causality and padding apart."""
+        """The tokens that the queries at ``rows (Nq,)`` select, ``(B, H_kv, Nq, Nk)`` bool, causality and padding apart."""
         o, length = self.options, real.shape[1]
         step = o.compress_stride
         block = torch.arange(length, device=rows.device) // o.block_size

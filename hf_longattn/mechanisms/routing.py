@@ -158,7 +158,7 @@ class Routing(BucketedMechanism):
         return torch.where(real.any(-1).view(-1, 1, 1, 1), offset, 0.0)
 
     def shares(self, k: Tensor, offset: Tensor | None, exact: bool) -> Tensor:
-        """What a cluster ranks keys by, ``(B, H, Nk, clusters)``: log p for a learned router (with gradients), else the affinity."""
+        """By what a cluster ranks keys, ``(B, H, Nk, clusters)``: log p for a learned router (with gradients), else the affinity."""
         logits = self.logits(k, exact)
         if not self.learned:
             return logits
@@ -265,7 +265,7 @@ class Routing(BucketedMechanism):
 
     @torch.no_grad()
     def _ranked(self, k: Tensor, offset: Tensor | None, real: Tensor | None) -> Tensor:
-        """What clusters rank keys by, ``(B, H, clusters, Nk)``, -inf for padding."""
+        """The values by which clusters rank keys, ``(B, H, clusters, Nk)``, -inf for padding."""
         ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 

@@ -85,7 +85,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return not self.options.is_mask()
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """Which keys have a weight: with summaries, all (earlier) ones."""
+        """The keys that have a weight: with summaries, all (earlier) ones."""
         size, reached = self.options.block_size, self._neighbours
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -151,7 +151,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return (weights[..., None, :size] @ gather_kv(v, columns))[..., 0, :] + weights[..., size:] @ values
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
-        """Which keys, and which of the summaries after them, a query sees."""
+        """The keys, and the summaries after them, that a query sees."""
         size = self.options.block_size
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -193,7 +193,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
     @property
     def _neighbours(self) -> int:
-        """How many blocks a query sees on each side of its block."""
+        """Blocks that a query sees on each side of its block."""
         return 1 if self.options.integration == "previous" else 0
 
     def covers(self, length: int, causal: bool = False) -> bool:

@@ -178,14 +178,14 @@ class ShiftedWindow(MaskedMechanism):
         """The pairs of heads shifted by ``shift`` tokens; kept for the next call."""
         size = self.options.group_size
 
-        def lay() -> tuple[GatherTile, ...]:
+        def make() -> tuple[GatherTile, ...]:
             groups = (rows_of(length + shift, size, device)[0, 0] - shift).clamp(min=-1)
             return tuple(cells(groups, groups, causal=causal))
 
-        return BYTE_CACHE.get((ShiftedWindow, size, length, shift, causal, device), lay)
+        return BYTE_CACHE.get((ShiftedWindow, size, length, shift, causal, device), make)
 
     def _joined(self, k: Tensor, call: AttentionCall) -> Iterator[GatherTile]:
-        """What ``wrap`` adds to the shifted heads: the first half group and the last group see one another."""
+        """The tiles that ``wrap`` adds to the shifted heads: the first half group and the last group see one another."""
         if not self.options.wrap:
             return
         real = call.real(k) if call.key_mask is not None else torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)

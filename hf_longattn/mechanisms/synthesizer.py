@@ -177,7 +177,7 @@ class SyntheticScores(nn.Module, ABC):
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """Vectors ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)`` whose products are the scores, for a fused kernel; ``None`` if the
-        scores are no such products."""
+        scores are not such products."""
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -82,7 +82,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def recent(self) -> tuple[int, int]:
-        """How many of the last keys of its bucket a causal query sees, and how many of the last keys of all buckets."""
+        """The numbers of last keys that a causal query sees: of its bucket, and of all buckets."""
 
     @property
     def sees_itself(self) -> bool:
@@ -220,7 +220,7 @@ def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, siz
 
 
 def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:
-    """Which keys are among the last ``size`` of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
+    """The keys that are among the last ``size`` of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
 
     query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
     """

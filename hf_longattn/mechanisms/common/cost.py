@@ -37,7 +37,7 @@ class Cost(Sharding):
         return (UNBOUNDED, 0 if causal else UNBOUNDED) if everything else None
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
-        """Which keys of full attention each query keeps, where the mechanism is softmax over some of them; ``None`` for anything else.
+        """The keys of full attention that each query keeps, where the mechanism is softmax over some of them; ``None`` for anything else.
 
         For some rows at a time, in memory linear in N, without the values and for any queries: :mod:`hf_longattn.diagnostics` measures how
         much of the softmax's mass is kept.
@@ -48,7 +48,7 @@ class Cost(Sharding):
         return None
 
     def extent(self, causal: bool) -> Extent | None:
-        """Where the keys of one query lie, global tokens and sinks apart; ``None`` if that is not bounded, or decided by content."""
+        """The range of the keys of one query, global tokens and sinks apart; ``None`` if that is not bounded, or decided by content."""
         local = self.locality(causal)
         if local is None:
             return None

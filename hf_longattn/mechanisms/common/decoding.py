@@ -16,11 +16,11 @@ class Decoding(Traits):
     """Whether decoding keeps a state of constant size in place of the keys; see :meth:`advance`."""
 
     def reach(self, causal: bool = True) -> int | None:
-        """How many past keys a causal query sees, its own included; ``None`` when unbounded. Sizes the decode cache."""
+        """The number of past keys that a causal query sees, its own included; ``None`` when unbounded. Sizes the decode cache."""
         return None
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Which of the keys at ``positions (B, S)`` some causal query at or after ``upcoming (B, 1)`` can see: ``(B, S)`` bool.
+        """The keys at ``positions (B, S)`` that some causal query at or after ``upcoming (B, 1)`` can see: ``(B, S)`` bool.
 
         ``None`` when every key stays within reach. Positions count from each sequence's first real token. Where this keeps fewer keys
         than :meth:`reach`, the decode cache keeps just these, and :meth:`attend_kept` runs on them.

@@ -240,7 +240,7 @@ class KeyPieces(NamedTuple):
         return self.call if positions is None else self.call.replace(positions=positions[:, tokens])
 
     def real(self, tokens: slice) -> Tensor | None:
-        """Which of these tokens are not padding, ``(B, n)``; ``None`` if all are."""
+        """The tokens of these that are not padding, ``(B, n)``; ``None`` if all are."""
         return None if self.call.key_mask is None else self.call.key_mask[:, tokens]
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class LogLinearMechanism(LinearMechanism):
         return phi_k.masked_fill(~real[:, None, :, None], float("-inf")) if self.logarithms else super().without_padding(phi_k, real)
 
     def attended(self, q: Tensor, source: KeyPieces, state: State | None) -> tuple[Tensor, State]:
-        """The state has, beside the sums, ``log (B, heads, F)``, the largest of each feature, which the sums are relative to.
+        """The state has, in addition to the sums, ``log (B, heads, F)``, the largest of each feature, which the sums are relative to.
 
         A causal piece ends where a key exceeds the ones before it by :data:`MAX_LOG_RISE`. In a graph, pieces cannot depend on the data. It
         computes in float64 instead, which holds logarithms some 700 apart (on devices without float64 in float32, some 80).

@@ -49,7 +49,7 @@ class MaskedMechanism(Mechanism):
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """Which keys each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
+        """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
         return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
 
@@ -89,7 +89,7 @@ class MaskedMechanism(Mechanism):
         return out.to(dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
-        """Which kept keys each query sees, ``(B, H or 1, Nq, S)`` bool."""
+        """The kept keys that each query sees, ``(B, H or 1, Nq, S)`` bool."""
         b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
         h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
@@ -111,7 +111,7 @@ class SparseMechanism(MaskedMechanism):
 
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:
-        """How the engine visits the visible keys."""
+        """The band and the global rows and columns that the engine visits."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = self.resolve_globals(k, call)
@@ -181,7 +181,7 @@ class GatheredMechanism(MaskedMechanism):
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """How the engine visits the pairs of a sequence of ``length`` tokens.
+        """The tiles that the engine visits of a sequence of ``length`` tokens.
 
         Together exactly the pairs of ``mask_mod`` (and, when causal, ``key <= query``), without the global tokens of a call. The result is
         cached per length and device, so it must depend on nothing but ``self.options`` and the heads.

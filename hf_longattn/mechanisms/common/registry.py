@@ -31,13 +31,13 @@ PROTOTYPE_WIDTH = 64
 EXAMPLE_LENGTH = 1024
 """Length, in tokens, for which :func:`mechanism_info` gives the options of full attention."""
 KEPT_PROTOTYPES = 256
-"""How many prototypes are kept, and how many mechanisms that :func:`hf_longattn.attend` was asked for by name."""
+"""The most prototypes, and the most mechanisms that :func:`hf_longattn.attend` was given by name, that are kept."""
 M = TypeVar("M", bound=type[Mechanism])
 
 
 @dataclasses.dataclass(frozen=True)
 class MechanismInfo:
-    """What a user wants to know about a mechanism before choosing it.
+    """The facts by which a user chooses a mechanism.
 
     exact_when: "always", "never", or options with which it equals full attention up to a length.
     """

@@ -35,7 +35,7 @@ class TwoSegments(NamedTuple):
 
     @property
     def crossed(self) -> Tensor:
-        """Which rows have reached the next segment, ``(B,)``."""
+        """The rows that have reached the next segment, ``(B,)`` bool."""
         return self.filled > self.real.shape[1] // 2
 
     def attend(self, q: Tensor, call: AttentionCall, relative: RelativePositions | None = None) -> Tensor:
@@ -83,7 +83,7 @@ def leading(key_mask: Tensor) -> Tensor:
 
 
 def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegments:
-    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``, of which ``real (B, n)`` are no padding."""
+    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``, of which ``real (B, n)`` are not padding."""
     (batch, _, count, _), size = k.shape, state["real"].shape[1]
     filled = state["filled"]
     skipped = torch.where(filled == 0, leading(real), 0)
@@ -101,7 +101,7 @@ def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegmen
 
 
 def last_segment(k: Tensor, v: Tensor, real: Tensor, size: int) -> tuple[State, Tensor]:
-    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, of which ``real (B, N)`` are no padding, and the index of each row's
+    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, of which ``real (B, N)`` are not padding, and the index of each row's
     current segment, ``(B,)``."""
     length = k.shape[2]
     skipped = leading(real)

@@ -31,7 +31,7 @@ class Sharding(ScoreTerms):
     """The first head of a part that :meth:`of_heads` made, and the number of all heads; ``None`` for a whole mechanism."""
 
     def locality(self, causal: bool) -> Locality | None:
-        """How far a token sees, global tokens apart; ``None`` when that is not bounded. A bounded mechanism can be sharded."""
+        """The distances that a token sees, global tokens apart; ``None`` when that is not bounded. A bounded mechanism can be sharded."""
         return None
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mechanisms that choose keys by summaries of them (means, norms, hashes), which a decode cache keeps beside the keys.
+"""Mechanisms that choose keys by summaries of them (means, norms, hashes), which a decode cache keeps next to the keys.
 
 A sequence is cut into units of ``summary_unit`` tokens, counted from its first real token. The summary of a unit depends on its tokens
 alone (and on ``summary_ahead`` more after it), so it can be computed again at any time: for a unit that still grows, after tokens were
@@ -59,7 +59,7 @@ class SummarisedMechanism(Mechanism):
 
     @property
     def summary_ahead(self) -> int:
-        """How many tokens after a unit its summary depends on as well; units are then those tokens longer in :meth:`summarise_units`."""
+        """Tokens after a unit that its summary depends on as well; units are then those tokens longer in :meth:`summarise_units`."""
         return 0
 
     @abstractmethod

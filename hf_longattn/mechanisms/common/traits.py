@@ -1,4 +1,4 @@
-"""What a mechanism tells the code around it: which inputs it takes and what it needs of its model. The defaults suit most mechanisms."""
+"""The inputs that a mechanism takes and what it needs of its model, for the code around it. The defaults suit most mechanisms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .token_rules import TokenRule
 
 @dataclasses.dataclass(frozen=True)
 class Recursion:
-    """How a model processes a text segment by segment, with memory tokens passed from each to the next.
+    """The segments in which a model processes a text, with memory tokens passed from each to the next.
 
     length: tokens of a segment, memory included.
     memory: memory tokens.
@@ -81,12 +81,12 @@ class Traits(nn.Module):
 
     @property
     def recursion(self) -> Recursion | None:
-        """How the whole model runs in segments; ``None`` where it does not."""
+        """The segments in which the whole model runs; ``None`` where it does not."""
         return None
 
     @property
     def token_rule(self) -> TokenRule | None:
-        """Which tokens are global by their ids, where no global mask is given; the model applies it. ``None`` where ids play no part."""
+        """The tokens that are global by their ids, where no global mask is given; the model applies it. ``None`` where ids play no part."""
         return None
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
@@ -99,7 +99,7 @@ class Traits(nn.Module):
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """How calling this module for whole rows of real tokens, with keys ``key (B, H_kv, N, D)``, runs one fused call and nothing else:
-        ``True`` without a mask, besides causality, or with an additive mask ``(1, 1, N, N)``; ``False`` where it does not."""
+        ``True`` without a mask other than causality, or with an additive mask ``(1, 1, N, N)``; ``False`` where it does not."""
         return False
 
     def wrong_form(self, causal: bool, where: str) -> OptionError:
