@@ -62,43 +62,43 @@ def test_what_keeps_most_for_half_the_cost_is_recommended_where_nothing_keeps_en
 
 
 def test_nothing_is_recommended_where_nothing_is_cheaper_than_full_attention() -> None:
-    found = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 20))
-    assert found.recommend() is None
-    assert found.conclusion() == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
-    assert "keep it, or diagnose longer texts" in html_page(found)
+    report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 20))
+    assert report.recommend() is None
+    assert report.conclusion() == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
+    assert "keep it, or diagnose longer texts" in html_page(report)
 
 
 def test_extended_models_are_judged_where_they_were_trained() -> None:
     lengths = at(64, (0.7, 0.99, 1.0, 1.0), (0.5, 0.9, 1.0, 1.0), 8), at(256, (0.1, 0.2, 0.99, 1.0), (0.1, 0.3, 0.2, 1.0), 30)
     untrained = {"top_k:num_keys=8": "sees keys at any distance.", "full": "sees keys at any distance."}
-    found = diagnosis(*lengths, trained_length=64, untrained=untrained)
-    assert found.judged.length == 64
-    best = found.recommend()
+    report = diagnosis(*lengths, trained_length=64, untrained=untrained)
+    assert report.judged.length == 64
+    best = report.recommend()
     assert best is not None
     assert (str(best.candidate), best.judged_at) == ("window:window=64", 64)  # top_k is cheaper, but sees any distance
     assert best.cost == pytest.approx(0.3, rel=1e-3)
-    assert "at the 64 tokens that it was trained for" in found.conclusion()
-    assert "at distances that positions were trained for" in html_page(found)
+    assert "at the 64 tokens that it was trained for" in report.conclusion()
+    assert "at distances that positions were trained for" in html_page(report)
 
 
 def test_nothing_is_recommended_that_positions_do_not_hold_for() -> None:
     """Not even where it is all that was compared."""
     lengths = at(64, (0.7, 0.99, 1.0, 1.0), (0.5, 0.9, 1.0, 1.0), 8), at(256, (0.1, 0.2, 0.99, 1.0), (0.1, 0.3, 0.2, 1.0), 30)
     untrained = {name: "sees keys at any distance." for name in NAMES if name != "linear"}
-    found = diagnosis(*lengths, trained_length=64, untrained=untrained)
-    assert found.recommend() is None
-    assert "keeps" not in found.conclusion()
-    page = html_page(found)
+    report = diagnosis(*lengths, trained_length=64, untrained=untrained)
+    assert report.recommend() is None
+    assert "keeps" not in report.conclusion()
+    page = html_page(report)
     assert "longattn convert" not in page
     assert "sees only distances that positions were trained for" in page
-    assert found.to_dict()["recommended"] is None
-    assert [one["untrained_positions"] for one in found.to_dict()["candidates"]] == [*untrained.values(), None]
+    assert report.to_dict()["recommended"] is None
+    assert [candidate["untrained_positions"] for candidate in report.to_dict()["candidates"]] == [*untrained.values(), None]
 
 
 def test_a_measured_loss_decides_among_mechanisms_that_keep_enough() -> None:
     lengths = at(64, (0.97, 0.99, 1.0, 1.0), (0.5, 0.9, 1.0, 1.0), 8), at(256, (0.1, 0.2, 0.99, 1.0), (0.1, 0.3, 0.2, 1.0), 30)
     worse, equal = (LossChange(4.0, 4.0 + change, change, 0.02, 300) for change in (0.4, 0.01))
-    for losses, chosen, told in (
+    for losses, chosen, sentence in (
         ({"window:window=16": worse, "window:window=64": equal}, "window:window=64", "is not worse: 4.000 → 4.010 nats per token"),
         (
             {"window:window=16": worse, "window:window=64": worse},
@@ -107,36 +107,36 @@ def test_a_measured_loss_decides_among_mechanisms_that_keep_enough() -> None:
         ),
         ({}, "window:window=16", "No loss was measured: the model predicts no tokens."),
     ):
-        found = diagnosis(*lengths, trained_length=64, losses=losses, no_loss="" if losses else "the model predicts no tokens.")
-        best = found.recommend()
+        report = diagnosis(*lengths, trained_length=64, losses=losses, no_loss="" if losses else "the model predicts no tokens.")
+        best = report.recommend()
         assert best is not None
         assert str(best.candidate) == chosen
-        assert told in html_page(found)
-        assert (told in found.conclusion()) == bool(losses)
-        assert not losses or "compared with the model in chunks of 64 tokens" in found.conclusion()
-        recommended = found.to_dict()["recommended"]
+        assert sentence in html_page(report)
+        assert (sentence in report.conclusion()) == bool(losses)
+        assert not losses or "compared with the model in chunks of 64 tokens" in report.conclusion()
+        recommended = report.to_dict()["recommended"]
         assert recommended["loss"] == (losses[chosen].to_dict() if losses else None)
 
 
 def test_the_front_has_no_candidate_that_another_beats() -> None:
-    found = diagnosis(at(256, (0.5, 0.4, 0.9, 1.0), COSTS, 20))
-    assert [str(found.candidates[number]) for number in found.front()] == ["window:window=16", "full"]
-    assert [number for number in found.applicable() if number == 4] == []
+    report = diagnosis(at(256, (0.5, 0.4, 0.9, 1.0), COSTS, 20))
+    assert [str(report.candidates[number]) for number in report.front()] == ["window:window=16", "full"]
+    assert [number for number in report.applicable() if number == 4] == []
 
 
-def test_dilution_is_told_as_growth() -> None:
-    told = {}
+def test_dilution_is_described_as_growth() -> None:
+    sentences = {}
     for last in (10.5, 30.0, 79.0):
-        told[last] = diagnosis(at(64, (1.0,) * 4, COSTS, 10), at(512, (1.0,) * 4, COSTS, last)).dilution()
-    assert "hardly grows" in told[10.5]
-    assert "more slowly than the text" in told[30.0]
-    assert "almost as fast as the text" in told[79.0]
+        sentences[last] = diagnosis(at(64, (1.0,) * 4, COSTS, 10), at(512, (1.0,) * 4, COSTS, last)).dilution()
+    assert "hardly grows" in sentences[10.5]
+    assert "more slowly than the text" in sentences[30.0]
+    assert "almost as fast as the text" in sentences[79.0]
     assert diagnosis(at(64, (1.0,) * 4, COSTS, 10)).dilution() == ""
 
 
-@pytest.mark.parametrize(("share", "told"), [(1.0, "100 %"), (0.714, "71 %"), (0.0523, "5.2 %"), (0.00041, "0.04 %"), (0.0, "0 %")])
-def test_shares_are_told_briefly(share: float, told: str) -> None:
-    assert percent(share) == told
+@pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.714, "71 %"), (0.0523, "5.2 %"), (0.00041, "0.04 %"), (0.0, "0 %")])
+def test_shares_are_written_briefly(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_lengths_and_depths_are_read() -> None:

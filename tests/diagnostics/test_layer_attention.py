@@ -21,9 +21,9 @@ def layer(length: int, causal: bool = False, **call: object) -> LayerAttention:
 
 
 def test_equal_weights_have_as_many_effective_tokens_as_there_are() -> None:
-    given = LayerAttention(torch.zeros(1, 1, 64, 8), torch.randn(1, 1, 64, 8), AttentionCall())
+    attention = LayerAttention(torch.zeros(1, 1, 64, 8), torch.randn(1, 1, 64, 8), AttentionCall())
     sums = RowSums(64, 1, 0)
-    sums.add(given, torch.arange(64), [])
+    sums.add(attention, torch.arange(64), [])
     mean = sums.mean()
     for name, expected in {"entropy": math.log(64), "effective_tokens": 64, "participation": 64, "largest_weight": 1 / 64,
                            "attended_share": 1, "first_tokens": 4 / 64}.items():  # fmt: skip
@@ -43,15 +43,15 @@ def test_a_query_that_finds_one_key_has_one_effective_token() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_size_of_blocks_changes_nothing(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, found = layer(90, causal), []
+    attention, means = layer(90, causal), []
     for cells in (1, 5000, 1 << 22):
         monkeypatch.setattr(module, "SCORES_IN_MEMORY", cells)
         sums = RowSums(90, HEADS, 1)
-        sums.add(given, torch.arange(90), [lambda rows, scores: rows[:, None] - torch.arange(90) < 8])
-        found.append(sums.mean())
-    for name, value in found[0].items():
-        for other in found[1:]:
-            torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-6)
+        sums.add(attention, torch.arange(90), [lambda rows, scores: rows[:, None] - torch.arange(90) < 8])
+        means.append(sums.mean())
+    for name, value in means[0].items():
+        for blocked in means[1:]:
+            torch.testing.assert_close(blocked[name], value, atol=1e-6, rtol=1e-6)
 
 
 def test_padding_is_neither_query_nor_key() -> None:
@@ -60,8 +60,8 @@ def test_padding_is_neither_query_nor_key() -> None:
     padded = LayerAttention(*(torch.nn.functional.pad(x, (0, 0, 0, 10), value=3.0) for x in (whole.q, whole.k)),
                             AttentionCall.of(padding_mask=mask))  # fmt: skip
     sums = [RowSums(64, HEADS, 0), RowSums(64, HEADS, 0)]
-    for one, given in zip(sums, (whole, padded), strict=True):
-        one.add(given, torch.arange(given.length), [])
+    for total, attention in zip(sums, (whole, padded), strict=True):
+        total.add(attention, torch.arange(attention.length), [])
     for name, value in sums[0].mean().items():
         torch.testing.assert_close(sums[1].mean()[name], value, atol=1e-6, rtol=1e-6)
 
@@ -85,7 +85,7 @@ def test_sampled_queries_are_spread_and_repeatable() -> None:
 
 
 def test_mass_on_keys_is_that_of_the_softmax() -> None:
-    given = layer(40, causal=True)
-    weights = given.scores(torch.arange(40)).softmax(-1)
+    attention = layer(40, causal=True)
+    weights = attention.scores(torch.arange(40)).softmax(-1)
     rows, keys = torch.tensor([30, 39]), torch.tensor([3, 4, 5])
-    torch.testing.assert_close(mass_on(given, rows, keys), weights[0, :, rows][..., keys].sum(-1).mean(-1).double())
+    torch.testing.assert_close(mass_on(attention, rows, keys), weights[0, :, rows][..., keys].sum(-1).mean(-1).double())

@@ -24,18 +24,18 @@ Make = Callable[[str], Path]
 
 
 def test_the_result_has_every_length_layer_head_and_candidate(diagnosis: Diagnosis) -> None:
-    assert [one.length for one in diagnosis.lengths] == [64, 128, 256]
-    for found in diagnosis.lengths:
-        assert found.captured().shape == (3, 4, 6)
-        assert found.number("entropy").shape == (3, 4)
-        assert len(found.layers[0].distance[0]) == len(found.bins)
-        for layer in found.layers:
+    assert [row.length for row in diagnosis.lengths] == [64, 128, 256]
+    for report in diagnosis.lengths:
+        assert report.captured().shape == (3, 4, 6)
+        assert report.number("entropy").shape == (3, 4)
+        assert len(report.layers[0].distance[0]) == len(report.bins)
+        for layer in report.layers:
             assert layer.needle.shape == (4, 2)
             torch.testing.assert_close(layer.distance.sum(-1), torch.ones(4).double(), atol=1e-5, rtol=0)
     assert list(diagnosis.reasons) == ["linear"]
     assert "not a softmax over some of the keys" in diagnosis.reasons["linear"]
     assert diagnosis.last.captured()[..., 5].isnan().all()
-    full = [str(one) for one in diagnosis.candidates].index("full")
+    full = [str(candidate) for candidate in diagnosis.candidates].index("full")
     torch.testing.assert_close(diagnosis.last.captured()[..., full], torch.ones(3, 4).double(), atol=1e-5, rtol=0)
 
 
@@ -59,8 +59,8 @@ def test_a_needle_is_where_it_is_said_to_be(checkpoint: Make, text: Path) -> Non
             planted = source.planted(200, needle, depth, masked=base == "bert")
             assert len(planted.ids) == 200
             assert tokenizer.decode(planted.ids[planted.needle]).split() == tokenizer.decode(source.encode(needle.text)).split()
-            asked = source.encode(needle.question) + ([tokenizer.mask_token_id] if base == "bert" else [])
-            assert planted.ids[planted.question].tolist() == asked
+            question = source.encode(needle.question) + ([tokenizer.mask_token_id] if base == "bert" else [])
+            assert planted.ids[planted.question].tolist() == question
         plain = source.plain(100).tolist()
         around = [tokenizer.cls_token_id, tokenizer.sep_token_id] if base == "bert" else source.encode(text.read_text())[:100:99]
         assert [plain[0], plain[-1]] == around
@@ -73,54 +73,54 @@ def test_a_head_that_looks_at_the_needle_is_found(checkpoint: Make, text: Path) 
         layer.attention.self.query.weight.data.zero_()
         layer.attention.self.query.bias.data.zero_()
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint("bert"))
-    found = diagnose(model, text, tokenizer=tokenizer, lengths=[128], candidates=["full"])
-    needle = torch.stack([layer.needle for layer in found.last.layers])
-    torch.testing.assert_close(needle, torch.full_like(needle, found.last.needle_uniform), atol=1e-6, rtol=0)
+    report = diagnose(model, text, tokenizer=tokenizer, lengths=[128], candidates=["full"])
+    needle = torch.stack([layer.needle for layer in report.last.layers])
+    torch.testing.assert_close(needle, torch.full_like(needle, report.last.needle_uniform), atol=1e-6, rtol=0)
 
 
 def test_captured_mass_is_what_a_search_needs(checkpoint: Make) -> None:
     model = transformers.AutoModel.from_pretrained(checkpoint("llama"))
     ids = torch.randint(5, 300, (128,))
-    found = captured_mass(model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "delta"], queries=50)
-    assert found.mass.shape == (3, 4, 3)
-    assert list(found.reasons) == ["delta"]
-    assert found.mass[..., 2].isnan().all()
-    assert bool((found.mass[..., 0] <= found.mass[..., 1] + 1e-6).all())
-    assert found.pairs[0] < found.full_pairs == 128 * 129 // 2
+    report = captured_mass(model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "delta"], queries=50)
+    assert report.mass.shape == (3, 4, 3)
+    assert list(report.reasons) == ["delta"]
+    assert report.mass[..., 2].isnan().all()
+    assert bool((report.mass[..., 0] <= report.mass[..., 1] + 1e-6).all())
+    assert report.pairs[0] < report.full_pairs == 128 * 129 // 2
 
 
 def test_nothing_is_dropped_out_of_a_model_that_trains() -> None:
     sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
     longer = hf_longattn.LongBertModel(hf_longattn.LongBertConfig(**sizes, hidden_dropout_prob=0.5, long_attention={"mechanism": "window"}))
     ids = torch.randint(5, 99, (64,))
-    found = [diagnose(longer.train(mode), ids, lengths=[48], candidates=["full"]).last.number("entropy") for mode in (True, False)]
-    assert torch.equal(*found)
+    report = [diagnose(longer.train(mode), ids, lengths=[48], candidates=["full"]).last.number("entropy") for mode in (True, False)]
+    assert torch.equal(*report)
     assert not longer.training
 
 
 @pytest.mark.parametrize("base", ["bert", "llama"])
 def test_every_mechanism_is_compared_or_says_why_not(base: str, checkpoint: Make, text: Path) -> None:
-    found = diagnose(checkpoint(base), text, lengths=[64], needle=None)
-    assert {one.mechanism for one in found.candidates} == set(list_mechanisms())
-    assert found.needle is None
-    assert all(reason.endswith(".") for reason in found.reasons.values())
-    assert len(found.applicable()) > 15
-    assert [str(one) for one in usual_candidates()] == [str(one) for one in found.candidates]
-    assert all(Candidate.read(str(one)).options == one.options for one in found.candidates)
+    report = diagnose(checkpoint(base), text, lengths=[64], needle=None)
+    assert {candidate.mechanism for candidate in report.candidates} == set(list_mechanisms())
+    assert report.needle is None
+    assert all(reason.endswith(".") for reason in report.reasons.values())
+    assert len(report.applicable()) > 15
+    assert [str(candidate) for candidate in usual_candidates()] == [str(candidate) for candidate in report.candidates]
+    assert all(Candidate.read(str(candidate)).options == candidate.options for candidate in report.candidates)
 
 
 def test_positions_are_extended_as_a_conversion_does(checkpoint: Make, text: Path) -> None:
-    found = diagnose(checkpoint("bert"), text, lengths=[128, 512], extend="tile", candidates=["window:window=64", "window:window=256"])
-    assert found.trained_length == 256
-    assert {layer.mechanism for layer in found.last.layers} == {"longformer"}
-    assert "without training" in found.notes[0]
-    assert found.judged.length == 128
-    best = found.recommend()
+    report = diagnose(checkpoint("bert"), text, lengths=[128, 512], extend="tile", candidates=["window:window=64", "window:window=256"])
+    assert report.trained_length == 256
+    assert {layer.mechanism for layer in report.last.layers} == {"longformer"}
+    assert "without training" in report.notes[0]
+    assert report.judged.length == 128
+    best = report.recommend()
     assert best is not None
     assert best.judged_at == 128
     assert best.loss is not None
     assert best.loss.predicted > 40
-    assert str(best.loss) in found.conclusion()
+    assert str(best.loss) in report.conclusion()
     assert best.command == f"longattn convert {checkpoint('bert')} bert-512 {' '.join(best.flags)}"
     rotary = diagnose(checkpoint("llama"), text, lengths=[512], extend="rope:yarn", mechanism={"mechanism": "window", "window": 64},
                       candidates=["full"])  # fmt: skip
@@ -133,14 +133,14 @@ def test_a_model_in_memory_is_measured_and_left_as_it_was(checkpoint: Make, text
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(checkpoint("bert")), AutoTokenizer.from_pretrained(checkpoint("bert"))
     ids = torch.randint(5, 500, (1, 200))
     before = model.eval()(ids).logits
-    found = diagnose(model, text, tokenizer=tokenizer, lengths=[256], candidates=["window:window=64"])
+    report = diagnose(model, text, tokenizer=tokenizer, lengths=[256], candidates=["window:window=64"])
     by_name = diagnose(checkpoint("bert"), text, lengths=[256], candidates=["window:window=64"])
-    for one in (found, by_name):
+    for one in (report, by_name):
         best = one.recommend()
         assert best is not None
         assert best.loss is not None
         assert best.command.startswith(f"longattn convert {checkpoint('bert')} bert-256 ")
-    losses = [dataclasses.astuple(one.losses["window:window=64"]) for one in (found, by_name)]
+    losses = [dataclasses.astuple(one.losses["window:window=64"]) for one in (report, by_name)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert torch.equal(model(ids).logits, before)
     headless = diagnose(model.base_model, text, tokenizer=tokenizer, lengths=[256], candidates=["window:window=64"])
@@ -148,18 +148,18 @@ def test_a_model_in_memory_is_measured_and_left_as_it_was(checkpoint: Make, text
 
 
 def test_lengths_are_those_that_model_and_text_reach(checkpoint: Make, text: Path, tmp_path: Path) -> None:
-    found = diagnose(checkpoint("bert"), text, candidates=["full"], needle=None)
-    assert [one.length for one in found.lengths] == [256]
-    assert found.notes == (
+    report = diagnose(checkpoint("bert"), text, candidates=["full"], needle=None)
+    assert [row.length for row in report.lengths] == [256]
+    assert report.notes == (
         "The model ends at 256 tokens; convert it, or add --extend and --lengths, to see its attention in longer texts.",
     )
 
 
 def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: Path) -> None:
     hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="linear", max_length=512, verify=False)
-    found = diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=64"])
-    assert found.is_long
-    best = found.recommend()
+    report = diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=64"])
+    assert report.is_long
+    best = report.recommend()
     assert best is not None
     assert best.command.startswith(f"longattn convert {checkpoint('bert')} bert-512 --mechanism window --option window=64 --max-length 512")
     assert "window:window=512" in diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=512", "full"]).untrained
@@ -191,9 +191,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused_is_told_in_one_sentence(case: str, checkpoint: Make, text: Path) -> None:
-    asked, kind, sentence = REFUSED[case]
-    arguments = {"text": text, "lengths": [64], **asked}
-    if "lengths" not in asked and "extend" in asked:
+    settings, kind, sentence = REFUSED[case]
+    arguments = {"text": text, "lengths": [64], **settings}
+    if "lengths" not in settings and "extend" in settings:
         arguments["lengths"] = None
     with pytest.raises(kind, match=sentence) as refused:
         diagnose(checkpoint("bert"), **arguments)
@@ -272,12 +272,12 @@ print((resident("VmHWM") - before) / 1024)
 @pytest.mark.slow
 def test_memory_is_linear_in_the_length() -> None:
     """All candidates, at 16K, 32K and 64K tokens: N×N scores of one head would take 16 GB at 64K."""
-    found = []
+    report = []
     for length in (16_384, 32_768, 65_536):
         out = subprocess.run([sys.executable, "-c", MEMORY, str(length)], capture_output=True, text=True, check=True)
-        found.append(float(out.stdout.split()[-1]))
-    assert found[2] < 1500, found
-    assert found[2] / found[0] < 6, found
+        report.append(float(out.stdout.split()[-1]))
+    assert report[2] < 1500, report
+    assert report[2] / report[0] < 6, report
 
 
 def test_layers_may_have_different_numbers_of_heads(checkpoint: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
@@ -289,11 +289,11 @@ def test_layers_may_have_different_numbers_of_heads(checkpoint: Callable[[str], 
     fewer = json.loads((tmp_path / "pruned" / "config.json").read_text())["kept_heads"]
     kept = [fewer.get(str(layer), 4) for layer in range(3)]
     assert len(set(kept)) > 1
-    found = diagnose(tmp_path / "pruned", text, lengths=[64, 128], candidates=["window:window=16"], queries=16)
-    entropy = found.last.number("entropy")
+    report = diagnose(tmp_path / "pruned", text, lengths=[64, 128], candidates=["window:window=16"], queries=16)
+    entropy = report.last.number("entropy")
     assert (~entropy.isnan()).sum(1).tolist() == kept
-    assert found.mass(0) == pytest.approx(float(torch.cat([layer.captured[:, 0] for layer in found.last.layers]).mean()))
-    assert all(head < kept[layer] for layer, head, _ in found.needle_heads(12))
-    page = html_page(found)
+    assert report.mass(0) == pytest.approx(float(torch.cat([layer.captured[:, 0] for layer in report.last.layers]).mean()))
+    assert all(head < kept[layer] for layer, head, _ in report.needle_heads(12))
+    page = html_page(report)
     assert "nan" not in page
-    assert "nan" not in (found.conclusion() + found.dilution() + json.dumps(found.to_dict())).lower()
+    assert "nan" not in (report.conclusion() + report.dilution() + json.dumps(report.to_dict())).lower()
