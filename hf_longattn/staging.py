@@ -1,4 +1,4 @@
-"""Build a folder or a file beside its destination and rename it into place when it is complete, so that nobody ever sees half of it."""
+"""Build a folder or a file next to its destination and rename it into place when it is complete, so that nobody ever sees half of it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside `destination` that is renamed to it when the block succeeds, and removed when it fails or the process is asked
+    """A new folder next to `destination` that is renamed to it when the block succeeds, and removed when it fails or the process is asked
     to end.
 
     Folders of killed runs are removed first; those of another machine, on a shared file system, after a day
@@ -183,7 +183,7 @@ def check_new_file(file: Path) -> None:
 
 @contextlib.contextmanager
 def staged_file(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A file beside `file`, with the same extension, that is renamed to it when the block succeeds, and removed when it fails.
+    """A file next to `file`, with the same extension, that is renamed to it when the block succeeds, and removed when it fails.
 
     A link is replaced, not its target.
 

@@ -239,7 +239,9 @@ def generic_architecture(source: Source) -> GenericArchitecture:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was converted from.")
     base = _class_of(source)
     if base is None:
-        raise CheckpointError(f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json.")
+        raise CheckpointError(
+            f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json; set architectures to one."
+        )
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = AutoConfig.for_model(**dict(source.config))

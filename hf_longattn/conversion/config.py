@@ -216,7 +216,7 @@ class ConversionConfig(Settings):
 
     @classmethod
     def from_keywords(cls, config: ConversionConfig | None, values: Mapping[str, Any]) -> ConversionConfig:
-        """A config as it is, or one from keywords: those that are no fields are options of the mechanism (``window=512``).
+        """A config as it is, or one from keywords: those that are not fields are options of the mechanism (``window=512``).
 
         Raises:
             OptionError: both are given, or an option is given twice.

@@ -1,7 +1,7 @@
 """The folder of a result: weights and config are the command's, everything else that belongs to a model comes along from its source.
 
 Every command that writes a model writes it by :func:`write_folder`: tokenizer, templates, generation and processor configs, the modules and
-prompts of sentence-transformers, an adapter, licence, report and card. The folder is built beside its destination and renamed.
+prompts of sentence-transformers, an adapter, licence, report and card. The folder is built next to its destination and renamed.
 """
 
 from __future__ import annotations

@@ -463,7 +463,7 @@ def _source_length(
             rows = tensor.shape[0] if tensor.shape else "no"
             field = table.field if hasattr(config, table.field) else "max_position_embeddings"
             raise CheckpointError(
-                f"The config of {source.name!r} says {field}={said}, but its table {tensor.header.name!r} has {rows} rows."
+                f"The config of {source.name!r} says {field}={said}, but its table {tensor.header.name!r} has {rows} rows; correct it."
             )
     return tokens
 

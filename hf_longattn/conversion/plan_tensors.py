@@ -45,7 +45,7 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
             shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
         if renaming.target is not None and targets.setdefault(renaming.target, name) != name:
             raise CheckpointError(
-                f"The tensors {targets[renaming.target]!r} and {name!r} of {source.name!r} both become {renaming.target!r}."
+                f"The tensors {targets[renaming.target]!r} and {name!r} of {source.name!r} both become {renaming.target!r}; save it again."
             )
         renamed.append(RenamedTensor(header, renaming.target, shape, renaming.change, renaming.reason))
     return renamed

@@ -85,7 +85,8 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     """
     if "long_attention" not in source.config:
         raise CheckpointError(
-            f"{source.name!r} is not a long checkpoint, so there is nothing to revert: its config.json has no long_attention."
+            f"{source.name!r} is not a long checkpoint: its config.json has no long_attention, so there is nothing to revert; "
+            "give a converted one."
         )
     refuse_quantised(source)
     cast, positions = parse_dtype(settings.dtype), settings.positions

@@ -65,7 +65,9 @@ class TensorHeader:
 
     def __post_init__(self) -> None:
         if self.dtype not in SAFETENSORS_DTYPES:
-            raise CheckpointError(f"Tensor {self.name!r} of {str(self.file)!r} is {self.dtype}, which safetensors cannot hold.")
+            raise CheckpointError(
+                f"Tensor {self.name!r} of {str(self.file)!r} is {self.dtype}, which safetensors cannot hold; save it in another dtype."
+            )
 
     @property
     def numel(self) -> int:

@@ -90,7 +90,7 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
     """(text, its origin): the user's file, or built-in paragraphs and Python's manual.
 
     Raises:
-        CheckpointError: the file cannot be read, is not UTF-8 text or is empty.
+        CheckpointError: the file cannot be read, is not UTF-8 text or is empty; give another file.
     """
     if file is None:
         return PARAGRAPHS + _python_manual(), "built-in English text"
@@ -101,7 +101,7 @@ def text_of(file: Path) -> str:
     """The text of a file that the user gave, without the mark that some editors write before it.
 
     Raises:
-        CheckpointError: the file cannot be read, is a folder, is not UTF-8 text or is empty.
+        CheckpointError: the file cannot be read, is a folder, is not UTF-8 text or is empty; give another file.
     """
     if file.is_dir():
         raise CheckpointError(f"The text {str(file)!r} is a folder; give one file, for example a book.")
@@ -110,7 +110,7 @@ def text_of(file: Path) -> str:
     except CheckpointError as error:
         raise CheckpointError(f"The text {error}") from error
     if not text.strip():
-        raise CheckpointError(f"The text {str(file)!r} is empty.")
+        raise CheckpointError(f"The text {str(file)!r} is empty; give another file.")
     return text
 
 

@@ -91,7 +91,9 @@ def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Callable[[st
             raise
         except Exception as error:  # models raise any type of error
             why = f"{type(error).__name__}: {in_a_line(error)}"
-            raise CheckpointError(f"Verification failed, so nothing was kept: source or result does not run ({why}).") from error
+            raise CheckpointError(
+                f"Verification failed, so nothing was kept: source or result does not run ({why}); --no-verify leaves the check out."
+            ) from error
         if any(check.status == FAILED for check in checks):
             return checks
     if progress is not None:

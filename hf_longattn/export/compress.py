@@ -225,7 +225,7 @@ def compress_checkpoint(
         if not difference <= TOLERANCE:
             raise CheckpointError(
                 f"What was written computes something else ({difference:.1e} of the largest output), so nothing was kept: "
-                f"{class_name} with this mechanism cannot be compressed by {chosen.method!r}."
+                f"{class_name} with this mechanism cannot be compressed by {chosen.method!r}; choose another --method."
             )
         after = inputs.measure(again, stage, lengths)
         values = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(chosen).items()}

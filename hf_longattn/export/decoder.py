@@ -39,7 +39,7 @@ class DecoderGraph(ExportedGraph):
     """A decoder as a function of new tokens and the state before them that returns logits and the state after them.
 
     Raises:
-        ExportError: the model is no decoder alone, or a mechanism's state cannot be expressed as tensors.
+        ExportError: the model is not a decoder alone, or a mechanism's state cannot be expressed as tensors.
     """
 
     advised = "window"

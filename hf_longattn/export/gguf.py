@@ -258,7 +258,7 @@ def _names(plan: TwinPlan) -> dict[str, str]:
             continue
         name = table.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise ExportError(f"The gguf package knows no name for {tensor.name!r} of the architecture {known!r}.")
+            raise ExportError(f"The gguf package knows no name for {tensor.name!r} of the architecture {known!r}; install a newer gguf.")
         names[tensor.name] = name
     return names
 
@@ -356,11 +356,15 @@ def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
     model = described.get("model") or {}
     if model.get("type") != "BPE":
         raise ExportError(
-            f"llama.cpp's tokenizers here are of byte-pair encoding, and this one is a {model.get('type') or type(loaded).__name__!r}."
+            f"llama.cpp's tokenizers here are of byte-pair encoding, and this one is a {model.get('type') or type(loaded).__name__!r}; "
+            "export the native twin (--format native)."
         )
     vocabulary = {**model["vocab"], **loaded.get_vocab()}
     if max(vocabulary.values()) >= config.vocab_size:
-        raise ExportError(f"The tokenizer has ids up to {max(vocabulary.values())}, but the model has {config.vocab_size} embeddings.")
+        raise ExportError(
+            f"The tokenizer has ids up to {max(vocabulary.values())}, but the model has {config.vocab_size} embeddings; "
+            "give its own tokenizer."
+        )
     special = {token["id"]: token["special"] for token in described.get("added_tokens", [])}
     pieces = {number: piece for piece, number in vocabulary.items()}
     tokens = [pieces.get(number, f"[PAD{number}]") for number in range(config.vocab_size)]

@@ -17,7 +17,7 @@ from .graphs import Runner
 INT8_FILE = "model_int8.onnx"
 OPERATORS = ("MatMul", "Gemm")
 LARGEST_FILE = 2**31 - 2**20
-"""Bytes of a protobuf message, with some for the names; a larger model keeps its weights in a file beside it."""
+"""Bytes of a protobuf message, with some for the names; a larger model keeps its weights in a file next to it."""
 TURNS = 3
 
 

@@ -105,9 +105,9 @@ def export_checkpoint(
 
     Weights are written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``,
     as one step of generation, which takes and returns what every layer keeps of the text so far. The graph of a
-    sentence-transformers model also returns ``sentence_embedding``, pooled and normalised as its modules say, which are copied beside it.
+    sentence-transformers model also returns ``sentence_embedding``, pooled and normalised as its modules say, which are copied next to it.
     config.json is that of the base, which programs without this package read (sentence-transformers, optimum, text-embeddings-inference):
-    the attention is in the graph. The Long config is beside it as long_config.json.
+    the attention is in the graph. The Long config is next to it as long_config.json.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
@@ -163,7 +163,9 @@ def export_checkpoint(
         limits = (shortest, max_length)
         checks = graph.check(partial(runner, stage / FILES[format], outputs, format), limits)
         if failed := [check for check in checks if check.status == FAILED]:
-            raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
+            raise ExportError(
+                f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
+            )
         quantised = _quantise(stage, graph.inputs, outputs, words, loaded, limits) if int8 else None
         _write_configs(loaded, source, stage)
         written.update(outputs=outputs, min_length=shortest, opset=used, checks=tuple(checks), int8=quantised)
@@ -219,7 +221,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
             raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(TASKS)}.{nearest(task, TASKS)}")
         heads = auto_mapping(getattr(transformers, TASKS[task]))
         if family.config_class not in heads:
-            raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}.")
+            raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
     model, info = model_class.from_pretrained(
@@ -261,7 +263,7 @@ def _quantise(
 
 
 def _write_configs(model: Any, source: Source, stage: Path) -> None:
-    """The base's config as config.json, and the Long one beside it."""
+    """The base's config as config.json, and the Long one next to it."""
     values = with_base_windows(model.config.to_dict())
     plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
     heads = [name for name, class_name in family_of(model.config).heads.items() if class_name == type(model).__name__]

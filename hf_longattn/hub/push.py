@@ -186,7 +186,7 @@ def _refuse_tokens(place: Path, files: list[str], token: str | bool | None) -> N
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
-            raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+            raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}; check its permissions.") from error
         if (known and known in text) or any(len(match) >= 30 for match in TOKEN.findall(text)):
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
 

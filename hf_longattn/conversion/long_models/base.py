@@ -181,7 +181,7 @@ def register_checkpoint_converter(name: str) -> Callable[[C], C]:
     """Class decorator that makes a :class:`CheckpointConverter` known under ``name``.
 
     Raises:
-        RegistrationError: it is no CheckpointConverter, lacks a method, or the name is taken.
+        RegistrationError: it is not a CheckpointConverter, lacks a method, or the name is taken.
     """
 
     def register(cls: C) -> C:

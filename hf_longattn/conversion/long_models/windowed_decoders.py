@@ -1,6 +1,6 @@
 """Stock decoders with windows in some layers become the family whose layers they have: Ministral LongLlama, VaultGemma LongGemma.
 
-A VaultGemma with caps on its scores or logits, as Google's has them, is no Gemma and is refused.
+A VaultGemma with caps on its scores or logits, as Google's has them, is not a Gemma and is refused.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class VaultGemmaConverter(WindowedDecoder):
         scale, caps = config.query_pre_attn_scalar, (config.attn_logit_softcapping, config.final_logit_softcapping)
         if caps != (None, None) or scale != config.head_dim:
             raise CheckpointError(
-                f"A VaultGemma with caps on scores or logits {caps} and scores scaled by {scale} is no Gemma; "
+                f"A VaultGemma with caps on scores or logits {caps} and scores scaled by {scale} is not a Gemma; "
                 "convert its plain class with --generic."
             )
         own = {*WINDOWS, "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"}

@@ -31,7 +31,7 @@ SIDECAR_FOLDERS = ("additional_chat_templates",)
 
 @dataclass(frozen=True)
 class ResultInfo:
-    """What a source needs to know about the result to write its files beside it.
+    """What a source needs to know about the result to write its files next to it.
 
     destination: where the result will be.
     class_name, module: of its model class.
@@ -216,7 +216,7 @@ def register_source(name: str) -> Callable[[F], F]:
     """Class decorator that makes a :class:`SourceFormat` known under ``name``.
 
     Raises:
-        RegistrationError: it is no SourceFormat, lacks a method, or the name is taken.
+        RegistrationError: it is not a SourceFormat, lacks a method, or the name is taken.
     """
 
     def register(cls: F) -> F:

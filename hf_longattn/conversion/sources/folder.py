@@ -43,7 +43,7 @@ def has_safetensors(folder: Path) -> bool:
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint folder."""
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a transformers checkpoint folder.")
+        raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     return read_json_object(folder / "config.json")
 
 
@@ -54,20 +54,24 @@ def indexed_headers(folder: Path, weights: str, index: str, read: Callable[[Path
     ending = Path(weights).suffix
     weight_map = read_json_object(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{str(folder / index)!r} has no weight_map of tensor names to file names.")
+        raise CheckpointError(f"{str(folder / index)!r} has no weight_map of tensor names to file names; download it again.")
     tensors: dict[str, TensorHeader] = {}
     for file in dict.fromkeys(weight_map.values()):
         if Path(file).name != file or not file.endswith(ending):
-            raise CheckpointError(f"{index} names the file {file[:100]!r}, but shards are {ending} files of the same folder.")
+            raise CheckpointError(
+                f"{index} names the file {file[:100]!r}, but shards are {ending} files of the same folder; download it again."
+            )
         if not _is_file(folder / file):
             raise CheckpointError(f"{index} names the shard {file[:100]!r}, which is missing in {str(folder)!r}; download it again.")
         for name, header in read(folder / file).items():
             if name in tensors:
-                raise CheckpointError(f"Tensor {name!r} is in two shards, {tensors[name].file.name!r} and {file!r}.")
+                raise CheckpointError(f"Tensor {name!r} is in two shards, {tensors[name].file.name!r} and {file!r}; download them again.")
             tensors[name] = header
     lost = [name for name in weight_map if name not in tensors]
     if lost:
-        raise CheckpointError(f"{index} names {len(lost)} tensors that no shard holds, the first is {lost[0]!r}.")
+        raise CheckpointError(
+            f"{index} names {len(lost)} tensors that no shard holds, the first is {lost[0]!r}; download the shards again."
+        )
     return tensors
 
 

@@ -83,7 +83,9 @@ class Gguf(SourceFormat):
             if isinstance(error, LongAttentionError) or not isinstance(error, Exception):
                 raise
             # transformers' readers raise any type of error
-            raise CheckpointError(f"transformers cannot read {str(file)!r}: {_line(error)}.") from error
+            raise CheckpointError(
+                f"transformers cannot read {str(file)!r}: {_line(error)}; convert the checkpoint that it was made from."
+            ) from error
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return GgufSource(request.name, folder, config, tensors, {"gguf_file": file.name}, (file,), held)
 
@@ -113,7 +115,7 @@ def _check_header(file: Path) -> None:
         raise CheckpointError(f"{str(file)!r} holds only metadata and no tensors; download the file with the weights.")
     for key, value in counts.items():
         if value > max(MOST_LAYERS, tensors):
-            raise CheckpointError(f"{str(file)!r} says {key}={value}, which is more than its {tensors} tensors allow.")
+            raise CheckpointError(f"{str(file)!r} says {key}={value}, which is more than its {tensors} tensors allow; download it again.")
 
 
 class _Header:

@@ -65,11 +65,15 @@ def fetch_headers(request: SourceRequest, folder: Path) -> dict[str, TensorHeade
         try:
             metadata = HfApi(token=request.token).get_safetensors_metadata(request.name, revision=request.revision)
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-            raise CheckpointError(f"{request.name!r} has no readable safetensors weights on the Hub.") from error
+            raise CheckpointError(
+                f"{request.name!r} has no readable safetensors weights on the Hub; download it and give its folder."
+            ) from error
     headers = {}
     for file, content in metadata.files_metadata.items():
         for name, info in content.tensors.items():
             if info.dtype not in TORCH_DTYPES:
-                raise CheckpointError(f"Tensor {name!r} of {request.name!r} has the dtype {info.dtype}, which is not supported.")
+                raise CheckpointError(
+                    f"Tensor {name!r} of {request.name!r} has the dtype {info.dtype}, which is not supported; save it in another dtype."
+                )
             headers[name] = TensorHeader(name, folder / file, TORCH_DTYPES[info.dtype], tuple(info.shape))
     return headers

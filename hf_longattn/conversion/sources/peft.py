@@ -22,7 +22,7 @@ from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 ADAPTER_FOLDER = "adapter"
-"""Of the result, for an adapter that is kept beside its base."""
+"""Of the result, for an adapter that is kept next to its base."""
 PEFT_PREFIX = "base_model.model."
 """Before the base's names in an adapter's tensors."""
 
@@ -72,7 +72,7 @@ class AdapterSource(WrappedSource):
 
 
 def with_kept_adapter(source: Source) -> Source:
-    """The source with the adapter that a conversion kept beside its weights, if there is one."""
+    """The source with the adapter that a conversion kept next to its weights, if there is one."""
     adapter = source.folder / ADAPTER_FOLDER
     if isinstance(source, AdapterSource) or not (adapter / ADAPTER_CONFIG).is_file():
         return source
@@ -119,7 +119,7 @@ class Peft(SourceFormat):
 
     def open(self, request: SourceRequest) -> Source:
         if request.for_adapter:
-            raise CheckpointError(f"{request.name!r} is itself an adapter.")
+            raise CheckpointError(f"{request.name!r} is itself an adapter; give one whose base is a model.")
         name, revision = _base_of(request)
         try:
             path = Path(name).expanduser()
@@ -197,7 +197,9 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
             try:
                 re.compile(pattern)
             except (re.error, RecursionError, OverflowError) as error:
-                raise CheckpointError(f"{str(file)!r} says {key}={pattern!r:.80}, which is not a regular expression ({error}).") from error
+                raise CheckpointError(
+                    f"{str(file)!r} says {key}={pattern!r:.80}, which is not a regular expression ({error}); correct it."
+                ) from error
     for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
         if rank is not None and not (TYPES[NATURAL](rank) and rank >= 1):
             raise CheckpointError(f"{str(file)!r} says that a rank is {rank!r:.80}, which must be a whole number of at least 1.")
@@ -266,7 +268,10 @@ def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
     class_name = named_class(base.config, "AutoModel")
     model_class: Any = getattr(transformers, class_name, None)
     if not hasattr(model_class, "from_pretrained"):
-        raise CheckpointError(f"The base of {base.name!r} names the class {class_name!r}, which transformers does not have.")
+        raise CheckpointError(
+            f"The base of {base.name!r} names the class {class_name!r}, which transformers does not have; "
+            "correct architectures in its config.json."
+        )
     with checkpoint_errors(f"transformers cannot load {str(base.folder)!r}"):
         model = base.load(model_class, dtype="auto")
     return _merge(model, folder).state_dict()

@@ -47,7 +47,7 @@ class Pickled(SourceFormat):
         config = read_config(request.path)
         if not request.allow_pickle:
             raise CheckpointError(
-                f"{str(request.path)!r} holds its weights only as pickle ({WEIGHTS!r}), a format that can carry code: add --allow-pickle"
+                f"{str(request.path)!r} holds its weights only as pickle ({WEIGHTS!r}), a format that can carry code; add --allow-pickle"
                 " (allow_pickle=True) to read the tensors in it, and nothing else."
             )
         tensors = indexed_headers(request.path, WEIGHTS, INDEX, read_pickled_headers)
@@ -105,7 +105,8 @@ def _load(file: Path, device: str) -> Any:
         return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{str(file)!r} holds more than tensors, or is damaged, and is not opened: torch refuses it with weights_only=True."
+            f"{str(file)!r} holds more than tensors, or is damaged, and torch refuses it with weights_only=True; "
+            "save it again with save_pretrained."
         ) from error
     except Exception as error:  # torch.load raises any type of error
         raise CheckpointError(_damaged(file, error)) from error
@@ -114,7 +115,9 @@ def _load(file: Path, device: str) -> Any:
 def _header(name: str, file: Path, value: Tensor, size: int | None) -> TensorHeader:
     """size: of the file in bytes; `None` if the values are in memory."""
     if value.layout != torch.strided:
-        raise CheckpointError(f"Tensor {name!r} of {str(file)!r} is {value.layout}, which safetensors cannot hold.")
+        raise CheckpointError(
+            f"Tensor {name!r} of {str(file)!r} is {value.layout}, which safetensors cannot hold; save it as a dense tensor."
+        )
     described = TensorHeader(name, file, value.dtype, tuple(value.shape))
     if size is None:
         return replace(described, values=lambda: value.detach().contiguous())
@@ -141,7 +144,7 @@ def _described(state: Any) -> str:
     if not isinstance(state, dict):
         return f"a {type(state).__name__}"
     other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
-    return f"{other!r}, which is a {type(state[other]).__name__}" if other is not None else "names that are no text"
+    return f"{other!r}, which is a {type(state[other]).__name__}" if other is not None else "names that are not text"
 
 
 def _damaged(file: Path, error: Exception) -> str:

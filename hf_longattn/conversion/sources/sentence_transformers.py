@@ -80,7 +80,8 @@ class SentenceTransformers(SourceFormat):
         first = sentence_modules(root)[0]
         if not first["type"].endswith(".Transformer"):
             raise CheckpointError(
-                f"{str(root)!r} begins with a {first['type']!r}, but only models whose first module is Transformer can be converted."
+                f"{str(root)!r} begins with a {first['type']!r}, but only models whose first module is Transformer can be converted; "
+                "give another."
             )
         check_files(root, (), [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")])
         read_config(root / first["path"])  # a sentence about the folder, where there is none
@@ -97,11 +98,13 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     file = folder / MODULES
     modules = read_json(file)
     if not isinstance(modules, list) or not modules or not all(_is_module(module) for module in modules):
-        raise CheckpointError(f"{str(file)!r} must hold a list of modules, each with a path and a type.")
+        raise CheckpointError(f"{str(file)!r} must hold a list of modules, each with a path and a type; save the model again.")
     for module in modules:
         path = PurePosixPath(module["path"])
         if path.is_absolute() or ".." in path.parts:
-            raise CheckpointError(f"{str(file)!r} names the folder {module['path']!r}, which lies outside of {str(folder)!r}.")
+            raise CheckpointError(
+                f"{str(file)!r} names the folder {module['path']!r}, which lies outside of {str(folder)!r}; save the model again."
+            )
     return modules
 
 

@@ -170,7 +170,7 @@ def register_twin(name: str) -> Callable[[T], T]:
     """Class decorator that makes a :class:`NativeTwin` known under ``name``.
 
     Raises:
-        RegistrationError: it is no NativeTwin, lacks a method, or the name is taken.
+        RegistrationError: it is not a NativeTwin, lacks a method, or the name is taken.
     """
 
     def register(cls: T) -> T:
