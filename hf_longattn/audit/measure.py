@@ -26,7 +26,7 @@ MAX_RUN_SETS = 16
 HUBS_TRIED = 2
 """Global tokens that are replaced, unless the audit is exhaustive."""
 LEAST_INFLUENCE = 1e-4
-"""Of a token on an output through all layers, from which on a change must be seen."""
+"""The influence of a token on an output through all layers from which on a change must be seen."""
 ROWS_CHECKED = 8
 """Outputs whose dependence on each token is looked up by gradients where a change was not seen."""
 PROBED_TOKENS = 16
@@ -182,7 +182,7 @@ class Stage:
                 self._furthest_leak, self.leak, self.sources = int(furthest.max()), int(furthest.argmax()), replacement.tokens
 
     def _within_reach(self, members: Tensor) -> Tensor:
-        """For each output, of the tokens ``members`` the last that is not after it, or the next where that is out of reach, ``(N,)``."""
+        """The token of ``members`` for each output, ``(N,)``: the last that is not after it, or the next where that is out of reach."""
         rows = torch.arange(self.reach.length)
         after = torch.searchsorted(members, rows, right=True)
         before = members[(after - 1).clamp(min=0)]

@@ -64,7 +64,7 @@ class Changes(Protocol):
     rounding: list[float]
 
     def of(self, sets: Sequence[Tensor | None]) -> list[Tensor]:
-        """For every stage the largest change of each output, ``(N,)`` or ``(1,)``, when its tokens ``(N,)`` bool are replaced."""
+        """The largest change of each output ``(N,)`` or ``(1,)`` of every stage, when its tokens ``(N,)`` bool are replaced."""
 
     def dependence(self, rows: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
         """Whether outputs depend on each token, however weakly.
@@ -251,7 +251,7 @@ class LayerChanges:
 
 
 def _states(output: Any) -> Tensor | None:
-    """What a layer returns first."""
+    """The first value that a layer returns, if it is a tensor."""
     first = output[0] if type(output) is tuple and output else output  # not of a class of its own, as reversible layers return
     return first if isinstance(first, Tensor) else None
 
@@ -275,7 +275,7 @@ class ModelTarget:
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Any:
-        """What the model returns for ``ids (N,)``."""
+        """The model's output for ``ids (N,)``."""
         row = ids[None].to(next(self.stack.parameters()).device)
         cache = {"use_cache": False} if "use_cache" in inspect.signature(self.stack.forward).parameters else {}
         try:

@@ -35,7 +35,7 @@ class Candidate:
 
     @classmethod
     def read(cls, text: str) -> Candidate:
-        """From ``window:window=512``; raises :class:`OptionError` and :class:`UnknownMechanismError`."""
+        """Read ``window:window=512``; raises :class:`OptionError` and :class:`UnknownMechanismError`."""
         values = read_choice(text)
         name = values.pop("mechanism")
         check_options(name, values)
@@ -76,7 +76,7 @@ def usual_candidates() -> list[Candidate]:
 
 
 def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
-    """Each from ``window:window=512``, without repetitions; raises as :meth:`Candidate.read`."""
+    """Candidates from texts such as ``window:window=512``, without repetitions; raises as :meth:`Candidate.read`."""
     return unique_candidates([Candidate.read(text) if isinstance(text, str) else text for text in texts])
 
 

@@ -215,7 +215,7 @@ def _with_losses(
 def _loss_measure(
     diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint | None, text: DiagnosisText
 ) -> Callable[[LongAttentionConfig], LossChange | None]:
-    """What measures the loss with an attention in every layer.
+    """A function that measures the loss with an attention in every layer.
 
     Raises:
         LongAttentionError: why no loss can be measured.

@@ -27,7 +27,7 @@ VIEWS = {
 }
 """What the picture of all heads can show: words and meaning by the name of the number."""
 SCALED = ("effective_tokens", "needle")
-"""Of these, the darkest cell is the largest number of the picture; of the others, 1."""
+"""Numbers whose darkest cell is the largest of the picture; that of all other numbers is 1."""
 TABLE_WIDTH, LETTER_WIDTH = 384, 7.2
 """Units that the cells of a heat table have, and that a letter takes."""
 

@@ -25,7 +25,7 @@ class Budget:
 
     @classmethod
     def read(cls, text: str | float | Budget) -> Budget:
-        """From ``0.25``, ``25%``, ``1.5s``, ``800ms``, ``200MB`` or ``2GiB``.
+        """Read ``0.25``, ``25%``, ``1.5s``, ``800ms``, ``200MB`` or ``2GiB``.
 
         Raises:
             OptionError: anything else, or nothing at all.

@@ -20,7 +20,7 @@ FULL = Candidate("full")
 
 
 def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
-    """Each from ``window:window=512``, without repetitions; :data:`USUAL` and full attention for ``None``.
+    """Candidates from texts such as ``window:window=512``, without repetitions; :data:`USUAL` and full attention for ``None``.
 
     Raises:
         OptionError: there is none, or an option that does not exist.

@@ -134,7 +134,7 @@ class LayerCosts:
         return self.known
 
     def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:
-        """What runs the candidate once, and the bytes that it keeps while decoding, if it does."""
+        """A function that runs the candidate once, and the bytes that it keeps while decoding, if it does."""
         shape, generator = self.shape, torch.Generator(self.device).manual_seed(0)
         mechanism = mechanism_from(
             candidate.mechanism, candidate.options, num_heads=shape.heads, head_dim=shape.head_dim, hidden_size=shape.hidden,

@@ -25,7 +25,7 @@ class Mqar:
 
         k₁ v₁ k₂ v₂ … k_P v_P   x x k₂ x x x k₇ x k₁ …
 
-    At each asked key the next token is its value. The distance of a question from the pairs follows a power law, so that most are near,
+    At each key asked for the next token is its value. The distance of a question from the pairs follows a power law, so that most are near,
     and the rest of the text is filled with random tokens.
 
     pairs: key–value pairs of a text; each key is asked for once.
