@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, nearest
-from ..modeling.attach.attention_sites import ON, copied_parameters
+from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models.base import WeightRenaming
 from .sources.base import Source
@@ -125,7 +125,7 @@ def _added(
     if owner is None:  # memory tokens
         return added
     prefix, mechanism = owner
-    layer = prefix.partition(f".{ON}")[0]
+    layer = prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0]
     copied = copied_parameters(skeleton.get_submodule(layer), mechanism.copies).get(name.removeprefix(f"{prefix}."))
     stored = None if copied is None else sources.get(f"{layer}.{copied.name}")
     if copied is None or stored is None:

@@ -16,7 +16,7 @@ from ..engines.common.call import AttentionCall
 from ..errors import CheckpointError
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from ..modeling.generic import OWN, load_generic, load_generic_with
+from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with
 from ..private_apis import attention_implementation
 from .architectures import attached_mechanisms
 from .flops import cost_at, layer_mechanisms
@@ -281,7 +281,7 @@ def _from_files(result: Path, scratch: Path) -> Any:
     def load(model_class: Any, config: Any) -> tuple[Any, Any]:
         loading = weights.loading(model_class)
         model, info = loading.from_pretrained(result, config=config, dtype=torch.float32, output_loading_info=True)
-        weights.give_to(model, in_memory=OWN)
+        weights.give_to(model, in_memory=MECHANISM_NAME_PART)
         return model, info
 
     return load_generic_with(load, result, str(result))

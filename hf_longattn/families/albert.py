@@ -12,7 +12,7 @@ from transformers.models.albert.configuration_albert import AlbertConfig
 from transformers.models.albert.modeling_albert import AlbertAttention, AlbertTransformer
 
 from ..backend import LAYER_INDEX
-from ..modeling.attach.attention_sites import SERVED
+from ..modeling.attach.attention_sites import SERVED_LAYERS_ATTRIBUTE
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
@@ -43,7 +43,7 @@ class LongAlbertTransformer(AlbertTransformer):
         for number, group in enumerate(self.albert_layer_groups):
             served = tuple(layer for layer in range(self.config.num_hidden_layers) if self.group_of(layer) == number)
             for attention in (module for module in group.modules() if isinstance(module, AlbertAttention)):
-                setattr(attention, SERVED, served)
+                setattr(attention, SERVED_LAYERS_ATTRIBUTE, served)
 
 
 class AlbertCountsItsLayers(ReplacedModules):

@@ -32,7 +32,7 @@ class LongBigBirdConfig(LongConfig, BigBirdConfig):
         self.attention_type = "original_full"
         super().__post_init__(**kwargs)
 
-    def _unasked(self) -> dict[str, Any]:
+    def _attention_without_choice(self) -> dict[str, Any]:
         return {"mechanism": "bigbird", "block_size": self.block_size, "num_random_blocks": self.num_random_blocks}
 
     @classmethod

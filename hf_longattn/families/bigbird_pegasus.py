@@ -38,7 +38,7 @@ class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
         self.sparse_attention_dropout = kwargs.pop("sparse_attention_dropout", self.attention_dropout)
         super().__post_init__(**kwargs)
 
-    def _unasked(self) -> dict[str, Any]:
+    def _attention_without_choice(self) -> dict[str, Any]:
         return {"mechanism": "bigbird", "block_size": self.block_size, "num_random_blocks": self.num_random_blocks}
 
     @classmethod

@@ -23,7 +23,7 @@ class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
 
     model_type = "long_nystromformer"
 
-    def _unasked(self) -> dict[str, Any]:
+    def _attention_without_choice(self) -> dict[str, Any]:
         return nystrom_of(self)
 
     @classmethod

@@ -23,12 +23,12 @@ from ..hub_errors import DOWNLOAD, translated_errors
 from ..private_apis import attention_implementation, can_set_implementation
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import ON
+from .attach.attention_sites import MECHANISM_ATTRIBUTE
 from .attach.memory_tokens import recursion_of
 from .attach.weights import shared_parameters
 from .family.config import LongConfig
 
-OWN = f".{ON}."
+MECHANISM_NAME_PART = f".{MECHANISM_ATTRIBUTE}."
 """Part of the name of every parameter of a mechanism."""
 
 
@@ -138,7 +138,7 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
     attention = LongAttentionConfig.from_dict(chosen)
     model, found = load(_loading_class(base, attention), config)
     model.__class__ = base  # the class that loaded it adds no state
-    own = {name: values.clone() for name, values in model.state_dict().items() if OWN in name}
+    own = {name: values.clone() for name, values in model.state_dict().items() if MECHANISM_NAME_PART in name}
     enable_long_attention(model, attention)  # again, since buffers that mechanisms compute are not in the files
     shared = shared_parameters(model)
     lost = sorted(set(found["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())

@@ -20,17 +20,17 @@ from ..memory import SegmentMemory
 from ..naming import BEFORE_UPLOAD, TAGS
 from ..private_apis import assert_in_graph, attention_implementation, attentions_collected, tie_parameters, values_mapped
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import ATTENDING, ON, layer_mechanisms, with_members
+from .attach.attention_sites import ATTENTION_MODULES_ATTRIBUTE, MECHANISM_ATTRIBUTE, layer_mechanisms, with_members
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import global_tokens_of, token_rule
-from .attach.weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, without_values
+from .attach.weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, uninitialised_modules
 from .family.config import BASE_ATTENTION
 from .family.definition import Family, PositionTable
 from .family.validation import check_length, check_tables, input_of, refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import cut_as_configured
 from .run.losses import with_auxiliary_loss
-from .run.memory import MASK_OF_MEMORY, Memory, new_memory
+from .run.memory import MEMORY_MASK_ARGUMENT, Memory, new_memory
 from .run.modes import RunsInModes, run_in_modes
 from .run.segment_decoding import SegmentDecoding
 from .run.segments import Segments
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-PACKED = "Several documents are packed into one row, but"
+PACKED_DOCUMENTS = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."
-WITH_A_CACHE = f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
+WITH_A_CACHE = f"{PACKED_DOCUMENTS} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
 IN_SEGMENTS = (SegmentDecoding(), Segments())
 CANNOT_TELL = "cannot tell its attention where each starts"
 
@@ -72,7 +72,7 @@ class LongAttentionMixin(_Base):
             long_class = None if module is self else self.family.long_class_of(type(module))
             if long_class is not None:  # the head's __init__ built it; the Long class adds no state, so the instance can become one
                 module.__class__ = long_class
-                module.adapt()
+                module.after_class_swap()
         self._refuse_globals()
         cut_as_configured(self)
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
@@ -80,7 +80,7 @@ class LongAttentionMixin(_Base):
             refuse_scoreless(self, f"caps its attention scores ({cap}={value})")
         models = [module for module in self.modules() if isinstance(module, LongAttentionMixin)]
         for model in models:
-            model.equip()
+            model.after_attach()
         for model in models:
             if shared := shared_parameters(model):
                 tie_parameters(model, shared)
@@ -122,10 +122,10 @@ class LongAttentionMixin(_Base):
         super().tie_weights(missing_keys, recompute_mapping)
         missing |= initialised
 
-    def adapt(self) -> None:
+    def after_class_swap(self) -> None:
         """Called once after an instance of the base has become a Long model."""
 
-    def equip(self) -> None:
+    def after_attach(self) -> None:
         """Called once after the mechanisms have been attached."""
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -135,7 +135,7 @@ class LongAttentionMixin(_Base):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """As the base's; then mechanisms and memory tokens that were not loaded."""
-        added = without_values(self)
+        added = uninitialised_modules(self)
         super().initialize_weights()
         drop_tables(self, self.family)
         initialise(self, added)
@@ -302,15 +302,15 @@ class LongBaseModelMixin(RunsInModes, LongAttentionMixin):
         tokens = getattr(self, "long_memory", None)
         return tokens.recursion if isinstance(tokens, MemoryTokens) else None
 
-    def equip(self) -> None:
+    def after_attach(self) -> None:
         """Add memory tokens, where mechanisms need them; layers that contradict one another are refused."""
-        setattr(self, ATTENDING, [module for module in self.modules() if hasattr(module, ON)])
+        setattr(self, ATTENTION_MODULES_ATTRIBUTE, [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)])
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""
-        if (mask := arguments.pop(MASK_OF_MEMORY, None)) is not None:
+        if (mask := arguments.pop(MEMORY_MASK_ARGUMENT, None)) is not None:
             arguments["attention_mask"] = mask
         outputs = run_in_modes((self.sharding, self.packing), self, base_forward, arguments)
         return self.run_whole(base_forward, arguments) if outputs is None else outputs
@@ -443,13 +443,13 @@ class LongBaseModelMixin(RunsInModes, LongAttentionMixin):
     def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
         """Why this call does not take documents packed into one row; ``None`` if it does."""
         if self.recursion is not None:
-            return f"{PACKED} {type(self).__name__} runs in segments with memory tokens; {OWN_ROWS}"
+            return f"{PACKED_DOCUMENTS} {type(self).__name__} runs in segments with memory tokens; {OWN_ROWS}"
         if self.config.is_encoder_decoder or not self.hands_globals_down:
-            return f"{PACKED} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
+            return f"{PACKED_DOCUMENTS} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
         if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
             return WITH_A_CACHE
         if self.position_table is not None and not self.takes_positions:
-            return f"{PACKED} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
+            return f"{PACKED_DOCUMENTS} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
         return None
 
     def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
@@ -457,7 +457,7 @@ class LongBaseModelMixin(RunsInModes, LongAttentionMixin):
         transformers keeps them apart, which is enough if only distances matter."""
         causal = any(getattr(module, "is_causal", False) for module in self.modules() if hasattr(module, "long_attention"))
         if not causal:
-            return f"{PACKED} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
+            return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
         for mechanism in self.modules():
             if isinstance(mechanism, Mechanism) and (self.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
                 return packing_refused(mechanism)
@@ -477,7 +477,7 @@ class LongDecoderMixin(LongBaseModelMixin):
 
     embed_positions: Any
 
-    def adapt(self) -> None:
+    def after_class_swap(self) -> None:
         """Give the decoder's position table its own length, before it is initialised; the base makes it as long as the encoder's."""
         old: Any = getattr(self, "embed_positions")  # noqa: B009 - the base's
         if self.position_table is not None and old.weight.shape[0] != self.position_table.rows(self.config):
@@ -485,17 +485,17 @@ class LongDecoderMixin(LongBaseModelMixin):
                 self.embed_positions = type(old)(self.position_table.tokens(self.config), old.embedding_dim)
 
     @property
-    def beside_encoder(self) -> bool:
+    def has_encoder(self) -> bool:
         """Whether it decodes the output of an encoder."""
         return bool(self.config.is_encoder_decoder)
 
     def check_inputs(self, arguments: dict[str, Any]) -> None:
-        if self.beside_encoder:
+        if self.has_encoder:
             arguments.pop("global_attention_mask", None)
         super().check_inputs(arguments)
 
     def _find_globals(self, arguments: dict[str, Any]) -> None:
-        if not self.beside_encoder:
+        if not self.has_encoder:
             super()._find_globals(arguments)
 
 
@@ -504,11 +504,11 @@ class LongStackMixin(LongDecoderMixin):
 
     is_decoder: bool
 
-    def adapt(self) -> None:
+    def after_class_swap(self) -> None:
         """Nothing to do, without a table."""
 
     @property
-    def beside_encoder(self) -> bool:
+    def has_encoder(self) -> bool:
         return self.is_decoder
 
 
@@ -572,6 +572,6 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
     rows = tokens.flatten(0, 1) if tokens.dim() == 3 and "input_ids" in arguments else tokens
     documents = documents_of(arguments, (rows.shape[0], rows.shape[1]))
     if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
-        raise MaskError(f"{PACKED} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
+        raise MaskError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
     for name in DOCUMENTS:
         arguments.pop(name, None)

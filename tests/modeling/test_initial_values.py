@@ -77,8 +77,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         torch.manual_seed(SEED)
         give(module)
 
-    give = weights.give_values
-    monkeypatch.setattr(weights, "give_values", seeded)
+    give = weights.initialise_missing
+    monkeypatch.setattr(weights, "initialise_missing", seeded)
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield

@@ -17,15 +17,15 @@ from transformers.pytorch_utils import Conv1D
 from ...mechanisms.common.base import Mechanism
 from ..family.definition import attention_names
 
-ON = "long_attention"
+MECHANISM_ATTRIBUTE = "long_attention"
 """The attribute of an attention module with its mechanism or, if it serves several layers, with theirs by number."""
 CROSS_MECHANISM = "full"
 """Cross-attention is full: its queries and keys come from different sequences, so distances between them have no meaning."""
-CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
+CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Names of cross-attention."""
-ATTENDING = "attending"
+ATTENTION_MODULES_ATTRIBUTE = "attending"
 """The attribute of a Long base model with a list of its attention modules."""
-SERVED = "layers_served"
+SERVED_LAYERS_ATTRIBUTE = "layers_served"
 """The attribute of an attention module with the layers that it serves, if there are several."""
 
 
@@ -50,7 +50,7 @@ class AttentionSite:
     @property
     def mechanism_name(self) -> str:
         """The module name of its mechanism in the model."""
-        return f"{self.name}.{ON}.{self.layer}" if self.shared else f"{self.name}.{ON}"
+        return f"{self.name}.{MECHANISM_ATTRIBUTE}.{self.layer}" if self.shared else f"{self.name}.{MECHANISM_ATTRIBUTE}"
 
     @property
     def mechanism(self) -> nn.Module:
@@ -60,13 +60,13 @@ class AttentionSite:
 
     def put(self, mechanism: nn.Module) -> None:
         """Set the mechanism of this layer, replacing the present one."""
-        if self.shared and not isinstance(getattr(self.module, ON, None), nn.ModuleDict):
-            setattr(self.module, ON, nn.ModuleDict())
+        if self.shared and not isinstance(getattr(self.module, MECHANISM_ATTRIBUTE, None), nn.ModuleDict):
+            setattr(self.module, MECHANISM_ATTRIBUTE, nn.ModuleDict())
         setattr(*self._place, mechanism)
 
     @property
     def _place(self) -> tuple[nn.Module, str]:
-        return (getattr(self.module, ON), str(self.layer)) if self.shared else (self.module, ON)
+        return (getattr(self.module, MECHANISM_ATTRIBUTE), str(self.layer)) if self.shared else (self.module, MECHANISM_ATTRIBUTE)
 
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
@@ -77,8 +77,10 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         kind = type(module).__name__
         if not hasattr(module, "is_causal") or "attention" not in kind.lower() or isinstance(module, Mechanism):
             continue
-        cross = bool(getattr(module, "is_cross_attention", False)) or bool(CROSS.search(f"{name.rpartition('.')[2]} {kind}"))
-        if served := getattr(module, SERVED, ()):
+        cross = bool(getattr(module, "is_cross_attention", False)) or bool(
+            CROSS_ATTENTION_NAMES.search(f"{name.rpartition('.')[2]} {kind}")
+        )
+        if served := getattr(module, SERVED_LAYERS_ATTRIBUTE, ()):
             sites += [AttentionSite(name, module, layer, cross, shared=True) for layer in served]
             continue
         stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
@@ -91,17 +93,17 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
 
 def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
     """Name below an attention module -> mechanism; none on other modules."""
-    found = getattr(attention, ON, None)
+    found = getattr(attention, MECHANISM_ATTRIBUTE, None)
     if isinstance(found, nn.ModuleDict):
-        return {f"{ON}.{layer}": one for layer, one in found.items() if isinstance(one, Mechanism)}
-    return {ON: found} if isinstance(found, Mechanism) else {}
+        return {f"{MECHANISM_ATTRIBUTE}.{layer}": one for layer, one in found.items() if isinstance(one, Mechanism)}
+    return {MECHANISM_ATTRIBUTE: found} if isinstance(found, Mechanism) else {}
 
 
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
     """The mechanism of every layer; of a Long base model without a walk through all modules, which takes longer than a short input's
     attention."""
-    attending = model.__dict__.get(ATTENDING)
-    attending = [module for module in model.modules() if hasattr(module, ON)] if attending is None else attending
+    attending = model.__dict__.get(ATTENTION_MODULES_ATTRIBUTE)
+    attending = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if attending is None else attending
     return [mechanism for module in attending for mechanism in mechanisms_on(module).values()]
 
 
@@ -110,7 +112,7 @@ def with_members(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:
     return [part for mechanism in mechanisms for part in mechanism.modules() if isinstance(part, Mechanism)]
 
 
-SEPARATE = {
+SEPARATE_PROJECTIONS = {
     "query": ("query", "q_proj", "q_lin", "q"),
     "key": ("key", "k_proj", "k_lin", "k"),
     "value": ("value", "v_proj", "v_lin", "v"),
@@ -162,7 +164,7 @@ def _modernbert(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
     return parameter.chunk(3)
 
 
-FUSED: dict[str, tuple[Split, Callable[[Any], bool]]] = {
+FUSED_PROJECTIONS: dict[str, tuple[Split, Callable[[Any], bool]]] = {
     "c_attn": (_gpt2, lambda module: isinstance(module, Conv1D)),
     "query_key_value": (_gpt_neox, lambda module: module.out_features == 3 * module.in_features),
     "qkv_proj": (_phi3, lambda module: True),
@@ -175,18 +177,18 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
     """ "query.weight", "query.bias", "key.weight" … -> the module's parameter; without entries for biases that do not exist."""
     found: dict[str, OwnParameter] = {}
     unusual = attention_names(attention)
-    for kind, usual in SEPARATE.items():
+    for kind, usual in SEPARATE_PROJECTIONS.items():
         names = (getattr(unusual, kind) or usual[0], *usual)
         linear = next((name for name in names if isinstance(getattr(attention, name, None), nn.Linear)), None)
         if linear is not None:
             found |= {f"{kind}.{own}": OwnParameter(f"{linear}.{own}") for own, _ in getattr(attention, linear).named_parameters()}
-    fused_by = dict(FUSED)
+    fused_by = dict(FUSED_PROJECTIONS)
     if unusual.fused is not None and unusual.split is not None:
         fused_by[unusual.fused] = (unusual.split, lambda module: True)
     for fused, (split, fits) in fused_by.items():
         module = getattr(attention, fused, None)
         if isinstance(module, nn.Module) and fits(module):
-            for index, kind in enumerate(SEPARATE):
+            for index, kind in enumerate(SEPARATE_PROJECTIONS):
                 for own, _ in module.named_parameters():
                     found[f"{kind}.{own}"] = OwnParameter(f"{fused}.{own}", partial(split, attention), index)
     return found

@@ -96,21 +96,21 @@ def inherit_renaming(base_class: type[Any], long_class: type[Any]) -> None:
         register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)
 
 
-OURS = (Mechanism, MemoryTokens)
+ADDED_MODULES = (Mechanism, MemoryTokens)
 
 
-def without_values(model: nn.Module) -> list[nn.Module]:
+def uninitialised_modules(model: nn.Module) -> list[nn.Module]:
     """The uninitialised mechanisms and memory tokens below ``model``, without those inside another."""
     found: list[nn.Module] = []
     for child in model.children():
-        if not isinstance(child, OURS):
-            found += without_values(child)
+        if not isinstance(child, ADDED_MODULES):
+            found += uninitialised_modules(child)
         elif not is_initialised(child):
             found.append(child)
     return found
 
 
-def give_values(module: nn.Module) -> None:
+def initialise_missing(module: nn.Module) -> None:
     """Initialise the parameters and buffers of a mechanism that were not loaded, by its ``reset_parameters``."""
     tensors = [
         (owner, name, tensor)
@@ -137,9 +137,9 @@ def _placeholder(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
-    """Initialise ``modules``, those of :func:`without_values`, after everything else in ``model``."""
+    """Initialise ``modules``, those of :func:`uninitialised_modules`, after everything else in ``model``."""
     for module in modules:
-        give_values(module)
+        initialise_missing(module)
     chosen = {id(module) for module in modules}
     for attention in model.modules():
         for mechanism in mechanisms_on(attention).values():

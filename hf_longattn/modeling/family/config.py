@@ -13,7 +13,7 @@ from ...configuration import LongAttentionConfig
 from ...errors import BackendError, OptionError
 from ...naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
 from ...private_apis import IMPLEMENTATION_FIELD
-from .sliding_window import BASE_WINDOWS, FOREIGN, equals_base, foreign_fields, own_windows, with_own_windows
+from .sliding_window import BASE_WINDOWS, SERVING_WINDOW_FIELDS, equals_base, own_windows, serving_window_fields, with_own_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -77,14 +77,16 @@ class LongConfig(_Base):
         strict(cls)  # as transformers decorates every config; otherwise the base's validators would run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if (own := kwargs.pop(BASE_WINDOWS, None)) is not None:
-            if not isinstance(own, Mapping) or not own.keys() <= set(FOREIGN):
-                raise OptionError(f"{BASE_WINDOWS} is {own!r}, but must be a mapping with some of {', '.join(FOREIGN)}.")
-            known = self.__dataclass_fields__
-            kwargs = {name: value for name, value in kwargs.items() if name not in FOREIGN or name in own}
-            for name in own.keys() & known.keys():
-                setattr(self, name, own[name])
-            kwargs |= {name: value for name, value in own.items() if name not in known}
+        if (base_windows := kwargs.pop(BASE_WINDOWS, None)) is not None:
+            if not isinstance(base_windows, Mapping) or not base_windows.keys() <= set(SERVING_WINDOW_FIELDS):
+                raise OptionError(
+                    f"{BASE_WINDOWS} is {base_windows!r}, but must be a mapping with some of {', '.join(SERVING_WINDOW_FIELDS)}."
+                )
+            fields = self.__dataclass_fields__
+            kwargs = {name: value for name, value in kwargs.items() if name not in SERVING_WINDOW_FIELDS or name in base_windows}
+            for name in base_windows.keys() & fields.keys():
+                setattr(self, name, base_windows[name])
+            kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
         chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", "tile")
         for name in ("question_separator_id", "global_token_ids"):
@@ -97,7 +99,7 @@ class LongConfig(_Base):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "long_attention":
-            value = with_own_windows(self._unasked() if value is None else value, own_windows(self))
+            value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self._attending)
             self._check_implementation()
@@ -109,10 +111,10 @@ class LongConfig(_Base):
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         values.pop(BASE_ATTENTION, None)
-        own = {name: values[name] for name in FOREIGN if name in values}
-        told = foreign_fields(self.long_attention, *self._attending, own)
-        changed = any(name not in own or own[name] != value for name, value in told.items())
-        return {**values, **told, **({BASE_WINDOWS: own} if changed else {}), "long_attention": self.long_attention.to_dict()}
+        base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
+        served = serving_window_fields(self.long_attention, *self._attending, base_windows)
+        changed = any(name not in base_windows or base_windows[name] != value for name, value in served.items())
+        return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), "long_attention": self.long_attention.to_dict()}
 
     def resolve_implementation(self, requested: str | None) -> str:
         """The attention implementation that runs when ``requested`` is chosen.
@@ -156,7 +158,7 @@ class LongConfig(_Base):
         """The attention used if none is given; ``None`` is the base's sliding window if all layers have one, or Longformer's defaults."""
         return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
 
-    def _unasked(self) -> LongAttentionConfig | Mapping[str, Any] | None:
+    def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
         """The attention of this config if none was chosen."""
         return self.default_attention()
 
@@ -167,8 +169,8 @@ class LongConfig(_Base):
         if values.get("model_type") == cls.base_model_type:
             base_class: Any = cls.__bases__[-1]
             base = base_class.from_dict(dict(values))
-            kept = {name: getattr(base, name, None) for name in ("max_position_embeddings", "rope_parameters")}
-            values["extended_from"] = {name: value for name, value in kept.items() if value is not None}
+            before = {name: getattr(base, name, None) for name in ("max_position_embeddings", "rope_parameters")}
+            values["extended_from"] = {name: value for name, value in before.items() if value is not None}
             values["model_type"] = cls.model_type
         return values, kwargs
 
@@ -176,8 +178,8 @@ class LongConfig(_Base):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As the base's; a ``long_attention`` in the keyword arguments replaces the dictionary's before checks, which need not fit the
         other arguments."""
-        given = kwargs.pop("long_attention", None)
-        return super().from_dict(config_dict if given is None else {**config_dict, "long_attention": given}, **kwargs)
+        chosen = kwargs.pop("long_attention", None)
+        return super().from_dict(config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs)
 
     @property
     def layer_types(self) -> list[str]:
@@ -193,15 +195,13 @@ class LongConfig(_Base):
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """As the base's; for the decoder, from which caches are built, with the layer types of its caches."""
-        found = super().get_text_config(decoder=decoder, encoder=encoder)
+        config = super().get_text_config(decoder=decoder, encoder=encoder)
         caching = decoder and not encoder and self._causal and self._runs_mechanisms
-        if not caching or not hasattr(self, "sliding_window"):
-            return found
-        if getattr(found, "layer_types", None) == self._cache_layer_types:
-            return found
-        found_class: Any = type(found)
-        view = object.__new__(_seen_by_caches(found_class))
-        view.__dict__ = found.__dict__  # both see what is set in either
+        if not caching or not hasattr(self, "sliding_window") or getattr(config, "layer_types", None) == self._cache_layer_types:
+            return config
+        config_class: Any = type(config)
+        view = object.__new__(_seen_by_caches(config_class))
+        view.__dict__ = config.__dict__  # shared, since libraries set fields on what they get here (torchao unties embeddings)
         return view
 
     @property

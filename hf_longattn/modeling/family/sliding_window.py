@@ -5,7 +5,7 @@ GPT-Neo in every other one.
 If only some layers have one, they keep it unless ``long_attention`` names them (or mechanisms that all layers take in turn); the mechanism
 of the model then replaces full attention. If all layers have one, a chosen mechanism replaces it; without a choice they keep it.
 
-On disk, the base's fields for windows say what the mechanisms compute, since serving engines read them (:func:`foreign_fields`).
+On disk, the base's fields for windows say what the mechanisms compute, since serving engines read them (:func:`serving_window_fields`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...mechanisms.longformer import Longformer
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """transformers' names for a layer with and without a window, in ``config.layer_types``."""
-FOREIGN = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
+SERVING_WINDOW_FIELDS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
 """Fields of a config by which serving engines choose the attention of a layer."""
 BASE_WINDOWS = "base_windows"
 """In a config's file: the base's values of those fields, which say there what the mechanisms compute."""
@@ -98,17 +98,17 @@ def window_widths(attention: LongAttentionConfig, layers: int) -> list[int | Non
     return [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
 
 
-def foreign_fields(attention: LongAttentionConfig, layers: int, causal: bool, own: Collection[str]) -> dict[str, Any]:
-    """The fields ``FOREIGN`` as they describe ``attention`` to serving engines; where they cannot, those that the base has (``own``) say
-    full attention."""
+def serving_window_fields(attention: LongAttentionConfig, layers: int, causal: bool, base_fields: Collection[str]) -> dict[str, Any]:
+    """The values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines; where none can, those of the fields
+    ``base_fields`` of the base that say full attention."""
     if not causal:
-        found = [band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
-        return {"attention_window": found} if all(found) else {}
+        bands = [band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
+        return {"attention_window": bands} if all(bands) else {}
     widths = window_widths(attention, layers) or []
     different = {width for width in widths if width is not None}
     if len(different) != 1:
         neutral = {"sliding_window": None, "layer_types": None, "use_sliding_window": False, "max_window_layers": layers}
-        return {name: value for name, value in neutral.items() if name in own}
+        return {name: value for name, value in neutral.items() if name in base_fields}
     return {
         "sliding_window": different.pop(),
         "layer_types": [FULL if width is None else SLIDING for width in widths],
@@ -120,8 +120,10 @@ def foreign_fields(attention: LongAttentionConfig, layers: int, causal: bool, ow
 def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a Long config's file with the base's fields for windows as they were, and without what was added to them."""
     values = dict(values)
-    own = values.pop(BASE_WINDOWS, None)
-    return values if not isinstance(own, Mapping) else {**{name: value for name, value in values.items() if name not in FOREIGN}, **own}
+    base_fields = values.pop(BASE_WINDOWS, None)
+    if not isinstance(base_fields, Mapping):
+        return values
+    return {**{name: value for name, value in values.items() if name not in SERVING_WINDOW_FIELDS}, **base_fields}
 
 
 def band_around(mechanism: Mechanism) -> int | None:

@@ -14,9 +14,9 @@ from ...errors import LengthError, OptionError, PositionError
 from ...mechanisms.common.base import Mechanism
 from .definition import Family, PositionTable, longest_input
 
-POSITIONS = "position_embeddings"
+POSITION_TABLE_NAME = "position_embeddings"
 """How transformers' encoders call their learned position table."""
-UNLIMITED = 1 << 30
+UNLIMITED_LENGTH = 1 << 30
 """A tokenizer without a length says 1e30."""
 
 
@@ -25,9 +25,13 @@ def known_length(config: Any, tokenizer: Any | None, model: nn.Module | None = N
 
     model: one of an architecture that may not be ours. Its position table may hold a padding row, after which positions count (Longformer).
     """
-    rows = () if model is None else (_rows_after_padding(module) for name, module in model.named_modules() if name.endswith(POSITIONS))
+    rows = (
+        ()
+        if model is None
+        else (_rows_after_padding(module) for name, module in model.named_modules() if name.endswith(POSITION_TABLE_NAME))
+    )
     lengths = longest_input(config), getattr(tokenizer, "model_max_length", None), *rows
-    return min((int(one) for one in lengths if one and 0 < one < UNLIMITED), default=None)
+    return min((int(one) for one in lengths if one and 0 < one < UNLIMITED_LENGTH), default=None)
 
 
 def _rows_after_padding(table: nn.Module) -> int | None:

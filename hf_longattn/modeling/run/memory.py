@@ -18,11 +18,11 @@ from ..attach.attention_sites import attention_sites
 from ..attach.memory_tokens import MemoryTokens
 from ..family.validation import check_positions, input_of
 from .modes import Forward, Mode
-from .segments import INNER
+from .segments import TOKEN_MEMORY_ARGUMENT
 
-MASK_OF_MEMORY = "mask_of_memory"
+MEMORY_MASK_ARGUMENT = "mask_of_memory"
 """Keyword by which a head passes the padding mask of the memory and the new tokens to the model inside it; its own is of the new tokens."""
-POSITIONS = ("continue", "restart")
+POSITION_COUNTS = ("continue", "restart")
 
 
 def new_memory(model: Any, positions: str | None) -> SegmentMemory:
@@ -41,8 +41,8 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
             f"{type(model).__name__} is no decoder without cross-attention, and a memory holds past tokens only; "
             "use a decoder such as GPT-2 or Llama, or memory tokens (recurrent_memory) in an encoder."
         )
-    if positions not in (None, *POSITIONS):
-        raise OptionError(f"positions is {positions!r}, but must be one of: {', '.join(POSITIONS)}.")
+    if positions not in (None, *POSITION_COUNTS):
+        raise OptionError(f"positions is {positions!r}, but must be one of: {', '.join(POSITION_COUNTS)}.")
     return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
 
 
@@ -75,13 +75,13 @@ class Memory(Mode[MemoryInputs]):
         following = self.memory.begin(tokens.shape[0], self.reset)
         added: dict[str, Any] = {}
         if isinstance(following, TokenMemory):
-            added[INNER] = following
+            added[TOKEN_MEMORY_ARGUMENT] = following
         elif isinstance(following, CacheMemory):
             _refuse_checkpointing(model)
             added = following.extend(_real(arguments.get("attention_mask"), tokens))
             table = next((table for table in model.family.position_tables if not table.decoder), None)
             if model.hands_globals_down:
-                added[MASK_OF_MEMORY] = added.pop("attention_mask")
+                added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
             if table is not None:
                 added["position_ids"] = added["position_ids"] + table.first_id(model.config)
                 check_positions(table, model.config, added["position_ids"])

@@ -16,7 +16,7 @@ from ..attach.attention_sites import attention_sites
 from .modes import Forward, Mode
 from .outputs import Kind, joined, scattered
 
-SCALARS = (bool, int, float, str)
+SCALAR_TYPES = (bool, int, float, str)
 """Arguments of these types hold for all rows."""
 
 
@@ -75,7 +75,7 @@ class Packing(Mode[PackedInputs]):
             return None
         if flags.get("use_cache", self.causal and getattr(base.config, "use_cache", False)):
             return None
-        tensors = [value for value in flags.values() if not isinstance(value, SCALARS)]
+        tensors = [value for value in flags.values() if not isinstance(value, SCALAR_TYPES)]
         if not all(isinstance(value, Tensor) and value.shape[:2] == mask.shape for value in tensors):
             return None
         real = mask.bool()

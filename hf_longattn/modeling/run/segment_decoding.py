@@ -19,7 +19,7 @@ from ...errors import MemoryMismatchError
 from ...mechanisms.common.segment_state import leading
 from ...memory import StateLayer
 from .modes import Forward, Mode
-from .segments import INNER, Segments, Text, first_memory, has_segments, is_causal, joined_text
+from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, has_segments, is_causal, joined_text
 
 
 @dataclass
@@ -58,7 +58,7 @@ class SegmentDecoding(Mode["SegmentDecoder"]):
         cached = arguments.get("past_key_values") is not None or arguments.get("use_cache")
         if not cached or not has_segments(model) or not is_causal(model):
             return None
-        if arguments.get(INNER) is not None:
+        if arguments.get(TOKEN_MEMORY_ARGUMENT) is not None:
             raise MemoryMismatchError("A memory was given together with a cache, which has one already; leave use_cache out.")
         return SegmentDecoder(model, Text.of(model, arguments))
 

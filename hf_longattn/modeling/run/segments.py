@@ -23,7 +23,7 @@ from ..attach.attention_sites import attention_sites
 from .modes import Forward, Mode
 from .outputs import Join, Kind, by_rows, joined
 
-INNER = "segment_memory"
+TOKEN_MEMORY_ARGUMENT = "segment_memory"
 """Keyword by which a head passes the memory tokens of a call to the model inside it."""
 
 
@@ -69,7 +69,7 @@ class Text:
             OptionError: attentions are asked for.
             MaskError: the mask is not one of padding.
         """
-        others = {name: value for name, value in arguments.items() if name not in (INNER, "return_dict")}
+        others = {name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")}
         ids, embeddings, mask = (others.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
         others.pop("position_ids", None)  # they restart in each segment
         if others.get("output_attentions") or (others.get("output_attentions") is None and model.config.output_attentions):
@@ -137,7 +137,7 @@ class Segments(Mode[SegmentedInputs]):
     def prepare(self, model: Any, arguments: dict[str, Any]) -> SegmentedInputs | None:
         if not has_segments(model):
             return None
-        text, remembered = Text.of(model, arguments), arguments.get(INNER)
+        text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
         causal, recursion = is_causal(model), model.recursion
         start = leading(text.real) % text.real.shape[1]
         padded = in_graph() or bool(start.any())

@@ -31,12 +31,12 @@ from .losses import auxiliary_loss
 from .modes import Forward, Mode, RunsInModes
 from .outputs import Kind, by_rows, joined
 
-BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
+HEADS_BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
 """Heads whose logits depend on one token's hidden state each: they stay split."""
-BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
+HEADS_BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
 """Heads that compare tokens or read one of them: the last hidden states of the whole sequence are brought together before them."""
-BY_NAME = "Sequence parallelism needs outputs by name; leave return_dict=False out."
-IGNORED = -100
+TUPLE_REFUSAL = "Sequence parallelism needs outputs by name; leave return_dict=False out."
+IGNORED_LABEL = -100
 
 
 @contextlib.contextmanager
@@ -125,13 +125,13 @@ def _follows_length(module: nn.Module) -> bool:
 def _by_token(model: nn.Module) -> bool:
     """Whether the head of ``model`` reads each token by itself."""
     name = type(model).__name__
-    if name.endswith(BY_TOKEN):
+    if name.endswith(HEADS_BY_TOKEN):
         return True
-    if name.endswith(BY_SEQUENCE):
+    if name.endswith(HEADS_BY_SEQUENCE):
         return False
     raise OptionError(
         f"{name} is not known to sequence parallelism; it takes backbones and heads whose class ends in "
-        f"{', '.join((*BY_TOKEN, *BY_SEQUENCE))}."
+        f"{', '.join((*HEADS_BY_TOKEN, *HEADS_BY_SEQUENCE))}."
     )
 
 
@@ -252,10 +252,10 @@ class Sharding(Mode[dict[str, Any]]):
                 )
             labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
             self.items = kwargs.pop("num_items_in_batch", None)
-            self.counted = None if labels is None else (labels != IGNORED).sum()  # as with_auxiliary_loss counts
-            looks_ahead = type(model).__name__.endswith(BY_TOKEN[:2])
+            self.counted = None if labels is None else (labels != IGNORED_LABEL).sum()  # as with_auxiliary_loss counts
+            looks_ahead = type(model).__name__.endswith(HEADS_BY_TOKEN[:2])
             if looks_ahead and labels is not None and shifted is None:
-                shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+                shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
             self.labels = shifted if looks_ahead else labels
             tokens = kwargs.get("input_ids")
             if isinstance(tokens, Tensor) and self.labels is not None and self.labels.shape != tokens.shape:
@@ -268,13 +268,13 @@ class Sharding(Mode[dict[str, Any]]):
             return outputs
         assert self.shard is not None
         if isinstance(outputs, tuple):
-            raise OptionError(BY_NAME)
+            raise OptionError(TUPLE_REFUSAL)
         labels = self.labels.to(outputs.logits.device)
         own = labels[:, self.shard.start : self.shard.stop]
-        items = (labels != IGNORED).sum().clamp(min=1) if self.items is None else torch.as_tensor(self.items, device=labels.device)
+        items = (labels != IGNORED_LABEL).sum().clamp(min=1) if self.items is None else torch.as_tensor(self.items, device=labels.device)
         logits = outputs.logits.flatten(0, -2)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, own.flatten(), reduction="sum", ignore_index=IGNORED) / items
+        loss = F.cross_entropy(logits, own.flatten(), reduction="sum", ignore_index=IGNORED_LABEL) / items
         added, routing = auxiliary_loss(model) if model.training else None, _routing_loss(model, outputs)
         if self.items is None:
             loss = _WholeLoss.apply(loss, self.group, self.processes)
