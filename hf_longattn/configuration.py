@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .choice_text import HIGHEST_LAYER, read_choice, read_rules, write_choices
 from .errors import OptionError
-from .mechanisms.common.composite import HIGHEST_LAYER, read_choice, read_rules, write_choices
 from .mechanisms.common.options import OptionInfo
 from .mechanisms.common.registry import check_options, mechanism_class, prototype
 

@@ -19,6 +19,7 @@ TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 DESCRIBED = ("config.json", "modules.json", "adapter_config.json")
 """The files of which a saved model has one: transformers', sentence-transformers' and peft's."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+NO_FOLDER = "There is no folder {!r}; give a checkpoint folder or a Hub repository id."
 LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
 
 
@@ -85,6 +86,16 @@ def translated_errors(repo_id: str, token: str | bool | None = None, operation: 
         raise operation.error(sentence) from (None if sentence == str(error) else _clean(error, token))
 
 
+def check_name(name: str) -> None:
+    """Refuse what is not a path that exists and cannot be a repository on the Hub; nothing is downloaded.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    if not Path(name).exists() and not HUB_ID.fullmatch(name):
+        raise CheckpointError(NO_FOLDER.format(name))
+
+
 def check_saved_model(name: str, revision: str | None = None, token: str | bool | None = None) -> None:
     """Refuse a name that transformers could not load, before it tries: without a connection, it tries for half a minute.
 
@@ -97,9 +108,8 @@ def check_saved_model(name: str, revision: str | None = None, token: str | bool 
             raise CheckpointError(f"{name!r} has no config.json; give the folder of a saved model, or a Hub repository id.")
     elif path.exists():
         raise CheckpointError(f"{name!r} is a file; give the folder of a saved model, or a Hub repository id.")
-    elif not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"There is no folder {name!r}; give the folder of a saved model, or a Hub repository id.")
     else:
+        check_name(name)
         with translated_errors(name, token, DOWNLOAD):
             snapshot_download(name, revision=revision, token=token, allow_patterns=list(DESCRIBED))
 

@@ -19,7 +19,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 LAYERS = (
     ("errors", "lazy", "naming"),
     ("hub_errors", "private_apis", "reading"),
-    ("recipes", "staging", "tasks"),
+    ("choice_text", "recipes", "staging", "tasks"),
     ("engines",),
     ("positions",),
     ("mechanisms",),

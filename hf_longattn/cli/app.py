@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from ..errors import LongAttentionError, error_line, lacks_memory, shortened
-from . import audit, compress, convert, diagnose, export, hub, inspect, probe, search, train
+from . import audit, compress, convert, diagnose, env, export, hub, inspect, probe, search, train
+from .help import add_command
 
 __all__ = ["app", "main"]
 
@@ -19,7 +20,6 @@ app = typer.Typer(
     name="longattn",
     help="Turn short-context checkpoints into long-context ones with an efficient attention mechanism.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -55,9 +55,10 @@ COMMANDS = (
     inspect.recipes,
     hub.card,
     hub.push,
+    env.env,
 )
 for command in COMMANDS:
-    app.command()(command)
+    add_command(app, command)
 app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
 
 

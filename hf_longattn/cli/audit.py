@@ -13,7 +13,7 @@ __all__ = ["audit"]
 
 
 def audit(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, long or not: a folder or a Hub repository id.")],
+    model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     onnx: Annotated[
         Path | None, typer.Option(help="Audit this ONNX file, or the model.onnx in this folder, against MODEL's config.")
     ] = None,

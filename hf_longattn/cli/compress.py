@@ -13,7 +13,7 @@ __all__ = ["compress"]
 
 
 def compress(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, long or not: a folder or a Hub repository id.")],
+    model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
     share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,

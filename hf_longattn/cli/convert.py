@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["convert", "plan"]
 
-Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC", callback=flags.check_model, help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id."
+    ),
+]
 
 
 @flags.takes_settings(ConversionConfig)

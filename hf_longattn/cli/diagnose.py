@@ -16,7 +16,10 @@ __all__ = ["diagnose"]
 
 
 def diagnose(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long or short checkpoint: a folder or a Hub repository id.")],
+    model: Annotated[
+        str,
+        flags.model_argument("A long or short checkpoint"),
+    ],
     text: Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file, at least as long as the longest length.")],
     lengths: Annotated[
         str | None,

@@ -16,7 +16,7 @@ __all__ = ["export", "revert"]
 
 EXPORT_FORMATS = ("onnx", "torch", "native", "gguf")
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint: a folder or a Hub repository id.")]
+Model = Annotated[str, flags.model_argument("A long checkpoint")]
 
 
 def export(

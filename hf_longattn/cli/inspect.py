@@ -12,9 +12,7 @@ from . import options as flags
 
 
 def inspect(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A long or short checkpoint: a folder or a Hub repository id.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, flags.model_argument("A long or short checkpoint")] = None,
     mechanism: Annotated[
         str | None, typer.Option(help="Draw this mechanism instead of a model's; without --option, its options fit short inputs.")
     ] = None,

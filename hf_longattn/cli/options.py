@@ -14,7 +14,7 @@ import typer
 from ..conversion import ConversionConfig, RevertConfig
 from ..recipes import read_recipe, recipe_names
 
-__all__ = ["check_user_code", "parse_layers", "parse_mechanism", "parse_options", "takes_settings"]
+__all__ = ["check_model", "check_user_code", "model_argument", "parse_layers", "parse_mechanism", "parse_options", "takes_settings"]
 
 Config = type[ConversionConfig] | type[RevertConfig]
 C = TypeVar("C", bound=Callable[..., None])
@@ -79,6 +79,20 @@ def read_settings(kind: Config, given: dict[str, Any]) -> Any:
     return kind(**{**given, **read, "verify": not given.get("verify")})
 
 
+def check_model(name: str | None) -> str | None:
+    """Refuse a folder that does not exist before anything slow is imported."""
+    from ..hub_errors import check_name
+
+    if name is not None:
+        check_name(name)
+    return name
+
+
+def model_argument(what: str) -> Any:
+    """The argument MODEL, with its help."""
+    return typer.Argument(metavar="MODEL", callback=check_model, help=f"{what}: a folder or a Hub repository id.", show_default=False)
+
+
 def check_user_code(remote_code: bool, user_code: bool) -> None:
     """--bundle-user-code requires --remote-code."""
     if user_code and not remote_code:
@@ -87,7 +101,7 @@ def check_user_code(remote_code: bool, user_code: bool) -> None:
 
 def parse_options(pairs: list[str] | None) -> dict[str, str]:
     """`window=512` … -> {"window": "512"}; the mechanism's option types convert the text."""
-    from ..mechanisms.common.composite import read_pairs
+    from ..choice_text import read_pairs
 
     with _bad_parameter("--option"):
         return read_pairs(pairs or [])
@@ -98,7 +112,7 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
 
     Rules without numbers apply in turn: `window:window=256,full` -> {"in_turn": [{...}, {...}]}.
     """
-    from ..mechanisms.common.composite import read_rules
+    from ..choice_text import read_rules
 
     turns: list[dict[str, Any]] = []
     layers: dict[Any, Any] = {}
@@ -113,7 +127,7 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
 
 def parse_mechanism(rule: str | None, flag: str = "--decoder-mechanism") -> dict[str, Any] | None:
     """`window:window=256` -> {"mechanism": "window", "window": "256"}."""
-    from ..mechanisms.common.composite import read_choice
+    from ..choice_text import read_choice
 
     with _bad_parameter(flag):
         return None if rule is None else read_choice(rule)

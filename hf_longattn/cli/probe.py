@@ -14,13 +14,7 @@ __all__ = ["probe"]
 
 
 def probe(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A checkpoint with a language-model or question-answering head: a folder or a Hub repository id.",
-        ),
-    ],
+    model: Annotated[str, flags.model_argument("A checkpoint with a language-model or question-answering head")],
     task: Annotated[
         list[str] | None,
         typer.Option(

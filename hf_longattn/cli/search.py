@@ -13,7 +13,10 @@ __all__ = ["search"]
 
 
 def search(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint that is not converted yet: a folder or a Hub repository id.")],
+    model: Annotated[
+        str,
+        flags.model_argument("A checkpoint that is not converted yet"),
+    ],
     text: Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read.")],
     output: Annotated[
         Path, typer.Option(help="The folder of the search: report, picture, trials, and design.yaml for `longattn convert`.")

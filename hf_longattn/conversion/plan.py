@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from ..choice_text import write_choice, write_numbers
 from ..configuration import IN_TURN, LongAttentionConfig
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, nearest
 from ..mechanisms import Mechanism
-from ..mechanisms.common.composite import write_choice, write_numbers
 from ..mechanisms.common.options import RELATIVE
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.definition import PositionTable

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..choice_text import read_choice, write_choice
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.common.composite import read_choice, write_choice
 from ..mechanisms.common.cost import KeptKeys
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
 from .layer_attention import LayerAttention

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..choice_text import write_numbers
 from ..configuration import LongAttentionConfig
 from ..diagnostics import Candidate
-from ..mechanisms.common.composite import write_numbers
 
 
 @dataclass(frozen=True)

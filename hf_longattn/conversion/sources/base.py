@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from ...errors import CheckpointError, check_registration
+from ...hub_errors import NO_FOLDER
 from ...naming import load_module, module_names
 from ...reading import check_files, check_name
 from ..tensor_files import WEIGHTS, TensorHeader, read_tensor
@@ -285,4 +286,4 @@ def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
             return entry.open(request)
     if request.path.is_file():
         raise CheckpointError(f"{request.name!r} is a file; give the folder that holds config.json and {WEIGHTS}, or a .gguf file.")
-    raise CheckpointError(f"There is no folder {request.name!r}; give a checkpoint folder or a Hub repository id.")
+    raise CheckpointError(NO_FOLDER.format(request.name))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hf_longattn.choice_text import read_choice, read_options
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.mechanisms.common.base import DENSE_LIMIT
-from hf_longattn.mechanisms.common.composite import read_choice, read_options
 from hf_longattn.training.args import argument
 from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
 from hf_longattn.training.training_args import LongTrainingArguments

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_longattn.choice_text import read_choice
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.composite import read_choice
 
 from .case import Case
 from .memory import Memory, exponent, measure_memory

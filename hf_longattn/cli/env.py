@@ -1,0 +1,90 @@
+"""`longattn env`: the versions and the machine, as an issue wants them. Nothing is imported: a broken installation is described, too."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..errors import EXTRAS
+from . import options as flags
+from .terminal import print_json, say
+
+REQUIRED = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "typer")
+PURPOSES = {
+    "compress": "`longattn compress --method int8` and other methods of torchao",
+    "gguf": "reading and writing .gguf files",
+    "onnx": "`longattn export` to ONNX",
+    "peft": "LoRA in training, and PEFT adapters in conversions",
+    "plot": "drawings: `--plot`, `longattn diagnose --html`",
+    "search": "`longattn search`, and trials of learning rates",
+    "sentence": "`longattn train embed`",
+}
+"""What each extra is for, in the words of a user."""
+
+
+def env(as_json: flags.Json = False) -> None:
+    """Print versions, device and missing packages, to paste into an issue."""
+    environment = describe_environment()
+    if as_json:
+        print_json(environment)
+        return
+    say(*(f"- {name}: {value}" for name, value in environment["versions"].items()))
+    say(*(f"- {name}: {value}" for name, value in environment["machine"].items()))
+    for extra, about in environment["extras"].items():
+        missing = [name for name, installed in about["packages"].items() if installed is None]
+        packages = ", ".join(f"{name} {installed or 'missing'}" for name, installed in about["packages"].items())
+        say(f"- {extra} ({about['purpose']}): {packages}" + (f"; pip install 'hf-longattn[{extra}]'" if missing else ""))
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, machine and extras; a package that is not installed has the version ``None``."""
+    from .. import __version__
+
+    versions = {name: installed_version(name) for name in REQUIRED}
+    return {
+        "versions": {"hf_longattn": __version__, "Python": platform.python_version(), **versions},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": f"{processor_name()}, {os.cpu_count()} cores",
+            "GPU": ", ".join(gpu_names()) or "none found",
+        },
+        "extras": {
+            extra: {"purpose": PURPOSES[extra], "packages": {name: installed_version(name) for name in packages}}
+            for extra, packages in EXTRAS.items()
+        },
+    }
+
+
+def installed_version(module: str) -> str | None:
+    """The version of an import's package, "unknown" where it does not say."""
+    if find_spec(module) is None:
+        return None
+    for name in (module, module.replace("_", "-"), {"sklearn": "scikit-learn"}.get(module, module)):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def processor_name() -> str:
+    """The processor's model, or its architecture."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8", errors="replace").splitlines() if information.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs that the driver lists, by nvidia-smi; torch, which takes seconds to import, is not asked."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    done = subprocess.run([program, "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else []

@@ -1,0 +1,73 @@
+"""Help in two lengths: ``--help`` has the options that most calls need, at most 60 lines, and ``--help-all`` has every option."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+__all__ = ["add_command"]
+
+_CONVERSION = (
+    "search_text", "decoder_mechanism", "max_decoder_length", "max_shard_size", "allow_pickle", "merge_adapter", "generic", "verify_text",
+    "init_from_text", "native", "remote_code", "bundle_user_code", "revision", "token", "private",
+)  # fmt: skip
+RARE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "convert": _CONVERSION,
+    "plan": _CONVERSION,
+    "search": ("transfer_steps", "pieces", "compare_at", "seed", "device", "revision", "token"),
+}
+"""By command, the parameters that only ``--help-all`` shows."""
+SHOW_ALL = f"{__name__}.all"
+
+
+class Command(TyperCommand):
+    """A command whose rare options are left out of ``--help``."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The options, without the rare ones unless ``--help-all`` asks for them."""
+        rare = () if ctx.meta.get(SHOW_ALL) else RARE_OPTIONS.get(self.name or "", ())
+        hidden = [parameter for parameter in self.params if parameter.name in rare]
+        for parameter in hidden:
+            parameter.hidden = True  # type: ignore[attr-defined]
+        try:
+            super().format_options(ctx, formatter)
+        finally:
+            for parameter in hidden:
+                parameter.hidden = False  # type: ignore[attr-defined]
+
+
+def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
+    """Add a command to ``app``, with ``--help-all`` if it has rare options."""
+    app.command(cls=Command)(_with_help_all(command) if command.__name__ in RARE_OPTIONS else command)
+
+
+def _with_help_all(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def wrapper(*, help_all: bool = False, **values: Any) -> None:
+        command(**values)
+
+    parameter = inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
+    signature = inspect.signature(command, eval_str=True)
+    wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*(value.replace(kind=inspect.Parameter.KEYWORD_ONLY) for value in signature.parameters.values()), parameter]
+    )
+    wrapper.__annotations__ = {name: value.annotation for name, value in inspect.signature(wrapper).parameters.items()}
+    del wrapper.__wrapped__
+    return wrapper
+
+
+def _show_all(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.meta[SHOW_ALL] = True
+        typer.echo(context.get_help(), color=context.color)
+        raise typer.Exit
+
+
+HelpAll = Annotated[
+    bool, typer.Option("--help-all", callback=_show_all, is_eager=True, show_default=False, help="Show every option and exit.")
+]

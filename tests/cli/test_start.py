@@ -1,0 +1,87 @@
+"""What a command imports before it needs torch, its help in two lengths, shell completion, and `longattn env`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from hf_longattn.cli import app, main
+from hf_longattn.cli.env import PURPOSES, describe_environment
+from hf_longattn.cli.help import RARE_OPTIONS
+from hf_longattn.errors import EXTRAS
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+SLOW = re.compile(r"\| *(torch|transformers|datasets|accelerate)$", re.M)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("--help", 0),
+        ("recipes", 0),
+        ("recipes based", 0),
+        ("env", 0),
+        ("convert --help-all", 0),
+        ("train --help", 0),
+        ("train nothing", 2),
+        ("convert short", 2),
+        ("plan ./nowhere", 1),
+        ("inspect ./nowhere", 1),
+        ("convert short long --option window", 2),
+        ("convert short long --layers 0-3=", 2),
+        ("convert short long --config nothing", 1),
+    ],
+)
+def test_nothing_slow_is_imported_before_it_is_needed(line: str, code: int, repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "hf_longattn", *line.split()]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr[-500:]
+    assert not SLOW.findall(done.stderr)
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train"}))
+def test_help_fits_on_a_page_and_help_all_has_every_option(name: str) -> None:
+    runner = CliRunner(env={"COLUMNS": "80"})
+    brief = runner.invoke(app, [name, "--help"]).output
+    assert len(brief.splitlines()) <= 60
+    flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts if flag.startswith("--") and not parameter.hidden}
+    rare = {parameter.opts[0] for parameter in COMMANDS[name].params if parameter.name in RARE_OPTIONS.get(name, ())}
+    assert not [flag for flag in rare if re.search(rf"^  {flag}\b", brief, re.M)]
+    complete = runner.invoke(app, [name, "--help-all"]).output if rare else brief
+    assert not [flag for flag in flags if not re.search(rf"^  {flag}\b", complete, re.M)]
+
+
+@pytest.mark.parametrize("name", RARE_OPTIONS)
+def test_rare_options_are_options_of_their_command(name: str) -> None:
+    unknown = set(RARE_OPTIONS[name]) - {parameter.name for parameter in COMMANDS[name].params}
+    assert not unknown or (name == "plan" and unknown <= set(RARE_OPTIONS["convert"]))
+
+
+def test_a_shell_completes_commands_and_flags() -> None:
+    for words, completions in ("longattn con", ["convert"]), ("longattn convert --mech", ["--mechanism"]):
+        variables = {"_LONGATTN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        assert CliRunner().invoke(app, [], prog_name="longattn", env=variables).output.split() == completions
+
+
+def test_env_says_what_is_installed_and_what_each_extra_is_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(PURPOSES) == set(EXTRAS)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["env"])
+    assert not ended.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert f"- torch: {torch.__version__}" in lines
+    assert "- gguf (reading and writing .gguf files): gguf missing; pip install 'hf-longattn[gguf]'" in lines
+    with pytest.raises(SystemExit):
+        main(["env", "--json"])
+    assert json.loads(capsys.readouterr().out) == describe_environment()
