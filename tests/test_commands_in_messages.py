@@ -40,9 +40,11 @@ OTHERS = {
     "--ink",
     "--heat",
     "--no",
+    "--query-gpu",
+    "--force-reinstall",
     "--merge",
 }
-"""Flags of git and accelerate, colours of the page, and beginnings of flags."""
+"""Flags of git, accelerate, pip and nvidia-smi, colours of the page, and beginnings of flags."""
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -88,8 +90,9 @@ def problem(words: list[str], *, whole: bool) -> str:
         command.make_context(words[0], words[1:], resilient_parsing=False).close()
     except typer.Exit:  # --help
         return ""
-    except LongAttentionError as error:  # a recipe that the reader has
-        return "" if ".yaml" in str(error) or "recipe '1'" in str(error) else str(error)
+    except LongAttentionError as error:  # a recipe or a folder that the reader has
+        is_the_readers = ".yaml" in str(error) or "recipe '1'" in str(error) or str(error).startswith("There is no folder")
+        return "" if is_the_readers else str(error)
     except Exception as error:  # typer has its own copy of click
         part = type(error).__name__ == "MissingParameter" or "requires an argument" in str(error)
         return "" if part and not whole else str(error)
