@@ -1,0 +1,65 @@
+"""The task that CONTRIBUTING.md shows: one file, put in place, is a command with help and recipe, which trains and resumes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+import hf_longattn.training.tasks
+from hf_longattn.cli.train import train
+from hf_longattn.errors import RegistrationError, UsageError
+from hf_longattn.tasks import load_task, task_names, task_summary
+from tests.training.conftest import checkpoint
+
+SECTION = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a task\n")[2]
+LINE = "--max_steps 2 --no_bf16 --save_steps 1 --disable_tqdm True --learning_rate 1e-3 --gradient_accumulation_steps 1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose modules are tasks."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    monkeypatch.setattr(hf_longattn.training.tasks, "__path__", [*hf_longattn.training.tasks.__path__, str(folder)])
+    return folder
+
+
+def test_a_task_dropped_in_place_is_a_command(
+    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+    assert code is not None
+    (folder / "score.py").write_text(code[1], encoding="utf-8")
+    assert "score" in task_names()
+    assert task_summary("score") == "Fine-tune to predict a number for each document."
+    with pytest.raises(SystemExit, match="0"):
+        train("score", ["--help"])
+    page = capsys.readouterr().out
+    assert page.index("options of this task:") < page.index("--score_column TEXT") < page.index("model and data:")
+    assert len(page.splitlines()) <= 60
+    data, out = tmp_path / "data.jsonl", tmp_path / "out"
+    data.write_text("".join(json.dumps({"text": f"text {number}", "grade": number / 20}) + "\n" for number in range(20)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {checkpoint('mlm', tmp_path / 'short', tokenizer)}\noutput: {out}\ndata: {data}\n")
+    line = ["--config", str(recipe), *LINE.split()]
+    assert train("score", line) == 1
+    assert "not 'score'; name one with --score_column" in capsys.readouterr().err
+    line += ["--score-column", "grade"]
+    assert train("score", line) == 0
+    assert "held-out squared error" in capsys.readouterr().err
+    assert "longattn train score" in (out / "README.md").read_text(encoding="utf-8")
+    assert json.loads((out / "config.json").read_text())["problem_type"] == "regression"
+    assert train("score", [*line, "--max_steps", "3", "--resume"]) == 0
+    assert json.loads((out / "training_log.json").read_text())["history"][-1]["step"] == 3
+
+
+def test_what_is_not_a_task_is_refused(folder: Path) -> None:
+    (folder / "empty.py").write_text('"""Nothing."""\n')
+    with pytest.raises(RegistrationError, match=r"empty.py has no TASK; add TASK = Task\("):
+        load_task("empty")
+    with pytest.raises(UsageError, match=r"there is no task 'clasify'; the tasks are .*Did you mean 'classify'"):
+        load_task("clasify")
