@@ -6,7 +6,6 @@ What cannot be read, has not the columns it should have, or holds something else
 from __future__ import annotations
 
 import random
-import re
 import string
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    concatenate_datasets,
+    get_dataset_config_names,
+    load_dataset,
+    load_from_disk,
+)
 
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 
@@ -27,8 +36,6 @@ FORMATS = {
     ".parquet": ("parquet", {}),
 }
 TEXT_FILES = ("*.txt", "*.md", "*.rst", "*.py")
-SUBSETS = re.compile(r"[Aa]vailable(?: configs)?: \[('.+')\]")
-"""Where a message of ``datasets`` lists the subsets, which one of was not named, or another."""
 TENTH = 10
 """One row in so many of every source is held out."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
@@ -395,11 +402,20 @@ def load_or_refuse(source: str, failure: str, kind: str = "", **options: Any) ->
         first = (str(cause).splitlines() or [""])[0]
         if "corresponds to no data" in first:
             raise DataError(f"{source} has no rows") from error
-        if not kind and (subsets := SUBSETS.search(str(cause))):
-            names = subsets[1].replace("'", "").split(", ")
-            wanted = f", not {subset!r}.{nearest(subset, names)}" if subset else f"; name one, for example {name}:{names[0]}"
-            raise DataError(f"{name} has the subsets {', '.join(names)}{wanted}") from error
+        subsets = [] if kind else _subsets(name)
+        is_complete = subset in subsets if subset else len(subsets) < 2
+        if subsets and not is_complete:
+            advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}"
+            raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
         raise DataError(f"{failure} ({type(cause).__name__}: {first})") from error
+
+
+def _subsets(name: str) -> list[str]:
+    """The subsets of a dataset on the Hub; none where it cannot be read."""
+    try:
+        return list(get_dataset_config_names(name))
+    except Exception:  # what failed before is told
+        return []
 
 
 def choose_split(data: Any, split: str | None, source: str) -> Dataset:

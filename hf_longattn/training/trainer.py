@@ -25,7 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import TokenBudget
 from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.errors import LongAttentionError, OptionError, in_a_line
+from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
 from hf_longattn.hub_errors import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
@@ -72,6 +72,7 @@ class TimedTrainer(Trainer):
         self.clock = Clock(max_minutes)
         self.add_callback(FollowClock(self.clock, getattr(self.args, "save_minutes", 0.0)))
         self.add_callback(LogEnough())
+        self.add_callback(CheckBestMetric())
         self.add_callback(SynchroniseCentroids())
         self.add_callback(OrderOfPass(masks))
         self.add_callback(Processes(self.args.world_size))
@@ -434,6 +435,22 @@ class LogEnough(TrainerCallback):
         if args.logging_strategy == "steps" and often < state.logging_steps:  # a resumed run warns of a state with other logging_steps
             control.should_log = state.global_step % often == 0 or (state.global_step == 1 and args.logging_first_step)
         control.should_log |= control.should_training_stop or state.global_step >= state.max_steps
+
+
+class CheckBestMetric(TrainerCallback):
+    """Refuses a metric for the best model that evaluations do not have.
+
+    Raises:
+        OptionError: with the metrics that there are.
+    """
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        name = (args.metric_for_best_model or "").removeprefix("eval_")
+        known = [key.removeprefix("eval_") for key in metrics or {}]
+        if name and known and name not in known:
+            raise OptionError(f"metric_for_best_model must be one of {', '.join(known)}, not {name!r}.{nearest(name, known)}")
 
 
 @contextmanager

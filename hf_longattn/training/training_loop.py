@@ -31,7 +31,6 @@ from hf_longattn.errors import (
     OptionError,
     UsageError,
     error_line,
-    in_a_line,
     in_one_line,
     visible,
 )
@@ -195,24 +194,9 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
         how = "training" if start is None else f"resuming from {start} the training of"
         print(f"hf_longattn {hf_longattn.__version__}: {how} {run.model.model}", file=sys.stderr)
     updates = low_rank_updates(transformers_model(trainer.model), run.model) if run.model.use_peft else nullcontext()
-    with watch_processes(args.folder), one_sentence_if_full(args.folder, trainer), updates, metric_of_best_model():
+    with watch_processes(args.folder), one_sentence_if_full(args.folder, trainer), updates:
         trainer.train(resume_from_checkpoint=start)
     return None if first is None else first.found
-
-
-@contextmanager
-def metric_of_best_model() -> Iterator[None]:
-    """Turn a metric that evaluations do not have into a sentence.
-
-    Raises:
-        OptionError: with Trainer's words, which list the metrics.
-    """
-    try:
-        yield
-    except KeyError as error:
-        if "metric_for_best_model" not in str(error):
-            raise
-        raise OptionError(in_a_line(error, 600).strip("'\"")) from error
 
 
 class RunSettings(TrainerCallback, ExportableState):

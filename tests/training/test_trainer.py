@@ -23,7 +23,16 @@ from hf_longattn.errors import OptionError
 from hf_longattn.training import trainer as trainer_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
-from hf_longattn.training.trainer import Clock, FollowClock, OrderOfPass, SeededGroups, TimedTrainer, timed_schedule, without_idle_step
+from hf_longattn.training.trainer import (
+    CheckBestMetric,
+    Clock,
+    FollowClock,
+    OrderOfPass,
+    SeededGroups,
+    TimedTrainer,
+    timed_schedule,
+    without_idle_step,
+)
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from tests.ranks import Ranks, announce
 
@@ -193,3 +202,12 @@ def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pyte
     now[0] += 60 * 11
     with pytest.raises(OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max_minutes, add --no_eval"):
         short.on_epoch_begin(args, TrainerState(), control)
+
+
+def test_a_metric_that_no_evaluation_has_is_refused(tmp_path: Path) -> None:
+    args = TrainingArguments(str(tmp_path), metric_for_best_model="acuracy", use_cpu=True, report_to=[])
+    check, state, control = CheckBestMetric(), TrainerState(), TrainerControl()
+    with pytest.raises(OptionError, match=r"must be one of loss, accuracy, not 'acuracy'. Did you mean 'accuracy'"):
+        check.on_evaluate(args, state, control, metrics={"eval_loss": 1.0, "eval_accuracy": 2.0})
+    args.metric_for_best_model = "eval_accuracy"
+    check.on_evaluate(args, state, control, metrics={"eval_loss": 1.0, "eval_accuracy": 2.0})
