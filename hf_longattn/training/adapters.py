@@ -67,7 +67,7 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
 
 def projections(model: nn.Module) -> list[str]:
     """The names of the q, k, v and output projections of every self-attention module."""
-    found: list[Any] = []
+    projection_names: list[Any] = []
     for site in attention_sites(model):
         if not site.cross:
             names = attention_projections(model, site.name)
@@ -76,5 +76,5 @@ def projections(model: nn.Module) -> list[str]:
                     f"no query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
                     "update; train all parameters instead"
                 )
-            found += names
-    return list(dict.fromkeys(found))
+            projection_names += names
+    return list(dict.fromkeys(projection_names))

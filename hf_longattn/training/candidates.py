@@ -52,8 +52,8 @@ class CandidateTrainer(TimedTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The mean over the batch's questions."""
-        given = {name: value for name, value in inputs.items() if name not in ("owners", "places", "labels")}
-        scores = candidate_scores(model(**given).logits, inputs["owners"], inputs["places"])
+        model_inputs = {name: value for name, value in inputs.items() if name not in ("owners", "places", "labels")}
+        scores = candidate_scores(model(**model_inputs).logits, inputs["owners"], inputs["places"])
         loss = F.cross_entropy(scores, inputs["labels"])
         return (loss, {"loss": loss, "scores": scores}) if return_outputs else loss
 
@@ -131,8 +131,8 @@ class CandidateReader:
     @torch.inference_mode()
     def _choose(self, record: Mapping[str, Any]) -> Choice:
         inputs, places = encode_candidates(record, self.tokenizer, self.length, truncate=self.truncate)
-        found = torch.cat([self._scores(some, places) for some in _parts(inputs, self.batch_size)])
-        scores = found.mean(0)
+        input_scores = torch.cat([self._scores(batch, places) for batch in _parts(inputs, self.batch_size)])
+        scores = input_scores.mean(0)
         best = int(scores.argmax())
         return Choice(record["candidates"][best], best, scores.softmax(-1).tolist())
 

@@ -72,15 +72,15 @@ def check_same_model(checkpoint: Path, model: str) -> None:
     check_same_name(callbacks.get("RunSettings", {}).get("attributes", {}).get("settings", {}).get("model"), model, checkpoint)
 
 
-def check_same_name(kept: str | None, model: str, folder: Path) -> None:
-    """As :func:`check_same_model`, by the name ``kept`` of the model that ``folder`` was trained from."""
-    if kept is None or kept == model or Path(kept).resolve() == Path(model).resolve():
+def check_same_name(earlier_model: str | None, model: str, folder: Path) -> None:
+    """As :func:`check_same_model`, by the name ``earlier_model`` of the model that ``folder`` was trained from."""
+    if earlier_model is None or earlier_model == model or Path(earlier_model).resolve() == Path(model).resolve():
         return
-    if Path(kept).name == Path(model).name and not Path(kept).exists():  # a folder that was moved
+    if Path(earlier_model).name == Path(model).name and not Path(earlier_model).exists():  # a folder that was moved
         return
     raise CheckpointError(
-        f"{str(folder)!r} continues a training of {kept!r}, not of {model!r}; give --model {kept}, or --overwrite without --resume to "
-        f"train {model!r} from the beginning"
+        f"{str(folder)!r} continues a training of {earlier_model!r}, not of {model!r}; give --model {earlier_model}, or "
+        f"--overwrite without --resume to train {model!r} from the beginning"
     )
 
 
@@ -91,8 +91,8 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Trainer's checkpoints in ``folder``, complete or not, the latest last."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    numbered = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def check_checkpoint(checkpoint: Path) -> str:

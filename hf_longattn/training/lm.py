@@ -156,7 +156,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
     kind = DataCollatorForPackedText if pack else RepeatableMasks
     collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
-    usual: dict[str, Any] = {"processing_class": tokenizer, "max_minutes": training_args.max_minutes}
+    settings: dict[str, Any] = {"processing_class": tokenizer, "max_minutes": training_args.max_minutes}
     trainer: TimedTrainer
     if data_args.segments:
         rows, padding = training_args.per_device_train_batch_size * training_args.world_size, {"pad_token_id": tokenizer.pad_token_id}
@@ -166,10 +166,10 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
         measured = SegmentStream(to_documents(held_out, tokenizer), length, training_args.per_device_train_batch_size, **padding)
         collate = SegmentCollator(collator if collator.mlm else None)
         training_args.remove_unused_columns = False  # the number of the pass is the collator's
-        trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **usual)
+        trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **settings)
     else:
         inputs, measured_inputs = (to_inputs(data, tokenizer, length, pack) for data in (documents, held_out))
-        trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
+        trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **settings)
     before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": compared_losses(before, after)}
     return save_run(trainer, run, log, describe_lm_training)

@@ -88,8 +88,8 @@ def load_report(info: Mapping[str, Any], elsewhere: tuple[str, ...] = ()) -> str
     resized = [key[0].rpartition(".")[0] for key in info["mismatched_keys"]]
     unused = [key.partition(".")[0] for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
     parts = [f"{_listed(new)} {_are(new)} new and trained from random values"] if new else []
-    other = "it is" if len(set(resized)) == 1 else "they are"
-    parts += [f"{_listed(resized)} {_are(resized)} new, since {other} of another size there"] if resized else []
+    reason = "it is" if len(set(resized)) == 1 else "they are"
+    parts += [f"{_listed(resized)} {_are(resized)} new, since {reason} of another size there"] if resized else []
     parts += [f"{_listed(unused)} {_are(unused)} not used by this task"] if unused else []
     return "; ".join(parts)
 
@@ -112,13 +112,13 @@ def without_load_report() -> Iterator[None]:
         return "LOAD REPORT" not in record.getMessage()
 
     loggers = [std_logging.getLogger(name) for name in REPORTERS]
-    for one in loggers:
-        one.addFilter(is_other)
+    for log in loggers:
+        log.addFilter(is_other)
     try:
         yield
     finally:
-        for one in loggers:
-            one.removeFilter(is_other)
+        for log in loggers:
+            log.removeFilter(is_other)
 
 
 def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:

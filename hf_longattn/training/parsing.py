@@ -46,7 +46,7 @@ def build_arguments(kinds: tuple[type[Model], type[Data], type[Training]], **val
     """
     parts: list[dict[str, Any]] = []
     for kind in kinds:
-        names = {each.name for each in fields(kind) if each.init}
+        names = {field.name for field in fields(kind) if field.init}
         parts.append({name: values.pop(name) for name in list(values) if name in names})
     if values:
         raise TypeError(f"{', '.join(kind.__name__ for kind in kinds)} have no {', '.join(values)}")

@@ -168,7 +168,7 @@ def sentence_if_lost(folder: Path) -> Iterator[None]:
             f"received {signal.Signals(number).name}, which launchers send when another process ends: {how_to_resume(folder)}"
         )
 
-    usual = signal.signal(signal.SIGTERM, ended) if threading.current_thread() is threading.main_thread() else None
+    earlier_handler = signal.signal(signal.SIGTERM, ended) if threading.current_thread() is threading.main_thread() else None
     try:
         yield
     except LongAttentionError:
@@ -178,8 +178,8 @@ def sentence_if_lost(folder: Path) -> Iterator[None]:
             raise
         raise LostProcessError(f"another process of the training has ended: {how_to_resume(folder)}") from error
     finally:
-        if usual is not None:
-            signal.signal(signal.SIGTERM, usual)
+        if earlier_handler is not None:
+            signal.signal(signal.SIGTERM, earlier_handler)
 
 
 def hard_exit() -> None:

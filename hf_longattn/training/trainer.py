@@ -104,12 +104,12 @@ class TimedTrainer(Trainer):
     @contextmanager
     def _collating_evaluation(self) -> Iterator[None]:
         """Within the context ``data_collator`` is the one of evaluations."""
-        usual = self.data_collator
-        self.data_collator = usual if self.eval_collator is None else self.eval_collator
+        training_collator = self.data_collator
+        self.data_collator = training_collator if self.eval_collator is None else self.eval_collator
         try:
             yield
         finally:
-            self.data_collator = usual
+            self.data_collator = training_collator
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In the order of the rows: Trainer's groups them by length where it groups those of the training."""
@@ -158,15 +158,15 @@ class TimedTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; the metrics have the number of rows, ``n``, and the standard error of the loss over batches, ``loss_se``."""
         self.batch_losses = []
-        found = super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        loss = found.metrics.get(f"{prefix}_loss")
+        loss = output.metrics.get(f"{prefix}_loss")
         if loss is not None:
             values = [(float(value.mean()), size) for value, size in self.batch_losses]
             gathered = gather_object(values) if self.args.world_size > 1 else values
             error = standard_error_of_batches(gathered)
-            found.metrics.update({f"{prefix}_n": found.num_samples, **({} if error is None else {f"{prefix}_loss_se": error})})
-        return found
+            output.metrics.update({f"{prefix}_n": output.num_samples, **({} if error is None else {f"{prefix}_loss_se": error})})
+        return output
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; notes the loss of the batch."""
@@ -354,9 +354,9 @@ class FollowClock(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         spent = max((entry["minutes"] for entry in state.log_history if "minutes" in entry), default=0.0)
-        kept = (state.stateful_callbacks or {}).get(type(self).__name__, {}).get("attributes", {})
+        attributes = (state.stateful_callbacks or {}).get(type(self).__name__, {}).get("attributes", {})
         self.is_first_pass = not state.global_step
-        self.clock.start(spent, None if self.is_first_pass else kept.get("first_step", 0.0))
+        self.clock.start(spent, None if self.is_first_pass else attributes.get("first_step", 0.0))
         self.saved = spent
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -223,8 +223,8 @@ class MeasureFirst(TrainerCallback, ExportableState):
     def __init__(self, measure: Callable[[], Any], start: str | None = None) -> None:
         self.measure, self.found = measure, None
         if start is not None:
-            kept = TrainerState.load_from_json(str(Path(start, STATE))).stateful_callbacks or {}
-            self.found = kept.get(type(self).__name__, {}).get("attributes", {}).get("found")
+            callbacks = TrainerState.load_from_json(str(Path(start, STATE))).stateful_callbacks or {}
+            self.found = callbacks.get(type(self).__name__, {}).get("attributes", {}).get("found")
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.found is None:

@@ -196,7 +196,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
         )  # fmt: skip
 
     def _single_run(self, stage: int, **changes: Any) -> LongTrainingArguments:
-        values = {each.name: getattr(self, each.name) for each in fields(LongTrainingArguments) if each.init}
+        values = {field.name: getattr(self, field.name) for field in fields(LongTrainingArguments) if field.init}
         return LongTrainingArguments(
             **{
                 **values,

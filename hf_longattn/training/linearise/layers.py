@@ -27,36 +27,36 @@ COMPARED = 256
 """Predictions of an input that are compared."""
 
 
-def keep_softmax(model: PreTrainedModel, asked: float, batches: Sequence[Batch]) -> KeptLayers:
+def keep_softmax(model: PreTrainedModel, number: float, batches: Sequence[Batch]) -> KeptLayers:
     """Give the layers whose mechanisms cost most their softmax attention back, in the model and in ``config.long_attention``.
 
     Args:
         model: the student, with the weights of the original.
-        asked: how many layers keep softmax attention: a number, or below 1 a share of all layers. Those that have it already count.
+        number: how many layers keep softmax attention: a number, or below 1 a share of all layers. Those that have it already count.
         batches: held-out inputs with labels.
     Raises:
         OptionError: as of :func:`number_to_restore`, or mechanisms that change nothing on these inputs.
     """
     cheap = [layer for layer, site in own_sites(model).items() if not _has_own(model, site)]
-    found = choose_layers(lambda sets: divergences(model, sets, batches), cheap, number_to_restore(model, asked))
-    if found is None:
+    choice = choose_layers(lambda sets: divergences(model, sets, batches), cheap, number_to_restore(model, number))
+    if choice is None:
         raise OptionError(
             "the predictions are those of softmax attention with the mechanism in every layer, so no layer is more important than another; "
             "leave softmax_layers out"
         )
-    found = broadcast_object_list([found])[0]  # sums may differ in the last digit between processes
-    restore_softmax(model, found.kept)
-    return found
+    choice = broadcast_object_list([choice])[0]  # sums may differ in the last digit between processes
+    restore_softmax(model, choice.kept)
+    return choice
 
 
-def number_to_restore(model: PreTrainedModel, asked: float) -> int:
-    """How many layers are given softmax attention back, if ``asked`` have it in the end.
+def number_to_restore(model: PreTrainedModel, number: float) -> int:
+    """How many layers are given softmax attention back, if ``number`` have it in the end.
 
     Raises:
         OptionError: none or all of the layers, or as many as have it already.
     """
     sites = own_sites(model)
-    count = number_of_layers(asked, len(sites), "softmax_layers")
+    count = number_of_layers(number, len(sites), "softmax_layers")
     already = sum(_has_own(model, site) for site in sites.values())
     if count <= already:
         raise OptionError(f"softmax_layers asks for {count}, and {already} of the layers have softmax attention already; leave it out")
@@ -72,8 +72,8 @@ def restore_softmax(model: PreTrainedModel, layers: Collection[int]) -> None:
     """Replace these layers' mechanisms by softmax attention, in the model and in its configuration."""
     trained = {layer: _mechanism(site).state_dict() for layer, site in own_sites(model).items() if layer not in layers}
     values = LongAttentionConfig.from_dict(model.config.long_attention).to_dict()
-    own = own_attention(model.config)
-    restored = {str(layer): {"mechanism": name, **options} for layer in layers for name, options in [own.for_layer(layer)]}
+    base_attention = own_attention(model.config)
+    restored = {str(layer): {"mechanism": name, **options} for layer in layers for name, options in [base_attention.for_layer(layer)]}
     overrides = {**values.pop("layers", {}), **restored}
     model.config.long_attention = LongAttentionConfig(layers=overrides, **values)
     attach_mechanisms(model, model.config.long_attention)
@@ -86,15 +86,15 @@ def restore_softmax(model: PreTrainedModel, layers: Collection[int]) -> None:
 def with_softmax(model: PreTrainedModel, layers: Collection[int]) -> Iterator[None]:
     """Within the context these layers run softmax attention."""
     placed = {layer: (site, _mechanism(site)) for layer, site in own_sites(model).items() if layer in layers}
-    for site, own in placed.values():
-        softmax = own_softmax(model.config, site.layer, own)
-        softmax.layer, softmax.is_cross_attention = own.layer, own.is_cross_attention
+    for site, mechanism in placed.values():
+        softmax = own_softmax(model.config, site.layer, mechanism)
+        softmax.layer, softmax.is_cross_attention = mechanism.layer, mechanism.is_cross_attention
         site.put(softmax)
     try:
         yield
     finally:
-        for site, own in placed.values():
-            site.put(own)
+        for site, mechanism in placed.values():
+            site.put(mechanism)
 
 
 @torch.no_grad()
@@ -111,21 +111,21 @@ def divergences(model: PreTrainedModel, sets: Sequence[Collection[int]], batches
                 with with_softmax(model, layers), predictions_at(model, at):
                     return model(**inputs).logits
 
-            wanted = logits(own_sites(model))
+            target = logits(own_sites(model))
             totals = [
-                total + float(kl_divergence(logits(layers), wanted)) * len(wanted) for total, layers in zip(totals, sets, strict=True)
+                total + float(kl_divergence(logits(layers), target)) * len(target) for total, layers in zip(totals, sets, strict=True)
             ]
-            count += len(wanted)
+            count += len(target)
     return [total / max(1, count) for total in totals]
 
 
 def _some(at: Tensor) -> Tensor:
     """At most ``COMPARED`` of the places of each row, evenly spread."""
-    kept = torch.zeros_like(at)
-    for row, places in zip(kept, at, strict=True):
-        found = torch.nonzero(places).flatten()
-        row[found[:: max(1, -(-len(found) // COMPARED))]] = True
-    return kept
+    chosen = torch.zeros_like(at)
+    for row, places in zip(chosen, at, strict=True):
+        columns = torch.nonzero(places).flatten()
+        row[columns[:: max(1, -(-len(columns) // COMPARED))]] = True
+    return chosen
 
 
 def _has_own(model: PreTrainedModel, site: AttentionSite) -> bool:

@@ -81,8 +81,10 @@ class Matching(Mechanism):
             self.errors = torch.stack([squared, share]).detach()
             self.loss = self.factors.output * share
             if self.factors.weights:
-                wanted, weights = (one.dense_weights(q.float(), k.float(), call) for one in (self.teacher, self.student))
-                self.loss = self.loss + self.factors.weights * _cross_entropy(wanted, weights, padding)
+                target_weights, weights = (
+                    mechanism.dense_weights(q.float(), k.float(), call) for mechanism in (self.teacher, self.student)
+                )
+                self.loss = self.loss + self.factors.weights * _cross_entropy(target_weights, weights, padding)
             auxiliary = self.student.auxiliary_loss()
             self.loss = self.loss if auxiliary is None else self.loss + auxiliary.to(self.loss)
         if self.learns and torch.is_grad_enabled() and not self.loss.requires_grad:
@@ -120,9 +122,9 @@ def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
     return x.square().masked_fill(~rows[:, None, :, None], 0.0).sum() / real
 
 
-def _cross_entropy(wanted: Tensor, weights: Tensor, padding: Tensor | None) -> Tensor:
+def _cross_entropy(target: Tensor, weights: Tensor, padding: Tensor | None) -> Tensor:
     """Mean over heads and real rows of -Σ_j wanted_ij log weights_ij (Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5)."""
-    rows = -(wanted * weights.clamp(min=TINY).log()).sum(-1)
+    rows = -(target * weights.clamp(min=TINY).log()).sum(-1)
     if padding is None:
         return rows.mean()
     real = padding[:, -rows.shape[2] :]
@@ -162,9 +164,9 @@ class MatchingModel(nn.Module):
         return {f"{prefix}{name}": value.detach() for name, value in self.students.named_parameters(prefix="students")}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        kept = {name.removeprefix("students."): value for name, value in state_dict.items()}
+        parameters = {name.removeprefix("students."): value for name, value in state_dict.items()}
         buffers = dict(self.students.named_buffers())
-        return self.students.load_state_dict({**buffers, **kept}, strict=strict, assign=assign)
+        return self.students.load_state_dict({**buffers, **parameters}, strict=strict, assign=assign)
 
 
 def _recorded(value: Tensor | None) -> Tensor:
@@ -189,8 +191,8 @@ def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator
         for parameter in parameters:
             parameter.requires_grad_(True)
     placed = {
-        site.mechanism_name: Matching(student, own_softmax(model.config, site.layer, student), factors or Factors(), bool(own))
-        for site, student, own in zip(sites, students, learning, strict=True)
+        site.mechanism_name: Matching(student, own_softmax(model.config, site.layer, student), factors or Factors(), bool(parameters))
+        for site, student, parameters in zip(sites, students, learning, strict=True)
     }
     for site in sites:
         site.put(placed[site.mechanism_name])
@@ -239,8 +241,8 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
             labels = batch["labels"][:, 1:] if shifted(model) else batch["labels"]
             parts.append((float(model(**batch).loss), int((labels != -100).sum()), len(labels)))
             if layers is not None:
-                found = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
-                errors = found if errors is None else errors + found
+                batch_errors = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
+                errors = batch_errors if errors is None else errors + batch_errors
     predictions, inputs = sum(count for _, count, _ in parts), sum(count for _, _, count in parts)
     loss = sum(mean * count for mean, count, _ in parts) / max(1, predictions)
     error = standard_error_of_batches([(mean, count) for mean, count, _ in parts])
@@ -256,8 +258,8 @@ def measured(model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, Any]
     ``loss_se`` and ``n``, the inputs."""
     with matching(model) as layers:
         original = held_out_loss(model, batches, layers)
-    found = held_out_loss(model, batches)
-    return {"original": original["loss"], "layers": original["errors"], **{name: found[name] for name in ("loss", "loss_se", "n")}}
+    result = held_out_loss(model, batches)
+    return {"original": original["loss"], "layers": original["errors"], **{name: result[name] for name in ("loss", "loss_se", "n")}}
 
 
 def shifted(model: PreTrainedModel) -> bool:

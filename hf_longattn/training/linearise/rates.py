@@ -68,8 +68,8 @@ class RateTrials(LineariseTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The held-out loss; infinite after a divergence."""
-        found = math.inf if self.lost else self.measure()
-        self.tried[float(self.args.learning_rate)] = found if math.isfinite(found) else math.inf
+        loss = math.inf if self.lost else self.measure()
+        self.tried[float(self.args.learning_rate)] = loss if math.isfinite(loss) else math.inf
         return {"eval_loss": self.tried[float(self.args.learning_rate)]}
 
     def best(self, rates: list[float]) -> dict[float, float]:
@@ -90,14 +90,14 @@ class RateTrials(LineariseTrainer):
                 n_trials=len(rates), direction="minimize", backend="optuna", sampler=grid,
             )  # fmt: skip
         self.from_the_start()
-        found: dict[float, float] = broadcast_object_list([dict(sorted(self.tried.items()))])[0]
-        if not any(map(math.isfinite, found.values())):
-            asked = "transfer" if self.stage == 1 else "finetune"
+        losses: dict[float, float] = broadcast_object_list([dict(sorted(self.tried.items()))])[0]
+        if not any(map(math.isfinite, losses.values())):
+            option = "transfer" if self.stage == 1 else "finetune"
             raise OptionError(
                 f"stage {self.stage} diverged with every learning rate from {min(rates):g} to {max(rates):g}; lower "
-                f"--{asked}_learning_rate, around which they lie"
+                f"--{option}_learning_rate, around which they lie"
             )
-        return found
+        return losses
 
 
 def chosen_rate(tried: Mapping[float, float]) -> float:
@@ -108,8 +108,8 @@ def chosen_rate(tried: Mapping[float, float]) -> float:
 def read_rates(folder: Path, stage: int) -> dict[float, float] | None:
     """What an earlier run, which is resumed, found for a stage."""
     path = folder / RATES
-    found = read_json_object(path).get(f"stage{stage}") if path.is_file() else None
-    return {float(rate): math.inf if loss is None else float(loss) for rate, loss in found.items()} if found else None
+    losses = read_json_object(path).get(f"stage{stage}") if path.is_file() else None
+    return {float(rate): math.inf if loss is None else float(loss) for rate, loss in losses.items()} if losses else None
 
 
 def write_rates(folder: Path, stage: int, tried: Mapping[float, float]) -> None:

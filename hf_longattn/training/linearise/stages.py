@@ -81,8 +81,8 @@ class Stages:
                 if args.runs(1):
                     self.stage_1(model)
                 if args.softmax_layers:
-                    kept = keep_softmax(model, args.softmax_layers, self.batches)
-                    self.report["softmax_layers"] = {**kept.to_dict(), **measured(model, self.batches)}
+                    kept_layers = keep_softmax(model, args.softmax_layers, self.batches)
+                    self.report["softmax_layers"] = {**kept_layers.to_dict(), **measured(model, self.batches)}
         if args.runs(1) and args.runs(2) and done is None:
             self.write(model, output / STAGE_1)
         if args.runs(2):
@@ -165,8 +165,9 @@ class Stages:
         if not args.rate_trials:
             return None
         tried = read_rates(args.folder, stage) if args.resume else None
-        if tried is not None and (asked := rates_around(args.learning_rate_of(stage), args.rate_trials)) != sorted(tried):
-            before, now = (", ".join(f"{rate:g}" for rate in rates) for rates in (sorted(tried), asked))
+        rates = rates_around(args.learning_rate_of(stage), args.rate_trials)
+        if tried is not None and rates != sorted(tried):
+            before, now = (", ".join(f"{rate:g}" for rate in part) for part in (sorted(tried), rates))
             logger.warning(
                 f"Stage {stage} resumes with the best of the rates that were tried before ({before}), not of {now}; start anew, without "
                 "--resume, to try those."
@@ -174,7 +175,7 @@ class Stages:
         if tried is None:
             transformers.set_seed(args.seed)
             trials = RateTrials(model, args.trial_args(stage), measure=measure, log_path=None, **self.of_trainer(stage, length, teacher))
-            tried = trials.best(rates_around(args.learning_rate_of(stage), args.rate_trials))
+            tried = trials.best(rates)
             if processes().is_main_process:
                 shutil.rmtree(str(trials.args.output_dir), ignore_errors=True)
                 write_rates(args.folder, stage, tried)
@@ -237,12 +238,12 @@ def markdown(report: dict[str, Any]) -> str:
         share = "" if name == "before" or won is None else f"{100 * won:.1f} %"
         error = error_of(report[name], "loss")
         lines.append(f"| {title} | {report[name]['loss']:.3f}{'' if error is None else f' ± {error:.3f}'} | {share} | {used:,} |")
-    for stage, found in report.get("learning_rates", {}).items():
-        losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found["held_out"].items())
-        lines += ["", f"Learning rate of stage {stage[-1]}: {found['chosen']:g}. Held-out loss after short runs: {losses}. {SAME_INPUTS}"]
+    for stage, rates in report.get("learning_rates", {}).items():
+        losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in rates["held_out"].items())
+        lines += ["", f"Learning rate of stage {stage[-1]}: {rates['chosen']:g}. Held-out loss after short runs: {losses}. {SAME_INPUTS}"]
     if (chosen := report.get("softmax_layers")) is not None:
         gains = ", ".join(f"{layer}: {gain:.4f}" for layer, gain in chosen["importance"].items())
-        choices = ", ".join(f"{name} {found:.4f}" for name, found in chosen["compared"].items())
+        choices = ", ".join(f"{name} {divergence:.4f}" for name, divergence in chosen["compared"].items())
         lines += [
             "",
             f"{layers_keep(chosen['kept'])} softmax attention. What restoring a layer alone gains, in nats of KL divergence from the "

@@ -81,13 +81,13 @@ def check_shape(teacher: str, student: PreTrainedModel) -> None:
     """Refuse a teacher whose attention outputs or weights do not fit the student."""
     with loading(teacher, "teacher "):
         config = AutoConfig.from_pretrained(teacher)
-    own = student.config
-    kinds = [str(one.model_type).removeprefix("long_") for one in (config, own)]
+    student_config = student.config
+    kinds = [str(model_config.model_type).removeprefix("long_") for model_config in (config, student_config)]
     differing = [f"model_type is {kinds[0]!r}, not {kinds[1]!r}"] if kinds[0] != kinds[1] else []
     for name in SHAPE:
-        theirs, ours = getattr(config, name, None), getattr(own, name, None)
-        if theirs != ours:
-            differing.append(f"{name} is {theirs}, not {ours}")
+        teacher_value, student_value = getattr(config, name, None), getattr(student_config, name, None)
+        if teacher_value != student_value:
+            differing.append(f"{name} is {teacher_value}, not {student_value}")
     if differing:
         raise CheckpointError(
             f"teacher {teacher!r} differs in shape from the student ({'; '.join(differing)}); "

@@ -74,21 +74,21 @@ class Teacher:
         hidden, at = bool(self.hidden), real_tokens(inputs) if self.everywhere else places_of_predictions(self.model, inputs)
         read = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad(), autocast, predictions_at(self.model, at):
-            wanted = self.model(**read, output_hidden_states=hidden)
+            target = self.model(**read, output_hidden_states=hidden)
         if self.lm:
-            found = student(**inputs, output_hidden_states=hidden)
-            parts, own = {"lm": found["loss"]}, found["logits"][at]
+            outputs = student(**inputs, output_hidden_states=hidden)
+            parts, predictions = {"lm": outputs["loss"]}, outputs["logits"][at]
         else:
             with predictions_at(student, at):
-                found = student(**read, output_hidden_states=hidden)
-            parts, own = {}, found["logits"]
-        parts["kl"] = kl_divergence(own, wanted["logits"], self.temperature)
+                outputs = student(**read, output_hidden_states=hidden)
+            parts, predictions = {}, outputs["logits"]
+        parts["kl"] = kl_divergence(predictions, target["logits"], self.temperature)
         if hidden:
             real = real_tokens(inputs)
-            pairs = zip(found["hidden_states"][1:], wanted["hidden_states"][1:], strict=True)
-            parts["hidden"] = torch.stack([relative_error(own[real], theirs[real]) for own, theirs in pairs]).mean()
+            pairs = zip(outputs["hidden_states"][1:], target["hidden_states"][1:], strict=True)
+            parts["hidden"] = torch.stack([relative_error(states[real], expected[real]) for states, expected in pairs]).mean()
         total = torch.stack([getattr(self, name) * part for name, part in parts.items()]).sum()
-        return total, {name: part.detach() for name, part in parts.items()}, found
+        return total, {name: part.detach() for name, part in parts.items()}, outputs
 
     @torch.no_grad()
     def divergence(self, student: nn.Module, batches: Sequence[Batch]) -> float:
@@ -100,8 +100,8 @@ class Teacher:
                 at = places_of_predictions(self.model, inputs)
                 inputs.pop("labels")
                 with predictions_at(student, at), predictions_at(self.model, at):
-                    own, theirs = (model(**inputs)["logits"] for model in (student, self.model))
-                total, count = total + float(kl_divergence(own, theirs)) * len(own), count + len(own)
+                    predictions, target = (model(**inputs)["logits"] for model in (student, self.model))
+                total, count = total + float(kl_divergence(predictions, target)) * len(predictions), count + len(predictions)
         return total / max(1, count)
 
 
@@ -111,16 +111,16 @@ def predictions_at(model: nn.Module, at: Tensor) -> Iterator[None]:
     not run on the others, which costs more than a layer where the vocabulary is large."""
     inner: Any = getattr(model, "module", model)  # of DistributedDataParallel
     head = inner.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, given: (given[0][at], *given[1:]))
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][at], *inputs[1:]))
     try:
         yield
     finally:
         handle.remove()
 
 
-def relative_error(own: Tensor, theirs: Tensor) -> Tensor:
+def relative_error(states: Tensor, target: Tensor) -> Tensor:
     """The squared error as a share of the teacher's square, so that layers whose states differ in size count alike."""
-    return (own.float() - theirs.float()).square().sum() / theirs.float().square().sum()
+    return (states.float() - target.float()).square().sum() / target.float().square().sum()
 
 
 def places_of_predictions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -52,8 +52,8 @@ class LineariseTrainer(TimedTrainer):
         if self.teacher is not None and model.training:
             loss, parts, outputs = self.teacher.loss(model, inputs, self.accelerator.autocast())
         else:
-            given = {name: value for name, value in kwargs.items() if name != "return_outputs"}
-            loss, outputs = super().compute_loss(model, inputs, True, **given)
+            arguments = {name: value for name, value in kwargs.items() if name != "return_outputs"}
+            loss, outputs = super().compute_loss(model, inputs, True, **arguments)
             layers = outputs.get("layer_losses") if isinstance(outputs, dict) else None
             parts = {} if layers is None else {"layers": layers}
         if not bool(torch.isfinite(loss)):
@@ -67,26 +67,26 @@ class LineariseTrainer(TimedTrainer):
         loss = super().training_step(model, inputs, *args, **kwargs)
         if getattr(self.accelerator, "scaler", None) is not None:  # of fp16: it leaves out steps whose scaled gradients overflow
             return loss
-        found = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-        sums = torch.stack([gradient.float().sum() for _, gradient in found])
+        gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+        sums = torch.stack([gradient.float().sum() for _, gradient in gradients])
         if not bool(torch.isfinite(sums).all()):
-            bad = [found[number][0].removeprefix("module.") for number in torch.nonzero(~torch.isfinite(sums)).flatten().tolist()]
+            bad = [gradients[number][0].removeprefix("module.") for number in torch.nonzero(~torch.isfinite(sums)).flatten().tolist()]
             self.diverged("the gradient", self._layer_of_parameters(bad))
         return loss
 
     def diverged(self, what: str, where: str) -> None:
         """Stop the training with a sentence."""
         newest = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        kept = f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
+        checkpoint = f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
         rate = "transfer" if self.stage == 1 else "finetune"
         raise DivergenceError(
-            f"{what} is not a finite number at step {self.state.global_step + 1} of stage {self.stage}, in {where}; {kept}; "
+            f"{what} is not a finite number at step {self.state.global_step + 1} of stage {self.stage}, in {where}; {checkpoint}; "
             f"lower --{rate}-learning-rate{', then resume with --resume' if newest else ''}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         means = {name: (total / self.summed).tolist() for name, total in self.sums.items()}
-        rounded = {name: [round(one, 6) for one in mean] if isinstance(mean, list) else round(mean, 6) for name, mean in means.items()}
+        rounded = {name: [round(value, 6) for value in mean] if isinstance(mean, list) else round(mean, 6) for name, mean in means.items()}
         logs = {**logs, **rounded}  # type: ignore[dict-item]
         self.sums, self.summed = {}, 0
         super().log(logs, start_time)
@@ -144,8 +144,8 @@ class JSONLog(TrainerCallback):
         if not state.is_world_process_zero or not self.path.exists():
             return
         lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-        kept = [line for line in lines if line["stage"] < self.stage or (line["step"] <= state.global_step and "train_loss" not in line)]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        earlier = [line for line in lines if line["stage"] < self.stage or (line["step"] <= state.global_step and "train_loss" not in line)]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in earlier), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:

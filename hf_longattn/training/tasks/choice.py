@@ -128,10 +128,10 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
         max_minutes=training_args.max_minutes,
     )
     before = train(trainer, run, lambda: _scores(trainer, held_out)[1])
-    found, after = _scores(trainer, held_out)
+    chosen, after = _scores(trainer, held_out)
     if joint and trainer.is_world_process_zero():
         training_args.folder.mkdir(parents=True, exist_ok=True)
-        write_choices(training_args.folder, held, found)
+        write_choices(training_args.folder, held, chosen)
     log = {"input_length": length, "questions": len(data), "joint": joint, "held_out": {"before": before, "after": after}}
     return save_run(trainer, run, log, describe_choice)
 
@@ -142,15 +142,15 @@ def _scores(trainer: TimedTrainer, data: Dataset) -> tuple[list[int], dict[str, 
     return chosen, accuracy_by_length(chosen, data) if trainer.is_world_process_zero() else {}
 
 
-def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    references = [{"label": label, "length": -1} for label in found.label_ids.tolist()]
-    scores = load_metric("long_classification").compute(predictions=_chosen(found.predictions).tolist(), references=references)
+def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:
+    references = [{"label": label, "length": -1} for label in evaluation.label_ids.tolist()]
+    scores = load_metric("long_classification").compute(predictions=_chosen(evaluation.predictions).tolist(), references=references)
     return {"accuracy": scores["accuracy"]}
 
 
-def _chosen(found: Any) -> np.ndarray:
+def _chosen(predictions: Any) -> np.ndarray:
     """Numbers of choices from scores (Q, C), or from numbers (Q,) as they are."""
-    numbers = np.asarray(found)
+    numbers = np.asarray(predictions)
     return numbers.argmax(-1) if numbers.ndim == 2 else numbers
 
 

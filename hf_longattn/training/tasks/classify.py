@@ -113,18 +113,18 @@ class ClassificationTrainer(TimedTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if "lengths" not in inputs:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        given = {name: value for name, value in inputs.items() if name != "lengths"}
+        model_inputs = {name: value for name, value in inputs.items() if name != "lengths"}
         with first_tokens(self.accelerator.unwrap_model(model), inputs["lengths"]):
-            return super().compute_loss(model, given, *args, **kwargs)
+            return super().compute_loss(model, model_inputs, *args, **kwargs)
 
     def scores(self, data: Dataset) -> dict[str, Any]:
         """Accuracy and macro F1 in per cent, by document length; empty in all processes but the first."""
-        found = self.predict(data).predictions
+        predictions = self.predict(data).predictions
         if not self.is_world_process_zero():
             return {}
         pairs = zip(data["labels"], data["document"], strict=True)
         references = [{"label": label, "length": length} for label, length in pairs]
-        return load_metric("long_classification").compute(predictions=[int(one) for one in found], references=references)
+        return load_metric("long_classification").compute(predictions=[int(number) for number in predictions], references=references)
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
@@ -168,10 +168,10 @@ def _choices(logits: Any, labels: Tensor) -> Tensor:
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
-def _accuracy(found: EvalPrediction) -> dict[str, float]:
+def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:
     """What an evaluation during training logs beside the loss."""
-    references = [{"label": label, "length": -1} for label in found.label_ids.tolist()]
-    scores = load_metric("long_classification").compute(predictions=found.predictions.tolist(), references=references)
+    references = [{"label": label, "length": -1} for label in evaluation.label_ids.tolist()]
+    scores = load_metric("long_classification").compute(predictions=evaluation.predictions.tolist(), references=references)
     return {name: scores[name] for name in ("accuracy", "macro_f1")}
 
 

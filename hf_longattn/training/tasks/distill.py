@@ -129,8 +129,8 @@ def distill_student(
     training_args.remove_unused_columns = False
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
     collator = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
-    usual: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": training_args.max_minutes}
-    trainer = DistillTrainer(student, training_args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **usual)
+    settings: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": training_args.max_minutes}
+    trainer = DistillTrainer(student, training_args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **settings)
     before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     inner: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(inner, PROJECTION):
@@ -139,18 +139,20 @@ def distill_student(
     return save_run(trainer, run, log, describe_distillation_run)
 
 
-def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, given: list[int]) -> list[int]:
+def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]) -> list[int]:
     """The teacher's layer, from 1, for each of the student's.
 
     Raises:
-        OptionError: ``given`` has not one layer of the teacher for each of the student's.
+        OptionError: ``layers`` are not one layer of the teacher for each of the student's.
     """
-    own, theirs = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-    if not given:
-        return [max(1, round((layer + 1) * theirs / own)) for layer in range(own)]
-    if len(given) != own or not all(1 <= layer <= theirs for layer in given):
-        raise OptionError(f"layer_map needs {own} numbers from 1 to {theirs}, one for each of the student's layers, not {given}")
-    return given
+    student_layers, teacher_layers = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    if not layers:
+        return [max(1, round((layer + 1) * teacher_layers / student_layers)) for layer in range(student_layers)]
+    if len(layers) != student_layers or not all(1 <= layer <= teacher_layers for layer in layers):
+        raise OptionError(
+            f"layer_map needs {student_layers} numbers from 1 to {teacher_layers}, one for each of the student's layers, not {layers}"
+        )
+    return layers
 
 
 class DistillTrainer(TimedTrainer):
@@ -166,35 +168,35 @@ class DistillTrainer(TimedTrainer):
             return super().compute_loss(model, inputs, return_outputs)
         student: Any = self.accelerator.unwrap_model(model)
         factors = self.args.factors
-        seen = bool(factors["attention"])
-        with torch.no_grad(), AttentionScores(self.teacher, seen) as theirs:
-            wanted = self.teacher(**inputs, output_hidden_states=True)
-        with AttentionScores(student, seen) as own:
-            found = model(**inputs, output_hidden_states=True)
+        compares_attention = bool(factors["attention"])
+        with torch.no_grad(), AttentionScores(self.teacher, compares_attention) as teacher_scores:
+            target = self.teacher(**inputs, output_hidden_states=True)
+        with AttentionScores(student, compares_attention) as student_scores:
+            outputs = model(**inputs, output_hidden_states=True)
         real = inputs["attention_mask"].bool()
         project = getattr(student, PROJECTION, None)
-        parts = {"logits": kl_divergence(found.logits[real], wanted.logits[real], self.args.temperature)}
+        parts = {"logits": kl_divergence(outputs.logits[real], target.logits[real], self.args.temperature)}
         if project is not None:
-            errors = [F.mse_loss(project(found.hidden_states[0])[real], wanted.hidden_states[0][real])]
-            for layer, other in enumerate(self.layers, start=1):
-                errors.append(F.mse_loss(project(found.hidden_states[layer])[real], wanted.hidden_states[other][real]))
+            errors = [F.mse_loss(project(outputs.hidden_states[0])[real], target.hidden_states[0][real])]
+            for layer, teacher_layer in enumerate(self.layers, start=1):
+                errors.append(F.mse_loss(project(outputs.hidden_states[layer])[real], target.hidden_states[teacher_layer][real]))
             parts |= {"embeddings": errors[0], "hidden": torch.stack(errors[1:]).mean()}
-        if seen:
+        if compares_attention:
             errors = [
-                score_error(own.projections(layer), theirs.projections(other - 1), real, own.causal[layer])
-                for layer, other in enumerate(self.layers)
+                score_error(student_scores.projections(layer), teacher_scores.projections(teacher_layer - 1), real, causal)
+                for layer, (teacher_layer, causal) in enumerate(zip(self.layers, student_scores.causal, strict=True))
             ]
             parts["attention"] = torch.stack(errors).mean()
         loss = torch.stack([factors[part] * value for part, value in parts.items()]).sum()
-        return (loss, found) if return_outputs else loss
+        return (loss, outputs) if return_outputs else loss
 
 
 class AttentionScores:
     """Queries and keys of every layer in one forward pass, from the outputs of the projections, before rotation."""
 
-    def __init__(self, model: nn.Module, wanted: bool) -> None:
+    def __init__(self, model: nn.Module, enabled: bool) -> None:
         self.model, self.seen, self.handles = model, {}, []  # type: ignore[var-annotated]
-        self.sites = [site for site in attention_sites(model) if not site.cross] if wanted else []
+        self.sites = [site for site in attention_sites(model) if not site.cross] if enabled else []
 
     def __enter__(self) -> AttentionScores:
         for layer, site in enumerate(self.sites):
@@ -228,18 +230,18 @@ class AttentionScores:
         return query / query.shape[-1] ** 0.5, key.repeat_interleave(heads // key.shape[1], dim=1)
 
 
-def score_error(own: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], real: Tensor, causal: bool) -> Tensor:
+def score_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], real: Tensor, causal: bool) -> Tensor:
     """The mean squared difference of two models' attention scores (TinyBERT, equation 7), over heads and pairs of real tokens, in a causal
     model over those that softmax sees: keys up to the query.
 
     Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries at a time, and what is kept for the backward pass are the gradients of q and k.
 
     Args:
-        own, theirs: queries and keys ``(B, H, N, D)``, scaled; ``theirs`` get no gradient.
+        student, teacher: queries and keys ``(B, H, N, D)``, scaled; the teacher's get no gradient.
         real: ``(B, N)`` bool, the tokens that are not padding.
         causal: whether the student is.
     """
-    return _ScoreError.apply(*own, *(states.detach() for states in theirs), real, causal)
+    return _ScoreError.apply(*student, *(states.detach() for states in teacher), real, causal)
 
 
 class _ScoreError(torch.autograd.Function):

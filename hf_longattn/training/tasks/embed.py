@@ -181,8 +181,8 @@ def embedding_trainer(
     def measure() -> dict[str, float]:
         scores = evaluator(model)
         if scored:
-            found = {kind: float(scores[f"held_{kind}_{name}"]) for kind in ("spearman", "pearson")}
-            return {**correlations(found, len(held)), "n": len(held)}
+            values = {kind: float(scores[f"held_{kind}_{name}"]) for kind in ("spearman", "pearson")}
+            return {**correlations(values, len(held)), "n": len(held)}
         ranks = evaluator.reciprocal_ranks
         return {**percent("accuracy_at_1", [float(rank == 1) for rank in ranks]), **percent("mrr", ranks), "n": len(ranks)}
 
@@ -197,8 +197,8 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
     """The prompt of each column of the training data: what ``encode_query`` and ``encode_document`` put before a text in inference, and
     for pairs with scores what ``encode`` does; ``None`` without any."""
     if scored:
-        usual = model.prompts.get(model.default_prompt_name) or ""
-        prompts = dict.fromkeys(("anchor", "positive"), usual)
+        default_prompt = model.prompts.get(model.default_prompt_name) or ""
+        prompts = dict.fromkeys(("anchor", "positive"), default_prompt)
     else:
         document = next((model.prompts[name] for name in ("document", "passage", "corpus") if name in model.prompts), "")
         prompts = {"anchor": model.prompts.get("query", ""), "positive": document, "negative": document}
@@ -222,9 +222,9 @@ def reranking_trainer(
         single: list[tuple[float, ...]]
 
         def compute_metrics(self, is_relevant: Any, pred_score: Any) -> Any:
-            found = super().compute_metrics(is_relevant, pred_score)
-            self.single.append(found)
-            return found
+            query_scores = super().compute_metrics(is_relevant, pred_score)
+            self.single.append(query_scores)
+            return query_scores
 
     with loading(model_args.model), without_load_report():
         model = CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32)
@@ -258,13 +258,13 @@ def percent(name: str, values: Sequence[float]) -> dict[str, float]:
 def correlations(values: Mapping[str, float], count: int) -> dict[str, float]:
     """Correlations in per cent, and their standard errors (Bonett & Wright 2000, equation 4, and for Pearson's Fisher's); those that equal
     scores do not have are left out."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for name, value in values.items():
         if math.isfinite(value):
             spread = 1 + value**2 / 2 if name == "spearman" else 1.0
             error = math.sqrt(spread / (count - 3)) * (1 - value**2) if count > 3 else 0.0
-            found |= {name: 100 * value, f"{name}_se": 100 * error}
-    return found
+            scores |= {name: 100 * value, f"{name}_se": 100 * error}
+    return scores
 
 
 def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
@@ -275,7 +275,7 @@ def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, 
         best: the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
         **more: those that only this class has.
     """
-    values = {each.name: getattr(args, each.name) for each in dataclasses.fields(TrainingArguments) if each.init}
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingArguments) if field.init}
     if args.load_best_model_at_end and "metric_for_best_model" not in args.explicit:
         values |= {"metric_for_best_model": best, "greater_is_better": True}
     arguments = kind(**{**values, "remove_unused_columns": False, **more})

@@ -178,8 +178,8 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, task: str, **inputs: Any) -> Any:
         """The outputs of a task's head, with its loss."""
-        given = {name: value for name, value in inputs.items() if name not in TARGETS}
-        outputs = self.models[task](**given)
+        model_inputs = {name: value for name, value in inputs.items() if name not in TARGETS}
+        outputs = self.models[task](**model_inputs)
         if "starts" in inputs:
             outputs.loss = qa_loss(outputs, inputs).mean()
         return outputs
@@ -252,15 +252,15 @@ class MultiTaskTrainer(MeasuringTrainer):
     def scores(self) -> dict[str, Scores]:
         """The scores of every task on its held-out data, in all processes; the first one computes them."""
         with evaluating(self.accelerator.unwrap_model(self.model)):
-            found = {name: task.scores() for name, task in self.tasks.items()} if self.is_world_process_zero() else {}
-        return dict(broadcast_object_list([found])[0])
+            scores = {name: task.scores() for name, task in self.tasks.items()} if self.is_world_process_zero() else {}
+        return dict(broadcast_object_list([scores])[0])
 
     def measured(self) -> dict[str, float]:
         """The scores of every task as ``NAME_accuracy`` …, and the mean of what each is judged by, ``mean``."""
-        found = self.scores()
-        single = {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
-        main = [found[name][HEAD_SCORES[task.kind][0]] for name, task in self.tasks.items()]
-        return {**single, "mean": sum(main) / len(main)}
+        scores = self.scores()
+        scores_by_metric = {f"{name}_{key}": value for name, values in scores.items() for key, value in values.items()}
+        main_scores = [scores[name][HEAD_SCORES[task.kind][0]] for name, task in self.tasks.items()]
+        return {**scores_by_metric, "mean": sum(main_scores) / len(main_scores)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         heads = {name: {"kind": task.kind, "labels": _labels(task.model), **task.settings} for name, task in self.tasks.items()}
@@ -327,9 +327,9 @@ def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str,
     collator = DocumentCollator(tokenizer)
 
     def scores() -> Scores:
-        found = [int(logits.argmax()) for logits in predicted(model, held_out, collator, run.training)]
+        predictions = [int(logits.argmax()) for logits in predicted(model, held_out, collator, run.training)]
         references = [{"label": label, "length": -1} for label in held_out["labels"]]
-        result = load_metric("long_classification").compute(predictions=found, references=references)
+        result = load_metric("long_classification").compute(predictions=predictions, references=references)
         return {name: value for name, value in result.items() if name != "buckets"}
 
     return TaskHead("classify", model, rows, collator, scores)
@@ -364,11 +364,12 @@ def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held:
         reader = QAReader("", model, tokenizer, form, batch_size=run.training.per_device_eval_batch_size)
         questions = validation.to_list()
         answers = reader.read(questions)
-        found = score_answers(questions, answers)
-        if "best_f1_threshold" in found:  # of "no answer", tuned on these questions
-            task.settings["no_answer_threshold"] = found["best_f1_threshold"]
-            found = score_answers(questions, answers, found["best_f1_threshold"])
-        return {name: found[name] for name in ("exact_match", "exact_match_se", "f1", "f1_se", "n", "best_f1_threshold") if name in found}
+        results = score_answers(questions, answers)
+        if "best_f1_threshold" in results:  # of "no answer", tuned on these questions
+            task.settings["no_answer_threshold"] = results["best_f1_threshold"]
+            results = score_answers(questions, answers, results["best_f1_threshold"])
+        names = ("exact_match", "exact_match_se", "f1", "f1_se", "n", "best_f1_threshold")
+        return {name: results[name] for name in names if name in results}
 
     task.scores = scores
     return task
@@ -401,8 +402,8 @@ def multitask_result(log: dict[str, Any]) -> str:
     lines = []
     for name, kind in log["tasks"].items():
         metric, rows = HEAD_SCORES[kind]
-        scores = {when: (found or {}).get(name) for when, found in log["held_out"].items()}
-        tuned = any("best_f1_threshold" in (found or {}) for found in scores.values())
+        scores = {when: (evaluation or {}).get(name) for when, evaluation in log["held_out"].items()}
+        tuned = any("best_f1_threshold" in (evaluation or {}) for evaluation in scores.values())
         note = '; the threshold of "no answer" is the best one on these questions' if tuned else ""
         lines.append(f"- {name}: {held_out_in_words(scores, partial(score_in_words, name=metric), rows)}{note}")
     return "\n".join(lines)

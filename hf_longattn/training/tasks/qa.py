@@ -203,7 +203,7 @@ def baseline_scores(
 
 def supporting_paragraphs(records: Dataset) -> int | None:
     """From how many paragraphs the supporting sentences of every question are (HotpotQA: 2); ``None`` where that differs."""
-    known = ({one["paragraph"] for one in sentences if one["supports"]} for sentences in records["sentences"])
+    known = ({sentence["paragraph"] for sentence in sentences if sentence["supports"]} for sentences in records["sentences"])
     counts = {len(paragraphs) for paragraphs in known if paragraphs}
     return counts.pop() if len(counts) == 1 else None
 
@@ -237,8 +237,8 @@ class QATrainer(TimedTrainer):
         if "starts" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         evidence = getattr(self.accelerator.unwrap_model(model), "evidence", None)
-        given = {name: value for name, value in inputs.items() if name not in TARGETS}
-        outputs = model(**given, **({"output_hidden_states": True} if evidence is not None else {}))
+        model_inputs = {name: value for name, value in inputs.items() if name not in TARGETS}
+        outputs = model(**model_inputs, **({"output_hidden_states": True} if evidence is not None else {}))
         loss = qa_loss(outputs, inputs, evidence).mean()
         return (loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}) if return_outputs else loss
 
@@ -251,8 +251,8 @@ class QATrainer(TimedTrainer):
         if sharded or self.args.world_size == 1:  # sharded weights are gathered by all processes together
             return self.reader.read(records)
         mine = range(self.args.process_index, len(records), self.args.world_size)
-        found = gather_object(list(zip(mine, self.reader.read([records[place] for place in mine]), strict=True)))
-        return [answer for _, answer in sorted(found, key=lambda one: one[0])]
+        numbered_answers = gather_object(list(zip(mine, self.reader.read([records[place] for place in mine]), strict=True)))
+        return [answer for _, answer in sorted(numbered_answers, key=lambda pair: pair[0])]
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. Where some questions have no
@@ -287,15 +287,15 @@ class QATrainer(TimedTrainer):
 
     def varied(self, first: Tensor, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """``position_ids`` and ``attention_mask`` where they are to vary; ``first (B,)`` is where documents start."""
-        found: dict[str, Tensor] = {}
+        changes: dict[str, Tensor] = {}
         if self.positions is not None:
-            found["position_ids"] = random_positions(first, real.shape[1], self.positions, generator).to(real.device)
+            changes["position_ids"] = random_positions(first, real.shape[1], self.positions, generator).to(real.device)
         mask = window_mask(first, real.cpu(), self.windows, generator) if self.windows else None
         if mask is not None:
             if attention_implementation(self.accelerator.unwrap_model(self.model).config) == "eager":
                 mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)  # added to the scores; transformers leaves 4-D masks alone
-            found["attention_mask"], found["real"] = mask.to(real.device), real
-        return found
+            changes["attention_mask"], changes["real"] = mask.to(real.device), real
+        return changes
 
 
 def random_positions(first: Tensor, length: int, positions: PositionRange, generator: torch.Generator) -> Tensor:
@@ -390,11 +390,11 @@ def _evidence_weights(name: str) -> dict[str, Tensor]:
     if index is not None:
         parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
         files = sorted({file for weight, file in parts.items() if weight.startswith("evidence.")})
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for file in files:
         with safe_open(str(cached_file(name, file)), framework="pt") as tensors:
-            found |= {key.removeprefix("evidence."): tensors.get_tensor(key) for key in tensors.keys() if key.startswith("evidence.")}  # noqa: SIM118
-    return found
+            weights |= {key.removeprefix("evidence."): tensors.get_tensor(key) for key in tensors.keys() if key.startswith("evidence.")}  # noqa: SIM118
+    return weights
 
 
 def format_for(

@@ -95,8 +95,8 @@ def finetune_seq2seq(
     rows, held_out = (to_summaries(part, tokenizer, data_args.prefix, length, data_args.max_summary_length) for part in (data, held))
     training_args.remove_unused_columns = False
 
-    def rouge(found: EvalPrediction) -> dict[str, float]:
-        texts = [np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids) for ids in (found.predictions, found.label_ids)]
+    def rouge(evaluation: EvalPrediction) -> dict[str, float]:
+        texts = [np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids) for ids in (evaluation.predictions, evaluation.label_ids)]
         predictions, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts)
         return load_metric("rouge").compute(predictions=predictions, references=references)
 
@@ -111,10 +111,10 @@ def finetune_seq2seq(
         max_minutes=training_args.max_minutes,
     )
     before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
-    found = trainer.predict(held_out)
-    after = plain_scores(found.metrics)
+    prediction = trainer.predict(held_out)
+    after = plain_scores(prediction.metrics)
     if training_args.predict_with_generate and trainer.is_world_process_zero():
-        ids = np.where(np.asarray(found.predictions) < 0, tokenizer.pad_token_id, found.predictions)
+        ids = np.where(np.asarray(prediction.predictions) < 0, tokenizer.pad_token_id, prediction.predictions)
         texts = [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
         training_args.folder.mkdir(parents=True, exist_ok=True)
         Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")

@@ -102,8 +102,8 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     )
 
     def measure() -> dict[str, Any]:
-        found = trainer.predict(held_out.remove_columns(columns)).predictions
-        return tag_scores(found, held_out, held_texts, names) if trainer.is_world_process_zero() else {}
+        logits = trainer.predict(held_out.remove_columns(columns)).predictions
+        return tag_scores(logits, held_out, held_texts, names) if trainer.is_world_process_zero() else {}
 
     before, after = train(trainer, run, measure), measure()
     log = {"input_length": length, "tags": names, "packed": pack, "documents": len(texts), "held_out": {"before": before, "after": after}}
@@ -123,11 +123,11 @@ def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     return data, held_out
 
 
-def tag_scores(found: Iterable[Any], rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
+def tag_scores(window_logits: Iterable[Any], rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
     """Entity scores of whole documents from the logits of each window: a word takes its tag from the window in which it is farthest from an
     edge."""
     best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
-    for logits, words, labels, document in zip(found, rows["word_ids"], rows["labels"], rows["document"], strict=True):
+    for logits, words, labels, document in zip(window_logits, rows["word_ids"], rows["labels"], rows["document"], strict=True):
         choices = np.asarray(logits).argmax(-1)
         for at, (word, label) in enumerate(zip(words, labels, strict=True)):
             context = min(at, len(words) - 1 - at)
