@@ -23,13 +23,13 @@ def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False)
     also whatever punctuation and articles stand between its words, as TriviaQA compares answers."""
     gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
     wanted = {normalised_alias(text) for text in texts} if normalised else texts
-    found: dict[int, str] = {}
+    text_by_start: dict[int, str] = {}
     lowered = context.lower()
     for text in wanted:
         words = text.split()
         if not words or not all(word.lower() in lowered for word in words):  # most of an answer's aliases are not there
             continue
         for match in re.finditer(rf"(?<!\w){gap.join(map(re.escape, words))}(?!\w)", context, re.IGNORECASE):
-            found[match.start()] = max(found.get(match.start(), ""), match.group(), key=len)
-    starts = sorted(found)[:MOST_MATCHES]
-    return {"text": [found[start] for start in starts], "answer_start": starts}
+            text_by_start[match.start()] = max(text_by_start.get(match.start(), ""), match.group(), key=len)
+    starts = sorted(text_by_start)[:MOST_MATCHES]
+    return {"text": [text_by_start[start] for start in starts], "answer_start": starts}

@@ -139,8 +139,8 @@ def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
 
 def pooling_module(model: PreTrainedModel) -> nn.Module | None:
     """The module that is given all hidden states and reads the first token; ``None`` where the model picks the token itself."""
-    found = (getattr(model.base_model, "pooler", None), getattr(model, "pooler", None), getattr(model, "classifier", None))
-    module = next((one for one in found if isinstance(one, nn.Module)), None)
+    modules = (getattr(model.base_model, "pooler", None), getattr(model, "pooler", None), getattr(model, "classifier", None))
+    module = next((candidate for candidate in modules if isinstance(candidate, nn.Module)), None)
     return None if isinstance(module, nn.Linear) else module
 
 
@@ -149,7 +149,7 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
         return f"{type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)"
     bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
-    refusals = [found for base in bases if (found := base.refusal_of_documents({})) is not None]
+    refusals = [refusal for base in bases if (refusal := base.refusal_of_documents({})) is not None]
     if refusals:
         return refusals[0]
     if args.torch_compile:

@@ -199,14 +199,14 @@ def encode_candidates(
     Raises:
         LengthError: question and candidates leave no tokens for documents.
     """
-    told = [f"{CANDIDATE} {plain(tidy(text), CANDIDATES)} {END_CANDIDATE}" for text in record["candidates"]]
-    first = " ".join([marked_question(tidy(record["question"])), *told])
+    candidates = [f"{CANDIDATE} {plain(tidy(text), CANDIDATES)} {END_CANDIDATE}" for text in record["candidates"]]
+    first = " ".join([marked_question(tidy(record["question"])), *candidates])
     separator = tokenizer.sep_token or tokenizer.eos_token or ""
     documents = f" {separator} ".join(plain(tidy(text), CANDIDATES) for text in record["supports"])
     count = len(tokenizer(first, "")["input_ids"])
     if count + (LEAST_TEXT if documents else 0) > length:
         raise LengthError(
-            f"a question and its {len(told)} candidates take {count} tokens, which leaves {max(0, length - count)} of {length} for "
+            f"a question and its {len(candidates)} candidates take {count} tokens, which leaves {max(0, length - count)} of {length} for "
             "documents; convert the model to a greater length, or raise max_length"
         )
     encoded = tokenizer(
@@ -224,8 +224,8 @@ def to_candidates(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         inputs, places = encode_candidates(row, tokenizer, length, truncate=truncate)
-        columns = {name: [one[name] for one in inputs] for name in inputs[0]}
-        return {**columns, "places": places, "labels": row["label"], "length": sum(len(one["input_ids"]) for one in inputs)}
+        columns = {name: [window[name] for window in inputs] for name in inputs[0]}
+        return {**columns, "places": places, "labels": row["label"], "length": sum(len(window["input_ids"]) for window in inputs)}
 
     return data.map(encode, remove_columns=data.column_names)
 

@@ -24,9 +24,9 @@ def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
     numbers = {name: number for number, name in enumerate(names)}
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        whole = tokenizer(rows["text"], return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
-        long = [row for row, ids in enumerate(whole) if len(ids) > length]
-        inputs = list(whole)
+        documents = tokenizer(rows["text"], return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+        long = [row for row, ids in enumerate(documents) if len(ids) > length]
+        inputs = list(documents)
         if long:
             texts = [rows["text"][row] for row in long]
             cut = tokenizer(texts, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
@@ -36,7 +36,7 @@ def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
             "input_ids": inputs,
             "labels": [numbers[label] for label in rows["label"]],
             "length": [len(ids) for ids in inputs],
-            "document": [len(ids) for ids in whole],
+            "document": [len(ids) for ids in documents],
         }
 
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)

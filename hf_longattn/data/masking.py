@@ -62,9 +62,9 @@ class RepeatableMasks(DataCollatorForLanguageModeling):
 
     def for_evaluation(self) -> RepeatableMasks:
         """A copy with the same masks in every evaluation, which no pass of the training has."""
-        other = copy.copy(self)
-        other.counted = torch.tensor(EVALUATION)
-        return other
+        masks = copy.copy(self)
+        masks.counted = torch.tensor(EVALUATION)
+        return masks
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         if self.seed is not None:  # without a generator, the base refuses processes that multiprocessing has started

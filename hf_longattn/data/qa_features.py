@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_longattn.data.qa_markers import Marked, insert, marked_document, marked_question
+from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import LengthError
 from hf_longattn.naming import LOGGER
 
@@ -98,23 +99,23 @@ class QAFeature:
         places = [
             (int(start), int(start) + max(1, len(text))) for text, start in zip(answers["text"], answers["answer_start"], strict=True)
         ]
-        found = [span for place in places if (span := self._tokens(place)) is not None]
-        return list(dict.fromkeys(found)) or [(0, 0)]
+        spans = [span for place in places if (span := self._tokens(place)) is not None]
+        return list(dict.fromkeys(spans)) or [(0, 0)]
 
     def locate_sentences(self, record: Mapping[str, Any], markers: Mapping[int, int] | None = None) -> list[tuple[int, int, bool]]:
         """The record's sentences as in :attr:`sentences`; ``markers`` are the tokens of markers, by the sentences' numbers."""
-        found = []
+        sentences = []
         for number, sentence in enumerate(record.get("sentences") or []):
             span = self._tokens((sentence["start"], sentence["end"]))
             token = span[1] if span is not None and markers is None else (markers or {}).get(number)
             if span is not None and token is not None:
-                found.append((number, token, bool(sentence["supports"])))
-        return found
+                sentences.append((number, token, bool(sentence["supports"])))
+        return sentences
 
     def locate_paragraphs(self, record: Mapping[str, Any], markers: Mapping[int, int]) -> list[tuple[int, int, int]]:
         """The record's paragraphs as in :attr:`paragraphs`; ``markers`` are the tokens of markers, by the paragraphs' numbers."""
         sentences = record.get("sentences") or []
-        supporting = {one["paragraph"] for one in sentences if one["supports"]}
+        supporting = {sentence["paragraph"] for sentence in sentences if sentence["supports"]}
         here = {sentences[number]["paragraph"] for number, _, supports in self.sentences if supports}
         return [(number, token, 1 if number in here else -int(number in supporting)) for number, token in markers.items()]
 
@@ -192,9 +193,11 @@ def pad_lists(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
 def kind_number(record: Mapping[str, Any], feature: QAFeature) -> int:
     """The kind of the record's answer as a class for one of its inputs: 0 span, 1 yes, 2 no; -100 for no answer, and for a yes or no whose
     supporting sentences are known and lie in other inputs."""
-    number = {"span": 0, "yes": 1, "no": 2}.get(record.get("kind") or "", -100)
-    elsewhere = any(one["supports"] for one in record.get("sentences") or []) and not any(supports for _, _, supports in feature.sentences)
-    return -100 if number > 0 and elsewhere else number
+    number = {"span": 0, "yes": 1, "no": 2}.get(record.get("kind") or "", IGNORED)
+    elsewhere = any(sentence["supports"] for sentence in record.get("sentences") or []) and not any(
+        supports for _, _, supports in feature.sentences
+    )
+    return IGNORED if number > 0 and elsewhere else number
 
 
 def token_at(offsets: Sequence[tuple[int, int] | None], character: int) -> int:

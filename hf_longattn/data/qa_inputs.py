@@ -31,14 +31,14 @@ def training_features(
     """
     known = records.select_columns(["kind", "answers", "id", "document"])
     answered = {row["id"] for row in known if row["document"] and row["answers"]["text"]}
-    kept = [place for place, row in enumerate(known) if row["kind"] != "span" or row["answers"]["text"] or row["id"] in answered]
-    rows = to_features(records.select(kept), tokenizer, form, document_start=document_start)
+    used = [place for place, row in enumerate(known) if row["kind"] != "span" or row["answers"]["text"] or row["id"] in answered]
+    rows = to_features(records.select(used), tokenizer, form, document_start=document_start)
     if form.stride is None and long_documents == "truncate":
         rows = rows.select([place for place, cut in enumerate(rows["answer_cut"]) if not cut])
     rows = rows.remove_columns("answer_cut")
-    if long_documents == "refuse" and len(rows) > len(kept):
+    if long_documents == "refuse" and len(rows) > len(used):
         raise LengthError(
-            f"{len(rows) - len(kept):,} more inputs than questions: documents are longer than {form.max_length} tokens; give "
+            f"{len(rows) - len(used):,} more inputs than questions: documents are longer than {form.max_length} tokens; give "
             "--long_documents windows to read them in overlapping windows, or convert the model to a greater length"
         )
     if not len(rows):

@@ -69,12 +69,12 @@ def marked_document(record: Mapping[str, Any]) -> Marked:
     of the sentences."""
     context = plain(record["context"], (TITLE, END_TITLE, SENTENCE))
     paragraphs, sentences = record.get("paragraphs") or [], record.get("sentences") or []
-    marks = [(one["start"], f"{TITLE} ") for one in paragraphs] + [(one["end"], f" {SENTENCE}") for one in sentences]
-    marks += [(one["end"], f" {END_TITLE} ") for one in paragraphs]
+    marks = [(span["start"], f"{TITLE} ") for span in paragraphs] + [(span["end"], f" {SENTENCE}") for span in sentences]
+    marks += [(span["end"], f" {END_TITLE} ") for span in paragraphs]
     order = sorted(range(len(marks)), key=lambda number: (marks[number][0], -number))  # at one place, what ends comes before what begins
-    made = insert(context, [marks[number] for number in order])
-    places = dict(zip(order, made.places, strict=True))
-    return Marked(made.text, made.origin, [places[number] for number in range(len(paragraphs) + len(sentences))])
+    marked = insert(context, [marks[number] for number in order])
+    places = dict(zip(order, marked.places, strict=True))
+    return Marked(marked.text, marked.origin, [places[number] for number in range(len(paragraphs) + len(sentences))])
 
 
 def marked_question(question: str) -> str:

@@ -129,9 +129,9 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
     answers: Any = row["answers"]
     if isinstance(answers, str):
         answers = [answers]
-    if isinstance(answers, list) and all(isinstance(one, dict) and "text" in one for one in answers):
-        answers = {name: [one.get(name) for one in answers] for name in ("text", "answer_start")}
-    if isinstance(answers, list) and all(isinstance(one, (str, int, float)) for one in answers):
+    if isinstance(answers, list) and all(isinstance(answer, dict) and "text" in answer for answer in answers):
+        answers = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
+    if isinstance(answers, list) and all(isinstance(answer, (str, int, float)) for answer in answers):
         return _plain({**row, "answer": answers})
     if not isinstance(answers, dict) or "text" not in answers:
         raise RowError(f"answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}")
@@ -154,8 +154,8 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """context, question, answer: one text or several, searched for in the context; none for a question without an answer."""
-    given = row["answer"]
-    texts = [str(one) for one in (given if isinstance(given, list) else [given]) if one not in (None, "")]
+    answers = row["answer"]
+    texts = [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if answer not in (None, "")]
     answers = occurrences(_text(row, "context"), texts)
     if texts and not answers["text"]:
         raise RowError(f"the answer {texts[0]!r} is not in the context")
@@ -164,9 +164,10 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mrqa(row: Mapping[str, Any]) -> dict[str, Any]:
     """MRQA 2019: context, question, detected_answers {text, char_spans}, answers (the texts to score against)."""
-    context, found = _text(row, "context"), row["detected_answers"]
-    detected = found if isinstance(found, list) else [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-    spans = [span for one in detected for span in _spans(one["char_spans"])]
+    context, detected = _text(row, "context"), row["detected_answers"]
+    if isinstance(detected, dict):
+        detected = [dict(zip(detected, values, strict=True)) for values in zip(*detected.values(), strict=True)]
+    spans = [span for answer in detected for span in _spans(answer["char_spans"])]
     answers: dict[str, list[Any]] = {
         "text": [context[start : end + 1] for start, end in spans],
         "answer_start": [start for start, _ in spans],
@@ -174,55 +175,55 @@ def _mrqa(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": row.get("qid"), "answers": answers, "gold": list(row.get("answers") or answers["text"])}
 
 
-def _spans(given: Any) -> list[tuple[int, int]]:
+def _spans(spans: Any) -> list[tuple[int, int]]:
     """MRQA's spans as pairs: lists on file, a dictionary of lists from the Hub."""
-    return list(zip(given["start"], given["end"], strict=True)) if isinstance(given, dict) else [(span[0], span[1]) for span in given]
+    return list(zip(spans["start"], spans["end"], strict=True)) if isinstance(spans, dict) else [(span[0], span[1]) for span in spans]
 
 
 def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """TriviaQA on the Hub: answer {value, aliases, normalized_aliases}, entity_pages {filename, wiki_context}, search_results {filename,
     search_context}; a record for each document."""
     answer, gold = _trivia_answer(row["answer"])
-    found = []
+    documents = []
     for column, texts in (("entity_pages", "wiki_context"), ("search_results", "search_context")):
         pages = row.get(column) or {}
         names = pages.get("filename") or pages.get("title") or []
         for place, text in enumerate(pages.get(texts) or []):
             name = names[place] if place < len(names) and names[place] else f"{column}-{place}"
             if text:
-                found.append({"id": row.get("question_id"), **_trivia_document(str(text), str(name), answer, gold)})
-    if not found:
+                documents.append({"id": row.get("question_id"), **_trivia_document(str(text), str(name), answer, gold)})
+    if not documents:
         raise RowError("there is no evidence in entity_pages or search_results")
-    return found
+    return documents
 
 
 def _trivia_release(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """TriviaQA's own JSON: Question, QuestionId, Answer {Value, Aliases, NormalizedAliases, HumanAnswers}; EntityPages and SearchResults
     name files of ``evidence/wikipedia`` and ``evidence/web``. A record for each document; one whose file cannot be read has a problem."""
     answer, gold = _trivia_answer(row.get("Answer") or {})
-    found = []
+    documents = []
     for column, folder in (("EntityPages", "wikipedia"), ("SearchResults", "web")):
         for page in row.get(column) or []:
             name = str(page["Filename"])
-            known = {"id": row["QuestionId"], "question": row["Question"], "verified": bool(row.get("QuestionPartOfVerifiedEval"))}
+            question = {"id": row["QuestionId"], "question": row["Question"], "verified": bool(row.get("QuestionPartOfVerifiedEval"))}
             try:
                 text = _evidence_file(Path(row["evidence"]), folder, name)
             except RowError as error:
-                found.append({**known, "document": name, "problem": str(error)})
+                documents.append({**question, "document": name, "problem": str(error)})
                 continue
-            found.append({**known, **_trivia_document(text, name, answer, gold)})
-    if not found:
+            documents.append({**question, **_trivia_document(text, name, answer, gold)})
+    if not documents:
         raise RowError("it names no documents in EntityPages or SearchResults")
-    return found
+    return documents
 
 
 def _trivia_answer(answer: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The texts to look for, and those to score against, as the official script does (the normalised aliases, and what people answered)."""
-    told = {str(name).lower().replace("_", ""): value for name, value in answer.items()}
-    people = list(told.get("humananswers") or [])
-    texts = [told.get("value"), *(told.get("aliases") or []), *(told.get("normalizedaliases") or []), *people]
+    values = {str(name).lower().replace("_", ""): value for name, value in answer.items()}
+    people = list(values.get("humananswers") or [])
+    texts = [values.get("value"), *(values.get("aliases") or []), *(values.get("normalizedaliases") or []), *people]
     looked_for = list(dict.fromkeys(str(text) for text in texts if text))
-    gold = [*(told.get("normalizedaliases") or []), *map(normalised_alias, people)] or [normalised_alias(text) for text in looked_for]
+    gold = [*(values.get("normalizedaliases") or []), *map(normalised_alias, people)] or [normalised_alias(text) for text in looked_for]
     return looked_for, list(dict.fromkeys(text for text in gold if text))
 
 
@@ -255,8 +256,8 @@ def _natural(row: Mapping[str, Any]) -> dict[str, Any]:
     notes = row["annotations"]
     shorts = [
         (start, end)
-        for one in notes["short_answers"]
-        for start, end in zip(one["start_token"], one["end_token"], strict=True)
+        for answer in notes["short_answers"]
+        for start, end in zip(answer["start_token"], answer["end_token"], strict=True)
     ]  # fmt: skip
     kinds = [{0: "NO", 1: "YES"}.get(kind, kind) for kind in notes.get("yes_no_answer") or []]
     question = row["question"]["text"] if isinstance(row["question"], dict) else row["question"]
@@ -267,15 +268,15 @@ def _simplified(row: Mapping[str, Any]) -> dict[str, Any]:
     """Natural Questions, simplified: document_text (tokens between spaces), question_text, annotations [{short_answers, yes_no_answer}]."""
     words = row["document_text"].split(" ")
     markup = [word.startswith("<") and word.endswith(">") for word in words]
-    shorts = [(one["start_token"], one["end_token"]) for note in row["annotations"] for one in note["short_answers"]]
+    shorts = [(answer["start_token"], answer["end_token"]) for note in row["annotations"] for answer in note["short_answers"]]
     kinds = [note.get("yes_no_answer") for note in row["annotations"]]
     return {"id": row.get("example_id"), "question": row["question_text"], **_from_words(words, markup, shorts, kinds)}
 
 
 def _original(row: Mapping[str, Any]) -> dict[str, Any]:
     """Natural Questions as it was released: document_tokens [{token, html_token}], question_text, annotations as in the simplified form."""
-    words, markup = zip(*((one["token"], one["html_token"]) for one in row["document_tokens"]), strict=True)
-    shorts = [(one["start_token"], one["end_token"]) for note in row["annotations"] for one in note["short_answers"]]
+    words, markup = zip(*((token["token"], token["html_token"]) for token in row["document_tokens"]), strict=True)
+    shorts = [(token["start_token"], token["end_token"]) for note in row["annotations"] for token in note["short_answers"]]
     kinds = [note.get("yes_no_answer") for note in row["annotations"]]
     known = {"id": row.get("example_id"), "question": row["question_text"], "title": row.get("document_title")}
     return {**known, **_from_words(list(words), list(markup), shorts, kinds)}
@@ -294,16 +295,17 @@ def _from_words(words: list[str], markup: list[bool], shorts: list[tuple[int, in
         if text:
             answers["text"].append(text)
             answers["answer_start"].append(places[start])
-    said = next((kind.lower() for kind in kinds if str(kind).lower() in ("yes", "no")), None)
-    if said is not None and not answers["text"]:
-        return {"context": context, "answers": answers, "kind": said, "gold": [said]}
+    answer = next((kind.lower() for kind in kinds if str(kind).lower() in ("yes", "no")), None)
+    if answer is not None and not answers["text"]:
+        return {"context": context, "answers": answers, "kind": answer, "gold": [answer]}
     return {"context": context, "answers": answers}
 
 
 def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     """HotpotQA: answer (a span, yes or no), context [[title, sentences]], supporting_facts [[title, sentence]]; or the Hub's columns."""
-    given, facts = row["context"], row["supporting_facts"] or []
-    paragraphs = zip(given["title"], given["sentences"], strict=True) if isinstance(given, dict) else given
+    paragraphs, facts = row["context"], row["supporting_facts"] or []
+    if isinstance(paragraphs, dict):
+        paragraphs = zip(paragraphs["title"], paragraphs["sentences"], strict=True)
     pairs = zip(facts["title"], facts["sent_id"], strict=True) if isinstance(facts, dict) else facts
     supporting = {(title, index) for title, index in pairs}
     parts: list[str] = []
@@ -323,20 +325,20 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         parts.append("\n")
         at += 1
     context, answer = "".join(parts), row.get("answer")
-    found: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences, "paragraphs": titles}
+    record: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences, "paragraphs": titles}
     if answer in ("yes", "no"):
-        return {**found, "answers": {"text": [], "answer_start": []}, "kind": answer, "gold": [answer]}
+        return {**record, "answers": {"text": [], "answer_start": []}, "kind": answer, "gold": [answer]}
     if not answer:  # a test set
-        return {**found, "answers": {"text": [], "answer_start": []}}
-    inside = [one for one in sentences if one["supports"]]
+        return {**record, "answers": {"text": [], "answer_start": []}}
+    inside = [sentence for sentence in sentences if sentence["supports"]]
     spans = occurrences(context, [answer])
-    near = [at for at in spans["answer_start"] if any(one["start"] <= at < one["end"] for one in inside)]
+    near = [at for at in spans["answer_start"] if any(sentence["start"] <= at < sentence["end"] for sentence in inside)]
     if near:  # the occurrences in the supporting sentences are those meant
-        kept = [place for place, start in enumerate(spans["answer_start"]) if start in near]
-        spans = {name: [values[place] for place in kept] for name, values in spans.items()}
+        places = [place for place, start in enumerate(spans["answer_start"]) if start in near]
+        spans = {name: [values[place] for place in places] for name, values in spans.items()}
     if not spans["text"]:
         raise RowError(f"the answer {answer!r} is not in the context")
-    return {**found, "answers": spans, "gold": [answer]}
+    return {**record, "answers": spans, "gold": [answer]}
 
 
 class Schema(NamedTuple):
@@ -388,7 +390,7 @@ _WITH_PROBLEM = Features({**RECORD, "problem": Value("string")})
 
 def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
     """The records of a row, or in ``problem`` why there is none."""
-    usual = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
+    common = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
     empty: dict[str, Any] = {
         "answers": {"text": [], "answer_start": []},
         "gold": [],
@@ -401,18 +403,18 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
     empty |= {"title": "", "context": "", "question": ""}
     records = []
     try:
-        made = schema.convert(row)
-        for one in made if isinstance(made, list) else [made]:
-            found = {**usual, "problem": "", **one}
-            name = str(number if found["id"] is None else found["id"])
-            if found["problem"]:
-                records.append({**empty, "id": name, "problem": f"question {name}: {found['problem']}"})
+        converted = schema.convert(row)
+        for values in converted if isinstance(converted, list) else [converted]:
+            record = {**common, "problem": "", **values}
+            name = str(number if record["id"] is None else record["id"])
+            if record["problem"]:
+                records.append({**empty, "id": name, "problem": f"question {name}: {record['problem']}"})
                 continue
-            _text(found, "question")
-            _text(found, "context")
-            gold = [str(text) for text in found.get("gold", found["answers"]["text"])]
-            title = found["title"] if isinstance(found["title"], str) else ""
-            records.append({**empty, "kind": "span" if gold else "none", **found, "gold": gold, "id": name, "title": title})
+            _text(record, "question")
+            _text(record, "context")
+            gold = [str(text) for text in record.get("gold", record["answers"]["text"])]
+            title = record["title"] if isinstance(record["title"], str) else ""
+            records.append({**empty, "kind": "span" if gold else "none", **record, "gold": gold, "id": name, "title": title})
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         why = str(error) if isinstance(error, RowError) else f"it has not the shape of {schema.name} ({type(error).__name__}: {error})"
         name = next((str(row[key]) for key in IDS if row.get(key) is not None), str(number))
@@ -423,7 +425,7 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
 def _convert_columns(schema: Schema, columns: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
     """As :func:`_convert`, for a batch of ``datasets``."""
     rows = ({name: values[place] for name, values in columns.items()} for place in range(len(numbers)))
-    records = [one for row, number in zip(rows, numbers, strict=True) for one in _convert(schema, row, number)]
+    records = [record for row, number in zip(rows, numbers, strict=True) for record in _convert(schema, row, number)]
     return {name: [record[name] for record in records] for name in _WITH_PROBLEM}
 
 
@@ -442,8 +444,8 @@ def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
     records = (record for number, row in enumerate(chain(first, rows)) for record in _convert(schema, row, number))
     form = _WITH_PROBLEM.arrow_schema
     with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, form) as writer:
-        while some := list(islice(records, AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist([{key: one[key] for key in _WITH_PROBLEM} for one in some], schema=form))
+        while batch := list(islice(records, AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist([{key: record[key] for key in _WITH_PROBLEM} for record in batch], schema=form))
     return Dataset.from_file(file.name)
 
 
@@ -465,10 +467,12 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     bad = [problem for problem in problems if problem]
     if bad:
         what = "documents" if any(rows["document"]) else "questions"
-        told = f"{len(bad):,} of {len(rows):,} {what} of {name} cannot be used: {'; '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
+        sentence = (
+            f"{len(bad):,} of {len(rows):,} {what} of {name} cannot be used: {'; '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
+        )
         if len(bad) == len(rows) or not skip_bad_rows:
-            raise DataError(f"{told}; correct them" + ("" if len(bad) == len(rows) else ", or leave them out with --skip_bad_rows"))
-        logger.warning(f"{told}; they are left out.")
+            raise DataError(f"{sentence}; correct them" + ("" if len(bad) == len(rows) else ", or leave them out with --skip_bad_rows"))
+        logger.warning(f"{sentence}; they are left out.")
         rows = rows.select([place for place, problem in enumerate(problems) if not problem])
     if not any(question.strip() for question in rows["question"]):
         raise DataError(f"all questions of {name} are empty; check its column 'question'")
@@ -497,36 +501,36 @@ def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, An
         raise DataError(f"{str(path)!r} is not UTF-8 text ({error})") from error
 
 
-def _entries(found: Any, path: Path, evidence: str | Path | None) -> Any:
+def _entries(content: Any, path: Path, evidence: str | Path | None) -> Any:
     """The articles, documents or questions of a JSON file."""
-    if not isinstance(found, dict):
-        return found if isinstance(found, list) else [found]
-    rows = found.get("Data", found.get("data"))
+    if not isinstance(content, dict):
+        return content if isinstance(content, list) else [content]
+    rows = content.get("Data", content.get("data"))
     if not isinstance(rows, list):
         raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
-    return _release(found, path, evidence) if "Data" in found else rows
+    return _release(content, path, evidence) if "Data" in content else rows
 
 
-def _release(found: Mapping[str, Any], path: Path, evidence: str | Path | None) -> Iterator[dict[str, Any]]:
+def _release(release: Mapping[str, Any], path: Path, evidence: str | Path | None) -> Iterator[dict[str, Any]]:
     """The questions of TriviaQA's own JSON. Of the files with verified answers, those questions (and on the Web those documents) that the
     official evaluation takes.
 
     Raises:
         DataError: no folder with its documents.
     """
-    usual = (path.parent / "evidence", path.parent.parent / "evidence")
-    folder = Path(evidence) if evidence is not None else next((one for one in usual if one.is_dir()), None)
+    folders = (path.parent / "evidence", path.parent.parent / "evidence")
+    folder = Path(evidence) if evidence is not None else next((candidate for candidate in folders if candidate.is_dir()), None)
     if folder is None or not folder.is_dir():
         where = "beside it is no folder 'evidence'" if folder is None else f"{str(folder)!r} is not a folder"
         raise DataError(
             f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files, but {where}; give the release's folder "
             "'evidence', which contains wikipedia and web, with --evidence"
         )
-    verified = bool(found.get("VerifiedEval"))
-    for row in found["Data"]:
+    verified = bool(release.get("VerifiedEval"))
+    for row in release["Data"]:
         if not isinstance(row, dict) or (verified and not row.get("QuestionPartOfVerifiedEval")):
             continue
-        if verified and found.get("Domain") == "Web":
+        if verified and release.get("Domain") == "Web":
             pages = {
                 name: [page for page in row.get(name) or [] if page.get("DocPartOfVerifiedEval")]
                 for name in ("EntityPages", "SearchResults")
@@ -578,8 +582,8 @@ def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
         if row.get("answers"):
             record["answers"] = json.loads(row["answers"])
         elif "answer" in row and "answer_start" in row:
-            found = bool(row["answer"])
-            record["answers"] = {"text": [row["answer"]] * found, "answer_start": [int(row["answer_start"])] if found else []}
+            is_answered = bool(row["answer"])
+            record["answers"] = {"text": [row["answer"]] * is_answered, "answer_start": [int(row["answer_start"])] if is_answered else []}
     except (ValueError, TypeError) as error:
         raise DataError(f"{where}: no answer can be read ({error})") from error
     return record

@@ -90,13 +90,13 @@ class SegmentStream(IterableDataset):
     def _documents(self) -> Iterator[tuple[int, list[int]]]:
         """The number of the pass, and the tokens of a document."""
         for number in itertools.count() if self.passes is None else range(self.passes):
-            some = False
+            has_document = False
             for document in self._ordered(number):
                 ids = list(document["input_ids"])
                 if len(ids) > 1:
-                    some = True
+                    has_document = True
                     yield number, ids
-            if not some:
+            if not has_document:
                 raise OptionError("There is no document of two tokens or more to read; check the text and its column.")
 
     def _ordered(self, number: int) -> Iterable[Any]:

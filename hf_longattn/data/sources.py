@@ -67,10 +67,10 @@ def read_source(source: str, split: str = "train") -> Dataset:
             raise DataError(f"data file {source!r} is empty")
         kind, options = FORMATS[path.suffix]
         return load_or_refuse(source, f"the file {source!r} cannot be read", kind, data_files=source, split="train", **options)
-    found = load_or_refuse(
+    data = load_or_refuse(
         source, f"cannot read {source!r}: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
     )
-    return choose_split(found, split, source)
+    return choose_split(data, split, source)
 
 
 class SampleLimits(Protocol):
@@ -105,9 +105,9 @@ def held_back(
         OptionError: too few rows to hold some back.
     """
     parts = [read(source, args.split) for source in args.data]
-    if other := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
-        columns = [", ".join(part.column_names) for part in (parts[0], parts[other])]
-        raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[other]} has {columns[1]}; give data of one shape")
+    if differing := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
+        columns = [", ".join(part.column_names) for part in (parts[0], parts[differing])]
+        raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape")
     if args.validation:
         return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
     train, held_out = split_held_out(parts, seed, unit=unit)
@@ -193,8 +193,8 @@ def named_columns(data: Dataset, known: Mapping[str, Sequence[str]], named: Mapp
         DataError: a column that was named is missing.
     """
     chosen = {role: check_column(data, column, source, f"--{role}-column") for role, column in named.items() if column}
-    usual = {role: next((name for name in names if name in data.column_names), None) for role, names in known.items()}
-    return {role: column for role, column in {**usual, **chosen}.items() if column is not None}
+    by_name = {role: next((name for name in names if name in data.column_names), None) for role, names in known.items()}
+    return {role: column for role, column in {**by_name, **chosen}.items() if column is not None}
 
 
 def load_text(
@@ -305,8 +305,8 @@ def _load_text(source: str, split: str, column: str, forms: Sequence[tuple[str, 
             check_column(data, name, source, "--template")
 
         def written(row: dict[str, Any]) -> dict[str, str]:
-            whole = (form for form, names in forms if all(str(row[name] if row[name] is not None else "").strip() for name in names))
-            form = next(whole, None)
+            filled = (form for form, names in forms if all(str(row[name] if row[name] is not None else "").strip() for name in names))
+            form = next(filled, None)
             return {"text": "" if form is None else form.format_map(row)}
 
         return data.map(written, remove_columns=data.column_names)

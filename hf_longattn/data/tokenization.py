@@ -123,8 +123,8 @@ def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenize
     lead = (original or tokenizer)(LEAD, add_special_tokens=False)["input_ids"]
     for word in WORDS:
         ids = (original or tokenizer)(f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
-        given = tokenizer([LEAD, word], is_split_into_words=True, add_special_tokens=False)
-        alone = [token for token, number in zip(given["input_ids"], given.word_ids(), strict=True) if number == 1]
+        encoded = tokenizer([LEAD, word], is_split_into_words=True, add_special_tokens=False)
+        alone = [token for token, number in zip(encoded["input_ids"], encoded.word_ids(), strict=True) if number == 1]
         if ids[: len(lead)] == lead and ids[len(lead) :] != alone:
             return False
     return True

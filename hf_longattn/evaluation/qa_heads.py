@@ -12,10 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.data.qa_markers import EVIDENCE, SENTENCE, TITLE, add_markers, make_global
+from hf_longattn.data.tokenization import IGNORED
 
 KINDS = ("span", "yes", "no")
 """Kinds of answers, by their number."""
-IGNORED = -100
 
 
 def span_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor, real: Tensor | None = None) -> Tensor:

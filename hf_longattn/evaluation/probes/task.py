@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...data.tokenization import IGNORED
 from ...errors import LengthError, LongAttentionError, nearest
 
 
@@ -163,9 +164,6 @@ class TokenTask(ProbeTask):
             tuple(names[tokens].tolist()), tuple(places.tolist()), tuple(names[targets].tolist()), tuple(names[candidates].tolist()), depth
         )
 
-
-IGNORED = -100
-"""The label of a place that asks for nothing."""
 
 _TASKS: dict[str, ProbeTask] = {}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
@@ -225,7 +226,7 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
     """Measure ``model`` in its current state.
 
     Args:
-        batches: with labels, -100 = not predicted.
+        batches: with labels, ``IGNORED`` = not predicted.
         layers: what :func:`matching` yields, if the layers' errors are wanted.
 
     Returns:
@@ -239,7 +240,7 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
         for batch in batches:
             batch = {name: value.to(model.device) for name, value in batch.items()}
             labels = batch["labels"][:, 1:] if shifted(model) else batch["labels"]
-            parts.append((float(model(**batch).loss), int((labels != -100).sum()), len(labels)))
+            parts.append((float(model(**batch).loss), int((labels != IGNORED).sum()), len(labels)))
             if layers is not None:
                 batch_errors = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
                 errors = batch_errors if errors is None else errors + batch_errors

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_longattn.data.lengths import longest_input
+from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.modeling.inference.optimize import evaluating
@@ -125,7 +126,7 @@ def relative_error(states: Tensor, target: Tensor) -> Tensor:
 
 def places_of_predictions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """``(B, N)`` bool: the masked tokens; of a decoder all tokens, as it predicts a next one at each."""
-    return real_tokens(inputs) if shifted(model) else inputs["labels"] != -100
+    return real_tokens(inputs) if shifted(model) else inputs["labels"] != IGNORED
 
 
 def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -33,8 +33,6 @@ from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
-from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import limited, split_held_out
 from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.evaluation import load_metric
@@ -48,6 +46,7 @@ from hf_longattn.training.args import DataArguments, ModelArguments, argument
 from hf_longattn.training.loading import label_config, load_head, load_model, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
+from hf_longattn.training.tasks.qa import QADataArguments, read_questions
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
@@ -354,9 +353,7 @@ def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held:
     carry_question(model, tokenizer)
     length = input_length(model, tokenizer, run.data.max_length)
     form = QAFormat(length, min(128, length // 4))
-    records = load_qa(data, "train")
-    parts = (records, load_qa(held, "validation")) if held else split_held_out([records], run.training.seed, unit="id")
-    records, validation = limited(run.data, run.training.seed, *parts)
+    records, validation = read_questions(QADataArguments(data=[data], validation=held, **_limits(run)), run.training.seed)
     rows = training_features(records, tokenizer, form, "windows")
     task = TaskHead("qa", model, rows, QACollator(tokenizer), dict)
 

@@ -138,8 +138,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
-    read = partial(load_qa, skip_bad_rows=data_args.skip_bad_rows, evidence=data_args.evidence or None)
-    records, validation = held_back(data_args, read, training_args.seed, unit="id")
+    records, validation = read_questions(data_args, training_args.seed)
     model, tokenizer = load_qa_model(model_args.model)
     stride = None if data_args.long_documents == "truncate" else data_args.stride
     form = dataclasses.replace(format_for(model, tokenizer, model_args, data_args), stride=stride)
@@ -185,6 +184,17 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
             log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
     trainer.accelerator.wait_for_everyone()
     return save_run(trainer, run, log, describe_qa_training)
+
+
+def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """The questions to train on and those to evaluate on, whole ones: see :func:`held_back`.
+
+    Raises:
+        DataError: as :func:`load_qa`.
+        OptionError: too few questions to hold some back.
+    """
+    read = partial(load_qa, skip_bad_rows=args.skip_bad_rows, evidence=args.evidence or None)
+    return held_back(args, read, seed, unit="id")
 
 
 def baseline_scores(
