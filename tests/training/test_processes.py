@@ -14,8 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
+import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.training import processes
 from tests.training.conftest import checkpoint
 from tests.training.kills import run_rank
 
@@ -77,6 +79,30 @@ def gone(process: int) -> bool:
 
 def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in entry]
+
+
+def test_a_process_that_writes_a_checkpoint_may_be_silent_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes' signs of life in one: the second stands still while it writes, and again afterwards, when it is taken for dead."""
+    monkeypatch.setattr(processes, "BEAT", 0.05)
+    monkeypatch.setattr(processes, "SILENT", 1.0)
+    port = free_port()
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    lost: list[tuple[int, bool]] = []
+    beats = []
+    for rank in range(2):
+        for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        beats.append(processes.Heartbeat(lambda rank, failed: lost.append((rank, failed))))
+    watching, saving = beats
+    saving.announce(True)
+    saving.stopped.set()
+    saving.thread.join()
+    time.sleep(2 * processes.SILENT)
+    assert not lost
+    saving.announce(False)
+    watching.thread.join(60)
+    assert lost == [(1, False)]
+    del store
 
 
 @pytest.mark.slow
