@@ -96,7 +96,13 @@ def test_every_method(method: str, saved: Saved, tmp_path: Path) -> None:
     assert outputs(target).isfinite().all()
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+QUICK_MECHANISMS = ("adaptive_span", "delta", "linformer", "longformer", "per_head", "recurrent_memory", "synthesizer", "window")
+"""Without parameters, with parameters that are laid out by heads and those that are not, with members, and with memory tokens."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK_MECHANISMS else pytest.param(name, marks=pytest.mark.slow) for name in list_mechanisms()]
+)
 def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
     base = "llama" if mechanism_class(name).causal is True else "bert"
     source = saved(base, {"mechanism": name, **mechanism_class(name).sample})

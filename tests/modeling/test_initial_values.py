@@ -21,6 +21,8 @@ from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class,
 from hf_longattn.modeling.attach import weights
 from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
 from scripts.dev.tools.small_models import Shape, small_config
+from tests.grids import grid
+from tests.reference.small_models import is_quick_head
 
 CONVERTED_ONLY = ("nystromformer",)
 """Their plain checkpoints have other names and are refused; the result of a conversion has every tensor."""
@@ -163,7 +165,7 @@ def test_a_plain_checkpoint_of_any_family(base: str, tmp_path: Path) -> None:
 ALL_HEADS = [(base, head) for base, family in FAMILIES.items() if base not in CONVERTED_ONLY for head in family.heads]
 
 
-@pytest.mark.parametrize(("base", "head"), ALL_HEADS, ids=[head for _, head in ALL_HEADS])
+@pytest.mark.parametrize(("base", "head"), grid(ALL_HEADS, is_quick_head), ids=[head for _, head in ALL_HEADS])
 def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) -> None:
     """The head's own parameters are loaded, and what the mechanism adds is initialised."""
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.family.sliding_window import own_windows
+from tests.grids import grid
 from tests.reference import small_models
 from tests.reference.small_models import (
     BASES,
@@ -27,6 +28,7 @@ from tests.reference.small_models import (
     base_class,
     checkpoint_activations,
     head_inputs,
+    is_quick_head,
     long_like,
     pair,
     plain_model,
@@ -40,7 +42,7 @@ def long_model(base: str, head: str | None = None, long_attention: Any = None, *
     return small_models.long_model(base, head, long_attention or LONGFORMER, **changes)
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@pytest.mark.parametrize(("base", "head"), grid(HEADS, is_quick_head), ids=[head for _, head in HEADS])
 class TestEveryHead:
     def test_the_signature_shows_what_was_added(self, base: str, head: str) -> None:
         plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)

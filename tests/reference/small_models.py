@@ -43,9 +43,16 @@ OFF_THE_INTERFACE = ("big_bird",)
 """Bases whose own attention is not on transformers' AttentionInterface: the Long model calls another kernel, and bits may differ."""
 ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
+ALL_HEADS_OF = ("bert", "gpt2")
 LANGUAGE_MODELS = {base: language_model(base) for base in BASES}
 """The class of every base that predicts tokens."""
+
 CAUSAL = tuple(base for base in BASES if LANGUAGE_MODELS[base].endswith(("ForCausalLM", "LMHeadModel")))
+
+
+def is_quick_head(base: str, head: str) -> bool:
+    """Whether the quick tests have this head: all of an encoder and of a decoder, and two of every other base."""
+    return base in ALL_HEADS_OF or head in [*families.FAMILIES[base].heads][:2]
 
 
 IMPLEMENTATIONS = {base: ("eager",) if base == "gemma2" else ("sdpa", "eager") for base in BASES}

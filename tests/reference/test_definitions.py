@@ -28,6 +28,7 @@ from tests.reference.definitions import add_noise, defined_mechanisms, definitio
 from tests.reference.definitions._relative import with_relative
 
 CASES = range(12)
+QUICK_CASES = (0, 1, 2, 3, 7, 10)
 LONG_CASES = (7, 10)  # longer than what engines compute densely
 
 
@@ -46,7 +47,7 @@ def test_every_mechanism_has_a_definition() -> None:
     assert set(defined_mechanisms()) <= set(list_mechanisms())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case if case in QUICK_CASES else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 @pytest.mark.parametrize(("name", "causal"), FORMS, ids=form)
 def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if case % 2:  # short inputs go the way of long ones
