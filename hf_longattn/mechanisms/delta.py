@@ -127,7 +127,7 @@ class Delta(Mechanism):
         """
         if shard.documents is not None:
             return self.attend_by_heads(q, k, v, call, shard)
-        local_call = shard.own_call(call)
+        local_call = shard.local_call(call)
         with torch.autocast(q.device.type, enabled=False):
             g, beta = self._rates(k, local_call, torch.promote_types(q.dtype, torch.float32))
             phi_q, phi_k, v = self._queries(q, local_call), self._keys(k), drop_keys(repeat_heads(v, self.num_heads), call.dropout)

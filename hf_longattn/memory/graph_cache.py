@@ -180,14 +180,16 @@ def _last(x: Tensor, count: int, dim: int) -> Tensor:
     return x.index_select(dim, torch.arange(count, device=x.device) + (x.shape[dim] - count))
 
 
-def _packed(kept: Tensor, k: Tensor, v: Tensor, position: Tensor) -> State:
-    """The slots ``kept (B, S)`` in their order, as many as the row with most of them has; empty slots come last."""
-    counts = kept.long().cumsum(1)
+def _packed(selected: Tensor, k: Tensor, v: Tensor, position: Tensor) -> State:
+    """The slots ``selected (B, S)`` in their order, as many as the row with most of them has; empty slots come last."""
+    counts = selected.long().cumsum(1)
     size: Any = counts[:, -1].max().item()
     assume_in_graph(size >= 0)
-    assume_in_graph(size <= kept.shape[1])
-    places = torch.where(kept, counts - 1, size)  # the others go to one slot after the last, which is cut off
-    order = counts.new_zeros(kept.shape[0], size + 1).scatter(1, places, torch.arange(kept.shape[1], device=k.device).expand(kept.shape))
+    assume_in_graph(size <= selected.shape[1])
+    places = torch.where(selected, counts - 1, size)  # the others go to one slot after the last, which is cut off
+    order = counts.new_zeros(selected.shape[0], size + 1).scatter(
+        1, places, torch.arange(selected.shape[1], device=k.device).expand(selected.shape)
+    )
     order = order.narrow(1, 0, size)
     filled = torch.arange(size, device=k.device) < counts[:, -1:]
     at = order[:, None, :, None].expand(-1, k.shape[1], -1, -1)

@@ -137,7 +137,7 @@ class Shard:
         place = torch.where(self.owns(index), index - self.start, self.stop - self.start)
         return self.total(x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])))
 
-    def whole(self, heads: Bounds, groups: Bounds, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def tokens_to_heads(self, heads: Bounds, groups: Bounds, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whole sequences of this process's heads, for its own tokens of all heads (Jacobs et al. 2023, DeepSpeed Ulysses).
 
         Args:
@@ -146,7 +146,7 @@ class Shard:
         """
         return _Swap.apply(self, (heads, groups, groups), True, q, k, v)
 
-    def own(self, heads: Bounds, x: Tensor) -> Tensor:
+    def heads_to_tokens(self, heads: Bounds, x: Tensor) -> Tensor:
         """This process's tokens of all heads ``(B, H, n, D)``, for whole sequences of its heads ``x (B, own heads, N, D)``."""
         return _Swap.apply(self, (heads,), False, x)[0]
 
@@ -156,7 +156,7 @@ class Shard:
         mask, documents, globals_ = (None if x is None else x[at] for x in (self.mask, self.documents, self.global_mask))
         return call.replace(batch=Batch.of(mask, documents), global_mask=globals_, score_mod=counted_from(call.score_mod, low))
 
-    def own_call(self, call: AttentionCall) -> AttentionCall:
+    def local_call(self, call: AttentionCall) -> AttentionCall:
         """The call for this process's tokens as a sequence by themselves."""
         return self.call(call, self.start, self.stop)
 

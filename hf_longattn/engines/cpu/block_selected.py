@@ -178,10 +178,10 @@ def cpu_block_selected_backward(
     chosen = chosen if causal else _with_own(chosen, block_size)
     for item in range(q.shape[0]):
         padding = padding_of(key_mask, item, mask_dtype(q))
-        for own in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
-            blocks = [own.view(x[item]) for x in (grad, q, k, v, out, lse)]
-            for total, part in zip((dq, dk, dv), flash_backward(*blocks, 0.0, False, attn_mask=own.mask, scale=scale), strict=True):
-                own.view(total[item]).add_(part)
+        for own_blocks in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
+            blocks = [own_blocks.view(x[item]) for x in (grad, q, k, v, out, lse)]
+            for total, part in zip((dq, dk, dv), flash_backward(*blocks, 0.0, False, attn_mask=own_blocks.mask, scale=scale), strict=True):
+                own_blocks.view(total[item]).add_(part)
         for number, head in enumerate(_heads(chosen[item], block_size, padding)):
             of_grad, of_q, of_out, of_lse = (head.sorted(x[item, number]) for x in (grad, q, out, lse))
             by_choice = [q.new_zeros(head.none, q.shape[3])]

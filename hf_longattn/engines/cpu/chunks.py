@@ -4,8 +4,9 @@ In every round the tokens of a head are copied in the order of their buckets. A 
 all chunks together one strided view. Queries and keys are the same tokens in the same order, so one mask hides the query's own key in every
 chunk. The rounds merge by log-sum-exp in one pass.
 
-The gathered engine takes 2.1-2.3 times as long for the forward pass and 1.6-1.8 times for forward and backward (1,024 and 4,096 tokens,
-4 rounds, 4 heads of 64, one CPU thread).
+The gathered engine takes 2.0-2.3 times as long for the forward pass and 1.6-1.8 times for forward and backward (1,024 to 4,096 tokens,
+4 rounds, 4 to 12 heads of 64, one CPU thread). With it, hashing in its published form would be slower than full attention of 2,048 tokens:
+148 ms against 139 ms (12 heads); by this path it takes 76 ms.
 """
 
 from __future__ import annotations

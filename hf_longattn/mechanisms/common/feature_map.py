@@ -147,7 +147,7 @@ class LinearMechanism(Mechanism):
         if shard.documents is not None or (self.counts_positions and not shard.starts_at_first):
             return self.attend_by_heads(q, k, v, call, shard)
         with torch.autocast(q.device.type, enabled=False):
-            local_call = shard.own_call(call)
+            local_call = shard.local_call(call)
             v = drop_keys(v, call.dropout)
             if self.counts_positions:
                 positions = torch.arange(shard.length, device=q.device)[None]

@@ -89,7 +89,7 @@ class Sharding(ScoreTerms):
         if not (self.stateful and call.causal):
             return self.attend_by_heads(q, k, v, call, shard)
         self.check_shard(shard)
-        local_call = shard.own_call(call)
+        local_call = shard.local_call(call)
         return in_turn(lambda state: self.advance(q, k, v, state, local_call), q, shard)
 
     def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
@@ -119,14 +119,14 @@ class Sharding(ScoreTerms):
         groups, each = even_bounds(k.shape[1], processes), heads // k.shape[1]
         divided = [(first * each, last * each) for first, last in groups]
         first, last = divided[shard.rank]
-        q, k, v = shard.whole(divided, groups, q, k, v)
+        q, k, v = shard.tokens_to_heads(divided, groups, q, k, v)
         term = call.score_mod
         term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last), q.device)
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         tensors = {f"mechanism.{name}": named[name][first:last] for name in self.per_head_tensors}
         full_call = shard.call(call.replace(score_mod=term), 0, shard.length)
         out = torch.func.functional_call(_SomeHeads(self), tensors, (shard.run, self.of_heads(first, last), q, k, v, full_call))
-        return shard.own(divided, out)
+        return shard.heads_to_tokens(divided, out)
 
     def of_heads(self, first: int, last: int) -> Self:
         """This mechanism as one of the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
