@@ -51,9 +51,9 @@ def equivalent_encoder_settings(values: dict[str, Any]) -> dict[str, Any]:
     """The settings with which a LongBigBirdPegasus computes what transformers' model with this ``config.json`` does."""
     if not values.get("is_encoder_decoder", True):  # the decoder alone, whose attention is full
         return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
-    found = equivalent_settings(values, BigBirdPegasusConfig())
-    dropout = found.pop("attention_probs_dropout_prob", None)  # the decoder has dropout
-    return found if dropout is None else {**found, "sparse_attention_dropout": dropout}
+    settings = equivalent_settings(values, BigBirdPegasusConfig())
+    dropout = settings.pop("attention_probs_dropout_prob", None)  # the decoder has dropout
+    return settings if dropout is None else {**settings, "sparse_attention_dropout": dropout}
 
 
 class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):

@@ -19,10 +19,10 @@ class LongPhi3Config(LongConfig, Phi3Config):
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """As the base's, which reads ``yarn`` as an old name of ``longrope``; without longrope's factors it means YaRN here."""
-        asked = (self.rope_parameters or {}).get("rope_type")
+        rope_type = (self.rope_parameters or {}).get("rope_type")
         left = super().convert_rope_params_to_dict(**kwargs)
-        if asked == "yarn" and "short_factor" not in self.rope_parameters:
-            self.rope_parameters["rope_type"] = asked
+        if rope_type == "yarn" and "short_factor" not in self.rope_parameters:
+            self.rope_parameters["rope_type"] = rope_type
         return left
 
     def validate_rope(self) -> None:

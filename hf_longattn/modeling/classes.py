@@ -52,17 +52,17 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     mixins |= dict.fromkeys(family.inner, LongBaseModelMixin)
     of_stacks = (LongBaseModelMixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))
-    made = {}
+    classes = {}
     for base_name, long_name in {**family.parts, **family.heads}.items():
         base = getattr(modeling if base_name in family.parts else package, base_name)
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
-        made[long_name] = _make(family, base, long_name, mixins.get(base_name, LongAttentionMixin))
+        classes[long_name] = _make(family, base, long_name, mixins.get(base_name, LongAttentionMixin))
         if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # the latter has a decoder only
-            register_loading(family, base, made[long_name])
+            register_loading(family, base, classes[long_name])
         else:
-            inherit_renaming(base, made[long_name])
-    return made
+            inherit_renaming(base, classes[long_name])
+    return classes
 
 
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:
@@ -86,6 +86,6 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
     }
     if family.config_class.score_cap is not None:
         namespace["_supports_sdpa"] = False  # sdpa leaves the cap out; transformers before 5.23 allows it
-    made: Any = type(name, tuple(bases), namespace)
-    record_outputs(made)
-    return made
+    long_class: Any = type(name, tuple(bases), namespace)
+    record_outputs(long_class)
+    return long_class

@@ -55,8 +55,8 @@ def _generic_class(base: Any) -> Any:
 
 
 def _empty_config(base: Any) -> Any:
-    made = _generic_class(base)
-    return made.__new__(made)
+    config_class = _generic_class(base)
+    return config_class.__new__(config_class)
 
 
 def mark_generic(config: Any, attention: LongAttentionConfig) -> None:
@@ -136,15 +136,15 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
     with checkpoint_errors(f"The config.json of {named!r} is not valid for a {base.__name__}"):
         config = AutoConfig.for_model(**values, name_or_path=str(path))
     attention = LongAttentionConfig.from_dict(chosen)
-    model, found = load(_loading_class(base, attention), config)
+    model, report = load(_loading_class(base, attention), config)
     model.__class__ = base  # the class that loaded it adds no state
-    own = {name: values.clone() for name, values in model.state_dict().items() if MECHANISM_NAME_PART in name}
+    added = {name: values.clone() for name, values in model.state_dict().items() if MECHANISM_NAME_PART in name}
     enable_long_attention(model, attention)  # again, since buffers that mechanisms compute are not in the files
     shared = shared_parameters(model)
-    lost = sorted(set(found["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
+    lost = sorted(set(report["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
     if lost:
         raise CheckpointError(f"{len(lost)} tensors of {named!r} are missing, the first is {lost[0]!r}; convert its source again.")
-    model.load_state_dict({name: values for name, values in own.items() if name not in shared}, strict=False)
+    model.load_state_dict({name: values for name, values in added.items() if name not in shared}, strict=False)
     return model.eval()
 
 
@@ -153,9 +153,9 @@ def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
     path = Path(folder).expanduser()
     if path.is_dir():
         return path
-    given = {name: arguments.pop(name) for name in ("revision", "token", "cache_dir", "local_files_only") if name in arguments}
-    with translated_errors(str(folder), given.get("token"), DOWNLOAD):
-        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"], **given))
+    options = {name: arguments.pop(name) for name in ("revision", "token", "cache_dir", "local_files_only") if name in arguments}
+    with translated_errors(str(folder), options.get("token"), DOWNLOAD):
+        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"], **options))
 
 
 def _loading_class(base: type[PreTrainedModel], attention: LongAttentionConfig) -> Any:

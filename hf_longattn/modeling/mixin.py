@@ -227,9 +227,9 @@ class LongAttentionMixin(_Base):
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As the base's; extends ``global_attention_mask`` by the generated token, which is not global; an encoder's mask stays."""
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        if not self.config.is_encoder_decoder and (given := model_kwargs.get("global_attention_mask")) is not None:
-            new = len(model_kwargs["attention_mask"][0]) - given.shape[1] if "attention_mask" in model_kwargs else 1
-            model_kwargs["global_attention_mask"] = nn.functional.pad(given, (0, new))
+        if not self.config.is_encoder_decoder and (mask := model_kwargs.get("global_attention_mask")) is not None:
+            new = len(model_kwargs["attention_mask"][0]) - mask.shape[1] if "attention_mask" in model_kwargs else 1
+            model_kwargs["global_attention_mask"] = nn.functional.pad(mask, (0, new))
         return model_kwargs
 
     def optimize_for_inference(self, precision: str = "bf16", *, pack: bool | None = None) -> Self:
@@ -542,8 +542,8 @@ def with_long_arguments(base_forward: Any) -> Any:
         return with_auxiliary_loss(self, outputs, arguments) if self.training and self.runs_mechanisms else outputs
 
     parameters = list(signature.parameters.values())
-    own = inspect.signature(forward, follow_wrapped=False).parameters.values()
-    added = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    long_parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()
+    added = [parameter for parameter in long_parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
     forward.__signature__ = signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])  # type: ignore[attr-defined]
     return forward

@@ -52,14 +52,14 @@ def attach_mechanisms(
     """
     sites = attention_sites(model)
     stacks = [(decoder_attention if decoder_attention is not None and site.decoding else long_attention, site) for site in sites]
-    own = [(attention, site) for attention, site in stacks if not site.cross]
-    if not own:
+    self_attention = [(attention, site) for attention, site in stacks if not site.cross]
+    if not self_attention:
         raise BackendError(
             f"{type(model).__name__} has no attention module on transformers' AttentionInterface, so no mechanism can be attached; "
             "see https://huggingface.co/docs/transformers/attention_interface for the architectures that are on it."
         )
-    for attention, _ in own:
-        attention.check_layers(1 + max(site.layer for other, site in own if other is attention))
+    for attention, _ in self_attention:
+        attention.check_layers(1 + max(site.layer for attention_of_site, site in self_attention if attention_of_site is attention))
     config = getattr(model, "config", None)
     encoder_length = getattr(config, "max_position_embeddings", None)
     decoder_length = getattr(config, "max_decoder_position_embeddings", encoder_length)
@@ -160,11 +160,11 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
     """
     projected: list[Tensor] = []
     if differentiated(hidden):
-        given: dict[str, Any] = {**kwargs, PROJECT_ONLY: projected}
-        given |= dict.fromkeys(given.keys() & set(CACHES))
-        if "hidden_states" in given:
-            given["hidden_states"] = hidden.detach()
-        type(module).forward(module, *(x.detach() if x is hidden else x for x in args), **given)
+        arguments: dict[str, Any] = {**kwargs, PROJECT_ONLY: projected}
+        arguments |= dict.fromkeys(arguments.keys() & set(CACHES))
+        if "hidden_states" in arguments:
+            arguments["hidden_states"] = hidden.detach()
+        type(module).forward(module, *(x.detach() if x is hidden else x for x in args), **arguments)
     return projected
 
 
@@ -176,8 +176,8 @@ def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Modu
             f"Mechanism {mechanism.name!r} was asked for separate query and key projections, but those of {type(model).__name__} are "
             "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
-    found = {mechanism.copies[name] for name in copied_parameters(site.module, mechanism.copies)}
-    if missing := {name for name in mechanism.copies.values() if name.endswith("weight")} - found:
+    copied = {mechanism.copies[name] for name in copied_parameters(site.module, mechanism.copies)}
+    if missing := {name for name in mechanism.copies.values() if name.endswith("weight")} - copied:
         raise OptionError(
             f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but {type(site.module).__name__} in "
             f"{site.name} has none that can be found ({', '.join(sorted(missing))}); leave the option out."

@@ -93,10 +93,10 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
 
 def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
     """Name below an attention module -> mechanism; none on other modules."""
-    found = getattr(attention, MECHANISM_ATTRIBUTE, None)
-    if isinstance(found, nn.ModuleDict):
-        return {f"{MECHANISM_ATTRIBUTE}.{layer}": one for layer, one in found.items() if isinstance(one, Mechanism)}
-    return {MECHANISM_ATTRIBUTE: found} if isinstance(found, Mechanism) else {}
+    value = getattr(attention, MECHANISM_ATTRIBUTE, None)
+    if isinstance(value, nn.ModuleDict):
+        return {f"{MECHANISM_ATTRIBUTE}.{layer}": mechanism for layer, mechanism in value.items() if isinstance(mechanism, Mechanism)}
+    return {MECHANISM_ATTRIBUTE: value} if isinstance(value, Mechanism) else {}
 
 
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
@@ -175,13 +175,16 @@ FUSED_PROJECTIONS: dict[str, tuple[Split, Callable[[Any], bool]]] = {
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
     """ "query.weight", "query.bias", "key.weight" … -> the module's parameter; without entries for biases that do not exist."""
-    found: dict[str, OwnParameter] = {}
+    parameters: dict[str, OwnParameter] = {}
     unusual = attention_names(attention)
     for kind, usual in SEPARATE_PROJECTIONS.items():
         names = (getattr(unusual, kind) or usual[0], *usual)
         linear = next((name for name in names if isinstance(getattr(attention, name, None), nn.Linear)), None)
         if linear is not None:
-            found |= {f"{kind}.{own}": OwnParameter(f"{linear}.{own}") for own, _ in getattr(attention, linear).named_parameters()}
+            parameters |= {
+                f"{kind}.{parameter}": OwnParameter(f"{linear}.{parameter}")
+                for parameter, _ in getattr(attention, linear).named_parameters()
+            }
     fused_by = dict(FUSED_PROJECTIONS)
     if unusual.fused is not None and unusual.split is not None:
         fused_by[unusual.fused] = (unusual.split, lambda module: True)
@@ -189,37 +192,37 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
         module = getattr(attention, fused, None)
         if isinstance(module, nn.Module) and fits(module):
             for index, kind in enumerate(SEPARATE_PROJECTIONS):
-                for own, _ in module.named_parameters():
-                    found[f"{kind}.{own}"] = OwnParameter(f"{fused}.{own}", partial(split, attention), index)
-    return found
+                for parameter, _ in module.named_parameters():
+                    parameters[f"{kind}.{parameter}"] = OwnParameter(f"{fused}.{parameter}", partial(split, attention), index)
+    return parameters
 
 
 def input_width(attention: nn.Module) -> int | None:
     """The width of an attention module's input; ``None`` if its projections are not known."""
-    own = own_projections(attention).get("query.weight")
-    if own is None:
+    query = own_projections(attention).get("query.weight")
+    if query is None:
         return None
-    linear = attention.get_submodule(own.name.rpartition(".")[0])
+    linear = attention.get_submodule(query.name.rpartition(".")[0])
     return linear.weight.shape[0] if isinstance(linear, Conv1D) else int(linear.in_features)  # type: ignore[arg-type]
 
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
     """A mechanism's parameter name -> the layer's parameter that it is initialised with, from ``Mechanism.copies``."""
-    own = own_projections(attention)
-    return {name: own[wanted] for name, wanted in copies.items() if wanted in own}
+    parameters = own_projections(attention)
+    return {name: parameters[wanted] for name, wanted in copies.items() if wanted in parameters}
 
 
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
     """Initialise parameters of a mechanism with copies of its layer's, unless they were loaded."""
-    for name, own in copied_parameters(attention, mechanism.copies).items():
-        initialization.copy_(mechanism.get_parameter(name), own(attention.get_parameter(own.name)))
+    for name, parameter in copied_parameters(attention, mechanism.copies).items():
+        initialization.copy_(mechanism.get_parameter(name), parameter(attention.get_parameter(parameter.name)))
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:
     """The names in ``model`` of the q, k, v and output projections of its module ``attention``; empty if that of queries is not known."""
     module = model.get_submodule(attention)
-    inner = dict.fromkeys(own.name.rpartition(".")[0] for own in own_projections(module).values())
+    inner = dict.fromkeys(parameter.name.rpartition(".")[0] for parameter in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]
     outputs = (attention_names(module).output or OUTPUT[0], *OUTPUT)
     output = next((f"{attention}.{name}" for name in outputs if isinstance(getattr(module, name, None), nn.Module)), None)

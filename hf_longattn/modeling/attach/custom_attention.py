@@ -29,7 +29,7 @@ def attend_by_mechanism(module: Any, *qkv_and_mask: Tensor | None, **kwargs: Any
 
 
 def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """The same by the attention function that the module's config names; ``eager`` is the base's."""
+    """The attention function that the module's config names on query, key, value and mask; ``eager`` is the base's."""
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
     return _attended(interface, module, *qkv_and_mask, **kwargs)
 

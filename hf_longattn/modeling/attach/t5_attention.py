@@ -41,8 +41,8 @@ class BucketedConfig(LongEncoderDecoderConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        given = kwargs.pop("max_position_embeddings", None)
-        self.max_position_embeddings = self.length_in(kwargs) if given is None else given
+        length = kwargs.pop("max_position_embeddings", None)
+        self.max_position_embeddings = self.length_in(kwargs) if length is None else length
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -58,10 +58,10 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """As the base's; that of the decoder, from which caches are built, has the decoder's number of layers."""
-        found = super().get_text_config(decoder=decoder, encoder=encoder)
-        if decoder and not encoder and found is not self:
-            found.num_layers = self.num_decoder_layers
-        return found
+        config = super().get_text_config(decoder=decoder, encoder=encoder)
+        if decoder and not encoder and config is not self:
+            config.num_layers = self.num_decoder_layers
+        return config
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
@@ -140,13 +140,13 @@ class BucketedAttention(nn.Module):
     def _keys_values(self, hidden_states: Tensor, encoder_states: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
         crossing, layer = encoder_states is not None, int(self.layer_idx or 0)  # type: ignore[arg-type]
         both = cache if isinstance(cache, EncoderDecoderCache) else None
-        own: Any = cache if both is None else both.cross_attention_cache if crossing else both.self_attention_cache
+        past: Any = cache if both is None else both.cross_attention_cache if crossing else both.self_attention_cache
         if crossing and both is not None and both.is_updated.get(layer):
-            return own.layers[layer].keys, own.layers[layer].values
+            return past.layers[layer].keys, past.layers[layer].values
         source = hidden_states if encoder_states is None else encoder_states
         key, value = self._heads(self.k, source), self._heads(self.v, source)
-        if own is not None:
-            key, value = own.update(key, value, layer)
+        if past is not None:
+            key, value = past.update(key, value, layer)
         if crossing and both is not None:
             both.is_updated[layer] = True
         return key, value

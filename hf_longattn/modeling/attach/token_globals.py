@@ -128,11 +128,11 @@ def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: T
         _warn_of_order(rule.question(ids, real), real)
     if documents is None:
         return rule.mask(ids, real).long()
-    found = torch.zeros_like(ids)
-    for one in Batch(real, documents).sequences:
-        at = slice(one.row, one.row + 1), slice(one.start, one.stop)
-        found[at] = rule.mask(ids[at], real[at]).long()
-    return found
+    global_tokens = torch.zeros_like(ids)
+    for sequence in Batch(real, documents).sequences:
+        at = slice(sequence.row, sequence.row + 1), slice(sequence.start, sequence.stop)
+        global_tokens[at] = rule.mask(ids[at], real[at]).long()
+    return global_tokens
 
 
 def _warn_of_order(question: Tensor, real: Tensor) -> None:

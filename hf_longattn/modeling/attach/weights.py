@@ -101,13 +101,13 @@ ADDED_MODULES = (Mechanism, MemoryTokens)
 
 def uninitialised_modules(model: nn.Module) -> list[nn.Module]:
     """The uninitialised mechanisms and memory tokens below ``model``, without those inside another."""
-    found: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for child in model.children():
         if not isinstance(child, ADDED_MODULES):
-            found += uninitialised_modules(child)
+            modules += uninitialised_modules(child)
         elif not is_initialised(child):
-            found.append(child)
-    return found
+            modules.append(child)
+    return modules
 
 
 def initialise_missing(module: nn.Module) -> None:
@@ -117,7 +117,7 @@ def initialise_missing(module: nn.Module) -> None:
         for owner in module.modules()
         for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
     ]
-    loaded = [found for found in tensors if is_initialised(found[2])]
+    loaded = [entry for entry in tensors if is_initialised(entry[2])]
     if len(loaded) == len(tensors):
         return
     for owner, name, tensor in loaded:
@@ -150,15 +150,15 @@ def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
 def shared_parameters(model: nn.Module) -> dict[str, str]:
     """Name of every parameter shared by layers -> the name in the first layer whose mechanism has equal options."""
     first: dict[object, str] = {}
-    found: dict[str, str] = {}
+    shared: dict[str, str] = {}
     for name, module in model.named_modules():
         for place, mechanism in mechanisms_on(module).items():
             for parameter in mechanism.shared_by_layers:
-                own = f"{name}.{place}.{parameter}".removeprefix(".")
+                full_name = f"{name}.{place}.{parameter}".removeprefix(".")
                 key = (type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
-                if first.setdefault(key, own) != own:
-                    found[own] = first[key]
-    return found
+                if first.setdefault(key, full_name) != full_name:
+                    shared[full_name] = first[key]
+    return shared
 
 
 def share_parameters(model: nn.Module) -> None:

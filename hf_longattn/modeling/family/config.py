@@ -293,9 +293,9 @@ class LongEncoderDecoderConfig(LongConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.decoder_long_attention = kwargs.pop("decoder_long_attention", None)
-        own = kwargs.pop("max_decoder_position_embeddings", None)
+        decoder_length = kwargs.pop("max_decoder_position_embeddings", None)
         super().__post_init__(**kwargs)
-        self.max_decoder_position_embeddings = self.max_position_embeddings if own is None else own
+        self.max_decoder_position_embeddings = self.max_position_embeddings if decoder_length is None else decoder_length
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "decoder_long_attention" and value is not None:

@@ -157,10 +157,10 @@ class Family:
         where = f"{caller.filename}:{caller.lineno}"
         if problem := self._problem():
             raise RegistrationError(f"The family at {where} cannot be registered: {problem}")
-        other = _REGISTERED.setdefault(self.base_package, (where, self))
-        if other[0].rpartition(":")[0] != caller.filename and other[1].base_model_type == self.base_model_type:
+        registered = _REGISTERED.setdefault(self.base_package, (where, self))
+        if registered[0].rpartition(":")[0] != caller.filename and registered[1].base_model_type == self.base_model_type:
             raise RegistrationError(
-                f"The family at {where} cannot be registered: {other[0]} already has the model type "
+                f"The family at {where} cannot be registered: {registered[0]} already has the model type "
                 f"{self.config_class.model_type!r}; leave one of them out."
             )
         _REGISTERED[self.base_package] = where, self
@@ -215,7 +215,7 @@ class Family:
 
     @cached_property
     def stacks(self) -> dict[str, str]:
-        """The same for the encoder and the decoder of a base that has both: ``{"BartEncoder": "LongBartEncoder", …}``."""
+        """Base name -> Long name of the encoder and the decoder of a base that has both: ``{"BartEncoder": "LongBartEncoder", …}``."""
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
         stem = MODEL_MAPPING_NAMES[self.base_model_type].removesuffix("Model")
@@ -224,7 +224,7 @@ class Family:
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """The same for every model class that is only used inside another."""
+        """Base name -> Long name of every model class that is only used inside another."""
         return {**self.stacks, **{name: f"{long_prefix(self.base_model_type)}{name}" for name in self.inner}}
 
     def has_decoder(self, head: str) -> bool:
@@ -259,7 +259,7 @@ class Family:
     def longest(self, config: Any) -> int:
         """The most tokens of one input of a model with this config, the family's or its base's; special rows of a table do not count."""
         alone = self.two_stacks and not config.is_encoder_decoder
-        table = next((one for one in self.position_tables if one.decoder == alone), None)
+        table = next((entry for entry in self.position_tables if entry.decoder == alone), None)
         if table is None:
             return config.max_position_embeddings
         return table.tokens(config) if hasattr(config, table.field) else self.base_length(config, table) - table.config_value(0, config)
@@ -315,8 +315,8 @@ _REGISTERED: dict[str, tuple[str, Family]] = {}
 def attention_names(module: Any) -> AttentionNames:
     """The unusual names in an attention module, from its family."""
     for parent in type(module).__mro__:
-        if (found := _REGISTERED.get(parent.__module__.rpartition(".")[0])) is not None:
-            return found[1].attention
+        if (entry := _REGISTERED.get(parent.__module__.rpartition(".")[0])) is not None:
+            return entry[1].attention
     return AttentionNames()
 
 
@@ -378,8 +378,8 @@ def length_before_conversion(config: Any) -> int | None:
     if not isinstance(before, dict):
         return None
     values = {name: value for name, value in config.to_dict().items() if name != "max_decoder_position_embeddings"}
-    found: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
-    return found if isinstance(found, int) else None
+    length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
+    return length if isinstance(length, int) else None
 
 
 def family_with(name: str) -> Family | None:

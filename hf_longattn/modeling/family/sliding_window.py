@@ -62,14 +62,16 @@ def base_attention(windows: list[int | None]) -> LongAttentionConfig:
 
 def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
     """``chosen``, or the default for ``None``, with the base's windows (:func:`own_windows`) in the layers that keep theirs."""
-    given = LongAttentionConfig.from_dict(chosen)
+    attention = LongAttentionConfig.from_dict(chosen)
     widths = [width for width in windows if width is not None]
     if chosen is None and widths and len(set(windows)) == 1:
         return LongAttentionConfig("window", window=widths[0])
-    if not widths or given.turns or len(widths) == len(windows):
-        return given
-    kept = {layer: _kept(width) for layer, width in enumerate(windows) if width is not None and layer not in given.layers}
-    return LongAttentionConfig(given.mechanism, {**kept, **given.layers}, **given.options) if kept else given
+    if not widths or attention.turns or len(widths) == len(windows):
+        return attention
+    window_layers = {layer: _kept(width) for layer, width in enumerate(windows) if width is not None and layer not in attention.layers}
+    return (
+        LongAttentionConfig(attention.mechanism, {**window_layers, **attention.layers}, **attention.options) if window_layers else attention
+    )
 
 
 def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) -> bool:

@@ -31,7 +31,7 @@ def known_length(config: Any, tokenizer: Any | None, model: nn.Module | None = N
         else (_rows_after_padding(module) for name, module in model.named_modules() if name.endswith(POSITION_TABLE_NAME))
     )
     lengths = longest_input(config), getattr(tokenizer, "model_max_length", None), *rows
-    return min((int(one) for one in lengths if one and 0 < one < UNLIMITED_LENGTH), default=None)
+    return min((int(length) for length in lengths if length and 0 < length < UNLIMITED_LENGTH), default=None)
 
 
 def _rows_after_padding(table: nn.Module) -> int | None:
@@ -72,7 +72,7 @@ def check_length(table: PositionTable, config: Any, arguments: Mapping[str, Any]
 
 
 def check_positions(table: PositionTable, config: Any, position_ids: Tensor) -> None:
-    """The same for given positions, where the cache does not hold all past tokens."""
+    """Raise :class:`LengthError` if ``position_ids`` go beyond ``table``, where the cache does not hold all past tokens."""
     _refuse_beyond(table, int(position_ids.max()) + 1 - table.first_id(config), table.tokens(config))
 
 

@@ -46,9 +46,9 @@ class Heads:
         """Inputs of the output projection for each key-value head."""
         return self.queries * self.width
 
-    def keep(self, kept: Sequence[int]) -> None:
+    def keep(self, heads: Sequence[int]) -> None:
         """Cut all other heads out, in place."""
-        index = torch.tensor(sorted(kept))
+        index = torch.tensor(sorted(heads))
         for layer, width in zip(self.projections, (self.columns, self.width, self.width), strict=True):
             cut(layer, spread(index, width), 0)
         cut(self.output, spread(index, self.columns), 1)
@@ -94,11 +94,11 @@ def spread(index: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def cut(layer: nn.Linear, kept: Tensor, dim: int) -> None:
+def cut(layer: nn.Linear, index: Tensor, dim: int) -> None:
     """Keep some outputs (``dim=0``) or inputs (``dim=1``) of a linear layer, in place."""
-    layer.weight = nn.Parameter(layer.weight.index_select(dim, kept.to(layer.weight.device)), layer.weight.requires_grad)
+    layer.weight = nn.Parameter(layer.weight.index_select(dim, index.to(layer.weight.device)), layer.weight.requires_grad)
     if dim == 0 and layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.index_select(0, kept.to(layer.bias.device)), layer.bias.requires_grad)
+        layer.bias = nn.Parameter(layer.bias.index_select(0, index.to(layer.bias.device)), layer.bias.requires_grad)
     layer.out_features, layer.in_features = layer.weight.shape
 
 
@@ -114,7 +114,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
             continue
         projections_by_kind = own_projections(site.module)
         names = [projections_by_kind[f"{kind}.weight"] for kind in ("query", "key", "value") if f"{kind}.weight" in projections_by_kind]
-        parts: Any = [site.module.get_submodule(one.name.rpartition(".")[0]) for one in names if one.split is None]
+        parts: Any = [site.module.get_submodule(projection.name.rpartition(".")[0]) for projection in names if projection.split is None]
         projections = attention_projections(model, site.name)
         output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None
         width = _integer(site.module, ("head_dim", "attention_head_size"))
@@ -159,16 +159,16 @@ def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     config = copy.deepcopy(model.config)
     setattr(config, KEPT_HEADS, None)
     with torch.device("meta"):
-        whole = type(model)(config).state_dict()
+        tensors = type(model)(config).state_dict()
     cut = model.state_dict()
-    return {name: tuple(values.shape) for name, values in whole.items() if name in cut and cut[name].shape != values.shape}
+    return {name: tuple(values.shape) for name, values in tensors.items() if name in cut and cut[name].shape != values.shape}
 
 
 def with_silent_heads(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A tensor with zeros for the heads that were cut out, after those that were kept: whatever they attend to, they add nothing."""
-    whole = values.new_zeros(shape)
-    whole[tuple(slice(size) for size in values.shape)] = values
-    return whole
+    padded = values.new_zeros(shape)
+    padded[tuple(slice(size) for size in values.shape)] = values
+    return padded
 
 
 def _configured(config: Any, heads: Heads) -> int:

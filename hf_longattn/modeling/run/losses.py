@@ -28,8 +28,8 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """The sum of :meth:`hf_longattn.Mechanism.auxiliary_loss` over all mechanisms of ``model``; ``None`` when none has one."""
     losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, Mechanism))
     # Outside of its layer a parameter may be one process's share (a DTensor, under FSDP), and so the loss that is made of it.
-    found = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses if loss is not None]
-    return sum(found[1:], found[0]) if found else None
+    terms = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses if loss is not None]
+    return sum(terms[1:], terms[0]) if terms else None
 
 
 def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: Mapping[str, Any]) -> Any:

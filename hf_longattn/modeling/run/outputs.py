@@ -75,8 +75,8 @@ def by_rows(join: Join, rows: int) -> Join:
 
 def scattered(value: Tensor, places: Tensor, rows: int, length: int) -> Tensor:
     """``(T, …)`` at ``places (T,)`` of ``(rows, length, …)``; zeros elsewhere."""
-    whole = torch.zeros(rows * length, *value.shape[1:], dtype=value.dtype, device=value.device)
-    return whole.index_copy(0, places, value).unflatten(0, (rows, length))
+    batch = torch.zeros(rows * length, *value.shape[1:], dtype=value.dtype, device=value.device)
+    return batch.index_copy(0, places, value).unflatten(0, (rows, length))
 
 
 def wants_tuple(model: Any, arguments: Mapping[str, Any]) -> bool:

@@ -37,13 +37,13 @@ class _Rows:
         keys, values = ([x[rows] for x in layers] for layers in (self.keys, self.values))
         return _Rows(keys, values, self.real[rows], self.filled[rows], self.memory[rows])
 
-    def put(self, rows: Tensor, other: _Rows) -> None:
+    def put(self, rows: Tensor, replacement: _Rows) -> None:
         """Replace ``rows`` by those of ``other``."""
         for name in ("keys", "values"):
-            pairs = zip(getattr(self, name), getattr(other, name), strict=True)
+            pairs = zip(getattr(self, name), getattr(replacement, name), strict=True)
             setattr(self, name, [_shaped(x, y).index_copy(0, rows, y) for x, y in pairs])
         for name in ("real", "filled", "memory"):
-            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(other, name)))
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(replacement, name)))
 
 
 class SegmentDecoding(Mode["SegmentDecoder"]):

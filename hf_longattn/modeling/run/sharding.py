@@ -64,21 +64,21 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
         OptionError: the head, or a mechanism when it is called, cannot be split; or the model is split already.
         MaskError: for an input that cannot be split.
     """
-    whole = getattr(model, "module", model)
+    unwrapped = getattr(model, "module", model)
     if not dist.is_initialized():
         raise BackendError("Sequence parallelism needs several processes; start the script by `accelerate launch` or `torchrun`.")
-    if not isinstance(whole, PreTrainedModel) or attention_implementation(whole.config) != BACKEND:
-        raise BackendError(f"Sequence parallelism needs a Long model that runs its mechanisms, not {type(whole).__name__}.")
-    if whole.config.is_encoder_decoder:
+    if not isinstance(unwrapped, PreTrainedModel) or attention_implementation(unwrapped.config) != BACKEND:
+        raise BackendError(f"Sequence parallelism needs a Long model that runs its mechanisms, not {type(unwrapped).__name__}.")
+    if unwrapped.config.is_encoder_decoder:
         raise OptionError("Encoder-decoder models cannot be split along the sequence yet; leave sequence parallelism out.")
-    bases = [module for module in whole.modules() if isinstance(module, RunsInModes)]
+    bases = [module for module in unwrapped.modules() if isinstance(module, RunsInModes)]
     if len(bases) != 1:
         raise BackendError(
-            f"Sequence parallelism needs a model with one base model of a Long class, but {type(whole).__name__} has {len(bases)}."
+            f"Sequence parallelism needs a model with one base model of a Long class, but {type(unwrapped).__name__} has {len(bases)}."
         )
     base: Any = bases[0]
     if base.recursion is not None:
-        raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be split across processes.")
+        raise OptionError(f"{type(unwrapped).__name__} runs over its text in segments, which cannot be split across processes.")
     if base.sharding is not None:
         raise OptionError("This model's sequences are split already; leave the outer hf_longattn.sequence_parallel before the next one.")
     if base.position_table is not None and not base.takes_positions:
@@ -94,7 +94,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
         raise BackendError(
             "This process is not in the group among which the sequence is to be split; enter the context in its members only."
         )
-    head = None if whole in (base, whole.base_model) else whole
+    head = None if unwrapped in (base, unwrapped.base_model) else unwrapped
     sharding = Sharding(base, group, rank, dist.get_world_size(group), by_token=head is None or _by_token(head), with_head=head is not None)
     handles = []
     for module in base.modules():
@@ -231,10 +231,10 @@ class Sharding(Mode[dict[str, Any]]):
         self, rotary: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add the last position of the whole batch, on which the frequencies depend; :meth:`strip_last_position` removes it."""
-        given = {**dict(zip(("x", "position_ids", "layer_type"), args, strict=False)), **kwargs}
-        positions = given["position_ids"]
+        arguments = {**dict(zip(("x", "position_ids", "layer_type"), args, strict=False)), **kwargs}
+        positions = arguments["position_ids"]
         assert self.last is not None
-        return (), {**given, "position_ids": torch.cat([positions, self.last.expand(len(positions), 1)], 1)}
+        return (), {**arguments, "position_ids": torch.cat([positions, self.last.expand(len(positions), 1)], 1)}
 
     def strip_last_position(self, rotary: nn.Module, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``(B, n, D)`` of the process's own positions."""
@@ -270,11 +270,11 @@ class Sharding(Mode[dict[str, Any]]):
         if isinstance(outputs, tuple):
             raise OptionError(TUPLE_REFUSAL)
         labels = self.labels.to(outputs.logits.device)
-        own = labels[:, self.shard.start : self.shard.stop]
+        local_labels = labels[:, self.shard.start : self.shard.stop]
         items = (labels != IGNORED_LABEL).sum().clamp(min=1) if self.items is None else torch.as_tensor(self.items, device=labels.device)
         logits = outputs.logits.flatten(0, -2)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, own.flatten(), reduction="sum", ignore_index=IGNORED_LABEL) / items
+        loss = F.cross_entropy(logits, local_labels.flatten(), reduction="sum", ignore_index=IGNORED_LABEL) / items
         added, routing = auxiliary_loss(model) if model.training else None, _routing_loss(model, outputs)
         if self.items is None:
             loss = _WholeLoss.apply(loss, self.group, self.processes)
@@ -287,9 +287,9 @@ class Sharding(Mode[dict[str, Any]]):
 
 def _refuse_second_text(kwargs: dict[str, Any]) -> None:
     """Refuse tokens beside those that are split: earlier segments, and an encoder's."""
-    given = next((name for name in ("memory", "encoder_hidden_states") if kwargs.get(name) is not None), None)
-    if given is not None:
-        raise MaskError(f"A sequence that is split across processes cannot be given {given}; leave that, or sequence parallelism, out.")
+    argument = next((name for name in ("memory", "encoder_hidden_states") if kwargs.get(name) is not None), None)
+    if argument is not None:
+        raise MaskError(f"A sequence that is split across processes cannot be given {argument}; leave that, or sequence parallelism, out.")
 
 
 def _routing_loss(model: Any, outputs: Any) -> Tensor | None:
