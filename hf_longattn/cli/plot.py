@@ -45,13 +45,15 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
     """
     new_figure = _figures()
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
-    rows = {name: _different_heads(pattern(one, length, form)) for (name, one), form in zip(mechanisms.items(), forms, strict=True)}
+    rows = {
+        name: _different_heads(pattern(mechanism, length, form)) for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True)
+    }
     columns = max(len(panels) for panels in rows.values())
-    beside = columns == 1  # single panels stand side by side
-    shape = (1, len(rows)) if beside else (len(rows), columns)
+    in_one_row = columns == 1  # single panels stand side by side
+    shape = (1, len(rows)) if in_one_row else (len(rows), columns)
     figure = new_figure(figsize=(max(3.4 * shape[1], 4.2), 3.6 * shape[0]), layout="constrained")
     grid = figure.subplots(*shape, squeeze=False)
-    for axes, (name, panels) in zip(grid.T if beside else grid, rows.items(), strict=True):
+    for axes, (name, panels) in zip(grid.T if in_one_row else grid, rows.items(), strict=True):
         for number, axis in enumerate(axes):
             if number >= len(panels):
                 axis.set_axis_off()

@@ -93,8 +93,8 @@ def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: fl
             table.add_row(row.mechanism, row.refused)
         else:
             seconds = [_number(row.flops[index] / speed) for index in SHOWN_LENGTHS]
-            beside = ["" if same else f" / {_round(row.bytes[index])}" for index in SHOWN_LENGTHS]
-            table.add_row(row.mechanism, *map("".join, zip(seconds, beside, strict=True)))
+            memory = ["" if same else f" / {_round(row.bytes[index])}" for index in SHOWN_LENGTHS]
+            table.add_row(row.mechanism, *map("".join, zip(seconds, memory, strict=True)))
     if same:
         table.add_section()
         table.add_row("memory besides the weights", *(_round(counted[0].bytes[index]) for index in SHOWN_LENGTHS))
@@ -290,7 +290,7 @@ def show_export(report: ExportReport) -> None:
 def _without_state(report: ExportReport, names: Sequence[str]) -> str:
     """The names of inputs or outputs; of a decoder's state only how many there are, since every layer has some."""
     state = [] if report.decoding is None else report.decoding["state"]
-    held = {one[end] for one in state for end in ("input", "output")}
+    held = {row[end] for row in state for end in ("input", "output")}
     return ", ".join([name for name in names if name not in held] + ([f"{len(state)} tensors of the state"] if state else []))
 
 
@@ -333,7 +333,7 @@ def _state_table(model: Inspection) -> Table:
     headings = ["layers", "mechanism", "state", "added by each further token"]
     table = _table(headings, f"state of each layer while decoding a sequence of {model.max_length:,} tokens")
     first = 0
-    for (name, state), run in groupby(zip((one.name for one in model.mechanisms), model.states, strict=True)):
+    for (name, state), run in groupby(zip((mechanism.name for mechanism in model.mechanisms), model.states, strict=True)):
         last = first + len(list(run)) - 1
         layers = f"{first}-{last}" if last > first else str(first)
         table.add_row(layers, name, size(state.bytes), size(state.per_token) if state.per_token else "nothing")
@@ -359,7 +359,7 @@ def show_recipes(recipes: Sequence[Recipe]) -> None:
     """The recipes of each command: name and title, with the published score below."""
     console = terminal.console()
     width = max(len(recipe.name) for recipe in recipes)
-    for command, group in groupby(sorted(recipes, key=lambda one: one.command), key=lambda one: one.command):
+    for command, group in groupby(sorted(recipes, key=lambda recipe: recipe.command), key=lambda recipe: recipe.command):
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, min_width=width)
         table.add_column()
