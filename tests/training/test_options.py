@@ -24,7 +24,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.tasks import load_task, task_names
-from hf_longattn.training import args as args_module
+from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.trainer import TimedTrainer
@@ -305,7 +305,7 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
             current[-1].reported.append(dict(logs))
 
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Reported)
-    monkeypatch.setattr(args_module, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(training_args_module, "get_available_reporting_integrations", lambda: ["tensorboard"])
 
     def run(task: str, line: str = "", output: str = "out", rows: Any = None, more: Sequence[str] = ()) -> tuple[int, Run]:
         assert task in DATA, f"give {task!r} a row of DATA"
