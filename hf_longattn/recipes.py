@@ -30,7 +30,7 @@ CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "con
 TRAINED = re.compile(r"(?:longattn|-m hf_longattn) train (\w+) ")
 """The task in a command."""
 ENTRIES = ("Paper", "Score", "Base", "Hardware", "Differs", "Commands")
-"""What the comment of a training's recipe says: the source of its values, what was published, the checkpoint that it starts from, the
+"""The entries of the comment of a training's recipe: the source of its values, what was published, the checkpoint that it starts from, the
 authors' hardware, where it differs from the paper or the paper is silent, and what to type."""
 
 
@@ -42,13 +42,13 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What ``--config`` takes."""
+        """The name that ``--config`` takes."""
         return self.path.stem
 
     @cached_property
     def entries(self) -> dict[str, str]:
         """The comment at the head of the file: "title", and what :data:`ENTRIES` there are, in lower case; commands are one per line."""
-        found: dict[str, list[str]] = {"title": []}
+        lines_by_entry: dict[str, list[str]] = {"title": []}
         entry = "title"
         for line in read_text(self.path).splitlines():
             if not line.startswith("#"):
@@ -57,10 +57,10 @@ class Recipe:
             name, colon, rest = text.strip().partition(":")
             if colon and name in ENTRIES and not text.startswith("   "):
                 entry, text = name.lower(), rest
-                found[entry] = []
+                lines_by_entry[entry] = []
             if text.strip():
-                found[entry].append(text.strip())
-        return {entry: ("\n" if entry == "commands" else " ").join(lines) for entry, lines in found.items()}
+                lines_by_entry[entry].append(text.strip())
+        return {entry: ("\n" if entry == "commands" else " ").join(lines) for entry, lines in lines_by_entry.items()}
 
     @cached_property
     def command(self) -> str:

@@ -25,8 +25,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(version: bool) -> None:
+    if version:
         from .. import __version__
 
         typer.echo(f"longattn {__version__}")

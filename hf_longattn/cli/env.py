@@ -82,7 +82,7 @@ def processor_name() -> str:
 
 
 def gpu_names() -> list[str]:
-    """The NVIDIA GPUs that the driver lists, by nvidia-smi; torch, which takes seconds to import, is not asked."""
+    """The NVIDIA GPUs that the driver lists, by nvidia-smi; without torch, which takes seconds to import."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

@@ -71,8 +71,8 @@ def export(
         print_json(written.to_dict()) if as_json else show_export(written)
         return
     if format == "native":
-        for given, flag in ((opset, "--opset"), (task, "--task")):
-            if given is not None:
+        for value, flag in ((opset, "--opset"), (task, "--task")):
+            if value is not None:
                 raise typer.BadParameter("is for graphs; the native twin has the head of the checkpoint.", param_hint=flag)
         twin = export_native(
             model, destination, global_attention_mask=global_attention_mask, overwrite=overwrite, revision=revision, token=token

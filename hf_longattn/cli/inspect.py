@@ -57,15 +57,15 @@ def inspect(
     from ..conversion import inspect_checkpoint
 
     assert model is not None
-    found = inspect_checkpoint(model, revision=revision, token=token)
+    inspection = inspect_checkpoint(model, revision=revision, token=token)
     if plot is not None:
         from .plot import draw_patterns, name_layers
 
-        draw_patterns(name_layers(found.mechanisms), length=length, causal=found.causal, file=plot)
+        draw_patterns(name_layers(inspection.mechanisms), length=length, causal=inspection.causal, file=plot)
     if as_json:
-        print_json({**found.to_dict(), **({"plot": str(plot)} if plot else {})})
+        print_json({**inspection.to_dict(), **({"plot": str(plot)} if plot else {})})
         return
-    show_inspection(found)
+    show_inspection(inspection)
     if plot is not None:
         say(f"drawn: {plot}")
 
@@ -83,7 +83,7 @@ def mechanisms(
         info = mechanism_info(name)
         print_json(asdict(info)) if as_json else show_mechanism(info)
         return
-    infos = [mechanism_info(one) for one in list_mechanisms()]
+    infos = [mechanism_info(mechanism) for mechanism in list_mechanisms()]
     print_json({"mechanisms": [asdict(info) for info in infos]}) if as_json else show_mechanisms(infos)
 
 
@@ -100,7 +100,7 @@ def recipes(
 
     ready = ready_recipes()
     if name is None:
-        listed = [{"name": one.name, "command": one.command, **one.entries} for one in ready.values()]
+        listed = [{"name": recipe.name, "command": recipe.command, **recipe.entries} for recipe in ready.values()]
         print_json({"recipes": listed}) if as_json else show_recipes(list(ready.values()))
         return
     if name not in ready:

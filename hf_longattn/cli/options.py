@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
 from typing import Annotated, Any, TypeVar
@@ -20,26 +21,30 @@ Config = type[ConversionConfig] | type[RevertConfig]
 C = TypeVar("C", bound=Callable[..., None])
 
 
-def flag_name(one: Field[Any]) -> str:
+def flag_name(setting: Field[Any]) -> str:
     """The parameter of a command for a setting: `no_verify` for `verify`."""
-    return (one.metadata["flag"].lstrip("-") or one.name).replace("-", "_")
+    return (setting.metadata["flag"].lstrip("-") or setting.name).replace("-", "_")
 
 
-def flag(one: Field[Any]) -> Any:
+def flag(setting: Field[Any]) -> Any:
     """The flag of a setting, with its help."""
-    about = one.metadata
-    if about["type"] is bool:
-        return typer.Option(f"--{flag_name(one).replace('_', '-')}", help=about["flag_help"])
-    given = [about["flag"]] if about["flag"] else []
-    return typer.Option(*given, help=about["help"], metavar=about["metavar"], min=about["minimum"], show_default=about["unset"] or True)
+    metadata = setting.metadata
+    if metadata["type"] is bool:
+        return typer.Option(f"--{flag_name(setting).replace('_', '-')}", help=metadata["flag_help"])
+    names = [metadata["flag"]] if metadata["flag"] else []
+    return typer.Option(
+        *names, help=metadata["help"], metavar=metadata["metavar"], min=metadata["minimum"], show_default=metadata["unset"] or True
+    )
 
 
-def parameter(one: Field[Any]) -> inspect.Parameter:
+def parameter(setting: Field[Any]) -> inspect.Parameter:
     """The parameter of a command for a setting."""
-    kind = one.metadata["type"]
-    annotation = bool if kind is bool else list[str] | None if kind is list else str if one.default is not None else kind | None
-    default = False if kind is bool else one.default
-    return inspect.Parameter(flag_name(one), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, flag(one)])
+    kind = setting.metadata["type"]
+    annotation = bool if kind is bool else list[str] | None if kind is list else str if setting.default is not None else kind | None
+    default = False if kind is bool else setting.default
+    return inspect.Parameter(
+        flag_name(setting), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, flag(setting)]
+    )
 
 
 def takes_settings(kind: Config, *, planned: bool = False) -> Callable[[C], C]:
@@ -49,34 +54,38 @@ def takes_settings(kind: Config, *, planned: bool = False) -> Callable[[C], C]:
         kind: of the config.
         planned: only the settings that a plan depends on.
     """
-    made = {one.name: parameter(one) for one in fields(kind) if one.metadata["flag"] != "-" and (one.metadata["planned"] or not planned)}
+    flags = {
+        setting.name: parameter(setting)
+        for setting in fields(kind)
+        if setting.metadata["flag"] != "-" and (setting.metadata["planned"] or not planned)
+    }
 
     def decorate(command: C) -> C:
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
-            given = {name: values.pop(one.name) for name, one in made.items()}
-            command(**values, config=read_settings(kind, given))
+            settings = {name: values.pop(flag.name) for name, flag in flags.items()}
+            command(**values, config=read_settings(kind, settings))
 
         parameters: list[inspect.Parameter] = []
-        for name, one in inspect.signature(command, eval_str=True).parameters.items():
-            parameters += made.values() if name == "config" else [one.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        for name, argument in inspect.signature(command, eval_str=True).parameters.items():
+            parameters += flags.values() if name == "config" else [argument.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
         del wrapper.__wrapped__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
+        wrapper.__annotations__ = {argument.name: argument.annotation for argument in parameters}
         return wrapper  # type: ignore[return-value]
 
     return decorate
 
 
-def read_settings(kind: Config, given: dict[str, Any]) -> Any:
+def read_settings(kind: Config, values: dict[str, Any]) -> Any:
     """The config from the values of the flags, by the settings' names."""
-    if given.get("verify_text") is not None and given.get("verify"):
+    if values.get("verify_text") is not None and values.get("verify"):
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
-    check_user_code(given.get("remote_code", False), given.get("user_code", False))
-    read = {name: parse(given[name]) or None for name, parse in PARSERS.items() if name in given}
+    check_user_code(values.get("remote_code", False), values.get("user_code", False))
+    read = {name: parse(values[name]) or None for name, parse in PARSERS.items() if name in values}
     if read.get("layers") and "layers" in (read["options"] or {}):
         raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
-    return kind(**{**given, **read, "verify": not given.get("verify")})
+    return kind(**{**values, **read, "verify": not values.get("verify")})
 
 
 def check_model(name: str | None) -> str | None:
@@ -117,7 +126,7 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
     turns: list[dict[str, Any]] = []
     layers: dict[Any, Any] = {}
     with _bad_parameter("--layers"):
-        for where, values in (found for rule in rules or [] for found in read_rules(rule)):
+        for where, values in itertools.chain.from_iterable(map(read_rules, rules or [])):
             if where is None:
                 turns.append(values)
             else:
@@ -140,7 +149,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 }
 """How the values of settings that are no plain values are read."""
 
-_SHARED = {one.name: flag(one) for one in fields(ConversionConfig)}
+_SHARED = {setting.name: flag(setting) for setting in fields(ConversionConfig)}
 OptionFlag = Annotated[list[str] | None, _SHARED["options"]]
 RemoteCode = Annotated[bool, _SHARED["remote_code"]]
 UserCode = Annotated[bool, _SHARED["user_code"]]

@@ -54,4 +54,4 @@ def say(*lines: object, stderr: bool = False, end: str = "\n") -> None:
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    print(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    print(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
