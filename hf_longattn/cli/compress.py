@@ -34,7 +34,7 @@ def compress(
     """Write a smaller checkpoint, and measure what it costs.
 
     Quantised weights are torchao's, in files that from_pretrained loads where torchao is installed. The result is read again, compared,
-    and its loss at short and long lengths, its time and its size are printed beside those of the source; all are in
+    and its loss at short and long lengths, its time and its size are printed next to those of the source; all are in
     compression_report.json.
     """
     from ..export import compress_checkpoint

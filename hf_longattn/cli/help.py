@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from .terminal import say
+
 __all__ = ["add_command"]
 
 _CONVERSION = (
@@ -64,7 +66,7 @@ def _with_help_all(command: Callable[..., None]) -> Callable[..., None]:
 def _show_all(context: typer.Context, value: bool) -> None:
     if value and not context.resilient_parsing:
         context.meta[SHOW_ALL] = True
-        typer.echo(context.get_help(), color=context.color)
+        say(context.get_help())
         raise typer.Exit
 
 
