@@ -19,7 +19,7 @@ from ..hub import BUNDLED_CODE, write_model_card
 from ..private_apis import model_type_table
 from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
-from .plan import StackLength
+from .plan_positions import StackLength
 from .plan_tensors import ResultPlan
 from .report import Check, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,23 +10,21 @@ from typing import Any
 
 import torch
 
-from ..choice_text import write_choice, write_numbers
 from ..configuration import IN_TURN, LongAttentionConfig
-from ..errors import CheckpointError, LengthError, OptionError, PositionError, nearest
-from ..mechanisms import Mechanism
+from ..errors import LengthError, OptionError, PositionError
 from ..mechanisms.common.options import RELATIVE
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.definition import PositionTable
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import mark_generic
-from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters, widest_span
+from ..positions import DROPPED
 from ..positions.relative import relative_kind
 from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
-from .plan_tensors import RenamedTensor, ResultPlan, parse_dtype, plan_tensors, renamed_tensors
+from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
+from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors
 from .sources.base import Source, open_source
 from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
@@ -286,48 +284,6 @@ def _generic_config(
     return config, StackLength(old, old), "as they were", ""
 
 
-@dataclass(frozen=True)
-class PositionWarning:
-    """What speaks against using the result without training: the problem, and what to do about it, both clauses."""
-
-    problem: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.problem}, so predictions can become much worse; {self.advice}."
-
-
-def position_warnings(
-    rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], length: StackLength, *, causal: bool, decoder: bool = False
-) -> list[PositionWarning]:
-    """One warning for each mechanism for which the result's positions do not hold without training.
-
-    Args:
-        rule: how positions are extended.
-        attention, layers: of a stack, and the mechanism of each of its layers.
-        length: of the stack.
-        causal: whether its tokens look back only.
-        decoder: whether it is the decoder of an encoder-decoder.
-    """
-    if rule == RANDOM and length.new > length.old:
-        problem = f"positions from {length.old:,} on are random rows, as before training"
-        return [PositionWarning(problem, "leave --positions random out, or train the result")]
-    problems: dict[str, tuple[str, list[int]]] = {}
-    for number, mechanism in enumerate(layers):
-        if problem := mechanism.untrained_distances(rule, length.old, length.new, causal):
-            name, options = attention.for_layer(number)
-            problems.setdefault(write_choice({"mechanism": name, **options}), (problem, []))[1].append(number)
-    width = widest_span(length.old, causal=causal)
-    flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
-    stack = "decoder layer" if decoder else "layer"
-    advice = f"use a window of at most {width:,} tokens ({flags}), or train the result"
-    warnings = []
-    for name, (problem, numbers) in problems.items():
-        where = f"every {stack}" if len(numbers) == len(layers) else f"{stack}{'s' if len(numbers) > 1 else ''} {write_numbers(numbers)}"
-        warnings.append(PositionWarning(f"{name} in {where} {problem}", advice))
-    return warnings
-
-
 SEGMENTS = ("global_first_segment", "global_second_segment")
 """Options that make a whole segment global."""
 SEPARATOR = "separator_token_id"
@@ -396,192 +352,3 @@ def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttent
         return [completed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     return LongAttentionConfig.from_dict(completed(attention.to_dict()))
-
-
-# The lengths of source and result, of the encoder and of its decoder, and the positions that go with them.
-
-
-@dataclass(frozen=True)
-class StackLength:
-    """Maximum length of a stack in the source and in the result."""
-
-    old: int
-    new: int
-
-
-def stack_lengths(
-    source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], request: ConversionConfig
-) -> tuple[StackLength, StackLength | None]:
-    """The lengths of the text (of the encoder, or of the only stack) and of the decoder of an encoder-decoder.
-
-    The decoder's is unchanged unless requested, since a summary does not grow with its text, except for heads that read the whole text in
-    the decoder.
-
-    Raises:
-        CheckpointError: a position table and the config contradict each other.
-        LengthError: a length is shorter than the source's, or is the decoder's of a model that is not an encoder-decoder.
-    """
-
-    def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
-        old = _source_length(source, architecture, renamed, tables, decoder=decoder)
-        new = max(old, unasked) if wanted is None else int(wanted)
-        if new < old:
-            raise LengthError(
-                f"The source takes {old} tokens and conversion only extends it: a maximum {what} of {new} is too small, give at least "
-                f"{old}."
-            )
-        return StackLength(old, new)
-
-    text = stack(architecture.decoder_alone, request.max_length, 0, "length")
-    if architecture.encoder_decoder:
-        follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
-        return text, stack(True, request.max_decoder_length, follows, "decoder length")
-    if request.max_decoder_length is not None:
-        raise LengthError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
-    return text, None
-
-
-def _source_length(
-    source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], *, decoder: bool
-) -> int:
-    """Maximum length of a stack of the source: its position table without the special rows, or what the config says."""
-    config, converter = architecture.source_config, architecture.converter
-    if converter is not None and not decoder:
-        length = converter.max_length(architecture.original_config)
-        if length is not None:
-            return length
-    table = next((candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None)
-    said = architecture.family.base_length(config, table)
-    if table is None:
-        return said
-    if table.offset == "padding":
-        _check_padding(source, architecture, said)
-    tokens = said - table.config_value(0, config)
-    for tensor in renamed:
-        rows_of_config = tokens + table.leading(config)
-        if tensor.target is not None and tables.get(tensor.target) is table and tensor.shape[:1] != (rows_of_config,):
-            rows = tensor.shape[0] if tensor.shape else "no"
-            field = table.field if hasattr(config, table.field) else "max_position_embeddings"
-            raise CheckpointError(
-                f"The config of {source.name!r} says {field}={said}, but its table {tensor.header.name!r} has {rows} rows; correct it."
-            )
-    return tokens
-
-
-def _check_padding(source: Source, architecture: Architecture, rows: int) -> None:
-    """Refuse a padding token after which no position follows in a table of ``rows``."""
-    pad = architecture.source_config.pad_token_id
-    if pad is None or not -1 <= pad < rows - 1:
-        raise CheckpointError(
-            f"The config of {source.name!r} says pad_token_id={pad}, after which a {architecture.source_class} counts its positions, and "
-            f"max_position_embeddings={rows}; set pad_token_id in its config.json to the id with which it was trained."
-        )
-
-
-@dataclass(frozen=True)
-class PositionPlan:
-    """The positions of the result."""
-
-    rule: str  # "tile", "rope:yarn" …
-    exact: bool  # whether outputs below the old length are unchanged
-    rope: dict[str, Any] | None  # rotary parameters of the result; None for tables and fixed formulas
-    lengths: dict[str, int]  # field of the result's config -> its value
-
-    @property
-    def position_change(self) -> str:
-        """Why positions below the old length change the outputs; empty if they do not."""
-        return "" if self.exact else f"{self.rule} changes the old positions too"
-
-
-def plan_positions(
-    architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
-) -> PositionPlan:
-    """Plan the positions of the result: `positions` is "auto", a strategy for tables, or "rope:<kind>".
-
-    Raises:
-        PositionError: unknown, or for positions that the source does not have.
-    """
-    family, base = architecture.family, architecture.source_config
-    if family.rope and hasattr(base, "rope_parameters"):
-        rope = plan_rotary(base, attention, positions, text)
-        return PositionPlan(f"rope:{rope.kind}", rope.exact, rope.parameters, {"max_position_embeddings": rope.max_position_embeddings})
-    if family.relative:
-        if positions != "auto":
-            raise PositionError(
-                f"{positions!r} does not apply: the positions of a {architecture.source_class} are terms of its scores, which hold at any "
-                "length; expected auto."
-            )
-        of_decoder = {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
-        return PositionPlan("relative", True, None, {"max_position_embeddings": text.new, **of_decoder})
-    lengths = {
-        table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
-        for table in family.position_tables
-    }
-    if family.rotary(base):
-        lengths = lengths or {"max_position_embeddings": text.new}
-        if positions not in ("auto", "rope:none"):
-            raise PositionError(
-                f"{positions!r} does not apply: transformers cannot scale the rotary positions of a {architecture.source_class};"
-                " expected auto or rope:none."
-            )
-        return PositionPlan("rope:none", True, None, lengths)
-    rule = _table_strategy(positions, learned=all(table.learned for table in family.position_tables))
-    grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
-    return PositionPlan(rule, rule not in DROPPED and (keeps_old_rows(rule) or not grows), None, lengths)
-
-
-def _table_strategy(positions: str, *, learned: bool) -> str:
-    """The strategy for position tables; "auto" tiles a learned one, which works without training, and computes more sinusoids."""
-    if positions in DROPPED:
-        return positions
-    if not learned:
-        if positions not in ("auto", SINUSOIDAL):
-            raise PositionError(
-                f"{positions!r} does not apply to sinusoidal positions, which are computed; expected auto, {' or '.join(DROPPED)}."
-            )
-        return SINUSOIDAL
-    known = [*STRATEGIES, *DROPPED]
-    if positions not in ("auto", *STRATEGIES):
-        raise PositionError(
-            f"{positions!r} does not apply to a learned position table; expected auto or one of"
-            f" {', '.join(known)}.{nearest(positions, known)}"
-        )
-    return "tile" if positions == "auto" else positions
-
-
-def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, length: StackLength) -> RopePlan:
-    """Plan the rotary parameters of the result, from the source's config and the result's attention. `positions`: "auto" or "rope:<kind>".
-
-    If they are given by layer type (Gemma 3), only those of layers that see beyond the old length are scaled.
-
-    Raises:
-        PositionError: as `hf_longattn.positions.rope_parameters`.
-    """
-    shape = ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4)
-    mechanisms = layer_mechanisms(attention, shape, length.new)
-    old = config.rope_parameters or {}
-    partial = old.get("partial_rotary_factor", 1.0)
-
-    def plan(kind: str, parameters: dict[str, Any], layers: list[Mechanism]) -> RopePlan:
-        frequencies = int(shape.head_dim * partial) // 2
-        lengths = {"old_length": length.old, "new_length": length.new}
-        return rope_parameters(kind, parameters, **lengths, reach=_reach(layers), frequencies=frequencies)
-
-    if not all(isinstance(parameters, dict) for parameters in old.values()):
-        return plan(positions, old, mechanisms)
-    plans: dict[str, RopePlan] = {}
-    for kind, parameters in old.items():
-        layers = [mechanism for mechanism, own in zip(mechanisms, config.layer_types, strict=True) if own == kind]
-        planned = plan(positions, parameters, layers)
-        reach = _reach(layers)
-        near = reach is not None and reach <= length.old
-        plans[kind] = plan("rope:none", parameters, layers) if near else planned
-    decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
-    parameters = {kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}
-    return RopePlan(decisive.kind, parameters, decisive.max_position_embeddings, all(plan_of_kind.exact for plan_of_kind in plans.values()))
-
-
-def _reach(layers: list[Mechanism]) -> int | None:
-    """How far the layers see back; ``None`` if unbounded."""
-    reaches = [layer.reach(True) for layer in layers]
-    return None if None in reaches else max((reach for reach in reaches if reach is not None), default=0)
