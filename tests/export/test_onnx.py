@@ -20,7 +20,7 @@ import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
 from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
-from hf_longattn.export import onnx as export
+from hf_longattn.export import model_graph
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import padding, tokens
 
@@ -57,7 +57,7 @@ def test_a_torch_graph_needs_nothing_of_ours_and_takes_global_tokens_when_asked_
 
 
 def test_the_least_length_is_where_short_inputs_have_a_path_of_their_own_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "SHORTEST", (2,))  # the lengths between take seconds each and fail as this one does
+    monkeypatch.setattr(model_graph, "MIN_LENGTHS", (2,))  # the lengths between take seconds each and fail as this one does
     source = saved(tmp_path / "long", "bigbird", block_size=64, num_random_blocks=3, blocks_over="input")
     report = export_checkpoint(source, tmp_path / "graph", format="torch")
     assert report.min_length == 705
@@ -78,7 +78,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path,
         export_checkpoint(saved(tmp_path / "window", "window"), target, global_attention_mask=True)
     with pytest.raises(ExportError, match="data-dependent control flow and cannot be exported"):
         export_checkpoint(saved(tmp_path / "hierarchical", "hierarchical"), target)
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(model_graph, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="differs from the model"):
         export_checkpoint(tmp_path / "window", target, format="torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -1,0 +1,176 @@
+"""A model as one graph over whole texts: what is traced, and how the written file is compared."""
+
+from __future__ import annotations
+
+import bisect
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conversion.architectures import attached_mechanisms
+from ..conversion.pooling import SentencePooling
+from ..conversion.report import FAILED, PASSED, TOLERANCE, Check
+from ..conversion.text import VerificationText
+from ..mechanisms import Mechanism
+from ..private_apis import trace_errors
+from .graphs import ExportedGraph, Runner, Traced
+
+MIN_LENGTHS = (2, 129, 513)
+"""Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some definitions need a few blocks to be one graph."""
+EXAMPLE_TOKENS = 600
+"""Tokens of the traced text, unless the minimum length is greater."""
+COMPARED_SHAPES = ((3, 7), (2, 333), (1, 2048))
+"""Batch sizes and lengths to compare; the graph's minimum, a middle and its maximum length replace those it does not take."""
+
+
+class ModelGraph(ExportedGraph):
+    """A model as a function of named tensors that returns a dictionary of tensors, without cache.
+
+    names: its inputs.
+    """
+
+    advised = "longformer"
+
+    def __init__(self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None = None) -> None:
+        super().__init__()
+        self.model, self.words, self.names, self.pooling = model, words, names, pooling
+        self.fixed: dict[str, Any] = {"return_dict": True}
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            self.fixed["use_cache"] = False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        extra = {
+            "token_type_ids": token_type_ids,
+            "global_attention_mask": global_attention_mask,
+            "decoder_input_ids": decoder_input_ids,
+        }
+        extra = {name: value for name, value in extra.items() if value is not None}
+        returned = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra, **self.fixed)
+        tensors = {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+        if self.pooling is not None and "last_hidden_state" in tensors:
+            tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
+        return tensors
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.names
+
+    def traced(self, max_length: int) -> Traced:
+        decoded, tried = longest_decoded(self.model, max_length), _least_lengths(self, max_length)
+        for shortest in tried:
+            example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
+            try:
+                program = torch.export.export(self, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
+            except trace_errors():  # a guard on the length, or guards that contradict each other
+                if shortest == tried[-1]:
+                    raise
+            else:
+                return Traced(program, example, tuple(example), tuple(self(**example)), shortest)
+        raise AssertionError("no minimum length to try")
+
+    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
+        """As :meth:`ExportedGraph.check`, for each of ``COMPARED_SHAPES``."""
+        run = load()
+        compared: list[Check] = []
+        for batch, length in COMPARED_SHAPES:
+            if length < limits[0] and compared:
+                length = sum(limits) // 2
+            inputs = example_inputs(self.model, self.names, self.words, batch, min(max(length, limits[0]), limits[1]))
+            compared.append(_compare(self, run, inputs))
+        return compared
+
+
+def _least_lengths(graph: ModelGraph, max_length: int) -> list[int]:
+    """``MIN_LENGTHS``, and the lengths from which mechanisms are no longer full attention, which is a separate path."""
+    ends = set(MIN_LENGTHS)
+    for mechanism in attached_mechanisms(graph).values():
+        for causal in (False, True):
+            ends.add(1 + bisect.bisect_left(range(1, max_length + 1), True, key=partial(_uncovered, mechanism, causal)))
+    return sorted(length for length in ends if 2 <= length < max_length)
+
+
+def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> bool:
+    return not mechanism.covers(length, causal)
+
+
+def longest_decoded(model: Any, max_length: int) -> int:
+    """Maximum length of the decoder, if the encoder takes ``max_length``."""
+    return min(max_length, getattr(model.config, "max_decoder_position_embeddings", max_length))
+
+
+def free_sizes(example: dict[str, Tensor], shortest: int, max_length: int, decoder_max: int) -> dict[str, dict[int, Any]]:
+    """The dynamic axes of the inputs: the batch first, the tokens last, and choices between."""
+    batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
+    length = torch.export.Dim("length", min=shortest, max=max_length)
+    decoder_length = torch.export.Dim("decoder_length", min=2, max=decoder_max)
+    sizes = {}
+    for name, value in example.items():
+        tokens = decoder_length if name.startswith("decoder") else length
+        sizes[name] = {0: batch, **({1: choices} if value.dim() == 3 else {}), value.dim() - 1: tokens}
+    return sizes
+
+
+def example_inputs(
+    model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int, repeated: bool = True
+) -> dict[str, Tensor]:
+    """Texts of different lengths, right-padded to ``(batch, length)``, or to ``(batch, choices, length)`` for multiple choice.
+
+    repeated: they start alike; otherwise they are consecutive parts of the text.
+    """
+    ids = words.tokens(length).repeat(batch, 1) if repeated else words.tokens(batch * length).view(batch, length).clone()
+    ids[:, 0] = ids[0, 0]
+    real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
+    mask = torch.arange(length)[None] < real
+    config = model.config
+    ids = torch.where(mask, ids, config.pad_token_id or 0)
+    if getattr(config, "is_encoder_decoder", False):  # heads that read the whole text in the decoder need its end token
+        ids = ids.masked_fill(ids == config.eos_token_id, min(5, config.vocab_size - 1)).scatter(1, real - 1, config.eos_token_id)
+    separator = getattr(config, "question_separator_id", None)
+    if separator is not None and length > 2:  # a question, which the graph has to find
+        ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
+    if getattr(config, "global_token_ids", None) and length > 4:
+        ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    if "token_type_ids" in names:
+        second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
+        inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
+    if "global_attention_mask" in names:
+        inputs["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
+    if "MultipleChoice" in type(model).__name__:
+        inputs = {name: value[:, None].repeat(1, 2, 1) for name, value in inputs.items()}
+    if "decoder_input_ids" in names:
+        text_in_decoder = any(head in type(model).__name__ for head in ("SequenceClassification", "QuestionAnswering"))
+        decoded = length if text_in_decoder else min(max(2, length // 2), longest_decoded(model, length))
+        inputs["decoder_input_ids"] = ids[:, :decoded].contiguous()
+    return inputs
+
+
+def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
+    batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
+    with torch.no_grad():
+        expected = graph(**inputs)
+        try:
+            outputs = run(inputs)
+        except Exception as error:  # runtimes raise any type of error
+            why = f"{batch} × {length:,} tokens: the runtime cannot run it ({type(error).__name__})"
+            return Check("equal to the model", FAILED, why, {"batch": batch, "length": length, "difference": None})
+    worst = 0.0
+    for name, expected_values in expected.items():
+        mask = inputs["attention_mask"] != 0
+        rows = mask if expected_values.shape[: mask.dim()] == mask.shape else ...  # outputs at padding are undefined
+        difference = (outputs[name] - expected_values)[rows].abs().max().item() / max(1.0, expected_values[rows].abs().max().item())
+        worst = max(worst, difference if difference == difference else float("inf"))
+    detail = f"{batch} × {length:,} tokens with padding: largest difference {worst:.1e} of the largest output"
+    status = PASSED if worst <= TOLERANCE else FAILED
+    return Check("equal to the model", status, detail, {"batch": batch, "length": length, "difference": worst})
