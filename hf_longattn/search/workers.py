@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,8 @@ def run_workers(work: Work, arguments: Sequence[tuple[Any, ...]]) -> None:
         LongAttentionError: one of them ended early, with its sentence; the others are stopped.
     """
     threads, sentences = max(1, torch.get_num_threads() // len(arguments)), multiprocessing.get_context("spawn").SimpleQueue()
-    workers = start_processes(_worker, (work, arguments, threads, sentences), nprocs=len(arguments), join=False, daemon=True)
+    with _ignoring_interrupts():  # new processes inherit this: Ctrl-C in a terminal reaches them, too, and this one ends them
+        workers = start_processes(_worker, (work, arguments, threads, sentences), nprocs=len(arguments), join=False, daemon=True)
     try:
         while not workers.join():
             pass
@@ -78,3 +82,15 @@ def _worker(number: int, work: Work, arguments: Sequence[tuple[Any, ...]], threa
     except LongAttentionError as error:
         sentences.put(str(error))
         raise SystemExit(1) from None
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may change how signals are handled
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
