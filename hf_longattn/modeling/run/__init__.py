@@ -6,7 +6,7 @@ A call of a Long model, step by step:
 2. With ``memory=``, the outermost model runs in the mode :mod:`.memory`: the memory becomes a cache or memory tokens of the next steps.
 3. A head runs its base model, ``LongBaseModelMixin``, whose call may be sharded (:mod:`.sharding`: each process has a part of every row)
    or packed (:mod:`.packing`: the rows of a padded batch are one row of documents).
-4. Otherwise ``run_whole`` checks lengths, and finds documents and tokens that are global by their ids.
+4. Otherwise ``run_whole`` checks lengths, and finds documents (:mod:`.documents`) and tokens that are global by their ids.
 5. A model with memory tokens runs over one segment after another (:mod:`.segments`), with a cache where ``generate`` asks for one
    (:mod:`.segment_decoding`); every other model runs once.
 

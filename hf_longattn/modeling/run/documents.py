@@ -1,0 +1,159 @@
+"""Several documents packed into one row: how a base model finds them, and which calls are refused because nothing would keep them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...backend import DOCUMENTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
+from ...engines.common.batch import in_graph, positions_in
+from ...errors import MaskError
+from ...mechanisms.common.base import Mechanism
+from ...private_apis import assert_in_graph, values_mapped
+from ..family.validation import input_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object
+
+PACKED_DOCUMENTS = "Several documents are packed into one row, but"
+OWN_ROWS = "give each document its own row with padding."
+WITH_A_CACHE = f"{PACKED_DOCUMENTS} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
+CANNOT_TELL = "cannot tell its attention where each starts"
+
+
+class FindsDocuments(_Base):
+    """The part of a Long base model that finds the documents of a call."""
+
+    if TYPE_CHECKING:
+        recursion: Any
+        hands_globals_down: bool
+        position_table: ClassVar[Any]
+        takes_positions: Any
+        first_position_id: int
+
+    def find_documents(self, arguments: dict[str, Any]) -> None:
+        """Documents packed into one row, by numbers, by offsets or by positions that restart, as ``documents (B, N)`` for attention."""
+        if not in_graph():
+            for name, value in arguments.items():
+                if name in DOCUMENTS or (name == "attention_mask" and getattr(value, "ndim", 0) == 4):
+                    arguments[name] = for_one_pass(value)
+        tokens = input_of(arguments)
+        if tokens is None:
+            return
+        shape = (tokens.shape[0], tokens.shape[1])
+        documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
+        if seen_before(arguments) and (documents is not None or self._begins_anew(arguments)):
+            raise MaskError(WITH_A_CACHE)
+        if documents is None:
+            restarts = self._restarts(arguments, shape)
+            if restarts is None:
+                return
+            if in_graph() and not values_mapped():
+                if (refusal := self._refusal_of_packing(shape[1], arguments.get("use_cache"))) is not None:
+                    assert_in_graph(~restarts.any(), refusal)  # positions are not known yet
+                    self.rule_out_packing(arguments)
+                return
+            if not values_mapped() and not restarts.any():
+                return
+            documents = restarts.cumsum(1).expand(shape)
+        if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # one document in each row
+            return
+        if (refusal := self.refusal_of_documents(arguments)) is not None:
+            raise MaskError(refusal)
+        arguments["documents"] = for_one_pass(documents)
+        if positions is None and self.takes_positions:
+            arguments["position_ids"] = positions_in(documents) + self.first_position_id
+        if arguments.get("use_cache") is None and getattr(self.config, "use_cache", False):
+            arguments["use_cache"] = False
+        self.rule_out_packing(arguments)  # otherwise transformers makes an N×N mask for positions that restart
+
+    def _restarts(self, arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
+        """``(B or 1, N)`` bool, the real tokens whose position is not after that of the real token before them; ``None`` where positions
+        or padding say nothing about documents."""
+        positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or arguments.get("past_key_values") is not None:
+            return None
+        if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] != shape[1] or shape[1] < 2:
+            return None
+        if mask is None:
+            return nn.functional.pad(positions[:, 1:] <= positions[:, :-1], (1, 0))
+        if mask.dim() != 2 or mask.shape != shape:
+            return None
+        real, places = mask.bool(), torch.arange(shape[1], device=positions.device)
+        before = torch.where(real, places, -1).cummax(1).values[:, :-1]
+        positions = positions.expand(shape)
+        return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
+
+    def _begins_anew(self, arguments: dict[str, Any]) -> bool:
+        """Whether a row's next token has the first position although the cache holds tokens of that row."""
+        positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments["past_key_values"]
+        if in_graph() or getattr(cache, "positions_restart", False) or not isinstance(positions, Tensor) or positions.dim() != 2:
+            return False
+        first = positions[:, 0] <= self.first_position_id
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > positions.shape[1]:
+            first = first & mask[:, : -positions.shape[1]].bool().any(1)
+        return bool(first.any())
+
+    def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
+        """Why this call does not take documents packed into one row; ``None`` if it does."""
+        if self.recursion is not None:
+            return f"{PACKED_DOCUMENTS} {type(self).__name__} runs in segments with memory tokens; {OWN_ROWS}"
+        if self.config.is_encoder_decoder or not self.hands_globals_down:
+            return f"{PACKED_DOCUMENTS} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
+        if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
+            return WITH_A_CACHE
+        if self.position_table is not None and not self.takes_positions:
+            return f"{PACKED_DOCUMENTS} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
+        return None
+
+    def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
+        """Why a traced graph of this model does not take rows of ``length`` tokens with several documents; ``None`` where a mask of
+        transformers keeps them apart, which is enough if only distances matter."""
+        causal = any(getattr(module, "is_causal", False) for module in self.modules() if hasattr(module, "long_attention"))
+        if not causal:
+            return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
+        for mechanism in self.modules():
+            if isinstance(mechanism, Mechanism) and (self.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
+                return packing_refused(mechanism)
+        if getattr(self.config, "use_cache", False) if use_cache is None else use_cache:
+            return WITH_A_CACHE
+        return None
+
+    def rule_out_packing(self, arguments: dict[str, Any]) -> None:
+        """Pass a mask of ones: without one, transformers prepares a causal model for packed documents, with an N×N mask."""
+        tokens = input_of(arguments)
+        if arguments.get("attention_mask") is None and arguments.get("past_key_values") is None and tokens is not None:
+            arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+
+
+def seen_before(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call has a cache with tokens in it."""
+    cache = arguments.get("past_key_values")
+    return cache is not None and hasattr(cache, "get_seq_length") and (in_graph() or int(cache.get_seq_length()) > 0)
+
+
+def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
+    """Refuse global tokens and packed documents in a model whose heads or layers do not pass them down; one document in each row is
+    no more than the row.
+
+    Raises:
+        MaskError: one sentence.
+    """
+    if arguments.get("global_attention_mask") is not None:
+        raise MaskError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
+    tokens = input_of(arguments)
+    if tokens is None or DOCUMENTS.isdisjoint(arguments):
+        return
+    if seen_before(arguments):
+        raise MaskError(WITH_A_CACHE)
+    rows = tokens.flatten(0, 1) if tokens.dim() == 3 and "input_ids" in arguments else tokens
+    documents = documents_of(arguments, (rows.shape[0], rows.shape[1]))
+    if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
+        raise MaskError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
+    for name in DOCUMENTS:
+        arguments.pop(name, None)
