@@ -119,22 +119,22 @@ def long_reader(row: str, path: str, options: argparse.Namespace, seed: int | No
     return QAReader(row, model, tokenizer, form, seed=seed, batch_size=1, dtype=dtype)
 
 
-def check_length(path: str, longest: int, asked: int, option: str) -> None:
+def check_length(path: str, longest: int, length: int, option: str) -> None:
     """Refuse a length that the model does not take, before anything is run."""
-    if asked > longest:
-        raise OptionError(f"{option} is {asked}, but {path!r} takes {longest} tokens; give at most that")
+    if length > longest:
+        raise OptionError(f"{option} is {length}, but {path!r} takes {longest} tokens; give at most that")
 
 
 def named_models(texts: list[str]) -> list[tuple[str, str, int | None]]:
     """Parse ROW=PATH[@SEED]."""
-    found = []
+    models = []
     for text in texts:
         row, equals, rest = text.partition("=")
         path, _, seed = rest.rpartition("@") if "@" in rest else (rest, "", "")
         if not equals or not path or (seed and not seed.isdigit()):
             raise OptionError(f"--long takes ROW=PATH or ROW=PATH@SEED, not {text!r}")
-        found.append((row, path, int(seed) if seed else None))
-    return found
+        models.append((row, path, int(seed) if seed else None))
+    return models
 
 
 def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:

@@ -111,18 +111,22 @@ def describe(record: dict[str, Any]) -> str:
 
 def recipes() -> str:
     """The trainings with published values: what, where from, the score, the start, the hardware; then what to type for each."""
-    found = [recipe for recipe in ready_recipes().values() if recipe.command.startswith("train")]
+    recipes = [recipe for recipe in ready_recipes().values() if recipe.command.startswith("train")]
     heads = ["paper", "score", "base", "hardware"]
-    rows = [[f"[`{one.name}`](#{one.name})", one.entries["title"], *(one.entries[head] for head in heads)] for one in found]
+    rows = [
+        [f"[`{recipe.name}`](#{recipe.name})", recipe.entries["title"], *(recipe.entries[head] for head in heads)] for recipe in recipes
+    ]
     table = left(markdown_table(["recipe", "setting", "source", "published", "starts from", "the authors' hardware"], rows))
-    parts = [f"### {one.name}\n\n```bash\n{one.entries['commands']}\n```\n\nDiffers: {one.entries['differs']}" for one in found]
+    parts = [
+        f"### {recipe.name}\n\n```bash\n{recipe.entries['commands']}\n```\n\nDiffers: {recipe.entries['differs']}" for recipe in recipes
+    ]
     return "\n\n".join([table, "## What to type", *parts])
 
 
 def conversions() -> str:
     """The recipes of `longattn convert`, one line each."""
-    found = [recipe for recipe in ready_recipes().values() if recipe.command == "convert"]
-    rows = [[f"`{one.name}`", one.entries["title"], one.entries["paper"]] for one in found]
+    recipes = [recipe for recipe in ready_recipes().values() if recipe.command == "convert"]
+    rows = [[f"`{recipe.name}`", recipe.entries["title"], recipe.entries["paper"]] for recipe in recipes]
     return left(markdown_table(["recipe", "attention", "source"], rows))
 
 
@@ -208,8 +212,8 @@ def quality_line(name: str) -> str:
 
 def commands() -> str:
     """The commands of the command line, with the first sentence of their help."""
-    found = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    rows = [[f"`longattn {name}`", " ".join((command.help or "").split("\n\n")[0].split())] for name, command in found.items()]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    rows = [[f"`longattn {name}`", " ".join((command.help or "").split("\n\n")[0].split())] for name, command in commands.items()]
     return left(markdown_table(["command", "what it does"], rows))
 
 
