@@ -30,6 +30,13 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing the pinned dependencies into $(VENV) (once; a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]' | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing/p; /^Successfully built/p'
+	@$(PY) -m scripts.dev.tools.class_stubs
+	@touch $@
+
+# The types of the Long classes, for editors and mypy; not in git.
+STUBS := hf_longattn/families/__init__.pyi
+$(STUBS): $(READY) scripts/dev/tools/class_stubs.py $(wildcard hf_longattn/families/*.py hf_longattn/modeling/*.py)
+	@$(PY) -m scripts.dev.tools.class_stubs
 	@touch $@
 
 demo: $(READY)  ## convert, fine-tune and compare on long question answering (10 minutes on 2 cores)
@@ -44,7 +51,7 @@ test-lowest: $(READY)  ## the quick tests on the oldest versions that pyproject.
 	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python --no-deps -e .
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -n $(WORKERS) -m "not slow" -p no:cacheprovider $(ARGS)
 
-lint: $(READY)  ## ruff and mypy
+lint: $(STUBS)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

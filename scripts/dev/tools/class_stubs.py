@@ -1,20 +1,18 @@
 """Write the types of the Long classes, which exist at run time only, where editors and type checkers look for them.
 
-    python -m scripts.dev.tools.class_stubs            hf_longattn/families/*.pyi: one for each family, and one that names all their classes
-    python -m scripts.dev.tools.class_stubs --check    exit code 1 when they are not what would be written
+    python -m scripts.dev.tools.class_stubs    hf_longattn/families/*.pyi: one for each family, and one that names all their classes
 
-The signatures are those of the pinned transformers. ``make format`` runs it.
+The signatures are those of the installed transformers. The files are not in git: ``make install``, ``make lint`` and ``make format`` write
+them, and builds take them along (:mod:`scripts.dev.hatch_build`).
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import re
-import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import transformers
@@ -196,22 +194,17 @@ def parts(union: str) -> Iterator[str]:
     yield from (part.strip() for part in re.sub(r"\[.*?\]", "", union).split("|"))
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the file is not up to date")
-    check = parser.parse_args(arguments if arguments is None else list(arguments)).check
-    written = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.pyi")}
+def main() -> None:
+    """Write the stubs, and remove those of families that are gone."""
     expected = stubs()
-    stale = sorted(name for name in {*written, *expected} if written.get(name) != expected.get(name))
-    for name in stale if not check else ():
-        if name in expected:
-            (FOLDER / name).write_text(expected[name], encoding="utf-8")
-        else:
-            (FOLDER / name).unlink()
-    if stale and check:
-        print(f"Not up to date in {FOLDER}: {', '.join(stale)}; run `python -m scripts.dev.tools.class_stubs`.", file=sys.stderr)
-    return int(check and bool(stale))
+    for path in FOLDER.glob("*.pyi"):
+        if path.name not in expected:
+            path.unlink()
+    for name, text in expected.items():
+        path = FOLDER / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,19 +5,21 @@ from __future__ import annotations
 import ast
 import inspect
 import pydoc
-import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import transformers
 
 import hf_longattn
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools import class_stubs
 
-TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in class_stubs.FOLDER.glob("*.pyi")}
+TREES = {Path(name).stem: ast.parse(text) for name, text in class_stubs.stubs().items()}
 CLASSES = {node.name: (node, tree) for tree in TREES.values() for node in tree.body if isinstance(node, ast.ClassDef)}
 EXPORTS = [(family, name) for family in FAMILIES.values() for name in family.exports]
 SNIPPET = """
@@ -48,27 +50,14 @@ ignore_missing_imports = True
 """
 
 
-def written_by() -> str:
-    first = (class_stubs.FOLDER / "bert.pyi").read_text(encoding="utf-8").splitlines()[0]
-    return re.search(r"transformers ([\d.]+);", first)[1]  # type: ignore[index]
-
-
-@pytest.mark.skipif(transformers.__version__ != written_by(), reason="signatures differ between versions of transformers")
-def test_the_stubs_are_up_to_date() -> None:
-    assert class_stubs.main(["--check"]) == 0, "run `make format`"
-
-
-def test_stubs_that_are_not_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stubs_of_families_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_stubs, "FOLDER", tmp_path)
     monkeypatch.setattr(class_stubs, "FAMILIES", {"bert": FAMILIES["bert"]})
     (tmp_path / "gone.pyi").touch()
-    assert class_stubs.main([]) == 0
+    (tmp_path / "bert.pyi").write_text("old", encoding="utf-8")
+    class_stubs.main()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["__init__.pyi", "bert.pyi"]
-    assert class_stubs.main(["--check"]) == 0
-    stale = tmp_path / "bert.pyi"
-    stale.write_text(stale.read_text(encoding="utf-8").replace("LongBertModel", "LongBertModels"), encoding="utf-8")
-    assert class_stubs.main(["--check"]) == 1
-    assert "bert.pyi; run `python -m scripts.dev.tools.class_stubs`" in capsys.readouterr().err
+    assert "class LongBertModel" in (tmp_path / "bert.pyi").read_text(encoding="utf-8")
 
 
 def test_every_long_class_has_a_definition_to_go_to() -> None:
@@ -101,13 +90,61 @@ def test_documentation_tools_show_them(name: str) -> None:
         assert "global_attention_mask" in str(inspect.signature(made.forward))
 
 
-@pytest.mark.slow
-def test_mypy_checks_what_a_user_writes(tmp_path: Path, repository: Path) -> None:
-    (tmp_path / "snippet.py").write_text(SNIPPET, encoding="utf-8")
-    (tmp_path / "mypy.ini").write_text(SETTINGS, encoding="utf-8")
+def assert_mypy_reads_the_classes(packages: Path, folder: Path) -> None:
+    """mypy finds the mistakes in :data:`SNIPPET`, and no others, with the package in ``packages``."""
+    (folder / "snippet.py").write_text(SNIPPET, encoding="utf-8")
+    (folder / "mypy.ini").write_text(SETTINGS, encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", "snippet.py"]
-    done = subprocess.run(command, cwd=tmp_path, env={"MYPYPATH": str(repository)}, capture_output=True, text=True, check=False)
-    found = {int(line.split(":")[1]): line for line in done.stdout.splitlines() if ": error:" in line}
+    done = subprocess.run(command, cwd=folder, env={"MYPYPATH": str(packages)}, capture_output=True, text=True, check=False)
+    errors = {int(line.split(":")[1]): line for line in done.stdout.splitlines() if ": error:" in line}
     expected = {number: line.split("# E: ")[1] for number, line in enumerate(SNIPPET.splitlines(), 1) if "# E: " in line}
-    assert found.keys() == expected.keys(), done.stdout + done.stderr
-    assert all(expected[number] in found[number] for number in expected), done.stdout
+    assert errors.keys() == expected.keys(), done.stdout + done.stderr
+    assert all(expected[number] in errors[number] for number in expected), done.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, repository: Path) -> Path:
+    """A checkout without stubs, as after `git clone`."""
+    folder = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyi", "results")
+    for name in ("hf_longattn", "configs", "scripts"):
+        shutil.copytree(repository / name, folder / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / name, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_mypy_checks_what_a_user_writes_with_a_checkout(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_stubs, "FOLDER", checkout / "hf_longattn" / "families")
+    class_stubs.main()
+    assert_mypy_reads_the_classes(checkout, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_stubs(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is built without isolation, where transformers is installed; a user's mypy reads it."""
+    build = pytest.importorskip("hatchling.build")
+    monkeypatch.chdir(checkout)
+    name = build.build_wheel(str(tmp_path))
+    with zipfile.ZipFile(tmp_path / name) as archive:
+        archive.extractall(tmp_path / "packages")
+    families = tmp_path / "packages" / "hf_longattn" / "families"
+    assert {path.name for path in families.glob("*.pyi")} == {f"{stem}.pyi" for stem in TREES}
+    assert_mypy_reads_the_classes(tmp_path / "packages", tmp_path)
+
+
+def test_an_isolated_build_warns_where_it_has_no_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hatchling")
+    from scripts.dev import hatch_build
+
+    warnings: list[str] = []
+    app: Any = SimpleNamespace(display_warning=warnings.append)
+    hook = hatch_build.StubsHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel", app)
+    monkeypatch.setattr(hatch_build.importlib.util, "find_spec", lambda name: None)
+    hook.initialize("standard", {})
+    assert warnings == [hatch_build.WITHOUT_STUBS.format(missing="torch and transformers")]
+    (tmp_path / "hf_longattn" / "families").mkdir(parents=True)
+    (tmp_path / "hf_longattn" / "families" / "__init__.pyi").touch()
+    hook.initialize("standard", {})
+    assert len(warnings) == 1
