@@ -72,16 +72,16 @@ class _Clock(StoppingCriteria):
 
 def decoding_model(attention: LongAttentionConfig, shape: DecodeShape, longest: int) -> Any:
     """A LongLlama with random weights."""
-    import hf_longattn
+    from hf_longattn import families
 
     torch.manual_seed(shape.seed)
     width = shape.heads * shape.head_dim
-    config = hf_longattn.LongLlamaConfig(
+    config = families.LongLlamaConfig(
         vocab_size=VOCAB, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.heads, max_position_embeddings=longest + shape.steps + 1,
         long_attention=attention, pad_token_id=0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    return hf_longattn.LongLlamaForCausalLM(config).eval()
+    return families.LongLlamaForCausalLM(config).eval()
 
 
 @torch.no_grad()
