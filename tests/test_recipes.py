@@ -123,6 +123,7 @@ def test_an_installed_package_has_the_recipes(kind: str, tmp_path: Path, reposit
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.stdout == (repository / "configs" / "recipes" / "longformer-triviaqa.yaml").read_text(encoding="utf-8"), done.stderr
+    assert (packages / "hf_longattn").exists() == (kind == "wheel"), "an editable installation has no second copy"
     if kind == "wheel":
         assert {path.name for path in packages.glob("hf_longattn/configs/**/*.yaml")} == {recipe.path.name for recipe in READY.values()}
 

@@ -1,4 +1,7 @@
-"""Put the types of the Long classes into wheels and source distributions.
+"""Put ``configs/`` into wheels, and the types of the Long classes into wheels and source distributions.
+
+Wheels carry ``configs/`` as ``hf_longattn/configs``. An editable installation reads the checkout's own: a copy in site-packages would be a
+second, older one, and a folder there that can be imported as ``hf_longattn`` without the package.
 
 ``hf_longattn/families/*.pyi`` are generated (:mod:`scripts.dev.tools.class_stubs`) and not in git. Their signatures are transformers', so
 they are written where torch and transformers can be imported: in a checkout by ``make install``, ``make lint`` and ``make format``, and by
@@ -24,7 +27,7 @@ WITHOUT_STUBS = (
 )
 
 
-class StubsHook(BuildHookInterface):
+class WheelContents(BuildHookInterface):
     """Called by hatchling, which is told of this file in ``pyproject.toml``."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -32,6 +35,8 @@ class StubsHook(BuildHookInterface):
         if version == "editable":
             return
         root = Path(self.root)
+        if self.target_name == "wheel":
+            build_data["force_include"][str(root / "configs")] = "hf_longattn/configs"
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if not missing:
             paths = os.pathsep.join(path for path in (str(root), os.environ.get("PYTHONPATH")) if path)

@@ -140,11 +140,11 @@ def test_an_isolated_build_warns_where_it_has_no_stubs(tmp_path: Path, monkeypat
 
     warnings: list[str] = []
     app: Any = SimpleNamespace(display_warning=warnings.append)
-    hook = hatch_build.StubsHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel", app)
+    hook = hatch_build.WheelContents(str(tmp_path), {}, None, None, str(tmp_path), "wheel", app)
     monkeypatch.setattr(hatch_build.importlib.util, "find_spec", lambda name: None)
-    hook.initialize("standard", {})
+    hook.initialize("standard", {"force_include": {}})
     assert warnings == [hatch_build.WITHOUT_STUBS.format(missing="torch and transformers")]
     (tmp_path / "hf_longattn" / "families").mkdir(parents=True)
     (tmp_path / "hf_longattn" / "families" / "__init__.pyi").touch()
-    hook.initialize("standard", {})
+    hook.initialize("standard", {"force_include": {}})
     assert len(warnings) == 1
