@@ -133,6 +133,7 @@ REAL = IDS != 0
     [
         (TokenRule(positions=(0, 3)), ["1..1......", "..1..1....", "1..1......"]),
         (TokenRule(token_ids=(7, 8)), [".11...1...", "...1......", ".11......."]),
+        (TokenRule(token_ids=(0, 7)), [".1....1...", "...1......", ".1........"]),  # 0 pads: padding is never global
         (TokenRule(first_segment=True, separator=2), ["111.......", "..11......", ".........."]),
         (TokenRule(second_segment=True, separator=2), [".....111..", ".....11111", ".........."]),
         (TokenRule(positions=(0,), token_ids=(9,), second_segment=True, separator=2), ["1....111..", "..1..11111", "1..1111111"]),
@@ -141,6 +142,14 @@ REAL = IDS != 0
 def test_rules(rule: TokenRule, expected: list[str]) -> None:
     found = ["".join("1" if one else "." for one in row) for row in rule.mask(IDS, REAL).tolist()]
     assert found == expected
+
+
+def test_a_rule_of_segments_needs_their_separator() -> None:
+    rule = TokenRule(first_segment=True)
+    assert rule.with_separator(2).separator == 2
+    assert TokenRule(positions=(0,)).with_separator(None).separator is None
+    with pytest.raises(OptionError, match="give separator_token_id, for example 102 for BERT"):
+        rule.with_separator(None)
 
 
 def test_a_model_resolves_ids_as_if_the_mask_had_been_given() -> None:

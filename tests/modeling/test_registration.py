@@ -79,11 +79,6 @@ def test_importing_the_package_imports_neither_torch_nor_models() -> None:
     assert in_a_new_process(code) == "False []"
 
 
-def test_importing_the_package_is_cheap() -> None:
-    code = "import time, transformers; start = time.perf_counter(); import hf_longattn; print(time.perf_counter() - start)"
-    assert min(float(in_a_new_process(code)) for _ in range(2)) < 1.0
-
-
 def test_a_config_imports_its_own_family_and_no_compiler() -> None:
     code = (
         "import sys, hf_longattn; from transformers import AutoConfig; config = AutoConfig.for_model('long_bert');"

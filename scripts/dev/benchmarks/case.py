@@ -118,14 +118,3 @@ class AttentionInputs:
     def upstream_heads(self) -> Tensor:
         """The gradient of the output, (B, H, N, D)."""
         return self.split(self.upstream)
-
-
-def build_inputs(kind: str, case: Case) -> Any:
-    """What all implementations of one kind share at one length. Registers that kind only: attention alone needs no model classes."""
-    if kind == "attention":
-        from . import attention  # noqa: F401
-
-        return AttentionInputs(case)
-    from .models.inputs import ModelInputs
-
-    return ModelInputs(case)

@@ -18,8 +18,9 @@ import torch
 from hf_longattn.errors import LongAttentionError
 from scripts.dev import ROOT
 
-from .case import Case, build_inputs
+from .case import Case
 from .implementations import build_implementation
+from .inputs import build_inputs
 
 MiB = 2**20
 

@@ -9,8 +9,9 @@ import torch
 
 from hf_longattn.errors import OptionError
 
-from .case import Case, build_inputs
+from .case import Case
 from .implementations import Implementation, LeftOut, build_implementation
+from .inputs import build_inputs
 from .memory import exponent, measure_memory
 from .report import BenchmarkResult
 from .timing import time_in_turn, times_faster
