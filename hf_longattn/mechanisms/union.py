@@ -153,7 +153,7 @@ class Union(Composite, GatheredMechanism):
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)
 
-    def mask(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         masks = []
         for member in self.mechanisms:
             reach, mask = member.reach(True), member.kept(positions, upcoming)
