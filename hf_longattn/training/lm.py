@@ -31,7 +31,7 @@ from hf_longattn.training.loading import load_model, loading
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
 from hf_longattn.training.segments import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 MOST_HELD_OUT = 1000
@@ -115,7 +115,7 @@ class LMDataArguments(TextDataArguments):
 class TextTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` with the batch sizes of long text."""
 
-    per_device_train_batch_size: int = argument(1, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_train_batch_size: int = batch_size_argument(1)
     per_device_eval_batch_size: int = argument(1, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
 

@@ -24,6 +24,11 @@ SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """What `accelerate launch` sets where weights are split over processes."""
 
 
+def batch_size_argument(default: int, help: str = "Inputs per forward pass and process.") -> Any:
+    """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
+    return argument(default, help, ["--batch_size", "--batch-size"])
+
+
 @dataclass
 class LongTrainingArguments(TrainingArguments):
     """All of ``TrainingArguments`` with a time budget and a number of tokens per batch.
@@ -42,6 +47,7 @@ class LongTrainingArguments(TrainingArguments):
     num_train_epochs: float = argument(
         0.0, "Passes over the data; 0 = 3 passes, or as many as max_steps or max_minutes allow.", ["--epochs"]
     )
+    per_device_train_batch_size: int = batch_size_argument(8)
     max_minutes: float | None = argument(
         None, "Stop after this many minutes, as measured by the first process; the learning rate reaches zero by then. The evaluations "
         "before and during the training count, the one after it does not."

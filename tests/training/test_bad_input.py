@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,25 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
 """Values that a column must not hold, and a part of the sentence."""
 
 
+def written(rows: list[dict[str, Any]], folder: Path) -> str:
+    """A file that holds the rows."""
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def refusal(task: str, line: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The sentence in which a task refuses a command line, and nothing else: no heading, no traceback, no model."""
+    capsys.readouterr()
+    assert train(task, [*line, "--output", str(folder / "out"), "--no_bf16"]) == 1, capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    errors = [text for text in lines if text.startswith("Error: ")]
+    assert len(errors) == 1
+    assert not [text for text in lines if text.startswith("hf_longattn ")], "no heading comes before a refusal"
+    assert not (folder / "out" / "config.json").exists()
+    return errors[0]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
@@ -68,31 +88,29 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
     """What a task says about data, which it must refuse."""
 
     def run(name: str, source: str | list[dict[str, Any]], *more: str) -> str:
-        if not isinstance(source, str):
-            path = tmp_path / "data.jsonl"
-            path.write_text("".join(json.dumps(row) + "\n" for row in source))
-            source = str(path)
         flag = "--text" if name in ("mlm", "clm", "linearise", "distill") else "--tasks" if name == "multitask" else "--data"
-        given = [f"one=classify:{source}", f"two=classify:{source}"] if name == "multitask" else [source]
         needed = {"linearise": ["--mechanism", "hedgehog"], "distill": ["--method", "logits", "--teacher", models[name]]}.get(name, [])
-        line = ["--model", models[name], "--output", str(tmp_path / "out"), "--no_bf16", flag, *given, *needed, *more]
-        capsys.readouterr()
-        assert train(name, line) == 1, capsys.readouterr().err
-        lines = capsys.readouterr().err.splitlines()
-        said = [one for one in lines if one.startswith("Error: ")]
-        assert len(said) == 1
-        assert not [one for one in lines if one.startswith("hf_longattn ")], "no heading comes before a refusal"
-        assert not (tmp_path / "out" / "config.json").exists()
-        return said[0]
+        file = source if isinstance(source, str) else written(source, tmp_path)
+        sources = [f"one=classify:{file}", f"two=classify:{file}"] if name == "multitask" else [file]
+        return refusal(name, ["--model", models[name], flag, *sources, *needed, *more], tmp_path, capsys)
 
     return run
 
 
 @pytest.mark.parametrize("task", task_names())
 def test_of_every_task(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
-    good = ROWS[task]
     if task == "embed":
         pytest.importorskip("sentence_transformers")
+    check_refusals(partial(sentence, task), ROWS[task], LEFT_OUT[task], WRONG[task], tmp_path)
+
+
+def check_refusals(
+    sentence: Callable[..., str], good: dict[str, Any], left_out: str, wrong: list[tuple[dict[str, Any], str]], tmp_path: Path
+) -> None:
+    """Missing, empty and broken files, a missing column and wrong values are refused in a sentence that names them.
+
+    sentence: how the task refuses a file or rows; good, left_out, wrong: its rows of the tables above.
+    """
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "header.csv").write_text(",".join(good) + "\n")
     (tmp_path / "broken.jsonl").write_text('{"a": 1\n')
@@ -102,15 +120,14 @@ def test_of_every_task(task: str, sentence: Callable[..., str], tmp_path: Path) 
         ("header.csv", "has no rows|no text|no questions|no pairs|there are|no row|no words|nothing to learn"),
         ("broken.jsonl", "cannot be read|not valid JSON"),
     ):
-        assert re.search(words, sentence(task, str(tmp_path / file))), file
-    left_out = LEFT_OUT[task]
-    said = sentence(task, [{name: value for name, value in {**good, "other": 1}.items() if name != left_out}] * 4)
+        assert re.search(words, sentence(str(tmp_path / file))), file
+    said = sentence([{name: value for name, value in {**good, "other": 1}.items() if name != left_out}] * 4)
     assert "other" in said, said
-    for changes, words in WRONG[task]:
-        said = sentence(task, [{**good, **changes}] * 4)
+    for changes, words in wrong:
+        said = sentence([{**good, **changes}] * 4)
         assert re.search(words, said), said
-    column = next(name for name, value in good.items() if isinstance(value, str) and name != "id") if task != "tokens" else "tokens"
-    said = sentence(task, [good, {**good, column: 5}, good, {**good, column: [1]}])
+    column = next((name for name, value in good.items() if isinstance(value, str) and name != "id"), next(iter(good)))
+    said = sentence([good, {**good, column: 5}, good, {**good, column: [1]}])
     assert re.search(rf"{column}|JSON|different types|must be|not text", said), said
     assert len(said) < 700, said
 

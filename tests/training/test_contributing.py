@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +18,11 @@ from hf_longattn.cli.train import train
 from hf_longattn.errors import RegistrationError, UsageError
 from hf_longattn.tasks import load_task, task_names, task_summary
 from tests.training.conftest import checkpoint
+from tests.training.test_bad_input import check_refusals, refusal, written
+from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 
-SECTION = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a task\n")[2]
+ROOT = Path(__file__).resolve().parents[2]
+SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a task\n")[2]
 LINE = "--max_steps 2 --no_bf16 --save_steps 1 --disable_tqdm True --learning_rate 1e-3 --gradient_accumulation_steps 1"
 
 
@@ -28,12 +35,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_task_dropped_in_place_is_a_command(
-    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
-) -> None:
+def put_in_place(folder: Path) -> None:
+    """Write the section's task into the folder."""
     code = re.search(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
     assert code is not None
     (folder / "score.py").write_text(code[1], encoding="utf-8")
+
+
+def test_a_task_dropped_in_place_is_a_command(
+    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in_place(folder)
     assert "score" in task_names()
     assert task_summary("score") == "Fine-tune to predict a number for each document."
     with pytest.raises(SystemExit, match="0"):
@@ -47,7 +59,7 @@ def test_a_task_dropped_in_place_is_a_command(
     recipe.write_text(f"model: {checkpoint('mlm', tmp_path / 'short', tokenizer)}\noutput: {out}\ndata: {data}\n")
     line = ["--config", str(recipe), *LINE.split()]
     assert train("score", line) == 1
-    assert "not 'score'; name one with --score_column" in capsys.readouterr().err
+    assert "not 'score'; name one with --score-column" in capsys.readouterr().err
     line += ["--score-column", "grade"]
     assert train("score", line) == 0
     assert "held-out squared error" in capsys.readouterr().err
@@ -55,6 +67,36 @@ def test_a_task_dropped_in_place_is_a_command(
     assert json.loads((out / "config.json").read_text())["problem_type"] == "regression"
     assert train("score", [*line, "--max_steps", "3", "--resume"]) == 0
     assert json.loads((out / "training_log.json").read_text())["history"][-1]["step"] == 3
+    line += [*OPTIONS_OF_ALL_TASKS.split(), "--output", str(tmp_path / "options")]
+    assert train("score", line) == 0
+    assert json.loads((tmp_path / "options" / "training_log.json").read_text())["settings"]["per_device_train_batch_size"] == 2
+
+
+def test_bad_data_of_a_task_dropped_in_place(
+    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in_place(folder)
+    model = checkpoint("mlm", tmp_path / "short", tokenizer)
+
+    def sentence(source: str | list[dict[str, Any]]) -> str:
+        file = source if isinstance(source, str) else written(source, tmp_path)
+        return refusal("score", ["--model", model, "--data", file], tmp_path, capsys)
+
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"text": 5}, "not text"), ({"text": None}, "must have a text"), ({"score": "high"}, "a number, not .* 'high'"),
+        ({"score": None}, "a number"),
+    ]  # fmt: skip
+    check_refusals(sentence, {"text": "a tree", "score": 0.5}, "score", wrong, tmp_path)
+
+
+def test_the_example_passes_the_linter(folder: Path) -> None:
+    put_in_place(folder)
+    ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
+    if ruff is None:
+        pytest.skip("ruff is not installed")
+    for command in (["check"], ["format", "--check"]):
+        line = [ruff, *command, "--quiet", "--no-cache", "--config", str(ROOT / "pyproject.toml"), str(folder / "score.py")]
+        assert subprocess.run(line, capture_output=True, text=True).stdout == ""
 
 
 def test_what_is_not_a_task_is_refused(folder: Path) -> None:

@@ -37,7 +37,7 @@ from hf_longattn.training.candidates import (
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 CANDIDATE_FORMS = ("auto", "separate", "joint")
@@ -83,9 +83,7 @@ class ChoiceDataArguments(LabelledDataArguments):
 class ChoiceTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of multiple choice."""
 
-    per_device_train_batch_size: int = argument(
-        1, "Questions per forward pass and process; each choice is a row.", ["--batch_size", "--batch-size"]
-    )
+    per_device_train_batch_size: int = batch_size_argument(1, "Questions per forward pass and process; each choice is a row.")
     per_device_eval_batch_size: int = argument(1, "Questions per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(16, "Forward passes per optimiser step (RoBERTa on RACE: 16 questions a step).")
     learning_rate: float = argument(1e-5, "Highest learning rate (RoBERTa on RACE, table 10: 1e-5).")

@@ -25,7 +25,7 @@ from hf_longattn.training.args import LabelledDataArguments, ModelArguments, arg
 from hf_longattn.training.loading import label_config, load_head, load_start
 from hf_longattn.training.results import Scores, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 
@@ -59,7 +59,7 @@ class ClassificationDataArguments(LabelledDataArguments):
 class ClassificationTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of document classification."""
 
-    per_device_train_batch_size: int = argument(2, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_train_batch_size: int = batch_size_argument(2, "Documents per forward pass and process.")
     per_device_eval_batch_size: int = argument(2, "Documents per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")

@@ -30,7 +30,7 @@ from hf_longattn.training.args import LabelledDataArguments, ModelArguments, arg
 from hf_longattn.training.loading import loading, without_load_report
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 logger = logging.get_logger(LOGGER)
@@ -78,7 +78,7 @@ class EmbedTrainingArguments(LongTrainingArguments):
     without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
 
     mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
-    per_device_train_batch_size: int = argument(32, "Pairs of which each is told from the others.", ["--batch_size", "--batch-size"])
+    per_device_train_batch_size: int = batch_size_argument(32, "Pairs of which each is told from the others.")
     per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
     learning_rate: float = argument(2e-5, "Highest learning rate (SBERT, Reimers & Gurevych 2019: 2e-5).")
     batch_sampler: str = argument(

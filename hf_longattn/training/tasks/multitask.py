@@ -49,7 +49,7 @@ from hf_longattn.training.tasks.classify import ClassificationDataArguments, rea
 from hf_longattn.training.tasks.qa import QADataArguments, read_questions
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.trainer import MeasuringTrainer
-from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
+from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 LOADERS = {"classify": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification, "qa": AutoModelForQuestionAnswering}
@@ -113,7 +113,7 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
     temperature: float = argument(
         2.0, "Tasks are drawn in proportion to (number of inputs)^(1/temperature); 1 = by size, large = all alike (T5, section 3.5.2)."
     )
-    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; they mix the tasks.")
     learning_rate: float = argument(5e-5, "Highest learning rate (MT-DNN, Liu et al. 2019: 5e-5).")

@@ -44,7 +44,7 @@ from hf_longattn.training.args import LabelledDataArguments, ModelArguments, arg
 from hf_longattn.training.loading import load_model, loading
 from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 LONG_DOCUMENTS = ("windows", "truncate", "refuse")
@@ -119,7 +119,7 @@ class QATrainingArguments(LongTrainingArguments):
         [], "For short models: train under the attention of their later conversion. In every step document tokens see the question and "
         "this many tokens on either side, drawn from these numbers; 0 = full attention."
     )  # fmt: skip
-    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
     learning_rate: float = argument(3e-5, "Highest learning rate (BERT fine-tuning: 2e-5 to 5e-5).")

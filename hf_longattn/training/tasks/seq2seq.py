@@ -28,7 +28,7 @@ from hf_longattn.training.args import LabelledDataArguments, ModelArguments, arg
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 PREDICTIONS = "predictions.txt"
@@ -62,7 +62,7 @@ class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArgumen
 
     predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
     generation_num_beams: int | None = argument(4, "Beams in evaluation (LED and BART: 4).")
-    per_device_train_batch_size: int = argument(1, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_train_batch_size: int = batch_size_argument(1, "Documents per forward pass and process.")
     per_device_eval_batch_size: int = argument(1, "Documents per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
     learning_rate: float = argument(3e-5, "Highest learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")

@@ -28,7 +28,7 @@ from hf_longattn.training.args import LabelledDataArguments, ModelArguments, arg
 from hf_longattn.training.loading import label_config, load_head, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 
@@ -59,7 +59,7 @@ class TokenDataArguments(LabelledDataArguments):
 class TokenTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of token classification."""
 
-    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
     learning_rate: float = argument(5e-5, "Highest learning rate (BERT, appendix A.3: 2e-5 to 5e-5).")
