@@ -84,11 +84,13 @@ class HubError(LongAttentionError):
 
 EXTRAS: dict[str, dict[str, str]] = {
     "compress": {"torchao": "torchao>=0.18"},
+    "fla": {"fla": "flash-linear-attention>=0.3; platform_system == 'Linux'"},
     "gguf": {"gguf": "gguf>=0.17"},
     "onnx": {"onnx": "onnx>=1.19", "onnxruntime": "onnxruntime>=1.22", "onnxscript": "onnxscript>=0.5.4"},
     "peft": {"peft": "peft>=0.21"},
     "plot": {"matplotlib": "matplotlib>=3.9"},
     "search": {"matplotlib": "matplotlib>=3.9", "optuna": "optuna>=5.0"},
+    "serve": {"fastapi": "fastapi>=0.120", "onnxruntime": "onnxruntime>=1.22", "uvicorn": "uvicorn>=0.35"},
     "sentence": {"sentence_transformers": "sentence-transformers>=6.0", "sklearn": "scikit-learn>=1.6"},
 }
 """For each extra, the packages that hf_longattn imports: the name of the import and what pip installs, as in pyproject.toml."""
@@ -167,7 +169,7 @@ def visible(text: str) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """The same in one line: a name or a value in a table, or in the text of a card, where a line break could begin a heading."""
+    """A text in one line: a name or a value in a table, or in the text of a card, where a line break could begin a heading."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 MOVED_MODULES = {
+    "conversion.audit": "audit",
     "conversion.compress": "export.compress",
     "conversion.decoder_export": "export.decoder",
     "conversion.export": "export.onnx",
@@ -28,6 +29,8 @@ MOVED_MODULES = {
     "engines.flex": "engines.cuda.flex",
     "engines.flex_kernel": "engines.cuda.flex_kernel",
     "diagnostics.svg": "diagnostics.charts",
+    "evaluation.qa_features": "data.qa_features",
+    "evaluation.qa_markers": "data.qa_markers",
     "evaluation.metrics.trivia": "evaluation.metrics.long_qa",
     **{
         f"mechanisms.{name}": f"mechanisms.common.{name}"
@@ -43,8 +46,15 @@ MOVED_MODULES = {
     },
     **{f"modeling.{name}": f"modeling.inference.{name}" for name in ("fast_linear", "pruning")},
     "modeling.bucketed": "modeling.attach.t5_attention",
+    "modeling.recurrence": "modeling.run.segments",
+    "modeling.sequence_parallel": "modeling.run.sharding",
     "modeling.quantised": "modeling.inference.optimize",
     "training.attention_distillation": "training.linearise",
+    "training.batching": "data.batching",
+    "training.collators": "data.batching",
+    "training.data": "data.sources",
+    "training.lengths": "data.lengths",
+    "training.qa_data": "data.qa_schemas",
     "training.classification": "training.tasks.classify",
     "training.knowledge": "training.tasks.distill",
     **{f"training.{name}": f"training.tasks.{name}" for name in ("choice", "embed", "multitask", "qa", "seq2seq", "tokens")},

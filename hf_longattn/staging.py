@@ -26,7 +26,7 @@ from .reading import check_name
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
 """In the names of unfinished folders: on a shared file system, processes of several machines can have the same number."""
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
-"""Of an OSError: no space, or no permission."""
+"""Codes of an OSError: no space, or no permission."""
 STALE = 24 * 3600
 """Seconds without a change after which another machine's unfinished folder counts as abandoned."""
 

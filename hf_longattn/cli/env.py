@@ -18,12 +18,14 @@ from .terminal import print_json, say
 REQUIRED = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "typer")
 PURPOSES = {
     "compress": "`longattn compress --method int8` and other methods of torchao",
+    "fla": "faster linear attention on CUDA",
     "gguf": "reading and writing .gguf files",
     "onnx": "`longattn export` to ONNX",
     "peft": "LoRA in training, and PEFT adapters in conversions",
     "plot": "drawings: `--plot`, `longattn diagnose --html`",
     "search": "`longattn search`, and trials of learning rates",
     "sentence": "`longattn train embed`",
+    "serve": "the example server of exported encoders",
 }
 """What each extra is for, in the words of a user."""
 
@@ -65,7 +67,7 @@ def installed_version(module: str) -> str | None:
     """The version of an import's package, "unknown" where it does not say."""
     if find_spec(module) is None:
         return None
-    for name in (module, module.replace("_", "-"), {"sklearn": "scikit-learn"}.get(module, module)):
+    for name in (module, module.replace("_", "-"), {"sklearn": "scikit-learn", "fla": "flash-linear-attention"}.get(module, module)):
         try:
             return version(name)
         except PackageNotFoundError:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..recipes import Recipe
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
-"""Of the lengths at which mechanisms are compared, in the table; the JSON object has all of them."""
+"""Indices of the lengths at which mechanisms are compared in the table; the JSON object has all of them."""
 STYLES = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
 
 

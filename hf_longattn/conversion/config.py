@@ -264,7 +264,7 @@ class ConversionConfig(Settings):
 
 
 def _of_conversion(name: str) -> Any:
-    """The same setting as in a conversion."""
+    """A setting that a conversion has, too."""
     one = next(one for one in fields(ConversionConfig) if one.name == name)
     return field(default=one.default, repr=one.repr, metadata=one.metadata)
 

@@ -89,7 +89,7 @@ def load_source(
 
 
 def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None) -> nn.Module:
-    """The same for an architecture without a family; missing weights are not checked."""
+    """Load a model of an architecture without a family; missing weights are not checked."""
     return _model_of(source, architecture.model_class, architecture, dtype, scratch, {})[0]
 
 

@@ -315,7 +315,7 @@ def relative_choices(attention: LongAttentionConfig) -> list[str]:
 
 
 def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
-    """The same attention with ALiBi in every layer.
+    """``attention`` with ALiBi in every layer.
 
     Raises:
         PositionError: it has other relative positions.
@@ -340,7 +340,7 @@ def needs_separator(attention: LongAttentionConfig) -> bool:
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
-    """The same attention with ``separator`` for every global segment that has none."""
+    """``attention`` with ``separator`` for every global segment that has none."""
     if attention.options.get(SEPARATOR) is not None:
         return attention
 

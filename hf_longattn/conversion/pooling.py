@@ -54,7 +54,7 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """sentence-transformers' name -> function of states ``(B, N, D)`` and real tokens ``(B, N, 1)``, 1 or 0."""
 OLD_KEYS = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "lasttoken": "lasttoken", "weightedmean": "weightedmean_tokens",
             "mean_sqrt_len_tokens": "mean_sqrt_len_tokens"}  # fmt: skip
-"""The same -> the end of its key ``pooling_mode_…`` in files of versions before 6."""
+"""Pooling mode -> the end of its key ``pooling_mode_…`` in files of versions before 6."""
 
 
 class SentencePooling(nn.Module):

@@ -118,7 +118,7 @@ def seconds(clock: dict[str, float]) -> dict[str, float]:
 
 
 def versions(*others: str) -> dict[str, str]:
-    """Of what made and checked a result: this package, Python, and the installed libraries, with ``others`` added."""
+    """Versions of what made and checked a result: this package, Python, and the installed libraries, with ``others`` added."""
     from .. import __version__
 
     libraries = {name: version(name) for name in ("transformers", "torch", "safetensors", *others)}

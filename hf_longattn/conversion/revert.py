@@ -389,7 +389,7 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     )
 
 
-LONGEST = 1024
+MAX_COMPARED_TOKENS = 1024
 """Maximum tokens to compare, since both models have full attention."""
 
 
@@ -437,7 +437,7 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
 
 def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scratch: Path | None) -> list[Check]:
     name = "equal to the long model with full attention"
-    length = min(plan.new_length, LONGEST if scratch is None else min(LONGEST, length_from_files(plan)))
+    length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
     ids = text.tokens(length)
     expected, headless = _full_attention(plan, None, ids, scratch)
     source = _as_before(plan)

@@ -22,7 +22,7 @@ from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, SKIPPED, Check
 from .sources.base import Source, open_source
-from .tensor_files import BLOCK, TensorHeader, read_blocks, read_tensor
+from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, load_tokenizer
 from .verify_outputs import Lengths, check_generic, check_outputs, choose_lengths, why_no_gradients
 from .writing import source_values
@@ -193,7 +193,7 @@ def _examined(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> tup
         return _compare(tensor, written, plan), _all_finite(written)
     # block by block, so that the largest tensor need not be in memory
     same = finite = True
-    size = BLOCK * tensor.dtype.itemsize // source.dtype.itemsize
+    size = NUMBERS_PER_BLOCK * tensor.dtype.itemsize // source.dtype.itemsize
     for a, b in zip(read_blocks(source, tensor.dtype), read_blocks(header, size=size), strict=True):
         same = same and _same_block(a, b)
         finite = finite and _all_finite(torch.frombuffer(b, dtype=header.dtype))

@@ -121,7 +121,7 @@ def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
 
 # Parameters of mechanisms initialised from what the source computes on a text, not at random.
 
-LONGEST = 1024
+MAX_CAPTURED_TOKENS = 1024
 """Maximum tokens of a sequence: the attention matrix of every head is computed."""
 SEQUENCES = 17
 """Maximum number: sixteen to initialise from, and the last to measure on."""
@@ -183,7 +183,7 @@ def _sequences(plan: ConversionPlan, file: str | Path) -> Tensor:
     if tokenizer is None:
         raise CheckpointError(f"{plan.source.name!r} has no tokenizer to read {origin!r} with; leave --init-from-text out.")
     opening, closing = special_ids(tokenizer)
-    length = min(plan.old_length, LONGEST)
+    length = min(plan.old_length, MAX_CAPTURED_TOKENS)
     inner = length - len(opening) - len(closing)
     text = VerificationText(excerpt(content, SEQUENCES * length), origin, tokenizer, plan.config.vocab_size)
     count = min(SEQUENCES, (text.real_tokens() - len(opening) - len(closing)) // inner)

@@ -31,7 +31,7 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
         named: the source's columns by these names, where they are not among :data:`NAMES`.
 
     Raises:
-        DataError: a missing column, empty texts, or scores that are no numbers.
+        DataError: a missing column, empty texts, or scores that are not numbers.
     """
     data = read_source(source, split)
     columns = named_columns(data, NAMES, named or {}, source)

@@ -416,7 +416,11 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
             title = record["title"] if isinstance(record["title"], str) else ""
             records.append({**empty, "kind": "span" if gold else "none", **record, "gold": gold, "id": name, "title": title})
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        why = str(error) if isinstance(error, RowError) else f"it has not the shape of {schema.name} ({type(error).__name__}: {error})"
+        why = (
+            str(error)
+            if isinstance(error, RowError)
+            else f"it does not match the schema of {schema.name} ({type(error).__name__}: {error})"
+        )
         name = next((str(row[key]) for key in IDS if row.get(key) is not None), str(number))
         return [{**empty, "id": str(number), "problem": f"question {name}: {why}"}]
     return records
@@ -521,7 +525,7 @@ def _release(release: Mapping[str, Any], path: Path, evidence: str | Path | None
     folders = (path.parent / "evidence", path.parent.parent / "evidence")
     folder = Path(evidence) if evidence is not None else next((candidate for candidate in folders if candidate.is_dir()), None)
     if folder is None or not folder.is_dir():
-        where = "beside it is no folder 'evidence'" if folder is None else f"{str(folder)!r} is not a folder"
+        where = "there is no folder 'evidence' next to it" if folder is None else f"{str(folder)!r} is not a folder"
         raise DataError(
             f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files, but {where}; give the release's folder "
             "'evidence', which contains wikipedia and web, with --evidence"

@@ -40,7 +40,7 @@ class SegmentStream(IterableDataset):
         passes: over the documents; ``None`` = endless. At the end of the last pass, rows without a document are padding.
 
     Each sample has ``input_ids, attention_mask, labels (length,)``, ``memory_reset ()``, 1 where a document begins, and ``pass_number ()``.
-    Of several worker processes each makes every so many-th batch.
+    With n worker processes, each makes every n-th batch.
 
     Raises:
         OptionError: a length or number of rows that is too small, or no documents.

@@ -37,7 +37,7 @@ FORMATS = {
 }
 TEXT_FILES = ("*.txt", "*.md", "*.rst", "*.py")
 TENTH = 10
-"""One row in so many of every source is held out."""
+"""One row in this many of every source is held out."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
 
 
@@ -292,7 +292,7 @@ def template_columns(template: str) -> list[str]:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise OptionError(f"the template {template!r} is no format string ({error}); write {{{{ and }}}} for braces") from error
+        raise OptionError(f"the template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces") from error
     if not names or not all(name.isidentifier() for name in names):
         raise OptionError(f"the template {template!r} must name columns in braces, for example '{{title}}: {{text}}'")
     return list(dict.fromkeys(names))

@@ -74,7 +74,7 @@ class CompressionReport:
         return [*rows, ("one pass, seconds", *seconds), ("weights, MB", *sizes)]
 
     def table(self) -> str:
-        """The same in Markdown, for a card."""
+        """The report in Markdown, for a card."""
         cells: list[tuple[str, ...]] = [("", "before", "after"), ("---", "---", "---"), *self.rows()]
         measured = "\n".join(f"| {' | '.join(row)} |" for row in cells)
         return f"Measured on {self.text}:\n\n{measured}"

@@ -35,7 +35,7 @@ from ..errors import ExportError, checkpoint_errors
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 
 NATIVE_REPORT = "native_report.json"
-SHORT = 24
+SHORT_LENGTH = 24
 """Tokens of the short input."""
 GENERATED = 12
 NO_SUCH_TENSOR = "the stock class has no such tensor"
@@ -302,7 +302,7 @@ def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
     long = longest
     while long > 64 and cost_at(long, shape, layers).total_flops > FLOPS:
         long = max(64, long // 2)
-    return tuple(dict.fromkeys((min(SHORT, long), min(long, length_from_files(plan)) if from_files else long)))
+    return tuple(dict.fromkeys((min(SHORT_LENGTH, long), min(long, length_from_files(plan)) if from_files else long)))
 
 
 class StockProbing(Probing):

@@ -156,7 +156,7 @@ def _silence(layer: nn.Linear, units: set[int], width: int) -> None:
 
 
 def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
-    """What units are worth: for each layer that reads units of so many inputs, the sum over documents of |Σ input · gradient|.
+    """What units are worth: for each layer that reads the units, the sum over documents of |Σ input · gradient|.
 
     Raises:
         OptionError: the model predicts no tokens, so that there is no loss.

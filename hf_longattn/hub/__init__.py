@@ -29,4 +29,5 @@ __getattr__, __all__ = public_names(
         "trainer_card": ("ModelCardMixin", "from_source"),
         "usage": ("next_step",),
     },
+    renamed={"keep_model_card": "ModelCardMixin"},
 )

@@ -216,7 +216,7 @@ ADAPTED = {
 MODEL = "{model}"
 """Stands for the model's name in the fields of a report."""
 INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not on a package index yet"
-OURS = "import hf_longattn  # registers the model with transformers"
+IMPORT_LINE = "import hf_longattn  # registers the model with transformers"
 
 
 def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any]) -> str:
@@ -280,7 +280,7 @@ def snippet(
         base = named_class(plain_names(config), "model")
         return f"import hf_longattn\n\nmodel = hf_longattn.load_generic({_quoted(name)})  # a {base} with mechanisms; AutoModel refuses it"
     if (kind := sentence_kind(folder)) is not None:
-        start = [*([OURS] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
+        start = [*([IMPORT_LINE] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
         body = (_RANKING if kind == RERANKER else _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
@@ -336,7 +336,7 @@ def usage(
     imported = ([auto] if auto else [] if ours else [architecture]) + ["AutoTokenizer"]
     loaded_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
     imports = ["import torch"] if "torch." in body else []
-    imports += [OURS] if ours else []
+    imports += [IMPORT_LINE] if ours else []
     imports += ["from peft import PeftModel"] if adapted else []
     code = "\n".join([*imports, f"from transformers import {', '.join(sorted(imported))}", "", ""])
     code += f"tokenizer = AutoTokenizer.from_pretrained({_quoted(name)})\n"

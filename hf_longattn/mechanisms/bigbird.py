@@ -295,7 +295,7 @@ class Blocks:
     size: tokens in a block.
     window: blocks in the window.
     edge: global blocks at each end; at the start only when causal.
-    full: bidirectional sequences of up to so many blocks get full attention.
+    full: bidirectional sequences of up to this many blocks get full attention.
     random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 is none.
     again: how often more the first block, a global one, is counted by all queries that do not see everything.
     """

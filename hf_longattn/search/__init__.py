@@ -37,4 +37,5 @@ __getattr__, __all__ = public_names(
         "result": ("SearchResult",),
         "run": ("search_design",),
     },
+    renamed={"Priced": "CostedDesign"},
 )

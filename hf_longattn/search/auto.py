@@ -18,7 +18,7 @@ from .run import Search
 from .scores import QUERIES
 
 BUDGET = "0.25"
-"""Of full attention's time, if none is given."""
+"""The share of full attention's time, if none is given."""
 
 
 def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:

@@ -92,7 +92,7 @@ def load_candidate_model(name: str, tokenizer: PreTrainedTokenizerBase | None = 
 
 
 @dataclass(frozen=True)
-class Choice:
+class CandidateChoice:
     """The chosen candidate, its number, and the probabilities of all."""
 
     text: str
@@ -123,18 +123,18 @@ class CandidateReader:
         self.length = input_length(model, tokenizer, max_length)
         self.collate = CandidateCollator(tokenizer)
 
-    def read(self, records: Iterable[Mapping[str, Any]]) -> list[Choice]:
+    def read(self, records: Iterable[Mapping[str, Any]]) -> list[CandidateChoice]:
         """The choices for records with question, candidates and supports."""
         with evaluating(self.model):
             return [self._choose(record) for record in records]
 
     @torch.inference_mode()
-    def _choose(self, record: Mapping[str, Any]) -> Choice:
+    def _choose(self, record: Mapping[str, Any]) -> CandidateChoice:
         inputs, places = encode_candidates(record, self.tokenizer, self.length, truncate=self.truncate)
         input_scores = torch.cat([self._scores(batch, places) for batch in _parts(inputs, self.batch_size)])
         scores = input_scores.mean(0)
         best = int(scores.argmax())
-        return Choice(record["candidates"][best], best, scores.softmax(-1).tolist())
+        return CandidateChoice(record["candidates"][best], best, scores.softmax(-1).tolist())
 
     def _scores(self, inputs: list[dict[str, list[int]]], places: list[int]) -> Tensor:
         """``(W, C)``."""

@@ -122,7 +122,7 @@ def without_load_report() -> Iterator[None]:
 
 
 def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:
-    """``model`` with the full attention that it has learnt; without gradients, dropout and cache."""
+    """``model`` with the full attention that it has learned; without gradients, dropout and cache."""
     if isinstance(model, LongAttentionMixin):
         model.use_base_attention()
     if getattr(model.config, "use_cache", None):

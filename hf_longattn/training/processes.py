@@ -27,7 +27,7 @@ BEAT = 2.0
 SILENT = 40.0
 """Seconds without a heartbeat after which a process is taken for dead."""
 SAVING = 1800.0
-"""The same while a process writes a checkpoint, when Python may stand still."""
+"""The limit while a process writes a checkpoint, when Python may stand still."""
 CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
 """What gloo says when the other side is gone."""
 

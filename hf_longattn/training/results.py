@@ -20,7 +20,7 @@ PERCENT = {
 
 
 Scores = Mapping[str, Any]
-"""Of one evaluation: numbers by name, their standard errors as ``NAME_se``, and ``n``, the number of rows."""
+"""The scores of one evaluation: numbers by name, their standard errors as ``NAME_se``, and ``n``, the number of rows."""
 
 
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -477,7 +477,7 @@ def rows_of(inputs: dict[str, Any]) -> int:
 
 
 def standard_error_of_batches(losses: Sequence[tuple[float, int]]) -> float | None:
-    """Of the mean of (loss, rows) of batches, weighted by their rows; ``None`` of fewer than two."""
+    """The standard error of the mean of (loss, rows) of batches, weighted by their rows; ``None`` for fewer than two."""
     total = sum(rows for _, rows in losses)
     if len(losses) < 2 or not total:
         return None

@@ -180,7 +180,7 @@ class LongTrainingArguments(TrainingArguments):
         rows = self.per_device_train_batch_size * devices
         if self.total_batch_size % rows:
             raise OptionError(
-                f"total_batch_size {self.total_batch_size} is no multiple of the {rows} rows that go forward at once "
+                f"total_batch_size {self.total_batch_size} is not a multiple of the {rows} rows that go forward at once "
                 f"(per_device_train_batch_size {self.per_device_train_batch_size}, devices {devices}); change one of them"
             )
         return self.total_batch_size // rows

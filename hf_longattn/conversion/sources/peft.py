@@ -22,7 +22,7 @@ from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 ADAPTER_FOLDER = "adapter"
-"""Of the result, for an adapter that is kept next to its base."""
+"""The folder's name in the result, for an adapter that is kept next to its base."""
 PEFT_PREFIX = "base_model.model."
 """Before the base's names in an adapter's tensors."""
 

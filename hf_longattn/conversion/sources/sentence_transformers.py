@@ -16,7 +16,7 @@ from .folder import read_config
 
 MODULES = "modules.json"
 SETTINGS = "sentence_*_config.json"
-"""Of the transformer; in old versions the name in the middle was the architecture's."""
+"""Config files of the transformer; in old versions the name in the middle was the architecture's."""
 ROOT_FILES = ("config_sentence_transformers.json",)
 EMBEDDINGS, RERANKER = "SentenceTransformer", "CrossEncoder"
 """Kinds of models in that file which `longattn train embed` trains."""

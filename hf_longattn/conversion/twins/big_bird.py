@@ -108,7 +108,7 @@ class BigBirdTwin(NativeTwin):
 
 
 ENCODER = re.compile(r"(encoder\.layers\.\d+\.self_attn\.)(q|k|v|out)_proj\.")
-INNER = {"q": "self.query.", "k": "self.key.", "v": "self.value.", "out": "output."}
+INNER_NAMES = {"q": "self.query.", "k": "self.key.", "v": "self.value.", "out": "output."}
 
 
 @register_twin("bigbird_pegasus")
@@ -139,7 +139,7 @@ class BigBirdPegasusTwin(NativeTwin):
             return (WeightRenaming(name),)
         if name.endswith("embed_positions.weight"):
             return (WeightRenaming(None, reason="computed for the table"),)
-        target = ENCODER.sub(lambda match: match[1] + INNER[match[2]], name)
+        target = ENCODER.sub(lambda match: match[1] + INNER_NAMES[match[2]], name)
         return (WeightRenaming(re.sub(r"(encoder|decoder)\.layer_norm\.", r"\1.layernorm_embedding.", target)),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:

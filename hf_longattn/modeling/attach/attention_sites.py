@@ -118,7 +118,7 @@ SEPARATE_PROJECTIONS = {
     "value": ("value", "v_proj", "v_lin", "v"),
 }
 OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense", "o")
-BESIDE = "output.dense"
+OUTPUT_OF_PARENT = "output.dense"
 """BERT-like models keep the output projection next to the attention module, not in it."""
 
 Split = Callable[[Any, Tensor], Sequence[Tensor]]
@@ -227,6 +227,6 @@ def attention_projections(model: nn.Module, attention: str) -> list[str]:
     outputs = (attention_names(module).output or OUTPUT[0], *OUTPUT)
     output = next((f"{attention}.{name}" for name in outputs if isinstance(getattr(module, name, None), nn.Module)), None)
     if output is None:
-        beside = f"{attention.rpartition('.')[0]}.{BESIDE}".removeprefix(".")
+        beside = f"{attention.rpartition('.')[0]}.{OUTPUT_OF_PARENT}".removeprefix(".")
         output = beside if beside in dict(model.named_modules()) else None
     return names and [*names, *([output] if output else [])]

@@ -34,7 +34,7 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
     Args:
         causal: whether its layers look back only; ``None`` where that is as usual for the config: only ModernBERT's look to either side.
     Raises:
-        CheckpointError: the config's width is no number of tokens.
+        CheckpointError: the config's width is not a number of tokens.
     """
     if hasattr(config, "attention_layers"):  # GPT-Neo's names
         return [config.window_size if kind == "local" else None for kind in config.attention_layers]

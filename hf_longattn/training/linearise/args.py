@@ -92,7 +92,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
     )
     full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
     rate_trials: int = argument(
-        0, "Learning rates to try for each stage: so many short runs with rates around the stage's, each 3.2 times the one before; the one "
+        0, "Learning rates to try for each stage: N short runs with rates around the stage's, each 3.2 times the one before; the one "
         "with the lowest held-out loss is taken. 0 = none. Needs Optuna (the extra 'search')."
     )  # fmt: skip
     rate_steps: int = argument(20, "Optimiser steps of each of these runs.")

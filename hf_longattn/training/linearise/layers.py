@@ -23,7 +23,7 @@ from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.linearise.matching import Batch, own_attention, own_softmax
 from hf_longattn.training.linearise.teacher import places_of_predictions, predictions_at
 
-COMPARED = 256
+TOKENS_COMPARED = 256
 """Predictions of an input that are compared."""
 
 
@@ -120,11 +120,11 @@ def divergences(model: PreTrainedModel, sets: Sequence[Collection[int]], batches
 
 
 def _some(at: Tensor) -> Tensor:
-    """At most ``COMPARED`` of the places of each row, evenly spread."""
+    """At most ``TOKENS_COMPARED`` of the places of each row, evenly spread."""
     chosen = torch.zeros_like(at)
     for row, places in zip(chosen, at, strict=True):
         columns = torch.nonzero(places).flatten()
-        row[columns[:: max(1, -(-len(columns) // COMPARED))]] = True
+        row[columns[:: max(1, -(-len(columns) // TOKENS_COMPARED))]] = True
     return chosen
 
 

@@ -219,7 +219,7 @@ class AttentionScores:
 
     @property
     def causal(self) -> list[bool]:
-        """Of each layer, whether its queries see past keys alone."""
+        """For each layer, whether its queries see past keys alone."""
         return [bool(site.module.is_causal) for site in self.sites]
 
     def projections(self, layer: int) -> tuple[Tensor, Tensor]:

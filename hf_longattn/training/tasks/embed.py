@@ -37,7 +37,7 @@ logger = logging.get_logger(LOGGER)
 OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
 """Arguments that :class:`TimedTrainer` reads beside those of transformers."""
 FLOAT32 = {"dtype": torch.float32}
-"""Of the weights while they are trained; sentence-transformers takes the file's type, in which small steps are lost."""
+"""The dtype of the weights while they are trained; sentence-transformers takes the file's type, in which small steps are lost."""
 
 
 @dataclass
