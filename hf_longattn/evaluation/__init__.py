@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_longattn.errors import LongAttentionError, nearest
+from hf_longattn.errors import LongAttentionError, RegistrationError, nearest
 from hf_longattn.naming import module_names
 
 
@@ -27,6 +27,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
 
     Raises:
         LongAttentionError: unknown name.
+        RegistrationError: the module of that name has no metric in it.
     """
     metrics = list_metrics()
     if name not in metrics:
@@ -34,4 +35,8 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     from evaluate.loading import import_main_class
 
     metric = import_main_class(f"{__name__}.metrics.{name}")
+    if metric is None:
+        raise RegistrationError(
+            f"The metric {name!r} ({__name__}.metrics.{name}) defines no class that derives from evaluate.Metric; write one in that file."
+        )
     return metric(**{"keep_in_memory": kwargs.get("num_process", 1) == 1, **kwargs})

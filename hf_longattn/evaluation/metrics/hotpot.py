@@ -21,6 +21,9 @@ predictions, references: list of {answer, facts: list of {title, sentence}}.
 Returns a dict in per cent: em, f1, prec, recall of the answers, the same with sp_ of the supporting facts and with joint_ of both, their
 standard errors (f1_se, ...), and n, the number of questions.
 """
+_QUESTION = {"answer": "a red fox", "facts": [{"title": "Fox", "sentence": 1}]}
+EXAMPLE = (_QUESTION, _QUESTION, "joint_f1")
+"""A prediction and a reference that agree, and the score that is then 100; the tests compute it."""
 
 
 class Hotpot(evaluate.Metric):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +13,62 @@ import evaluate
 import pytest
 
 import hf_longattn.evaluation.metrics as metrics
+from hf_longattn.errors import RegistrationError
 from hf_longattn.evaluation import list_metrics, load_metric
 
 ROOT = Path(__file__).resolve().parents[3]
 SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a metric\n")[2].partition("\n## ")[0]
 (SNIPPET,) = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
 
-QUESTION = {"answer": "a red fox", "facts": [{"title": "Fox", "sentence": 1}]}
-INPUTS: dict[str, tuple[Any, Any, str]] = {
-    "entities": (["B-A", "O"], ["B-A", "O"], "f1"),
-    "hotpot": (QUESTION, QUESTION, "joint_f1"),
-    "long_classification": (1, {"label": 1, "length": 9}, "accuracy"),
-    "long_qa": ({"id": "1", "prediction_text": "fox"}, {"id": "1", "answers": {"text": ["fox"], "answer_start": [0]}, "length": 9}, "f1"),
-    "rouge": ("a red fox", "a red fox", "rougeL"),
-}
-"""A prediction and a reference that agree, and the score that is then 100."""
 
-
-def test_every_metric_is_tested() -> None:
-    assert list_metrics() == sorted(INPUTS)
+def example_of(name: str) -> tuple[Any, Any, str]:
+    """Its module's prediction and reference that agree, and the score that is then 100."""
+    module = importlib.import_module(f"{metrics.__name__}.{name}")
+    example = getattr(module, "EXAMPLE", None)
+    message = (
+        f"{module.__file__} needs EXAMPLE = (prediction, reference, score): two that agree, and the name of the score that is then 100; "
+        'see "Add a metric" in CONTRIBUTING.md.'
+    )
+    assert isinstance(example, tuple), message
+    assert len(example) == 3, message
+    return example
 
 
 @pytest.mark.parametrize("source", ["name", "path"])
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", list_metrics())
 def test_a_metric_loads_by_name_and_by_path(name: str, source: str, no_network: None) -> None:
-    prediction, reference, score = INPUTS[name]
-    metric = load_metric(name) if source == "name" else evaluate.load(str(Path(metrics.__path__[0]) / f"{name}.py"))
+    check_metric(load_metric(name) if source == "name" else evaluate.load(str(Path(metrics.__path__[0]) / f"{name}.py")), name)
+
+
+def check_metric(metric: Any, name: str) -> None:
+    """It is described, and computes the example of its module."""
+    prediction, reference, score = example_of(name)
     assert isinstance(metric, evaluate.Metric)
     assert metric.description.strip()
     result = metric.compute(predictions=[prediction] * 2, references=[reference] * 2)
     assert (result[score], result[f"{score}_se"], result["n"]) == (pytest.approx(100.0), 0.0, 2)
 
 
-def test_a_metric_dropped_in_place_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
-    (tmp_path / "same_length.py").write_text(SNIPPET, encoding="utf-8")
+@pytest.fixture
+def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose files are metrics of the package."""
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    yield tmp_path
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(f"{metrics.__name__}.{file.stem}", None)
+
+
+def test_a_metric_dropped_in_place_is_found_by_its_name(dropped: Path, no_network: None) -> None:
+    (dropped / "same_length.py").write_text(SNIPPET, encoding="utf-8")
     assert "same_length" in list_metrics()
     result = load_metric("same_length").compute(predictions=["ab", "c"], references=["xy", "xyz"])
     assert result == pytest.approx({"same_length": 50.0, "same_length_se": 50.0, "n": 2})
+    check_metric(load_metric("same_length"), "same_length")
+
+
+def test_a_file_without_a_metric_or_an_example_is_named(dropped: Path) -> None:
+    (dropped / "empty.py").write_text("", encoding="utf-8")
+    with pytest.raises(RegistrationError, match=r"'empty' .* defines no class that derives from evaluate\.Metric"):
+        load_metric("empty")
+    with pytest.raises(AssertionError, match=r"empty\.py needs EXAMPLE = \(prediction, reference, score\)"):
+        example_of("empty")
