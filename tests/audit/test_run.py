@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AttentionInterface,
+    AutoModel,
     BertTokenizerFast,
-    ErnieConfig,
-    ErnieModel,
     PreTrainedModel,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -29,6 +29,7 @@ from hf_longattn.errors import BackendError, CheckpointError, LengthError, Optio
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.audit.fakes import WORDS, graph, serving, window
 from tests.reference.small_models import long_config
+from tests.unsupported import ENCODER
 
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
 
@@ -86,13 +87,17 @@ def test_a_window_that_is_narrower_is_found(tmp_path: Path) -> None:
     assert not audit.stages[0].beyond
 
 
+def plain_encoder(**values: Any) -> Any:
+    """A small encoder without a family."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    return AutoModel.from_config(getattr(transformers, f"{ENCODER}Config")(**{**sizes, **values}))
+
+
 def test_a_plain_architecture_with_mechanisms_agrees(tmp_path: Path) -> None:
-    ErnieModel(
-        ErnieConfig(max_position_embeddings=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
-    ).save_pretrained(tmp_path / "short")
+    plain_encoder(max_position_embeddings=200).save_pretrained(tmp_path / "short")
     convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=16, generic=True, verify=False)
     assert audit_reach(tmp_path / "long", length=160).stages[0].measured == (8, 8)
-    model = enable_long_attention(ErnieModel.from_pretrained(tmp_path / "short"), {"mechanism": "window", "window": 16})
+    model = enable_long_attention(AutoModel.from_pretrained(tmp_path / "short"), {"mechanism": "window", "window": 16})
     assert audit_reach(model, length=160).agrees
     model.set_attn_implementation("sdpa")
     assert "which the config keeps apart" in audit_reach(model, length=160).stages[0].problem
@@ -266,7 +271,7 @@ def test_a_checkpoint_without_the_weights_of_a_layer_is_refused(tmp_path: Path) 
 
 def test_an_audit_leaves_a_model_as_it_was() -> None:
     model = enable_long_attention(
-        ErnieModel(ErnieConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)),
+        plain_encoder(),
         {"mechanism": "window", "window": 16},
     )
     model.set_attn_implementation("sdpa")

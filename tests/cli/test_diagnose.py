@@ -14,6 +14,7 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.conversion.text import PARAGRAPHS
 from tests.trained import tokenizer_of
+from tests.unsupported import ENCODER
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +138,13 @@ def test_what_to_type_next_is_for_the_short_checkpoint(
 def test_a_class_without_long_classes_is_converted_as_it_says(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = transformers.ErnieConfig(**{**transformers.BertConfig.from_pretrained(place / "bert").to_diff_dict(), "model_type": "ernie"})
-    transformers.ErnieModel(config).save_pretrained(tmp_path / "ernie")
-    transformers.AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path / "ernie")
+    values = transformers.BertConfig.from_pretrained(place / "bert").to_diff_dict()
+    config_class = getattr(transformers, f"{ENCODER}Config")
+    config = config_class(**{**values, "model_type": config_class.model_type})
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "short")
+    transformers.AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path / "short")
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run(capsys, tmp_path / "ernie", place / "text.txt", *FEW)
+    code, out, _ = run(capsys, tmp_path / "short", place / "text.txt", *FEW)
     assert code == 0
     assert "longattn search" not in out
     (command,) = (line for line in out.splitlines() if line.startswith("  longattn convert"))

@@ -23,6 +23,7 @@ from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.reading import generic_names
 from tests.trained import tokenizer_of
+from tests.unsupported import DECODER, OWN_ATTENTION, ROTARY, SLIDING
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
@@ -37,8 +38,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "CLIPModel": ("CLIPConfig", {"text_config": TEXT, "vision_config": IMAGE}, 4),
     "WhisperForConditionalGeneration": ("WhisperConfig", SOUND, 6),
     "Wav2Vec2Model": ("Wav2Vec2Config", {**TEXT, **SAMPLES, "num_conv_pos_embeddings": 8}, 2),
-    "BioGptForCausalLM": ("BioGptConfig", TEXT, 2),
-    "ArceeForCausalLM": ("ArceeConfig", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
+    f"{DECODER}ForCausalLM": (f"{DECODER}Config", TEXT, 2),
+    f"{ROTARY}ForCausalLM": (f"{ROTARY}Config", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
 }
 """Class -> its config, and how many attention modules it has."""
 
@@ -102,7 +103,7 @@ def test_full_attention_is_the_source(name: str, tmp_path: Path) -> None:
 
 def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
     sizes = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
-    source = saved("MinistralForCausalLM", tmp_path / "plain", sliding_window=20, **sizes)
+    source = saved(f"{SLIDING}ForCausalLM", tmp_path / "plain", sliding_window=20, **sizes)
     report = convert_checkpoint(source, tmp_path / "long", generic=True, max_length=256)
     assert not report.needs_training
     config = hf_longattn.load_generic(tmp_path / "long").config
@@ -130,9 +131,14 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
             "decoder options, --init-from-text and adapters do not apply",
         ),
         ("ViTForImageClassification", {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
-        ("ArceeForCausalLM", {"max_length": 8}, LongAttentionError, "a maximum length of 8 is too small"),
+        (f"{ROTARY}ForCausalLM", {"max_length": 8}, LongAttentionError, "a maximum length of 8 is too small"),
         ("LlamaForCausalLM", {}, CheckpointError, "has Long classes; leave --generic out"),
-        ("BloomForCausalLM", {}, BackendError, "BloomForCausalLM does not take its attention from transformers' AttentionInterface"),
+        (
+            f"{OWN_ATTENTION}ForCausalLM",
+            {},
+            BackendError,
+            "ForCausalLM does not take its attention from transformers' AttentionInterface",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(
@@ -212,7 +218,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_is_found_without_the_model_type(tmp_path: Path) -> None:
-    source = saved("ArceeForCausalLM", tmp_path / "plain")
+    source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain")
     tokenizer_of("gpt2").save_pretrained(source)
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({key: one for key, one in settings.items() if key != "tokenizer_class"}))
@@ -223,17 +229,18 @@ def test_the_tokenizer_is_found_without_the_model_type(tmp_path: Path) -> None:
 
 
 def test_an_enabled_model_is_saved_with_its_mechanisms(tmp_path: Path) -> None:
-    saved("ArceeForCausalLM", tmp_path / "plain")
+    saved(f"{ROTARY}ForCausalLM", tmp_path / "plain")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    plain_type = model.config.model_type
     hf_longattn.enable_long_attention(model, {"mechanism": "hedgehog"})
     ids = torch.randint(5, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(ids).logits
     for config in (copy.deepcopy(model).config, pickle.loads(pickle.dumps(model.config))):
-        assert json.loads(config.to_json_string())["model_type"] == "long_generic_arcee"
+        assert json.loads(config.to_json_string())["model_type"] == f"long_generic_{plain_type}"
         assert config.to_dict() == model.config.to_dict()
     model.save_pretrained(tmp_path / "long")
-    with pytest.raises(ValueError, match="`long_generic_arcee` but Transformers does not recognize"):
+    with pytest.raises(ValueError, match=f"`long_generic_{plain_type}` but Transformers does not recognize"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
     with torch.no_grad():
         assert torch.equal(hf_longattn.load_generic(tmp_path / "long")(ids).logits, expected)

@@ -21,6 +21,7 @@ from hf_longattn.conversion.model_loading import WeightsInFiles, available_memor
 from hf_longattn.conversion.sources.base import open_source
 from hf_longattn.conversion.tensor_files import read_tensor
 from hf_longattn.errors import CheckpointError
+from tests.unsupported import ROTARY
 
 from .conftest import LENGTH
 
@@ -118,7 +119,7 @@ def test_the_report_is_that_of_models_in_memory(
 
 @pytest.mark.parametrize("mechanism", ["hedgehog", "synthesizer"])
 def test_the_report_is_the_same_without_a_family(mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = small(tmp_path / "source", "ArceeForCausalLM", num_key_value_heads=2)
+    folder = small(tmp_path / "source", f"{ROTARY}ForCausalLM", num_key_value_heads=2)
     same_reports(folder, {"generic": True, "mechanism": mechanism}, tmp_path, monkeypatch)
 
 

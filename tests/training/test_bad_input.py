@@ -20,6 +20,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.tasks import task_names
 from tests.training.conftest import checkpoint
 from tests.training.test_seq2seq import bart
+from tests.unsupported import ENCODER
 
 TEXT = {"text": "def tree(): return 1"}
 ROWS: dict[str, dict[str, Any]] = {
@@ -137,10 +138,11 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
     adapter, plain, pruned = (tmp_path / name for name in ("adapter", "plain", "pruned"))
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    transformers.ErnieModel(transformers.ErnieConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
-        tmp_path / "ernie"
+    short = transformers.AutoModel.from_config(
+        getattr(transformers, f"{ENCODER}Config")(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
-    hf_longattn.convert_checkpoint(tmp_path / "ernie", plain, generic=True, mechanism="window", verify=False)
+    short.save_pretrained(tmp_path / "short")
+    hf_longattn.convert_checkpoint(tmp_path / "short", plain, generic=True, mechanism="window", verify=False)
     shutil.copytree(models["linearise"], pruned)
     config = json.loads((pruned / "config.json").read_text(encoding="utf-8"))
     (pruned / "config.json").write_text(json.dumps({**config, "model_type": "long_bert", "kept_heads": {"0": 1}}), encoding="utf-8")

@@ -1,0 +1,26 @@
+"""Architectures of transformers without a family here, chosen so that adding a family breaks no test that needs one of these."""
+
+from __future__ import annotations
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from hf_longattn.modeling.family.definition import FAMILIES
+
+
+def unsupported(*model_types: str) -> str:
+    """The start of the class names of the first of ``model_types`` that has no family: ``"ernie"`` -> ``"Ernie"``."""
+    model_type = next((name for name in model_types if name not in FAMILIES), None)
+    assert model_type is not None, f"{', '.join(model_types)} all have families; name a further model type in {__file__}."
+    return CONFIG_MAPPING_NAMES[model_type].removesuffix("Config")
+
+
+ENCODER = unsupported("ernie", "roc_bert", "markuplm")
+"""Has BERT's config and learned positions."""
+ROTARY = unsupported("arcee", "seed_oss", "olmo")
+"""Has Llama's config and rotary positions."""
+DECODER = unsupported("biogpt", "nemotron", "persimmon")
+"""A decoder with the usual names of sizes."""
+SLIDING = unsupported("ministral", "cohere2")
+"""Has rotary positions and windows of its own."""
+OWN_ATTENTION = unsupported("bloom", "codegen", "mpt")
+"""Does not take its attention from transformers' AttentionInterface."""
