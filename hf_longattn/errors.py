@@ -222,4 +222,4 @@ def check_registration(what: str, name: str, cls: Any, base: type, known: type |
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         raise RegistrationError(f"{here} has no method {missing[0]!r}; write it as {base.__name__} says.")
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise RegistrationError(f"{here} has the name of {defined_at(known)}; choose another name.")
+        raise RegistrationError(f"Two files register the {what} {name!r}: {defined_at(known)} and {defined_at(cls)}; rename one of them.")

@@ -31,7 +31,7 @@ from ..conversion.text import VerificationText, excerpt, load_tokenizer, verific
 from ..conversion.twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from ..conversion.verify import check_tensors, check_tokenizer, run_steps
 from ..conversion.verify_outputs import GRADIENT_LENGTH, gradients, length_from_files, probe_outputs
-from ..errors import ExportError, checkpoint_errors
+from ..errors import ExportError, checkpoint_errors, defined_at
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 
 NATIVE_REPORT = "native_report.json"
@@ -103,7 +103,8 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
             tensors.append(TensorPlan(name, "added", _dtype(source), None, shape))
         elif name not in targets and name not in tied and not _computed(name, skeleton, model):
             raise ExportError(
-                f"A {choice.class_name} needs {name!r}, which {source.name!r} does not have; fine-tune or export another head."
+                f"The native twin {choice.class_name} needs the tensor {name!r}, which a {class_name} does not have; export another head, "
+                f"or let added() of {type(twin).__name__} ({defined_at(type(twin))}) give its values."
             )
     architecture = Architecture(family, twin_config, choice.class_name, class_name)
     return TwinPlan(

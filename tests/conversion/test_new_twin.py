@@ -12,6 +12,8 @@ import transformers
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, twins
 from hf_longattn.conversion.twins import base
+from hf_longattn.conversion.twins.own import OwnTwin
+from hf_longattn.errors import ExportError, RegistrationError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,3 +60,25 @@ def test_without_the_file_there_is_none(source: Path) -> None:
     planned = plan_conversion(source, mechanism="window", window=16, max_length=128).native_twin
     assert planned is not None
     assert planned.twin is None
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"model_type": "olmoo3"}, r"has the model_type 'olmoo3', which transformers does not know\. Did you mean 'olmo3'\?"),
+        ({"families": frozenset(("olmo22",))}, r"names 'olmo22' among its families, and there is no such family\. Did you mean 'olmo2'\?"),
+    ],
+)
+def test_a_name_that_nobody_knows_is_refused(values: dict[str, object], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "TWINS", dict(base.TWINS))
+    with pytest.raises(RegistrationError, match=sentence):
+        base.register_twin("new")(type("New", (OwnTwin,), values))
+    assert "new" not in base.TWINS
+
+
+@pytest.mark.usefixtures("olmo3")
+def test_a_tensor_that_only_the_twin_has_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = type(next(twin for twin in base.native_twins() if twin.model_type == "olmo3"))
+    monkeypatch.setattr(twin, "class_name", lambda self, model: "Olmo3ForSequenceClassification")
+    with pytest.raises(ExportError, match=r"needs the tensor 'score\.weight', which a LongOlmo2.* or let added\(\) of Olmo3 \(.*\) give"):
+        convert_checkpoint(source, tmp_path / "twin", mechanism="window", window=16, max_length=128, native=True)

@@ -162,8 +162,11 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     ),
     "no setting": ("gpt2", WINDOW, None, {}, "Layer 0 has a window, for which a plain GPT2LMHeadModel has no setting"),
     "pre-norm": ("mbart", LONGFORMER, None, {}, "Layer 0 has 'longformer', and no stock architecture"),
-    "globals": ("roberta", CLS, None, {}, "Layer 0 makes positions 0 global and a LongformerForMaskedLM by itself no token"),
-    "no globals": ("bert", WINDOW, "BertForSequenceClassification", {}, "Layer 0 makes no token global and a Longformer.* positions 0"),
+    "globals": ("roberta", CLS, None, {}, "Layer 0 makes position 0 global, while a LongformerForMaskedLM by itself makes no token global"),
+    "no globals": (
+        "bert", WINDOW, "BertForSequenceClassification", {},
+        "Layer 0 makes no token global, while a Longformer.* by itself makes position 0 global",
+    ),
     "activation": ("bert", LONGFORMER, None, {"hidden_act": "relu"}, "activation 'relu', and Longformer's has 'gelu'"),
     "window of one": ("roberta", {**WINDOW, "window": 1}, None, {}, "Layer 0 has a window of one token"),
     "full in Longformer": ("roberta", {"layers": "0=full;1=window:window=6"}, None, {}, "Layer 0 has 'full'"),
@@ -212,7 +215,7 @@ def test_every_combination_has_a_twin_or_a_reason(base: str) -> None:
 
 def test_global_tokens_can_be_left_to_the_caller(tmp_path: Path) -> None:
     save_long(tmp_path / "long", "roberta", {**CLS, "separate_global": True})
-    with pytest.raises(ExportError, match=r"has no native twin: Layer 0 makes positions 0 global.*--global-attention-mask"):
+    with pytest.raises(ExportError, match=r"has no native twin: Layer 0 makes position 0 global.*--global-attention-mask"):
         export_native(tmp_path / "long", tmp_path / "twin")
     assert not (tmp_path / "twin").exists()
     report = export_native(tmp_path / "long", tmp_path / "twin", global_attention_mask=True)

@@ -159,7 +159,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
     if wide is None:
         pytest.skip("it never equals full attention")
     module = build_mechanism(name, num_heads=4, head_dim=16, **wide)
-    assert module.covers(300, causal)
+    assert module.covers(300, causal), f"{name}.covering() names options for full attention; let its covers() say so, too"
     q, k, v = inputs(300)
     mask = padding(300, "right")
     out = attend(q, k, v, module, causal=causal, padding_mask=mask)

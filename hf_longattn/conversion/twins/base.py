@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
 from ...engines.common.call import UNBOUNDED
-from ...errors import check_registration
+from ...errors import RegistrationError, check_registration, defined_at, nearest
 from ...mechanisms import Mechanism
 from ...mechanisms.common.registry import prototype
-from ...modeling.family.definition import Family
+from ...modeling.family.definition import FAMILIES, Family
 from ...modeling.family.sliding_window import with_base_windows
 from ...naming import load_module, module_names
 from ..architectures import NAMES, OWN_FIELDS
@@ -170,15 +170,32 @@ def register_twin(name: str) -> Callable[[T], T]:
     """Class decorator that makes a :class:`NativeTwin` known under ``name``.
 
     Raises:
-        RegistrationError: it is not a NativeTwin, lacks a method, or the name is taken.
+        RegistrationError: it is not a NativeTwin, lacks a method, the name is taken, or transformers does not know one of its model types.
     """
 
     def register(cls: T) -> T:
         check_registration("native twin", name, cls, NativeTwin, type(TWINS[name]) if name in TWINS else None)
+        _check_model_types(name, cls)
         TWINS[name] = cls()
         return cls
 
     return register
+
+
+def _check_model_types(name: str, cls: type[NativeTwin]) -> None:
+    """Refuse model types that transformers does not know, and families that the package does not have."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    here = f"The native twin {name!r} ({defined_at(cls)})"
+    model_type = getattr(cls, "model_type", None)
+    if model_type is None and cls.twin_model_type is NativeTwin.twin_model_type:
+        raise RegistrationError(f"{here} has no model_type; write the one of its architecture in transformers.")
+    if model_type and model_type not in CONFIG_MAPPING_NAMES:
+        close = nearest(model_type, CONFIG_MAPPING_NAMES)
+        raise RegistrationError(f"{here} has the model_type {model_type!r}, which transformers does not know.{close}")
+    for family in sorted(cls.families):
+        if family not in FAMILIES:
+            raise RegistrationError(f"{here} names {family!r} among its families, and there is no such family.{nearest(family, FAMILIES)}")
 
 
 @cache

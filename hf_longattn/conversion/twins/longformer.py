@@ -85,7 +85,7 @@ def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: 
         if rule != twin_rule or question is not None:
             marks = "the question" if question is not None else describe_rule(rule)
             return (
-                f"Layer {index} makes {marks} global and a {twin_class} by itself {describe_rule(twin_rule)}; "
+                f"Layer {index} makes {marks} global, while a {twin_class} by itself makes {describe_rule(twin_rule)} global; "
                 f"convert with {_options(twin_rule)}, or export with "
                 "--global-attention-mask and give every call that mask."
             )
@@ -95,8 +95,8 @@ def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: 
 def describe_rule(rule: tuple[Any, ...]) -> str:
     """A rule in words."""
     positions, ids, first, second, _ = rule
-    parts = [f"positions {', '.join(map(str, positions))}"] if positions else []
-    parts += [f"token ids {', '.join(map(str, ids))}"] if ids else []
+    parts = [f"position{'s' * (len(positions) > 1)} {', '.join(map(str, positions))}"] if positions else []
+    parts += [f"token id{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}"] if ids else []
     parts += ["the first segment"] * first + ["the second segment"] * second
     return " and ".join(parts) or "no token"
 

@@ -96,7 +96,7 @@ def encoder_decoder_tables(**options: Any) -> tuple[PositionTable, PositionTable
 
 @dataclass(frozen=True)
 class AttentionNames:
-    """Names in the attention modules of a base that differ from the usual ones in :mod:`.attention_sites`.
+    """Names in the attention modules of a base that differ from the usual ones in :mod:`hf_longattn.modeling.attach.attention_sites`.
 
     query, key, value: the projections.
     fused: one projection for all three.

@@ -68,7 +68,9 @@ def test_a_name_that_is_taken_is_refused_with_both_places() -> None:
     class Other(Folder):
         pass
 
-    with pytest.raises(RegistrationError, match=rf"'folder' \({HERE}:\d+\) has the name of .*folder\.py:\d+; choose another"):
+    with pytest.raises(
+        RegistrationError, match=rf"Two files register the source 'folder': .*folder\.py:\d+ and {HERE}:\d+; rename one of them"
+    ):
         register_source("folder")(Other)
 
 
