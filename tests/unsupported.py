@@ -18,7 +18,7 @@ ENCODER = unsupported("ernie", "roc_bert", "markuplm")
 """Has BERT's config and learned positions."""
 ROTARY = unsupported("arcee", "seed_oss", "olmo")
 """Has Llama's config and rotary positions."""
-DECODER = unsupported("biogpt", "nemotron", "persimmon")
+DECODER = unsupported("biogpt", "persimmon")
 """A decoder with the usual names of sizes."""
 SLIDING = unsupported("ministral", "cohere2")
 """Has rotary positions and windows of its own."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, sources
@@ -50,6 +51,14 @@ def test_the_example_of_contributing_is_a_source_like_any_other(checkpoint: Call
     assert report.passed
     assert "equal where the mechanism covers the input" in [check.name for check in report.checks if check.status == "passed"]
     assert load_file(tmp_path / "long" / "model.safetensors").keys() == old.keys()
+    expected = {name: values.numpy() for name, values in old.items()}
+    np.savez(source / "weights.npz", **{name: values.astype(values.dtype.newbyteorder(">")) for name, values in expected.items()})
+    convert_checkpoint(source, tmp_path / "swapped", mechanism="window", window=16, max_length=200, verify=False)
+    files = [load_file(tmp_path / name / "model.safetensors") for name in ("long", "swapped")]
+    assert all(torch.equal(files[1][name], values) for name, values in files[0].items())
+    np.savez(source / "weights.npz", **expected, labels=np.array(["a", "b"]))
+    with pytest.raises(CheckpointError, match=r"The array 'labels' of .* holds <U1, not numbers; leave it out of the file"):
+        plan_conversion(source)
     (source / "weights.npz").write_text("no archive")
     with pytest.raises(CheckpointError, match=r"is not a whole \.npz file"):
         plan_conversion(source)
