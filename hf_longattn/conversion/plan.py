@@ -132,6 +132,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         length.old,
         cast,
         zeroed=planned.rule in DROPPED,
+        family=architecture.family,
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, length.new)

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import transformers
+
 from ..choice_text import write_choice, write_numbers
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, LengthError, PositionError, nearest
+from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import PositionTable
 from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters, widest_span
 from .architectures import Architecture
 from .config import ConversionConfig
 from .flops import ModelShape, layer_mechanisms
-from .plan_tensors import RenamedTensor
+from .plan_tensors import RenamedTensor, model_key
 from .sources.base import Source
 
 
@@ -80,10 +83,28 @@ def _source_length(
         if tensor.target is not None and tables.get(tensor.target) is table and tensor.shape[:1] != (rows_of_config,):
             rows = tensor.shape[0] if tensor.shape else "no"
             field = table.field if hasattr(config, table.field) else "max_position_embeddings"
+            if tensor.shape == _shape_in_base(architecture, tensor.target):
+                raise CheckpointError(
+                    f"The table {tensor.header.name!r} of {source.name!r} has {rows} rows, as a {architecture.source_class} with "
+                    f'{field}={said} does, but PositionTable(r"{table.pattern}") of the family {architecture.family.base_model_type!r} '
+                    f"says {rows_of_config}; correct its offset or counted in {architecture.family.module}."
+                )
             raise CheckpointError(
                 f"The config of {source.name!r} says {field}={said}, but its table {tensor.header.name!r} has {rows} rows; correct it."
             )
     return tokens
+
+
+def _shape_in_base(architecture: Architecture, name: str) -> tuple[int, ...] | None:
+    """The shape of a tensor in transformers' own model with the source's config; ``None`` if it has no such tensor."""
+    base_class = next((base for base, long_class in architecture.family.heads.items() if long_class == architecture.long_class), "")
+    if not hasattr(transformers, base_class):
+        return None
+    with checkpoint_errors(f"The source's config makes no valid {base_class}"), torch.device("meta"):
+        base = getattr(transformers, base_class)(architecture.source_config)
+    state = base.state_dict()
+    key = model_key(name, state, base)
+    return None if key is None else tuple(state[key].shape)
 
 
 def _check_padding(source: Source, architecture: Architecture, rows: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, nearest
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
+from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models.base import WeightRenaming
 from .sources.base import Source
@@ -60,6 +61,7 @@ def plan_tensors(
     cast: torch.dtype | None,
     *,
     zeroed: bool = False,
+    family: Family | None = None,
 ) -> list[TensorPlan]:
     """Plan every tensor.
 
@@ -70,6 +72,7 @@ def plan_tensors(
         old_length: tokens the source takes.
         cast: the dtype of floating-point tensors; ``None`` keeps each one's.
         zeroed: set position tables to zero.
+        family: of the result; ``None`` where it has the source's class.
 
     Raises:
         CheckpointError: a tensor's shape does not match the config.
@@ -94,6 +97,8 @@ def plan_tensors(
         offset, rows = tables.get(tensor.target, (0, 0))
         new_shape = (rows, *tensor.shape[1:]) if tensor.target in tables else tensor.shape
         if key is not None and expected[key] != new_shape:
+            if tensor.shape[:1] == (old_rows,) and tensor.shape[1:] == expected[key][1:]:
+                _refuse_unmatched(family, header.name, [renamed_tensor.target or "" for renamed_tensor in renamed])
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config requires"
                 f" {expected[key] if tensor.target not in tables else (header.shape[0], *expected[key][1:])}."
@@ -114,6 +119,20 @@ def plan_tensors(
             dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
             planned.append(_added(name, shape, dtype, skeleton, sources, cast))
     return planned
+
+
+def _refuse_unmatched(family: Family | None, name: str, targets: list[str]) -> None:
+    """Refuse a family with a position table that is none of the source's tensors; ``name`` is the tensor that did not grow.
+
+    Raises:
+        CheckpointError: no tensor matches the table's pattern.
+    """
+    for table in () if family is None else family.position_tables:
+        if family is not None and table.learned and not any(table.matches(target) for target in targets):
+            raise CheckpointError(
+                f'No tensor matches PositionTable(r"{table.pattern}") of the family {family.base_model_type!r}; if {name!r} is that table, '
+                f"correct the pattern in {family.module}."
+            )
 
 
 def _added(
