@@ -57,13 +57,20 @@ def load_task(name: str) -> Task:
 
     Raises:
         UsageError: there is no such task.
-        RegistrationError: its module has no ``TASK``.
+        RegistrationError: its module has no ``TASK`` or no docstring, or the ``TASK`` does not have three classes of arguments.
     """
-    task_summary(name)
+    summary = task_summary(name)
     module = import_module(f"{PACKAGE}.{name}")
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise RegistrationError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...)")
+    if not summary:
+        raise RegistrationError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks")
+    if len(task.arguments) != 3:
+        raise RegistrationError(
+            f"the TASK of {module.__file__} has {len(task.arguments)} classes of arguments; give three: those of the model, of the data "
+            "and of the training"
+        )
     return task
 
 

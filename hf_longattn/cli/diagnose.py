@@ -75,9 +75,10 @@ def diagnose(
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Show how attention dilutes with length, layer by layer and head by head, and what mechanisms would keep of it.
+    """Show how attention dilutes with length, head by head.
 
-    The numbers come from the model's own queries and keys. --html writes a page with pictures that opens offline.
+    Every layer is shown, with what mechanisms would keep of its attention. The numbers come from the model's own queries and keys. --html
+    writes a page with pictures that opens offline.
     """
     if (needle is None) != (question is None):
         raise typer.BadParameter("--needle and --question are given together.", param_hint="--needle")

@@ -31,7 +31,7 @@ PURPOSES = {
 
 
 def env(as_json: flags.Json = False) -> None:
-    """Print versions, device and missing packages, to paste into an issue."""
+    """Print versions, device and missing packages, for an issue."""
     environment = describe_environment()
     if as_json:
         print_json(environment)

@@ -51,10 +51,11 @@ def export(
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Export a long checkpoint as one graph or as a stock checkpoint, and check it.
+    """Export a long checkpoint as a graph or a stock checkpoint.
 
-    A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at all. With --task
-    text-generation-with-past the graph takes and returns what a decoder keeps of the text so far, and generates what the model does.
+    The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at
+    all. With --task text-generation-with-past the graph takes and returns what a decoder keeps of the text so far, and generates what the
+    model does.
     """
     from ..export import export_checkpoint, export_gguf, export_native
     from .show import show_export, show_report

@@ -87,7 +87,10 @@ def card(
     dataset: Annotated[list[str] | None, typer.Option(help="Hub name of a data set it was trained on. Repeatable.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag. Repeatable.")] = None,
 ) -> None:
-    """Write README.md, the model card, from the config, the conversion report and measured results."""
+    """Write README.md, the model card.
+
+    It is written from the config, the conversion report and measured results.
+    """
     from ..errors import LongAttentionError
     from ..hub import write_model_card
     from ..reading import read_json

@@ -91,7 +91,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one, to copy or edit it.", show_default=False)] = None,
     as_json: flags.Json = False,
 ) -> None:
-    """List the recipes for --config and for accelerate launch, or print one."""
+    """List the recipes for --config and accelerate, or print one."""
     from ..errors import LongAttentionError, nearest
     from ..reading import read_text
     from ..recipes import read_recipe, ready_recipes

@@ -71,10 +71,10 @@ def search(
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Choose a mechanism for every layer under a budget of time or memory.
+    """Choose a mechanism for every layer under a budget.
 
-    Measures what each candidate keeps of every layer's attention and what it costs here; --trials then tries whole designs. The result is
-    converted with `longattn convert MODEL DST --config OUTPUT/design.yaml`.
+    The budget is of time or memory. Measures what each candidate keeps of every layer's attention and what it costs here; --trials then
+    tries whole designs. The result is converted with `longattn convert MODEL DST --config OUTPUT/design.yaml`.
     """
     from ..search import search_design
     from .show_search import show_search

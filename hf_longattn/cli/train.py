@@ -6,9 +6,12 @@ Options are model arguments, data arguments and transformers' TrainingArguments.
 
 from __future__ import annotations
 
-import typer
+from typing import Any
 
-from ..errors import LongAttentionError, check_extra, error_line
+import typer
+from typer.core import TyperGroup
+
+from ..errors import LongAttentionError, UsageError, check_extra, error_line
 from ..tasks import load_task, task_names, task_summary
 from .terminal import say
 
@@ -29,7 +32,24 @@ def train(name: str, arguments: list[str] | None = None) -> int:
     return run_training(task, arguments, task_summary(name), f"longattn train {name}")
 
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+class TaskGroup(TyperGroup):
+    """The tasks as commands; what is none of them is refused with their names."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first word.
+
+        Raises:
+            click.UsageError: there is no such task.
+        """
+        if not args[0].startswith("-") and not ctx.resilient_parsing:
+            try:
+                task_summary(args[0])
+            except UsageError as error:
+                ctx.fail(str(error))
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=TaskGroup, no_args_is_help=True, rich_markup_mode=None)
 
 
 def _add(name: str) -> None:

@@ -30,6 +30,8 @@ class CheckedArguments:
 
     explicit: dict[str, Any]
     """The values that differ from their defaults, by name."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """Options that a run needs besides the model, the data and the output."""
 
     def __post_init__(self) -> None:
         self.explicit = explicit_settings(self)
@@ -99,7 +101,8 @@ class LabelledDataArguments(DataArguments):
 
     data: list[str] = argument(
         [],
-        "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the Hub "
+        "Files, folders or names on the Hub, one or several: "
+        "a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the Hub "
         "(NAME:SUBSET).",
     )
     split: str = argument("train", "Split to train on, if the data have several.")

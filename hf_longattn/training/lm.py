@@ -75,7 +75,8 @@ class TextDataArguments(DataArguments):
     """Plain text, and how inputs are made from it."""
 
     text: list[str] = argument(
-        [], "One or several of: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by datasets, the "
+        [], "Files, folders or names on the Hub, one or several: "
+        "a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by datasets, the "
         "name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     column: str = argument("text", "The column that holds the text.")

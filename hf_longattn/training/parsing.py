@@ -87,16 +87,19 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
     """The parser of a task's command line. ``--help`` lists the task's own options, those of model and data, and the usual ones of the
     training, a line each; ``--help-all`` lists all in full."""
     source = next((f" --{field.name} {field.name.upper()}" for field in fields(kinds[1]) if field.name in ("data", "text", "tasks")), "")
-    usage = f"%(prog)s --model MODEL{source} --output FOLDER [OPTION ...]"
+    needed = "".join(f" --{name} {name.upper()}" for kind in kinds for name in getattr(kind, "required", ()))
+    usage = f"%(prog)s --model MODEL{source}{needed} --output FOLDER [OPTION ...]"
     parser = TaskParser(kinds, description=description, usage=usage, prog=prog)
     command = (prog or "").removeprefix("longattn ")
     recipes = recipe_names(command)
-    parser.add_argument("--config", help=f"Recipe with the names below: a YAML file{', or one of ' if recipes else ''}{recipes}.")
-    parser.add_argument(HELP_ALL, action="help", help="Show all options, with those of transformers' TrainingArguments, in full.")
+    parser.add_argument("--config", help=f"A recipe: a YAML file with the names below{f', or a ready one ({recipes})' if recipes else ''}.")
+    parser.add_argument(HELP_ALL, action="help", help="Show all options in full, also those of TrainingArguments.")
     refused = getattr(kinds[2], "without_effect", ())
     for action in parser._actions:
         if action.dest in refused:
             action.help = argparse.SUPPRESS
+        elif action.dest == "help":
+            action.help = "Show the usual options, a line each, and exit."
         elif action.option_strings[0].startswith("--no_"):  # HfArgumentParser gives it the help of what it turns off
             action.help = f"Turn --{action.dest} off, which is on by default."
     inherited = {field.name for field in fields(TrainingArguments)}
@@ -118,10 +121,11 @@ class OneLineHelp(argparse.HelpFormatter):
         return f"{name} {PLACEHOLDERS.get(action.type, 'TEXT')}{' …' if action.nargs == '+' else ''}"
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        if len(text) <= width:
-            return [text]
-        clauses = [match.start() for match in re.finditer(r"(?<!default)[.;:]\s|,? \(", text) if width // 2 < match.start() <= width]
-        return [text[: clauses[-1]] if clauses else textwrap.shorten(text, width, placeholder=" …", break_on_hyphens=False)]
+        """The text if it fits, else without what stands in brackets, else its first clause, else as many words as fit and an ellipsis."""
+        brief = re.sub(r" \([^()]*\)", "", text)
+        clauses = [brief[: match.start()] + "." for match in re.finditer(r"(?<!default)[.;:]\s", brief) if match.start() > width // 2]
+        line = next((line for line in (text, brief, *reversed(clauses)) if len(line) <= width), None)
+        return [textwrap.shorten(brief, width, placeholder=" …", break_on_hyphens=False) if line is None else line]
 
 
 def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:

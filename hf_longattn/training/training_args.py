@@ -38,6 +38,8 @@ class LongTrainingArguments(TrainingArguments):
     """
 
     _argument_group_name: ClassVar[str] = "training arguments"
+    required: ClassVar[tuple[str, ...]] = ()
+    """Options that a run needs besides the model, the data and the output."""
     shards: ClassVar[bool] = True
     """Whether the task runs where FSDP or DeepSpeed split the weights."""
     without_effect: ClassVar[tuple[str, ...]] = ()

@@ -268,7 +268,7 @@ def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pyt
         ("distill", "--mechanism hedgehog", "there is no option --mechanism; `longattn train linearise` has it"),
         ("distill", "--teacher t --method attention", "method must be one of tinybert, logits, not 'attention'.*longattn train linearise"),
         ("distill", "--teacher t", "no method given; add --method tinybert or --method logits; .*longattn train linearise"),
-        ("distill", "--max_length 8", "no teacher given; .*longattn train linearise"),
+        ("distill", "--max_length 8", "no method given; .*longattn train linearise"),
         ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),
         (
             "distill",

@@ -103,5 +103,11 @@ def test_what_is_not_a_task_is_refused(folder: Path) -> None:
     (folder / "empty.py").write_text('"""Nothing."""\n')
     with pytest.raises(RegistrationError, match=r"empty.py has no TASK; add TASK = Task\("):
         load_task("empty")
+    (folder / "silent.py").write_text("from hf_longattn.tasks import Task\nTASK = Task((dict, dict, dict), dict, str)\n")
+    with pytest.raises(RegistrationError, match=r"silent.py has no docstring; its first line"):
+        load_task("silent")
+    (folder / "pair.py").write_text('"""Two."""\nfrom hf_longattn.tasks import Task\nTASK = Task((dict, dict), dict, str)\n')
+    with pytest.raises(RegistrationError, match=r"pair.py has 2 classes of arguments; give three"):
+        load_task("pair")
     with pytest.raises(UsageError, match=r"there is no task 'clasify'; the tasks are .*Did you mean 'classify'"):
         load_task("clasify")

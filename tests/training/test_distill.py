@@ -82,6 +82,11 @@ def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrain
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     student = small(tmp_path / "student", tokenizer, num_attention_heads=4)
     given = ["--method", "tinybert", "--model", student, "--output", str(tmp_path / "o"), "--text", texts]
+    for method, words in (("attention", "type longattn train linearise"), ("tinybret", "Did you mean 'tinybert'?")):
+        assert train("distill", [*given, "--method", method]) == 1
+        error = capfd.readouterr().err
+        assert f"method must be one of tinybert, logits, not '{method}'" in error
+        assert words in error
     for more, words in (
         ([], "add --teacher"),
         (["--teacher", teacher], "add --attention_factor 0"),

@@ -1,4 +1,4 @@
-"""Fine-tune for multiple choice over long documents (RACE, QuALITY, SWAG, WikiHop).
+"""Fine-tune for multiple choice over long documents.
 
 Each choice is read with the document (RACE, QuALITY, SWAG), or all candidates together with all documents (WikiHop;
 :mod:`hf_longattn.training.candidates`).
@@ -50,7 +50,8 @@ class ChoiceDataArguments(LabelledDataArguments):
     hub_task: ClassVar[str] = "multiple-choice"
 
     data: list[str] = argument(
-        [], "One or several of: a .jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub; with the "
+        [], "Files, folders or names on the Hub, one or several: "
+        "a .jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub; with the "
         "columns context (or article, ctx), question, choices (or options, endings, or ending0, ending1 …) and label (or answer, "
         "answerKey): a number from 0, a letter from A, the text of the choice, or its label (ARC); or with WikiHop's query, candidates, "
         "supports and answer."
@@ -63,9 +64,7 @@ class ChoiceDataArguments(LabelledDataArguments):
         "auto", "How choices are read: separate (each with the document), joint (all with all documents, each scored at its marker and "
         "averaged over the inputs that the documents need, as Longformer does on WikiHop), or auto: joint for WikiHop's columns."
     )  # fmt: skip
-    long_documents: str = argument(
-        "windows", "What joint does with documents that do not fit beside the candidates: windows (further inputs), or truncate."
-    )
+    long_documents: str = argument("windows", "What joint does with documents too long for it: windows (further inputs) or truncate.")
 
     @property
     def named_columns(self) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class ClassificationDataArguments(LabelledDataArguments):
     shape: ClassVar[str] = "a labelled file"
 
     data: list[str] = argument(
-        [], "One or several of: a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label, a folder "
+        [], "Files, folders or names on the Hub, one or several: "
+        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label, a folder "
         "written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     text_column: str = argument("text", "The column that holds the text.")

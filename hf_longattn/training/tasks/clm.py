@@ -1,6 +1,6 @@
-"""Continue training a decoder on long text: predict the next token.
+"""Continue training a decoder on long text.
 
-With ``--segments N`` each document is read segment by segment with the model's memory.
+It learns to predict the next token. With ``--segments N`` each document is read segment by segment with the model's memory.
 """
 
 from __future__ import annotations

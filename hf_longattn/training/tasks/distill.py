@@ -1,4 +1,4 @@
-"""Distil a teacher into a student, smaller or with longer inputs (TinyBERT, or its logits alone).
+"""Distil a teacher into a smaller student, or a longer one.
 
 TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models
 read the same text, of a length that the teacher takes; the student's mechanisms are its own, so that afterwards it reads longer text.
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from hf_longattn.data.lengths import input_length, longest_input
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, nearest
 from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 from hf_longattn.tasks import Task
@@ -48,16 +48,13 @@ QUERIES_AT_A_TIME = 256
 class DistillModelArguments(TextModelArguments):
     """A student and its teacher."""
 
+    required: ClassVar[tuple[str, ...]] = ("teacher",)
+
     teacher: str = argument("", "The model to learn from, with the student's (--model's) vocabulary; it is not changed.")
     layer_map: list[int] = argument(
         [],
         "For each of the student's layers the teacher's layer that it imitates, counted from 1; default: evenly (TinyBERT, section 3.1).",
     )
-
-    def check(self) -> None:
-        super().check()
-        if not self.teacher:
-            raise OptionError(f"no teacher given; add --teacher with a checkpoint folder or a Hub name; {ATTENTION_DISTILLATION}")
 
 
 @dataclass
@@ -66,6 +63,7 @@ class DistillTrainingArguments(TextTrainingArguments):
 
     shards: ClassVar[bool] = False
     without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)
+    required: ClassVar[tuple[str, ...]] = ("method",)
 
     method: str = argument("", "tinybert (embeddings, hidden states, attention scores and logits) or logits (Hinton et al. 2015).")
     temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")
@@ -81,7 +79,9 @@ class DistillTrainingArguments(TextTrainingArguments):
         super().check()
         if self.method not in METHODS:
             problem = f"method must be one of {', '.join(METHODS)}, not {self.method!r}" if self.method else "no method given"
-            raise OptionError(f"{problem}; add --method tinybert or --method logits; {ATTENTION_DISTILLATION}")
+            raise OptionError(
+                f"{problem}; add --method tinybert or --method logits; {ATTENTION_DISTILLATION}.{nearest(self.method, METHODS)}"
+            )
         if self.temperature <= 0:
             raise OptionError(f"temperature must be above 0, not {self.temperature}")
         if self.method == "logits":
@@ -107,8 +107,10 @@ def distill_student(
         The log, as written to ``training_log.json``: arguments, versions, the student's held-out loss before and after, Trainer's history.
 
     Raises:
-        OptionError: teacher and student do not fit together.
+        OptionError: there is no teacher, or it does not fit the student.
     """
+    if not model_args.teacher:
+        raise OptionError("no teacher given; add --teacher with a checkpoint folder or a Hub name")
     run = prepare_run(model_args, data_args, training_args)
     student, tokenizer, objective = load_lm(model_args.model, model_args.objective)
     teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective)

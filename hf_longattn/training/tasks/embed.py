@@ -1,7 +1,8 @@
-"""Train embeddings of long documents, or with --reranker a cross-encoder, by sentence-transformers' trainers.
+"""Train embeddings of long documents, or a reranker.
 
-Pairs that belong together are told from the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017), with cached
-gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT).
+sentence-transformers trains both; with ``--reranker`` a cross-encoder. Pairs that belong together are told from the other pairs of a batch
+(multiple negatives ranking, Henderson et al. 2017), with cached gradients (Gao et al. 2021), so that the batch may be large where documents
+are long; pairs with a ``score`` are regressed (CoSENT).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -55,7 +56,8 @@ class EmbedDataArguments(LabelledDataArguments):
     shape: ClassVar[str] = "a file of pairs"
 
     data: list[str] = argument(
-        [], "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "
+        [], "Files, folders or names on the Hub, one or several: "
+        "a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "
         "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
         "or score (embeddings only)."
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Teach a converted model's mechanisms to reproduce softmax attention, then fine-tune it."""
+"""Train a converted model to reproduce softmax attention."""
 
 from __future__ import annotations
 

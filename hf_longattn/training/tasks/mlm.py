@@ -1,4 +1,4 @@
-"""Continue training an encoder on long text: predict masked tokens."""
+"""Continue training an encoder on long text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Train one backbone with several named heads, in batches mixed by a temperature; the heads load singly.
+"""Train one backbone with several named heads.
 
-A batch is of one task, drawn by the tasks' sizes. The result is one checkpoint, whose heads load singly (:func:`load_multitask_head`).
+A batch is of one task, drawn by the tasks' sizes and a temperature. The result is one checkpoint, whose heads load singly
+(:func:`load_multitask_head`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)

@@ -1,5 +1,6 @@
-"""Fine-tune for extractive question answering (SQuAD, MRQA, TriviaQA, Natural Questions, HotpotQA).
+"""Fine-tune for extractive question answering.
 
+The data are in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA.
 Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
 as in BERT's SQuAD 2 fine-tuning. With several correct spans the loss is that of all of them together (Clark & Gardner 2018). HotpotQA's
 yes, no and supporting sentences get heads beside the span's, as in Longformer.
@@ -56,7 +57,7 @@ class QAModelArguments(ModelArguments):
     """What extractive question answering starts from, and is compared with."""
 
     heads: str = argument(
-        "auto", "span, or hotpot: also yes and no answers and supporting sentences, as in Longformer; auto: what the data have."
+        "auto", "span, hotpot (also yes and no answers and supporting sentences, as in Longformer) or auto (what the data have)."
     )
     global_question: bool | None = argument(
         None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
@@ -78,7 +79,8 @@ class QADataArguments(LabelledDataArguments):
     shape: ClassVar[str] = "a SQuAD-shaped file"
 
     data: list[str] = argument(
-        [], "One or several of: a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
+        [], "Files, folders or names on the Hub, one or several: "
+        "a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
         "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
     )  # fmt: skip
     validation: str = argument(

@@ -1,4 +1,4 @@
-"""Fine-tune an encoder-decoder (BART, Pegasus, mBART, Marian …) to summarise long documents."""
+"""Fine-tune an encoder-decoder to summarise long documents."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Fine-tune to tag the words of long documents: named entities over whole documents.
+"""Fine-tune to tag the words of long documents.
 
-Documents longer than the model are read in overlapping windows; each word is tagged in the window in which it has most context.
+Named entities, for example. Documents longer than the model are read in overlapping windows; each word is tagged in the window in which it
+has most context.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -40,7 +41,8 @@ class TokenDataArguments(LabelledDataArguments):
     shape: ClassVar[str] = "a tagged file"
 
     data: list[str] = argument(
-        [], "One or several of: a .conll file (a word and its tag in a line; -DOCSTART- lines, or else blank ones, separate documents), a "
+        [], "Files, folders or names on the Hub, one or several: "
+        "a .conll file (a word and its tag in a line; -DOCSTART- lines, or else blank ones, separate documents), a "
         ".jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub."
     )  # fmt: skip
     words_column: str = argument("tokens", "The column that holds a document's words.")
