@@ -203,6 +203,16 @@ def defined_at(value: Any) -> str:
         return f"{value.__module__}.{value.__qualname__}"
 
 
+def refuse_taken_name(what: str, name: str, cls: type, known: type | None) -> None:
+    """Refuse a class whose name in a registry is that of the class ``known`` of another place; which was imported first does not matter.
+
+    Raises:
+        RegistrationError: the name is taken; with both files.
+    """
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise RegistrationError(f"Two files register the {what} {name!r}: {defined_at(known)} and {defined_at(cls)}; rename one of them.")
+
+
 def check_registration(what: str, name: str, cls: Any, base: type, known: type | None) -> None:
     """Refuse a class that cannot be registered, in one sentence with its file and line.
 
@@ -221,5 +231,4 @@ def check_registration(what: str, name: str, cls: Any, base: type, known: type |
         raise RegistrationError(f"{here} must be a class that derives from {base.__name__}.")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         raise RegistrationError(f"{here} has no method {missing[0]!r}; write it as {base.__name__} says.")
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise RegistrationError(f"Two files register the {what} {name!r}: {defined_at(known)} and {defined_at(cls)}; rename one of them.")
+    refuse_taken_name(what, name, cls, known)

@@ -43,7 +43,7 @@ def test_a_users_own_mechanism_is_one_class_and_names_are_not_taken_twice() -> N
     from hf_longattn.mechanisms.common.registry import _REGISTRY
     from hf_longattn.mechanisms.window import Window
 
-    with pytest.raises(RegistrationError, match=r"test_attend\.py:\d+ has a name that is already registered by .*window\.py:\d+"):
+    with pytest.raises(RegistrationError, match=r"the mechanism 'window': .*window\.py:\d+ and .*test_attend\.py:\d+"):
 
         @register_mechanism("window")
         class Other(Window):

@@ -28,7 +28,7 @@ WRONG = {
     ),
     "a name that is taken": (
         '@register_mechanism("window")\nclass Theirs(Window):\n    """A window of theirs."""\n',
-        r"Mechanism 'window' of .*theirs\.py:9 has a name that is already registered by .*window\.py:\d+; choose another one",
+        r"Two files register the mechanism 'window': .*window\.py:\d+ and .*theirs\.py:9; rename one of them",
     ),
     "options without help": (
         "@dataclasses.dataclass(frozen=True)\nclass MineOptions(Options):\n    width: int = 3\n\n\n"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, nearest
+from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, nearest, refuse_taken_name
 from ...naming import load_module, module_names
 from .base import Mechanism, reset
 from .options import LARGEST, MAX_LENGTH, RELATIVE, RESERVED, OptionInfo, Options
@@ -62,11 +62,7 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     """
 
     def register(cls: M) -> M:
-        known = _REGISTRY.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise RegistrationError(
-                f"Mechanism {name!r} of {defined_at(cls)} has a name that is already registered by {defined_at(known)}; choose another one."
-            )
+        refuse_taken_name("mechanism", name, cls, _REGISTRY.get(name))
         _check_class(name, cls)
         cls.name = name
         _REGISTRY[name] = cls
