@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -77,27 +78,36 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
         terminal.print_json({**plan.to_dict(), "comparison": comparison})
         return
     show_plan(plan)
-    terminal.console().print(_comparison(rows, LENGTHS, matrix_speed()), highlight=False)
+    show_comparison(rows, LENGTHS, matrix_speed())
 
 
-def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float) -> Table:
+def show_comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float) -> None:
+    """The cost of each mechanism, at the longest of the lengths where not all fit next to one another; then why others have none."""
+    console = terminal.console()
+    tables = [_comparison(rows, lengths, speed, SHOWN_LENGTHS[start:]) for start in range(len(SHOWN_LENGTHS))]
+    unbounded = console.options.update(max_width=10 * console.width)
+    fitting = (table for table in tables if Measurement.get(console, unbounded, table).maximum <= console.width)
+    console.print(next(fitting, tables[-1]), highlight=False)
+    for row in rows:
+        if row.refused:
+            console.print(f"{row.mechanism}: {escape(row.refused)}", style="dim", highlight=False)
+
+
+def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float, shown: Sequence[int]) -> Table:
     counted = [row for row in rows if not row.refused]
     same = len({row.bytes for row in counted}) == 1  # an encoder has no cache, and its largest activation is not in attention
     title = f"least seconds for one sequence through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
     table = _table([], title if same else f"{title} / memory besides the weights")
     table.add_column("mechanism", no_wrap=True)
-    for index in SHOWN_LENGTHS:
+    for index in shown:
         table.add_column(f"{lengths[index] // 1024}K", justify="right", no_wrap=True)
-    for row in rows:
-        if row.refused:
-            table.add_row(row.mechanism, row.refused)
-        else:
-            seconds = [_number(row.flops[index] / speed) for index in SHOWN_LENGTHS]
-            memory = ["" if same else f" / {_round(row.bytes[index])}" for index in SHOWN_LENGTHS]
-            table.add_row(row.mechanism, *map("".join, zip(seconds, memory, strict=True)))
+    for row in counted:
+        seconds = [_number(row.flops[index] / speed) for index in shown]
+        memory = ["" if same else f" / {_round(row.bytes[index])}" for index in shown]
+        table.add_row(row.mechanism, *map("".join, zip(seconds, memory, strict=True)))
     if same:
         table.add_section()
-        table.add_row("memory besides the weights", *(_round(counted[0].bytes[index]) for index in SHOWN_LENGTHS))
+        table.add_row("memory besides the weights", *(_round(counted[0].bytes[index]) for index in shown))
     return table
 
 
@@ -167,7 +177,7 @@ def show_report(report: ConversionReport) -> None:
         table.add_row(f"[{STYLES[check.status]}]{check.status}[/]", f"{check.name}\n[dim]{escape(check.detail)}[/]")
     console.print(table, highlight=False)
     console.print()
-    console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; details are in {report.files[-2]}.", highlight=False)
+    console.print(f"Verified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}.", highlight=False)
     if report.train_command:
         console.print(f"Next: {escape(report.train_command)}", highlight=False, soft_wrap=True)
 
@@ -415,7 +425,7 @@ def _in_units(count: int, units: Sequence[tuple[str, float]]) -> str:
 
 
 def _table(headings: Sequence[str], title: str, justify: Literal["left", "right"] = "left") -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_style="dim", title_justify="left")
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_style="dim", title_justify="left")
     for heading in headings:
         table.add_column(heading, justify=justify)
     return table

@@ -12,7 +12,9 @@ from rich.table import Table
 from transformers import BertConfig, BertModel
 
 from hf_longattn.cli.app import main
+from hf_longattn.cli.show import show_comparison
 from hf_longattn.cli.terminal import SafeConsole, print_json, say
+from hf_longattn.conversion.flops import MechanismCost
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, in_one_line, visible
 from tests.audit.fakes import serving
@@ -119,3 +121,18 @@ def test_names_and_configs_with_escapes(arguments: list[str], tmp_path: Path, ca
         printed = capsys.readouterr()
         assert harmless(printed.out + printed.err), printed
         assert (printed.out + printed.err).strip()
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_comparison_has_whole_numbers_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    counts = tuple(12345 * 10**9 * 4**power for power in range(7))
+    rows = [MechanismCost("recurrent_memory", counts, counts), MechanismCost("window", counts, tuple(1000 + count for count in counts))]
+    show_comparison([*rows, MechanismCost("fixed", refused="needs a stride; " * 20)], tuple(1024 * 2**power for power in range(7)), 1e9)
+    page = capsys.readouterr().out
+    assert "…" not in page
+    assert "50,565,120 / 50,565,120 GB" in page
+    assert "fixed: needs a stride" in page
+    assert ("1K" in page) == (width == 200)

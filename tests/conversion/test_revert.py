@@ -343,7 +343,7 @@ def test_a_wrong_result_leaves_nothing(built: Built, tmp_path: Path, monkeypatch
 
 def test_the_command(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
-    for code, expected in ((0, "Verified on"), (1, "already exists")):
+    for code, expected in ((0, "Verified in"), (1, "already exists")):
         with pytest.raises(SystemExit) as ended:
             main(["revert", str(tmp_path / "long"), str(tmp_path / "back")])
         captured = capsys.readouterr()
