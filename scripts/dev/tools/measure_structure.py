@@ -163,7 +163,7 @@ def probe(tree: Path) -> dict[str, Any]:
 
     import hf_longattn
     from hf_longattn.cli import main as longattn
-    from hf_longattn.mechanisms.common.registry import mechanism_class
+    from hf_longattn.mechanisms import mechanism_class
 
     package = Path(hf_longattn.__file__).parent
     assert package == tree / "hf_longattn", f"{package} is not of {tree}"
