@@ -231,7 +231,7 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
 
     Raises:
         DataError: missing file, unknown split or column, or nothing to read.
-        OptionError: a template that is no format string, or names no column.
+        OptionError: a template that is not a format string, or names no column.
     """
     forms = [(form, template_columns(form)) for form in template]
     parts = [_load_text(source, split, column, forms).filter(_has_text) for source in sources]

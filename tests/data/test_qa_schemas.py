@@ -229,7 +229,7 @@ def test_missing_evidence_is_counted_and_named(release: Path) -> None:
     with pytest.raises(DataError, match=r"'.*nowhere' is not a folder; give the release's folder"):
         load_qa(file, evidence=release / "nowhere")
     (release / "evidence").rename(release / "texts")
-    with pytest.raises(DataError, match=r"keeps its documents in other files, but beside it is no folder 'evidence'; .* --evidence"):
+    with pytest.raises(DataError, match=r"keeps its documents in other files, but there is no folder 'evidence' next to it; .* --evidence"):
         load_qa(file)
     data = json.loads(file.read_text())
     data["Data"][1]["EntityPages"][0]["Filename"] = "../../qa/web-dev.json"
@@ -297,7 +297,7 @@ def test_hotpot_qa(tmp_path: Path) -> None:
         ({**RECORD, "question": 5}, "question must be one text, not int"),
         ({**RECORD, "context": ["a"]}, "context must be one text, not list"),
         ({**HOTPOT, "answer": "wolf"}, "'wolf' is not in the context"),
-        ({**HOTPOT, "context": "text"}, "has not the shape of HotpotQA"),
+        ({**HOTPOT, "context": "text"}, "does not match the schema of HotpotQA"),
     ],
 )
 def test_wrong_rows(record: dict, message: str, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_text_from_several_columns(tmp_path: Path) -> None:
     ("template", "kind", "sentence"),
     [
         ("{tsak}", DataError, "has the columns task, not 'tsak'; name one with --template. Did you mean 'task'"),
-        ("{task", OptionError, "is no format string"),
+        ("{task", OptionError, "is not a format string"),
         ("task", OptionError, "must name columns in braces"),
         ("{task.real} {0}", OptionError, "must name columns in braces"),
         ("{}", OptionError, "must name columns in braces"),

@@ -225,7 +225,7 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"per_device_train_batch_size": 3}, "total_batch_size 32 is no multiple of the 3 rows"),
+        ({"per_device_train_batch_size": 3}, "total_batch_size 32 is not a multiple of the 3 rows"),
         ({"gradient_accumulation_steps": 2}, "total_batch_size and gradient_accumulation_steps contradict"),
         ({"tokens_per_batch": 100}, "total_batch_size and tokens_per_batch contradict"),
         ({"total_batch_size": -1}, "must be at least 1"),
