@@ -44,14 +44,14 @@ from .cost import Cost
 from .decoding import Decoding
 from .options import Options
 from .scores import ScoreTerms
-from .sharding import Sharding
+from .sharding import Shardable
 from .traits import Traits
 
 DENSE_LIMIT = 4096
 """Longest input, in tokens, for which dense attention weights are returned."""
 
 
-class Mechanism(Cost, Sharding, ScoreTerms, Decoding, Traits, ABC):
+class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     """One attention mechanism, built for one layer by :func:`hf_longattn.build_mechanism`.
 
     Tensors are ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)`` with ``H_kv`` dividing ``H``. With ``Nq < Nk`` the queries are the

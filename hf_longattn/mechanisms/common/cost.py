@@ -9,14 +9,14 @@ from torch import Tensor
 from ...engines.common.call import UNBOUNDED, AttentionCall
 from ...positions.distances import Extent, untrained_distances
 from .layout import full_pairs
-from .sharding import Sharding
+from .sharding import Shardable
 
 KeptKeys = Callable[[Tensor, Tensor], Tensor]
 """``(rows, scores) -> kept``: which keys the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable). Their scores are
 ``(B, H, n, N)``, -inf for keys that causality or padding hides; such keys may be among those kept."""
 
 
-class Cost(Sharding):
+class Cost(Shardable):
     """By default, a mechanism costs as much as full attention and never equals it."""
 
     def covers(self, length: int, causal: bool = False) -> bool:

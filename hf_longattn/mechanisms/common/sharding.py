@@ -18,7 +18,7 @@ from ...errors import MaskError, OptionError
 from .scores import ScoreTerms
 
 
-class Sharding(ScoreTerms):
+class Shardable(ScoreTerms):
     """A bounded mechanism takes its neighbours' keys, a state passes from process to process, others exchange tokens for heads."""
 
     num_heads: int
@@ -146,9 +146,9 @@ class Sharding(ScoreTerms):
 class _SomeHeads(nn.Module):
     """Holds a mechanism whose tensors ``torch.func.functional_call`` replaces by those of some heads while a part of it runs."""
 
-    def __init__(self, mechanism: Sharding) -> None:
+    def __init__(self, mechanism: Shardable) -> None:
         super().__init__()
         self.mechanism = mechanism
 
-    def forward(self, run: Callable[..., Tensor], part: Sharding, *args: Any) -> Tensor:
+    def forward(self, run: Callable[..., Tensor], part: Shardable, *args: Any) -> Tensor:
         return run(part, *args)
