@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,10 +14,12 @@ from .engines.common.batch import Batch, documents_from, in_graph
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence
 from .engines.common.dense import nothing_seen
 from .engines.common.derivatives import mapped_in_a_sentence
+from .engines.common.grid import Grid, grid_of_argument
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.options import SEED
+from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 
 
@@ -36,6 +39,8 @@ def attend(
     score_mod: ScoreMod | None = None,
     seed: int = 0,
     hidden_states: Tensor | None = None,
+    grid: Grid | Sequence[int] | Sequence[Grid] | None = None,
+    prefix: int = 0,
     **options: Any,
 ) -> Tensor:
     """Attention of ``mechanism`` from queries to keys and values.
@@ -58,15 +63,18 @@ def attend(
         seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. For a module it is added to the module's
             seed where that draws in every call.
         hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that compute more than q, k and v from it.
+        grid: where the tokens lie, for mechanisms and orders of tokens on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one for
+            each sequence, as ``padding_mask`` or ``documents`` list them. Tokens are in raster order, the last axis fastest.
+        prefix: tokens before the grid's, such as a class token, where ``grid`` is given as sizes.
         options: the mechanism's options, when it is given by name.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; empty where there are no sequences or no tokens. Rows of padding are finite and mean nothing.
     Raises:
-        UnknownMechanismError, OptionError, MaskError, LengthError: one sentence each.
+        UnknownMechanismError, OptionError, MaskError, LengthError, GridError: one sentence each.
     """
     module, call = prepare(
         q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
-        global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+        global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states, grid=grid, prefix=prefix,
     )  # fmt: skip
     return run_batch(module, q, k, v, call)
 
@@ -86,7 +94,7 @@ def prepare(
     q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, options: dict[str, Any], *, causal: bool = False,
     padding_mask: Tensor | None = None, documents: Tensor | None = None, cu_seqlens: Tensor | None = None,
     global_mask: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0, score_mod: ScoreMod | None = None,
-    seed: int = 0, hidden_states: Tensor | None = None,
+    seed: int = 0, hidden_states: Tensor | None = None, grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
     """The mechanism of :func:`attend` and its call, whose arguments are checked here once for every mechanism."""
     if (
@@ -131,7 +139,7 @@ def prepare(
         batch = Batch.of(check_mask("padding_mask", padding_mask, shape), documents_from(documents, cu_seqlens, shape))
     return module, AttentionCall(
         causal=causal, batch=batch, global_mask=check_mask("global_mask", global_mask, shape), scale=scaling, dropout=dropout_p,
-        score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+        score_mod=score_mod, seed=seed, hidden_states=hidden_states, grid=grid_of_argument(grid, prefix),
     )  # fmt: skip
 
 
@@ -181,6 +189,8 @@ def run_batch(
     """
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
+    if mechanism.options.order is not None:
+        run = in_order(mechanism.options.order, run or mechanism)
     with (
         running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext(),
         mapped_in_a_sentence(mechanism.name) if in_graph() else nullcontext(),

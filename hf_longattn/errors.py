@@ -38,6 +38,10 @@ class LengthError(LongAttentionError):
     """A sequence length that a model or mechanism does not support."""
 
 
+class GridError(LongAttentionError):
+    """A grid that is missing, or that does not fit its input or the mechanism."""
+
+
 class PositionError(LongAttentionError):
     """A position table or rotary setting that cannot be extended as requested."""
 

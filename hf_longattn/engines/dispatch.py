@@ -198,6 +198,12 @@ def fla_installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
 
 
+def _no_windows(context: DispatchContext) -> str | None:
+    if context.call.key_mask is not None:
+        return "padding lies between the cells"
+    return None if context.call.score_mod is None else "a score term is added to listed pairs"
+
+
 def _no_split(context: DispatchContext) -> str | None:
     batch = context.call.batch
     if batch is not None and batch.documents is not None:
@@ -249,6 +255,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
         ("flex-gathered", _no_flex_tiles),
         ("plain-gathered", _last),
     ),
+    "windows": ((DENSE, _not_covered), ("windows", _no_windows), ("tiles", _last)),
     "chosen blocks": (("cpu-blocks", _no_cpu_tiles), ("tiles", _last)),
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
     "linear": (("linear-fla", lambda context: _no_fla(context, (torch.float32,))), ("linear-chunks", _last)),
@@ -322,6 +329,15 @@ def choose_pairs(q: Any, k: Any, call: AttentionCall, covered: bool = False, tok
 def choose_covered(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
     """``"dense"`` where a mechanism of ``kind`` sees every pair, otherwise its own path."""
     return choose(kind, DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered))
+
+
+def choose_windows(q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
+    """The path of windows on a grid: full attention, one call for all windows of a size, or listed pairs."""
+    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered)
+    path, refused = _first("windows", context)
+    if path == "windows":  # the others are chosen, and reported, by the pairs
+        _report(path, refused)
+    return path
 
 
 Observer = Callable[[Any, PathChoice], None]

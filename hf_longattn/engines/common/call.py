@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import MaskError
+from ...errors import GridError, MaskError
 from .batch import Batch, SequenceSpan, first_real, in_graph, roll_left, wrapped
 from .byte_cache import BYTE_CACHE
+from .grid import Grid
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
@@ -250,6 +251,7 @@ class AttentionCall:
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
     detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
     positions: ``(B or 1, n)``, what the features of n tokens read of their positions; set within linear mechanisms that count them.
+    grid: where the tokens lie on a grid: one for all rows, or one for each sequence of :attr:`batch`.
     """
 
     causal: bool = False
@@ -262,6 +264,7 @@ class AttentionCall:
     hidden_states: Tensor | None = None
     detached_kv: tuple[Tensor, Tensor] | None = None
     positions: Tensor | None = None
+    grid: Grid | tuple[Grid, ...] | None = None
 
     @classmethod
     def of(
@@ -287,6 +290,21 @@ class AttentionCall:
         new = object.__new__(AttentionCall)  # several times faster, which counts while decoding
         new.__dict__.update(self.__dict__, **changes)
         return new
+
+    def one_grid(self) -> Grid | None:
+        """The grid of all rows; those of several sequences must be equal.
+
+        Raises:
+            GridError: they are not.
+        """
+        if not isinstance(self.grid, tuple):
+            return self.grid
+        if len(set(self.grid)) != 1:
+            raise GridError(
+                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but its rows are run "
+                "together; pass padding_mask or documents, which say where each sequence lies, outside of torch.compile."
+            )
+        return self.grid[0]
 
     def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
         """The call for other keys: ``key_mask (B, Nk)`` bool in place of the call's."""
@@ -391,8 +409,11 @@ def _split_sequences(
     nothing: list[Any] = [None] * len(batch.sequences)
     detached_kv = nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
     hidden = nothing if call.hidden_states is None else split(call.hidden_states, 1)
-    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, strict=True)
-    for span, queries, keys, values, states, constants in parts:
+    grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
+    if len(grids) != len(batch.sequences):
+        raise GridError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
+    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, grids, strict=True)
+    for span, queries, keys, values, states, constants, grid in parts:
         tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
         sequence_call = call.replace(
             batch=Batch(batch.mask[tokens]) if span.holes and batch.mask is not None else None,
@@ -400,6 +421,7 @@ def _split_sequences(
             score_mod=_score_mod_of(call.score_mod, span),
             hidden_states=states,
             detached_kv=constants,
+            grid=grid,
         )
         yield queries, keys, values, sequence_call
 

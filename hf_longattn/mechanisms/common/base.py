@@ -43,6 +43,7 @@ from ...positions.relative import RelativePositions
 from .cost import Cost
 from .decoding import Decoding
 from .options import Options
+from .ordered import weights_in_order
 from .scores import ScoreTerms
 from .sharding import Shardable
 from .traits import Traits
@@ -143,7 +144,8 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
             return q.new_zeros(*q.shape[:3], k.shape[2])
         precise = torch.promote_types(q.dtype, torch.float32)
         call = AttentionCall.of(**arguments) if call is None else call
-        run = functools.partial(weights_per_sequence, self._weights) if self.per_sequence(call) else self._weights
+        weights = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
+        run = functools.partial(weights_per_sequence, weights) if self.per_sequence(call) else weights
         return run(q.to(precise), k.to(precise), call).to(q.dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

@@ -149,7 +149,7 @@ class SparseMechanism(MaskedMechanism):
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         length = key.shape[2]
-        if not self.only_pattern() or self.token_rule is not None or has_hooks(self):
+        if not self.only_pattern() or self.options.order is not None or self.token_rule is not None or has_hooks(self):
             return False
         if self.pattern(causal).covers(length, length):
             return True

@@ -7,12 +7,15 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...engines.common.grid import check_order
 from ...errors import OptionError, nearest
 from ...positions.relative import read_relative
 
+ORDER = "order"
+"""The option that every mechanism for texts has: the order in which it reads the tokens of a grid."""
 RELATIVE = "relative"
 """The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
 
@@ -22,7 +25,7 @@ RESERVED = frozenset(
     (
         *("name", "num_heads", "head_dim", "hidden_size", "generator"),
         *("q", "k", "v", "mechanism", "causal", "padding_mask", "documents", "cu_seqlens", "global_mask", "scaling", "dropout_p"),
-        *("score_mod", "hidden_states"),
+        *("score_mod", "hidden_states", "grid", "prefix"),
     )
 )
 """The other arguments of build_mechanism and attend, whose names no option may have."""
@@ -86,6 +89,15 @@ class Options:
             "unit": "",
         },
     )
+    order: str | None = dataclasses.field(
+        default=None,
+        kw_only=True,
+        metadata={
+            "help": "order in which the tokens of a grid are read, so that blocks and bands are local on it: raster, columns, hilbert, or "
+            "tiles with their sizes, as in tiles:8x8",
+            "unit": "",
+        },
+    )
 
     def check(self) -> None:
         """Raise :class:`OptionError` for what :func:`option` cannot express, such as values that do not fit together."""
@@ -113,8 +125,8 @@ class Options:
             if name not in hints or name not in known:
                 listed = ", ".join(known) if known else "none"
                 raise OptionError(f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}")
-            common = name == RELATIVE and value not in (None, "none", "None")
-            checked[name] = read_relative(value) if common else _coerce(mechanism, name, value, hints[name])
+            read = COMMON.get(name) if value not in (None, "none", "None") else None
+            checked[name] = _coerce(mechanism, name, value, hints[name]) if read is None else read(value)
             cls._check_value(mechanism, name, checked[name])
         built = cls(**checked)
         built.check()
@@ -142,10 +154,10 @@ class Options:
                 raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings); relative positions where there are."""
+        """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings); those that mechanisms have in common where they are set."""
         values = {info.name: getattr(self, info.name) for info in self.infos()}
         plain = {name: [_plain(entry) for entry in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
-        return {name: value for name, value in plain.items() if name != RELATIVE or value is not None}
+        return {name: value for name, value in plain.items() if name not in COMMON or value is not None}
 
     def changed(self) -> list[str]:
         """``"name=value"`` of the options that are not at their defaults."""
@@ -163,6 +175,10 @@ class Options:
     def min_heads(self) -> int:
         """The smallest head count that exercises every part of these options."""
         return 1
+
+
+COMMON: dict[str, Callable[[Any], str]] = {RELATIVE: read_relative, ORDER: check_order}
+"""Options that mechanisms have in common, which are left out of files where they are not set -> what reads a value."""
 
 
 def _plain(value: Any) -> Any:

@@ -138,13 +138,14 @@ def options_of(name: str) -> Mapping[str, object]:
     return mechanism_class(name).options_type.__dataclass_fields__
 
 
-def list_mechanisms(causal: bool | None = None, engine: str | None = None) -> list[str]:
-    """Names of the registered mechanisms, optionally only those with a causal (bidirectional) form or of one engine."""
+def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
+    """Names of the registered mechanisms, optionally only those with a causal (bidirectional) form, of one engine, or that need a grid
+    (``grid=True``) or do not."""
     _discover()
     return sorted(
         name
         for name, cls in _REGISTRY.items()
-        if (causal is None or cls.causal in ("both", causal)) and (engine is None or cls.engine == engine)
+        if (causal is None or cls.causal in ("both", causal)) and (engine is None or cls.engine == engine) and (grid is None or cls.needs_grid == grid)
     )
 
 

@@ -55,6 +55,9 @@ class Traits(nn.Module):
     takes_documents: ClassVar[bool] = False
     """Whether ``forward`` keeps packed documents apart on the CPU, each as if it were alone, so that rows need not be split."""
 
+    needs_grid: ClassVar[bool] = False
+    """Whether the mechanism is defined by the places of tokens on a grid, ``call.grid``."""
+
     position_dependent: bool = True
     """Whether the output depends on where a sequence starts, as with blocks, columns and counted positions; otherwise left padding needs
     no more than a key mask."""
@@ -95,7 +98,7 @@ class Traits(nn.Module):
 
     def per_sequence(self, call: AttentionCall) -> bool:
         """Whether the sequences of a call are brought to index 0 before the mechanism runs."""
-        return call.batch is not None and (self.ignores_padding or call.batch.documents is not None)
+        return call.batch is not None and (self.ignores_padding or call.batch.documents is not None or isinstance(call.grid, tuple))
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """How calling this module for whole rows of real tokens, with keys ``key (B, H_kv, N, D)``, runs one fused call and nothing else:

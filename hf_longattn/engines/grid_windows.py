@@ -1,0 +1,106 @@
+"""The windows engine: softmax attention inside windows of a grid that do not overlap, on every device, compiled and exported alike.
+
+A grid is cut along every axis into windows, with partial ones at its borders. Windows of equal size are one fused call over
+``(B · windows, H, tokens, D)``: at most 3 calls along an axis (first partial, whole, last partial), so 9 on a picture, without any mask.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .common.call import AttentionCall
+from .common.dense import fused_attention
+from .common.grid import Grid
+
+
+class Stretch(NamedTuple):
+    """``count`` windows of ``size`` cells along an axis, from cell ``first`` on."""
+
+    first: int
+    count: int
+    size: int
+
+    @property
+    def cells(self) -> slice:
+        return slice(self.first, self.first + self.count * self.size)
+
+
+def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
+    """The windows of an axis of ``cells``: those that ``(cell + shift) // window`` numbers, equal ones together."""
+    first = min(cells, -shift % window)
+    parts = [Stretch(0, 1, first)] if first else []
+    whole = (cells - first) // window
+    if whole:
+        parts.append(Stretch(first, whole, window))
+    if rest := cells - first - whole * window:
+        parts.append(Stretch(cells - rest, 1, rest))
+    return parts
+
+
+def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator[tuple[Stretch, ...]]:
+    """Parts of the grid whose windows are equal, with a stretch on every axis."""
+    yield from itertools.product(*(stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)))
+
+
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, grid: Grid, window: Sequence[int], shift: Sequence[int], shared: int, call: AttentionCall
+) -> Tensor:
+    """Softmax attention of the cells of a grid, each to the cells of its window and to the prefix tokens that all see.
+
+    Args:
+        q, k, v: ``(B, H, N, D)`` of the grid's tokens; the queries of its prefix are left to the caller.
+        window, shift: cells along each axis; windows are numbered by ``(cell + shift) // window``.
+        shared: prefix tokens, the last ones, that every cell sees: 0, or all.
+        call: its scale and dropout.
+    Returns:
+        The output of the cells, ``(B, H, cells, D)``.
+    """
+    prefix = None
+    if shared:
+        prefix = k[:, :, grid.prefix - shared : grid.prefix], v[:, :, grid.prefix - shared : grid.prefix]
+    on_grid = tuple(x[:, :, grid.prefix :].unflatten(2, grid.sizes) for x in (q, k, v))
+    outs = {region: _region(on_grid, region, prefix, call) for region in regions(grid, window, shift)}
+    return _assembled(outs, (), grid.rank).flatten(2, 1 + grid.rank)
+
+
+def _region(tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[Tensor, Tensor] | None, call: AttentionCall) -> Tensor:
+    """The output of the windows of a region, ``(B, H, *cells, D)``."""
+    rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
+    counts, sizes = [stretch.count for stretch in region], [stretch.size for stretch in region]
+    windows, tokens = math.prod(counts), math.prod(sizes)
+    inner = [number for pair in zip(counts, sizes, strict=True) for number in pair]
+    numbers, inside = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
+
+    def cut(x: Tensor) -> Tensor:
+        x = x[(slice(None), slice(None), *(stretch.cells for stretch in region))]
+        x = x.reshape(batch, x.shape[1], *inner, width).permute(0, *numbers, 1, *inside, 2 + 2 * rank)
+        return x.reshape(batch * windows, -1, tokens, width)
+
+    q, k, v = (cut(x) for x in tensors)
+    if prefix is not None:
+        k, v = (torch.cat([_of_windows(shared, windows), x], 2) for shared, x in zip(prefix, (k, v), strict=True))
+    out = fused_attention(q, k, v, dropout_p=call.dropout, scale=call.scale)
+    out = out.reshape(batch, *counts, heads, *sizes, width)
+    axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
+    out = out.permute(0, 1 + rank, *axes, 2 + 2 * rank)
+    return out.reshape(batch, heads, *(stretch.count * stretch.size for stretch in region), width)
+
+
+def _of_windows(shared: Tensor, windows: int) -> Tensor:
+    """``shared (B, H, P, D)`` for each window, ``(B · windows, H, P, D)``."""
+    return shared[:, None].expand(-1, windows, -1, -1, -1).flatten(0, 1)
+
+
+def _assembled(outs: dict[tuple[Stretch, ...], Tensor], fixed: tuple[Stretch, ...], rank: int) -> Tensor:
+    """The outputs of the regions, joined along every axis."""
+    if len(fixed) == rank:
+        return outs[fixed]
+    following = dict.fromkeys(region[len(fixed)] for region in outs if region[: len(fixed)] == fixed)
+    parts = [_assembled(outs, (*fixed, stretch), rank) for stretch in following]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2 + len(fixed))

@@ -1,0 +1,167 @@
+"""Mechanisms on a grid: a mask over the places of two cells, whatever the rank of the grid, and what becomes of its prefix tokens.
+
+Cells are compared by their places (row and column of a picture, frame too in a video). The prefix, a class token or registers, has no
+place; the option ``prefix`` says what it sees and who sees it:
+
+    global   every token sees the prefix, and it sees every token
+    reads    the prefix sees every token, no cell sees it
+    none     the prefix sees itself only, no cell sees it
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import abstractmethod
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ...engines.common.byte_cache import BYTE_CACHE
+from ...engines.common.call import AttentionCall, GatherTile, MaskMod
+from ...engines.common.dense import dense_attention, fused_attention, index_grid, repeat_heads
+from ...engines.common.grid import Grid
+from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ...engines.gathered import gathered_attention
+from ...errors import GridError, OptionError
+from .masked import MaskedMechanism
+from .options import Options, option
+from .scores import visible_to_all
+
+GLOBAL, READS, NONE = "global", "reads", "none"
+Places = tuple[Any, ...]
+"""The places of tokens on every axis, tensors that broadcast."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GridOptions(Options):
+    prefix_tokens: str = option(
+        GLOBAL,
+        "what the tokens before the grid (class token, registers) see and who sees them: 'global': everything and everyone; 'reads': they "
+        "see everything, no cell sees them; 'none': they see each other only",
+        choices=(GLOBAL, READS, NONE),
+    )
+
+    def check(self) -> None:
+        if self.order is not None:
+            raise OptionError(
+                f"A mechanism on a grid compares places, whatever the order of the tokens; leave order={self.order} out, or choose a "
+                "mechanism for texts such as 'segmented'."
+            )
+
+
+class GridMechanism(MaskedMechanism):
+    """A mechanism that is a mask over the places of cells. A class defines :meth:`sees`, and :meth:`tiles` for the engine."""
+
+    engine: ClassVar[str] = "gathered"
+    causal = False
+    needs_grid: ClassVar[bool] = True
+    takes_fewer_queries: ClassVar[bool] = False
+    per_head_tensors = ()
+    listed = True
+    options: GridOptions
+    grid: Grid | None = None
+    """The grid that :meth:`on` has bound, for calls and questions without one."""
+
+    @abstractmethod
+    def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
+        """The definition: whether cells at the places ``query`` see cells at the places ``key``, bool (broadcastable)."""
+
+    @abstractmethod
+    def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
+        """The pairs of :meth:`sees` as tiles of positions, ``grid.prefix`` and more; those of prefix tokens are added to them."""
+
+    @abstractmethod
+    def cell_pairs(self, grid: Grid) -> int:
+        """The number of pairs of :meth:`sees`."""
+
+    def on(self, grid: Grid) -> Self:
+        """This mechanism for the given grid, to ask for its mask, tiles and pairs; the tensors are shared."""
+        bound = copy.copy(self)
+        bound.grid = grid
+        return bound
+
+    def grid_of(self, call: AttentionCall | None, tokens: Any) -> Grid:
+        """The grid of a call on this many tokens.
+
+        Raises:
+            GridError: there is none, or it has another number of tokens.
+        """
+        grid = (None if call is None else call.one_grid()) or self.grid
+        if grid is None:
+            raise GridError(
+                f"Mechanism {self.name!r} compares the places of tokens on a grid, and none was given; pass grid=(height, width) and the "
+                "number of tokens before it, prefix=1, or a model of images."
+            )
+        grid.check(tokens)
+        return grid
+
+    def mask_on(self, grid: Grid) -> MaskMod:
+        """:meth:`mask_mod` on a grid."""
+        mode, prefix = self.options.prefix_tokens, grid.prefix
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            seen = self.sees(grid, grid.places(q_idx), grid.places(kv_idx))
+            if not prefix:
+                return seen
+            reads, read = q_idx < prefix, kv_idx < prefix
+            if mode == GLOBAL:
+                return seen | reads | read
+            return torch.where(reads, read if mode == NONE else reads, seen & ~read)
+
+        return mod
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        return self.mask_on(self.grid_of(None, self.grid.length if self.grid else 0))
+
+    def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        grid = self.grid_of(call, k.shape[2])
+        return self.mask_on(grid)(*index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)) & visible_to_all(q, k, call)
+
+    def covers_grid(self, grid: Grid) -> bool:
+        """Whether every token sees every token."""
+        return False
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.grid is not None and self.grid.length == length and self.covers_grid(self.grid)
+
+    def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
+        """Tiles of the pairs of cells, and those of the prefix; cached."""
+        return BYTE_CACHE.get((type(self), self.options, self.layer_kind, grid, device), lambda: self._plan(grid, device))
+
+    @property
+    def layer_kind(self) -> int:
+        """What the pairs depend on besides the options and the grid, such as the parity of the layer."""
+        return 0
+
+    def _plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
+        tiles, mode, prefix = self.tiles(grid, device), self.options.prefix_tokens, grid.prefix
+        if not prefix:
+            return tiles
+        front = torch.arange(prefix, device=device).view(1, 1, 1, -1)
+        if mode == GLOBAL:  # the cells of every tile see the prefix as well
+            cells = torch.arange(prefix, grid.length, device=device).view(1, 1, 1, -1)
+            tiles = (*tiles, GatherTile(cells, front))
+        everything = torch.arange(grid.length, device=device).view(1, 1, 1, -1)
+        return (*tiles, GatherTile(front, front if mode == NONE else everything))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        grid = self.grid_of(call, k.shape[2])
+        path = choose_pairs(q, k, call, covered=self.covers_grid(grid))
+        if path == DENSE:
+            return dense_attention(q, k, v, call)
+        if path == DENSE_MASKED:
+            return dense_attention(q, k, v, call, mask_mod=self.mask_on(grid))
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        return gathered_attention(q, k, v, self.plan(grid, q.device), call)
+
+    def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
+        """The output of the prefix tokens, ``(B, H, prefix, D)``, for a call without padding and score terms."""
+        seen = slice(0, grid.prefix) if self.options.prefix_tokens == NONE else slice(None)
+        return fused_attention(q[:, :, : grid.prefix], k[:, :, seen], v[:, :, seen], dropout_p=call.dropout, scale=call.scale)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        grid = self.grid_of(None, length)
+        mode, prefix, cells = self.options.prefix_tokens, grid.prefix, grid.cells
+        return self.cell_pairs(grid) + prefix * (prefix + {GLOBAL: 2 * cells, READS: cells, NONE: 0}[mode])

@@ -1,0 +1,90 @@
+"""Mechanisms of texts on a grid: its tokens are read in an order by which blocks and bands are local on the grid.
+
+With ``order=tiles:8x8`` blocks of 64 tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, ``bigbird`` blocks of two
+dimensions. The order is exact: what a mechanism computes of the reordered sequence is put back in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...engines.common.batch import Batch
+from ...engines.common.call import AttentionCall, AttentionFunction, remapped
+from ...engines.common.grid import token_order
+from ...errors import GridError
+
+WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
+
+
+def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
+    """``run`` on the tokens of ``call.grid`` in ``order``.
+
+    The function raises :class:`GridError` for a call without a grid, with fewer queries than keys, or that is causal.
+    """
+
+    def ordered(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        tokens = _reorder(order, q, k, call)
+        out = run(*(x.index_select(2, tokens.places) for x in (q, k, v)), tokens.call)
+        return out.index_select(2, tokens.back)
+
+    return ordered
+
+
+def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
+    """``weights(q, k, call) -> (B, H, N, N)`` on the tokens of ``call.grid`` in ``order``; raises as :func:`in_order` does."""
+
+    def ordered(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        tokens = _reorder(order, q, k, call)
+        matrix = weights(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
+        return matrix.index_select(2, tokens.back).index_select(3, tokens.back)
+
+    return ordered
+
+
+class _Reordered(NamedTuple):
+    """The call for the tokens at ``places (L,)``, and the index in them of each of the sequence's tokens, ``back (N,)``."""
+
+    call: AttentionCall
+    places: Tensor
+    back: Tensor
+
+
+def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordered:
+    grid, length = call.one_grid(), k.shape[2]
+    if grid is None:
+        raise GridError(f"order={order} needs the places of the tokens; pass grid=(height, width), or leave the option 'order' out.")
+    if q.shape[2] != length or call.causal:
+        raise GridError(
+            f"order={order} is for whole pictures, whose tokens see all others, but this call "
+            f"{'is causal' if call.causal else 'has fewer queries than keys'}; leave the option 'order' out."
+        )
+    grid.check(length)
+    index = token_order(grid, order, k.device)
+    holes = len(index) > length
+    places = torch.arange(len(index), device=index.device)
+    back = places.new_zeros(length + 1).scatter(0, torch.where(index < 0, length, index), places)[:length]
+    return _Reordered(_call_at(call, len(k), index.clamp(min=0), index >= 0 if holes else None), index.clamp(min=0), back)
+
+
+def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | None) -> AttentionCall:
+    """``call`` of ``rows`` for the tokens at ``places (L,)``, of which those that are not ``filled (L,)`` are padding."""
+
+    def of(mask: Tensor | None) -> Tensor | None:
+        chosen = None if mask is None else mask.index_select(1, places)
+        return chosen if chosen is None or filled is None else chosen & filled
+
+    mask, score_mod, constants = of(call.key_mask), call.score_mod, call.detached_kv
+    if mask is None and filled is not None:
+        mask = filled.expand(rows, -1)
+    return call.replace(
+        batch=Batch.of(mask),
+        global_mask=of(call.global_mask),
+        score_mod=remapped(score_mod, queries=lambda q_idx: places[q_idx], keys=lambda b, h, kv_idx: places[kv_idx]),
+        hidden_states=None if call.hidden_states is None else call.hidden_states.index_select(1, places),
+        detached_kv=None if constants is None else (constants[0].index_select(2, places), constants[1].index_select(2, places)),
+        grid=None,
+    )
