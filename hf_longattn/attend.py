@@ -74,7 +74,8 @@ def attend(
     """
     module, call = prepare(
         q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
-        global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states, grid=grid, prefix=prefix,
+        global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+        grid=grid, prefix=prefix,
     )  # fmt: skip
     return run_batch(module, q, k, v, call)
 
@@ -94,7 +95,8 @@ def prepare(
     q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, options: dict[str, Any], *, causal: bool = False,
     padding_mask: Tensor | None = None, documents: Tensor | None = None, cu_seqlens: Tensor | None = None,
     global_mask: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0, score_mod: ScoreMod | None = None,
-    seed: int = 0, hidden_states: Tensor | None = None, grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0,
+    seed: int = 0, hidden_states: Tensor | None = None,
+    grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
     """The mechanism of :func:`attend` and its call, whose arguments are checked here once for every mechanism."""
     if (

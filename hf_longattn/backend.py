@@ -21,6 +21,7 @@ from .attend import run_batch
 from .engines.common.batch import Batch, batch_of_mask, documents_from, documents_in_mask, in_graph
 from .engines.common.call import AttentionCall, ScoreMod, constant
 from .engines.common.dense import fused_attention, repeat_heads
+from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
 from .engines.dispatch import OBSERVERS, PathChoice, notify, running
@@ -42,6 +43,8 @@ PROJECT_ONLY = "project_only"
 """The keyword for a list to which the attention function appends its keys and values, instead of attending."""
 COLLECT_WEIGHTS = "attention_weights"
 """The keyword that asks for attention weights: layers that are computed again for the backward pass do not know who collects them."""
+GRID = "grid"
+"""The keyword for the grid on which the tokens lie."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, where layers share an attention module."""
 logger = logging.get_logger(LOGGER)
@@ -149,8 +152,9 @@ def longattn_attention_forward(
             output = masked_attention(query, repeat_heads(key, heads), repeat_heads(value, heads), mask, causal, scaling)
             return output.transpose(1, 2).contiguous(), None
     call = AttentionCall(
-        causal=causal, scale=scaling, dropout=dropout, hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None
-    )
+        causal=causal, scale=scaling, dropout=dropout, hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
+        grid=_grid(kwargs),
+    )  # fmt: skip
     if mechanism.shard is not None:
         return _sharded(mechanism, mechanism.shard, query, key, value, call, kwargs), None
     cached = _attend_by_cache(mechanism, query, key, value, attention_mask, call, kwargs) if CACHE_LAYER in kwargs else None
@@ -188,6 +192,12 @@ def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bo
         and not torch.is_autocast_enabled(query.device.type)
         and not attentions_collected()
     )
+
+
+def _grid(kwargs: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
+    """The grid of the tokens, where they have one."""
+    grid = kwargs.get(GRID)
+    return RUNNING_GRID.get() if grid is None and not torch.compiler.is_compiling() else grid
 
 
 def _attend_by_cache(

@@ -20,15 +20,15 @@ from .common.grid import Grid
 
 
 class Stretch(NamedTuple):
-    """``count`` windows of ``size`` cells along an axis, from cell ``first`` on."""
+    """``windows`` windows of ``size`` cells along an axis, from cell ``first`` on."""
 
     first: int
-    count: int
+    windows: int
     size: int
 
     @property
     def cells(self) -> slice:
-        return slice(self.first, self.first + self.count * self.size)
+        return slice(self.first, self.first + self.windows * self.size)
 
 
 def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
@@ -72,7 +72,7 @@ def window_attention(
 def _region(tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[Tensor, Tensor] | None, call: AttentionCall) -> Tensor:
     """The output of the windows of a region, ``(B, H, *cells, D)``."""
     rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
-    counts, sizes = [stretch.count for stretch in region], [stretch.size for stretch in region]
+    counts, sizes = [stretch.windows for stretch in region], [stretch.size for stretch in region]
     windows, tokens = math.prod(counts), math.prod(sizes)
     inner = [number for pair in zip(counts, sizes, strict=True) for number in pair]
     numbers, inside = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
@@ -89,7 +89,7 @@ def _region(tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
     out = out.permute(0, 1 + rank, *axes, 2 + 2 * rank)
-    return out.reshape(batch, heads, *(stretch.count * stretch.size for stretch in region), width)
+    return out.reshape(batch, heads, *(stretch.windows * stretch.size for stretch in region), width)
 
 
 def _of_windows(shared: Tensor, windows: int) -> Tensor:

@@ -19,6 +19,7 @@ class Full(SparseMechanism):
     summary = "softmax attention over all tokens"
     paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
     engine = "dense"
+    reads_line = False
     cost = "N²"
     per_head_tensors = ()
 

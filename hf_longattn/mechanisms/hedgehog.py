@@ -46,6 +46,7 @@ class Hedgehog(LogLinearMechanism):
     paper = "Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6"
     trains = True
     per_head_tensors = ("query_map.weight", "key_map.weight")
+    reads_line = False
     options_type = HedgehogOptions
     options: HedgehogOptions
 

@@ -36,6 +36,7 @@ class Linear(LinearMechanism):
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
     takes_documents = True  # a feature depends on one number, and so not on what is computed together
     per_head_tensors = ()
+    reads_line = False
     options_type = LinearOptions
     options: LinearOptions
 

@@ -80,6 +80,7 @@ class LSH(BucketedMechanism):
     paper = "Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)"
     cost = "N·(log N + rounds·b)"
     per_head_tensors = ("rotations",)
+    reads_line = False
     options_type = LSHOptions
     sample: ClassVar[dict[str, Any]] = {"num_hashes": 2, "bucket_size": 16, "num_buckets": 8}
 

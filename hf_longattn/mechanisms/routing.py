@@ -80,6 +80,7 @@ class Routing(BucketedMechanism):
     summary = "each token sees the members of its nearest cluster, by online k-means or a learned router"
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
     cost = "N·√N"
+    reads_line = False
     options_type = RoutingOptions
     sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 

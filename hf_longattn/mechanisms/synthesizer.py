@@ -62,6 +62,7 @@ class Synthesizer(Mechanism):
     engine = "dense"
     cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
     trains = True
+    reads_line = False
     options_type = SynthesizerOptions
     sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
 

@@ -47,6 +47,7 @@ class Taylor(LinearMechanism):
     trains = True
     estimates_exp = True
     per_head_tensors = ()
+    reads_line = False
     options_type = TaylorOptions
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions

@@ -84,7 +84,7 @@ class Window2d(GridMechanism):
         tiles = []
         for region in regions(grid, *self.windows(grid)):
             part = cells[tuple(stretch.cells for stretch in region)]
-            inner = [number for stretch in region for number in (stretch.count, stretch.size)]
+            inner = [number for stretch in region for number in (stretch.windows, stretch.size)]
             numbers, inside = range(0, 2 * grid.rank, 2), range(1, 2 * grid.rank, 2)
             windows = part.reshape(inner).permute(*numbers, *inside).reshape(1, 1, math.prod(inner[::2]), -1)
             tiles.append(GatherTile(windows, windows))
@@ -95,6 +95,4 @@ class Window2d(GridMechanism):
         return everyone and all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
 
     def cell_pairs(self, grid: Grid) -> int:
-        return sum(
-            math.prod(stretch.count * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid))
-        )
+        return sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid)))

@@ -42,14 +42,16 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     from .attach.weights import inherit_renaming, register_loading
+    from .grids import LongGridMixin, LongGridModelMixin
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
 
     package = importlib.import_module(family.base_package)
     modeling = importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
     parts = family.stacks or family.inner  # which run instead of the base model
-    mixins: dict[str, type] = {base_model: LongAttentionMixin if parts else LongBaseModelMixin}
-    mixins |= dict.fromkeys(family.inner, LongBaseModelMixin)
+    usual, base_mixin = (LongAttentionMixin, LongBaseModelMixin) if family.grid is None else (LongGridMixin, LongGridModelMixin)
+    mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
+    mixins |= dict.fromkeys(family.inner, base_mixin)
     of_stacks = (LongBaseModelMixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))
     classes = {}
@@ -57,7 +59,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         base = getattr(modeling if base_name in family.parts else package, base_name)
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
-        classes[long_name] = _make(family, base, long_name, mixins.get(base_name, LongAttentionMixin))
+        classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))
         if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # the latter has a decoder only
             register_loading(family, base, classes[long_name])
         else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -59,7 +60,12 @@ class LongAttentionMixin(_Base):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
-            cls.forward = with_long_arguments(cls.forward)
+            cls.forward = cls.with_arguments(cls.forward)
+
+    @staticmethod
+    def with_arguments(base_forward: Any) -> Any:
+        """``forward`` of the Long class, made from the base's."""
+        return with_long_arguments(base_forward)
 
     def post_init(self) -> None:
         """Called at the end of every base's ``__init__``: the model inside a head becomes ours, and mechanisms are attached."""
@@ -186,16 +192,8 @@ class LongAttentionMixin(_Base):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As the base's; the saved config names the padding token from which the model counts its positions (RoBERTa), where a
         tokenizer's was put in its place, as Trainer does."""
-        padding = self.config.pad_token_id
-        for module in self.modules():
-            table = getattr(module, "position_table", None)
-            counted = getattr(getattr(module, "embeddings", None), "padding_idx", None)
-            if table is not None and table.offset == "padding" and counted is not None:
-                self.config.pad_token_id = counted
-        try:
+        with _counted_padding(self):
             super().save_pretrained(*args, **kwargs)
-        finally:
-            self.config.pad_token_id = padding
 
     @property
     def running_base(self) -> LongBaseModelMixin | None:
@@ -266,6 +264,25 @@ class LongAttentionMixin(_Base):
         """As the base's, but not with mechanisms: a static cache is cut to its filled part, so its shapes change and each would be
         compiled."""
         return not self.runs_mechanisms and super()._valid_auto_compile_criteria(model_kwargs, generation_config)
+
+
+@contextmanager
+def _counted_padding(model: nn.Module) -> Iterator[None]:
+    """The config's padding token is, within, the one from which position tables count."""
+    counted = None
+    for module in model.modules():
+        table = getattr(module, "position_table", None)
+        if table is not None and table.offset == "padding":
+            counted = getattr(getattr(module, "embeddings", None), "padding_idx", counted)
+    if counted is None:
+        yield
+        return
+    config: Any = model.config
+    padding, config.pad_token_id = config.pad_token_id, counted
+    try:
+        yield
+    finally:
+        config.pad_token_id = padding
 
 
 class LongGenerationMixin(_Base):

@@ -1,4 +1,4 @@
-"""Where tokens lie that are not a line of text: patches of a picture, frames of a video, cells of a spectrogram, after some prefix tokens."""
+"""Where tokens lie that are not a line of text: patches of a picture or a video, cells of a spectrogram, after some prefix tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from ...errors import GridError, OptionError
 from .byte_cache import BYTE_CACHE
 
 TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
+RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
+"""The grid of the model that runs in this thread, for attention modules that keyword arguments do not reach."""
 ORDERS = ("raster", "columns", "hilbert")
 """Orders of tokens by name, besides ``tiles:8x8`` with any sizes."""
 
@@ -169,7 +172,7 @@ def _hilbert(sizes: Sequence[int]) -> Tensor:
         bit >>= 1
     axes = [axis ^ gray for axis in axes]
     distance = torch.zeros_like(axes[0])
-    for bit in range(bits - 1, -1, -1):
-        for axis in axes:
-            distance = (distance << 1) | ((axis >> bit) & 1)
+    for place in range(bits - 1, -1, -1):
+        for axis_bits in axes:
+            distance = (distance << 1) | ((axis_bits >> place) & 1)
     return distance.argsort()

@@ -57,6 +57,7 @@ class GridMechanism(MaskedMechanism):
     engine: ClassVar[str] = "gathered"
     causal = False
     needs_grid: ClassVar[bool] = True
+    reads_line: ClassVar[bool] = False
     takes_fewer_queries: ClassVar[bool] = False
     per_head_tensors = ()
     listed = True

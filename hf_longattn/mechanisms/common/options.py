@@ -154,7 +154,7 @@ class Options:
                 raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings); those that mechanisms have in common where they are set."""
+        """All options as JSON-serialisable values, tuples as lists, chosen mechanisms as mappings; those in :data:`COMMON` if set."""
         values = {info.name: getattr(self, info.name) for info in self.infos()}
         plain = {name: [_plain(entry) for entry in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
         return {name: value for name, value in plain.items() if name not in COMMON or value is not None}

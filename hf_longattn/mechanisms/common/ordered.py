@@ -28,8 +28,8 @@ def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
 
     def ordered(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = _reorder(order, q, k, call)
-        out = run(*(x.index_select(2, tokens.places) for x in (q, k, v)), tokens.call)
-        return out.index_select(2, tokens.back)
+        q, k, v = (x.index_select(2, tokens.places) for x in (q, k, v))
+        return run(q, k, v, tokens.call).index_select(2, tokens.back)
 
     return ordered
 

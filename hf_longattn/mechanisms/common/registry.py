@@ -145,7 +145,9 @@ def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid:
     return sorted(
         name
         for name, cls in _REGISTRY.items()
-        if (causal is None or cls.causal in ("both", causal)) and (engine is None or cls.engine == engine) and (grid is None or cls.needs_grid == grid)
+        if (causal is None or cls.causal in ("both", causal))
+        and (engine is None or cls.engine == engine)
+        and (grid is None or cls.needs_grid == grid)
     )
 
 

@@ -55,6 +55,8 @@ class Traits(nn.Module):
     takes_documents: ClassVar[bool] = False
     """Whether ``forward`` keeps packed documents apart on the CPU, each as if it were alone, so that rows need not be split."""
 
+    reads_line: ClassVar[bool] = True
+    """Whether neighbours along the sequence are something else than other tokens, so that a picture is read in some order."""
     needs_grid: ClassVar[bool] = False
     """Whether the mechanism is defined by the places of tokens on a grid, ``call.grid``."""
 

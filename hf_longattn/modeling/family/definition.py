@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import RegistrationError
 from ...naming import load_module, module_names
+from .grid_rule import GridRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -131,6 +132,7 @@ class Family:
     attention: unusual names in its attention modules.
     sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models.
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
+    grid: how the tokens of an input lie on a grid, in a family that does not read text.
     item_losses: model classes of the base, next to a decoder's language models, that hand ``num_items_in_batch`` on to their loss.
     """
 
@@ -145,6 +147,7 @@ class Family:
     attention: AttentionNames = AttentionNames()
     sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
     mixin: type | None = None
+    grid: GridRule | None = None
     item_losses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,0 +1,19 @@
+"""LongViT: Vision Transformer (Dosovitskiy et al. 2020), patches of a picture after a class token, positions in one learned table."""
+
+from transformers.models.vit.configuration_vit import ViTConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import LongGridConfig
+from ..modeling.family.grid_rule import GridRule
+
+
+class LongViTConfig(LongGridConfig, ViTConfig):
+    """ViTConfig with ``long_attention``."""
+
+    model_type = "long_vit"
+
+
+FAMILY = Family(LongViTConfig, grid=GridRule(prefix=1))
+
+__getattr__ = lazy_classes(FAMILY, globals())

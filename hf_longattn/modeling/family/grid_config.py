@@ -1,0 +1,73 @@
+"""The config of a Long model whose input is a picture, a video or a spectrogram."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...errors import GridError, OptionError
+from ...mechanisms.common.options import ORDER
+from ...mechanisms.common.registry import mechanism_class
+from .config import LongEncoderConfig
+
+INTERPOLATE, TILE = "interpolate", "tile"
+
+
+class LongGridConfig(LongEncoderConfig):
+    """Comes before the base's config class: ``class LongViTConfig(LongGridConfig, ViTConfig)``.
+
+    long_attention: as in a text model; by default ``window2d``.
+    image_size: the base's, unchanged: the size of the pictures for which the position table was trained.
+    long_image_size: ``(height, width)`` of the pictures for which the model was converted, in pixels. Others are read as well.
+    position_extension: what the positions of a larger picture are: ``"interpolate"``, the table resized by the base's own method, or
+        ``"tile"``, the table repeated along both axes, so that a window of the old picture's size has the positions that it was
+        trained with (Bolya et al. 2023, Window Attention is Bugged). The table itself is not changed by either.
+    """
+
+    default_mechanism = "window2d"
+
+    if TYPE_CHECKING:
+        long_image_size: list[int] | None
+    else:
+        long_image_size = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        extension = kwargs.setdefault("position_extension", INTERPOLATE)
+        if extension not in (INTERPOLATE, TILE):
+            raise OptionError(f"position_extension is {extension!r}, but must be {INTERPOLATE!r} or {TILE!r} for a model of pictures.")
+        size = kwargs.pop("long_image_size", None)
+        self.long_image_size = None if size is None else list(image_size(size))
+        super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "long_attention":
+            for layer in range(self.num_hidden_layers):
+                refuse_line(*self.long_attention.for_layer(layer))
+
+    @property
+    def largest_size(self) -> tuple[int, ...]:
+        """The size of pictures for which the model was converted, or that of its base."""
+        return image_size(self.image_size if self.long_image_size is None else self.long_image_size)
+
+
+def image_size(size: Any) -> tuple[int, ...]:
+    """A size in pixels, one number or several, as a tuple with the height first.
+
+    Raises:
+        GridError: it is neither.
+    """
+    sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
+    if not sizes or not all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes):
+        raise GridError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
+    return sizes
+
+
+def refuse_line(mechanism: str, options: dict[str, Any]) -> None:
+    """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text."""
+    kind = mechanism_class(mechanism)
+    if not kind.reads_line or options.get(ORDER) is not None:
+        return
+    raise OptionError(
+        f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example with the "
+        "option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
+    )

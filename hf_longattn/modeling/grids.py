@@ -1,0 +1,139 @@
+"""What a Long model class of pictures adds to its base: mechanisms on a grid, and positions of larger pictures."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import COLLECT_WEIGHTS, GRID
+from ..engines.common.grid import RUNNING_GRID, Grid
+from .family.grid_config import TILE, image_size
+from .mixin import LongAttentionMixin, LongBaseModelMixin
+
+INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
+CHECKPOINTING = "_gradient_checkpointing_func"
+"""The attribute by which transformers' layers know the function that computes them again for the backward pass."""
+
+
+class LongGridMixin(LongAttentionMixin):
+    """Comes before the base's model class and makes it a Long class of pictures."""
+
+    @staticmethod
+    def with_arguments(base_forward: Any) -> Any:
+        """``base_forward`` with its arguments by name."""
+        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+
+        @functools.wraps(base_forward)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._run(base_forward, {**dict(zip(names, args, strict=False)), **kwargs})
+
+        return forward
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As the base's; layers that are computed again know the grid of their input."""
+        super().gradient_checkpointing_enable(*args, **kwargs)
+        for module in self.modules():
+            if (checkpoint := vars(module).get(CHECKPOINTING)) is not None:
+                setattr(module, CHECKPOINTING, _on_the_same_grid(checkpoint))
+
+
+class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
+    """Comes before the base model: finds the grid of its input, which its attention modules need."""
+
+    def after_attach(self) -> None:
+        super().after_attach()
+        if self.config.position_extension == TILE:
+            for module in self.modules():
+                if hasattr(type(module), INTERPOLATE_ARGUMENT):
+                    kind: Any = type(module)
+                    module.__class__ = _tiled(kind)
+
+    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        rule: Any = self.family.grid
+        grid = rule.of_input(self.config, arguments)
+        if rule.interpolates and arguments.get(INTERPOLATE_ARGUMENT) is None and _other_size(self.config, rule, arguments):
+            arguments[INTERPOLATE_ARGUMENT] = True
+        if not self.runs_mechanisms:
+            return base_forward(self, **arguments)
+        if self._collects_attentions(arguments):
+            arguments[COLLECT_WEIGHTS] = True
+        if any(kind is inspect.Parameter.VAR_KEYWORD for kind in _kinds(base_forward)):
+            arguments[GRID] = grid
+        with _running_on(grid):
+            return base_forward(self, **arguments)
+
+
+@functools.cache
+def _kinds(forward: Any) -> tuple[Any, ...]:
+    return tuple(parameter.kind for parameter in inspect.signature(forward).parameters.values())
+
+
+def _other_size(config: Any, rule: Any, arguments: dict[str, Any]) -> bool:
+    """Whether the input has another size than the position table was trained for."""
+    pixels = arguments.get(rule.input)
+    return pixels is not None and tuple(pixels.shape[-2:]) != image_size(config.image_size)
+
+
+@contextmanager
+def _running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
+    """The grid of the attention modules that run within, where nothing is traced, in this thread."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    token = RUNNING_GRID.set(grid)
+    try:
+        yield
+    finally:
+        RUNNING_GRID.reset(token)
+
+
+def _on_the_same_grid(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """``checkpoint(layer, *inputs)``, whose layers run on the grid of now whenever they are run again."""
+
+    @functools.wraps(checkpoint)
+    def checkpoint_on_grid(layer: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
+        grid = RUNNING_GRID.get()
+
+        def layer_on_grid(*inputs: Any, **keywords: Any) -> Any:
+            with _running_on(grid):
+                return layer(*inputs, **keywords)
+
+        return checkpoint(layer_on_grid, *inputs, **settings)
+
+    return checkpoint_on_grid
+
+
+@functools.cache
+def _tiled(embeddings: Any) -> Any:
+    """``embeddings`` whose position table is repeated along both axes instead of interpolated."""
+
+    def interpolate_pos_encoding(self: Any, patches: Tensor, height: int, width: int) -> Tensor:
+        return tiled_positions(_table(self), self.patch_size, height, width)
+
+    return type(embeddings.__name__, (embeddings,), {INTERPOLATE_ARGUMENT: interpolate_pos_encoding, "__module__": embeddings.__module__})
+
+
+def _table(embeddings: Any) -> Tensor:
+    """The position table of a base's embeddings, ``(1, prefix + patches, D)``."""
+    table = getattr(embeddings, "position_embeddings", None)
+    if table is None:
+        table = embeddings.position_embedding
+    return table if isinstance(table, Tensor) else table.weight[None]
+
+
+def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tensor:
+    """A square table ``(1, prefix + n·n, D)`` for a picture of ``height`` × ``width`` pixels: the cell (r, c) has the position of
+    (r mod n, c mod n), and the prefix its own."""
+    side = int((table.shape[1]) ** 0.5)
+    prefix = table.shape[1] - side * side
+    rows, columns = height // image_size(patch)[0], width // image_size(patch)[1]
+    cells = table[:, prefix:].unflatten(1, (side, side))
+    repeats = -(-rows // side), -(-columns // side)
+    cells = cells.repeat(1, *repeats, 1)[:, :rows, :columns]
+    return torch.cat([table[:, :prefix], cells.flatten(1, 2)], 1)
