@@ -55,6 +55,7 @@ MOVED_MODULES = {
     "training.data": "data.sources",
     "training.lengths": "data.lengths",
     "training.qa_data": "data.qa_schemas",
+    "training.segments": "training.segment_trainer",
     "training.classification": "training.tasks.classify",
     "training.knowledge": "training.tasks.distill",
     **{f"training.{name}": f"training.tasks.{name}" for name in ("choice", "embed", "multitask", "qa", "seq2seq", "tokens")},
