@@ -23,7 +23,7 @@ MOVED_MODULES = {
         f"engines.{name}": f"engines.common.{name}"
         for name in ("batch", "byte_cache", "call", "dense", "derivatives", "global_rows", "plain", "shards")
     },
-    "engines.band_plan": "engines.cpu.band_plan",
+    "engines.band_plan": "engines.cpu.band",
     "engines.bucketed": "engines.bucket_tiles",
     "engines.cpu_chunks": "engines.cpu.chunks",
     "engines.flex": "engines.cuda.flex",
