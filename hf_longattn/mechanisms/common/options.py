@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -93,11 +94,7 @@ class Options:
     @classmethod
     def infos(cls) -> tuple[OptionInfo, ...]:
         """Describe every option, in declaration order; those that all mechanisms have come last."""
-        hints = typing.get_type_hints(cls)
-        return tuple(
-            OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
-            for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
-        )
+        return _infos(cls)
 
     @classmethod
     def build(cls, mechanism: str, values: dict[str, Any]) -> Options:
@@ -106,7 +103,7 @@ class Options:
         Raises:
             OptionError: for an unknown name (the nearest one is offered), a wrong type or an impossible value.
         """
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         known = [info.name for info in cls.infos()]
         checked = {}
         for name, value in values.items():
@@ -163,6 +160,21 @@ class Options:
     def min_heads(self) -> int:
         """The smallest head count that exercises every part of these options."""
         return 1
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; they are written as text, which takes a while to read."""
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _infos(cls: type) -> tuple[OptionInfo, ...]:
+    hints = _hints(cls)
+    return tuple(
+        OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
+        for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
+    )
 
 
 def _plain(value: Any) -> Any:
