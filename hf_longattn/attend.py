@@ -16,8 +16,8 @@ from .engines.common.derivatives import refusal_to_map
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
-from .mechanisms.common.options import SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
+from .options import SEED
 
 
 def attend(

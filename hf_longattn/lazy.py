@@ -35,10 +35,11 @@ MOVED_MODULES = {
     **{
         f"mechanisms.{name}": f"mechanisms.common.{name}"
         for name in (
-            *("base", "bucketed", "composite", "feature_map", "layout", "masked", "options", "pooled", "registry"),
+            *("base", "bucketed", "composite", "feature_map", "layout", "masked", "pooled", "registry"),
             *("segment_state", "summaries", "token_rules"),
         )
     },
+    "mechanisms.options": "options",
     **{f"modeling.{name}": f"modeling.family.{name}" for name in ("config", "registration", "sliding_window", "validation")},
     **{
         f"modeling.{name}": f"modeling.attach.{name}"

@@ -26,11 +26,11 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, m
 from ..engines.common.dense import repeat_heads
 from ..engines.common.shards import Locality
 from ..errors import OptionError
+from ..options import Options, option
 from ..positions.distances import Extent
 from ..positions.relative import Span
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 
 

@@ -1,4 +1,7 @@
-"""Typed, documented and validated options of a mechanism: a frozen dataclass whose fields say what they mean."""
+"""Typed, documented and validated options of a mechanism: a frozen dataclass whose fields say what they mean.
+
+Importing this does not import torch, so that the command line can check options before it does.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import OptionError, nearest
-from ...positions.relative import read_relative
+from .errors import OptionError, nearest
 
 RELATIVE = "relative"
 """The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
@@ -111,7 +113,7 @@ class Options:
                 listed = ", ".join(known) if known else "none"
                 raise OptionError(f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}")
             common = name == RELATIVE and value not in (None, "none", "None")
-            checked[name] = read_relative(value) if common else _coerce(mechanism, name, value, hints[name])
+            checked[name] = _read_relative(value) if common else _coerce(mechanism, name, value, hints[name])
             cls._check_value(mechanism, name, checked[name])
         built = cls(**checked)
         built.check()
@@ -175,6 +177,12 @@ def _infos(cls: type) -> tuple[OptionInfo, ...]:
         OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
         for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
     )
+
+
+def _read_relative(value: Any) -> str:
+    from .positions.relative import read_relative  # whose terms are modules of torch
+
+    return read_relative(value)
 
 
 def _plain(value: Any) -> Any:
