@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.common.batch import Batch, documents_from, in_graph
+from .engines.common.batch import Batch, documents_from
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence
 from .engines.common.dense import nothing_seen
-from .engines.common.derivatives import mapped_in_a_sentence
+from .engines.common.derivatives import refusal_to_map
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
-from .mechanisms.common.options import SEED
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
+from .options import SEED
 
 
 def attend(
@@ -127,7 +127,7 @@ def prepare(
     else:
         width = None if hidden_states is None else hidden_states.shape[-1]
         module = _named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
-        if SEED in options_of(mechanism):
+        if seed and SEED in options_of(mechanism):
             seed = 0  # it is the module's
     if module.causal not in ("both", causal):
         raise module.wrong_form(causal, "this call")
@@ -193,16 +193,18 @@ def run_batch(
         return nothing_seen(q, k, v)
     if mechanism.options.order is not None:
         run = in_order(mechanism.options.order, run or mechanism)
-    with (
-        running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext(),
-        mapped_in_a_sentence(mechanism.name) if in_graph() else nullcontext(),
-    ):
-        if call.batch is None or not mechanism.per_sequence(call):
-            return (run or mechanism)(q, k, v, call)
-        context = DispatchContext(
-            q.device.type, q.shape[2], k.shape[2], call, by_position=mechanism.position_dependent,
-            single_call=mechanism.is_cross_attention or (run is None and mechanism.needs_whole_batch),
-            separate_calls=alone and not mechanism.is_cross_attention, trims_padding=mechanism.trims_padding,
-        )  # fmt: skip
-        packed = run is None and mechanism.takes_documents and call.batch.documents is not None
-        return attend_per_sequence(run or mechanism, q, k, v, call, choose("packed rows" if packed else "rows", context))
+    try:
+        with running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext():
+            if call.batch is None or not mechanism.per_sequence(call):
+                return (run or mechanism)(q, k, v, call)
+            context = DispatchContext(
+                q.device.type, q.shape[2], k.shape[2], call, by_position=mechanism.position_dependent,
+                single_call=mechanism.is_cross_attention or (run is None and mechanism.needs_whole_batch),
+                separate_calls=alone and not mechanism.is_cross_attention, trims_padding=mechanism.trims_padding,
+            )  # fmt: skip
+            packed = run is None and mechanism.takes_documents and call.batch.documents is not None
+            return attend_per_sequence(run or mechanism, q, k, v, call, choose("packed rows" if packed else "rows", context))
+    except RuntimeError as error:
+        if (refusal := refusal_to_map(mechanism.name, error)) is None:
+            raise
+        raise refusal from error

@@ -7,8 +7,8 @@ from typing import Any
 
 from .choice_text import HIGHEST_LAYER, read_choice, read_rules, write_choices
 from .errors import OptionError
-from .mechanisms.common.options import OptionInfo
 from .mechanisms.common.registry import check_options, mechanism_class, prototype
+from .options import OptionInfo
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
 """What ``layers`` may be; see :class:`LongAttentionConfig`."""

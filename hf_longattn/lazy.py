@@ -23,7 +23,7 @@ MOVED_MODULES = {
         f"engines.{name}": f"engines.common.{name}"
         for name in ("batch", "byte_cache", "call", "dense", "derivatives", "global_rows", "plain", "shards")
     },
-    "engines.band_plan": "engines.cpu.band_plan",
+    "engines.band_plan": "engines.cpu.band",
     "engines.bucketed": "engines.bucket_tiles",
     "engines.cpu_chunks": "engines.cpu.chunks",
     "engines.flex": "engines.cuda.flex",
@@ -35,10 +35,11 @@ MOVED_MODULES = {
     **{
         f"mechanisms.{name}": f"mechanisms.common.{name}"
         for name in (
-            *("base", "bucketed", "composite", "feature_map", "layout", "masked", "options", "pooled", "registry"),
+            *("base", "bucketed", "composite", "feature_map", "layout", "masked", "pooled", "registry"),
             *("segment_state", "summaries", "token_rules"),
         )
     },
+    "mechanisms.options": "options",
     **{f"modeling.{name}": f"modeling.family.{name}" for name in ("config", "registration", "sliding_window", "validation")},
     **{
         f"modeling.{name}": f"modeling.attach.{name}"
@@ -55,6 +56,7 @@ MOVED_MODULES = {
     "training.data": "data.sources",
     "training.lengths": "data.lengths",
     "training.qa_data": "data.qa_schemas",
+    "training.segments": "training.segment_trainer",
     "training.classification": "training.tasks.classify",
     "training.knowledge": "training.tasks.distill",
     **{f"training.{name}": f"training.tasks.{name}" for name in ("choice", "embed", "multitask", "qa", "seq2seq", "tokens")},

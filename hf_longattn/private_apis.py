@@ -1,9 +1,9 @@
 """Every private name of other libraries that this package looks up; no other module does.
 
-A private name can change with any version of its library. So each is listed in :data:`PRIVATE_APIS` and looked up when it is used, never on
-import: a version without it gives a :class:`BackendError` or, where results stay correct, a warning. Private methods that a subclass of
-ours overrides stand in that subclass; :data:`OVERRIDDEN` lists them. ``tests/test_private_apis.py`` finds each name in the versions of
-:data:`TESTED`, and removes each to see the message.
+A private name can change with any version of its library. So each is listed in :data:`PRIVATE_APIS` and looked up by a function, and no
+module needs one to be imported: a version without it gives a :class:`BackendError` or, where results stay correct, a warning. Private
+methods that a subclass of ours overrides stand in that subclass; :data:`OVERRIDDEN` lists them. ``tests/test_private_apis.py`` finds each
+name in the versions of :data:`TESTED`, and removes each to see the message.
 """
 
 from __future__ import annotations
@@ -239,15 +239,18 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def func_transforms() -> bool:
-    """Whether a transform of torch.func, or a level of forward-mode AD, is active."""
+def transform_readers() -> tuple[Callable[[], int], Callable[[], Any]]:
+    """Functions that read the level of forward-mode AD, -1 outside of any, and the stack of torch.func's transforms, ``None`` if empty;
+    looked up once, since every call of a mechanism asks."""
     import torch
 
+    read_level = functools.partial(getattr, torch.autograd.forward_ad, "_current_level")
     try:
-        return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.get_interpreter_stack() is not None
+        read_level()
+        return read_level, torch._C._functorch.get_interpreter_stack
     except AttributeError:
         warn_missing("func_transforms")
-        return False
+        return (lambda: -1), (lambda: None)
 
 
 def values_mapped() -> bool:

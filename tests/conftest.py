@@ -55,6 +55,16 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _only_the_cpu_is_seeded() -> Iterator[None]:
+    """Where there is no accelerator, torch stores three stack traces for each seeding, in case one is used later."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.accelerator.is_available():
+            for backend in (torch.cuda, torch.mtia, torch.xpu):
+                patch.setattr(backend, "manual_seed_all", lambda seed: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -107,7 +107,7 @@ USES: dict[str, Callable[[], Any]] = {
     "int8_linear": lambda: apis.int8_product(ones, ones, ones, ones, torch.float32),
     "amx": apis.has_amx,
     "in_backward": apis.in_backward,
-    "func_transforms": apis.func_transforms,
+    "func_transforms": apis.transform_readers,
     "context_parallel": lambda: apis.leave_context_parallelism(accelerator()),
     "assert_in_graph": lambda: apis.assert_in_graph(torch.tensor(True), "no"),
     "assume_in_graph": lambda: apis.assume_in_graph(True),

@@ -9,8 +9,8 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
 from hf_longattn.attend import prepare
 from hf_longattn.errors import LengthError, MaskError, OptionError, RegistrationError, UnknownMechanismError
-from hf_longattn.mechanisms.common.options import RESERVED
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
+from hf_longattn.options import RESERVED
 
 Q = torch.randn(2, 4, 10, 8)
 

@@ -22,6 +22,7 @@ LAYERS = (
     ("choice_text", "recipes", "staging", "tasks"),
     ("engines",),
     ("positions",),
+    ("options",),
     ("mechanisms",),
     ("configuration", "attend", "explain"),
     ("memory",),

@@ -12,10 +12,10 @@ import torch
 
 from ..configuration import IN_TURN, LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
-from ..mechanisms.common.options import RELATIVE
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import mark_generic
+from ..options import RELATIVE
 from ..positions import DROPPED
 from ..positions.relative import relative_kind
 from ..staging import check_destination

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common.batch import in_graph
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.dense import dense_attention, repeat_heads, same_dtype
 from .common.plain import blockwise_attention
@@ -52,7 +51,8 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
     terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
     recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, terms[0]))
-    run = cpu_band if recorded or in_graph() else band_forward  # an operator's call takes a tenth of a millisecond
+    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    run = cpu_band if recorded or graph else band_forward  # an operator's call takes a tenth of a millisecond
     return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
 
 

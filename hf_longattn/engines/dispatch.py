@@ -23,7 +23,7 @@ from ..naming import LOGGER
 from .common.batch import in_graph
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.derivatives import no_fused_kernels
-from .cpu.band_plan import Plan, band_plan
+from .cpu.band import Plan, band_plan
 from .cuda.flex_kernel import NoKernel
 
 LOG_VARIABLE = "HF_LONGATTN_LOG"
@@ -89,6 +89,11 @@ class DispatchContext:
             return False
         return isinstance(self.call.score_mod, DistanceBias) if self.device == "cpu" else _no_flex(self) is None
 
+    @functools.cached_property
+    def plain_only(self) -> str | None:
+        """Why only plain operations may run now, asked once in a call; not for a graph, which may have fused kernels."""
+        return no_fused_kernels()
+
     def cpu_plan(self) -> Plan:
         """The plan by which the CPU's kernel computes the band at the least cost."""
         assert self.dtype is not None
@@ -149,8 +154,8 @@ def _no_cpu_kernel(context: DispatchContext, takes_bias: bool) -> str | None:
         return NOT_IN_AN_EXPORTED_GRAPH
     if context.device != "cpu":
         return _not_on("cpu", context)
-    if (why := no_fused_kernels()) is not None:
-        return why
+    if not torch.compiler.is_compiling() and context.plain_only is not None:
+        return context.plain_only
     if context.call.dropout:
         return "the fused kernel has no dropout"
     if context.call.score_mod is not None and not (takes_bias and isinstance(context.call.score_mod, DistanceBias)):
@@ -289,7 +294,7 @@ def choose(kind: str, context: DispatchContext) -> str:
         kind: a key of :data:`PATHS`.
     """
     path, refused = _first(kind, context)
-    if path not in ATTEMPTED_PATHS:
+    if OBSERVERS and path not in ATTEMPTED_PATHS:
         _report(path, refused)
     return path
 

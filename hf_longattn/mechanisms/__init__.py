@@ -1,7 +1,7 @@
 """WHAT is attended to: one file per mechanism, with its options, its fast path and its float64 definition."""
 
+from ..options import Options, option
 from .common.base import Mechanism
-from .common.options import Options, option
 from .common.registry import (
     MechanismInfo,
     build_mechanism,

@@ -24,10 +24,10 @@ from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
+from ..options import Options, option
 from .common.base import Mechanism
 from .common.cost import KeptKeys
 from .common.layout import band_pairs
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
 

@@ -31,11 +31,11 @@ from ..engines.common.global_rows import global_index
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
+from ..options import Options, option
 from ..positions.distances import Extent
 from .common.cost import KeptKeys
 from .common.layout import full_pairs, joined, tokens_of
 from .common.masked import MaskedMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.token_rules import global_tokens

@@ -23,8 +23,8 @@ from ..engines.common.batch import in_graph, last_real
 from ..engines.common.call import AttentionCall
 from ..engines.topk import exact_dtype
 from ..errors import LengthError, OptionError
+from ..options import Options, option
 from .common.feature_map import LinearMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 
 

@@ -27,10 +27,10 @@ from ..engines.common.dense import repeat_heads, wide
 from ..engines.common.shards import Shard
 from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
+from ..options import Options, option
 from .common.base import Mechanism
 from .common.feature_map import HeadwiseLinear
 from .common.layout import full_pairs
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys
 

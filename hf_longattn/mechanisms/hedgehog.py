@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall
+from ..options import Options, option
 from .common.feature_map import HeadwiseLinear
 from .common.log_features import LogLinearMechanism, log_products
-from .common.options import Options, option
 from .common.registry import register_mechanism
 
 HALVES, JOINT, NONE = "halves", "joint", "none"

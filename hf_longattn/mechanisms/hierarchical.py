@@ -32,9 +32,9 @@ from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
+from ..options import Options, option
 from .common.base import Mechanism
 from .common.layout import full_pairs, neighbourhoods, without_gaps
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
 

@@ -25,11 +25,11 @@ from ..engines.common.dense import index_grid, repeat_heads, wide
 from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
+from ..options import Options, option
 from .common.base import Mechanism
 from .common.composite import MechanismSpec
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
-from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
 from .hedgehog import HedgehogOptions

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
+from ..options import Options, option
 from .common.base import Mechanism
 from .common.feature_map import elu_plus_one
 from .common.layout import block_sizes, full_pairs
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys, normalised, pad_queries, visible_to_all
 from .common.segment_state import append_tokens, empty_segment, last_segment

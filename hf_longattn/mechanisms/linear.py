@@ -17,8 +17,8 @@ from torch import Tensor
 from ..engines.common.call import AttentionCall
 from ..engines.common.derivatives import no_fused_kernels
 from ..engines.linear import Feature, packed_linear_attention
+from ..options import Options, option
 from .common.feature_map import LinearMechanism, elu_plus_one
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys
 

@@ -24,11 +24,11 @@ from ..engines.common.dense import dense_attention, masked_softmax, products
 from ..engines.common.global_rows import global_index, put_rows, separate_rows
 from ..engines.common.shards import Shard
 from ..errors import LengthError, MaskError, OptionError
+from ..options import Options, option
 from ..positions.relative import DistanceOnly, relative_kind
 from ..private_apis import has_hooks
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.token_rules import TokenRule, check_counted, global_tokens
 

@@ -47,10 +47,10 @@ from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
+from ..options import Options, option
 from .common.base import Mechanism
 from .common.cost import KeptKeys
 from .common.layout import full_pairs, joined, neighbourhoods
-from .common.options import Options, option
 from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, visible_to_all

@@ -45,8 +45,8 @@ from ..engines.common.shards import Shard
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.topk import SCORE_CELLS, exact_dtype, ranking, term_at, topk
 from ..errors import OptionError
+from ..options import Options, option
 from .common.layout import band_pairs, full_pairs
-from .common.options import Options, option
 from .common.pooled import uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all

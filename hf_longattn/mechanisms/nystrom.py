@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..errors import LengthError, OptionError
+from ..options import Options, option
 from .common.base import Mechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys, softmax_over
 from .linformer import project_length, segment_matrix, segment_means

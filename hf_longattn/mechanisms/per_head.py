@@ -18,11 +18,11 @@ from torch import Tensor
 from ..engines.common.call import AttentionCall, mod_of_heads
 from ..engines.common.shards import Shard
 from ..errors import OptionError
+from ..options import Options, option
 from ..positions.distances import Extent
 from .common.base import Mechanism
 from .common.composite import Composite, HeadSpec
 from .common.cost import KeptKeys
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .window import WindowOptions
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall, State
+from ..options import Options, option
 from ..private_apis import in_backward, tensor_version
 from .common.log_features import LogLinearMechanism, added, log_products
-from .common.options import Options, option
 from .common.registry import register_mechanism
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, State, rows_of
 from ..errors import OptionError
+from ..options import Options, option
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.segment_state import append_tokens, empty_segment, last_segment
 from .common.traits import Recursion

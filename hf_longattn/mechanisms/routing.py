@@ -42,9 +42,9 @@ from ..engines.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, cluster_rows, 
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
+from ..options import Options, option
 from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.layout import band_tile, full_pairs
-from .common.options import Options, option
 from .common.registry import register_mechanism
 
 DEFAULT_LENGTH = 4096

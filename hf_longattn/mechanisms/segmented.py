@@ -37,9 +37,9 @@ from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
+from ..options import Options, option
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
-from .common.options import Options, option
 from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all

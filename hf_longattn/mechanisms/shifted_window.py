@@ -30,11 +30,11 @@ from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
+from ..options import Options, option
 from ..positions.distances import Extent
 from .common.cost import KeptKeys
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import MaskedMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import pad_queries
 

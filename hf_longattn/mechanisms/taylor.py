@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall
+from ..options import Options, option
 from .common.feature_map import HeadwiseLinear, LinearMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 
 FEATURES, HEAD = "feature_dim", "head_dim"

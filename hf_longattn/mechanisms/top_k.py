@@ -22,8 +22,8 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
+from ..options import Options, option
 from .common.cost import KeptKeys
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at

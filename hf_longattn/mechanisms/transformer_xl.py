@@ -28,11 +28,11 @@ from ..engines.common.derivatives import differentiated
 from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
+from ..options import Options, option
 from ..positions.relative import Span
 from .common.cost import KeptKeys
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import both, pad_queries, scaled_scores, softmax_over
 

@@ -19,12 +19,12 @@ from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.shards import Locality
 from ..errors import OptionError
+from ..options import Options, option
 from ..positions.distances import Extent
 from .common.base import Mechanism
 from .common.composite import Composite, MechanismSpec
 from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
-from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
 from .strided import StridedOptions
 from .window import WindowOptions

@@ -21,15 +21,16 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads
 from ..engines.common.dense import repeat_heads
 from ..engines.common.shards import Locality
 from ..errors import OptionError
+from ..options import Options, option
 from ..positions.distances import Extent
 from ..positions.relative import Span
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
-from .common.options import Options, option
 from .common.registry import register_mechanism
 
 
@@ -130,7 +131,9 @@ class Window(SparseMechanism, GatheredMechanism):
         if self.listed:
             return GatheredMechanism.forward(self, q, k, v, call)
         if not self._groups:
-            return super().forward(q, k, v, call)
+            if self.options.num_sinks:
+                return super().forward(q, k, v, call)
+            return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for heads, mechanism in self._groups:

@@ -24,8 +24,8 @@ from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
 from ..engines.dispatch import choose_windows
 from ..engines.grid_windows import regions, window_attention
+from ..options import option
 from .common.on_grid import GLOBAL, GridMechanism, GridOptions, Places
-from .common.options import option
 from .common.registry import register_mechanism
 
 

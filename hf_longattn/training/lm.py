@@ -29,7 +29,7 @@ from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_model, loading
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
-from hf_longattn.training.segments import SegmentTrainer
+from hf_longattn.training.segment_trainer import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
 from hf_longattn.training.training_loop import prepare_run, save_run, train

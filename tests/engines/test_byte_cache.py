@@ -16,7 +16,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.common import byte_cache
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_BYTES, ByteCache, tensor_bytes
 from hf_longattn.engines.common.call import GatherTile
-from hf_longattn.engines.cpu import band, band_plan
+from hf_longattn.engines.cpu import band
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
 
@@ -174,7 +174,7 @@ def test_masks_of_a_wide_window_are_made_once(window: int, monkeypatch: pytest.M
     BYTE_CACHE.clear()
     made = counted(monkeypatch)
     for _ in range(2):
-        for group in band_plan.groups(65536, 65536, 0, window - 1, 0, 64):
+        for group in band.groups(65536, 65536, 0, window - 1, 0, 64):
             mask = band.block_mask(group, 0, window - 1, 0, 64, torch.float32)
             assert mask is None or mask.shape == (1, 1, group.block, group.width)
     assert len(made) == 1  # that of the inner blocks, of which those at the edges are parts
@@ -187,7 +187,7 @@ def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: in
     BYTE_CACHE.clear()
     q_len, kv_len, rows = 333, 333 + shift, []
     left, right = min(left, kv_len), min(right, kv_len)
-    for group in band_plan.groups(q_len, kv_len, shift, left, right, block):
+    for group in band.groups(q_len, kv_len, shift, left, right, block):
         mask = band.block_mask(group, shift, left, right, block, torch.float32)
         seen = torch.ones(group.block, group.width, dtype=torch.bool) if mask is None else mask[0, 0] == 0
         for number in range(group.blocks):

@@ -15,8 +15,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, Pattern
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cpu import band, dense_mask
-from hf_longattn.engines.cpu.band import cpu_band
-from hf_longattn.engines.cpu.band_plan import BF16, BF16_AMX, band_plan
+from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan, cpu_band
 from hf_longattn.engines.cuda.flex import flex_band
 
 MECHANISMS = {

@@ -17,7 +17,7 @@ import dataclasses
 
 from hf_longattn import register_mechanism
 from hf_longattn.mechanisms.common.masked import SparseMechanism
-from hf_longattn.mechanisms.common.options import Options, option
+from hf_longattn.options import Options, option
 from hf_longattn.mechanisms.window import Window
 
 """

@@ -17,8 +17,8 @@ from transformers.cache_utils import StaticLayer
 from hf_longattn.engines.common.call import GatherTile, MaskMod, rows_of
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.masked import GatheredMechanism
-from hf_longattn.mechanisms.common.options import Options, option
 from hf_longattn.memory.kept_cache import SLACK
+from hf_longattn.options import Options, option
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}

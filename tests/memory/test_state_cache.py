@@ -17,8 +17,8 @@ from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
-from hf_longattn.mechanisms.common.options import Options
 from hf_longattn.mechanisms.common.scores import visible_to_all
+from hf_longattn.options import Options
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 

@@ -24,7 +24,7 @@ from hf_longattn.data.tokenization import IGNORED, to_documents
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.lm import LM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.segments import SegmentTrainer
+from hf_longattn.training.segment_trainer import SegmentTrainer
 from tests.training.conftest import FAST, SOURCES
 
 ROOT = Path(hf_longattn.__file__).parent.parent

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...private_apis import func_transforms, tensor_version
+from ...private_apis import tensor_version
+from .derivatives import func_transforms
 
 Value = TypeVar("Value")
 MAX_BYTES = 256 << 20

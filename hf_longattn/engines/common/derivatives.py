@@ -17,10 +17,18 @@ from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ...errors import DerivativeError
-from ...private_apis import func_transforms, values_mapped
+from ...private_apis import transform_readers, values_mapped
 
 FUSED_NODE = "ScaledDotProduct"
 """The beginning of the names that autograd gives the nodes of PyTorch's fused kernels."""
+
+
+_forward_level, _transform_stack = transform_readers()
+
+
+def func_transforms() -> bool:
+    """Whether a transform of torch.func, or a level of forward-mode AD, is active."""
+    return _forward_level() >= 0 or _transform_stack() is not None
 
 
 def no_fused_kernels() -> str | None:
@@ -92,22 +100,14 @@ def one_gradient_at_a_time() -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def mapped_in_a_sentence(mechanism: str) -> Iterator[None]:
-    """Around a mechanism that ``torch.vmap`` may map over: what it cannot follow ends in a sentence.
-
-    Raises:
-        DerivativeError: the work depends on the values that are mapped.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not values_mapped() or "randomness" in str(error):
-            raise
-        raise DerivativeError(
-            f"torch.vmap cannot follow mechanism {mechanism!r} with this input, since what it computes depends on the values; put the "
-            "mapped axis into the batch axis in place of vmap, or differentiate one example after the other."
-        ) from error
+def refusal_to_map(mechanism: str, error: RuntimeError) -> DerivativeError | None:
+    """The sentence in place of ``error``, with which ``torch.vmap`` could not follow a mechanism; ``None`` for any other error."""
+    if not values_mapped() or "randomness" in str(error):
+        return None
+    return DerivativeError(
+        f"torch.vmap cannot follow mechanism {mechanism!r} with this input, since what it computes depends on the values; put the "
+        "mapped axis into the batch axis in place of vmap, or differentiate one example after the other."
+    )
 
 
 def map_one_by_one(operator: Any) -> None:

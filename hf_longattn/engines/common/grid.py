@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -13,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import GridError, OptionError
+from ...errors import GridError
 from .byte_cache import BYTE_CACHE
+from .order_text import check_order
 
-TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
 RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
 """The grid of the model that runs in this thread, for attention modules that keyword arguments do not reach."""
-ORDERS = ("raster", "columns", "hilbert")
-"""Orders of tokens by name, besides ``tiles:8x8`` with any sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,18 +107,6 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
     raise GridError(f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence.")
 
 
-def check_order(order: str) -> str:
-    """``order`` if it names an order of tokens: ``raster``, ``columns``, ``hilbert`` or ``tiles:8x8``.
-
-    Raises:
-        OptionError: it does not.
-    """
-    tiles = TILES.fullmatch(order) if isinstance(order, str) else None
-    if order not in ORDERS and (tiles is None or 0 in map(int, tiles[1].split("x"))):
-        raise OptionError(f"Option 'order' is {order!r}, but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8.")
-    return order
-
-
 def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
     """The positions of a grid's tokens in ``order``, ``(L,)`` int64 with the prefix in front; -1 for a place that no token fills.
 
@@ -139,7 +124,7 @@ def _token_order(grid: Grid, order: str) -> Tensor:
     elif order == "hilbert":
         cells = cells.flatten()[_hilbert(grid.sizes)]
     elif order != "raster":
-        tile = grid.per_axis([int(size) for size in check_order(order)[len("tiles:") :].split("x")], "order")
+        tile = grid.per_axis([int(size) for size in check_order(order).removeprefix("tiles:").split("x")], "order")
         short = [-size % side for size, side in zip(grid.sizes, tile, strict=True)]
         cells = F.pad(cells, [pad for size in reversed(short) for pad in (0, size)], value=-1 - grid.prefix)
         counts = [size // side for size, side in zip(cells.shape, tile, strict=True)]

@@ -2,10 +2,19 @@
 
 The queries are cut into blocks. The keys of one block are one contiguous slice, so the slices of all blocks are a strided *view* of the
 keys (``as_strided``, no copy), and one call of the kernel runs all of them. Global columns and rows are further calls on gathered tokens.
+
+The plan (:func:`band_plan`) has blocks of the size that costs least, by what calls cost here. Small blocks compute few pairs outside the
+band. Large ones are fewer calls; the kernel takes less time for each of their pairs; and where it first lays keys out for the processor's
+tiles (AMX), each key is laid out for more queries. The largest is one block of all queries: the dense kernel with the band as its mask, the
+fastest up to about the length that the band covers. With global tokens, this one block needs no further calls for them.
+
+The plan depends on lengths, band, dtype and processor alone, so that a sequence has the same bits in every batch and with every number of
+heads.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,20 +24,175 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...naming import OPERATORS
+from ...private_apis import has_amx
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DistanceBias, Pattern
 from ..common.dense import products
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
-from .band_plan import Group, Plan, band_plan
 from .dense_mask import visible_mask
 from .flash import additive_mask, empty_results, flash, flash_backward, mask_dtype, merge_into, token_major
 
+KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
+"""Queries that the kernel takes at a time, in blocks of up to 191, of up to 767, and of more; and keys."""
+MAX_BLOCK_QUERIES = 2048
+"""Most queries in one block, which bounds its mask."""
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
 """Query rows that need the global columns are found in blocks of the first number; the second is the most in one call."""
 MAX_PLAIN_COLUMNS = 8
 """Up to this many global columns, plain operations take less time than the kernel, which is made for many keys."""
 
 Mask = TypeVar("Mask", Tensor, Tensor | None)
+
+
+class Group(NamedTuple):
+    """``blocks`` blocks of ``block`` queries from ``first`` on, whose key slices start ``step`` apart from ``start`` on, ``width`` long."""
+
+    first: int
+    blocks: int
+    block: int
+    start: int
+    step: int
+    width: int
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The blocks of ``x (B, H, Nq, …)``, a view ``(blocks, H, block, …)`` of one sequence, or ``(B, H, block, …)`` for one block."""
+        return self._slices(x, self.first, self.block, self.block)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The slices of ``x (B, H, Nk, …)``, a view as that of :meth:`queries`."""
+        return self._slices(x, self.start, self.width, self.step)
+
+    def add_to_keys(self, total: Tensor, parts: Tensor) -> None:
+        """Add ``parts``, shaped as :meth:`keys`, to ``total (B, H, Nk, D)``: one step at a time, since slices no wider never overlap."""
+        for at in range(0, self.width, self.step):
+            size = min(self.step, self.width - at)
+            self._slices(total, self.start + at, size, self.step).add_(parts[:, :, at : at + size])
+
+    def _slices(self, x: Tensor, first: int, size: int, step: int) -> Tensor:
+        """Slice i starts at ``first + i * step``; slices may overlap."""
+        if self.blocks == 1:
+            return x.narrow(2, first, size)
+        _, heads, tokens, *inner = x.stride()
+        shape = (self.blocks, x.shape[1], size, *x.shape[3:])
+        return x.as_strided(shape, (step * tokens, heads, tokens, *inner), x.storage_offset() + first * tokens)
+
+    def parts(self, count: int) -> Iterator[Group]:
+        """Its blocks in groups of at most ``count``."""
+        for number in range(0, self.blocks, count):
+            first, start = self.first + number * self.block, self.start + number * self.step
+            yield self._replace(first=first, start=start, blocks=min(count, self.blocks - number))
+
+    def sees_all(self, shift: int, left: int, right: int) -> bool:
+        """Whether the band leaves no pair of a block out, whose first query is at index ``shift`` of its slice."""
+        return shift + self.block - 1 <= left and self.width - 1 - shift <= right
+
+
+def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
+    """Cover all queries: the inner blocks, whose slices lie within the sequence, in one group; the edges block by block.
+
+    Args:
+        shift: position of the first query within the keys.
+    """
+    first = -(-max(0, left - shift) // block)
+    last = max(first, min(q_len, kv_len - right - shift) // block)
+    if last > first:
+        yield Group(first * block, last - first, block, first * block + shift - left, block, block + left + right)
+    edges = [(0, first * block), (last * block, q_len)] if last > first else [(0, q_len)]
+    for start, stop in edges:
+        for row in range(start, stop, block):
+            size = min(block, stop - row)
+            from_key = max(0, row + shift - left)
+            width = min(kv_len, row + size + shift + right) - from_key
+            yield Group(row, 1, size, from_key, width, width)
+
+
+class Costs(NamedTuple):
+    """Nanoseconds that calls take for each head of width 64, where there are 12 of them."""
+
+    sizes: tuple[int, ...]
+    """Queries of a block to choose from, besides all queries."""
+    pair: tuple[float, float, float]
+    """A pair of a query and a key without a mask, by the size of blocks as :data:`KERNEL_QUERIES`."""
+    masked: float
+    """More for a pair with a mask."""
+    key: float
+    """A key of a block: it is laid out for the tiles; or, in the backward pass, its gradients are added up."""
+    call: float
+    """A call of the kernel."""
+    tokens: float
+    """The calls for global tokens, besides those of blocks."""
+    queries: int
+    """Queries of a call at most, so that its results stay in the cache."""
+
+    def of(self, group: Group, shift: int, left: int, right: int) -> float:
+        """All calls for a group of blocks whose first query is at index ``shift`` of its slice."""
+        size = (group.block >= 192) + (group.block >= 768)
+        pair = self.pair[size] + (0.0 if group.sees_all(shift, left, right) else self.masked)
+        calls = -(-group.blocks // max(1, self.queries // group.block))
+        pairs = group.block * group.width
+        if right == 0 and group.block == group.width:  # all queries and keys, where the kernel leaves out what is after a query
+            pairs = sum(
+                min(KERNEL_QUERIES[size], group.block - row)
+                * min(group.width, -(-(row + KERNEL_QUERIES[size]) // KERNEL_KEYS) * KERNEL_KEYS)
+                for row in range(0, group.block, KERNEL_QUERIES[size])
+            )
+        return calls * self.call + group.blocks * (pairs * pair + group.width * self.key)
+
+
+FP32 = Costs((32, 64), (3.4, 3.2, 3.1), 0.2, 0.0, 3_500.0, 50_000.0, 2048)
+BF16 = Costs((32, 64), (3.55, 3.2, 3.15), 0.2, 0.0, 5_800.0, 100_000.0, 2048)
+BF16_AMX = Costs((32, 192, 256, 384, 768), (3.3, 1.1, 0.8), 0.25, 110.0, 5_000.0, 80_000.0, 384)
+FP32_BACKWARD = Costs((64, 192), (8.0, 8.0, 7.6), 0.3, 100.0, 8_000.0, 200_000.0, 256)
+BF16_BACKWARD = Costs((64, 192, 256), (8.0, 7.0, 5.4), 0.3, 250.0, 8_000.0, 200_000.0, 256)
+"""Measured on an AMD EPYC of 2024 (AVX-512 without AMX) in processor time of one thread, with windows of 512 tokens and 256 to 2,048
+tokens; those with AMX are estimated from whole models on an Intel Xeon of 2023."""
+
+
+def costs_of(dtype: torch.dtype, backward: bool, threads: int) -> Costs:
+    """The costs on this processor."""
+    half = dtype.itemsize < 4
+    if backward:
+        return BF16_BACKWARD if half else FP32_BACKWARD
+    if dtype == torch.bfloat16 and has_amx():
+        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread's share stays in its cache
+    return BF16 if half else FP32
+
+
+class Plan(NamedTuple):
+    """Blocks for all queries of a sequence, and how many of them a call takes."""
+
+    groups: tuple[Group, ...]
+    block: int
+    """Queries of a block, fewer in the last one."""
+    queries: int
+    """Queries of a call at most."""
+
+    dense: bool
+    """Whether it is one block with all keys, whose mask also holds the global tokens."""
+
+
+@functools.lru_cache(4096)
+def band_plan(
+    q_len: int, kv_len: int, shift: int, left: int, right: int, dtype: torch.dtype, threads: int, *, backward: bool = False,
+    tokens: bool = False, block: int | None = None,
+) -> Plan:  # fmt: skip
+    """The cheapest plan for queries whose first is at position ``shift`` of the keys, and which see ``left`` keys back, ``right`` ahead.
+
+    Args:
+        threads: of the process.
+        backward: for the backward pass.
+        tokens: whether there are global tokens.
+        block: the size of blocks, in place of the cheapest.
+    """
+    costs = costs_of(dtype, backward, threads)
+    sizes = [block] if block else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= MAX_BLOCK_QUERIES else [])]
+    plans = {}
+    for size in sizes:
+        blocks = tuple(groups(q_len, kv_len, shift, left, right, size))
+        plan = Plan(blocks, size, costs.queries, dense=(blocks[0].block, blocks[0].width) == (q_len, kv_len))
+        plans[plan] = sum(costs.of(group, group.first + shift - group.start, left, right) for group in blocks)
+        plans[plan] += costs.tokens * (tokens and not plan.dense)
+    return min(plans, key=plans.__getitem__)
 
 
 def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
@@ -54,8 +218,9 @@ def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtyp
 
 
 class _BandSettings(NamedTuple):
-    """The settings of one call: which keys a query sees, and the factor on q·k."""
+    """The settings of one call: the dtype of its masks, which keys a query sees, and the factor on q·k."""
 
+    dtype: torch.dtype
     bias: DistanceBias | None
     left: int
     right: int
@@ -65,7 +230,7 @@ class _BandSettings(NamedTuple):
 
     @classmethod
     def of(cls, dtype: torch.dtype, bias: Tensor | None, ahead: int, *settings: Any) -> _BandSettings:
-        return cls(None if bias is None else DistanceBias(bias.to(dtype), ahead), *settings)
+        return cls(dtype, None if bias is None else DistanceBias(bias.to(dtype), ahead), *settings)
 
     @property
     def pattern(self) -> Pattern:
@@ -107,9 +272,9 @@ class _Item(NamedTuple):
         """Whether the kernel may leave out what is after a query by itself, besides what the mask hides."""
         return plan.dense and band.causal and self.shift == 0
 
-    def padding_rows(self) -> Tensor | None:
+    def padding_rows(self, hole: Tensor) -> Tensor:
         """Which queries are padding between real tokens, ``(1, 1, Nq, 1)``."""
-        return None if self.hole is None else (self.hole[..., self.shift : self.shift + self.q_len] != 0)[..., None]
+        return (hole[..., self.shift : self.shift + self.q_len] != 0)[..., None]
 
     def global_rows(self) -> Tensor:
         """The queries that are global tokens."""
@@ -137,7 +302,7 @@ def _items(
                 continue
             start, stop = int(real[0]), int(real[-1]) + 1
             if len(real) != stop - start:
-                hole = additive_mask(~key_mask[row, start:stop], mask_dtype(q))[None, None]
+                hole = additive_mask(~key_mask[row, start:stop], band.dtype)[None, None]
         first = max(start, earlier)
         if first >= stop:
             continue
@@ -153,27 +318,35 @@ BandCall = tuple[Group, Tensor | None, Tensor | None]
 
 def _band_calls(item: _Item, band: _BandSettings, plan: Plan) -> Sequence[BandCall]:
     """The band as calls of the kernel."""
-    index, dtype = item.globals if plan.dense else None, mask_dtype(item.q)
     if plan.dense:
-        masks: Sequence[Tensor | None] = [visible_mask(item.q_len, item.kv_len, item.shift, band.pattern, index, dtype)]
+        visible = visible_mask(item.q_len, item.kv_len, item.shift, band.pattern, item.globals, band.dtype)
+        calls: Sequence[BandCall] = [(plan.groups[0], visible, None)]
     else:
-        key = ("masks of blocks", item.q_len, item.kv_len, item.shift, band.left, band.right, plan.block, dtype)
-        masks = BYTE_CACHE.get(
-            key, lambda: [block_mask(group, item.shift, band.left, band.right, plan.block, dtype) for group in plan.groups]
-        )
+        sizes = (item.q_len, item.kv_len, item.shift, band.left, band.right)
+        key = ("calls of a band", *sizes, plan.block, plan.queries, band.dtype)
+        calls = BYTE_CACHE.get(key, lambda: list(_unbiased_calls(plan, item.shift, band)))
     if item.hole is None and band.bias is None:
-        return [(part, mask, None) for group, mask in zip(plan.groups, masks, strict=True) for part in plan.calls(group)]
-    calls: list[BandCall] = []
-    for group, mask in zip(plan.groups, masks, strict=True):
-        distance = None
-        if band.bias is not None:
-            first = group.first + item.shift - group.start
-            distance = torch.arange(group.block)[:, None] + first - torch.arange(group.width)[None, :]
-            mask = band.add_bias(mask, distance)
-        for part in plan.calls(group):
-            hole = None if item.hole is None else part.keys(item.hole)[:, :, None]
-            calls.append((part, mask if hole is None else hole if mask is None else mask + hole, distance))
-    return calls
+        return calls
+    biased: dict[tuple[int, int, int], tuple[Tensor | None, Tensor | None]] = {}
+    changed: list[BandCall] = []
+    for group, unbiased, _ in calls:
+        first = group.first + item.shift - group.start
+        shape = (group.block, group.width, first)
+        if shape not in biased:
+            distance = None if band.bias is None else torch.arange(group.block)[:, None] + first - torch.arange(group.width)[None, :]
+            biased[shape] = band.add_bias(unbiased, distance), distance
+        mask, distance = biased[shape]
+        hole = None if item.hole is None else group.keys(item.hole)[:, :, None]
+        changed.append((group, mask if hole is None else hole if mask is None else mask + hole, distance))
+    return changed
+
+
+def _unbiased_calls(plan: Plan, shift: int, band: _BandSettings) -> Iterator[BandCall]:
+    """The calls of a plan of several blocks without padding and bias: as many blocks of a group in each as a call takes."""
+    for group in plan.groups:
+        mask = block_mask(group, shift, band.left, band.right, plan.block, band.dtype)
+        for part in group.parts(max(1, plan.queries // plan.block)):
+            yield part, mask, None
 
 
 def _plan(item: _Item, band: _BandSettings, backward: bool = False) -> Plan:
@@ -190,7 +363,7 @@ def _column_calls(item: _Item, columns: Tensor, band: _BandSettings) -> Sequence
 
     Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
     """
-    key = ("columns", item.q_len, item.shift, band.pattern, band.bias is None, tuple(columns.tolist()), mask_dtype(item.q))
+    key = ("columns", item.q_len, item.shift, band.pattern, band.bias is None, tuple(columns.tolist()), band.dtype)
     calls = BYTE_CACHE.get(key, lambda: list(_find_column_calls(item, columns, band)))
     if band.bias is None:
         return calls
@@ -216,7 +389,7 @@ def _find_column_calls(item: _Item, columns: Tensor, band: _BandSettings) -> Ite
                 distance = torch.arange(first, last)[:, None] + item.shift - columns[None, :]
             if hidden and distance is not None:
                 inside = distance <= left if band.causal else (distance <= left) & (distance >= -right)
-                mask = additive_mask(inside, mask_dtype(item.q))[None, None]
+                mask = additive_mask(inside, band.dtype)[None, None]
             yield first, last, mask, distance
         row = end
 
@@ -226,7 +399,7 @@ def _row_mask(item: _Item, rows: Tensor, band: _BandSettings) -> tuple[Tensor | 
     distance = (rows + item.shift)[:, None] - torch.arange(item.kv_len)[None]
     mask = None if item.hole is None else item.hole[:, :, None]
     if band.causal:
-        ahead = additive_mask(distance < 0, mask_dtype(item.q))[None, None]
+        ahead = additive_mask(distance < 0, band.dtype)[None, None]
         mask = ahead if mask is None else mask + ahead
     return band.add_bias(mask, distance), distance
 
@@ -271,26 +444,25 @@ def band_forward(
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
-    band = _BandSettings.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
     out, lse = empty_results(q)
+    band = _BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
     if key_mask is not None:
         out.zero_()
         lse.zero_()
     for item in _items(q, k, v, key_mask, global_mask, band):
         plan = _plan(item, band)
-        of_item = out[item.by_query], lse[item.by_query]
+        of_item, leaves_out_later = (out[item.by_query], lse[item.by_query]), item.causal(band, plan)
         for g, mask, _ in _band_calls(item, band, plan):
             inputs = g.queries(item.q), g.keys(item.k), g.keys(item.v)
-            parts = flash(*inputs, 0.0, item.causal(band, plan), attn_mask=mask, scale=scale)
+            parts = flash(*inputs, 0.0, leaves_out_later, attn_mask=mask, scale=scale)
             if plan.dense and item.hole is None and parts[0].shape == out.shape and parts[0].stride() == out.stride():
                 return parts  # nothing else writes to the results
             for result, part in zip(of_item, parts, strict=True):
                 g.queries(result).copy_(part)
         if item.globals is not None and not plan.dense:
             _globals_forward(item, item.globals, band, *of_item)
-        padding = item.padding_rows()
-        if padding is not None:
-            of_item[0].masked_fill_(padding, 0)
+        if item.hole is not None:
+            of_item[0].masked_fill_(item.padding_rows(item.hole), 0)
     return out, lse
 
 
@@ -382,15 +554,15 @@ def cpu_band_backward(
     in the number of tokens."""
     dbias = _like_bias(q, bias if of_bias else None).zero_()
     dq, dk, dv = token_major(q.dtype, q, k, v)
-    band = _BandSettings.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
+    band = _BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
     for x in (dq, dk, dv):
         x.zero_()
     for item in _items(q, k, v, key_mask, global_mask, band, backward=True):
         at, keys = item.by_query, item.by_key
         into = _BackwardState(grad[at], out[at], lse[at], dq[at], dk[keys], dv[keys], dbias if of_bias else None)
-        padding, plan = item.padding_rows(), _plan(item, band, backward=True)
-        if padding is not None:
-            into = into._replace(grad=into.grad.masked_fill(padding, 0))
+        plan = _plan(item, band, backward=True)
+        if item.hole is not None:
+            into = into._replace(grad=into.grad.masked_fill(item.padding_rows(item.hole), 0))
         if item.globals is not None and not plan.dense:
             if global_rows:
                 into = _rows_backward(item, item.global_rows(), band, into)

@@ -39,10 +39,10 @@ from torch import Tensor, nn
 from ...engines.common.call import AttentionCall, weights_per_sequence
 from ...engines.common.dense import repeat_heads
 from ...errors import LengthError, OptionError
+from ...options import Options
 from ...positions.relative import RelativePositions
 from .cost import Cost
 from .decoding import Decoding
-from .options import Options
 from .ordered import weights_in_order
 from .scores import ScoreTerms
 from .sharding import Shardable

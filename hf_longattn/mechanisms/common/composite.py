@@ -11,8 +11,8 @@ from torch import nn
 
 from ...choice_text import read_choice, read_members, read_numbers, read_rules, write_choice, write_numbers
 from ...errors import OptionError
+from ...options import Options
 from .base import Mechanism
-from .options import Options
 from .registry import check_options, mechanism_class
 from .token_rules import TokenRule
 

@@ -21,9 +21,9 @@ from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import repeat_heads, wide
 from ...engines.common.shards import Shard
 from ...engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
+from ...options import Options
 from .base import Mechanism
 from .layout import full_pairs
-from .options import Options
 from .scores import drop_keys, normalised, visible_to_all
 
 

@@ -18,8 +18,8 @@ from ...engines.common.dense import wide
 from ...engines.common.shards import Shard
 from ...engines.linear import absorb, empty_state, linear_attention, read
 from ...engines.topk import exact_dtype
+from ...options import Options
 from .feature_map import KeyPieces, LinearMechanism
-from .options import Options
 from .scores import softmax_over
 
 NO_KEYS = -1e30

@@ -25,8 +25,8 @@ from ...engines.common.grid import Grid
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
 from ...errors import GridError, OptionError
+from ...options import Options, option
 from .masked import MaskedMechanism
-from .options import Options, option
 from .scores import visible_to_all
 
 GLOBAL, READS, NONE = "global", "reads", "none"

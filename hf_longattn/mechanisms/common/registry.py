@@ -16,8 +16,8 @@ from torch import nn
 
 from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, nearest, refuse_taken_name
 from ...naming import load_module, module_names
+from ...options import LARGEST, MAX_LENGTH, RELATIVE, RESERVED, OptionInfo, Options
 from .base import Mechanism, reset
-from .options import LARGEST, MAX_LENGTH, RELATIVE, RESERVED, OptionInfo, Options
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 COMPOSED = {

@@ -14,7 +14,7 @@ from ...positions.relative import RelativePositions, Span, build_relative
 from .decoding import Decoding
 
 if TYPE_CHECKING:
-    from .options import Options
+    from ...options import Options
 
 
 class ScoreTerms(Decoding):

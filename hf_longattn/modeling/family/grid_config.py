@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...errors import GridError, OptionError
-from ...mechanisms.common.options import ORDER
 from ...mechanisms.common.registry import mechanism_class
+from ...options import ORDER
 from .config import LongEncoderConfig
 
 INTERPOLATE, TILE = "interpolate", "tile"
@@ -68,6 +68,6 @@ def refuse_line(mechanism: str, options: dict[str, Any]) -> None:
     if not kind.reads_line or options.get(ORDER) is not None:
         return
     raise OptionError(
-        f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example with the "
-        "option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
+        f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example "
+        "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gc
 import json
@@ -72,8 +73,8 @@ def growth(call: Callable[[], object]) -> float:
     return (_resident("VmHWM") - before) / MiB
 
 
-def _child(request: str, threads: str) -> Memory:
-    torch.set_num_threads(int(threads))
+def _child(request: str, threads: int) -> Memory:
+    torch.set_num_threads(threads)
     task = json.loads(request)
     case = Case(**task["case"])
     implementation = build_implementation(task["kind"], task["implementation"], build_inputs(task["kind"], case))
@@ -90,4 +91,7 @@ def _child(request: str, threads: str) -> Memory:
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(_child(*sys.argv[1:]))))
+    parser = argparse.ArgumentParser(description="Measure one implementation in a process of its own, for measure_memory.")
+    parser.add_argument("request", help="kind, implementation and case, as JSON")
+    parser.add_argument("threads", type=int)
+    print(json.dumps(dataclasses.asdict(_child(**vars(parser.parse_args())))))

@@ -6,6 +6,7 @@ names of the package alone, so that it runs with older revisions, too.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import sys
@@ -129,6 +130,7 @@ def register() -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     register()

@@ -16,6 +16,7 @@ this project itself.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -257,7 +258,15 @@ def write_jsonl(split: str, path: Path) -> int:
         return sum(bool(file.write(json.dumps({"text": module.text}) + "\n")) for module in iter_modules(split))
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Write a split."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("split", choices=SPLITS)
+    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl")
+    options = parser.parse_args(arguments)
+    print(f"{write_jsonl(options.split, options.output):,} modules written to {options.output}")
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in SPLITS:
-        raise SystemExit(f"usage: python -m scripts.dev.studies.corpus {'|'.join(SPLITS)} OUTPUT.jsonl")
-    print(f"{write_jsonl(sys.argv[1], Path(sys.argv[2])):,} modules written to {sys.argv[2]}")
+    sys.exit(main())

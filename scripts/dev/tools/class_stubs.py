@@ -8,6 +8,7 @@ them, and builds take them along (:mod:`scripts.dev.hatch_build`).
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import re
@@ -196,6 +197,7 @@ def parts(union: str) -> Iterator[str]:
 
 def main() -> None:
     """Write the stubs, and remove those of families that are gone."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     expected = stubs()
     for path in FOLDER.glob("*.pyi"):
         if path.name not in expected:

@@ -13,8 +13,8 @@ import torch
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli.plot import draw_patterns
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.mechanisms.common.options import RELATIVE, OptionInfo
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from hf_longattn.options import RELATIVE, OptionInfo
 from scripts.dev.benchmarks.report import markdown_table
 
 LENGTH = 64

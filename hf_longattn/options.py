@@ -1,8 +1,12 @@
-"""Typed, documented and validated options of a mechanism: a frozen dataclass whose fields say what they mean."""
+"""Typed, documented and validated options of a mechanism: a frozen dataclass whose fields say what they mean.
+
+Importing this does not import torch, so that the command line can check options before it does.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -10,9 +14,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...engines.common.grid import check_order
-from ...errors import OptionError, nearest
-from ...positions.relative import read_relative
+from .engines.common.order_text import check_order
+from .errors import OptionError, nearest
 
 ORDER = "order"
 """The option that every mechanism for texts has: the order in which it reads the tokens of a grid."""
@@ -105,11 +108,7 @@ class Options:
     @classmethod
     def infos(cls) -> tuple[OptionInfo, ...]:
         """Describe every option, in declaration order; those that all mechanisms have come last."""
-        hints = typing.get_type_hints(cls)
-        return tuple(
-            OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
-            for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
-        )
+        return _infos(cls)
 
     @classmethod
     def build(cls, mechanism: str, values: dict[str, Any]) -> Options:
@@ -118,7 +117,7 @@ class Options:
         Raises:
             OptionError: for an unknown name (the nearest one is offered), a wrong type or an impossible value.
         """
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         known = [info.name for info in cls.infos()]
         checked = {}
         for name, value in values.items():
@@ -177,8 +176,29 @@ class Options:
         return 1
 
 
-COMMON: dict[str, Callable[[Any], str]] = {RELATIVE: read_relative, ORDER: check_order}
+COMMON: dict[str, Callable[[Any], str]] = {RELATIVE: lambda value: _read_relative(value), ORDER: check_order}
 """Options that mechanisms have in common, which are left out of files where they are not set -> what reads a value."""
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; they are written as text, which takes a while to read."""
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _infos(cls: type) -> tuple[OptionInfo, ...]:
+    hints = _hints(cls)
+    return tuple(
+        OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
+        for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
+    )
+
+
+def _read_relative(value: Any) -> str:
+    from .positions.relative import read_relative  # whose terms are modules of torch
+
+    return read_relative(value)
 
 
 def _plain(value: Any) -> Any:
