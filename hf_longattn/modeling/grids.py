@@ -57,7 +57,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: Any = self.family.grid
         grid = rule.of_input(self.config, arguments)
-        if rule.interpolates and arguments.get(INTERPOLATE_ARGUMENT) is None and _other_size(self.config, rule, arguments):
+        if rule.interpolates and not arguments.get(INTERPOLATE_ARGUMENT) and _other_size(self.config, rule, arguments):
             arguments[INTERPOLATE_ARGUMENT] = True
         if not self.runs_mechanisms:
             return base_forward(self, **arguments)
