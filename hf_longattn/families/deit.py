@@ -1,0 +1,19 @@
+"""LongDeiT: data-efficient image Transformer (Touvron et al. 2020), a ViT with a distillation token next to the class token."""
+
+from transformers.models.deit.configuration_deit import DeiTConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import LongGridConfig
+from ..modeling.family.grid_rule import GridRule
+
+
+class LongDeiTConfig(LongGridConfig, DeiTConfig):
+    """DeiTConfig with ``long_attention``."""
+
+    model_type = "long_deit"
+
+
+FAMILY = Family(LongDeiTConfig, grid=GridRule(prefix=2))
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,19 @@
+"""LongDinov2: DINOv2 (Oquab et al. 2023), a ViT whose dense features are used; its own class resizes the position table."""
+
+from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import LongGridConfig
+from ..modeling.family.grid_rule import GridRule
+
+
+class LongDinov2Config(LongGridConfig, Dinov2Config):
+    """Dinov2Config with ``long_attention``."""
+
+    model_type = "long_dinov2"
+
+
+FAMILY = Family(LongDinov2Config, grid=GridRule(prefix=1, interpolates=False))
+
+__getattr__ = lazy_classes(FAMILY, globals())
