@@ -52,6 +52,7 @@ CONVERSION = (
     ("plan",),
     ("inspection", "writing", "folders"),
     ("verify", "verify_outputs"),
+    ("native",),
     ("convert", "revert"),
     ("__init__",),
 )
