@@ -33,7 +33,8 @@ class Correlation(evaluate.Metric):
 
 def correlations(similarities: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
     """Both correlations in per cent with their standard errors, where they exist, and the number of pairs, ``n``."""
-    count, results = len(scores), {}
+    count = len(scores)
+    results: dict[str, float] = {}
     for name, values in (("spearman", (_ranks(similarities), _ranks(scores))), ("pearson", (np.array(similarities), np.array(scores)))):
         if count < 2 or any(np.ptp(value) == 0 for value in values):
             continue

@@ -50,7 +50,6 @@ class EmbedModelArguments(ModelArguments):
 class EmbedDataArguments(LabelledDataArguments):
     """Pairs of texts that belong together."""
 
-    hub_task: ClassVar[str] = "sentence-similarity"
     shape: ClassVar[str] = "a file of pairs"
 
     data: list[str] = argument(
