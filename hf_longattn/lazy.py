@@ -18,7 +18,6 @@ MOVED_MODULES = {
     "conversion.gguf_export": "export.gguf",
     "conversion.graphs": "export.graphs",
     "conversion.int8": "export.int8",
-    "conversion.native": "export.native",
     **{
         f"engines.{name}": f"engines.common.{name}"
         for name in ("batch", "byte_cache", "call", "dense", "derivatives", "global_rows", "plain", "shards")

@@ -108,7 +108,7 @@ class Options:
     @classmethod
     def infos(cls) -> tuple[OptionInfo, ...]:
         """Describe every option, in declaration order; those that all mechanisms have come last."""
-        return _infos(cls)
+        return _infos(cls)  # type: ignore[arg-type]  # a class is hashable
 
     @classmethod
     def build(cls, mechanism: str, values: dict[str, Any]) -> Options:
@@ -117,7 +117,7 @@ class Options:
         Raises:
             OptionError: for an unknown name (the nearest one is offered), a wrong type or an impossible value.
         """
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         known = [info.name for info in cls.infos()]
         checked = {}
         for name, value in values.items():

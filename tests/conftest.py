@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 # Before transformers and datasets are imported: they read these once.
@@ -37,7 +38,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def keep_what_stays() -> None:
     """Modules, collected tests and compiled graphs stay until the end: garbage collections leave out what has survived a file.
 
-    Trainer collects several times in each run; over all that a worker has imported and compiled by then, that is most of its time.
+    Over all that a worker has imported and compiled by then, they would take most of its time.
     """
     gc.collect()
     gc.freeze()
@@ -70,6 +71,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trainings_without_collections() -> Iterator[None]:
+    """A training frees the memory of devices by a full garbage collection: a quarter of the time of a tiny one, and here is no device."""
+    from accelerate.utils import memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "gc", SimpleNamespace(collect=lambda: 0))
+        yield
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -12,16 +11,17 @@ import pytest
 from hf_longattn.cli import main
 from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, needs_extra
 from hf_longattn.tasks import load_task, task_names
+from tests.warm import run_fresh
 
 PACKAGES = (
     "gguf", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "sentence_transformers", "sklearn", "torchao",
 )  # fmt: skip
-WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
+WITHOUT = f"import sys; assert not sys.modules.keys() & {{*{PACKAGES!r}}}; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
 """As where none of these is installed: an import of them fails, and find_spec finds nothing."""
 
 
 def python_without_extras(code: str, folder: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", WITHOUT + textwrap.dedent(code)], cwd=folder, capture_output=True, text=True)
+    done = run_fresh("-c", WITHOUT + textwrap.dedent(code), cwd=folder, level="torch")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -37,7 +37,7 @@ def test_converting_training_publishing_and_the_way_back(tmp_path: Path, reposit
         import hf_longattn
         from hf_longattn.cli import main
 
-        shape = dict(vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+        shape = dict(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         BertForMaskedLM(BertConfig(**shape, max_position_embeddings=64)).save_pretrained("short")
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
         special = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")

@@ -12,20 +12,27 @@ import pytest
 
 from tests.trained import tokenizer_of
 from tests.training.conftest import checkpoint
+from tests.warm import run_fresh
 
 
 @pytest.mark.parametrize("what", ["probes", pytest.param("inputs", marks=pytest.mark.slow), pytest.param("search", marks=pytest.mark.slow)])
 def test_two_hash_seeds_draw_the_same(what: str, tmp_path: Path, repository: Path) -> None:
+    """With a seed of its own, and with that of this run's fresh processes, which is random unless the run has one."""
     checkpoint("mlm", tmp_path / "model", tokenizer_of("bert", 64))
-    drawn = []
-    for seed in ("1", "2"):
-        folder = tmp_path / seed
+    command = ["-m", "tests.hash_seeds", what]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
         folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.hash_seeds", what, str(folder), str(tmp_path / "model")],
-            cwd=repository, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed},
-        )  # fmt: skip
+    environment = {**os.environ, "PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
+    runs = [
+        subprocess.run(
+            [sys.executable, *command, str(folders[0]), str(tmp_path / "model")],
+            cwd=repository, capture_output=True, text=True, check=False, env=environment,
+        ),
+        run_fresh(*command, folders[1], tmp_path / "model", cwd=repository),
+    ]  # fmt: skip
+    for done in runs:
         assert done.returncode == 0, done.stderr[-3000:]
-        drawn.append(json.loads(done.stdout.splitlines()[-1]))
-    assert drawn[0] == drawn[1]
-    assert drawn[0]
+    first, second = (json.loads(done.stdout.splitlines()[-1]) for done in runs)
+    assert first == second
+    assert first

@@ -31,7 +31,8 @@ LAYERS = (
     ("families",),
     ("data",),
     ("evaluation",),
-    ("conversion", "training", "hub", "export"),
+    ("conversion", "training", "hub"),
+    ("export",),
     ("audit", "diagnostics"),
     ("search",),
     ("cli",),
@@ -52,6 +53,7 @@ CONVERSION = (
     ("plan",),
     ("inspection", "writing", "folders"),
     ("verify", "verify_outputs"),
+    ("native",),
     ("convert", "revert"),
     ("__init__",),
 )
@@ -98,9 +100,7 @@ def forbidden(here: str, target: str) -> bool:
         return False
     if module not in LAYER:  # a name from the package's __init__, which imports every family
         return LAYER[here] < PEERS and module != "__version__"
-    if here == "export" and module == "conversion":
-        return False
-    if LAYER[module] == LAYER[here] == PEERS:
+    if LAYER[module] == PEERS and (LAYER[here] == PEERS or (here, module) in (("export", "training"), ("export", "hub"))):
         return is_module(module, *inner[:1]) if inner else False
     return LAYER[module] >= LAYER[here]
 
@@ -229,6 +229,7 @@ def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
 def test_the_rules_catch_what_they_are_for() -> None:
     assert forbidden("engines", "hf_longattn.mechanisms.window")
     assert forbidden("conversion", "hf_longattn.hub.card")
+    assert forbidden("conversion", "hf_longattn.export")
     assert not forbidden("conversion", "hf_longattn.hub")
     assert forbidden("evaluation", "hf_longattn.training.tasks.qa")
     assert forbidden("data", "hf_longattn.evaluation.qa_heads")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from hf_longattn.private_apis import DECLARED, OVERRIDDEN, PRIVATE_APIS, TESTED
 
 from .removed_apis import resolve
+from .warm import run_fresh
 
 HOME = "hf_longattn/private_apis.py"
 FOLDERS = ("hf_longattn", "scripts")
@@ -102,7 +101,6 @@ def test_nothing_private_is_needed_to_import_the_package(repository: Path) -> No
 
 def lines_of(what: str, repository: Path) -> list[str]:
     """The output of :mod:`tests.removed_apis` in a process of its own."""
-    command = [sys.executable, "-m", "tests.removed_apis", what]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    done = run_fresh("-m", "tests.removed_apis", what, cwd=repository)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()

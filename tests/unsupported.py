@@ -22,5 +22,13 @@ DECODER = unsupported("biogpt", "persimmon")
 """A decoder with the usual names of sizes."""
 SLIDING = unsupported("ministral", "cohere2")
 """Has rotary positions and windows of its own."""
+IMAGES = unsupported("vit", "deit", "vit_msn")
+"""Has ViT's config and the head ForImageClassification."""
+TEXT_AND_IMAGES = unsupported("clip", "metaclip_2")
+"""Has an encoder of texts and one of images, with CLIP's configs."""
+SPEECH = unsupported("wav2vec2", "hubert", "unispeech")
+"""Has wav2vec 2.0's config."""
+ENCODER_DECODER = unsupported("whisper", "blenderbot", "plbart")
+"""Has an encoder and a decoder with BART's names of sizes."""
 OWN_ATTENTION = unsupported("bloom", "codegen", "mpt")
 """Does not take its attention from transformers' AttentionInterface."""

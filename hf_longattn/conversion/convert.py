@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from ..export import export_native
 from ..hub import bundle_remote_code, check_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..staging import check_destination, destination_path, ending_cleanly
@@ -18,6 +17,7 @@ from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_planned
 from .model_loading import quiet_libraries
+from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress
 from .sources.base import ResultInfo

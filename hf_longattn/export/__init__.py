@@ -1,4 +1,8 @@
-"""Checkpoints in other forms: graphs for ONNX and torch.export, stock architectures, GGUF, and fewer bits or weights."""
+"""Checkpoints in other forms: graphs for ONNX and torch.export, stock architectures, GGUF, and fewer bits or weights.
+
+The stock architecture of a checkpoint is written in :mod:`hf_longattn.conversion.native`, since ``convert --native`` ends in one; this room
+imports the conversion, which imports nothing from here.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from typing import TYPE_CHECKING
 from ..lazy import public_names
 
 if TYPE_CHECKING:
+    from ..conversion.native import export_native as export_native
     from .compress import CompressionReport as CompressionReport
     from .compress import compress_checkpoint as compress_checkpoint
     from .compression_input import CompressionConfig as CompressionConfig
     from .gguf import export_gguf as export_gguf
-    from .native import export_native as export_native
     from .onnx import ExportReport as ExportReport
     from .onnx import export_checkpoint as export_checkpoint
 
@@ -21,7 +25,7 @@ __getattr__, __all__ = public_names(
         "compress": ("CompressionReport", "compress_checkpoint"),
         "compression_input": ("CompressionConfig",),
         "gguf": ("export_gguf",),
-        "native": ("export_native",),
+        ".conversion.native": ("export_native",),
         "onnx": ("ExportReport", "export_checkpoint"),
     },
 )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..conversion.folders import open_for_writing, short_name, write_folder
 from ..conversion.model_loading import quiet_libraries
+from ..conversion.native import TwinPlan, plan_twin, tensor_values
 from ..conversion.report import FAILED, PASSED, Check, require_passed, versions
 from ..conversion.sources.base import ResultInfo
 from ..conversion.sources.peft import refuse_adapter
@@ -27,7 +28,6 @@ from ..conversion.tensor_files import write_json
 from ..conversion.text import load_tokenizer
 from ..errors import ExportError, needs_extra
 from ..modeling.family.sliding_window import FULL, SLIDING
-from .native import TwinPlan, plan_twin, tensor_values
 from .onnx import ExportReport
 
 FILE, GGUF_REPORT = "model.gguf", "gguf_report.json"

@@ -28,6 +28,7 @@ from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..conversion.text import VerificationText, load_tokenizer, verification_text
 from ..errors import EXTRAS, ExportError, check_extra, nearest
+from ..hub import AUTO_CLASSES
 from ..modeling.family.definition import family_of, family_with
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
@@ -39,17 +40,7 @@ from .graphs import ExportedGraph, onnx_runner, runner
 from .int8 import INT8_FILE, measure, quantise
 from .model_graph import ModelGraph, example_inputs
 
-TASKS = {
-    "feature-extraction": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "multiple-choice": "AutoModelForMultipleChoice",
-    "text-generation": "AutoModelForCausalLM",
-    WITH_PAST: "AutoModelForCausalLM",
-    "text2text-generation": "AutoModelForSeq2SeqLM",
-}
+TASKS = {**AUTO_CLASSES, WITH_PAST: "AutoModelForCausalLM", "text2text-generation": "AutoModelForSeq2SeqLM"}
 """The Hub's names of tasks, and the Auto class of each."""
 REPORT = "export_report.json"
 LONG_CONFIG = "long_config.json"
@@ -217,7 +208,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     model_class = family.model_class(class_name)
     if task is not None:
         if task not in TASKS:
-            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(TASKS)}.{nearest(task, TASKS)}")
+            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(sorted(TASKS))}.{nearest(task, TASKS)}")
         heads = auto_mapping(getattr(transformers, TASKS[task]))
         if family.config_class not in heads:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .remote_code import check_remote_code as check_remote_code
     from .trainer_card import ModelCardMixin as ModelCardMixin
     from .trainer_card import from_source as from_source
+    from .usage import AUTO_CLASSES as AUTO_CLASSES
     from .usage import next_step as next_step
 
 __getattr__, __all__ = public_names(
@@ -27,7 +28,7 @@ __getattr__, __all__ = public_names(
         "push": ("PushReport", "check_login", "push_model"),
         "remote_code": ("BUNDLED_CODE", "bundle_remote_code", "check_remote_code"),
         "trainer_card": ("ModelCardMixin", "from_source"),
-        "usage": ("next_step",),
+        "usage": ("AUTO_CLASSES", "next_step"),
     },
     renamed={"keep_model_card": "ModelCardMixin"},
 )

@@ -26,6 +26,8 @@ TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = CONVERSION_REPORT
 MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is pushed, unless you remove this line -->"
 END = "<!-- end -->"
+UNNAMED_TASK = "other"
+"""In the metadata of results of models whose task has no name on the Hub."""
 MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)
 
 
@@ -114,11 +116,12 @@ def model_card(
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
     architecture, length = named_class(config, "AutoModel"), int(plan.get("new_length") or tokens_of(config))
     title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
-    rows = [MeasuredResult.of(row) for row in results]
+    task = _task(folder, architecture)
+    rows = [row if row.task else dataclasses.replace(row, task=task) for row in map(MeasuredResult.of, results)]
     stated = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
     metadata = with_inherited(stated, _inherited(folder, source, plan.get("source")))
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
-    data = _card_data(folder, architecture, metadata, is_long=attention is not None)
+    data = _card_data(folder, task, metadata, is_long=attention is not None)
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
     card = ModelCard.from_template(
         data,
@@ -141,17 +144,20 @@ def model_card(
     return card
 
 
-def _card_data(folder: Path, architecture: str, metadata: dict[str, Any], *, is_long: bool) -> ModelCardData:
-    """The metadata of a card, with the library, the task and the tags of a model in ``folder``."""
+def _task(folder: Path, architecture: str) -> str | None:
+    """The Hub's name of the task of a model in ``folder``."""
     kind = sentence_kind(folder)
     if kind is not None:
-        task: str | None = "text-ranking" if kind == RERANKER else "sentence-similarity"
-    else:
-        head = head_of(class_to_load(folder, architecture))
-        task = None if head is None else head.task
+        return "text-ranking" if kind == RERANKER else "sentence-similarity"
+    head = head_of(class_to_load(folder, architecture))
+    return None if head is None else head.task
+
+
+def _card_data(folder: Path, task: str | None, metadata: dict[str, Any], *, is_long: bool) -> ModelCardData:
+    """The metadata of a card, with the library, the task and the tags of a model in ``folder``."""
     tags = {*metadata["tags"]}
     fields = {
-        "library_name": "sentence-transformers" if kind is not None else _library(folder),
+        "library_name": _library(folder) if sentence_kind(folder) is None else "sentence-transformers",
         "pipeline_tag": task,
         "tags": sorted(tags.union(TAGS) if is_long else tags.difference(TAGS)) or None,
     }
@@ -317,7 +323,7 @@ class MeasuredResult:
         metric: readable name, for example "exact match".
         value: finite; in ``unit``.
         unit: "%", "s", "nats", or "" for a plain number.
-        task: the Hub's task name, for example "question-answering".
+        task: the Hub's task name, for example "question-answering"; ``None`` = that of the model.
         dataset_type: identifier in the metadata; made from ``dataset`` when empty.
         metric_type: identifier in the metadata; made from ``metric`` when empty.
         system: what was measured, if the table compares several; only rows without one go into the metadata.
@@ -328,7 +334,7 @@ class MeasuredResult:
     metric: str
     value: float
     unit: str = ""
-    task: str = "question-answering"
+    task: str | None = None
     dataset_type: str = ""
     metric_type: str = ""
     system: str = ""
@@ -364,7 +370,7 @@ class MeasuredResult:
     def to_metadata(self) -> EvalResult:
         """The entry of the card's ``model-index``."""
         return EvalResult(
-            task_type=self.task,
+            task_type=self.task or UNNAMED_TASK,
             dataset_type=self.dataset_type or _slug(self.dataset),
             dataset_name=self.dataset,
             dataset_split=self.split,

@@ -193,6 +193,8 @@ HEADS = {
     "Model": Head("AutoModel", "feature-extraction", _HIDDEN),
 }
 """Ending of a class's name -> how its models are run."""
+AUTO_CLASSES = {head.task: head.auto_class for head in HEADS.values() if head.task is not None}
+"""The Hub's name of a task -> the Auto class that loads its models."""
 
 GRAPHS = ("model.onnx", "model.pt2")
 EXPORT_REPORT = "export_report.json"

@@ -62,6 +62,11 @@ class SegmentMemory(ABC):
         """The size in bytes."""
 
 
+def of_memory(cache: Any) -> bool:
+    """Whether a decode cache is that of a :class:`CacheMemory`."""
+    return hasattr(cache, "positions_restart")
+
+
 class TokenMemory(SegmentMemory):
     """The memory tokens ``tokens (B, M, hidden_size)`` after the last segment; ``fresh (B,)`` rows start with the learned ones."""
 

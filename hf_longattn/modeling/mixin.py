@@ -30,10 +30,10 @@ from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import cut_as_configured
 from .run.documents import FindsDocuments, leave_out_documents
 from .run.losses import with_auxiliary_loss
-from .run.memory import MEMORY_MASK_ARGUMENT, Memory, new_memory
+from .run.memory import MEMORY_MASK_ARGUMENT, Memory, carries_memory, new_memory
 from .run.modes import RunsInModes, run_in_modes
 from .run.segment_decoding import SegmentDecoding
-from .run.segments import Segments
+from .run.segments import Segments, has_segments
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11, for type checkers only: bundled code must not import what transformers does not need
@@ -314,6 +314,16 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         tokens = getattr(self, "long_memory", None)
         return tokens.recursion if isinstance(tokens, MemoryTokens) else None
 
+    def modes_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+        """The modes that apply to a call of this model."""
+        applies = {
+            "sharding": self.sharding is not None,
+            "packing": self.packing is not None,
+            "segments": has_segments(self),
+            "memory": carries_memory(arguments),
+        }
+        return tuple(key for key, there in applies.items() if there)
+
     def after_attach(self) -> None:
         """Add memory tokens, where mechanisms need them; layers that contradict one another are refused."""
         setattr(self, ATTENTION_MODULES_ATTRIBUTE, [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)])
@@ -324,7 +334,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""
         if (mask := arguments.pop(MEMORY_MASK_ARGUMENT, None)) is not None:
             arguments["attention_mask"] = mask
-        outputs = run_in_modes((self.sharding, self.packing), self, base_forward, arguments)
+        outputs = run_in_modes((self.sharding, self.packing), self, base_forward, arguments, self.modes_of(arguments))
         return self.run_whole(base_forward, arguments) if outputs is None else outputs
 
     def run_whole(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -334,7 +344,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         self._find_globals(arguments)
         if self.runs_mechanisms and self.hands_globals_down and self._collects_attentions(arguments):
             arguments[COLLECT_WEIGHTS] = True
-        outputs = run_in_modes(IN_SEGMENTS, self, base_forward, arguments)
+        outputs = run_in_modes(IN_SEGMENTS, self, base_forward, arguments, self.modes_of(arguments))
         return base_forward(self, **arguments) if outputs is None else outputs
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
@@ -453,7 +463,8 @@ def with_long_arguments(base_forward: Any) -> Any:
         if not self.hands_globals_down:
             leave_out_documents(self, arguments)
         if memory is not None:
-            return run_in_modes((Memory(memory, memory_reset),), self, forward, arguments)
+            applying = (Memory.key, *(self.modes_of(arguments) if isinstance(self, LongBaseModelMixin) else ()))
+            return run_in_modes((Memory(memory, memory_reset),), self, forward, arguments, applying)
         if memory_reset is not None:
             raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
         outputs = self._run(base_forward, arguments)

@@ -79,8 +79,6 @@ class DataArguments(CheckedArguments):
     """What every training reads."""
 
     _argument_group_name: ClassVar[str] = "data arguments"
-    hub_task: ClassVar[str] = "other"
-    """The task's name on the Hub, for the card's metadata."""
 
     max_length: int | None = argument(None, "Tokens of a training input; default: the model's maximum.")
     max_train_samples: int | None = argument(None, "Documents or rows to train on at most, in the order of --seed; default: all.")

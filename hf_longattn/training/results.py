@@ -82,8 +82,9 @@ def steps_of(log: Mapping[str, Any]) -> str:
     return f"{max((entry.get('step', 0) for entry in log['history']), default=0):,} steps"
 
 
-def measured(log: Mapping[str, Any], task: str) -> list[MeasuredResult]:
-    """The scores after a run as rows of the card's table; those of a baseline are rows with a system, and no metadata."""
+def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
+    """The scores after a run as rows of the card's table; those of a baseline are rows with a system, and no metadata.
+    ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
     settings = log["settings"]
     sources = settings.get("data") or settings.get("text") or settings.get("tasks") or []
     validation = settings.get("validation") or f"{', '.join(sources)} (held out)"

@@ -277,11 +277,19 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def save_run(trainer: TimedTrainer, run: TaskArguments, log: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+def save_run(
+    trainer: TimedTrainer,
+    run: TaskArguments,
+    log: dict[str, Any],
+    describe: Callable[[dict[str, Any]], str],
+    *,
+    hub_task: str | None = None,
+) -> dict[str, Any]:
     """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set.
 
     Args:
         describe: what the card says about a log.
+        hub_task: the Hub's name of what the data measure, where it is not that of the model's head.
 
     Returns:
         The log: ``log`` with the given arguments, versions and Trainer's history.
@@ -295,7 +303,7 @@ def save_run(trainer: TimedTrainer, run: TaskArguments, log: dict[str, Any], des
             draw_curves(trainer.state.log_history, args.folder / CURVES)
     if run.model.dtype != "float32":
         trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, run.model.dtype))
-    rows = measured(log, run.data.hub_task)
+    rows = measured(log, hub_task)
     trainer.card = lambda: write_trained_card(
         run.model.model, args.folder, describe(log), getattr(trainer, "hub_model_id", None), results=rows
     )

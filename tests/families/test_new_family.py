@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ from hf_longattn.modeling.attach.attention_sites import attention_projections, o
 from hf_longattn.modeling.family import definition as families
 from hf_longattn.modeling.family.config import LongConfig
 from hf_longattn.modeling.family.definition import AttentionNames, Family, PositionTable
+from tests.warm import run_fresh
 
 TABLE = (PositionTable(r"position_embeddings\.weight$"),)
 USE = """
@@ -63,8 +64,7 @@ def checkout(tmp_path: Path, repository: Path) -> Path:
 
 
 def run(checkout: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *command], cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    return run_fresh(*command, cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, timeout=3000)
 
 
 def test_the_example_converts_a_checkpoint(checkout: Path) -> None:

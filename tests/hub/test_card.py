@@ -268,7 +268,7 @@ def test_writing_a_card_anew_keeps_how_it_was_trained_and_what_was_measured(tmp_
     assert card.data.license == "mit"
     assert "## Training\n\nThree steps on a text." in text
     assert "| lookup | exact match |" in text
-    assert [result.metric_value for result in card.data.eval_results] == [50.0]
+    assert [(result.metric_value, result.task_type) for result in card.data.eval_results] == [(50.0, "fill-mask")], "the model's task"
 
 
 def test_every_card_says_how_the_package_is_installed_truly(tmp_path: Path) -> None:

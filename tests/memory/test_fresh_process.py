@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +17,16 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import cache_layer, window_layer_type
 from tests.memory.test_kept_patterns import PATTERNS
 from tests.reference.small_models import long_like, plain_model, tokens
+from tests.warm import run_fresh
 
-ROOT = Path(__file__).parents[2]
 FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True)}
 FORMS |= {pattern: attention for pattern, (attention, _) in PATTERNS.items()}
 FORMS["relative"] = {"mechanism": "block_top_k", "block_size": 16, "num_blocks": 2, "relative": "t5_buckets"}
 LENGTH, SEEN = 90, 80
 PROGRAM = """
 import json, pickle, sys, torch
-with open(sys.argv[1], "rb") as file:  # without hf_longattn having been imported
+assert "hf_longattn" not in sys.modules
+with open(sys.argv[1], "rb") as file:
     kept = pickle.load(file)
 different = {}
 with torch.no_grad():
@@ -85,7 +83,7 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     kept["memory"] = remembering()
     path = tmp_path_factory.mktemp("pickled") / "kept.pickle"
     path.write_bytes(pickle.dumps(kept))
-    run = subprocess.run([sys.executable, "-c", PROGRAM, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    run = run_fresh("-c", PROGRAM, path)
     assert run.returncode == 0, run.stderr[-2000:]
     return dict(json.loads(run.stdout.splitlines()[-1]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,10 +13,14 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 import hf_longattn.families as families
 from tests.reference.small_models import BASES, long_config, long_model, plain_config, plain_model
 from tests.trained import tokenizer_of
+from tests.warm import run_fresh
 
 
-def in_a_new_process(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+def in_a_new_process(code: str, level: str = "interpreter") -> str:
+    """What the code prints in a process that has imported what ``level`` says (:mod:`tests.warm`)."""
+    done = run_fresh("-c", code, level=level)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -61,14 +64,14 @@ def test_registering_twice_changes_nothing() -> None:
 def test_registered_whatever_of_transformers_was_imported_before_or_after(first: str, order: str) -> None:
     ours = "import hf_longattn"
     theirs = f"from transformers import {first}"
-    lines = [theirs, ours] if order == "after" else [ours, theirs]
+    lines = ["import sys; assert 'transformers' not in sys.modules", *([theirs, ours] if order == "after" else [ours, theirs])]
     lines.append("from transformers import AutoConfig; config = AutoConfig.for_model('long_bert', hidden_size=12, vocab_size=5)")
     if first == "BertConfig":  # no model is imported
-        assert in_a_new_process("; ".join([*lines, "print(type(config).__name__)"])) == "LongBertConfig"
+        assert in_a_new_process("; ".join([*lines, "print(type(config).__name__)"]), "torch") == "LongBertConfig"
         return
     lines.append("from transformers import AutoModel, AttentionInterface; model = AutoModel.from_config(config)")
     check = "print(type(model).__name__, 'longattn' in AttentionInterface._global_mapping)"
-    assert in_a_new_process("; ".join([*lines, check])) == "LongBertModel True"
+    assert in_a_new_process("; ".join([*lines, check]), "torch") == "LongBertModel True"
 
 
 def test_importing_the_package_imports_neither_torch_nor_models() -> None:
@@ -95,7 +98,7 @@ from hf_longattn.families import FAMILIES
 tables = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING")]
 print(len(tables) > 20, all(table.get("long_" + base) == table.get(base) for table in tables for base in FAMILIES))
 """
-    assert in_a_new_process(code) == "True True"
+    assert in_a_new_process("import sys; assert 'peft' not in sys.modules\n" + code, "torch") == "True True"
 
 
 def test_peft_is_not_imported_for_it() -> None:

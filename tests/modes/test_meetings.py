@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.modeling.run.modes import MEETINGS, Meeting, Mode
+from hf_longattn.modeling.run.modes import MEETINGS, REFUSALS, Meeting, Mode, enters
 from hf_longattn.modeling.run.packing import Packing, packing_refusal
 from hf_longattn.modeling.run.segments import Segments
 from hf_longattn.modeling.run.sharding import Sharding
@@ -56,6 +56,30 @@ def test_the_table_has_every_pair() -> None:
     assert {frozenset(pair) for pair in MEETINGS} == {frozenset(pair) for pair in itertools.combinations(MODES, 2)}
 
 
+@pytest.mark.parametrize("pair", MEETINGS)
+def test_a_mode_enters_as_the_table_says(pair: tuple[str, str]) -> None:
+    first, second = pair
+    if MEETINGS[pair] is Meeting.REFUSED:
+        for mode, met in (pair, (second, first)):
+            with pytest.raises(REFUSALS[pair][0]):
+                enters(mode, [mode, met], None)
+        return
+    assert enters(first, pair, None) == (MEETINGS[pair] is not Meeting.SECOND)
+    assert enters(second, pair, None) == (MEETINGS[pair] is not Meeting.FIRST)
+
+
+def test_every_refused_pair_has_its_sentence() -> None:
+    assert set(REFUSALS) == {pair for pair, meeting in MEETINGS.items() if meeting is Meeting.REFUSED}
+
+
+def test_another_entry_is_another_call(ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MEETINGS, ("sharding", "packing"), Meeting.SECOND)  # type: ignore[arg-type]
+    model = long_model("bert", None, WINDOW).optimize_for_inference("fp32")
+    with sequence_parallel(model):
+        model(**padded())
+    assert ran == ["packing"]
+
+
 def test_a_sharded_call_is_not_packed(ran: list[str]) -> None:
     assert MEETINGS["sharding", "packing"] is Meeting.FIRST
     model = long_model("bert", None, WINDOW).optimize_for_inference("fp32")
@@ -74,6 +98,12 @@ def test_a_model_in_segments_is_not_sharded() -> None:
 def test_a_sharded_call_takes_no_memory() -> None:
     assert MEETINGS["sharding", "memory"] is Meeting.REFUSED
     model = long_model("llama", "LlamaForCausalLM", WINDOW)
+    with sequence_parallel(model), pytest.raises(LongAttentionError, match="cannot be given memory"):
+        model(tokens(2, 40), memory=model.new_memory())
+
+
+def test_a_sharded_base_model_takes_no_memory() -> None:
+    model = long_model("llama", None, WINDOW)
     with sequence_parallel(model), pytest.raises(LongAttentionError, match="cannot be given memory"):
         model(tokens(2, 40), memory=model.new_memory())
 

@@ -1,7 +1,8 @@
 """Every option of every task works or is refused in a sentence: the table of tasks by the table of options.
 
 A task is a row of :data:`DATA`, an option a row of :data:`OPTIONS`, which says what must be seen of a run that was not refused, and which
-tasks refuse it. A task or an option of our own that has no row fails.
+tasks refuse it. A task or an option of our own that has no row fails. The quick tests train once with each row of :data:`TOGETHER`, and see
+every option of it; the slow ones train with one option at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ class Option:
     seen: fails where the run does not have the option's effect; it is also given a run without the option.
     refused: the titles of tasks that refuse it, each with a part of the sentence; "" = all tasks.
     names: of the fields that it covers.
-    shared: one place handles it for all tasks, so the quick tests try a third of them, in turn; the slow ones try the others.
+    shared: one place handles it for all tasks, so where it is in no row of :data:`TOGETHER`, the quick tests try a third of the tasks.
     """
 
     line: str
@@ -199,7 +200,7 @@ OPTIONS = {
         {"README.md", "config.json"} <= set(run.pushed) and not [name for name in run.pushed if name.endswith((".bin", ".pt"))]
     )),
     "report_to": Option("--report_to tensorboard", lambda run, plain: holds(any("loss" in logs for logs in run.reported))),
-    "dataloader_num_workers": Option("--dataloader_num_workers 2", lambda run, plain: holds(run.losses == plain.losses)),
+    "dataloader_num_workers": Option("--dataloader_num_workers 2", lambda run, plain: holds(run.losses == plain.losses), shared=True),
     "tokens_per_batch": Option(
         f"--tokens_per_batch {BUDGET} --packing false", budgeted, refused={"embed": "tokens_per_batch", "multitask": "tokens_per_batch"},
     ),
@@ -246,6 +247,25 @@ OPTIONS = {
         names=("model", "output_dir", "threads"),
     ),
 }  # fmt: skip
+
+TOGETHER = (
+    ("eval_strategy", "save_steps", "early_stopping_patience", "load_best_model_at_end", "push_to_hub", "report_to", "max_eval_samples"),
+    ("eval_strategy epoch", "save_strategy epoch", "bf16"),
+    ("eval_before_training", "checkpoints by default", "max_train_samples", "max_minutes", "dtype"),
+    ("use_peft", "use_peft, from a checkpoint"),
+    ("max_length", "total_batch_size"),
+)
+"""Options whose effects can be seen in one run."""
+
+
+def one_line(names: Iterable[str]) -> str:
+    """What is typed for all these options at once; they agree on what several of them give."""
+    values: dict[str, str] = {}
+    for name in names:
+        for words in OPTIONS[name].line.split("--")[1:]:
+            flag, _, value = words.strip().partition(" ")
+            assert values.setdefault(flag, value) == value, (name, flag)
+    return " ".join(f"--{flag} {value}" for flag, value in values.items())
 
 
 @pytest.fixture(scope="module")
@@ -340,36 +360,78 @@ def is_one_sentence(said: str, words: str) -> None:
     assert re.search(words, lines[0]), lines
 
 
+def refusal(task: str, option: str) -> str | None:
+    """A part of the sentence in which a task refuses an option, or None where it takes it."""
+    return OPTIONS[option].refused.get(task, OPTIONS[option].refused.get(""))
+
+
 def cells() -> Iterator[Any]:
     """Every task with every option."""
+    seen_together = {name for names in TOGETHER for name in names}
     for number, task in enumerate(task_names()):
         for place, (name, option) in enumerate(OPTIONS.items()):
-            marks = [pytest.mark.slow] if option.shared and (number + place) % 3 else []
+            waits = name in seen_together or (option.shared and (number + place) % 3)
+            marks = [pytest.mark.slow] if waits and refusal(task, name) is None else []
             yield pytest.param(task, name, id=f"{task}-{name}", marks=marks)
 
 
+PlainRun = Callable[[str], Run]
+
+
+@pytest.fixture
+def plain_run(runner: Runner, runs: dict[str, Run]) -> PlainRun:
+    """``plain_run(task)``: what was seen of a run without an option, trained once."""
+
+    def plain(task: str) -> Run:
+        if task not in runs:
+            code, runs[task] = runner(task, output="plain")
+            assert code == 0, runs[task].said
+        return runs[task]
+
+    return plain
+
+
+def trained_with(options: Sequence[str], task: str, runner: Runner, request: pytest.FixtureRequest) -> Run:
+    """What was seen of a training with these options."""
+    hub = request.getfixturevalue("server") if "push_to_hub" in options else None
+    code, run = runner(task, one_line(options))
+    assert code == 0, run.said
+    if hub is not None:
+        run.pushed = dict(hub.repos["writer/tuned"].branches["main"])
+    return run
+
+
 @pytest.mark.parametrize(("task", "option"), list(cells()))
-def test_an_option_works_or_is_refused(
-    task: str, option: str, runner: Runner, runs: dict[str, Run], request: pytest.FixtureRequest
-) -> None:
-    row = OPTIONS[option]
-    words = row.refused.get(task, row.refused.get(""))
+def test_an_option_works_or_is_refused(task: str, option: str, runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
-    if words is None and task not in runs:
-        code, runs[task] = runner(task, output="plain")
-        assert code == 0, runs[task].said
-    hub = request.getfixturevalue("server") if "push_to_hub" in option else None
-    code, run = runner(task, row.line)
-    if words is not None:
+    if (words := refusal(task, option)) is not None:
+        code, run = runner(task, OPTIONS[option].line)
         assert code == 1, run.said
         is_one_sentence(run.said, words)
         assert not (run.folder / "config.json").exists()
         return
-    assert code == 0, run.said
-    if hub is not None:
-        run.pushed = dict(hub.repos["writer/tuned"].branches["main"])
-    row.seen(run, runs[task])
+    plain = plain_run(task)
+    OPTIONS[option].seen(trained_with([option], task, runner, request) if OPTIONS[option].line else plain, plain)
+
+
+@pytest.mark.parametrize("options", TOGETHER, ids=lambda options: options[0])
+@pytest.mark.parametrize("task", task_names())
+def test_options_work_together(
+    task: str, options: Sequence[str], runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest
+) -> None:
+    if "sentence" in load_task(task).extras:
+        pytest.importorskip("sentence_transformers")
+    accepted = [name for name in options if refusal(task, name) is None]
+    if not accepted:
+        return  # the test before says in which sentences
+    plain = plain_run(task)
+    run = trained_with(accepted, task, runner, request)
+    for name in accepted:
+        try:
+            OPTIONS[name].seen(run, plain)
+        except AssertionError as error:
+            raise AssertionError(f"{name} has not its effect") from error
 
 
 @pytest.mark.parametrize("task", task_names())

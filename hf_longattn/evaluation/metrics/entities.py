@@ -15,8 +15,8 @@ _KWARGS = """
 predictions, references: a list of tags for each document.
 Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...), and n, the number of documents.
 """
-EXAMPLE = (["B-A", "O"], ["B-A", "O"], "f1")
-"""A prediction and a reference that agree, and the score that is then 100; the tests compute it."""
+EXAMPLE = ([["B-A", "O"]], [["B-A", "O"]], "f1")
+"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
 class Entities(evaluate.Metric):

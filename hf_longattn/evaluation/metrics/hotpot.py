@@ -22,8 +22,8 @@ Returns a dict in per cent: em, f1, prec, recall of the answers, the same with s
 standard errors (f1_se, ...), and n, the number of questions.
 """
 _QUESTION = {"answer": "a red fox", "facts": [{"title": "Fox", "sentence": 1}]}
-EXAMPLE = (_QUESTION, _QUESTION, "joint_f1")
-"""A prediction and a reference that agree, and the score that is then 100; the tests compute it."""
+EXAMPLE = ([_QUESTION], [_QUESTION], "joint_f1")
+"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
 class Hotpot(evaluate.Metric):

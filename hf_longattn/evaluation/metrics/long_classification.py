@@ -22,8 +22,8 @@ references: list of {label, length}; length = tokens of the document, -1 = not k
 buckets: upper bounds of the length buckets.
 Returns a dict: accuracy, accuracy_se, macro_f1, macro_f1_se, n, and buckets: {"<=512": the same five, ...} without empty ones.
 """
-EXAMPLE = (1, {"label": 1, "length": 9}, "accuracy")
-"""A prediction and a reference that agree, and the score that is then 100; the tests compute it."""
+EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
+"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
 class LongClassification(evaluate.Metric):

@@ -29,8 +29,12 @@ buckets: upper bounds of the length buckets.
 scripts: for each reference "squad", which is the default, or "trivia", whose texts are aliases: the script that compares them.
 Returns a dict: exact_match, f1, exact_match_se, f1_se, n, and buckets: {"<=512": the same five, ...} without empty ones.
 """
-EXAMPLE = ({"id": "1", "prediction_text": "fox"}, {"id": "1", "answers": {"text": ["fox"], "answer_start": [0]}, "length": 9}, "f1")
-"""A prediction and a reference that agree, and the score that is then 100; the tests compute it."""
+EXAMPLE = (
+    [{"id": "1", "prediction_text": "fox"}],
+    [{"id": "1", "answers": {"text": ["fox"], "answer_start": [0]}, "length": 9}],
+    "f1",
+)
+"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
 class LongQA(evaluate.Metric):

@@ -18,8 +18,8 @@ _KWARGS = """
 predictions, references: list of texts.
 Returns a dict: rouge1, rouge2, rougeL and rougeLsum in per cent, their standard errors (rouge1_se, ...), and n, the number of texts.
 """
-EXAMPLE = ("a red fox", "a red fox", "rougeL")
-"""A prediction and a reference that agree, and the score that is then 100; the tests compute it."""
+EXAMPLE = (["a red fox"], ["a red fox"], "rougeL")
+"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
 class Rouge(evaluate.Metric):

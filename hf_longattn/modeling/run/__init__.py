@@ -14,7 +14,8 @@ Every mode has the same three steps (:class:`.modes.Mode`): ``prepare`` the inpu
 several times; ``restore`` the outputs. For base models :func:`.outputs.joined` is the one function that knows every field of an output and
 which of them run along the text; a field that a mode cannot restore is refused.
 
-Two modes in one call run together, one leaves the call to the other, or the call is refused (:data:`.modes.MEETINGS`):
+Where two modes apply to one call (``modes_of`` of the base model), they run together, one leaves the call to the other, or the call is
+refused, as the table :data:`.modes.MEETINGS` says, which :func:`.modes.enters` reads:
 
 ============ ================ ================ ================
 ..           packing          segments         memory

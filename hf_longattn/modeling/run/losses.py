@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ...mechanisms.common.base import Mechanism
 from ..family.definition import FAMILIES
 
+IGNORED_LABEL = -100
+"""The label of tokens that are left out of a loss, as in ``torch.nn.functional.cross_entropy``."""
+
 
 def divides_by_items(model_class: Any) -> bool:
     """Whether a class of transformers divides its loss by ``num_items_in_batch``; see :meth:`Family.divides_by_items`.
@@ -46,7 +49,7 @@ def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: Mapping[str, 
         return outputs
     labels, items = arguments.get("labels"), arguments.get("num_items_in_batch")
     if isinstance(labels, Tensor) and items is not None:
-        added = added * (labels != -100).sum() / torch.as_tensor(items, device=labels.device)
+        added = added * (labels != IGNORED_LABEL).sum() / torch.as_tensor(items, device=labels.device)
     loss = loss + added.to(loss)
     if not by_name:
         return (loss, *outputs[1:])

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...backend import BACKEND
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
+from ...memory.segment_memory import of_memory
 from ...private_apis import attention_implementation
 from ..attach.attention_sites import attention_sites
 from ..attach.memory_tokens import MemoryTokens
@@ -46,6 +47,11 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
 
 
+def carries_memory(arguments: dict[str, Any]) -> bool:
+    """Whether this call of a base model is part of one with a memory, by what :meth:`Memory.prepare` adds to its arguments."""
+    return TOKEN_MEMORY_ARGUMENT in arguments or of_memory(arguments.get("past_key_values"))
+
+
 @dataclass(frozen=True)
 class MemoryInputs:
     """The arguments of a call with the memory that it reads and that the next call gets."""
@@ -62,7 +68,7 @@ class Memory(Mode[MemoryInputs]):
         reset: ``(B,)``, rows that start a new document.
     """
 
-    name = "a memory"
+    name, key = "a memory", "memory"
 
     def __init__(self, memory: SegmentMemory, reset: Tensor | None) -> None:
         self.memory, self.reset = memory, reset

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+from ...errors import LongAttentionError, MaskError, OptionError
 from .outputs import wants_tuple
 
 Forward = Callable[..., Any]
@@ -19,6 +20,9 @@ class Mode(ABC, Generic[Inputs]):
     or several times, and every field of the output is restored to the shape that the caller expects."""
 
     name: ClassVar[str]
+    """In messages."""
+    key: ClassVar[str]
+    """In :data:`MEETINGS`."""
 
     @abstractmethod
     def prepare(self, model: Any, arguments: dict[str, Any]) -> Inputs | None:
@@ -35,15 +39,6 @@ class Mode(ABC, Generic[Inputs]):
     @abstractmethod
     def restore(self, model: Any, inputs: Inputs, parts: Sequence[Any]) -> Any:
         """The outputs of the whole call. Those of base models are restored by :func:`.outputs.joined`, which knows every field."""
-
-
-def run_in_modes(modes: Iterable[Mode[Any] | None], model: Any, forward: Forward, arguments: dict[str, Any]) -> Any:
-    """The outputs of ``model`` in the first of ``modes`` that runs the call ``arguments``; ``None`` if none does."""
-    for mode in modes:
-        if mode is not None and (inputs := mode.prepare(model, arguments)) is not None:
-            outputs = mode.restore(model, inputs, mode.run(model, forward, inputs))
-            return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
-    return None
 
 
 class Meeting(enum.Enum):
@@ -63,6 +58,52 @@ MEETINGS: Mapping[tuple[str, str], Meeting] = {
     ("packing", "memory"): Meeting.SECOND,  # a memory is by row
     ("segments", "memory"): Meeting.BOTH,  # the memory is that of the last segment
 }
+REFUSALS: Mapping[tuple[str, str], tuple[type[LongAttentionError], str]] = {
+    ("sharding", "segments"): (OptionError, "{model} runs over its text in segments, which cannot be split across processes."),
+    ("sharding", "memory"): (
+        MaskError,
+        "A sequence that is split across processes cannot be given memory; leave that, or sequence parallelism, out.",
+    ),
+}
+"""The error of each pair that is refused, with ``{model}`` for the name of the model's class."""
+
+
+def enters(key: str, applying: Iterable[str], model: Any) -> bool:
+    """Whether a call of ``model`` runs in the mode ``key``, as :data:`MEETINGS` says; ``False`` where it is left to another mode.
+
+    Args:
+        applying: the modes that apply to the call.
+
+    Raises:
+        LongAttentionError: the call is refused with the sentence of :data:`REFUSALS`.
+    """
+    for met in applying:
+        if met == key:
+            continue
+        pair = (key, met) if (key, met) in MEETINGS else (met, key)
+        if MEETINGS[pair] is Meeting.REFUSED:
+            kind, sentence = REFUSALS[pair]
+            raise kind(sentence.format(model=type(model).__name__))
+        if MEETINGS[pair] is (Meeting.SECOND if pair[0] == key else Meeting.FIRST):
+            return False
+    return True
+
+
+def run_in_modes(
+    modes: Iterable[Mode[Any] | None], model: Any, forward: Forward, arguments: dict[str, Any], applying: Collection[str]
+) -> Any:
+    """The outputs of ``model`` in the first of ``modes`` that runs the call ``arguments``; ``None`` if none does.
+
+    Args:
+        applying: the modes that apply to the call.
+    """
+    for mode in modes:
+        if mode is None or mode.key not in applying or not enters(mode.key, applying, model):
+            continue
+        if (inputs := mode.prepare(model, arguments)) is not None:
+            outputs = mode.restore(model, inputs, mode.run(model, forward, inputs))
+            return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
+    return None
 
 
 class RunsInModes:

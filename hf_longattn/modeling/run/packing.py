@@ -39,7 +39,7 @@ class Packing(Mode[PackedInputs]):
     ``(B, N, …)``, or is given to a compiled model.
     """
 
-    name = "packed batches"
+    name, key = "packed batches", "packing"
 
     def __init__(self, base: Any) -> None:
         self.causal = any(getattr(site.module, "is_causal", False) for site in attention_sites(base))

@@ -19,7 +19,7 @@ from ...errors import MemoryMismatchError
 from ...mechanisms.common.segment_state import leading
 from ...memory import StateLayer
 from .modes import Forward, Mode
-from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, has_segments, is_causal, joined_text
+from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, is_causal, joined_text
 
 
 @dataclass
@@ -52,11 +52,11 @@ class SegmentDecoding(Mode["SegmentDecoder"]):
     ``generate`` needs it: each of its calls goes on with the segment of the one before, which a memory from call to call would end.
     """
 
-    name = Segments.name
+    name, key = Segments.name, Segments.key
 
     def prepare(self, model: Any, arguments: dict[str, Any]) -> SegmentDecoder | None:
         cached = arguments.get("past_key_values") is not None or arguments.get("use_cache")
-        if not cached or not has_segments(model) or not is_causal(model):
+        if not cached or not is_causal(model):
             return None
         if arguments.get(TOKEN_MEMORY_ARGUMENT) is not None:
             raise MemoryMismatchError("A memory was given together with a cache, which has one already; leave use_cache out.")

@@ -132,11 +132,9 @@ class SegmentedInputs:
 class Segments(Mode[SegmentedInputs]):
     """Runs a base model with memory tokens over one segment of the text after another."""
 
-    name = "memory tokens"
+    name, key = "memory tokens", "segments"
 
-    def prepare(self, model: Any, arguments: dict[str, Any]) -> SegmentedInputs | None:
-        if not has_segments(model):
-            return None
+    def prepare(self, model: Any, arguments: dict[str, Any]) -> SegmentedInputs:
         text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
         causal, recursion = is_causal(model), model.recursion
         start = leading(text.real) % text.real.shape[1]

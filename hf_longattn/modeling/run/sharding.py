@@ -27,8 +27,9 @@ from ...private_apis import attention_implementation
 from ..attach.token_globals import global_tokens_of, token_rule
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
 from ..family.validation import input_of
-from .losses import auxiliary_loss
-from .modes import Forward, Mode, RunsInModes
+from .losses import IGNORED_LABEL, auxiliary_loss
+from .memory import Memory
+from .modes import Forward, Mode, RunsInModes, enters
 from .outputs import Kind, by_rows, joined
 
 HEADS_BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
@@ -36,7 +37,6 @@ HEADS_BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassificatio
 HEADS_BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
 """Heads that compare tokens or read one of them: the last hidden states of the whole sequence are brought together before them."""
 TUPLE_REFUSAL = "Sequence parallelism needs outputs by name; leave return_dict=False out."
-IGNORED_LABEL = -100
 
 
 @contextlib.contextmanager
@@ -77,8 +77,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
             f"Sequence parallelism needs a model with one base model of a Long class, but {type(unwrapped).__name__} has {len(bases)}."
         )
     base: Any = bases[0]
-    if base.recursion is not None:
-        raise OptionError(f"{type(unwrapped).__name__} runs over its text in segments, which cannot be split across processes.")
+    enters(Sharding.key, base.modes_of({}), unwrapped)
     if base.sharding is not None:
         raise OptionError("This model's sequences are split already; leave the outer hf_longattn.sequence_parallel before the next one.")
     if base.position_table is not None and not base.takes_positions:
@@ -139,7 +138,7 @@ def _by_token(model: nn.Module) -> bool:
 class Sharding(Mode[dict[str, Any]]):
     """How the calls of one context are split: what the base model does with its input, and its head with labels."""
 
-    name = "sequence parallelism"
+    name, key = "sequence parallelism", "sharding"
     base: Any
     group: Any
     rank: int
@@ -220,7 +219,7 @@ class Sharding(Mode[dict[str, Any]]):
     def _check(self, kwargs: dict[str, Any], shape: tuple[int, int]) -> None:
         if shape[1] < self.processes:
             raise MaskError(f"{shape[1]} tokens cannot be split across {self.processes} processes; every process needs at least one.")
-        _refuse_second_text(kwargs)
+        _refuse_encoder(kwargs)
         if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
             raise MaskError("A sequence that is split across processes has no decode cache; pass use_cache=False.")
         mask = kwargs.get("attention_mask")
@@ -243,7 +242,9 @@ class Sharding(Mode[dict[str, Any]]):
     def pop_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The labels of every token are kept back: the loss is made of all processes' parts."""
         kwargs = arguments_by_name(type(model).forward, args, kwargs)
-        _refuse_second_text(kwargs)  # a head hands its memory down as a cache
+        if kwargs.get("memory") is not None:  # a head hands it down as a cache
+            enters(self.key, (Memory.key,), model)
+        _refuse_encoder(kwargs)
         self.labels = self.items = None
         if self.by_token:
             if isinstance(keep := kwargs.get("logits_to_keep", 0), Tensor) or keep:
@@ -285,11 +286,12 @@ class Sharding(Mode[dict[str, Any]]):
         return outputs
 
 
-def _refuse_second_text(kwargs: dict[str, Any]) -> None:
-    """Refuse tokens beside those that are split: earlier segments, and an encoder's."""
-    argument = next((name for name in ("memory", "encoder_hidden_states") if kwargs.get(name) is not None), None)
-    if argument is not None:
-        raise MaskError(f"A sequence that is split across processes cannot be given {argument}; leave that, or sequence parallelism, out.")
+def _refuse_encoder(kwargs: dict[str, Any]) -> None:
+    """Refuse an encoder's tokens next to those that are split."""
+    if kwargs.get("encoder_hidden_states") is not None:
+        raise MaskError(
+            "A sequence that is split across processes cannot be given encoder_hidden_states; leave that, or sequence parallelism, out."
+        )
 
 
 def _routing_loss(model: Any, outputs: Any) -> Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -46,8 +46,6 @@ CANDIDATE_FORMS = ("auto", "separate", "joint")
 @dataclass
 class ChoiceDataArguments(LabelledDataArguments):
     """Questions with a few answers to choose from."""
-
-    hub_task: ClassVar[str] = "multiple-choice"
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "

@@ -33,7 +33,6 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 class ClassificationDataArguments(LabelledDataArguments):
     """Documents to classify."""
 
-    hub_task: ClassVar[str] = "text-classification"
     shape: ClassVar[str] = "a labelled file"
 
     data: list[str] = argument(

@@ -6,7 +6,6 @@ It learns to predict the next token. With ``--segments N`` each document is read
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from hf_longattn.tasks import Task
 from hf_longattn.training.lm import LMDataArguments, LMModelArguments, TextTrainingArguments, describe_lm_result, finetune_lm
@@ -22,8 +21,6 @@ class CLMModelArguments(LMModelArguments):
 @dataclass
 class CLMDataArguments(LMDataArguments):
     """Text for next-token prediction."""
-
-    hub_task: ClassVar[str] = "text-generation"
 
     mask_probability: float = field(default=0.15, init=False)
 

@@ -9,8 +9,6 @@ are long; pairs with a ``score`` are regressed (CoSENT).
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -24,7 +22,7 @@ from transformers.utils import logging
 from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError, needs_extra
-from hf_longattn.evaluation.summaries import mean_and_error
+from hf_longattn.evaluation import load_metric
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
@@ -52,7 +50,6 @@ class EmbedModelArguments(ModelArguments):
 class EmbedDataArguments(LabelledDataArguments):
     """Pairs of texts that belong together."""
 
-    hub_task: ClassVar[str] = "sentence-similarity"
     shape: ClassVar[str] = "a file of pairs"
 
     data: list[str] = argument(
@@ -149,23 +146,33 @@ def embedding_trainer(
 ) -> MeasuringTrainer:
     """A trainer of embeddings that measures them: held-out documents found by their anchors, or similarities against scores."""
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, InformationRetrievalEvaluator
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, SentenceEvaluator
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
 
     class EmbeddingTrainer(MeasuringTrainer, SentenceTransformerTrainer):
         pass
 
     class Retrieval(InformationRetrievalEvaluator):
-        """Keeps the reciprocal rank of the first right document of each query, for a standard error."""
+        """Ranks the documents that are found for each query."""
 
         def compute_metrics(self, queries_result_list: list[Any]) -> Any:
-            self.reciprocal_ranks = []
-            for key, hits in zip(self.queries_ids, queries_result_list, strict=True):
-                ranked = sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))
-                right = (rank for rank, hit in enumerate(ranked[:10], start=1) if hit["corpus_id"] in self.relevant_docs[key])
-                rank = next(right, None)
-                self.reciprocal_ranks.append(0.0 if rank is None else 1 / rank)
+            self.ranking = load_metric("ranking").compute(
+                predictions=[[hit["score"] for hit in hits] for hits in queries_result_list],
+                references=[
+                    [int(hit["corpus_id"] in self.relevant_docs[key]) for hit in hits]
+                    for key, hits in zip(self.queries_ids, queries_result_list, strict=True)
+                ],
+            )
             return super().compute_metrics(queries_result_list)
+
+    class Similarity(SentenceEvaluator):
+        """Correlates the similarities of pairs with their scores."""
+
+        def __call__(self, model: SentenceTransformer, *args: Any, **kwargs: Any) -> dict[str, float]:
+            quiet = {"batch_size": size, "show_progress_bar": False, "convert_to_tensor": True}
+            anchors, positives = (model.encode(list(held[column]), **quiet) for column in ("anchor", "positive"))
+            similarities = model.similarity_pairwise(anchors, positives).tolist()
+            return dict(load_metric("correlation").compute(predictions=similarities, references=list(held["score"])))
 
     with loading(model_args.model), without_load_report():
         model = SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32)
@@ -173,20 +180,12 @@ def embedding_trainer(
         model.max_seq_length = data_args.max_length
     scored = "score" in data.column_names
     loss = CoSENTLoss(model) if scored else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
-    size, name = args.per_device_eval_batch_size, model.similarity_fn_name
-    if scored:
-        texts = list(held["anchor"]), list(held["positive"])
-        evaluator: Any = EmbeddingSimilarityEvaluator(*texts, list(held["score"]), batch_size=size, write_csv=False, name="held")
-    else:
-        evaluator = Retrieval(*retrieval(held), batch_size=size, write_csv=False, name="held")
+    size = args.per_device_eval_batch_size
+    evaluator: Any = Similarity() if scored else Retrieval(*retrieval(held), batch_size=size, write_csv=False, name="held")
 
     def measure() -> dict[str, float]:
-        scores = evaluator(model)
-        if scored:
-            values = {kind: float(scores[f"held_{kind}_{name}"]) for kind in ("spearman", "pearson")}
-            return {**correlations(values, len(held)), "n": len(held)}
-        ranks = evaluator.reciprocal_ranks
-        return {**percent("accuracy_at_1", [float(rank == 1) for rank in ranks]), **percent("mrr", ranks), "n": len(ranks)}
+        scores: dict[str, float] = evaluator(model)
+        return scores if scored else chosen_scores(evaluator.ranking, "accuracy_at_1", "mrr")
 
     more = {"batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
     arguments = trainer_arguments(SentenceTransformerTrainingArguments, args, "spearman" if scored else "mrr", **more)
@@ -219,14 +218,13 @@ def reranking_trainer(
         pass
 
     class Reranking(CrossEncoderRerankingEvaluator):
-        """Keeps the scores of each query, for standard errors."""
+        """Keeps the candidates of each query: their relevance and scores."""
 
-        single: list[tuple[float, ...]]
+        candidates: list[tuple[Any, Any]]
 
         def compute_metrics(self, is_relevant: Any, pred_score: Any) -> Any:
-            query_scores = super().compute_metrics(is_relevant, pred_score)
-            self.single.append(query_scores)
-            return query_scores
+            self.candidates.append((is_relevant, pred_score.tolist()))
+            return super().compute_metrics(is_relevant, pred_score)
 
     with loading(model_args.model), without_load_report():
         model = CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32)
@@ -235,10 +233,10 @@ def reranking_trainer(
     evaluator = Reranking(samples, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
 
     def measure() -> dict[str, float]:
-        evaluator.single = []
+        evaluator.candidates = []
         evaluator(model)
-        ranks, gains, _ = zip(*evaluator.single, strict=True)
-        return {**percent("mrr", ranks), **percent("ndcg", gains), "n": len(samples)}
+        relevance, scores = zip(*evaluator.candidates, strict=True)
+        return chosen_scores(load_metric("ranking").compute(predictions=scores, references=relevance), "mrr", "ndcg")
 
     return RerankingTrainer(
         model,
@@ -251,22 +249,9 @@ def reranking_trainer(
     )
 
 
-def percent(name: str, values: Sequence[float]) -> dict[str, float]:
-    """A mean in per cent, by its name, and its standard error."""
-    mean, error = mean_and_error([float(value) for value in values])
-    return {name: 100 * mean, f"{name}_se": 100 * error}
-
-
-def correlations(values: Mapping[str, float], count: int) -> dict[str, float]:
-    """Correlations in per cent, and their standard errors (Bonett & Wright 2000, equation 4, and for Pearson's Fisher's); those that equal
-    scores do not have are left out."""
-    scores: dict[str, float] = {}
-    for name, value in values.items():
-        if math.isfinite(value):
-            spread = 1 + value**2 / 2 if name == "spearman" else 1.0
-            error = math.sqrt(spread / (count - 3)) * (1 - value**2) if count > 3 else 0.0
-            scores |= {name: 100 * value, f"{name}_se": 100 * error}
-    return scores
+def chosen_scores(scores: Scores, *names: str) -> dict[str, float]:
+    """Scores by these names, with their standard errors, and ``n``."""
+    return {name: value for name, value in scores.items() if name.removesuffix("_se") in (*names, "n")}
 
 
 def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:

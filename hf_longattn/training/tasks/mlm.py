@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from hf_longattn.tasks import Task
 from hf_longattn.training.lm import LMDataArguments, LMModelArguments, TextTrainingArguments, describe_lm_result, finetune_lm
@@ -19,8 +18,6 @@ class MLMModelArguments(LMModelArguments):
 @dataclass
 class MLMDataArguments(LMDataArguments):
     """Text for masked-token prediction."""
-
-    hub_task: ClassVar[str] = "fill-mask"
 
 
 MLM = (MLMModelArguments, MLMDataArguments, TextTrainingArguments)

@@ -75,7 +75,6 @@ class QAModelArguments(ModelArguments):
 class QADataArguments(LabelledDataArguments):
     """Questions about documents, and how documents become inputs."""
 
-    hub_task: ClassVar[str] = "question-answering"
     shape: ClassVar[str] = "a SQuAD-shaped file"
 
     data: list[str] = argument(
@@ -185,7 +184,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         if model_args.baseline:
             log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
     trainer.accelerator.wait_for_everyone()
-    return save_run(trainer, run, log, describe_qa_training)
+    return save_run(trainer, run, log, describe_qa_training, hub_task="question-answering")
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:

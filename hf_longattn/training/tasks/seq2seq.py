@@ -38,8 +38,6 @@ PREDICTIONS = "predictions.txt"
 class Seq2SeqDataArguments(LabelledDataArguments):
     """Documents and their summaries."""
 
-    hub_task: ClassVar[str] = "summarization"
-
     text_column: str = argument("document", "The column that holds the text to read (article in CNN/DailyMail, PubMed and arXiv).")
     summary_column: str = argument("summary", "The column that holds the text to write (highlights in CNN/DailyMail, abstract in PubMed).")
     prefix: str = argument("", "Put before every document, as T5 needs it: 'summarize: '.")
@@ -119,7 +117,7 @@ def finetune_seq2seq(
         training_args.folder.mkdir(parents=True, exist_ok=True)
         Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
     log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}
-    return save_run(trainer, run, log, describe_seq2seq)
+    return save_run(trainer, run, log, describe_seq2seq, hub_task="summarization")
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -37,7 +37,6 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 class TokenDataArguments(LabelledDataArguments):
     """Documents whose words are tagged, and how they become inputs."""
 
-    hub_task: ClassVar[str] = "token-classification"
     shape: ClassVar[str] = "a tagged file"
 
     data: list[str] = argument(

@@ -22,12 +22,12 @@ SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## A
 
 
 def example_of(name: str) -> tuple[Any, Any, str]:
-    """Its module's prediction and reference that agree, and the score that is then 100."""
+    """Its module's predictions and references that agree, and the score that is then 100."""
     module = importlib.import_module(f"{metrics.__name__}.{name}")
     example = getattr(module, "EXAMPLE", None)
     message = (
-        f"{module.__file__} needs EXAMPLE = (prediction, reference, score): two that agree, and the name of the score that is then 100; "
-        'see "Add a metric" in CONTRIBUTING.md.'
+        f"{module.__file__} needs EXAMPLE = (predictions, references, score): lists that agree, and the name of the score that is "
+        'then 100; see "Add a metric" in CONTRIBUTING.md.'
     )
     assert isinstance(example, tuple), message
     assert len(example) == 3, message
@@ -42,11 +42,11 @@ def test_a_metric_loads_by_name_and_by_path(name: str, source: str, no_network: 
 
 def check_metric(metric: Any, name: str) -> None:
     """It is described, and computes the example of its module."""
-    prediction, reference, score = example_of(name)
+    predictions, references, score = example_of(name)
     assert isinstance(metric, evaluate.Metric)
     assert metric.description.strip()
-    result = metric.compute(predictions=[prediction] * 2, references=[reference] * 2)
-    assert (result[score], result[f"{score}_se"], result["n"]) == (pytest.approx(100.0), 0.0, 2)
+    result = metric.compute(predictions=predictions * 2, references=references * 2)
+    assert (result[score], result[f"{score}_se"], result["n"]) == (pytest.approx(100.0), pytest.approx(0.0, abs=1e-6), 2 * len(predictions))
 
 
 @pytest.fixture
@@ -70,5 +70,5 @@ def test_a_file_without_a_metric_or_an_example_is_named(dropped: Path) -> None:
     (dropped / "empty.py").write_text("", encoding="utf-8")
     with pytest.raises(RegistrationError, match=r"'empty' .* defines no class that derives from evaluate\.Metric"):
         load_metric("empty")
-    with pytest.raises(AssertionError, match=r"empty\.py needs EXAMPLE = \(prediction, reference, score\)"):
+    with pytest.raises(AssertionError, match=r"empty\.py needs EXAMPLE = \(predictions, references, score\)"):
         example_of("empty")

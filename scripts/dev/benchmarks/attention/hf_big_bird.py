@@ -21,7 +21,7 @@ class HFBigBird(Implementation):
 
     def __init__(self, inputs: AttentionInputs) -> None:
         case = inputs.case
-        if not isinstance(inputs.mechanism, BigBird) or inputs.mechanism.options.random_pattern == "seeded":
+        if not isinstance(inputs.mechanism, BigBird) or inputs.mechanism.options.random_pattern != "hf_eval":
             raise LeftOut("its blocks are those of mechanism bigbird with random_pattern=hf_eval")
         options = inputs.mechanism.options
         if case.length % options.block_size or inputs.mechanism.covers(case.length) or case.num_globals:

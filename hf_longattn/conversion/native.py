@@ -16,23 +16,23 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter, rename_source_key
 from transformers.core_model_loading import WeightRenaming as RenamedWhileLoading
 
-from ..conversion.architectures import Architecture, current_name, read_long
-from ..conversion.flops import ModelShape, cost_at, layer_mechanisms, model_shape
-from ..conversion.folders import open_for_writing, short_name, write_planned
-from ..conversion.long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
-from ..conversion.model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
-from ..conversion.plan_tensors import ResultPlan, TensorPlan, model_key
-from ..conversion.report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
-from ..conversion.sources.base import ResultInfo, Source, open_source
-from ..conversion.sources.peft import refuse_adapter, with_kept_adapter
-from ..conversion.sources.quantised import refuse_quantised
-from ..conversion.tensor_files import read_tensor
-from ..conversion.text import VerificationText, excerpt, load_tokenizer, verification_text
-from ..conversion.twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
-from ..conversion.verify import check_tensors, check_tokenizer, run_steps
-from ..conversion.verify_outputs import GRADIENT_LENGTH, gradients, length_from_files, probe_outputs
 from ..errors import ExportError, checkpoint_errors, defined_at
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
+from .architectures import Architecture, current_name, read_long
+from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
+from .folders import open_for_writing, short_name, write_planned
+from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
+from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
+from .plan_tensors import ResultPlan, TensorPlan, model_key
+from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
+from .sources.base import ResultInfo, Source, open_source
+from .sources.peft import refuse_adapter, with_kept_adapter
+from .sources.quantised import refuse_quantised
+from .tensor_files import read_tensor
+from .text import VerificationText, excerpt, load_tokenizer, verification_text
+from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
+from .verify import check_tensors, check_tokenizer, run_steps
+from .verify_outputs import GRADIENT_LENGTH, gradients, length_from_files, probe_outputs
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
