@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,9 +35,9 @@ class LongGridMixin(LongAttentionMixin):
 
         return forward
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """As the base's; layers that are computed again know the grid of their input."""
-        super().gradient_checkpointing_enable(*args, **kwargs)
+        super().activation_checkpointing_enable(*args, **kwargs)
         for module in self.modules():
             if (checkpoint := vars(module).get(CHECKPOINTING)) is not None:
                 setattr(module, CHECKPOINTING, _on_the_same_grid(checkpoint))
@@ -45,6 +45,14 @@ class LongGridMixin(LongAttentionMixin):
 
 class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
     """Comes before the base model: finds the grid of its input, which its attention modules need."""
+
+    passes_keywords: ClassVar[bool] = False
+    """Whether the base's ``forward`` takes keywords of any name, which it hands down to its attention modules."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        kinds = [parameter.kind for parameter in inspect.signature(cls.forward).parameters.values()]
+        cls.passes_keywords = inspect.Parameter.VAR_KEYWORD in kinds
+        super().__init_subclass__(**kwargs)
 
     def after_attach(self) -> None:
         super().after_attach()
@@ -63,15 +71,10 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
             return base_forward(self, **arguments)
         if self._collects_attentions(arguments):
             arguments[COLLECT_WEIGHTS] = True
-        if any(kind is inspect.Parameter.VAR_KEYWORD for kind in _kinds(base_forward)):
+        if self.passes_keywords:
             arguments[GRID] = grid
         with _running_on(grid):
             return base_forward(self, **arguments)
-
-
-@functools.cache
-def _kinds(forward: Any) -> tuple[Any, ...]:
-    return tuple(parameter.kind for parameter in inspect.signature(forward).parameters.values())
 
 
 def _other_size(config: Any, rule: Any, arguments: dict[str, Any]) -> bool:
