@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hf_longattn.cli import main
 from hf_longattn.errors import HubError
 from hf_longattn.hub import push_model
 from hf_longattn.hub_errors import TOKEN, redacted, translated_errors
 
 from ..hub_server import serve
 from ..hub_state import READER, WRITER, Fault, Hub
+from ..warm import run_fresh
 
 REPO = "writer/long-bert"
 LOUD = {
@@ -24,9 +26,14 @@ LOUD = {
     "TRANSFORMERS_VERBOSITY": "debug",
     "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_OFFLINE": "0",
-    "PYTHONFAULTHANDLER": "1",
 }
-PROGRAM = "import sys; sys.tracebacklimit = 100; from hf_longattn.cli import main; main(sys.argv[1:])"
+
+
+def loud_command(*arguments: str) -> None:
+    """`longattn`, in a process whose errors say everything."""
+    sys.tracebacklimit = 100
+    faulthandler.enable()
+    main(list(arguments))
 
 
 def spoken(folder: Path, endpoint: str, token_in: str, token: str, *arguments: object) -> str:
@@ -35,8 +42,7 @@ def spoken(folder: Path, endpoint: str, token_in: str, token: str, *arguments: o
     environment.pop("HF_TOKEN", None)
     flags = ["--token", token] if token_in == "flag" else []
     environment |= {"HF_TOKEN": token} if token_in == "environment" else {}
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments), *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
+    done = run_fresh(loud_command, *map(str, arguments), *flags, env=environment, cwd=folder)
     return f"{done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
