@@ -191,19 +191,21 @@ def run_batch(
     """
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
-    if mechanism.options.order is not None:
-        run = in_order(mechanism.options.order, run or mechanism)
+    attention, order = run or mechanism, mechanism.options.order
+    if order is not None:
+        attention = in_order(order, attention)
     try:
         with running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext():
             if call.batch is None or not mechanism.per_sequence(call):
-                return (run or mechanism)(q, k, v, call)
+                return attention(q, k, v, call)
             context = DispatchContext(
                 q.device.type, q.shape[2], k.shape[2], call, by_position=mechanism.position_dependent,
                 single_call=mechanism.is_cross_attention or (run is None and mechanism.needs_whole_batch),
-                separate_calls=alone and not mechanism.is_cross_attention, trims_padding=mechanism.trims_padding,
+                separate_calls=(alone or isinstance(call.grid, tuple)) and not mechanism.is_cross_attention,
+                trims_padding=mechanism.trims_padding,
             )  # fmt: skip
-            packed = run is None and mechanism.takes_documents and call.batch.documents is not None
-            return attend_per_sequence(run or mechanism, q, k, v, call, choose("packed rows" if packed else "rows", context))
+            packed = run is None and mechanism.takes_documents and call.batch.documents is not None and order is None
+            return attend_per_sequence(attention, q, k, v, call, choose("packed rows" if packed else "rows", context))
     except RuntimeError as error:
         if (refusal := refusal_to_map(mechanism.name, error)) is None:
             raise

@@ -21,7 +21,7 @@ from .attend import run_batch
 from .engines.common.batch import Batch, batch_of_mask, documents_from, documents_in_mask, in_graph
 from .engines.common.call import AttentionCall, ScoreMod, constant
 from .engines.common.dense import fused_attention, repeat_heads
-from .engines.common.derivatives import func_transforms
+from .engines.common.derivatives import func_transforms, values_mapped
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
@@ -30,7 +30,7 @@ from .errors import BackendError, DerivativeError, MaskError
 from .mechanisms.common.base import Mechanism
 from .memory import AttendingLayer
 from .naming import BACKEND, LOGGER
-from .private_apis import attentions_collected, values_mapped
+from .private_apis import attentions_collected
 
 Derived = TypeVar("Derived")
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)

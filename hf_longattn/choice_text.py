@@ -24,6 +24,8 @@ NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
 REPEATED = re.compile(r"\s*(\d+)\s*\*(.*)", re.DOTALL | re.ASCII)
 HIGHEST_LAYER = 9999
 """Largest number of a layer or head: above any model's, and it bounds what a typo can allocate."""
+IN_TURN = "in_turn"
+"""Key of ``layers`` for the mechanisms that layers take in turn."""
 OPTION = re.compile(r"\s*\w+\s*=")
 LETTER = re.compile(r"\s*[A-Za-z_\[]")
 

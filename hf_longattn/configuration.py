@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .choice_text import HIGHEST_LAYER, read_choice, read_rules, write_choices
+from .choice_text import HIGHEST_LAYER, IN_TURN, read_choice, read_rules, write_choices
 from .errors import OptionError
 from .mechanisms.common.registry import check_options, mechanism_class, prototype
 from .options import OptionInfo
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
 """What ``layers`` may be; see :class:`LongAttentionConfig`."""
-
-
-IN_TURN = "in_turn"
-"""Key of ``layers`` for the mechanisms that layers take in turn."""
 
 
 class LongAttentionConfig:

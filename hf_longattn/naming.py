@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 PLAIN_BACKEND = "longattn"
@@ -41,8 +43,20 @@ def module_names(package: str) -> list[str]:
     """The modules of a sub-package (``mechanisms``, ``families``), sorted: adding one is adding a file."""
     if FLAT_FILES:
         return sorted(FLAT_FILES[package])
-    folders = importlib.import_module(f"{__package__}.{package}").__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folders) if not module.ispkg)
+    return sorted(module.name for module in pkgutil.iter_modules(_folders(package)) if not module.ispkg)
+
+
+def module_path(package: str, name: str) -> Path | None:
+    """The file of a module of a sub-package, which need not be imported; ``None`` if there is none."""
+    candidates = (Path(folder, name) for folder in _folders(package))
+    files = (file for path in candidates for file in (path.with_suffix(".py"), path / "__init__.py"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _folders(package: str) -> list[str]:
+    """Where the modules of a sub-package lie, which is not imported for this: its imports may be slow."""
+    imported = sys.modules.get(f"{__package__}.{package}".rstrip("."))
+    return [str(Path(__file__).parent.joinpath(*package.split(".")))] if imported is None else list(imported.__path__)
 
 
 def load_module(package: str, name: str) -> ModuleType:

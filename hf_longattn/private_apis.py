@@ -13,7 +13,7 @@ import importlib
 import importlib.metadata
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -253,14 +253,11 @@ def transform_readers() -> tuple[Callable[[], int], Callable[[], Any]]:
         return (lambda: -1), (lambda: None)
 
 
-def values_mapped() -> bool:
-    """Whether torch.vmap is active, so that Python cannot look at the values of tensors."""
+def holds_vmap(transforms: Sequence[Any]) -> bool:
+    """Whether torch.vmap is in the stack of torch.func's transforms."""
     import torch
 
-    if not hasattr(torch._C._functorch, "get_interpreter_stack"):
-        return False
-    stack = torch._C._functorch.get_interpreter_stack()
-    return stack is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in transforms)
 
 
 def assert_in_graph(condition: Tensor, message: str) -> None:

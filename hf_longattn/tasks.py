@@ -3,18 +3,17 @@ and its ``TASK`` has the rest. Command line, scripts, recipes, documents and tes
 
 from __future__ import annotations
 
-import pkgutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from pydoc import source_synopsis
 from typing import Any
 
+from .declarations import UndeclaredError, keyword_of
 from .errors import RegistrationError, UsageError, nearest
+from .naming import load_module, module_names, module_path
 
-PACKAGE = f"{__package__}.training.tasks"
+PACKAGE = "training.tasks"
+NO_SUMMARY = "(no summary: the file has no docstring, whose first line would stand here)"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Task:
 
 def task_names() -> list[str]:
     """What can be typed after `longattn train`, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(_folders()) if not module.ispkg)
+    return module_names(PACKAGE)
 
 
 def task_summary(name: str) -> str:
@@ -45,11 +44,26 @@ def task_summary(name: str) -> str:
     Raises:
         UsageError: there is no such task.
     """
-    path = next((path for folder in _folders() if (path := Path(folder, f"{name}.py")).is_file()), None)
-    if path is None:
+    path = module_path(PACKAGE, name)
+    if path is None or name not in task_names():
         raise UsageError(f"there is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     with path.open(encoding="utf-8") as source:
-        return source_synopsis(source) or ""
+        return source_synopsis(source) or NO_SUMMARY
+
+
+def declared_arguments(name: str) -> tuple[type[Any], type[Any], type[Any]]:
+    """A task's classes of arguments as its files declare them, without methods and what they inherit from transformers, and without
+    importing the task.
+
+    Raises:
+        UsageError: there is no such task.
+        UndeclaredError: they cannot be known without importing it.
+    """
+    task_summary(name)
+    arguments = keyword_of(f"{__package__}.{PACKAGE}.{name}", "TASK", "arguments")
+    if len(arguments) != 3:
+        raise UndeclaredError(f"the TASK of {name} has {len(arguments)} classes of arguments")
+    return arguments
 
 
 def load_task(name: str) -> Task:
@@ -60,11 +74,11 @@ def load_task(name: str) -> Task:
         RegistrationError: its module has no ``TASK`` or no docstring, or the ``TASK`` does not have three classes of arguments.
     """
     summary = task_summary(name)
-    module = import_module(f"{PACKAGE}.{name}")
+    module = load_module("training.tasks", name)
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise RegistrationError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...)")
-    if not summary:
+    if summary == NO_SUMMARY:
         raise RegistrationError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks")
     if len(task.arguments) != 3:
         raise RegistrationError(
@@ -72,9 +86,3 @@ def load_task(name: str) -> Task:
             "and of the training"
         )
     return task
-
-
-def _folders() -> list[str]:
-    """Where tasks lie; read from the package where it is loaded, which would take seconds here."""
-    package = sys.modules.get(PACKAGE)
-    return [str(Path(__file__).parent / "training" / "tasks")] if package is None else list(package.__path__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -56,3 +56,8 @@ def pairwise(*axes: Sequence[Any], fully: Callable[..., bool] = lambda *cell: Fa
         for indices in product
         for cell in [[axis[index] for axis, index in zip(axes, indices, strict=True)]]
     ]
+
+
+def quickly(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
+    """The parameters of one axis; those that are not in ``quick`` are for `make test-slow`."""
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]

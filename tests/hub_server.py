@@ -19,6 +19,7 @@ from tests.hub_state import Hub, Refusal, Repository, git_oid, is_large, oid_of
 class _Handler(BaseHTTPRequestHandler):
     hub: ClassVar[Hub]
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body would wait 40 ms until its headers are acknowledged
     body = b""
 
     def do_GET(self) -> None:

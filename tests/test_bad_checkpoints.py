@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS
 from tests.bad_weights import WEIGHTS
 from tests.damage import CONVERT, MODELS, SHARDED, Cases, check_sentence, contents, convert, edit_json, make_checkpoint, refused
 from tests.permissions import bound_by_permissions
+from tests.warm import run_fresh
 
 Place = Callable[[str], Path]
 
@@ -108,8 +107,7 @@ def test_the_command_itself(damage: tuple[Callable[[Path], object], str], place:
     folder = place("bert")
     damage[0](folder / "source")
     before = contents(folder)
-    command = [sys.executable, "-c", "from hf_longattn.cli import main; main()", "convert", folder / "source", folder / "long", *CONVERT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_fresh("-m", "hf_longattn", "convert", folder / "source", folder / "long", *CONVERT)
     check_sentence(done.stderr, done.stdout)
     assert (done.returncode, contents(folder)) == (1, before)
 

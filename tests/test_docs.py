@@ -63,6 +63,43 @@ def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+CODE = [path for folder in ("hf_longattn", "scripts", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
+ROOMS = "|".join(path.name for path in (ROOT / "hf_longattn").iterdir() if (path / "__init__.py").is_file())
+FORMER_PLACES = ("CHANGELOG.md", "renamed.md", "lazy.py")
+
+
+def is_there(dotted: str, folder: Path) -> bool:
+    """Whether a dotted name begins with a module in a folder, and goes on with a name that is in it."""
+    place, names = folder, dotted.split(".")
+    while names and (place / names[0] / "__init__.py").is_file():
+        place /= names.pop(0)
+    if names and (place / f"{names[0]}.py").is_file():
+        file = place / f"{names.pop(0)}.py"
+    elif place == folder:
+        return False
+    else:
+        file = place / "__init__.py"
+    return not names or re.search(rf"\b{names[0]}\b", file.read_text(encoding="utf-8")) is not None
+
+
+def test_modules_that_texts_and_comments_name_exist() -> None:
+    missing = []
+    for path in (*CODE, *PRESENT):
+        if path.name in FORMER_PLACES or "model_cards" in path.parts:
+            continue
+        text = path.read_text(encoding="utf-8")
+        files = re.findall(rf"(?<![\w./-])((?:hf_longattn|scripts|tests|examples|{ROOMS})/[\w/]+\.py)\b", text)
+        missing += [
+            (path, file) for file in files if not any((base / file).is_file() for base in (ROOT, ROOT / "hf_longattn", *path.parents))
+        ]
+        names = re.findall(r"(?<![\w./-])((?:hf_longattn|scripts\.dev)(?:\.[a-z]\w*)+)(?![\w*/])", text)
+        missing += [(path, name) for name in names if not name.endswith(".md") and not is_there(name, ROOT)]
+        for role in re.findall(r":(?:func|mod|class|data):`[~!]?\.*((?!transformers\.)[a-z]\w*(?:\.\w+)+)`", text):
+            if not any(is_there(role, base) for base in (ROOT, ROOT / "hf_longattn", *path.parents[:3])):
+                missing.append((path, role))
+    assert not missing, "\n".join(f"{path.relative_to(ROOT)}: {name}" for path, name in missing)
+
+
 @pytest.fixture
 def small_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working directory with small models by the names that the documents use."""

@@ -18,11 +18,12 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
     ("errors", "lazy", "naming"),
-    ("hub_errors", "private_apis", "reading"),
+    ("declarations", "hub_errors", "private_apis", "reading"),
     ("choice_text", "recipes", "staging", "tasks"),
     ("engines",),
     ("positions",),
     ("options",),
+    ("catalogue",),
     ("mechanisms",),
     ("configuration", "attend", "explain"),
     ("memory",),
@@ -151,13 +152,14 @@ REGISTRIES = {
     "conversion/twins/base.py": "conversion.twins",
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",
+    "tasks.py": "training.tasks",
 }
 """The file of each registry -> the folder whose modules it imports, each of which enters itself."""
 BY_NAME = {
     "lazy.py": "public names, imported on first use",
     "naming.py": "the modules of registries",
     "private_apis.py": "private modules of libraries",
-    "tasks.py": "the tasks of training, which are its registry",
+    "declarations.py": "files that import nothing slow, of the names that a file imports",
     "modeling/classes.py": "transformers' package of a family",
     "modeling/family/definition.py": "transformers' package of a family, and the family's own module",
     "modeling/family/registration.py": "what transformers' tables import on first use",

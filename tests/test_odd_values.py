@@ -146,10 +146,13 @@ def examples(count: int) -> Callable[[Any], Any]:
     return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("checkpoint", "file"), FILES)
-@examples(12)
-@given(data=st.data())
-def test_an_odd_value_in_a_field(checkpoint: str, file: str, data: st.DataObject, wholes: dict[str, Path], server: Hub) -> None:
+def test_an_odd_value_in_a_field(checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub) -> None:
+    examples(count)(given(data=st.data())(check_an_odd_value))(checkpoint, file, wholes)
+
+
+def check_an_odd_value(checkpoint: str, file: str, wholes: dict[str, Path], data: st.DataObject) -> None:
     whole = wholes[checkpoint]
     front = file.endswith(".md")
     text = (whole / file).read_text(encoding="utf-8")

@@ -85,7 +85,10 @@ def read_settings(kind: Config, values: dict[str, Any]) -> Any:
     read = {name: parse(values[name]) or None for name, parse in PARSERS.items() if name in values}
     if read.get("layers") and "layers" in (read["options"] or {}):
         raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
-    return kind(**{**values, **read, "verify": not values.get("verify")})
+    settings = kind(**{**values, **read, "verify": not values.get("verify")})
+    if isinstance(settings, ConversionConfig):
+        settings.check_early()
+    return settings
 
 
 def check_model(name: str | None) -> str | None:
@@ -121,7 +124,7 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
 
     Rules without numbers apply in turn: `window:window=256,full` -> {"in_turn": [{...}, {...}]}.
     """
-    from ..choice_text import read_rules
+    from ..choice_text import IN_TURN, read_rules
 
     turns: list[dict[str, Any]] = []
     layers: dict[Any, Any] = {}
@@ -131,7 +134,7 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
                 turns.append(values)
             else:
                 layers |= {index: dict(values) for index in where}
-    return {**({"in_turn": turns} if turns else {}), **layers}
+    return {**({IN_TURN: turns} if turns else {}), **layers}
 
 
 def parse_mechanism(rule: str | None, flag: str = "--decoder-mechanism") -> dict[str, Any] | None:

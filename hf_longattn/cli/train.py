@@ -6,6 +6,7 @@ Options are model arguments, data arguments and transformers' TrainingArguments.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import typer
@@ -20,16 +21,20 @@ __all__ = ["app", "train"]
 
 def train(name: str, arguments: list[str] | None = None) -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
+    from ..training.parsing import answer_early
+
+    line, command = sys.argv[1:] if arguments is None else arguments, f"longattn train {name}"
     try:
+        answer_early(name, line, task_summary(name), command)  # before imports that take seconds
         task = load_task(name)
         for extra in task.extras:
-            check_extra(extra)  # before imports that take seconds
+            check_extra(extra)
     except LongAttentionError as error:
         say(error_line(error), stderr=True)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     from ..training.training_loop import run_training
 
-    return run_training(task, arguments, task_summary(name), f"longattn train {name}")
+    return run_training(task, line, task_summary(name), command)
 
 
 class TaskGroup(TyperGroup):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..catalogue import check_early
+from ..choice_text import IN_TURN
 from ..errors import OptionError, nearest
 
 if TYPE_CHECKING:
@@ -230,6 +232,20 @@ class ConversionConfig(Settings):
             raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
         chosen = {name: value for name, value in values.items() if name in known}
         return cls(**{**chosen, "options": {**given, **options} or None})
+
+    def check_early(self) -> None:
+        """Refuse unknown mechanisms and options before torch is imported; :meth:`attention` checks them in full.
+
+        Raises:
+            UnknownMechanismError, OptionError: with the nearest valid name.
+        """
+        if self.mechanism not in (None, AUTO):
+            check_early(str(self.mechanism), self.options or {})
+        layers = self.layers or {}
+        numbered = [choice for where, choice in layers.items() if where != IN_TURN]
+        for choice in (*layers.get(IN_TURN, ()), *numbered, self.decoder_long_attention):
+            if isinstance(choice, Mapping) and "mechanism" in choice:
+                check_early(choice["mechanism"], {name: value for name, value in choice.items() if name != "mechanism"})
 
     @property
     def names_attention(self) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -288,6 +288,7 @@ def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: i
         return layer_mechanisms(attention, shape, length)
 
 
+@cache
 def matrix_speed(size: int = 1024, rounds: int = 5) -> float:
     """Operations per second of this machine's matrix product in fp32, the best of some rounds: an upper bound for any model."""
     a = torch.ones(size, size)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..configuration import IN_TURN, LongAttentionConfig
+from ..choice_text import IN_TURN
+from ..configuration import LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.sliding_window import own_windows, with_own_windows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,12 +32,35 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
     Raises:
         CheckpointError: the tokenizer has no mask token.
     """
-    if getattr(tokenizer, "mask_token_id", None) is None:
-        raise CheckpointError("a masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token)")
+    mask = mask_token(tokenizer)
     order = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
     order = order.to(ids.device).masked_fill(torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)), 2.0)
     chosen = order < min(1.0, max(MASKED, float(order.min()) + 1e-7))
-    return ids.masked_fill(chosen, tokenizer.mask_token_id), ids.masked_fill(~chosen, IGNORED)
+    return ids.masked_fill(chosen, mask), ids.masked_fill(~chosen, IGNORED)
+
+
+def mask_places(ids: Sequence[int], places: Sequence[int], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The token ids of a row with those at ``places`` masked, and the tokens that were there.
+
+    Raises:
+        CheckpointError: the tokenizer has no mask token.
+    """
+    masked, mask = list(ids), mask_token(tokenizer)
+    for place in places:
+        masked[place] = mask
+    return masked, [ids[place] for place in places]
+
+
+def mask_token(tokenizer: Any) -> int:
+    """The id of the mask token.
+
+    Raises:
+        CheckpointError: the tokenizer has none.
+    """
+    token = getattr(tokenizer, "mask_token_id", None)
+    if token is None:
+        raise CheckpointError("a masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token)")
+    return int(token)
 
 
 class RepeatableMasks(DataCollatorForLanguageModeling):
@@ -84,7 +108,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling):
             rest = torch.isin(original, torch.tensor(sorted(self.tokenizer.all_special_ids)), invert=True).nonzero()
             if len(rest):
                 place = tuple(rest[int(torch.randint(len(rest), (), generator=self.generator))])
-                shown[place], labels[place] = self.tokenizer.mask_token_id, original[place]
+                shown[place], labels[place] = mask_token(self.tokenizer), original[place]
         return shown, labels
 
 

@@ -6,10 +6,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Template
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
@@ -29,6 +31,11 @@ END = "<!-- end -->"
 UNNAMED_TASK = "other"
 """In the metadata of results of models whose task has no name on the Hub."""
 MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)
+
+
+@cache
+def _template() -> Template:
+    return Template(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
@@ -123,9 +130,8 @@ def model_card(
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
     data = _card_data(folder, task, metadata, is_long=attention is not None)
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
-    card = ModelCard.from_template(
-        data,
-        template_str=TEMPLATE.read_text(encoding="utf-8"),
+    text = _template().render(
+        card_data=data.to_yaml(),
         title=title,
         introduction=introduction or _introduction(architecture, base, attention, length, plan),
         **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
@@ -140,6 +146,7 @@ def model_card(
         limits=[*_limits(config, attention, length, bool(report.get("needs_training"))), *limits],
         versions=_versions(report),
     )
+    card = ModelCard(text)
     check_metadata(str(card), data.to_dict())
     return card
 

@@ -4,8 +4,8 @@
     AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)     # without hf_longattn
 
 A bundle consists of the modules of this package that the model's family and mechanisms import. transformers loads files of one folder and
-follows only ``from .name import``, so ``from ..engines.dense import x`` becomes ``from .longattn_engines_dense import x``; files do not
-change otherwise. A header names their origin, and ``config.json`` lists the classes under ``auto_map``.
+follows only ``from .name import``, so ``from ..common.dense import x`` becomes ``from .longattn_engines_common_dense import x``; files do
+not change otherwise. A header names their origin, and ``config.json`` lists the classes under ``auto_map``.
 """
 
 from __future__ import annotations

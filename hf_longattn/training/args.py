@@ -25,6 +25,11 @@ def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
     return HfArg(default=default, help=help, aliases=aliases)
 
 
+def batch_size_argument(default: int, help: str = "Inputs per forward pass and process.") -> Any:
+    """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
+    return argument(default, help, ["--batch_size", "--batch-size"])
+
+
 class CheckedArguments:
     """Arguments that remember which of them were given, and refuse values that are missing or contradict one another."""
 

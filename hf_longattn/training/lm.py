@@ -26,12 +26,12 @@ from hf_longattn.data.sources import limited, read_texts, shuffled, split_held_o
 from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
-from hf_longattn.training.args import DataArguments, ModelArguments, argument
+from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_model, loading
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
+from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 MOST_HELD_OUT = 1000

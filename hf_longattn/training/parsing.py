@@ -1,23 +1,32 @@
-"""The command line of a task: a parser of its three dataclasses, its help, and recipes whose names are those of the options."""
+"""The command line of a task: a parser of its three dataclasses, its help, and recipes whose names are those of the options.
+
+Importing this does not import torch: :func:`answer_early` shows the short help and refuses mistyped options by what the files of the
+task declare (:mod:`hf_longattn.declarations`), before the task is imported.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import inspect
 import re
 import shutil
 import textwrap
+from collections.abc import Collection
 from dataclasses import fields
-from typing import Any, NoReturn, TypeVar, get_args, get_origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.hf_argparser import string_to_bool
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from hf_longattn.declarations import ForeignClass, UndeclaredError, class_fields
 from hf_longattn.errors import OptionError, UsageError, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
-from hf_longattn.tasks import load_task, task_names
-from hf_longattn.training.args import DataArguments, ModelArguments
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.tasks import declared_arguments, load_task, task_names
+
+if TYPE_CHECKING:
+    from hf_longattn.training.args import DataArguments, ModelArguments
+    from hf_longattn.training.training_args import LongTrainingArguments
 
 Model = TypeVar("Model", bound="ModelArguments")
 Data = TypeVar("Data", bound="DataArguments")
@@ -31,7 +40,9 @@ USUAL = (
     "gradient_accumulation_steps", "tokens_per_batch", "total_batch_size", "eval_before_training", "resume", "overwrite", "save_minutes",
     "seed",
 )  # fmt: skip
-"""Options of a training that the short help lists."""
+"""Options of a training that the short help lists, all of them declared by this package."""
+LIBRARY_FILES = {"TrainingArguments": "training_args.py", "Seq2SeqTrainingArguments": "training_args_seq2seq.py"}
+"""Classes of transformers that arguments of a training derive from -> the file that declares their fields."""
 LEAST_WIDTH = 100
 """Columns of the short help, also where the terminal has fewer."""
 OWN, COMMON, TRAINING = "options of this task", "model and data", "training"
@@ -72,15 +83,27 @@ class TaskParser(HfArgumentParser):
             UsageError: an unknown option, or a value of the wrong kind.
         """
         known, unknown = self.parse_known_args(line)
-        flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-        if flags:
-            choices = [flag for action in self._actions for flag in action.option_strings]
-            elsewhere = tasks_with(flags[0])
-            others = f" {elsewhere};" if elsewhere else ""
-            raise UsageError(f"there is no option {flags[0]};{others} {self.prog} {HELP_ALL} lists all.{nearest(flags[0], choices)}")
+        self.check_flags(unknown)
         if unknown:
             raise UsageError(f"unexpected argument {unknown[0]!r}; values follow their option, as in --model MODEL")
         return vars(known)
+
+    def check_flags(self, unknown: list[str], elsewhere: Collection[str] = ()) -> None:
+        """Refuse options among the words that this parser does not know.
+
+        Args:
+            unknown: those words.
+            elsewhere: options that are parsed later.
+
+        Raises:
+            UsageError: an unknown option, with the nearest known one, or the task that has it.
+        """
+        flag = next((word.partition("=")[0] for word in unknown if word.startswith("-") and word.partition("=")[0] not in elsewhere), None)
+        if flag is not None:
+            choices = [flag for action in self._actions for flag in action.option_strings]
+            tasks = tasks_with(flag)
+            others = f" {tasks};" if tasks else ""
+            raise UsageError(f"there is no option {flag};{others} {self.prog} {HELP_ALL} lists all.{nearest(flag, [*choices, *elsewhere])}")
 
 
 def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None = None) -> TaskParser:
@@ -89,7 +112,7 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
     source = next((f" --{field.name} {field.name.upper()}" for field in fields(kinds[1]) if field.name in ("data", "text", "tasks")), "")
     needed = "".join(f" --{name} {name.upper()}" for kind in kinds for name in getattr(kind, "required", ()))
     usage = f"%(prog)s --model MODEL{source}{needed} --output FOLDER [OPTION ...]"
-    parser = TaskParser(kinds, description=description, usage=usage, prog=prog)
+    parser = TaskParser(kinds, description=description, usage=usage, prog=prog, allow_abbrev=False)
     command = (prog or "").removeprefix("longattn ")
     recipes = recipe_names(command)
     parser.add_argument("--config", help=f"A recipe: a YAML file with the names below{f', or a ready one ({recipes})' if recipes else ''}.")
@@ -102,7 +125,7 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
             action.help = "Show the usual options, a line each, and exit."
         elif action.option_strings[0].startswith("--no_"):  # HfArgumentParser gives it the help of what it turns off
             action.help = f"Turn --{action.dest} off, which is on by default."
-    inherited = {field.name for field in fields(TrainingArguments)}
+    inherited = _library_fields(kinds[2])
     for group in parser._action_groups:
         group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
     return parser
@@ -132,8 +155,9 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
     """Let the help list what a run usually needs, the task's own options first, a line each."""
     groups: dict[str, list[argparse.Action]] = {OWN: [], COMMON: [], TRAINING: []}
     for kind in (kinds[2], *kinds[:2]):
-        own = _own_fields(kind)
-        for action in (action for action in parser._actions if action.dest in {field.name for field in fields(kind)}):
+        own, order = _own_fields(kind), _declared_order(kind)
+        actions = [action for action in parser._actions if action.dest in order and action.dest in {field.name for field in fields(kind)}]
+        for action in sorted(actions, key=lambda action: order.index(action.dest)):
             is_off_switch = action.option_strings[0].startswith("--no_")
             if action.help == argparse.SUPPRESS or (action.default is True and action.nargs == "?" and not is_off_switch):
                 continue  # what is on by default is listed by the option that turns it off
@@ -153,19 +177,73 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
 def _own_fields(kind: type[Any]) -> set[str]:
     """The fields that a task's classes declare, and none of the classes that tasks share: transformers', and those next to this module."""
     own: set[str] = set()
-    shared: set[str] = set()
+    shared = set(_library_fields(kind))
     for base in kind.__mro__:
-        is_shared = base.__module__.startswith("transformers.") or base.__module__.rpartition(".")[0] == __package__
-        (shared if is_shared else own).update(inspect.get_annotations(base))
+        (shared if base.__module__.rpartition(".")[0] == __package__ else own).update(inspect.get_annotations(base))
     return own - shared
+
+
+def _declared_order(kind: type[Any]) -> list[str]:
+    """The fields that the classes of this package declare, those of base classes first."""
+    bases = [base for base in reversed(kind.__mro__) if not base.__module__.startswith("transformers.")]
+    return list(dict.fromkeys(name for base in bases for name in inspect.get_annotations(base)))
 
 
 def tasks_with(option: str) -> str:
     """ "`longattn train linearise` has it", of the tasks that have an option, "--transfer-steps" or "transfer_steps"; "" without any."""
     name = option.lstrip("-").replace("-", "_")
-    tasks = [task for task in task_names() if any(field.name == name for kind in load_task(task).arguments for field in fields(kind))]
+    tasks = [task for task in task_names() if any(field.name == name for kind in _arguments(task) for field in fields(kind))]
     commands = ", ".join(f"`longattn train {task}`" for task in tasks)
     return f"{commands} {'has' if len(tasks) == 1 else 'have'} it" if tasks else ""
+
+
+def _arguments(task: str) -> tuple[type[Any], ...]:
+    """A task's classes of arguments, as its files declare them where these say it without being imported."""
+    try:
+        return declared_arguments(task)
+    except UndeclaredError:
+        return load_task(task).arguments
+
+
+def answer_early(task: str, arguments: list[str], description: str, prog: str) -> None:
+    """Show the short help and exit, or refuse an option that does not exist or has a wrong value, before the task is imported.
+
+    What cannot be said without importing it is left to :func:`parse_arguments`.
+
+    Raises:
+        SystemExit: the help was shown.
+        UsageError: an unknown option, or a value of the wrong kind.
+    """
+    try:
+        kinds = declared_arguments(task)
+        library_fields = _library_fields(kinds[2])
+    except UndeclaredError:
+        return
+    if HELP_ALL in arguments:
+        return
+    parser = task_parser(kinds, description, prog)
+    _shorten_help(parser, kinds)
+    _, unknown = parser.parse_known_args(arguments)
+    flags = [f"--{off}{name}" for name in library_fields for off in ("", "no_")]
+    later = [*flags, *(flag[:2] + flag[2:].replace("_", "-") for flag in flags)]
+    parser.check_flags([word for word in unknown if word.startswith("--") and word != "--"], later)
+
+
+def _library_fields(kind: type[Any]) -> list[str]:
+    """The fields that the classes of transformers declare which a class of arguments derives from.
+
+    Raises:
+        UndeclaredError: the class was declared without being imported, and derives from one that is not in :data:`LIBRARY_FILES`.
+    """
+    names = [name for base in kind.__mro__ if base.__module__.startswith("transformers.") for name in inspect.get_annotations(base)]
+    declared = {base.__name__ for base in kind.__mro__ if ForeignClass in base.__bases__}
+    if not declared:
+        return names
+    library = importlib.util.find_spec("transformers")
+    if library is None or library.origin is None or not declared <= set(LIBRARY_FILES):
+        raise UndeclaredError(f"{kind.__name__} derives from {', '.join(sorted(declared))}")
+    folder = Path(library.origin).parent
+    return [field for name in sorted({"TrainingArguments", *declared}) for field in class_fields(folder / LIBRARY_FILES[name], name)]
 
 
 def parse_arguments(
@@ -219,6 +297,8 @@ def _typed(action: argparse.Action, value: Any) -> Any:
     if action.nargs == "+":
         return [_single(action, item) for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, (dict, list)):  # lr_scheduler_kwargs, fsdp_config, report_to …, which are JSON texts on the command line
+        from transformers import TrainingArguments
+
         kinds = get_args(TrainingArguments.__annotations__.get(action.dest))
         if not any((get_origin(kind) or kind) is type(value) for kind in kinds):
             raise TypeError

@@ -14,7 +14,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.errors import OptionError, nearest
-from hf_longattn.training.args import DataArguments, ModelArguments, argument, explicit_settings
+from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, explicit_settings
 
 EPOCHS = 3.0
 """Passes over the data of a run that is given neither steps nor epochs nor minutes."""
@@ -22,11 +22,6 @@ ENDLESS = 1_000_000
 """Optimiser steps of a run that only the clock ends."""
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """What `accelerate launch` sets where weights are split over processes."""
-
-
-def batch_size_argument(default: int, help: str = "Inputs per forward pass and process.") -> Any:
-    """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
-    return argument(default, help, ["--batch_size", "--batch-size"])
 
 
 @dataclass
@@ -49,7 +44,10 @@ class LongTrainingArguments(TrainingArguments):
     num_train_epochs: float = argument(
         0.0, "Passes over the data; 0 = 3 passes, or as many as max_steps or max_minutes allow.", ["--epochs"]
     )
+    learning_rate: float = argument(5e-5, "Highest learning rate.")
     per_device_train_batch_size: int = batch_size_argument(8)
+    gradient_accumulation_steps: int = argument(1, "Forward passes per optimiser step.")
+    seed: int = argument(42, "Seed of everything that is drawn at random.")
     max_minutes: float | None = argument(
         None, "Stop after this many minutes, as measured by the first process; the learning rate reaches zero by then. The evaluations "
         "before and during the training count, the one after it does not."

@@ -20,7 +20,14 @@ import datasets
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
@@ -41,7 +48,7 @@ from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints
 from hf_longattn.training.parsing import parse_arguments
-from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost, watch_processes
+from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, saving, sentence_if_lost, watch_processes
 from hf_longattn.training.results import CURVES, draw_curves, measured
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
@@ -313,6 +320,20 @@ def save_run(
             trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()
     return log
+
+
+def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None:
+    """Save a model by itself, without a trainer: with its tokenizer, and whatever else belongs to ``source``, which it was trained from.
+
+    Raises:
+        CheckpointError: the disk became full.
+    """
+    from hf_longattn.conversion import complete_folder
+
+    with one_sentence_if_full(folder), saving():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        complete_folder(folder, source)
 
 
 def write_trained_card(model: str, folder: Path, training: str, repo_id: str | None = None, results: Sequence[MeasuredResult] = ()) -> None:

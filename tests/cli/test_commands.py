@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,8 @@ import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 from hf_longattn.tasks import task_names
+
+from ..warm import run_fresh
 
 LENGTH = 64
 
@@ -124,8 +124,7 @@ def test_names_of_mechanisms_and_options_are_whole_on_a_narrow_terminal(
 
 def test_the_version_is_said_by_the_command_and_by_the_package_run_as_a_module(repository: Path) -> None:
     for start in (["-m", "hf_longattn"], ["-c", "from hf_longattn.cli import main; main()"]):
-        environment = {**os.environ, "PYTHONPATH": str(repository)}
-        done = subprocess.run([sys.executable, *start, "--version"], capture_output=True, text=True, check=True, env=environment)
+        done = run_fresh(*start, "--version", cwd=repository)
         assert done.stdout == f"longattn {hf_longattn.__version__}\n"
 
 
@@ -153,19 +152,11 @@ def test_a_drawing_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: 
 
 def test_the_script_is_the_command(source: Path, tmp_path: Path, repository: Path) -> None:
     script = repository / "scripts" / "convert_checkpoint.py"
-    command = [sys.executable, script, source, tmp_path / "long", "--mechanism", "full", "--max-length", "128", "--no-verify", "--json"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=repository, env={**os.environ, "PYTHONPATH": str(repository)}
-    )
+    arguments = [source, tmp_path / "long", "--mechanism", "full", "--max-length", "128", "--no-verify", "--json"]
+    done = run_fresh(script, *arguments, cwd=repository, env={**os.environ, "PYTHONPATH": str(repository)})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["destination"] == str(tmp_path / "long")
     assert done.stderr == ""
-
-
-def test_help_does_not_import_torch() -> None:
-    program = "import sys; from hf_longattn.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("task", task_names())

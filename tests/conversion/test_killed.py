@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -18,6 +16,8 @@ from typing import Any
 import pytest
 
 from hf_longattn.conversion import convert_checkpoint
+
+from ..warm import run_fresh
 
 KILLS = 50
 ARGUMENTS: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 256, "max_shard_size": "500KB", "verify": False}
@@ -94,16 +94,16 @@ def test_a_conversion_killed_at_any_moment(overwrite: bool, built: Callable[[str
     assert os.listdir(destination.parent) == ["long"]
 
 
+def convert_until_killed(source: str, destination: str) -> None:
+    def kill(stage: str, done: int, total: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    convert_checkpoint(source, destination, mechanism="full", max_length=128, progress=kill)
+
+
 def test_a_run_killed_while_writing_leaves_no_destination_and_a_rerun_cleans_up(built: Callable[[str], Path], tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys\n"
-        "from hf_longattn.conversion import convert_checkpoint\n"
-        "kill = lambda stage, done, total: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "convert_checkpoint(sys.argv[1], sys.argv[2], mechanism='full', max_length=128, progress=kill)\n"
-    )
     destination = tmp_path / "long"
-    killed = subprocess.run([sys.executable, "-c", program, built("BertModel"), destination], check=False, cwd=Path.cwd())
-    assert killed.returncode == -9
+    assert run_fresh(convert_until_killed, built("BertModel"), destination).returncode == -9
     assert [path.name.startswith(".long.partial-") for path in tmp_path.iterdir()] == [True]
     convert_checkpoint(built("BertModel"), destination, mechanism="full", max_length=128, verify=False)
     assert os.listdir(tmp_path) == ["long"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from hf_longattn.conversion.sources.base import open_source
 from hf_longattn.conversion.tensor_files import read_tensor
 from hf_longattn.errors import CheckpointError
 from tests.unsupported import ROTARY
+from tests.warm import run_fresh
 
 from .conftest import LENGTH
 
@@ -213,22 +212,18 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert available_memory() > 1_000_000, "a machine with control groups of version 1"
 
 
-CONVERT = """
-import json, sys
-from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.conversion import model_loading
+def convert_in_parts(source: str, destination: str) -> None:
+    """Convert and verify with models that are not loaded whole; by how much the memory grew since the first tensor, and the checks."""
 
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    def peak() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
-def note(stage, done, total):
-    peaks.append(peak())
-
-peaks = []
-model_loading.IN_MEMORY = 0
-report = convert_checkpoint(sys.argv[1], sys.argv[2], mechanism="window", window=64, max_length=128, progress=note)
-print(json.dumps({"grown": peak() - peaks[0], "checks": {check.name: check.status for check in report.checks}}))
-"""
+    peaks: list[int] = []
+    model_loading.IN_MEMORY = 0
+    options: dict[str, Any] = {"mechanism": "window", "window": 64, "max_length": 128}
+    report = convert_checkpoint(source, destination, **options, progress=lambda stage, done, total: peaks.append(peak()))
+    print(json.dumps({"grown": peak() - peaks[0], "checks": {check.name: check.status for check in report.checks}}))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
@@ -238,8 +233,8 @@ def test_models_larger_than_the_memory_taken_are_run(tmp_path: Path) -> None:
     in_fp32 = 4 * sum(parameter.numel() for parameter in model.parameters())
     largest = 4 * max(parameter.numel() for parameter in model.parameters())
     model.save_pretrained(tmp_path / "source")
-    command = [sys.executable, "-c", CONVERT, str(tmp_path / "source"), str(tmp_path / "long")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    done = run_fresh(convert_in_parts, tmp_path / "source", tmp_path / "long")
+    assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found["checks"]["equal where the mechanism covers the input"] == "passed"
     assert found["grown"] < 2 * largest + 100e6 < in_fp32

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,10 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.positions import DROPPED, STRATEGIES
 from hf_longattn.positions.rope import ROPE_KINDS
 
+from ..warm import run_fresh
 from .conftest import LENGTH, ROBERTA, damaged
 from .every_family import NOT_AS_IT_IS, Short, head_of
+from .stranger import load_and_describe
 
 Built = Callable[[str], Path]
 Checkpoint = Callable[..., Path]
@@ -187,29 +187,14 @@ def test_the_result_loads_without_this_package(checkpoint: Checkpoint, tmp_path:
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, verify=False)
     revert_checkpoint(tmp_path / "long", tmp_path / "back")
-    program = (
-        "import sys, torch, transformers\n"
-        "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])\n"
-        "logits = model(**tokenizer('The boats come home.', return_tensors='pt')).logits\n"
-        "assert not any(name.startswith('hf_longattn') for name in sys.modules)\n"
-        "print(type(model).__name__, type(tokenizer).__name__, tokenizer.model_max_length, model.config.n_positions, logits.shape[-1])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "back"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": ""},
-    )
+    done = run_fresh(load_and_describe, tmp_path / "back", cwd=tmp_path)
     assert done.stdout.split() == [
         "GPT2LMHeadModel",
         type(transformers.AutoTokenizer.from_pretrained(source)).__name__,
         "64",
         "64",
         "50257",
-    ]
+    ], done.stderr[-3000:]
 
 
 def trained(folder: Path, to: Path) -> None:

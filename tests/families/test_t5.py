@@ -20,6 +20,7 @@ from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, re
 from hf_longattn.errors import OptionError, PositionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import Shape, language_model, small_values
+from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
 from tests.reference.small_models import checkpoint_activations, tokens
 
@@ -199,3 +200,9 @@ def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str)
         )  # fmt: skip
         expected = attention.o(expected.float().transpose(1, 2).flatten(2))
     equal(expected, seen["output"])
+
+
+@pytest.mark.parametrize("base", quickly(("t5", "umt5"), ("t5",)))
+def test_compiled(base: str) -> None:
+    """One graph, without breaks; slow tests have UMT5, whose layers run the same :class:`BucketedAttention`."""
+    TestEitherAttention().check_compiled(base)

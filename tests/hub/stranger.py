@@ -1,6 +1,6 @@
 """What a stranger does who has transformers and not this package: load a model with its code, run it, save it, load it again.
 
-Run as a script, ``python -I stranger.py REQUEST``, with a JSON file: ``paths`` go first on ``sys.path``, from which the package's own
+Run as a script, ``stranger.py REQUEST``, with a JSON file: ``paths`` go first on ``sys.path``, from which the package's own
 checkout is taken away; ``models`` are what to load, ``program`` is run in the end. It writes ``outputs.pt`` beside the request. It
 imports nothing of the project.
 """

@@ -33,6 +33,7 @@ from hf_longattn.hub.remote_code import Provenance, provenance
 from ..hub_server import serve
 from ..hub_state import WRITER, Hub
 from ..reference import small_models
+from ..warm import run_fresh
 from .conftest import CASES, TEXT, Case
 
 SCRIPT = Path(__file__).with_name("stranger.py")
@@ -65,9 +66,8 @@ def loaded_by_a_stranger(
     environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
     if endpoint is not None:
         environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", SCRIPT, folder / "request.json"], env=environment, capture_output=True, text=True, check=False
-    )
+    environment.pop("PYTHONPATH", None)
+    done = run_fresh(SCRIPT, folder / "request.json", env=environment, cwd=folder, level="interpreter" if paths else "torch")
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "outputs.pt", weights_only=True)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,48 +14,23 @@ from hf_longattn.hub import push_model
 from hf_longattn.hub_errors import TOKEN, redacted, translated_errors
 
 from ..hub_server import serve
-from ..hub_state import READER, WRITER, Fault, Hub
-
-REPO = "writer/long-bert"
-LOUD = {
-    "HF_DEBUG": "1",
-    "HF_HUB_VERBOSITY": "debug",
-    "TRANSFORMERS_VERBOSITY": "debug",
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_OFFLINE": "0",
-    "PYTHONFAULTHANDLER": "1",
-}
-PROGRAM = "import sys; sys.tracebacklimit = 100; from hf_longattn.cli import main; main(sys.argv[1:])"
-
-
-def spoken(folder: Path, endpoint: str, token_in: str, token: str, *arguments: object) -> str:
-    """All output of `longattn` with the token given on the command line or in the environment."""
-    environment = {**os.environ, **LOUD, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home")}
-    environment.pop("HF_TOKEN", None)
-    flags = ["--token", token] if token_in == "flag" else []
-    environment |= {"HF_TOKEN": token} if token_in == "environment" else {}
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments), *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
-    return f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+from ..hub_state import READER, WRITER, Hub
+from ..warm import run_fresh
+from .loud import LOUD, MARK, REPO, use_tokens
 
 
 def test_nothing_that_is_said_or_written_holds_a_token(converted: Callable[[str], Path], tmp_path: Path) -> None:
-    source = converted("bert").with_name("source")
-    with serve(Hub()) as server:
-        server.add("writer/short", source, private=True)
-        convert = ("convert", "writer/short", tmp_path / "long", "--max-length", 128, "--no-verify", "--json", "--push-to-hub", REPO)
-        said = [spoken(tmp_path, server.endpoint, "flag", WRITER, *convert)]
-        server.faults = [Fault("PUT", "/lfs/", 100)]
-        (tmp_path / "long" / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
-        said.append(spoken(tmp_path, server.endpoint, "environment", WRITER, "push", tmp_path / "long", REPO))
-        said.append(spoken(tmp_path, server.endpoint, "environment", READER, "push", tmp_path / "long", REPO, "--json"))
-    assert [text.splitlines()[0] for text in said] == ["0", "0", "1"]
-    assert "curl" in said[1], "the libraries were not asked to be loud"
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    sent = [content for repo in server.repos.values() for files in repo.branches.values() for content in files.values()]
+    environment = {**os.environ, **LOUD, "HF_HOME": str(tmp_path / "home")}
+    done = run_fresh(use_tokens, converted("bert").with_name("source"), tmp_path, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    parts = re.split(f"^{MARK} (.*)$", done.stderr, flags=re.MULTILINE)
+    assert parts[1::2] == ["0", "0", "1"]
+    assert "curl" in parts[2], "the libraries were not asked to be loud"
+    contents = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert (tmp_path / "sent-5").exists()
     for token in (WRITER, READER):
-        assert not any(token in text for text in said)
-        assert not any(token.encode() in content for content in (*(path.read_bytes() for path in written), *sent))
+        assert token not in done.stdout + done.stderr
+        assert not any(token.encode() in content for content in contents)
 
 
 def test_a_token_in_an_error_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ CASES = [(base, name) for name in list_mechanisms(causal=True) for base in DECOD
 def model(base: str, name: str) -> Any:
     """In float64 where memory tokens pass through the whole model once per segment: the weights here are ten times the usual size, and
     each pass makes the rounding of float32 larger. tests/modeling/test_memory_tokens.py has float32 with weights of the usual size."""
-    built = long_like(plain_model(base, HEAD[base]), base, {"mechanism": name, **mechanism_class(name).sample})
+    plain = plain_model(base, HEAD[base], num_hidden_layers=2)
+    built = long_like(plain, base, {"mechanism": name, **mechanism_class(name).sample}, num_hidden_layers=2)
     return built.double() if any(module.recursion for module in built.modules() if isinstance(module, Mechanism)) else built
 
 
@@ -70,7 +71,7 @@ def test_a_state_does_not_grow(name: str) -> None:
         for begin in range(0, 480, 120):
             longer(tokens(2, 480)[:, begin : begin + 120], past_key_values=cache)
             sizes.append(cache.layers[0].state_bytes())
-    assert longer.config.layer_types == [STATE_LAYER] * 3
+    assert longer.config.layer_types == [STATE_LAYER] * 2
     assert len(set(sizes[1:])) == 1
 
 

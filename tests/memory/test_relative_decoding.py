@@ -34,8 +34,9 @@ LENGTH = 100
 
 
 def model(base: str, form: str, kind: str) -> Any:
-    """With terms that matter: their parameters are initialised to zeros."""
-    built = long_like(plain_model(base, HEAD[base]), base, {**FORMS[form], "relative": kind})
+    """With terms that matter: their parameters are initialised to zeros. Two layers, since positions are asked of a cache to whose first
+    layer the new tokens have been added."""
+    built = long_like(plain_model(base, HEAD[base], num_hidden_layers=2), base, {**FORMS[form], "relative": kind}, num_hidden_layers=2)
     for module in built.modules():
         if isinstance(module, Mechanism) and module.relative is not None:
             for parameter in module.relative.parameters():

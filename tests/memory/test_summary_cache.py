@@ -15,6 +15,7 @@ from hf_longattn import build_mechanism
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.summaries import SummarisedMechanism
 from hf_longattn.memory import SUMMARY_LAYER, SummaryLayer, decode_layer_types
+from tests.grids import pairwise
 from tests.reference.small_models import (
     DECODERS,
     in_one_pass,
@@ -47,7 +48,8 @@ SUMMARISED: dict[str, dict[str, Any]] = {
 
 
 def model(base: str, attention: dict[str, Any]) -> Any:
-    return long_like(plain_model(base, HEAD[base]), base, attention)
+    """With two layers, since positions are asked of a cache to whose first layer the new tokens have been added."""
+    return long_like(plain_model(base, HEAD[base], num_hidden_layers=2), base, attention, num_hidden_layers=2)
 
 
 def inputs(length: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -56,9 +58,7 @@ def inputs(length: int, left: bool) -> tuple[Tensor, Tensor]:
     return tokens(3, length), mask
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
-@pytest.mark.parametrize("base", DECODERS)
-@pytest.mark.parametrize("name", SUMMARISED)
+@pytest.mark.parametrize(("name", "base", "left"), pairwise([*SUMMARISED], DECODERS, [False, True]))
 def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: bool) -> None:
     length, longer = 90, model(base, SUMMARISED[name])
     given = inputs(length, left)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import hf_longattn.families as families
 from scripts.dev.tools.small_models import Shape, small_values
+from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
 from tests.modeling.two_stacks import BASES, GENERATING, inputs_of, long_like, plain_model
 from tests.reference.small_models import TOKENS, checkpoint_activations, tokens
@@ -109,3 +110,9 @@ def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:
         alone = model(input_ids=ids, decoder_input_ids=decoded).last_hidden_state
         padded = model(input_ids=torch.cat([ids, padding], 1), attention_mask=mask, decoder_input_ids=decoded).last_hidden_state
     torch.testing.assert_close(alone, padded, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("base", quickly(BASES, ("bart",)))
+def test_compiled(base: str) -> None:
+    """One graph, without breaks; slow tests have the bases whose layers are written as BART's are."""
+    TestEveryBase().check_compiled(base)

@@ -157,7 +157,8 @@ def test_a_plain_checkpoint_of_any_family(base: str, tmp_path: Path) -> None:
         except OptionError:  # the family refuses what has no scores, or what has global tokens
             continue
         check(model)
-        assert all(torch.equal(model.state_dict()[own], value) for own, value in plain.state_dict().items())
+        values = model.state_dict()
+        assert all(torch.equal(values[own], value) for own, value in plain.state_dict().items())
         loaded += 1
     assert loaded
 
@@ -190,8 +191,9 @@ def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) 
     assert type(model).__name__ == FAMILIES[base].heads[head]
     assert not report["unexpected_keys"]
     assert all(".long_attention." in key for key in report["missing_keys"])
+    values = model.state_dict()
     for key, value in plain.state_dict().items():
-        assert torch.equal(model.state_dict()[key], value), key
+        assert torch.equal(values[key], value), key
     assert all(value.isfinite().all() for value in tensors(model).values())
 
 
@@ -227,7 +229,8 @@ def test_a_saved_model_that_lacks_some_of_it(base: str, name: str, options: dict
     values = {key: value.clone() for key, value in model.state_dict().items()}
     model.save_pretrained(tmp_path / "whole")
     again = AutoModel.from_pretrained(tmp_path / "whole")
-    assert all(torch.equal(again.state_dict()[key], value) for key, value in values.items())
+    values_again = again.state_dict()
+    assert all(torch.equal(values_again[key], value) for key, value in values.items())
     for site in attention_sites(again):
         initial = at_the_start(site.mechanism)
         computed = {key: value for key, value in site.mechanism.named_buffers() if key not in site.mechanism.state_dict()}

@@ -31,6 +31,8 @@ from tests.reference.small_models import (
 HEAD = LANGUAGE_MODELS | {"bert": "BertForQuestionAnswering", "big_bird": "BigBirdForQuestionAnswering"}
 TABLES = [base for base in BASES if families.FAMILIES[base].position_tables]
 COVERING = {"mechanism": "window", "window": 2048}
+LONGER = 700
+"""Tokens, more than the plain models take."""
 
 
 def converted(folder: Path, base: str, rows: int, **changes: Any) -> Any:
@@ -64,14 +66,14 @@ def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         assert (plain(**inputs)[0] - longer(**inputs)[0])[real].abs().max() < 1e-5
-        long_logits = longer(tokens(1, 1500))[0]
+        long_logits = longer(tokens(1, LONGER))[0]
     assert long_logits.isfinite().all()
 
     longer.save_pretrained(tmp_path / "long")
     again = auto_class(base).from_pretrained(tmp_path / "long")
     assert type(again) is type(longer)
     with torch.no_grad():
-        assert torch.equal(again(tokens(1, 1500))[0], long_logits)
+        assert torch.equal(again(tokens(1, LONGER))[0], long_logits)
     again.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "long" / "model.safetensors").read_bytes()
 
@@ -90,10 +92,10 @@ def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path
     plain.save_pretrained(tmp_path)
     longer = converted(tmp_path, base, 1200, position_extension=strategy)
     name, table = table_of(base)
-    expected = extend_table(plain.state_dict()[name], table.rows(longer.config), offset=table.leading(longer.config), strategy=strategy)
-    assert torch.equal(longer.state_dict()[name], expected)
-    others = plain.state_dict().keys() - {name}
-    assert all(torch.equal(longer.state_dict()[name], plain.state_dict()[name]) for name in others)
+    short, long = plain.state_dict(), longer.state_dict()
+    expected = extend_table(short.pop(name), table.rows(longer.config), offset=table.leading(longer.config), strategy=strategy)
+    assert torch.equal(long[name], expected)
+    assert all(torch.equal(long[name], value) for name, value in short.items())
 
 
 @pytest.mark.parametrize("head", ["RobertaForMaskedLM", "RobertaModel"])
@@ -124,10 +126,10 @@ def test_a_headless_checkpoint_into_every_head(base: str, head: str, tmp_path: P
     family = families.FAMILIES[base]
     config = family.config_class.from_pretrained(tmp_path, max_position_embeddings=700, long_attention=COVERING)
     model = family.model_class(head).from_pretrained(tmp_path, config=config)
-    inner = getattr(model, model.base_model_prefix, model)
-    expected = {name: weight for name, weight in plain.state_dict().items() if "pooler" not in name and name in inner.state_dict()}
+    inner = getattr(model, model.base_model_prefix, model).state_dict()
+    expected = {name: weight for name, weight in plain.state_dict().items() if "pooler" not in name and name in inner}
     for name, weight in expected.items():
-        found = inner.state_dict()[name]
+        found = inner[name]
         assert torch.equal(found[: len(weight)], weight), name
         table = family.table(name)
         assert len(found) == (len(weight) if table is None else table.rows(config)), name

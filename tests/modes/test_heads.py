@@ -38,11 +38,17 @@ def inputs_of(model: Any, head: str) -> dict[str, Any]:
 def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """The arguments of every run of a base model."""
     runs: list[dict[str, Any]] = []
-    for base in model.modules():
-        if isinstance(base, LongBaseModelMixin):
-            base.register_forward_pre_hook(lambda module, args, kwargs: runs.append(kwargs), with_kwargs=True)
-    with torch.no_grad():
-        model(**inputs)
+    hooks = [
+        base.register_forward_pre_hook(lambda module, args, kwargs: runs.append(kwargs), with_kwargs=True)
+        for base in model.modules()
+        if isinstance(base, LongBaseModelMixin)
+    ]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return runs
 
 
@@ -57,7 +63,7 @@ def test_every_base_runs_and_gets_documents(base: str, head: str) -> None:
     documents[..., FIRST:] = 1
     for name, value in {"documents": documents, "seq_idx": documents}.items():
         try:
-            seen = [name in run for run in runs_of(small(base, head), {**inputs, name: value, **uncached(model)})]
+            seen = [name in run for run in runs_of(model, {**inputs, name: value, **uncached(model)})]
         except MaskError:
             continue
         assert seen

@@ -24,19 +24,25 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
+from tests.grids import grid
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
 from tests.reference.definitions._relative import with_relative
 
 CASES = range(12)
-QUICK_CASES = (0, 1, 2, 3, 7, 10)
+SHORT_CASES = (0, 1, 2, 3)
 LONG_CASES = (7, 10)  # longer than what engines compute densely
 
 
-def form(value: str | bool) -> str:
-    return value if isinstance(value, str) else ("both ways", "causal")[value]
+def form(value: str | bool | int) -> str:
+    return ("both ways", "causal")[value] if isinstance(value, bool) else str(value)
 
 
 FORMS = [(name, causal) for name in defined_mechanisms() for causal in (False, True) if name in list_mechanisms(causal=causal)]
+DRAWN = grid(
+    [(*form, case) for form in FORMS for case in CASES],
+    lambda name, causal, case: case in SHORT_CASES or case == LONG_CASES[FORMS.index((name, causal)) % 2],
+)
+"""Every form in short cases; in one of the long ones, which take most of the time, and a mechanism with two forms in both."""
 SCORED_FORMS = [(name, causal) for name, causal in FORMS if any(option.name == "relative" for option in mechanism_info(name).options)]
 STATEFUL = [name for name, causal in FORMS if causal and build_mechanism(name, num_heads=1, head_dim=4, max_length=64).stateful]
 
@@ -47,8 +53,7 @@ def test_every_mechanism_has_a_definition() -> None:
     assert set(defined_mechanisms()) <= set(list_mechanisms())
 
 
-@pytest.mark.parametrize("case", [case if case in QUICK_CASES else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
-@pytest.mark.parametrize(("name", "causal"), FORMS, ids=form)
+@pytest.mark.parametrize(("name", "causal", "case"), DRAWN, ids=form)
 def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if case % 2:  # short inputs go the way of long ones
         monkeypatch.setattr(dispatch, "DENSE_CELLS", 0)

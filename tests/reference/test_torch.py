@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 import hf_longattn.families as families
+from tests.grids import quickly
 from tests.ranks import Ranks
 from tests.reference.small_models import long_config, long_like, long_model, padding, plain_model, tokens
 
@@ -17,7 +18,7 @@ LONGFORMER = {"mechanism": "longformer", "window": 32}
 
 @pytest.mark.parametrize(("base", "head"), [("bert", "BertForQuestionAnswering"), ("gpt2", "GPT2LMHeadModel")])
 def test_torch_compile_fullgraph(base: str, head: str) -> None:
-    model = long_model(base, head, LONGFORMER, num_hidden_layers=2)
+    model = long_model(base, head, LONGFORMER, num_hidden_layers=1)
     ids, mask = tokens(2, 300), padding(2, 300)
     is_global = torch.zeros(2, 300, dtype=torch.long)
     is_global[:, :4] = 1
@@ -43,9 +44,10 @@ def test_torch_compile_with_inductor_and_gradients() -> None:
         assert (gradient - parameter.grad).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("strict", quickly([True, False], [True]))
 def test_torch_export_with_any_length(strict: bool) -> None:
-    model = long_model("bert", "BertForSequenceClassification", LONGFORMER, num_hidden_layers=2, return_dict=False)
+    """Not strict is what `longattn export` traces; of that, tests/export/test_onnx.py compares a graph at three lengths."""
+    model = long_model("bert", "BertForSequenceClassification", LONGFORMER, num_hidden_layers=1, return_dict=False)
     length = torch.export.Dim("length", min=257, max=512)  # shorter inputs take the dense path, which is another graph
     exported = torch.export.export(
         model,

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import MaskError
-from ...private_apis import values_mapped
-from .derivatives import no_fused_kernels
+from .derivatives import no_fused_kernels, values_mapped
 
 Derived = TypeVar("Derived")
 Place = tuple[int, int, int]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ...errors import DerivativeError
-from ...private_apis import transform_readers, values_mapped
+from ...private_apis import holds_vmap, transform_readers
 
 FUSED_NODE = "ScaledDotProduct"
 """The beginning of the names that autograd gives the nodes of PyTorch's fused kernels."""
@@ -29,6 +29,12 @@ _forward_level, _transform_stack = transform_readers()
 def func_transforms() -> bool:
     """Whether a transform of torch.func, or a level of forward-mode AD, is active."""
     return _forward_level() >= 0 or _transform_stack() is not None
+
+
+def values_mapped() -> bool:
+    """Whether torch.vmap is active, so that Python cannot look at the values of tensors."""
+    transforms = _transform_stack()
+    return transforms is not None and holds_vmap(transforms)
 
 
 def no_fused_kernels() -> str | None:

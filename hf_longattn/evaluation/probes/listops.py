@@ -2,8 +2,8 @@
 
     [MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ]  →  5
 
-Operators, probabilities, depth, arguments and bounds of the length are those of google-research/long-range-arena (data/listops.py), its
-brackets of pairs left out, as its input pipeline does.
+Operators, probabilities, depth, arguments and bounds of the length are those of google-research/long-range-arena
+(lra_benchmarks/data/listops.py), its brackets of pairs left out, as its input pipeline does.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...data.masking import mask_places
 from ...data.tokenization import special_ids
 from ...errors import LongAttentionError
 from ...modeling.family.definition import CAUSAL_LANGUAGE_MODELS
@@ -173,10 +174,7 @@ def masked_log_likelihoods(
         read = tokenizer(f"{prompt}{candidate}.", return_offsets_mapping=True, verbose=False)
         start, end = len(prompt), len(prompt) + len(candidate)
         places = [place for place, (first, last) in enumerate(read["offset_mapping"]) if first < end and last > start and last > first]
-        ids = list(read["input_ids"])
-        expected = [ids[place] for place in places]
-        for place in places:
-            ids[place] = tokenizer.mask_token_id
+        ids, expected = mask_places(read["input_ids"], places, tokenizer)
         groups[tuple(ids)].append((number, places, expected))
     likelihoods = [0.0] * len(candidates)
     for row, members in groups.items():
@@ -222,8 +220,7 @@ def score_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sam
         if len(places) > MASKED_SHARE and sample.is_tail:
             places, targets = places[::MASKED_SHARE], targets[::MASKED_SHARE]
         ids += [0] * (places[-1] + 2 - len(ids))
-        for place in places:
-            ids[place + 1] = int(tokenizer.mask_token_id)
+        ids, _ = mask_places(ids, [place + 1 for place in places], tokenizer)
         after = tokenizer("")["input_ids"][len(before) :]
     row = [*before, *ids, *(after if masked else [])]
     columns = torch.tensor(places, device=model.device) + len(before) + int(masked)

@@ -14,18 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, nearest, refuse_taken_name
-from ...naming import load_module, module_names
+from ...catalogue import unknown_mechanism
+from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, refuse_taken_name
+from ...naming import FLAT_FILES, load_module, module_names
 from ...options import LARGEST, MAX_LENGTH, RELATIVE, RESERVED, OptionInfo, Options
 from .base import Mechanism, reset
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
-COMPOSED = {
-    "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config based",
-    "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
-    "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
-}
-"""Names from the literature that are settings of mechanisms."""
 PROTOTYPE_WIDTH = 64
 """Head width and length of a prototype."""
 EXAMPLE_LENGTH = 1024
@@ -112,7 +107,9 @@ def _check_class(name: str, cls: type[Mechanism]) -> None:
 def _discover() -> None:
     """Import every module of this package once: a new mechanism is one new file."""
     for name in module_names("mechanisms"):
-        load_module("mechanisms", name)
+        module = load_module("mechanisms", name)
+        if name not in _REGISTRY and not FLAT_FILES:
+            raise RegistrationError(f"{module.__file__}:1 registers no mechanism {name!r}; give the file the name of its mechanism.")
 
 
 def mechanism_class(name: str) -> type[Mechanism]:
@@ -125,11 +122,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
     if not isinstance(name, str):
         raise UnknownMechanismError(f"The mechanism is given as {name!r}, but must be a name, for example 'longformer'.")
     if name not in _REGISTRY:
-        if name in COMPOSED:
-            raise UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
-        raise UnknownMechanismError(
-            f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
-        )
+        raise unknown_mechanism(name, _REGISTRY)
     return _REGISTRY[name]
 
 

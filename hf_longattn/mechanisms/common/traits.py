@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall
 from ...errors import OptionError
+from ...options import Options
 from .token_rules import TokenRule
 
 
@@ -38,6 +39,7 @@ class Traits(nn.Module):
     name: ClassVar[str]
     """Set by :func:`hf_longattn.register_mechanism`."""
     causal: bool | str
+    options: Options
     layer: int = 0
     """Index of its layer, by which the layers of a seeded mechanism differ; set when it is attached to a model."""
     is_cross_attention: bool = False
@@ -99,8 +101,14 @@ class Traits(nn.Module):
         return None
 
     def per_sequence(self, call: AttentionCall) -> bool:
-        """Whether the sequences of a call are brought to index 0 before the mechanism runs."""
-        return call.batch is not None and (self.ignores_padding or call.batch.documents is not None or isinstance(call.grid, tuple))
+        """Whether the sequences of a call are brought to index 0 before the mechanism runs; not where every row fills one grid, on which
+        padding is a hole wherever it lies."""
+        if call.batch is None:
+            return False
+        if call.batch.documents is not None or isinstance(call.grid, tuple):
+            return True
+        fills_grid = call.grid is not None and (self.needs_grid or self.options.order is not None)
+        return self.ignores_padding and not fills_grid
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """How calling this module for whole rows of real tokens, with keys ``key (B, H_kv, N, D)``, runs one fused call and nothing else:

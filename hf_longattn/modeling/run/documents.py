@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ...backend import DOCUMENTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
 from ...engines.common.batch import in_graph, positions_in
+from ...engines.common.derivatives import values_mapped
 from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
-from ...private_apis import assert_in_graph, values_mapped
+from ...private_apis import assert_in_graph
 from ..family.validation import input_of
 
 if TYPE_CHECKING:

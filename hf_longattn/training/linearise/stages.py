@@ -36,7 +36,7 @@ from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.results import counted, error_of
 from hf_longattn.training.training_args import TaskArguments
-from hf_longattn.training.training_loop import RunSettings, versions, write_trained_card
+from hf_longattn.training.training_loop import RunSettings, save_whole, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
 LOG_NAME = "distillation_log.jsonl"
@@ -187,8 +187,7 @@ class Stages:
     def write(self, model: PreTrainedModel, folder: Path) -> None:
         """Write checkpoint, tokenizer and report; the first process does, the others wait."""
         if processes().is_main_process:
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+            save_whole(model, self.tokenizer, folder, self.run.model.model)
             write_report(self.report, folder)
         processes().wait_for_everyone()
 

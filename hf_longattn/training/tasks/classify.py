@@ -21,11 +21,11 @@ from hf_longattn.data.sources import DataError, class_names, held_back, load_lab
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import label_config, load_head, load_start
 from hf_longattn.training.results import Scores, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
+from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 

@@ -25,11 +25,11 @@ from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import loading, without_load_report
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
-from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
+from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 logger = logging.get_logger(LOGGER)

@@ -43,14 +43,14 @@ from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import DataArguments, ModelArguments, argument
+from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import label_config, load_head, load_model, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
 from hf_longattn.training.tasks.qa import QADataArguments, read_questions
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.trainer import MeasuringTrainer
-from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments, batch_size_argument
+from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 LOADERS = {"classify": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification, "qa": AutoModelForQuestionAnswering}

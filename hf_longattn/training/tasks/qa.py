@@ -41,11 +41,11 @@ from hf_longattn.evaluation.summaries import mean_and_error
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_model, loading
 from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
+from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 LONG_DOCUMENTS = ("windows", "truncate", "refuse")

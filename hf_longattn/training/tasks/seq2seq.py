@@ -24,11 +24,11 @@ from hf_longattn.data.sources import held_back
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import TimedTrainer
-from hf_longattn.training.training_args import LongTrainingArguments, batch_size_argument
+from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 PREDICTIONS = "predictions.txt"

@@ -26,7 +26,7 @@ def run_attention(case: Case, lengths: Sequence[int], against: Sequence[str], **
     Args:
         case: shapes, dtype, mechanism and options; its length is replaced by each of ``lengths``.
         lengths: tokens.
-        against: names of implementations (see :func:`benchmarks.list_implementations`).
+        against: names of implementations (see :func:`.implementations.list_implementations`).
         settings: ``repeats`` (timed rounds, default 5), ``memory`` (measure peak memory too), ``log`` (called with progress lines).
 
     Raises:

@@ -73,23 +73,29 @@ def prepare(folder: Path) -> Path:
     return module
 
 
-def run(folder: Path, module: Path, families: list[str], with_base: bool, jobs: int, report: Path, only: Sequence[str] = ()) -> None:
-    """Run the suite, or the tests called ``only``, and leave pytest's XML in ``report``."""
+def pytest_call(
+    folder: Path, module: Path, families: list[str], with_base: bool, report: Path, only: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """The arguments of python that run the suite, or the tests called ``only``, and leave pytest's XML in ``report``; the environment."""
     environment = os.environ | {
         "LONGATTN_SKIPS": str(OURS / "skips.json"),
         "LONGATTN_FAMILIES": ",".join(families),
         "LONGATTN_WITH_BASE": str(int(with_base)),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
-        "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "RUN_TRAINING_TESTS": "0",
     }
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", os.devnull]
-    command += [f"--junitxml={report}", "--tb=short", "-W", "ignore", str(module)]
-    command += ["-k", " or ".join(only)] if only else []
+    arguments = ["-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", os.devnull]
+    arguments += [f"--junitxml={report}", "--tb=short", "-W", "ignore", str(module)]
+    return arguments + (["-k", " or ".join(only)] if only else []), environment
+
+
+def run(folder: Path, module: Path, families: list[str], with_base: bool, jobs: int, report: Path, only: Sequence[str] = ()) -> None:
+    """Run the suite in ``jobs`` processes, and leave pytest's XML in ``report``."""
+    arguments, environment = pytest_call(folder, module, families, with_base, report, only)
     if jobs > 1 and importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(jobs)]
-    subprocess.run(command, cwd=folder, env=environment, check=False)
+        arguments += ["-n", str(jobs)]
+    subprocess.run([sys.executable, *arguments], cwd=folder, env=environment | {"OMP_NUM_THREADS": "1"}, check=False)
 
 
 def table(report: Path) -> dict[str, dict]:

@@ -1,0 +1,49 @@
+"""Which mechanisms there are and what options they take, without importing them: a typing error is refused before torch is imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .declarations import UndeclaredError, member_of_class
+from .errors import UnknownMechanismError, nearest
+from .naming import module_names
+from .options import RELATIVE
+
+PACKAGE = __name__.rpartition(".")[0]
+REGISTRY = f"{PACKAGE}.mechanisms.common.registry"
+COMPOSED = {
+    "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config based",
+    "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
+    "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
+}
+"""Names from the literature that are settings of mechanisms."""
+
+
+def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismError:
+    """The refusal of a name that is none of the ``known`` ones."""
+    if name in COMPOSED:
+        return UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
+    return UnknownMechanismError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(known))}.{nearest(name, known)}")
+
+
+def check_early(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown mechanism or option, or a value of the wrong kind, as far as that is known without importing the mechanism.
+
+    What :meth:`~hf_longattn.options.Options.check` refuses, and relative positions, are left to the mechanism. Nothing is checked once
+    mechanisms have been imported, since others may be registered then.
+
+    Raises:
+        UnknownMechanismError, OptionError: one sentence with the nearest valid name.
+    """
+    if REGISTRY in sys.modules:
+        return
+    names = module_names("mechanisms")
+    if name not in names:
+        raise unknown_mechanism(name, names)
+    try:
+        options_type = member_of_class(f"{PACKAGE}.mechanisms.{name}", "options_type")
+    except UndeclaredError:
+        return
+    options_type.build(name, {option: value for option, value in options.items() if option != RELATIVE})

@@ -1,0 +1,160 @@
+"""Mechanisms of texts on a grid whose tokens are read in some order: against the definition on tokens that the test reorders itself."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import attend, build_mechanism, list_mechanisms
+from hf_longattn.attend import reference_attend
+from hf_longattn.engines.common.grid import Grid, token_order
+from hf_longattn.errors import GridError, OptionError
+from hf_longattn.mechanisms.common.registry import mechanism_class
+
+CPU = torch.device("cpu")
+
+
+def tiles_by_hand(height: int, width: int, prefix: int, tile: tuple[int, int]) -> list[int]:
+    """Positions tile by tile, -1 where a tile leaves the grid or the prefix does not fill its tiles."""
+    area = tile[0] * tile[1]
+    order = list(range(prefix)) + [-1] * (-prefix % area)
+    for top, left in itertools.product(range(0, height, tile[0]), range(0, width, tile[1])):
+        for row, column in itertools.product(range(top, top + tile[0]), range(left, left + tile[1])):
+            order.append(prefix + row * width + column if row < height and column < width else -1)
+    return order
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "prefix", "tile"), [(4, 6, 0, (2, 3)), (5, 7, 1, (2, 3)), (1, 9, 5, (2, 2)), (3, 3, 1, (5, 5))]
+)
+def test_tiles(height: int, width: int, prefix: int, tile: tuple[int, int]) -> None:
+    order = token_order(Grid((height, width), prefix), f"tiles:{tile[0]}x{tile[1]}", CPU)
+    assert order.tolist() == tiles_by_hand(height, width, prefix, tile)
+
+
+def test_columns_and_raster() -> None:
+    assert token_order(Grid((2, 3), 1), "columns", CPU).tolist() == [0, 1, 4, 2, 5, 3, 6]
+    assert token_order(Grid((2, 3), 1), "raster", CPU).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (16, 16), (4, 4, 4)])
+def test_neighbours_on_a_hilbert_curve_are_neighbours_on_the_grid(sizes: tuple[int, ...]) -> None:
+    grid = Grid(sizes)
+    order = token_order(grid, "hilbert", CPU)
+    assert sorted(order.tolist()) == list(range(grid.cells))
+    places = torch.stack(grid.places(order), -1)
+    assert (places.diff(dim=0).abs().sum(-1) == 1).all()
+
+
+def qkv(length: int, heads: int = 4, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return tuple(torch.randn(2, heads, length, 8, dtype=torch.double, **options) for _ in range(3))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", [name for name in list_mechanisms(causal=False, grid=False) if name != "recurrent_memory"])
+@pytest.mark.parametrize("order", ["columns", "tiles:4x8"])
+def test_every_mechanism_is_itself_on_the_reordered_tokens(name: str, order: str) -> None:
+    kind = mechanism_class(name)
+    length = 1 + 12 * 20
+    options = {"num_heads": 4, "head_dim": 8, "max_length": 400, **kind.sample}
+    module, ordered = build_mechanism(name, **options).eval().double(), build_mechanism(name, order=order, **options).eval().double()
+    ordered.load_state_dict(module.state_dict())
+    q, k, v = qkv(length)
+    hidden = torch.randn(2, length, 32, dtype=torch.double) if module.takes_hidden_states else None
+    out = attend(q, k, v, ordered, grid=(12, 20), prefix=1, hidden_states=hidden)
+    torch.testing.assert_close(out, reference_attend(q, k, v, ordered, grid=(12, 20), prefix=1, hidden_states=hidden), rtol=1e-9, atol=1e-9)
+    columns = [0, *(1 + row * 20 + column for column in range(20) for row in range(12))]
+    index = torch.tensor(columns if order == "columns" else tiles_by_hand(12, 20, 1, (4, 8)))
+    filled, places = index >= 0, index.clamp(min=0)
+    hidden = None if hidden is None else hidden[:, places]
+    moved = attend(*(x[:, :, places] for x in (q, k, v)), module, padding_mask=filled.expand(2, -1), hidden_states=hidden)
+    back = torch.empty_like(out)
+    back[:, :, places[filled]] = moved[:, :, filled]
+    torch.testing.assert_close(out, back, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("integration", ["none", "pooled"])
+def test_segments_in_the_order_of_tiles_are_windows(integration: str) -> None:
+    q, k, v = qkv(1 + 8 * 12)
+    segments = attend(q, k, v, "segmented", grid=(8, 12), prefix=1, order="tiles:4x4", block_size=16, integration=integration)
+    windows = attend(q, k, v, "window2d", grid=(8, 12), prefix=1, window=4, prefix_tokens="none")
+    if integration == "none":
+        torch.testing.assert_close(segments[:, :, 1:], windows[:, :, 1:])
+        return
+    # Each window sees its cells, the means of the other windows, and the class token, which is a block of its own.
+    means = [x[:, :, 1:].unflatten(2, (2, 4, 3, 4)).mean((3, 5)).flatten(2, 3) for x in (k, v)]
+    keys = torch.arange(6)
+    for window in range(6):
+        rows = slice(4 * (window // 3), 4 * (window // 3) + 4), slice(4 * (window % 3), 4 * (window % 3) + 4)
+        queries, inner_k, inner_v = (x[:, :, 1:].unflatten(2, (8, 12))[:, :, rows[0], rows[1]].flatten(2, 3) for x in (q, k, v))
+        seen = [
+            torch.cat([x[:, :, :1], inner, mean[:, :, keys != window]], 2)
+            for x, inner, mean in zip((k, v), (inner_k, inner_v), means, strict=True)
+        ]
+        expected = torch.softmax(queries @ seen[0].mT * 8**-0.5, -1) @ seen[1]
+        torch.testing.assert_close(segments[:, :, 1:].unflatten(2, (8, 12))[:, :, rows[0], rows[1]].flatten(2, 3), expected)
+
+
+def test_gradients_masks_and_score_terms_follow_the_order() -> None:
+    q, k, v = qkv(6 * 7, requires_grad=True)
+    real = torch.rand(2, 42) > 0.2
+    bias = torch.randn(42, 42, dtype=torch.double)
+    settings: dict[str, Any] = {
+        "grid": (6, 7), "order": "hilbert", "window": 8, "padding_mask": real, "score_mod": lambda s, b, h, i, j: s + bias[i, j],
+    }  # fmt: skip
+    outs = [run(q, k, v, "window", **settings) for run in (attend, reference_attend)]
+    torch.testing.assert_close(outs[0][:, :, real[0]][0], outs[1][:, :, real[0]][0])
+    grads = [torch.autograd.grad((out * real[:, None, :, None]).square().sum(), (q, k, v)) for out in outs]
+    for fast, exact in zip(*grads, strict=True):
+        torch.testing.assert_close(fast, exact)
+
+
+def test_each_sequence_of_a_batch_has_its_grid() -> None:
+    q, k, v = qkv(40)
+    real = torch.arange(40) < torch.tensor([[40], [24]])
+    out = attend(
+        q, k, v, "segmented", block_size=8, integration="none", order="tiles:2x4", grid=[Grid((5, 8)), Grid((6, 4))], padding_mask=real
+    )
+    for row, (sizes, length) in enumerate([((5, 8), 40), ((6, 4), 24)]):
+        alone = [x[row : row + 1, :, :length] for x in (q, k, v)]
+        expected = attend(*alone, "segmented", block_size=8, integration="none", order="tiles:2x4", grid=sizes)
+        torch.testing.assert_close(out[row : row + 1, :, :length], expected)
+
+
+class TestRefusals:
+    def test_an_unknown_order(self) -> None:
+        for order in ("spiral", "tiles", "tiles:0x4", "tiles:8x"):
+            with pytest.raises(
+                OptionError, match=r"'order' is .* but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8"
+            ):
+                build_mechanism("window", num_heads=1, head_dim=8, order=order)
+
+    def test_an_order_without_a_grid(self) -> None:
+        with pytest.raises(GridError, match=r"order=hilbert needs the places of the tokens; pass grid=\(height, width\)"):
+            attend(*qkv(12), "window", order="hilbert")
+
+    def test_a_grid_of_another_length(self) -> None:
+        with pytest.raises(GridError, match="A sequence has 12 tokens, but its grid has 13: 1 prefix token and 3 × 4 cells"):
+            attend(*qkv(12), "window", order="hilbert", grid=(3, 4), prefix=1)
+
+    def test_an_order_in_the_causal_form(self) -> None:
+        with pytest.raises(GridError, match="this call is causal; leave the option 'order' out"):
+            attend(*qkv(12), "window", order="hilbert", grid=(3, 4), causal=True)
+
+    def test_a_prefix_without_a_grid_and_sizes_that_are_none(self) -> None:
+        with pytest.raises(GridError, match=r"prefix=1 was given without a grid; pass grid=\(height, width\)"):
+            attend(*qkv(12), "full", prefix=1)
+        with pytest.raises(GridError, match=r"grid is 12, but must be sizes such as \(64, 64\)"):
+            attend(*qkv(12), "full", grid=12)
+        with pytest.raises(GridError, match="next to a Grid, which says its prefix itself"):
+            attend(*qkv(12), "full", grid=Grid((3, 4)), prefix=1)
+        with pytest.raises(GridError, match="every size must be a whole number of at least 1"):
+            attend(*qkv(12), "full", grid=(3, 0))
+
+    def test_tiles_with_too_many_axes(self) -> None:
+        with pytest.raises(GridError, match=r"Option 'order' has 3 numbers, 2\+2\+2, but the grid has 2 axes"):
+            attend(*qkv(12), "window", order="tiles:2x2x2", grid=(3, 4))
