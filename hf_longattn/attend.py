@@ -15,6 +15,7 @@ from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, att
 from .engines.common.dense import nothing_seen
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.grid import Grid, grid_of_argument
+from .engines.common.grid_bias import GridBias
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
@@ -194,6 +195,8 @@ def run_batch(
     attention, order = run or mechanism, mechanism.options.order
     if order is not None:
         attention = in_order(order, attention)
+    if isinstance(call.score_mod, GridBias) and isinstance(call.grid, Grid):
+        call = call.replace(score_mod=call.score_mod.on(call.grid))
     try:
         with running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext():
             if call.batch is None or not mechanism.per_sequence(call):

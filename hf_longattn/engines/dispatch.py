@@ -23,6 +23,7 @@ from ..naming import LOGGER
 from .common.batch import in_graph
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.derivatives import no_fused_kernels
+from .common.grid_bias import GridBias
 from .cpu.band import Plan, band_plan
 from .cuda.flex_kernel import NoKernel
 
@@ -204,9 +205,27 @@ def fla_installed() -> bool:
 
 
 def _no_windows(context: DispatchContext) -> str | None:
-    if context.call.key_mask is not None:
-        return "padding lies between the cells"
-    return None if context.call.score_mod is None else "a score term is added to listed pairs"
+    return "padding lies between the cells" if context.call.key_mask is not None else _no_halo(context)
+
+
+def _no_halo(context: DispatchContext) -> str | None:
+    if context.call.score_mod is None or isinstance(context.call.score_mod, GridBias):
+        return None
+    return "a score term other than a bias by distance on the grid is added to listed pairs"
+
+
+def _no_cpu_halo(context: DispatchContext) -> str | None:
+    if torch.compiler.is_exporting():
+        return NOT_IN_AN_EXPORTED_GRAPH
+    if context.device != "cpu":
+        return _not_on("cpu", context)
+    if (why := no_fused_kernels()) is not None:
+        return why
+    return "the fused kernel has no dropout" if context.call.dropout else _no_halo(context)
+
+
+def _many_cells(context: DispatchContext) -> str | None:
+    return "an exported graph has no N×N matrix" if torch.compiler.is_exporting() else _many_pairs(context)
 
 
 def _no_split(context: DispatchContext) -> str | None:
@@ -261,6 +280,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
         ("plain-gathered", _last),
     ),
     "windows": ((DENSE, _not_covered), ("windows", _no_windows), ("tiles", _last)),
+    "halo": ((DENSE, _not_covered), (DENSE_MASKED, _many_cells), ("cpu-halo", _no_cpu_halo), ("halo", _no_halo), ("tiles", _last)),
     "chosen blocks": (("cpu-blocks", _no_cpu_tiles), ("tiles", _last)),
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
     "linear": (("linear-fla", lambda context: _no_fla(context, (torch.float32,))), ("linear-chunks", _last)),
@@ -336,11 +356,12 @@ def choose_covered(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool
     return choose(kind, DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered))
 
 
-def choose_windows(q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
-    """The path of windows on a grid: full attention, one call for all windows of a size, or listed pairs."""
+def choose_on_grid(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
+    """The path of windows on a grid, ``"windows"`` that do not overlap or those with a ``"halo"``: full attention, calls for all windows
+    or tiles of a size, or listed pairs."""
     context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered)
-    path, refused = _first("windows", context)
-    if path == "windows":  # the others are chosen, and reported, by the pairs
+    path, refused = _first(kind, context)
+    if path not in (DENSE, DENSE_MASKED, "tiles"):  # which are chosen, and reported, by the pairs
         _report(path, refused)
     return path
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .common.call import AttentionCall
 from .common.dense import fused_attention
 from .common.grid import Grid
+from .common.grid_bias import GridBias, tile_distances
 
 
 class Stretch(NamedTuple):
@@ -57,7 +58,7 @@ def window_attention(
         q, k, v: ``(B, H, N, D)`` of the grid's tokens; the queries of its prefix are left to the caller.
         window, shift: cells along each axis; windows are numbered by ``(cell + shift) // window``.
         shared: prefix tokens, the last ones, that every cell sees: 0, or all.
-        call: its scale and dropout.
+        call: its scale and dropout, and a :class:`GridBias`.
     Returns:
         The output of the cells, ``(B, H, cells, D)``.
     """
@@ -85,11 +86,25 @@ def _region(tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[
     q, k, v = (cut(x) for x in tensors)
     if prefix is not None:
         k, v = (torch.cat([_of_windows(shared, windows), x], 2) for shared, x in zip(prefix, (k, v), strict=True))
-    out = fused_attention(q, k, v, dropout_p=call.dropout, scale=call.scale)
+    out = fused_attention(q, k, v, attn_mask=_bias(call, sizes, prefix, q), dropout_p=call.dropout, scale=call.scale)
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
     out = out.permute(0, 1 + rank, *axes, 2 + 2 * rank)
     return out.reshape(batch, heads, *(stretch.windows * stretch.size for stretch in region), width)
+
+
+def _bias(call: AttentionCall, sizes: Sequence[int], prefix: tuple[Tensor, Tensor] | None, q: Tensor) -> Tensor | None:
+    """The bias of all windows of these sizes, ``(windows, H, tokens, prefix + tokens)``; ``None`` without one."""
+    if not isinstance(call.score_mod, GridBias):
+        return None
+    bias = call.score_mod
+    entries = bias.entries(tile_distances(sizes, sizes, (0,) * len(sizes), (1,) * len(sizes)))
+    term = bias.over(entries.reshape(q.shape[2], q.shape[2]))[None]
+    if prefix is not None:
+        of_prefix = bias.of_pairs(1)
+        front = term.new_zeros(1, term.shape[1], 1, 1) if of_prefix is None else of_prefix[None, :, None, None]
+        term = torch.cat([front.expand(-1, -1, q.shape[2], prefix[0].shape[2]), term], 3)
+    return term.to(q.dtype).expand(len(q), -1, -1, -1)
 
 
 def _of_windows(shared: Tensor, windows: int) -> Tensor:

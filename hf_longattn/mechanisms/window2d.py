@@ -22,7 +22,7 @@ from torch import Tensor
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
-from ..engines.dispatch import choose_windows
+from ..engines.dispatch import choose_on_grid
 from ..engines.grid_windows import regions, window_attention
 from ..options import option
 from .common.on_grid import GLOBAL, GridMechanism, GridOptions, Places
@@ -71,7 +71,7 @@ class Window2d(GridMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_of(call, k.shape[2])
-        if choose_windows(q, k, call, self.covers_grid(grid)) != "windows":
+        if choose_on_grid("windows", q, k, call, self.covers_grid(grid)) != "windows":
             return super().forward(q, k, v, call)
         window, shift = self.windows(grid)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

@@ -26,6 +26,7 @@ from ...errors import GridError, MaskError
 from .batch import Batch, SequenceSpan, first_real, in_graph, roll_left, wrapped
 from .byte_cache import BYTE_CACHE
 from .grid import Grid
+from .grid_bias import GridBias
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
@@ -163,7 +164,7 @@ def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch
     """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``; terms that are objects stay of their class."""
     if isinstance(score_mod, TokenTerm):
         return score_mod.of_heads(heads, device)
-    if score_mod is None or isinstance(score_mod, DistanceBias):
+    if score_mod is None or isinstance(score_mod, DistanceBias | GridBias):
         return None if score_mod is None else score_mod.of_heads(heads)
     numbers = _numbers(tuple(heads), device)
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers[h], q_idx, kv_idx)
@@ -418,7 +419,7 @@ def _split_sequences(
         sequence_call = call.replace(
             batch=Batch(batch.mask[tokens]) if span.holes and batch.mask is not None else None,
             global_mask=None if call.global_mask is None else call.global_mask[tokens],
-            score_mod=_score_mod_of(call.score_mod, span),
+            score_mod=_score_mod_of(call.score_mod, span, grid),
             hidden_states=states,
             detached_kv=constants,
             grid=grid,
@@ -426,8 +427,10 @@ def _split_sequences(
         yield queries, keys, values, sequence_call
 
 
-def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan) -> ScoreMod | None:
+def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | None) -> ScoreMod | None:
     """``score_mod`` for the indices of a sequence that is alone."""
+    if isinstance(score_mod, GridBias):
+        return score_mod.on(grid)
     if score_mod is None or isinstance(score_mod, DistanceBias) or span[:2] == (0, 0):
         return score_mod
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + span.row, h, q_idx + span.start, kv_idx + span.start)
@@ -439,7 +442,7 @@ def _rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Atten
     start, length = first_real(batch.mask), k.shape[2]
     missing = length - q.shape[2]
     score_mod, hidden, detached_kv = call.score_mod, call.hidden_states, call.detached_kv
-    if score_mod is not None and not isinstance(score_mod, DistanceBias):
+    if score_mod is not None and not isinstance(score_mod, DistanceBias | GridBias):
         inner = score_mod  # takes the index before rolling, also of padding that wrapped around to the end
 
         def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

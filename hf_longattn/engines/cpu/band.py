@@ -27,10 +27,22 @@ from ...naming import OPERATORS
 from ...private_apis import has_amx
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DistanceBias, Pattern
-from ..common.dense import products
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .dense_mask import visible_mask
-from .flash import additive_mask, empty_results, flash, flash_backward, mask_dtype, merge_into, token_major
+from .flash import (
+    MAX_PLAIN_KEYS,
+    Gradients,
+    additive_mask,
+    empty_results,
+    few_keys,
+    few_keys_backward,
+    flash,
+    flash_backward,
+    mask_dtype,
+    merge_into,
+    score_gradient,
+    token_major,
+)
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
 """Queries that the kernel takes at a time, in blocks of up to 191, of up to 767, and of more; and keys."""
@@ -38,8 +50,6 @@ MAX_BLOCK_QUERIES = 2048
 """Most queries in one block, which bounds its mask."""
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
 """Query rows that need the global columns are found in blocks of the first number; the second is the most in one call."""
-MAX_PLAIN_COLUMNS = 8
-"""Up to this many global columns, plain operations take less time than the kernel, which is made for many keys."""
 
 Mask = TypeVar("Mask", Tensor, Tensor | None)
 
@@ -409,16 +419,6 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(2, index)
 
 
-def _few_columns(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Output ``(b, H, n, D)`` and log-sum-exp of n queries over a few keys ``(b, H, g, D)``."""
-    scores = products(q, k).mul_(scale)
-    scores = scores if mask is None else scores.add_(mask)
-    lse = scores.logsumexp(-1)
-    if k.shape[2] == 1:
-        return v.expand_as(q), lse
-    return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
-
-
 def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
     """``(b, H, 1, …)`` with the row twice: in half precision the kernel takes several times as long for one as for two."""
     return tuple(torch.cat([x, x], 2) for x in tensors)
@@ -471,8 +471,8 @@ def _globals_forward(item: _Item, columns: Tensor, band: _BandSettings, out: Ten
     keys, values = _take(item.k, columns), _take(item.v, columns)
     for first, last, mask, _ in _column_calls(item, columns, band):
         queries, of_out, of_lse = (x[:, :, first:last] for x in (item.q, out, lse))
-        if len(columns) <= MAX_PLAIN_COLUMNS:
-            merge_into(of_out, of_lse, *_few_columns(queries, keys, values, mask, band.scale))
+        if len(columns) <= MAX_PLAIN_KEYS:
+            merge_into(of_out, of_lse, *few_keys(queries, keys, values, mask, band.scale))
         else:
             merge_into(of_out, of_lse, *flash(queries, keys, values, attn_mask=mask, scale=band.scale))
     rows = item.global_rows()
@@ -486,10 +486,6 @@ def _globals_forward(item: _Item, columns: Tensor, band: _BandSettings, out: Ten
 
 
 cpu_band = torch.library.custom_op(f"{OPERATORS}::cpu_band", band_forward, mutates_args=(), device_types="cpu")
-
-
-Gradients = tuple[Tensor, Tensor, Tensor]
-"""The gradients of q, k and v."""
 
 
 class _BackwardState(NamedTuple):
@@ -512,37 +508,13 @@ class _BackwardState(NamedTuple):
             of_scores, _ = score_gradient(mask, band.scale, *inputs)
             band.bias.add_gradient(self.dbias, distance, of_scores.sum(0))
         grad, q, k, v, out, lse = inputs
-        if k.shape[2] <= MAX_PLAIN_COLUMNS:
-            return _few_columns_backward(mask, band.scale, *inputs)
+        if k.shape[2] <= MAX_PLAIN_KEYS:
+            return few_keys_backward(mask, band.scale, *inputs)
         if doubled := _is_doubled(q):  # the second one has no gradient
             grad, (q, out, lse) = F.pad(grad, (0, 0, 0, 1)), _doubled(q, out, lse)
             mask = None if mask is None else mask.expand(-1, -1, 2, -1)
         dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=band.scale)
         return dq[:, :, :1] if doubled else dq, dk, dv
-
-
-def _few_columns_backward(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, *rest: Tensor) -> Gradients:
-    """The gradients of q, k, v of n queries over a few keys."""
-    of_scores, weights = score_gradient(mask, scale, grad, q, k, *rest)
-    of_scores, dtype = of_scores.mul_(scale), weights.dtype
-    dk, dv = of_scores.transpose(-1, -2) @ q.to(dtype), weights.transpose(-1, -2) @ grad.to(dtype)
-    return (of_scores @ k.to(dtype)).to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
-
-
-def score_gradient(
-    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the scores of ``softmax(q·k·scale + mask)·v``, and the weights, both ``(n, H, rows, columns)``.
-
-    grad, q, out ``(n, H, rows, D)``, k, v ``(n, H, columns, D)``, lse ``(n, H, rows)``: of the whole softmax, of which this may be a part.
-    """
-    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
-    scores = (q @ k.transpose(-1, -2)).mul_(scale)
-    if mask is not None:
-        scores = scores.add_(mask)
-    weights = scores.sub_(lse[..., None]).exp_()
-    of_weights = (grad @ v.transpose(-1, -2)).sub_((grad * out).sum(-1, keepdim=True))
-    return of_weights.mul_(weights), weights
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_band_backward", mutates_args=(), device_types="cpu")

@@ -15,12 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...private_apis import operator
+from ..common.dense import products
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 
 MASKED = -1e30
 """Additive mask. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
+MAX_PLAIN_KEYS = 8
+"""Up to this many keys, plain operations take less time than the kernel, which is made for many keys."""
 flash, flash_backward = operator("cpu_flash"), operator("cpu_flash", 1)
 """PyTorch's fused attention kernel for the CPU."""
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""The gradients of q, k and v."""
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:
@@ -77,6 +82,40 @@ def merge_rows(parts: Sequence[Tensor], lses: Sequence[Tensor], row: Tensor) -> 
     lse = shares.logsumexp(0)
     weights = shares.sub_(lse).exp_().t().contiguous()
     return F.embedding_bag(row, torch.cat(list(parts)).to(weights.dtype), mode="sum", per_sample_weights=weights), lse
+
+
+def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Output ``(b, H, n, D)`` and log-sum-exp of n queries over a few keys ``(b, H, g, D)``."""
+    scores = products(q, k).mul_(scale)
+    scores = scores if mask is None else scores.add_(mask)
+    lse = scores.logsumexp(-1)
+    if k.shape[2] == 1:
+        return v.expand_as(q), lse
+    return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
+
+
+def few_keys_backward(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, *rest: Tensor) -> Gradients:
+    """The gradients of q, k, v of n queries over a few keys."""
+    of_scores, weights = score_gradient(mask, scale, grad, q, k, *rest)
+    of_scores, dtype = of_scores.mul_(scale), weights.dtype
+    dk, dv = of_scores.transpose(-1, -2) @ q.to(dtype), weights.transpose(-1, -2) @ grad.to(dtype)
+    return (of_scores @ k.to(dtype)).to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+
+
+def score_gradient(
+    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the scores of ``softmax(q·k·scale + mask)·v``, and the weights, both ``(n, H, rows, columns)``.
+
+    grad, q, out ``(n, H, rows, D)``, k, v ``(n, H, columns, D)``, lse ``(n, H, rows)``: of the whole softmax, of which this may be a part.
+    """
+    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
+    scores = (q @ k.transpose(-1, -2)).mul_(scale)
+    if mask is not None:
+        scores = scores.add_(mask)
+    weights = scores.sub_(lse[..., None]).exp_()
+    of_weights = (grad @ v.transpose(-1, -2)).sub_((grad * out).sum(-1, keepdim=True))
+    return of_weights.mul_(weights), weights
 
 
 def register(operator: Any, backward: Any, tensors: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile, MaskMod
-from ...engines.common.dense import dense_attention, fused_attention, index_grid, repeat_heads
+from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.common.grid import Grid
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
@@ -98,6 +98,12 @@ class GridMechanism(MaskedMechanism):
         grid.check(tokens)
         return grid
 
+    def per_sequence(self, call: AttentionCall) -> bool:
+        grid, mask = call.grid or self.grid, None if call.batch is None else call.batch.mask
+        if isinstance(grid, Grid) and mask is not None and call.batch is not None and call.batch.documents is None:
+            return bool(mask.shape[1] != grid.length)  # padding on a grid for all rows hides cells, which keep their places
+        return super().per_sequence(call)
+
     def mask_on(self, grid: Grid) -> MaskMod:
         """:meth:`mask_mod` on a grid."""
         mode, prefix = self.options.prefix_tokens, grid.prefix
@@ -158,9 +164,13 @@ class GridMechanism(MaskedMechanism):
         return gathered_attention(q, k, v, self.plan(grid, q.device), call)
 
     def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
-        """The output of the prefix tokens, ``(B, H, prefix, D)``, for a call without padding and score terms."""
+        """The output of the prefix tokens, ``(B, H, prefix, D)``, for a call without a score term other than a :class:`GridBias`."""
         seen = slice(0, grid.prefix) if self.options.prefix_tokens == NONE else slice(None)
-        return fused_attention(q[:, :, : grid.prefix], k[:, :, seen], v[:, :, seen], dropout_p=call.dropout, scale=call.scale)
+        queries, keys, values = q[:, :, : grid.prefix], k[:, :, seen], v[:, :, seen]
+        places = None if call.score_mod is None else torch.arange(grid.prefix, device=q.device).view(1, 1, -1, 1)
+        if call.key_mask is not None:
+            call = call.with_mask(call.key_mask[:, seen])
+        return dense_attention(queries, keys, values, call, q_idx=places)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         grid = self.grid_of(None, length)

@@ -1,0 +1,232 @@
+"""The halo engine: softmax attention of cells to windows of a grid that overlap, a stretch of places on each axis.
+
+Queries are run in tiles, each with the keys of its cells and of a halo around them. On a CPU that is :mod:`.cpu.grid_halo`; elsewhere, and
+in exported graphs, the keys of all tiles are gathered by index and all tiles are one fused call with a mask. Time and memory are linear in
+the number of cells: N times the keys that a tile sees.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .common.axis_tiles import AxisWindows, axis_tiles
+from .common.byte_cache import BYTE_CACHE
+from .common.call import AttentionCall, GatherTile
+from .common.dense import fused_attention, same_dtype
+from .common.grid import Grid
+from .common.grid_bias import GridBias
+from .cpu.grid_halo import cpu_halo
+
+GATHERED_QUERIES = 64
+"""Most queries of a tile whose keys are gathered."""
+
+
+def halo_attention(
+    path: str, q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, call: AttentionCall
+) -> Tensor:
+    """Softmax attention of the cells of a grid, each to the cells of its window and to the prefix tokens that all see.
+
+    Args:
+        path: ``"cpu-halo"`` or ``"halo"``, as the dispatcher chose.
+        q, k, v: ``(B, H, N, D)`` of the grid's tokens; the queries of its prefix are left to the caller.
+        windows: what cells see along each axis.
+        shared: prefix tokens, the last ones, that every cell sees: 0, or all.
+        call: its padding mask, scale and dropout, and a :class:`GridBias`.
+    Returns:
+        The output of the cells, ``(B, H, cells, D)``. Cells that see nothing are zeros.
+    """
+    q, k, v = same_dtype(q, k, v)
+    bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
+    if path == "cpu-halo":
+        term = (None, (), ()) if bias is None else (bias.table, bias.sizes, bias.dilation)
+        low, high = ([place for axis in windows for place in ends(axis)] for ends in (lambda axis: axis.low, lambda axis: axis.high))
+        steps = [axis.step for axis in windows]
+        return cpu_halo(
+            q, k, v, call.key_mask, term[0], grid.sizes, grid.prefix, low, high, steps, shared, term[1], term[2],
+            call.scale_for(q.shape[-1]),
+        )[0]  # fmt: skip
+    return _gathered(q, k, v, grid, windows, shared, bias, call)
+
+
+class _AxisIndex(NamedTuple):
+    """Tiles of equal size along an axis, as places."""
+
+    queries: Tensor
+    """``(tiles, side)``; -1 where a tile is longer than what is left."""
+    keys: Tensor
+    """``(tiles, width)``, the last places repeated where there are fewer."""
+    seen: Tensor
+    """``(tiles, side, width)`` bool."""
+    back: Tensor
+    """``(cells,)``, the slot of every place in the flattened ``queries``."""
+
+
+def _axis_index(windows: AxisWindows, side: int, device: torch.device) -> _AxisIndex:
+    length, step = len(windows.low), windows.step
+    width = max(
+        (max(windows.high[first : first + side * step : step]) - min(windows.low[first : first + side * step : step])) // step + 1
+        for residue in range(min(step, length))
+        for first in range(residue, length, side * step)
+    )
+    ends = torch.tensor(windows.low, device=device), torch.tensor(windows.high, device=device)
+    parts = []
+    for residue in range(min(step, length)):
+        places = torch.arange(residue, length, step, device=device)
+        count = (length - residue + step - 1) // step
+        tiles = -(-count // side)
+        slots = torch.arange(tiles * side, device=device).view(tiles, side)
+        filled = slots < count
+        queries = places[slots.clamp(max=count - 1)]
+        low, high = (end[queries] for end in ends)
+        start = torch.where(filled, low, length).amin(1, keepdim=True)
+        keys = start + torch.arange(width, device=device) * step
+        seen = (keys[:, None] >= low[..., None]) & (keys[:, None] <= high[..., None]) & filled[..., None]
+        parts.append((torch.where(filled, queries, -1), keys.clamp(max=residue + (count - 1) * step), seen))
+    queries, keys, seen = (torch.cat([part[number] for part in parts]) for number in range(3))
+    places = torch.arange(queries.numel(), device=device)
+    back = places.new_zeros(length + 1).scatter(0, torch.where(queries < 0, length, queries).flatten(), places)[:length]
+    return _AxisIndex(queries, keys, seen, back)
+
+
+def _gathered(
+    q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, bias: GridBias | None, call: AttentionCall
+) -> Tensor:
+    """:func:`halo_attention` in operations of every runtime: the keys of each tile by index, and one fused call for all tiles."""
+    rank, (batch, heads, _, width) = grid.rank, q.shape
+    sides = _sides(windows)
+    axes = [
+        BYTE_CACHE.get(("axis of tiles", axis, side, q.device), functools.partial(_axis_index, axis, side, q.device))
+        for axis, side in zip(windows, sides, strict=True)
+    ]
+    queries, keys = [axis.queries.clamp(min=0) for axis in axes], [axis.keys for axis in axes]
+    tiles, deep = math.prod(len(index) for index in queries), math.prod(index.shape[1] for index in keys)
+
+    def cut(x: Tensor, index: Sequence[Tensor], first: int) -> Tensor:
+        """``x`` with the axes of the grid from ``first`` on by tile: ``(…, *tiles, *inside, …)``."""
+        for axis, places in enumerate(index):
+            x = x.index_select(first + axis, places.flatten())
+        x = x.reshape(*x.shape[:first], *(size for places in index for size in places.shape), *x.shape[first + rank :])
+        numbers, inside = range(first, first + 2 * rank, 2), range(first + 1, first + 2 * rank, 2)
+        return x.permute(*range(first), *numbers, *inside, *range(first + 2 * rank, x.dim()))
+
+    def of_tiles(x: Tensor, index: Sequence[Tensor]) -> Tensor:
+        """The tokens of every tile, ``(B · tiles, H, T, D)``."""
+        x = cut(x[:, :, grid.prefix :].unflatten(2, grid.sizes), index, 2).flatten(2 + rank, 1 + 2 * rank).flatten(2, 1 + rank)
+        return x.transpose(1, 2).reshape(batch * tiles, x.shape[1], x.shape[3], width)
+
+    mask = _tile_seen([axis.seen for axis in axes])[None]
+    if call.key_mask is not None:
+        real = cut(call.key_mask[:, grid.prefix :].unflatten(1, grid.sizes), keys, 1).reshape(batch, tiles, 1, deep)
+        mask = mask & real
+    parts = [of_tiles(q, queries), of_tiles(k, keys), of_tiles(v, keys)]
+    if shared:
+        front = slice(grid.prefix - shared, grid.prefix)
+        parts[1:] = [torch.cat([_of_tiles(x[:, :, front], tiles), part], 2) for x, part in zip((k, v), parts[1:], strict=True)]
+        visible = mask.new_ones(1, 1, 1, shared) if call.key_mask is None else call.key_mask[:, None, None, front]
+        mask = torch.cat([visible.expand(len(mask), tiles, mask.shape[2], -1), mask], 3)
+    mask = mask.expand(batch, -1, -1, -1).reshape(batch * tiles, 1, *mask.shape[2:])
+    nothing = None if call.key_mask is None else ~mask.any(-1, keepdim=True)
+    if bias is not None:
+        term = _tile_bias(bias, axes, windows, shared).to(torch.promote_types(q.dtype, torch.float32))
+        term = term.repeat(batch, 1, 1, 1).masked_fill(~mask, torch.finfo(term.dtype).min)
+        mask = term.to(q.dtype) if q.dtype in (torch.float32, torch.float64) else term.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
+    out = fused_attention(*parts, attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
+    if nothing is not None:
+        out = out.masked_fill(nothing, 0)
+    out = out.view(batch, *(len(index) for index in queries), heads, *sides, width)
+    order = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
+    out = out.permute(0, 1 + rank, *order, 2 + 2 * rank)
+    out = out.reshape(batch, heads, *(index.numel() for index in queries), width)
+    for number, axis in enumerate(axes):
+        out = out.index_select(2 + number, axis.back)
+    return out.flatten(2, 1 + rank)
+
+
+def _sides(windows: Sequence[AxisWindows]) -> list[int]:
+    """The sides of tiles whose keys are gathered."""
+    return [min(len(axis.low), round(GATHERED_QUERIES ** (1 / len(windows)))) for axis in windows]
+
+
+def _of_tiles(x: Tensor, tiles: int) -> Tensor:
+    """``x (B, H, P, D)`` for each tile, ``(B · tiles, H, P, D)``."""
+    return x[:, None].expand(-1, tiles, -1, -1, -1).flatten(0, 1)
+
+
+def _outer(tables: Sequence[Tensor]) -> list[Tensor]:
+    """Tables ``(tiles, side, width)`` of every axis with axes of their own: ``(*tiles, *sides, *widths)``, which broadcast."""
+    rank, placed = len(tables), []
+    for axis, table in enumerate(tables):
+        shape = [1] * (3 * rank)
+        shape[axis], shape[rank + axis], shape[2 * rank + axis] = table.shape
+        placed.append(table.view(shape))
+    return placed
+
+
+def _joined(table: Tensor, rank: int) -> Tensor:
+    """``(*tiles, *sides, *widths)`` as ``(tiles, T, keys)``."""
+    return table.flatten(2 * rank).flatten(rank, 2 * rank - 1).flatten(0, rank - 1)
+
+
+def _tile_seen(tables: Sequence[Tensor]) -> Tensor:
+    """Which keys the queries of every tile see, ``(tiles, T, keys)`` bool."""
+    first, *rest = _outer(tables)
+    for table in rest:
+        first = first & table
+    return _joined(first, len(tables))
+
+
+def _tile_bias(bias: GridBias, axes: Sequence[_AxisIndex], windows: Sequence[AxisWindows], shared: int) -> Tensor:
+    """The bias of every tile, ``(tiles, H, T, shared + keys)``."""
+    distances = _outer([axis.queries.clamp(min=0)[:, :, None] - axis.keys[:, None, :] for axis in axes])
+    term = bias.over(_joined(bias.entries(distances), len(windows))).transpose(0, 1)
+    if not shared:
+        return term
+    of_shared = bias.of_pairs(1)
+    front = term.new_zeros(1, term.shape[1], 1, 1) if of_shared is None else of_shared[None, :, None, None]
+    return torch.cat([front.expand(len(term), -1, term.shape[2], shared), term], 3)
+
+
+def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> tuple[GatherTile, ...]:
+    """The pairs of the windows as tiles of positions."""
+    cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
+    by_axis = [
+        [(part, group) for part in axis_tiles(axis, side) for group in part.groups]
+        for axis, side in zip(windows, _sides(windows), strict=True)
+    ]
+    tiles = []
+    for chosen in itertools.product(*by_axis):
+        queries, keys = (_runs(cells, chosen, of_keys) for of_keys in (False, True))
+        bias = None
+        if any(group.seen for _, group in chosen):
+            seen = [_seen(group.seen, group.size, group.key_size, device)[None] for _, group in chosen]
+            bias = _tile_seen(seen)[None, None]
+        tiles.append(GatherTile(queries, keys, bias=bias))
+    return tuple(tiles)
+
+
+def _runs(cells: Tensor, chosen: Sequence[tuple], of_keys: bool) -> Tensor:
+    """The positions of every tile of a group on each axis, ``(1, 1, tiles, T)``."""
+    rank = len(chosen)
+    for axis, (part, group) in enumerate(chosen):
+        first, size = (group.key_first, group.key_size) if of_keys else (group.first, group.size)
+        places = torch.arange(group.tiles)[:, None] * group.size + torch.arange(first, first + size)
+        index = (part.residue + places * part.step).to(cells.device)
+        cells = cells.index_select(2 * axis, index.flatten()).unflatten(2 * axis, tuple(index.shape))
+    cells = cells.permute(*range(0, 2 * rank, 2), *range(1, 2 * rank, 2))
+    return cells.reshape(1, 1, math.prod(group.tiles for _, group in chosen), -1)
+
+
+def _seen(ends: Sequence[tuple[int, int]], size: int, key_size: int, device: torch.device) -> Tensor:
+    """``(size, key_size)`` bool of the keys between the ends of every query."""
+    if not ends:
+        return torch.ones(size, key_size, dtype=torch.bool, device=device)
+    first, last = torch.tensor(ends, device=device).t()[..., None]
+    keys = torch.arange(key_size, device=device)
+    return (keys >= first) & (keys <= last)

@@ -1,0 +1,112 @@
+"""Axial attention (Ho et al. 2019, Axial Attention in Multidimensional Transformers; xformers' ``axial_2d_pattern``), of any rank.
+
+A cell sees the cells of its line along an axis: those whose places are equal on every other axis. With several axes it sees the lines of
+all of them in one softmax, in which it counts once itself:
+
+    y is seen from x  if  y_b = x_b on all axes b ≠ a  for an axis a of ``axes``
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.common.call import AttentionCall, GatherTile
+from ..engines.common.dense import repeat_heads
+from ..engines.common.grid import Grid
+from ..engines.dispatch import choose_on_grid
+from ..engines.grid_windows import window_attention
+from ..errors import GridError, OptionError
+from ..options import option
+from .common.on_grid import GLOBAL, GridMechanism, GridOptions, Places
+from .common.registry import register_mechanism
+
+ROWS, COLUMNS, BOTH = "rows", "columns", "both"
+_NUMBERS = re.compile(r"[0-9]+(\+[0-9]+)*", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class AxialOptions(GridOptions):
+    axes: str = option(
+        BOTH,
+        "along which axes a cell sees others: 'rows' (the last axis), 'columns' (the one before), 'both' (all), or numbers, as in 0+2",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.axes not in (ROWS, COLUMNS, BOTH) and not _NUMBERS.fullmatch(self.axes):
+            raise OptionError(
+                f"Option 'axes' of mechanism 'axial' is {self.axes!r}, but must be rows, columns, both, or numbers of axes from 0 on: "
+                "axes=0+2."
+            )
+
+
+@register_mechanism("axial")
+class Axial(GridMechanism):
+    """Softmax over the lines of a cell along some axes."""
+
+    summary = "on a grid: softmax over the row of a cell, its column, or both"
+    paper = "Ho et al. 2019, Axial Attention in Multidimensional Transformers"
+    engine: ClassVar[str] = "grid_windows"
+    cost = "N·√N on a picture"
+    options_type = AxialOptions
+    sample: ClassVar[dict[str, Any]] = {"axes": BOTH}
+    options: AxialOptions
+
+    def lines(self, grid: Grid) -> list[int]:
+        """The axes along which cells see others.
+
+        Raises:
+            GridError: the grid has fewer axes.
+        """
+        if self.options.axes == BOTH:
+            return list(range(grid.rank))
+        if self.options.axes in (ROWS, COLUMNS):
+            numbers = [grid.rank - (1 if self.options.axes == ROWS else 2)]
+        else:
+            numbers = sorted(set(map(int, self.options.axes.split("+"))))
+        if numbers[0] < 0 or numbers[-1] >= grid.rank:
+            raise GridError(
+                f"Option 'axes' of mechanism 'axial' is {self.options.axes!r}, but the grid has {grid.rank} "
+                f"{'axis' if grid.rank == 1 else 'axes'} ({grid}); choose rows, or numbers below {grid.rank}."
+            )
+        return numbers
+
+    def windows(self, grid: Grid) -> list[int]:
+        """The lines along the only axis, as cells of a window along each axis."""
+        (line,) = self.lines(grid)
+        return [size if axis == line else 1 for axis, size in enumerate(grid.sizes)]
+
+    def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
+        equal = torch.stack(torch.broadcast_tensors(*(q == k for q, k in zip(query, key, strict=True))))
+        lines = [torch.cat([equal[:axis], equal[axis + 1 :]]).all(0) for axis in self.lines(grid)]
+        return torch.stack(lines).any(0)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        grid = self.grid_of(call, k.shape[2])
+        if len(self.lines(grid)) > 1 or choose_on_grid("windows", q, k, call, self.covers_grid(grid)) != "windows":
+            return super().forward(q, k, v, call)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
+        cells = window_attention(q, k, v, grid, self.windows(grid), [0] * grid.rank, shared, call)
+        return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
+
+    def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
+        cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
+        tiles = []
+        for number, axis in enumerate(self.lines(grid)):
+            lines = cells.movedim(axis, -1).reshape(1, 1, -1, grid.sizes[axis])
+            tiles.append(GatherTile(lines, lines, outside=(0, 0) if number else None))  # the first line has the cell itself
+        return tuple(tiles)
+
+    def covers_grid(self, grid: Grid) -> bool:
+        everyone = not grid.prefix or self.options.prefix_tokens == GLOBAL
+        lines, long = self.lines(grid), [axis for axis, size in enumerate(grid.sizes) if size > 1]
+        return everyone and len(long) <= 1 and set(long) <= set(lines)
+
+    def cell_pairs(self, grid: Grid) -> int:
+        return grid.cells * (1 + sum(grid.sizes[axis] - 1 for axis in self.lines(grid)))

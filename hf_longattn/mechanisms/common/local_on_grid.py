@@ -1,0 +1,85 @@
+"""Windows that overlap on a grid: what a cell sees is a stretch of places on every axis, the product of them all."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...engines.common.axis_tiles import AxisWindows
+from ...engines.common.call import AttentionCall, GatherTile
+from ...engines.common.dense import repeat_heads
+from ...engines.common.grid import Grid
+from ...engines.dispatch import choose_on_grid
+from ...engines.grid_halo import halo_attention, halo_tiles
+from .on_grid import GLOBAL, GridMechanism, Places
+
+
+class LocalGridMechanism(GridMechanism):
+    """A mechanism whose cells see a stretch on every axis. A class defines :meth:`stretch`."""
+
+    engine: ClassVar[str] = "grid_halo"
+
+    @abstractmethod
+    def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
+        """The definition: the first and the last place that a cell at ``place`` (an integer, or a tensor of them) sees along an axis."""
+
+    def steps(self, grid: Grid) -> tuple[int, ...]:
+        """Cells from one place that is seen to the next, along each axis."""
+        return (1,) * grid.rank
+
+    def check_grid(self, grid: Grid) -> None:
+        """Raise :class:`GridError` for a grid on which the mechanism is not defined."""
+
+    def grid_of(self, call: AttentionCall | None, tokens: Any) -> Grid:
+        grid = super().grid_of(call, tokens)
+        self.check_grid(grid)
+        return grid
+
+    def axis_windows(self, grid: Grid) -> tuple[AxisWindows, ...]:
+        """The stretches of all places of every axis."""
+        windows = []
+        for axis, (size, step) in enumerate(zip(grid.sizes, self.steps(grid), strict=True)):
+            ends = [self.stretch(grid, axis, place) for place in range(size)]
+            windows.append(AxisWindows(tuple([low for low, _ in ends]), tuple([high for _, high in ends]), step))
+        return tuple(windows)
+
+    def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
+        seen = []
+        for axis, (q, k, step) in enumerate(zip(query, key, self.steps(grid), strict=True)):
+            low, high = self.stretch(grid, axis, q)
+            seen.append((k >= low) & (k <= high) & ((k - q) % step == 0))
+        return torch.stack(torch.broadcast_tensors(*seen)).all(0)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        grid = self.grid_of(call, k.shape[2])
+        path = choose_on_grid("halo", q, k, call, self.covers_grid(grid))
+        if path not in ("cpu-halo", "halo"):
+            return super().forward(q, k, v, call)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
+        cells = halo_attention(path, q, k, v, grid, self.axis_windows(grid), shared, call)
+        return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
+
+    def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
+        return halo_tiles(grid, self.axis_windows(grid), device)
+
+    def covers_grid(self, grid: Grid) -> bool:
+        everyone = not grid.prefix or self.options.prefix_tokens == GLOBAL
+        return everyone and all(axis.sees_all for axis in self.axis_windows(grid))
+
+    def cell_pairs(self, grid: Grid) -> int:
+        return math.prod(axis.pairs for axis in self.axis_windows(grid))
+
+
+def at_least(place: Any, bound: Any) -> Any:
+    """The larger one of two integers, or of a tensor and an integer or tensor."""
+    return place.clamp(min=bound) if isinstance(place, Tensor) else max(place, bound)
+
+
+def at_most(place: Any, bound: Any) -> Any:
+    """The smaller one of two integers, or of a tensor and an integer or tensor."""
+    return place.clamp(max=bound) if isinstance(place, Tensor) else min(place, bound)

@@ -1,0 +1,54 @@
+"""Local attention on a grid (Zhang et al. 2021, Multi-Scale Vision Longformer, section 3.1), of any rank.
+
+With a radius of a cells along an axis, the cell at place x sees the places y of the grid with
+
+    |y - x| ≤ a,  or with ``chunks``  |⌊y / a⌋ - ⌊x / a⌋| ≤ 1
+
+on every axis. The first is the paper's exact window; ``chunks`` is its form of sliding chunks, in which a cell sees its own chunk of
+a × a cells and the eight around it. Windows are cut off at the border, where no padding takes a share of the softmax. The prefix tokens are
+the paper's global memory, see ``prefix_tokens``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from ..engines.common.grid import Grid
+from ..errors import OptionError
+from ..options import option
+from .common.local_on_grid import LocalGridMechanism, at_least, at_most
+from .common.on_grid import GridOptions
+from .common.registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class Local2dOptions(GridOptions):
+    radius: tuple[int, ...] = option((8,), "cells seen on each side along each axis: one number, or one for each axis", "cells", least=0)
+    chunks: bool = option(False, "chunks of ``radius`` cells in place of exact windows: a cell sees its own and those next to it")
+
+    def check(self) -> None:
+        super().check()
+        if not self.radius:
+            raise OptionError("Option 'radius' of mechanism 'local2d' lists no number; pass the cells seen on each side: radius=8.")
+        if self.chunks and 0 in self.radius:
+            raise OptionError("chunks=True needs chunks of at least one cell, but radius has a 0; pass radius=8, or leave chunks out.")
+
+
+@register_mechanism("local2d")
+class Local2d(LocalGridMechanism):
+    """Softmax over the cells near on every axis."""
+
+    summary = "on a grid: softmax over the cells up to a radius away on every axis"
+    paper = "Zhang et al. 2021, Multi-Scale Vision Longformer, §3.1"
+    cost = "N·(2·r + 1)² on a picture"
+    options_type = Local2dOptions
+    sample: ClassVar[dict[str, Any]] = {"radius": 2}
+    options: Local2dOptions
+
+    def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
+        radius, last = grid.per_axis(self.options.radius, "radius")[axis], grid.sizes[axis] - 1
+        if self.options.chunks:
+            first = place // radius * radius
+            return at_least(first - radius, 0), at_most(first + 2 * radius - 1, last)
+        return at_least(place - radius, 0), at_most(place + radius, last)

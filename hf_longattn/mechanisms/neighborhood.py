@@ -1,0 +1,93 @@
+"""Neighborhood attention (Hassani et al. 2023, Neighborhood Attention Transformer, section 3; Hassani and Shi 2022, Dilated Neighborhood
+Attention; Hassani et al. 2025, Generalized Neighborhood Attention, for strides), of any rank, as NATTEN defines it.
+
+Along an axis, a cell sees those of its residue class modulo the dilation. For the i-th of the n cells of a class, a kernel of k cells and a
+stride of s (s cells in turn have the same window, that of their leader)
+
+    leader = min(⌊i / s⌋·s + ⌊s / 2⌋, n - 1)
+    first  = leader - ⌊k / 2⌋, moved inwards to between 0 and n - k
+    last   = first + k - 1
+
+so that a window slides inwards at a border and always has k cells; an even k has one more before the leader. With ``is_causal``
+
+    leader = min(⌊i / s⌋·s + s - 1, n - 1),  first = max(leader - k + 1, 0),  last = i
+
+A cell sees what it sees on every axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from ..engines.common.grid import Grid
+from ..errors import GridError, OptionError
+from ..options import option
+from .common.local_on_grid import LocalGridMechanism, at_least, at_most
+from .common.on_grid import GridOptions
+from .common.registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class NeighborhoodOptions(GridOptions):
+    kernel_size: tuple[int, ...] = option(
+        (7,), "cells that a cell sees along each axis, at borders too: one number, or one for each axis", "cells", least=1
+    )
+    stride: tuple[int, ...] = option(
+        (1,), "neighbouring cells with the same window, at most kernel_size, along each axis", "cells", least=1
+    )
+    dilation: tuple[int, ...] = option((1,), "cells from one that is seen to the next, along each axis", "cells", least=1)
+    is_causal: tuple[bool, ...] = option((False,), "whether a cell sees none after itself, along each axis, as for frames of a video")
+
+    def check(self) -> None:
+        super().check()
+        for name in ("kernel_size", "stride", "dilation", "is_causal"):
+            if not getattr(self, name):
+                raise OptionError(f"Option {name!r} of mechanism 'neighborhood' is empty; pass one value, or one for each axis.")
+        pairs = zip(self.stride, self.kernel_size, strict=True) if len(self.stride) == len(self.kernel_size) else None
+        if any(s > k for s, k in pairs or [(max(self.stride), max(self.kernel_size))]):
+            raise OptionError(
+                f"Option 'stride' is {'+'.join(map(str, self.stride))}, but kernel_size is {'+'.join(map(str, self.kernel_size))}, and "
+                "cells would not see themselves; pass a stride of at most kernel_size."
+            )
+
+
+@register_mechanism("neighborhood")
+class Neighborhood(LocalGridMechanism):
+    """Softmax over the nearest cells, as many at a border as elsewhere."""
+
+    summary = "on a grid: softmax over the nearest cells, as many at a border as elsewhere (NATTEN)"
+    paper = "Hassani et al. 2023, Neighborhood Attention Transformer, §3; Hassani et al. 2025, Generalized Neighborhood Attention"
+    cost = "N·k² on a picture"
+    options_type = NeighborhoodOptions
+    sample: ClassVar[dict[str, Any]] = {"kernel_size": 3}
+    options: NeighborhoodOptions
+
+    def check_grid(self, grid: Grid) -> None:
+        kernels, strides, dilations = (self._per_axis(grid, name) for name in ("kernel_size", "stride", "dilation"))
+        for size, kernel, stride, dilation in zip(grid.sizes, kernels, strides, dilations, strict=True):
+            if kernel * dilation > size:
+                raise GridError(
+                    f"Mechanism 'neighborhood' needs kernel_size · dilation cells on every axis, but {kernel} · {dilation} is more than "
+                    f"the {size} of {grid}; choose a smaller kernel_size or dilation, or 'local2d', whose windows are cut off there."
+                )
+            if stride > kernel:
+                raise GridError(f"Option 'stride' is {stride} where kernel_size is {kernel}; pass a stride of at most that.")
+
+    def _per_axis(self, grid: Grid, name: str) -> tuple[int, ...]:
+        return grid.per_axis(getattr(self.options, name), name)
+
+    def steps(self, grid: Grid) -> tuple[int, ...]:
+        return self._per_axis(grid, "dilation")
+
+    def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
+        kernel, stride, dilation, causal = (self._per_axis(grid, name)[axis] for name in ("kernel_size", "stride", "dilation", "is_causal"))
+        residue, number = place % dilation, place // dilation
+        last = (grid.sizes[axis] - 1 - residue) // dilation  # in the residue class of the place
+        group = number // stride * stride
+        if causal:
+            low, high = at_least(at_most(group + stride - 1, last) - kernel + 1, 0), number
+        else:
+            low = at_most(at_least(at_most(group + stride // 2, last) - kernel // 2, 0), last + 1 - kernel)
+            high = low + kernel - 1
+        return low * dilation + residue, high * dilation + residue
