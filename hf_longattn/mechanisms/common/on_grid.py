@@ -98,12 +98,6 @@ class GridMechanism(MaskedMechanism):
         grid.check(tokens)
         return grid
 
-    def per_sequence(self, call: AttentionCall) -> bool:
-        grid, mask = call.grid or self.grid, None if call.batch is None else call.batch.mask
-        if isinstance(grid, Grid) and mask is not None and call.batch is not None and call.batch.documents is None:
-            return bool(mask.shape[1] != grid.length)  # padding on a grid for all rows hides cells, which keep their places
-        return super().per_sequence(call)
-
     def mask_on(self, grid: Grid) -> MaskMod:
         """:meth:`mask_mod` on a grid."""
         mode, prefix = self.options.prefix_tokens, grid.prefix
