@@ -68,18 +68,28 @@ class GridBias:
         """The grid of the call.
 
         Raises:
-            GridError: the call has none, or one of another rank.
+            GridError: the call has none.
         """
-        if self.grid is None or self.grid.rank != len(self.sizes):
-            raise GridError(
-                f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
-                f"{'without a grid' if self.grid is None else f'on another grid, {self.grid}'}; pass grid= with {len(self.sizes)} sizes."
-            )
+        if self.grid is None:
+            raise self._refusal()
         return self.grid
 
+    def _refusal(self) -> GridError:
+        return GridError(
+            f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
+            f"{'without a grid' if self.grid is None else f'on another grid, {self.grid}'}; pass grid= with {len(self.sizes)} sizes."
+        )
+
     def on(self, grid: Grid | None) -> GridBias:
-        """The bias on the grid of a call."""
-        return self if grid is None or grid == self.grid else dataclasses.replace(self, grid=grid)
+        """The bias on the grid of a call.
+
+        Raises:
+            GridError: the grid has another rank.
+        """
+        bound = self if grid is None or grid == self.grid else dataclasses.replace(self, grid=grid)
+        if bound.grid is not None and bound.grid.rank != len(self.sizes):
+            raise bound._refusal()
+        return bound
 
     def of_heads(self, heads: Sequence[int]) -> GridBias:
         """The bias of some heads, renumbered from 0."""
