@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from hf_longattn.catalogue import check_early
+from hf_longattn.choice_text import read_choice
 from hf_longattn.declarations import ForeignClass, UndeclaredError, class_fields
 from hf_longattn.errors import OptionError, UsageError, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
@@ -206,13 +208,14 @@ def _arguments(task: str) -> tuple[type[Any], ...]:
 
 
 def answer_early(task: str, arguments: list[str], description: str, prog: str) -> None:
-    """Show the short help and exit, or refuse an option that does not exist or has a wrong value, before the task is imported.
+    """Show the short help and exit, or refuse an unknown option or mechanism or a value of the wrong kind, before the task is imported.
 
     What cannot be said without importing it is left to :func:`parse_arguments`.
 
     Raises:
         SystemExit: the help was shown.
         UsageError: an unknown option, or a value of the wrong kind.
+        UnknownMechanismError, OptionError: an unknown mechanism, or one of its options.
     """
     try:
         kinds = declared_arguments(task)
@@ -223,10 +226,13 @@ def answer_early(task: str, arguments: list[str], description: str, prog: str) -
         return
     parser = task_parser(kinds, description, prog)
     _shorten_help(parser, kinds)
-    _, unknown = parser.parse_known_args(arguments)
+    values, unknown = parser.parse_known_args(arguments)
     flags = [f"--{off}{name}" for name in library_fields for off in ("", "no_")]
     later = [*flags, *(flag[:2] + flag[2:].replace("_", "-") for flag in flags)]
     parser.check_flags([word for word in unknown if word.startswith("--") and word != "--"], later)
+    if getattr(kinds[0], "names_mechanism", False) and values.mechanism:
+        choice = read_choice(values.mechanism, values.option)
+        check_early(choice.pop("mechanism"), choice)
 
 
 def _library_fields(kind: type[Any]) -> list[str]:
