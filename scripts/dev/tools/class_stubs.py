@@ -201,7 +201,6 @@ def parts(union: str) -> Iterator[str]:
 
 def main() -> None:
     """Write the stubs, and remove those of families that are gone."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     expected = stubs()
     for path in FOLDER.glob("*.pyi"):
         if path.name not in expected:
@@ -213,4 +212,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()
