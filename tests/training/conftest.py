@@ -22,7 +22,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_longattn.training import training_loop
 from scripts.dev.studies.variable_tracking import Filler
 from tests.byte_tokenizer import train_tokenizer
 
@@ -37,13 +36,6 @@ SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap
 @pytest.fixture
 def drawn_curves() -> None:
     """The trainings of a test with this fixture draw their curves."""
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nearly half of the time of a tiny training is its picture."""
-    if "drawn_curves" not in request.fixturenames:
-        monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
