@@ -5,8 +5,6 @@ python examples/serve_encoder.py ./encoder-onnx --port 8080
 curl localhost:8080/embed -H 'Content-Type: application/json' -d '{"inputs": ["A long document."]}'
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
@@ -19,8 +17,7 @@ from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 from tokenizers import Encoding, Tokenizer
 
-ROW_TOKENS = 128
-"""Tokens that a row of a batch counts at least, since it costs something however short it is."""
+ROW_TOKENS = 128  # that a row of a batch counts at least, since it costs something however short it is
 
 
 class Texts(BaseModel):
@@ -28,24 +25,22 @@ class Texts(BaseModel):
 
 
 class Encoder:
-    """An exported model: texts -> normalised embeddings, one run at a time, of at most ``batch_tokens`` tokens with padding.
-
-    Raises:
-        ValueError: its graph returns no embeddings, or its prompts cannot be served.
-    """
+    """An exported model: texts -> normalised embeddings, one run at a time, of at most ``batch_tokens`` tokens with padding."""
 
     def __init__(self, folder: Path, batch_tokens: int = 16_384) -> None:
-        config, settings = read_json(folder / "config.json"), read_json(folder / "config_sentence_transformers.json")
-        self.prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"), "")
-        if self.prompt and not read_json(folder / "1_Pooling" / "config.json").get("include_prompt", True):
+        names = ("config", "config_sentence_transformers", "1_Pooling/config", "tokenizer_config", "export_report")
+        files = {name: folder / f"{name}.json" for name in names}
+        config, sentences, pooling, tokens, report = (
+            json.loads(file.read_text("utf-8")) if file.is_file() else {} for file in files.values()
+        )
+        self.prompt = (sentences.get("prompts") or {}).get(sentences.get("default_prompt_name"), "")
+        if self.prompt and not pooling.get("include_prompt", True):
             raise ValueError("it leaves its prompt out of the average (include_prompt), which a graph cannot")
-        self.batch_tokens, self.lock = batch_tokens, Lock()
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer, self.lock, self.batch_tokens = Tokenizer.from_file(str(folder / "tokenizer.json")), Lock(), batch_tokens
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        lengths = read_json(folder / "tokenizer_config.json").get("model_max_length"), config.get("max_position_embeddings")
-        self.max_length = min(length for length in (*lengths, 10**9) if length)
-        self.padding, self.min_length = config.get("pad_token_id") or 0, read_json(folder / "export_report.json").get("min_length", 1)
+        self.max_length = min(tokens.get("model_max_length") or 10**9, config.get("max_position_embeddings") or 10**9)
+        self.padding, self.min_length = config.get("pad_token_id") or 0, report.get("min_length", 1)
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = False  # the arena never gives memory of a long text back
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
@@ -56,13 +51,11 @@ class Encoder:
 
     def run(self, texts: list[str]) -> list[list[float]]:
         """The embeddings, texts of similar length in one run; 413 for a text that is longer than the model reads."""
-        if any(len(text) > 16 * self.max_length for text in texts):  # far too long: not tokenised
+        readable = all(len(text) <= 16 * self.max_length for text in texts)  # what is far longer is not tokenised
+        encodings = self.tokenizer.encode_batch([self.prompt + text for text in texts]) if readable else []
+        if not readable or any(len(encoding.ids) > self.max_length for encoding in encodings):
             raise HTTPException(413, f"A text is longer than the {self.max_length:,} tokens that the model reads; send parts.")
-        encodings = self.tokenizer.encode_batch([self.prompt + text for text in texts])
-        if any(len(encoding.ids) > self.max_length for encoding in encodings):
-            raise HTTPException(413, f"A text is longer than the {self.max_length:,} tokens that the model reads; send parts.")
-        waiting = sorted(range(len(texts)), key=lambda number: -len(encodings[number].ids))
-        embeddings: dict[int, list[float]] = {}
+        waiting, embeddings = sorted(range(len(texts)), key=lambda number: -len(encodings[number].ids)), dict[int, list[float]]()
         while waiting:
             size = max(1, self.batch_tokens // max(ROW_TOKENS, len(encodings[waiting[0]].ids)))
             batch, waiting = waiting[:size], waiting[size:]
@@ -70,30 +63,20 @@ class Encoder:
                 embeddings |= zip(batch, self.run_batch([encodings[number] for number in batch]), strict=True)
         return [embeddings[number] for number in range(len(texts))]
 
-    def run_batch(self, encodings: list[Encoding]) -> list[list[float]]:
+    def run_batch(self, encodings: list[Encoding]) -> Any:
         """The graph's embeddings, or the means of its states if no pooling is in the graph."""
-        shape = len(encodings), max(self.min_length, *(len(encoding.ids) for encoding in encodings))
-        ids = np.full(shape, self.padding, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, encoding in enumerate(encodings):
-            ids[row, : len(encoding.ids)], mask[row, : len(encoding.ids)] = encoding.ids, 1
+        for encoding in encodings:
+            encoding.pad(max(self.min_length, *(len(row.ids) for row in encodings)), pad_id=self.padding)
+        ids, mask = (np.array([getattr(encoding, name) for encoding in encodings]) for name in ("ids", "attention_mask"))
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (values,) = self.session.run([self.output], {value.name: inputs[value.name] for value in self.session.get_inputs()})
         if self.output == "last_hidden_state":
             values = (values * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-            values = values / np.linalg.norm(values, axis=-1, keepdims=True)
-        embeddings: list[list[float]] = values.tolist()
-        return embeddings
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """An object, empty if there is no such file."""
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return values
+            values /= np.linalg.norm(values, axis=-1, keepdims=True)
+        return values.tolist()
 
 
 def application(encoder: Encoder) -> FastAPI:
-    """The server of one exported model."""
     app = FastAPI(title="Encoder")
 
     @app.post("/embed")

@@ -125,7 +125,7 @@ def read_recipe(
     known = list(values if names is None else names)
     for name in values:
         if name not in known:
-            others = elsewhere(name) if elsewhere is not None else ""
-            what = f"which is not a setting of this command{f'; {others}' if others else ''}"
+            other_commands = elsewhere(name) if elsewhere is not None else ""
+            what = f"which is not a setting of this command{f'; {other_commands}' if other_commands else ''}"
             raise LongAttentionError(f"The recipe {path} sets {name!r}, {what}.{nearest(name, known)}")
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,3 +133,11 @@ def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         yield running
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly half of the time of a tiny training is its picture, which few tests look at."""
+    training_loop = sys.modules.get("hf_longattn.training.training_loop")
+    if training_loop is not None and "drawn_curves" not in request.fixturenames:
+        monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)

@@ -47,16 +47,25 @@ OTHERS = {
 """Flags of git, accelerate, pip and nvidia-smi, colours of the page, and beginnings of flags."""
 
 
-def texts(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
+def texts(path: Path) -> list[tuple[int, str]]:
     """(line, text) of every string in a module that is no docstring; what an f-string inserts is ``1``."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return list(_texts(path))
+
+
+def _texts(path: Path) -> Iterator[tuple[int, str]]:
     parts, docstrings = set(), set()
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.JoinedStr):
             parts |= {id(leaf) for value in node.values for leaf in ast.walk(value)}
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstrings |= {id(one.value) for one in node.body if isinstance(one, ast.Expr)}
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.JoinedStr):
             yield node.lineno, "".join(str(one.value) if isinstance(one, ast.Constant) else "1" for one in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (parts | docstrings):
@@ -65,10 +74,15 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
 
 def lists(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line, words) of every list in a module that begins with "longattn"; what is computed is ``1``, what is unpacked is left out."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.List) and node.elts and isinstance(node.elts[0], ast.Constant) and node.elts[0].value == "longattn":
             kept = [one for one in node.elts if not isinstance(one, ast.Starred)]
             yield node.lineno, [str(one.value) if isinstance(one, ast.Constant) else "1" for one in kept][1:]
+
+
+@functools.cache
+def commands_of_app() -> dict[str, Any]:
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -78,7 +92,7 @@ def parser_of(task: str) -> argparse.ArgumentParser:
 
 def problem(words: list[str], *, whole: bool) -> str:
     """Why the command line refuses a command; empty if it does not. A part of a command may lack what is required."""
-    commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = commands_of_app()
     words = words[: next((place for place, word in enumerate(words) if word in (">", "|", "&&")), len(words))]
     if not words or words[0] not in commands:
         return "" if not whole and (not words or words[0].isupper()) else f"there is no command {words[:1]}"
@@ -144,7 +158,7 @@ def test_commands_that_messages_name_are_taken() -> None:
 
 
 def test_flags_that_messages_name_exist() -> None:
-    commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = commands_of_app()
     known = {option for command in commands.values() for one in command.params for option in (*one.opts, *one.secondary_opts)} | OTHERS
     known |= {option for task in task_names() for action in parser_of(task)._actions for option in action.option_strings}
     wrong = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.mechanisms.common import registry
+from tests.warm import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in ("docs", "model_cards", "scripts") for path in sorted((ROOT / folder).rglob("*.md")))]
@@ -30,9 +30,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in ("docs", "model_cards", "s
 
 def test_made_parts_are_up_to_date(repository: Path) -> None:
     """In a separate process: transformers' HfArgumentParser changes the types in the signatures of argument classes that it has read."""
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.dev.tools.update_docs", "--check"], cwd=repository, capture_output=True, text=True, check=False
-    )  # fmt: skip
+    done = run_fresh("-m", "scripts.dev.tools.update_docs", "--check", cwd=repository)
     assert done.returncode == 0, f"type: make docs\n{done.stdout}{done.stderr}"
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +20,7 @@ from hf_longattn.engines.dispatch import OBSERVERS, PATHS, DispatchContext, Path
 from hf_longattn.errors import BackendError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+from tests.warm import run_fresh
 
 
 def paths(run: Any) -> list[str]:
@@ -191,7 +190,8 @@ def test_paths_are_logged_once() -> None:
         "[attend(x, x, x, 'window', window=32) for _ in range(3)]"
     )
     environment = {**os.environ, "HF_LONGATTN_LOG": "paths"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    done = run_fresh("-c", program, env=environment)
+    assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if "cpu-band" in line]
     assert len(lines) == 1
     assert "window: cpu-band; no dense: the band leaves keys out" in lines[0]

@@ -256,8 +256,8 @@ def generic_hint(source: Source) -> str:
     try:
         check_interface(base)
     except BackendError:
-        own = f"{base.__name__} does not take its attention from transformers' AttentionInterface"
-        return f"which has no Long classes, not even with --generic, since {own}"
+        reason = f"{base.__name__} does not take its attention from transformers' AttentionInterface"
+        return f"which has no Long classes, not even with --generic, since {reason}"
     return "which has no Long classes; --generic adds mechanisms to its plain class"
 
 
@@ -320,8 +320,8 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
         return taken - (len(wanted) - taken)
 
     base = MODEL_MAPPING_NAMES[family.base_model_type]
-    others = sorted(family.heads.keys() - {base}, key=lambda name: (not name.endswith(FIRST[0]), not name.endswith(FIRST), name))
-    ordered = [base, *others]
+    heads = sorted(family.heads.keys() - {base}, key=lambda name: (not name.endswith(FIRST[0]), not name.endswith(FIRST), name))
+    ordered = [base, *heads]
     return max(ordered, key=fit)
 
 

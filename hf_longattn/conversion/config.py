@@ -66,13 +66,13 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that differ from their defaults, JSON-serialisable, for the report: files by name, and no secrets."""
-        found = {}
+        values = {}
         for setting in fields(self):
             value = getattr(self, setting.name)
             if value != setting.default and not setting.metadata["secret"]:
                 value = value.to_dict() if hasattr(value, "to_dict") else value
-                found[setting.name] = Path(value).name if setting.metadata["type"] is Path else _plain(value)
-        return found
+                values[setting.name] = Path(value).name if setting.metadata["type"] is Path else _plain(value)
+        return values
 
 
 def _plain(value: Any) -> Any:
@@ -201,11 +201,11 @@ class ConversionConfig(Settings):
         if self.layers is not None and "layers" in (self.options or {}):
             raise OptionError("The option 'layers' was given twice; give it once.")
         if self.mechanism == AUTO:
-            given = [name for name in ("options", "layers", "long_attention") if getattr(self, name)]
-            if given or self.generic:
+            contradicting = [name for name in ("options", "layers", "long_attention") if getattr(self, name)]
+            if contradicting or self.generic:
                 raise OptionError(
-                    f"--mechanism auto chooses mechanisms and options itself, to which {given[0] if given else 'generic'} does not apply; "
-                    "leave it out, or name a mechanism."
+                    "--mechanism auto chooses mechanisms and options itself, to which "
+                    f"{contradicting[0] if contradicting else 'generic'} does not apply; leave it out, or name a mechanism."
                 )
         elif self.budget is not None or self.search_text is not None:
             raise OptionError("--budget and --search-text are for --mechanism auto; add it, or leave them out.")
@@ -213,8 +213,8 @@ class ConversionConfig(Settings):
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
 
         if self.native and (self.generic or self.remote_code):
-            other = "--generic" if self.generic else "--remote-code"
-            raise OptionError(f"--native writes a stock architecture, to which {other} does not apply; leave one of them out.")
+            flag = "--generic" if self.generic else "--remote-code"
+            raise OptionError(f"--native writes a stock architecture, to which {flag} does not apply; leave one of them out.")
 
     @classmethod
     def from_keywords(cls, config: ConversionConfig | None, values: Mapping[str, Any]) -> ConversionConfig:
@@ -225,13 +225,13 @@ class ConversionConfig(Settings):
         """
         if config is not None:
             return _alone(config, values)
-        known = {one.name for one in fields(cls)}
+        known = {entry.name for entry in fields(cls)}
         options = {name: value for name, value in values.items() if name not in known}
-        given = dict(values.get("options") or {})
-        if twice := sorted(given.keys() & options.keys()):
+        listed_options = dict(values.get("options") or {})
+        if twice := sorted(listed_options.keys() & options.keys()):
             raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
         chosen = {name: value for name, value in values.items() if name in known}
-        return cls(**{**chosen, "options": {**given, **options} or None})
+        return cls(**{**chosen, "options": {**listed_options, **options} or None})
 
     def check_early(self) -> None:
         """Refuse unknown mechanisms and options before torch is imported; :meth:`attention` checks them in full.
@@ -268,21 +268,21 @@ class ConversionConfig(Settings):
         options = {**(self.options or {}), **({} if self.layers is None else {"layers": self.layers})}
         if self.long_attention is not None:
             if self.mechanism is not None or options:
-                given = ["mechanism"] * (self.mechanism is not None) + list(options)
-                raise OptionError(f"long_attention was given together with {', '.join(given)}; put everything into long_attention.")
+                names = ["mechanism"] * (self.mechanism is not None) + list(options)
+                raise OptionError(f"long_attention was given together with {', '.join(names)}; put everything into long_attention.")
             return LongAttentionConfig.from_dict(self.long_attention)
         if original is None or self.mechanism not in (None, original.mechanism):
             return LongAttentionConfig(**options) if self.mechanism is None else LongAttentionConfig(self.mechanism, **options)
         values = LongAttentionConfig(original.mechanism, **options).to_dict()
-        layers = {index: {k: v for k, v in one.items() if k not in options} for index, one in original.layers.items()}
-        kept = {str(index): one for index, one in layers.items() if one}
-        return LongAttentionConfig.from_dict({**original.options, **values, "layers": {**kept, **values.get("layers", {})}})
+        layers = {index: {k: v for k, v in override.items() if k not in options} for index, override in original.layers.items()}
+        overrides = {str(index): override for index, override in layers.items() if override}
+        return LongAttentionConfig.from_dict({**original.options, **values, "layers": {**overrides, **values.get("layers", {})}})
 
 
 def _of_conversion(name: str) -> Any:
     """A setting that a conversion has, too."""
-    one = next(one for one in fields(ConversionConfig) if one.name == name)
-    return field(default=one.default, repr=one.repr, metadata=one.metadata)
+    entry = next(entry for entry in fields(ConversionConfig) if entry.name == name)
+    return field(default=entry.default, repr=entry.repr, metadata=entry.metadata)
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class RevertConfig(Settings):
         Raises:
             OptionError: both are given, or a keyword is not a setting.
         """
-        known = [one.name for one in fields(cls)]
+        known = [entry.name for entry in fields(cls)]
         if wrong := next((name for name in values if name not in known), None):
             raise OptionError(f"{wrong!r} is not a setting of a reversal; expected one of {', '.join(known)}.{nearest(wrong, known)}")
         return cls(**values) if config is None else _alone(config, values)
@@ -325,11 +325,11 @@ def _alone(config: S, values: Mapping[str, Any]) -> S:
 def _documented(config: type[Settings], summary: str) -> None:
     """Set the docstring of a config: every setting with its meaning, default and unit."""
     lines = []
-    for one in fields(config):
-        about = one.metadata
-        default = about["unset"] or repr(one.default)
+    for entry in fields(config):
+        about = entry.metadata
+        default = about["unset"] or repr(entry.default)
         unit = f" Unit: {about['unit']}." if about["unit"] else ""
-        lines.append(f"    {one.name}: {about['help']} Default: {default}.{unit}")
+        lines.append(f"    {entry.name}: {about['help']} Default: {default}.{unit}")
     config.__doc__ = "\n".join([summary, "", "Args:", *lines])
 
 

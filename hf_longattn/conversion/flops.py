@@ -116,16 +116,18 @@ def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     if mechanism.kept(none, none) is None:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
-    kept = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
-    return max(length if positions_kept is None else int(positions_kept.sum()) for positions_kept in kept) * shape.token_bytes
+    positions_by_length = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    return (
+        max(length if positions_kept is None else int(positions_kept.sum()) for positions_kept in positions_by_length) * shape.token_bytes
+    )
 
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     """Bytes that a further token adds on average, after any window or segment is full."""
     if mechanism.stateful or mechanism.reach(True) is not None:
         return 0
-    one, two = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
-    return (two - one) // FAR if two - one > FAR * shape.token_bytes // 1000 else 0
+    near, far = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
+    return (far - near) // FAR if far - near > FAR * shape.token_bytes // 1000 else 0
 
 
 def with_storage(mechanism: Mechanism) -> Mechanism:

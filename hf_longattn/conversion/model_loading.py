@@ -28,11 +28,11 @@ from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
     """The Auto class that gives `class_name` for this config, for example "AutoModelForQuestionAnswering"."""
-    for name, mapping in sorted(auto_classes(), key=lambda found: found[0] == "AutoModelForPreTraining"):  # it has other heads as well
+    for name, mapping in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # it has other heads as well
         if type(config) not in mapping:
             continue
-        found = mapping[type(config)]
-        if class_name in [entry.__name__ for entry in (found if isinstance(found, tuple | list) else [found])]:
+        classes = mapping[type(config)]
+        if class_name in [entry.__name__ for entry in (classes if isinstance(classes, tuple | list) else [classes])]:
             return name
     return None
 
@@ -52,8 +52,8 @@ def chosen_device(name: str | None) -> torch.device:
         OptionError: there is no such device here.
     """
     if name is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if found is None else found
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if device is None else device
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -76,14 +76,14 @@ def load_source(
     """
     import transformers
 
-    own: dict[str, Any] = {}
+    model_arguments: dict[str, Any] = {}
     if architecture.converter is not None:
-        model_class, own = architecture.converter.source_model(architecture.original_config, architecture.source_class)
+        model_class, model_arguments = architecture.converter.source_model(architecture.original_config, architecture.source_class)
     else:
         model_class = getattr(transformers, architecture.source_class)
     if architecture.family.config_class.score_cap is not None:
-        own["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
-    model, missing = _model_of(source, model_class, architecture, dtype, scratch, own)
+        model_arguments["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
+    model, missing = _model_of(source, model_class, architecture, dtype, scratch, model_arguments)
     check_complete(missing, model, source.folder, architecture.family)
     return model, missing
 
@@ -94,14 +94,19 @@ def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | 
 
 
 def _model_of(
-    source: Source, model_class: Any, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None, own: Mapping[str, Any]
+    source: Source,
+    model_class: Any,
+    architecture: Architecture,
+    dtype: torch.dtype | None,
+    scratch: Path | None,
+    model_arguments: Mapping[str, Any],
 ) -> tuple[nn.Module, set[str]]:
-    """`own`: further arguments of ``from_pretrained``."""
+    """`model_arguments`: further arguments of ``from_pretrained``."""
     if scratch is None:
-        model, missing = _load(partial(source.load, model_class), source.folder, dtype, **own)
+        model, missing = _load(partial(source.load, model_class), source.folder, dtype, **model_arguments)
         return source.finish(model), missing
     config = architecture.source_config if architecture.original_config is None else architecture.original_config
-    arguments = {"config": config, "state_dict": {}, **own}  # transformers must not look for the weights itself
+    arguments = {"config": config, "state_dict": {}, **model_arguments}  # transformers must not look for the weights itself
     return _load_from_files(model_class, None, source.folder, dtype, source.tensors, scratch, **arguments)
 
 
@@ -114,11 +119,11 @@ def check_complete(missing: set[str], model: nn.Module, folder: str | Path, fami
         CheckpointError: there are others.
     """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    own = missing if getattr(model, "base_model", model) is model else {name for name in missing if name.startswith(prefix)}
+    missing_in_base = missing if getattr(model, "base_model", model) is model else {name for name in missing if name.startswith(prefix)}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    tables = {name: None if family is None else family.table(name) for name in own}
+    tables = {name: None if family is None else family.table(name) for name in missing_in_base}
     computed = {name for name, table in tables.items() if table is not None and not table.learned}
-    lost = sorted(name for name in own - tied - computed if "pooler" not in name)
+    lost = sorted(name for name in missing_in_base - tied - computed if "pooler" not in name)
     if lost:
         raise CheckpointError(
             f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {str(folder)!r}, the first is {lost[0]!r};"
@@ -199,10 +204,10 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
     """
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
-    found = {name for name in missing if name.startswith(pooler)}
-    if found:
+    pooler_names = {name for name in missing if name.startswith(pooler)}
+    if pooler_names:
         base.pooler = None
-    return missing - found if base is model else missing
+    return missing - pooler_names if base is model else missing
 
 
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
@@ -420,11 +425,11 @@ class Running:
         if not self.from_files:
             yield None
             return
-        with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as made:
-            yield Path(made)
+        with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as weights_folder:
+            yield Path(weights_folder)
 
 
-def choose_running(parameters: int, largest: int, *, whole: bool = False) -> Running:
+def choose_running(parameters: int, largest: int, *, in_memory: bool = False) -> Running:
     """From their files, unless a model takes at most `IN_MEMORY` bytes and half of the free memory; not at all if the largest tensor
     does not fit into memory twice, with activations and outputs.
 
@@ -434,7 +439,7 @@ def choose_running(parameters: int, largest: int, *, whole: bool = False) -> Run
     """
     size, tensor, available = 4 * parameters, 4 * largest, available_memory()
     loaded = size * LOADING
-    if whole or (size <= IN_MEMORY and loaded <= SHARE * available):
+    if in_memory or (size <= IN_MEMORY and loaded <= SHARE * available):
         why = f"a model takes {_size(loaded)} in fp32 and {_size(available)} are free" if loaded > available else ""
         return Running(size, tensor, False, why)
     needed = 2 * tensor + WORK

@@ -139,9 +139,9 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     mechanisms = layer_mechanisms(attention, shape, length.new)
     warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal)
     if decoder is not None:
-        own = config.decoder_attention
-        layers = layer_mechanisms(own, ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4), decoder.new)
-        warnings += position_warnings(planned.rule, own, layers, decoder, causal=True, decoder=True)
+        decoder_attention = config.decoder_attention
+        layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4), decoder.new)
+        warnings += position_warnings(planned.rule, decoder_attention, layers, decoder, causal=True, decoder=True)
     costs = tuple(cost_at(tokens, shape, mechanisms) for tokens in lengths_up_to(length.old, length.new))
     return ConversionPlan(
         source=opened,
@@ -323,9 +323,9 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
         PositionError: it has other relative positions.
         OptionError: a mechanism has no scores to add it to.
     """
-    others = [choice for choice in relative_choices(attention) if choice != ALIBI]
-    if others:
-        raise PositionError(f"positions='alibi' contradicts relative={others[0]!r}; give positions='none' to keep the latter alone.")
+    choices = [choice for choice in relative_choices(attention) if choice != ALIBI]
+    if choices:
+        raise PositionError(f"positions='alibi' contradicts relative={choices[0]!r}; give positions='none' to keep the latter alone.")
     values = attention.to_dict()
     layers = values.pop("layers", {})
     turns, overrides = layers.pop(IN_TURN, None), layers

@@ -210,7 +210,7 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, len
         return plan(positions, old, mechanisms)
     plans: dict[str, RopePlan] = {}
     for kind, parameters in old.items():
-        layers = [mechanism for mechanism, own in zip(mechanisms, config.layer_types, strict=True) if own == kind]
+        layers = [mechanism for mechanism, layer_kind in zip(mechanisms, config.layer_types, strict=True) if layer_kind == kind]
         planned = plan(positions, parameters, layers)
         reach = _reach(layers)
         near = reach is not None and reach <= length.old

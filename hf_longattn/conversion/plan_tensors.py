@@ -80,7 +80,7 @@ def plan_tensors(
     state = skeleton.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     floating = {name: tensor.is_floating_point() for name, tensor in state.items()}
-    own = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
+    attached_prefixes = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
     planned: list[TensorPlan] = []
     sources: dict[str, RenamedTensor] = {}
     keys = {tensor.header.name: None if tensor.target is None else model_key(tensor.target, expected, skeleton) for tensor in renamed}
@@ -115,7 +115,7 @@ def plan_tensors(
         if key is not None:
             sources[key] = tensor
     for name, shape in expected.items():
-        if name not in sources and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
+        if name not in sources and name.startswith(attached_prefixes) and name not in skeleton.all_tied_weights_keys:
             dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
             planned.append(_added(name, shape, dtype, skeleton, sources, cast))
     return planned

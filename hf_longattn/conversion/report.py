@@ -117,9 +117,9 @@ def seconds(clock: dict[str, float]) -> dict[str, float]:
     return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 
 
-def versions(*others: str) -> dict[str, str]:
-    """Versions of what made and checked a result: this package, Python, and the installed libraries, with ``others`` added."""
+def versions(*further: str) -> dict[str, str]:
+    """Versions of what made and checked a result: this package, Python, and the installed libraries, with ``further`` added."""
     from .. import __version__
 
-    libraries = {name: version(name) for name in ("transformers", "torch", "safetensors", *others)}
+    libraries = {name: version(name) for name in ("transformers", "torch", "safetensors", *further)}
     return {"hf_longattn": __version__, **libraries, "python": platform.python_version()}

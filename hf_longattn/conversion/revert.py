@@ -446,8 +446,8 @@ def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scrat
     of_plain = outputs(plain.base_model if headless else plain, ids, decoder_tokens=length)
     checks = [_compared(name, "the long model with full attention", expected, of_plain, ids, plan.changed)]
     if source is not None:
-        other = "the long model with full attention and the rotary positions that it was converted from"
-        checks.append(_compared("equal to the model that was converted, with these weights", other, as_source, of_plain, ids, ""))
+        reference = "the long model with full attention and the rotary positions that it was converted from"
+        checks.append(_compared("equal to the model that was converted, with these weights", reference, as_source, of_plain, ids, ""))
     return checks
 
 
@@ -477,11 +477,11 @@ def _as_before(plan: RevertPlan) -> Any:
     return config
 
 
-def _compared(name: str, other: str, expected: dict[str, Tensor], measured: dict[str, Tensor], ids: Tensor, changed: str) -> Check:
+def _compared(name: str, reference: str, expected: dict[str, Tensor], measured: dict[str, Tensor], ids: Tensor, changed: str) -> Check:
     """changed: why the outputs differ; empty if they must be equal."""
     largest, relative = difference({output: expected[output] for output in expected if output in measured}, measured)
     length = ids.shape[1]
-    detail = f"outputs at {length} tokens: largest difference from {other} {largest:.1e}"
+    detail = f"outputs at {length} tokens: largest difference from {reference} {largest:.1e}"
     check = equality(name, detail, relative, {"length": length, "tokens": ids.numel(), "max_abs_difference": largest})
     if changed and check.status == FAILED:
         return Check(name, MEASURED, f"{detail}, since {changed}", check.values)

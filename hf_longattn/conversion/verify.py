@@ -72,7 +72,7 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 def _running(plan: ConversionPlan) -> Running:
     """How the models are run; gradients need them whole in memory."""
     gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None
-    return choose_running(plan.parameters, plan.largest_tensor, whole=gradients)
+    return choose_running(plan.parameters, plan.largest_tensor, in_memory=gradients)
 
 
 def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
@@ -158,11 +158,11 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
     return [Check("tensors", FAILED if failed else PASSED, detail, {**counts, "wrong": wrong[:20], "not_finite": sorted(infinite)[:20]})]
 
 
-def _say_infinite(found: dict[str, bool], plan: ResultPlan) -> str:
-    """`found`: names of tensors with NaN or infinity -> whether the source's are finite."""
-    names = sorted(found)
+def _say_infinite(source_is_finite: dict[str, bool], plan: ResultPlan) -> str:
+    """`source_is_finite`: names of tensors with NaN or infinity -> whether the source's are finite."""
+    names = sorted(source_is_finite)
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    if all(found.values()):
+    if all(source_is_finite.values()):
         return f"{len(names)} tensors are too large for {str(plan.config.dtype).removeprefix('torch.')} and became infinite: {listed}"
     return (
         f"{len(names)} tensors of the source hold NaN or infinite numbers: {listed}; so no output can be compared"
@@ -210,8 +210,8 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]
     # The old rows are checked without the rule that made the new ones.
     old = read_tensor(tensor.header)
     old = (old if tensor.change is None else tensor.change(old)).to(tensor.dtype)
-    kept = old.shape[0] if keeps_old_rows(plan.positions) else tensor.offset + 1
-    return [] if _same_bytes(written[:kept], old[:kept]) else [f"{tensor.name} lost its first {kept} rows"]
+    rows = old.shape[0] if keeps_old_rows(plan.positions) else tensor.offset + 1
+    return [] if _same_bytes(written[:rows], old[:rows]) else [f"{tensor.name} lost its first {rows} rows"]
 
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
@@ -249,9 +249,9 @@ def check_loss(
     if plan.architecture.converter is not None and plan.new_length < 2 * plan.old_length:
         return []  # the outputs are compared, and no longer length is new
     chunk = _chunk(plan, lengths)
-    whole = min(lengths.new, text.real_tokens()) // chunk * chunk
+    available = min(lengths.new, text.real_tokens()) // chunk * chunk
     logits = LOGITS_BYTES if scratch is None else LOGITS_FROM_FILES
-    count = _affordable(plan, whole, chunk, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED, logits)
+    count = _affordable(plan, available, chunk, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED, logits)
     reason = _why_not(plan, text, count, chunk, lengths)
     if reason:
         return [Check(LOSS, SKIPPED, reason)]
@@ -276,7 +276,9 @@ def check_loss(
     ]
     listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
     shortened = (
-        f" (of {whole}: a large model, shortened{'' if given_text else '; --verify-text FILE allows more'})" if count < whole else ""
+        f" (of {available}: a large model, shortened{'' if given_text else '; --verify-text FILE allows more'})"
+        if count < available
+        else ""
     )
     change = LossChange.of(with_context(old, chunk, causal=causal), new)
     verdict = "" if change is None else f"; in all {change}: the result is {'worse' if change.worse else 'not worse'}"

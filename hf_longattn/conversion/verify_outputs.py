@@ -74,8 +74,8 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
         return _covers(layers[number], length, plan.shape.causal) and (width is None or length <= width)
 
     def covered(length: int) -> bool:
-        own = all(same(number, width, length) for number, width in enumerate(windows))
-        return own and all(_covers(layer, length, True) for layer in decoder)
+        encoder_covers = all(same(number, width, length) for number, width in enumerate(windows))
+        return encoder_covers and all(_covers(layer, length, True) for layer in decoder)
 
     old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
     skeleton: Any = plan.architecture.skeleton(plan.config) if from_files else None
@@ -361,12 +361,12 @@ def compare_with_original(
     part = _part(model, headless)
     checks = []
     for probe, of_source in zip(probes, expected, strict=True):
-        found = probe_outputs(part, {**probe.inputs, **probe.result_inputs})
-        checks.append(_check_probe(plan, probe, of_source, found, length, headless))
+        outputs = probe_outputs(part, {**probe.inputs, **probe.result_inputs})
+        checks.append(_check_probe(plan, probe, of_source, outputs, length, headless))
     if why_not:
         return [*checks, Check(GRADIENTS, SKIPPED, why_not)], model
-    found = gradients(part, {**step.inputs, **step.result_inputs}, step)
-    return [*checks, check_gradients(plan, converter, wanted, found)], model
+    result_gradients = gradients(part, {**step.inputs, **step.result_inputs}, step)
+    return [*checks, check_gradients(plan, converter, wanted, result_gradients)], model
 
 
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -404,11 +404,11 @@ def _check_probe(
         return Check(name, FAILED, "source and result have no output in common")
     worst = max(relative, key=lambda output: relative[output] if relative[output] == relative[output] else float("inf"))  # NaN is the worst
     layers = sum("hidden_states[" in output for output in absolute)
-    others = [output for output in absolute if "hidden_states[" not in output]
+    names = [output for output in absolute if "hidden_states[" not in output]
     values = {"length": length, "tokens": int(probe.real.sum()), "max_abs_difference": max(absolute.values()), "outputs": absolute}
     head = " (the source has no weights for its head)" if headless else ""
     detail = (
-        f"{', '.join([*others, f'{layers} hidden states'])}{head} of two texts of up to {length} tokens, {probe.name}: "
+        f"{', '.join([*names, f'{layers} hidden states'])}{head} of two texts of up to {length} tokens, {probe.name}: "
         f"largest difference from transformers' {plan.source.config['model_type']} {absolute[worst]:.1e} ({worst})"
     )
     same = plan.attention == plan.architecture.original_attention()

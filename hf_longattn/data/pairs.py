@@ -135,10 +135,10 @@ def _others(anchor: str, pool: Sequence[str], relevant: Relevant, seed: str, cou
     """Up to ``count`` different texts that do not belong to the anchor; at least one."""
     right = set(relevant[anchor])
     drawn = random.Random(seed).sample(pool, min(len(pool), count + len(right)))
-    others = [text for text in drawn if text not in right][:count]
-    if not others:
+    wrong_texts = [text for text in drawn if text not in right][:count]
+    if not wrong_texts:
         raise _nothing_wrong(anchor)
-    return others
+    return wrong_texts
 
 
 def _nothing_wrong(anchor: str) -> DataError:

@@ -146,14 +146,16 @@ def _distance_tables(diagnosis: Diagnosis) -> list[HeatTable]:
 def _layer_table(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> HeatTable:
     """Layers × the candidates of the front, under their numbers in the table of all mechanisms."""
     front = diagnosis.front()
-    kept = diagnosis.judged.captured().nanmean(1)[:, front].tolist()
+    shares_kept = diagnosis.judged.captured().nanmean(1)[:, front].tolist()
     titles = [
         [f"layer {layer}: {diagnosis.candidates[number]} keeps {percent(share)}" for number, share in zip(front, shares, strict=True)]
-        for layer, shares in enumerate(kept)
+        for layer, shares in enumerate(shares_kept)
     ]
-    texts = [[f"{100 * share:.0f}" for share in shares] for shares in kept]
+    texts = [[f"{100 * share:.0f}" for share in shares] for shares in shares_kept]
     names = [str(rows[number].place) for number in front]
-    return HeatTable("", "Percent kept in each layer, by number", "percent kept in each layer, by number", names, kept, texts, titles)
+    return HeatTable(
+        "", "Percent kept in each layer, by number", "percent kept in each layer, by number", names, shares_kept, texts, titles
+    )
 
 
 def _values(diagnosis: LengthDiagnosis, name: str) -> Tensor:

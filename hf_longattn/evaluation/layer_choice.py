@@ -54,9 +54,9 @@ def choose_layers(divergences: Divergences, layers: Sequence[int], count: int) -
     known: dict[frozenset[int], float] = {}
 
     def measured(sets: Sequence[frozenset[int]]) -> list[float]:
-        new = [kept for kept in dict.fromkeys(sets) if kept not in known]
+        new = [layer_set for layer_set in dict.fromkeys(sets) if layer_set not in known]
         known.update(zip(new, divergences(new) if new else [], strict=True))
-        return [known[kept] for kept in sets]
+        return [known[layer_set] for layer_set in sets]
 
     nothing, *restored = measured([frozenset(), *(frozenset({layer}) for layer in layers)])
     if nothing < NEGLIGIBLE:
@@ -79,9 +79,9 @@ def choose_layers(divergences: Divergences, layers: Sequence[int], count: int) -
     return KeptLayers(tuple(sorted(choices[best])), importance, by_choice[best], nothing, compared)
 
 
-def layers_keep(kept: Sequence[int]) -> str:
+def layers_keep(layers: Sequence[int]) -> str:
     """The beginning of a sentence, subject and verb: "Layers 0, 3 keep"."""
-    return f"Layer {kept[0]} keeps" if len(kept) == 1 else f"Layers {', '.join(map(str, sorted(kept)))} keep"
+    return f"Layer {layers[0]} keeps" if len(layers) == 1 else f"Layers {', '.join(map(str, sorted(layers)))} keep"
 
 
 def number_of_layers(number: float, layers: int, option: str) -> int:

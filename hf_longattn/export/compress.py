@@ -255,5 +255,5 @@ def compress_checkpoint(
 
 @torch.no_grad()
 def _difference(model: Any, expected: Any, ids: Tensor) -> float:
-    ours, theirs = first_output(model, ids).float(), first_output(expected, ids).float()
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    outputs, expected_outputs = first_output(model, ids).float(), first_output(expected, ids).float()
+    return float((outputs - expected_outputs).abs().max() / expected_outputs.abs().max())

@@ -114,10 +114,10 @@ def _rotary_refusal(config: Any) -> str | None:
     rope = _rope(config)
     kind = rope.get("rope_type", "default")
     allowed = {"default", "linear"} if config.model_type == "gemma3_text" else {"default", "linear", "yarn"}
-    other = sorted(name for name, value in rope.items() if name not in SIMPLE and value is not None)
-    if kind not in allowed or other:
-        said = f"{other[0]}={rope[other[0]]}" if other else f"rope_type={kind!r}"
-        how = " (convert with --positions rope:linear)" if kind == "yarn" and not other else ""
+    unsupported = sorted(name for name, value in rope.items() if name not in SIMPLE and value is not None)
+    if kind not in allowed or unsupported:
+        said = f"{unsupported[0]}={rope[unsupported[0]]}" if unsupported else f"rope_type={kind!r}"
+        how = " (convert with --positions rope:linear)" if kind == "yarn" and not unsupported else ""
         return f"The rotary positions have {said}, which this GGUF writer does not know; expected {' or '.join(sorted(allowed))}{how}."
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         return f"Rotary positions turn {rope['partial_rotary_factor']:.0%} of layer 0's heads, which this GGUF writer does not know."

@@ -78,8 +78,8 @@ def torch_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         past = [value for name, value in inputs.items() if name.startswith(PAST)]
-        others = {name: value for name, value in inputs.items() if not name.startswith(PAST)}
-        returned = program(**others, **({"past": past} if past else {}))
+        plain_inputs = {name: value for name, value in inputs.items() if not name.startswith(PAST)}
+        returned = program(**plain_inputs, **({"past": past} if past else {}))
         return returned if isinstance(returned, dict) else dict(zip(outputs, returned, strict=True))
 
     return run

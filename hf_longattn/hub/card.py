@@ -137,7 +137,9 @@ def model_card(
         **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
         global_tokens=_global_tokens(folder, config),
-        checks=[{**one, **{key: in_one_line(one[key]) for key in ("name", "status", "detail")}} for one in report.get("checks") or []],
+        checks=[
+            {**check, **{key: in_one_line(check[key]) for key in ("name", "status", "detail")}} for check in report.get("checks") or []
+        ],
         verified=report.get("verified", True),
         tolerance=report.get("tolerance") or 1e-4,
         verified_on=in_one_line(report.get("text") or ""),

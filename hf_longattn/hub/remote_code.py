@@ -252,7 +252,7 @@ def closure(seeds: Iterable[Module]) -> dict[str, Module]:
         if module.name not in modules:
             modules[module.name] = module
             named = {imported.module for _, imports in module.imports for imported in imports}
-            waiting += [other for name in named if (other := package_module(name)) is not None]
+            waiting += [imported for name in named if (imported := package_module(name)) is not None]
     return dict(sorted(modules.items()))
 
 
@@ -264,16 +264,16 @@ def flat_name(name: str) -> str:
 
 def _resolved(base: list[str], alias: ast.alias, where: str) -> Import:
     """What ``from base import alias`` imports; public names of the package are traced to their module."""
-    whole = ".".join([*base, alias.name])
+    dotted = ".".join([*base, alias.name])
     if base == [PACKAGE] and alias.name not in ("families", "mechanisms"):
         from .. import PUBLIC_NAMES
 
         if home := next((module for module, names in PUBLIC_NAMES.items() if alias.name in names), None):
             return Import(f"{PACKAGE}.{home}", alias.name, alias.asname)
-    if package_module(whole) is not None:
-        return Import(whole, None, alias.asname or alias.name)
+    if package_module(dotted) is not None:
+        return Import(dotted, None, alias.asname or alias.name)
     if base == [PACKAGE] or package_module(".".join(base)) is None:
-        raise RemoteCodeError(f"{where} imports {whole!r}, which is in no module that can be bundled.")
+        raise RemoteCodeError(f"{where} imports {dotted!r}, which is in no module that can be bundled.")
     return Import(".".join(base), alias.name, alias.asname)
 
 
@@ -357,9 +357,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _origin(own: list[Module], custom: list[Module], user_code: bool) -> str:
+def _origin(package_modules: list[Module], custom: list[Module], user_code: bool) -> str:
     """The origin for the headers; modified and custom code is refused without ``user_code``."""
-    known = provenance(module.path for module in own)
+    known = provenance(module.path for module in package_modules)
     changed = [os.path.relpath(path) for path in known.modified] if known is not None else []
     if not user_code and (custom or changed or known is None):
         if custom:

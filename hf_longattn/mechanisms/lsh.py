@@ -280,8 +280,8 @@ def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: 
 
     def place(buckets: Tensor, positions: Tensor) -> Tensor:
         """The number of real keys before (bucket, position)."""
-        mine, theirs = buckets[..., :, None], key_buckets[..., None, :]
-        before = (theirs < mine) | ((theirs == mine) & (position < positions[:, None]))
+        row_buckets, column_buckets = buckets[..., :, None], key_buckets[..., None, :]
+        before = (column_buckets < row_buckets) | ((column_buckets == row_buckets) & (position < positions[:, None]))
         return (before & real[..., None, :]).sum(-1)
 
     query_chunks = place(query_buckets, position[-q_len:]).minimum((count - 1).clamp(min=0)) // size

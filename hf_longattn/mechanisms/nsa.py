@@ -430,6 +430,8 @@ class NSA(SummarisedMechanism):
             return near + length * (-(-length // o.compress_stride) + min(length, o.num_blocks * o.block_size))
         places = torch.arange(length)
         ended = ((places + 1 - o.compress_size).div(o.compress_stride, rounding_mode="floor") + 1).clamp(min=0)
-        others = (places // o.block_size).clamp(max=o.num_blocks - 1) * o.block_size
-        selected = full_pairs(length, True) if length <= o.num_blocks * o.block_size else int((others + places % o.block_size + 1).sum())
+        block_starts = (places // o.block_size).clamp(max=o.num_blocks - 1) * o.block_size
+        selected = (
+            full_pairs(length, True) if length <= o.num_blocks * o.block_size else int((block_starts + places % o.block_size + 1).sum())
+        )
         return near + int(ended.sum()) + selected

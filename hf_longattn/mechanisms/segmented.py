@@ -178,8 +178,8 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         if self._by_attention:
             spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * call.scale_for(q.shape[-1]), members)
         inside = (kv_idx // size == query_block) & visible_to_all(q, k, call)
-        others = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
-        return pooled_weights(q, k, spread, members, inside, others, call)
+        other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
+        return pooled_weights(q, k, spread, members, inside, other_blocks, call)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         if self.summarises:
@@ -219,8 +219,8 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
         yield from prefixes(rows, summaries, [row // per_block for row in range(len(rows))])
         return
     row_block = torch.arange(len(rows), device=blocks.device)[:, None] // per_block
-    others = torch.arange(count - 1, device=blocks.device)
-    yield GatherTile(rows[None, None], (length + others + (others >= row_block))[None, None])
+    other_blocks = torch.arange(count - 1, device=blocks.device)
+    yield GatherTile(rows[None, None], (length + other_blocks + (other_blocks >= row_block))[None, None])
 
 
 def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:

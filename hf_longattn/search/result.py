@@ -151,8 +151,8 @@ class SearchResult:
         ]
         for number, row in enumerate(self.rows):
             score = f"{row.scores[row.chosen]:.4f}" if row.chosen in row.scores else ""
-            kept = f", gains {self.importance[number]:.4f} nats" if self.importance else ""
-            lines.append(f"| {number} | {row.chosen} | {score}{kept} | {readable_seconds(self.costs[row.chosen][0])} |")
+            gain = f", gains {self.importance[number]:.4f} nats" if self.importance else ""
+            lines.append(f"| {number} | {row.chosen} | {score}{gain} | {readable_seconds(self.costs[row.chosen][0])} |")
         if self.compared:
             lines += ["", "| full layers | KL divergence (nats) |", "|---|---|"]
             lines += [f"| {name} | {value:.4f} |" for name, value in self.compared.items()]

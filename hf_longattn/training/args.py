@@ -55,6 +55,8 @@ class ModelArguments(CheckedArguments):
     """
 
     _argument_group_name: ClassVar[str] = "model arguments"
+    names_mechanism: ClassVar[bool] = False
+    """Whether ``mechanism`` and ``option`` choose a mechanism, so that typing errors in them are refused before torch is imported."""
 
     model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
     dtype: str = argument("float32", "Type of the saved weights: float32, float16 or bfloat16.")

@@ -136,8 +136,8 @@ def damage(checkpoint: Path) -> str | None:
     missing = [name for name in (f"rng_state_{rank}.pth" for rank in range(processes)) if not (checkpoint / name).exists()]
     if processes > 1 and missing:
         return f"has no {missing[0]}"
-    others = [path.name for pattern in ("rng_state*.pth", "*.safetensors") for path in sorted(checkpoint.glob(pattern))]
-    for name in dict.fromkeys([*weights, "optimizer.pt", "scheduler.pt", *others]):
+    other_files = [path.name for pattern in ("rng_state*.pth", "*.safetensors") for path in sorted(checkpoint.glob(pattern))]
+    for name in dict.fromkeys([*weights, "optimizer.pt", "scheduler.pt", *other_files]):
         path = checkpoint / name
         if not path.is_file():
             return f"has no {name}"

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from hf_longattn.catalogue import check_early
+from hf_longattn.choice_text import read_choice
 from hf_longattn.declarations import ForeignClass, UndeclaredError, class_fields
 from hf_longattn.errors import OptionError, UsageError, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
@@ -102,8 +104,10 @@ class TaskParser(HfArgumentParser):
         if flag is not None:
             choices = [flag for action in self._actions for flag in action.option_strings]
             tasks = tasks_with(flag)
-            others = f" {tasks};" if tasks else ""
-            raise UsageError(f"there is no option {flag};{others} {self.prog} {HELP_ALL} lists all.{nearest(flag, [*choices, *elsewhere])}")
+            tasks_text = f" {tasks};" if tasks else ""
+            raise UsageError(
+                f"there is no option {flag};{tasks_text} {self.prog} {HELP_ALL} lists all.{nearest(flag, [*choices, *elsewhere])}"
+            )
 
 
 def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None = None) -> TaskParser:
@@ -155,13 +159,13 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
     """Let the help list what a run usually needs, the task's own options first, a line each."""
     groups: dict[str, list[argparse.Action]] = {OWN: [], COMMON: [], TRAINING: []}
     for kind in (kinds[2], *kinds[:2]):
-        own, order = _own_fields(kind), _declared_order(kind)
+        own_fields, order = _own_fields(kind), _declared_order(kind)
         actions = [action for action in parser._actions if action.dest in order and action.dest in {field.name for field in fields(kind)}]
         for action in sorted(actions, key=lambda action: order.index(action.dest)):
             is_off_switch = action.option_strings[0].startswith("--no_")
             if action.help == argparse.SUPPRESS or (action.default is True and action.nargs == "?" and not is_off_switch):
                 continue  # what is on by default is listed by the option that turns it off
-            if action.dest in own:
+            if action.dest in own_fields:
                 groups[OWN].append(action)
             elif kind is not kinds[2]:
                 groups[COMMON].append(action)
@@ -176,11 +180,11 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
 
 def _own_fields(kind: type[Any]) -> set[str]:
     """The fields that a task's classes declare, and none of the classes that tasks share: transformers', and those next to this module."""
-    own: set[str] = set()
+    names: set[str] = set()
     shared = set(_library_fields(kind))
     for base in kind.__mro__:
-        (shared if base.__module__.rpartition(".")[0] == __package__ else own).update(inspect.get_annotations(base))
-    return own - shared
+        (shared if base.__module__.rpartition(".")[0] == __package__ else names).update(inspect.get_annotations(base))
+    return names - shared
 
 
 def _declared_order(kind: type[Any]) -> list[str]:
@@ -206,13 +210,14 @@ def _arguments(task: str) -> tuple[type[Any], ...]:
 
 
 def answer_early(task: str, arguments: list[str], description: str, prog: str) -> None:
-    """Show the short help and exit, or refuse an option that does not exist or has a wrong value, before the task is imported.
+    """Show the short help and exit, or refuse an unknown option or mechanism or a value of the wrong kind, before the task is imported.
 
     What cannot be said without importing it is left to :func:`parse_arguments`.
 
     Raises:
         SystemExit: the help was shown.
         UsageError: an unknown option, or a value of the wrong kind.
+        UnknownMechanismError, OptionError: an unknown mechanism, or one of its options.
     """
     try:
         kinds = declared_arguments(task)
@@ -223,10 +228,13 @@ def answer_early(task: str, arguments: list[str], description: str, prog: str) -
         return
     parser = task_parser(kinds, description, prog)
     _shorten_help(parser, kinds)
-    _, unknown = parser.parse_known_args(arguments)
+    values, unknown = parser.parse_known_args(arguments)
     flags = [f"--{off}{name}" for name in library_fields for off in ("", "no_")]
     later = [*flags, *(flag[:2] + flag[2:].replace("_", "-") for flag in flags)]
     parser.check_flags([word for word in unknown if word.startswith("--") and word != "--"], later)
+    if getattr(kinds[0], "names_mechanism", False) and values.mechanism:
+        choice = read_choice(values.mechanism, values.option)
+        check_early(choice.pop("mechanism"), choice)
 
 
 def _library_fields(kind: type[Any]) -> list[str]:

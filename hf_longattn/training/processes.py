@@ -84,13 +84,13 @@ class Heartbeat:
             self._write("saving" if is_saving else "saved")
 
     def _run(self) -> None:
-        others = [rank for rank in range(self.count) if rank != self.rank]
-        seen = dict.fromkeys(others, ("", time.monotonic()))
+        other_ranks = [rank for rank in range(self.count) if rank != self.rank]
+        seen = dict.fromkeys(other_ranks, ("", time.monotonic()))
         try:
             for number in itertools.count():
                 with self.writing:
                     self._write(f"saving {number}" if self.is_saving else str(number))
-                for rank in others:
+                for rank in other_ranks:
                     word, now = self._read(rank), time.monotonic()
                     if word != seen[rank][0]:
                         seen[rank] = (word, now)

@@ -64,7 +64,8 @@ FLAGS: list[Any] = [
 
 def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
     """Whether it takes less than seconds: exports and compressions do not, nor does memory, which is measured in separate processes."""
-    return path not in (("export",), ("compress",)) and not {"memory", "onnx"} & {*path, parameter.name}
+    exports = path in (("export",), ("compress",)) or (path[0] == "bench" and parameter.name == "onnx")
+    return not exports and "memory" not in (*path, parameter.name)
 
 
 @pytest.fixture(scope="module")

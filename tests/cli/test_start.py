@@ -46,13 +46,16 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
         ("convert . long --mechanism window --option window=0", 1),
         ("train mlm --help", 0),
         ("train mlm --modl x", 2),
+        ("train linearise --mechanism window --option windw=4", 1),
+        ("--version", 0),
     ],
 )
 def test_nothing_slow_is_imported_before_it_is_needed(line: str, code: int, repository: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = run_fresh(list_slow_imports, *line.split(), cwd=tmp_path, env=environment, level="interpreter")
     assert done.returncode == code, done.stderr[-500:]
-    parser = ["transformers"] if line.startswith("train mlm") else []  # for its HfArgumentParser, which does not import torch
+    of_a_task = line.startswith(("train mlm", "train linearise"))
+    parser = ["transformers"] if of_a_task else []  # for its HfArgumentParser, which does not import torch
     assert done.stderr.splitlines()[-1] == f"imported: {parser}"
 
 

@@ -188,7 +188,7 @@ def test_how_models_are_run(
     free: float, parameters: float, largest: float, whole: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_loading, "available_memory", lambda: int(free))
-    found = choose_running(int(parameters), int(largest), whole=whole)
+    found = choose_running(int(parameters), int(largest), in_memory=whole)
     assert ("not" if found.why_not else "files" if found.from_files else "memory") == expected
     assert found.check().status == ("skipped" if found.why_not else "measured")
 

@@ -19,9 +19,10 @@ def cuda_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unfused_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """flex_attention runs uncompiled, which the CPU can do forward and backward."""
+    """flex_attention runs uncompiled, which the CPU can do forward and backward; it is not traced for every new shape either."""
 
     def attention(kind: object, *tensors: Any, **settings: Any) -> Any:
         return flex_attention(*tensors, **settings)
 
     monkeypatch.setattr(flex, "fused_flex", attention)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)

@@ -27,6 +27,7 @@ from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, pa
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.grids import grid
 from tests.reference.small_models import long_model, tokens
 
 
@@ -170,9 +171,13 @@ def inputs(length: int) -> list[Tensor]:
     return list(torch.randn(3, 2, 2, length, 16, generator=torch.Generator().manual_seed(length)))
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("globals_", [False, True])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backend", "globals_", "padded"),
+    grid(
+        itertools.product(["aot_eager", "inductor"], [False, True], [False, True]),
+        lambda backend, globals_, padded: backend == "aot_eager" and globals_ == padded,
+    ),
+)
 def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool, padded: bool) -> None:
     """Also with global tokens, whose number depends on the data, which a graph cannot hold: it lists their blocks."""
     torch._dynamo.reset()

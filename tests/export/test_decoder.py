@@ -115,7 +115,7 @@ def test_llama_with_windows_generates_in_constant_memory(tmp_path: Path) -> None
 
 def test_positions_count_from_0_where_the_model_itself_starts_later(tmp_path: Path) -> None:
     """RoBERTa's first position is that after the padding token's."""
-    decoder = {"is_decoder": True, "pad_token_id": 3, "max_position_embeddings": LENGTH, "num_hidden_layers": 2}
+    decoder = {"is_decoder": True, "pad_token_id": 3, "max_position_embeddings": LENGTH, "num_hidden_layers": 1}
     long_model("roberta", "RobertaForCausalLM", WINDOW, **decoder).save_pretrained(tmp_path / "long")
     reader = check(tmp_path / "long", tmp_path / "graph")
     assert "position_ids" in reader.report["inputs"]
@@ -135,9 +135,9 @@ def test_the_command_says_how_many_tensors_the_state_has(tmp_path: Path, capsys:
 
 
 def test_gpt2_with_linear_attention_generates_from_a_state(tmp_path: Path) -> None:
-    reader = check(saved(tmp_path / "long", "gpt2", LINEAR), tmp_path / "graph")
+    reader = check(saved(tmp_path / "long", "gpt2", LINEAR, num_hidden_layers=1), tmp_path / "graph")
     assert reader.report["decoding"]["mask_columns"] == 0
-    assert [one["input"] for one in reader.tensors] == [f"past_key_values.{layer}.{name}" for layer in range(2) for name in ("kv", "z")]
+    assert [one["input"] for one in reader.tensors] == ["past_key_values.0.kv", "past_key_values.0.z"]
 
 
 @pytest.mark.slow

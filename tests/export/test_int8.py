@@ -106,6 +106,7 @@ def test_the_copy_lies_beside_the_graph_and_the_audit_tolerates_it(tmp_path: Pat
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_if_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(int8, "OPERATORS", ("Conv",))

@@ -55,7 +55,8 @@ def scattered() -> Iterator[None]:
 
 
 def model(base: str) -> Any:
-    return long_like(plain_model(base, HEAD[base]), base, {"mechanism": NAME, "layers": {1: {"mechanism": "window", "window": 9}}})
+    attention = {"mechanism": NAME, "layers": {1: {"mechanism": "window", "window": 9}}}
+    return long_like(plain_model(base, HEAD[base], num_hidden_layers=2), base, attention, num_hidden_layers=2)
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])

@@ -98,25 +98,18 @@ def test_positions_where_padding_takes_none(pad: int, filled: int, left: bool) -
 
 
 @pytest.mark.parametrize("base", FAMILIES)
-def test_bf16_is_the_checkpoint_loaded_in_bf16(base: str, tmp_path: Path) -> None:
-    model = long_model(base, None, WINDOW)
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
-    expected = run(loaded, base, input_ids=tokens(2, 40))
-    fast = type(model).from_pretrained(tmp_path).optimize_for_inference("bf16", pack=False)
+def test_bf16_is_the_checkpoint_loaded_in_bf16_and_is_saved_as_that(base: str, tmp_path: Path) -> None:
+    long_model(base, None, WINDOW).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    fast = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).optimize_for_inference("bf16", pack=False)
     assert any(isinstance(module, PackedLinear) for module in fast.modules())
-    assert torch.equal(run(fast, base, input_ids=tokens(2, 40)), expected)
-
-
-@pytest.mark.parametrize("base", FAMILIES)
-def test_a_model_saved_after_bf16_has_the_files_of_one_loaded_in_bf16(base: str, tmp_path: Path) -> None:
-    long_model(base, None, WINDOW).save_pretrained(tmp_path / "fp32")
-    for folder, optimised in (("loaded", False), ("optimised", True)):
-        model = AutoModel.from_pretrained(tmp_path / "fp32", dtype=torch.float32 if optimised else torch.bfloat16)
-        if optimised:
-            model.optimize_for_inference("bf16", pack=False)
-        model.save_pretrained(tmp_path / folder)
-    saved, expected = (load_file(tmp_path / folder / "model.safetensors") for folder in ("optimised", "loaded"))
+    inputs = {"input_ids": tokens(2, 40)}
+    assert torch.equal(run(fast, base, **inputs), run(loaded, base, **inputs))
+    files = []
+    for name, model in (("loaded", loaded), ("optimised", fast)):
+        model.save_pretrained(tmp_path / name)
+        files.append(load_file(tmp_path / name / "model.safetensors"))
+    expected, saved = files
     assert saved.keys() == expected.keys()
     for name, values in expected.items():
         assert torch.equal(saved[name], values), name

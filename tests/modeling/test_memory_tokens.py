@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 from hf_longattn import LongBartConfig, LongBartModel, attend, build_mechanism, enable_long_attention
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
+from tests.grids import grid
 from tests.reference.small_models import (
     BASES,
     DECODERS,
@@ -193,8 +195,14 @@ def test_the_learned_tokens_are_saved_and_read(tmp_path: Any) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"relative": "alibi"}, {"relative": "t5_buckets"}], ids=str)
-@pytest.mark.parametrize("base", DECODERS)
+@pytest.mark.parametrize(
+    ("base", "options"),
+    grid(
+        itertools.product(DECODERS, ({}, {"relative": "alibi"}, {"relative": "t5_buckets"})),
+        lambda base, options: options.get("relative") in (None, {"gpt2": "alibi", "llama": "t5_buckets"}[base]),
+    ),
+    ids=str,
+)
 def test_generation_keeps_one_segment(base: str, options: dict[str, str]) -> None:
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
     _, longer = pair(base, head, **options)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES
+from scripts.dev.tools.small_models import default_config
 from tests.modes.ways import WAYS, WINDOW, Fields, decodes, head_of
 from tests.reference.small_models import long_model
 
@@ -343,8 +344,6 @@ def _base_class(row: str) -> Any:
 
 def _known(base: str, values: dict[str, Any]) -> dict[str, Any]:
     """Those values that the config of the base has."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    default = CONFIG_MAPPING[base]()
-    known = {*default.to_dict(), *default.attribute_map}
+    default, fields = default_config(base)
+    known = {*fields, *default.attribute_map}
     return {name: value for name, value in values.items() if name in known}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -94,7 +93,7 @@ def long_model(base: str, head: str | None, long_attention: Any, **changes: Any)
 def long_like(plain: Any, base: str, long_attention: Any, **changes: Any) -> Any:
     """The Long model of ``plain``'s class with the same weights; what the mechanisms add is as it was initialised."""
     model = long_model(base, type(plain).__name__, long_attention, **changes)
-    left = model.load_state_dict(copy.deepcopy(plain.state_dict()), strict=False)
+    left = model.load_state_dict(plain.state_dict(), strict=False)
     assert not left.unexpected_keys
     assert all(".long_attention." in name or "long_memory." in name for name in left.missing_keys)
     return model

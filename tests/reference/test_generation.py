@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from tests.grids import grid, pairwise
 from tests.reference.small_models import (
     CAUSAL,
     DECODERS,
@@ -42,8 +43,10 @@ def model(base: str, mechanism: str) -> Any:
     return long_like(plain_model(base, LANGUAGE_MODELS[base]), base, MECHANISMS[mechanism])
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
-@pytest.mark.parametrize(("base", "mechanism"), STEPS)
+@pytest.mark.parametrize(
+    ("base", "mechanism", "left"),
+    grid([(*step, left) for step in STEPS for left in (False, True)], lambda base, mechanism, left: left or base in DECODERS),
+)
 def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
     longer, ids = model(base, mechanism), tokens(3, 90)
     mask = padding(3, 90, left=True) if left else torch.ones(3, 90, dtype=torch.long)
@@ -89,17 +92,16 @@ def test_the_model_makes_that_cache_itself(base: str) -> None:
     assert [layer.keys.shape[2] for layer in made.layers] == [WINDOW - 1, 40, WINDOW - 1]
 
 
-@pytest.mark.parametrize(
-    "how", [GREEDY, GREEDY | {"num_beams": 3}, GREEDY | {"do_sample": True, "top_k": 20}], ids=["greedy", "beam", "sampling"]
-)
-@pytest.mark.parametrize("mechanism", ["window", "windows by layer", "longformer"])
-@pytest.mark.parametrize("base", DECODERS)
-def test_generate_with_and_without_a_cache(base: str, mechanism: str, how: dict[str, Any]) -> None:
+WAYS: dict[str, dict[str, Any]] = {"greedy": {}, "beam": {"num_beams": 3}, "sampling": {"do_sample": True, "top_k": 20}}
+
+
+@pytest.mark.parametrize(("base", "mechanism", "way"), pairwise(DECODERS, ["window", "windows by layer", "longformer"], [*WAYS]))
+def test_generate_with_and_without_a_cache(base: str, mechanism: str, way: str) -> None:
     longer, ids, mask = model(base, mechanism), tokens(3, 40), padding(3, 40, left=True)
     texts = []
     for use_cache in (True, False):
         torch.manual_seed(5)
-        texts.append(longer.generate(ids, attention_mask=mask, use_cache=use_cache, **how))
+        texts.append(longer.generate(ids, attention_mask=mask, use_cache=use_cache, **GREEDY | WAYS[way]))
     assert texts[0].shape == (3, 70)
     assert torch.equal(*texts)
 

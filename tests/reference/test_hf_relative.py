@@ -13,6 +13,7 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5Model
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.positions.relative import Alibi, T5Buckets, buckets, build_relative
+from tests.grids import pairwise
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 
@@ -97,12 +98,13 @@ PATTERNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("kind", ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"])
-@pytest.mark.parametrize("base", CACHED)
+@pytest.mark.parametrize(
+    ("base", "kind", "pattern"), pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS])
+)
 def test_token_by_token_equals_the_full_pass(base: str, kind: str, pattern: str) -> None:
     length = 130
-    model = long_like(plain_model(base, CACHED[base]), base, {**PATTERNS[pattern], "relative": kind})
+    plain = plain_model(base, CACHED[base], num_hidden_layers=2)
+    model = long_like(plain, base, {**PATTERNS[pattern], "relative": kind}, num_hidden_layers=2)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".relative." in name:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import time
+from functools import partial
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
-from hf_longattn.search import objectives, search_design
+from hf_longattn.search import objectives, search_design, workers
 from hf_longattn.search.design import Design
 from hf_longattn.search.workers import run_workers
+from tests.ranks import PRELOADED
 
 CANDIDATES = ["window:window=8", "window:window=16", "full"]
 SETTINGS: dict[str, Any] = {"budget": "20s", "length": 128, "candidates": CANDIDATES, "pieces": 1}
@@ -59,6 +61,26 @@ def test_the_divergence_of_whole_designs(encoder: Path, decoder: Path, text: Pat
         assert result.objective == "kl"
 
 
+@pytest.fixture
+def processes() -> ForkServerContext:
+    """Processes that are forked from a server, which has imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+@pytest.fixture
+def workers_of_the_server(processes: ForkServerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a search come from the server; as with processes that start anew, what they get is pickled."""
+    monkeypatch.setattr(workers, "start_processes", partial(workers.start_processes, start_method="forkserver"))
+
+
+@pytest.mark.slow
+def test_two_new_processes_share_a_study(encoder: Path, text: Path, tmp_path: Path) -> None:
+    test_two_processes_share_a_study(encoder, text, tmp_path)
+
+
+@pytest.mark.usefixtures("workers_of_the_server")
 def test_two_processes_share_a_study(encoder: Path, text: Path, tmp_path: Path) -> None:
     result = search_design(encoder, text, tmp_path / "study", trials=6, workers=2, **SETTINGS)
     done = states(tmp_path / "study")
@@ -67,42 +89,36 @@ def test_two_processes_share_a_study(encoder: Path, text: Path, tmp_path: Path) 
     assert result.chosen.loss is not None
 
 
-SEARCH = """
-import time
-from pathlib import Path
-import hf_longattn.search.objectives as objectives
-from hf_longattn.search import objectives, search_design
-from hf_longattn.search.design import Design
+def search_that_stops_at_its_third_design(source: str, text: str, folder: str) -> None:
+    """What the process runs that is killed."""
+    measure, judged = objectives.HeldOutLoss.__call__, []
 
-measure = objectives.HeldOutLoss.__call__
-judged = 0
-def stops_at_the_third(self, design):
-    global judged
-    judged += 1
-    if judged > 2:
-        time.sleep(600)
-    return measure(self, design)
-objectives.HeldOutLoss.__call__ = stops_at_the_third
-search_design({encoder!r}, Path({text!r}), {study!r}, trials=40, **{settings!r})
-"""
+    def stops(self: objectives.HeldOutLoss, design: Design) -> float:
+        judged.append(design)
+        if len(judged) > 2:
+            time.sleep(600)
+        return measure(self, design)
+
+    objectives.HeldOutLoss.__call__ = stops  # type: ignore[method-assign]
+    search_design(source, Path(text), folder, trials=40, **SETTINGS)
 
 
-def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, repository: Path) -> None:
+def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, processes: ForkServerContext) -> None:
     study = tmp_path / "study"
-    code = textwrap.dedent(SEARCH).format(encoder=str(encoder), text=str(text), study=str(study), settings=SETTINGS)
-    running = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(repository)})
+    running = processes.Process(target=search_that_stops_at_its_third_design, args=(str(encoder), str(text), str(study)))
+    running.start()
     try:
         late = time.monotonic() + 300
         while time.monotonic() < late and states(study).count("COMPLETE") < 2:
-            assert running.poll() is None
+            assert running.is_alive()
             time.sleep(0.1)
         with pytest.raises(LongAttentionError, match="Another search is working in"):
             search_design(encoder, text, study, trials=5, resume=True, **SETTINGS)
         while time.monotonic() < late and "RUNNING" not in states(study):
             time.sleep(0.02)
     finally:
-        running.send_signal(signal.SIGKILL)
-        running.wait()
+        running.kill()
+        running.join()
     before = states(study)
     assert "RUNNING" in before
     result = search_design(encoder, text, study, trials=before.count("COMPLETE") + 2, resume=True, **SETTINGS)
@@ -114,6 +130,7 @@ def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, repo
     assert {path.name for path in study.iterdir()} >= {"design.yaml", "report.json", "report.md", "pareto.svg"}
 
 
+@pytest.mark.usefixtures("workers_of_the_server")
 def test_a_worker_that_dies_is_a_sentence() -> None:
     with pytest.raises(LongAttentionError, match="ended with signal 9; add --resume to continue"):
         run_workers(signal.raise_signal, [(signal.SIGKILL,)] * 2)

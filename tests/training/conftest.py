@@ -33,6 +33,11 @@ FAST: dict[str, Any] = {
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 
 
+@pytest.fixture
+def drawn_curves() -> None:
+    """The trainings of a test with this fixture draw their curves."""
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(SOURCES, vocab_size=1024)

@@ -318,7 +318,6 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(TimedTrainer, "training_step", training_step)
     monkeypatch.setattr(TimedTrainer, "train", begin_training)
-    monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)
 
     class Reported(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

@@ -112,6 +112,7 @@ def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_pa
         finetune_qa(*build_arguments(QA, **given, global_question=True))
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
     often = {"eval_strategy": "steps", "eval_steps": 6, "baseline": checkpoint}

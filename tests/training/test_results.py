@@ -32,6 +32,7 @@ def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [table(tmp_path, rows())], "max_steps": 6, **FAST}
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_card_and_curves_are_filled_from_the_run(given: dict[str, Any]) -> None:
     log = finetune_classification(*build_arguments(CLASSIFICATION, **given, eval_strategy="steps", eval_steps=3))
     folder = Path(given["output_dir"])

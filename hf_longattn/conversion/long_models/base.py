@@ -54,8 +54,8 @@ class Probe:
 
     def rows(self, name: str, output: Tensor) -> Tensor:
         """The rows of real tokens of the output called ``name``; the whole of an output that has no row for each token."""
-        own = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
-        return output[own] if output.shape[:2] == own.shape else output
+        real = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
+        return output[real] if output.shape[:2] == real.shape else output
 
 
 class Probing:
@@ -74,10 +74,10 @@ class Probing:
         marks[0, length // 2] = marks[0, length - 1] = 1
         if "MultipleChoice" in source_class:  # the two texts are the choices of one example
             inputs, marks = {name: value[None] for name, value in inputs.items()}, marks[None]
-        found = [Probe("with padding", inputs, real)]
+        probes = [Probe("with padding", inputs, real)]
         if self.takes_globals:
-            found.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
-        return found
+            probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
+        return probes
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """``ids (B, N)`` with the special tokens that a head looks for, such as separators; unchanged by default."""
@@ -155,14 +155,14 @@ def decoder_start(config: Any) -> int:
 
 def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
     """The probes with a short text for the decoder: the start of the text, shifted right by one."""
-    found = []
+    decoder_probes = []
     for probe in probes:
         ids = probe.inputs["input_ids"]
         start = torch.full_like(ids[:, :1], decoder_start(config))
         decoded = torch.cat([start, ids[:, : DECODED - 1]], dim=1)
         inputs = {**probe.inputs, "decoder_input_ids": decoded}
-        found.append(Probe(probe.name, inputs, probe.real, torch.ones_like(decoded, dtype=torch.bool)))
-    return found
+        decoder_probes.append(Probe(probe.name, inputs, probe.real, torch.ones_like(decoded, dtype=torch.bool)))
+    return decoder_probes
 
 
 def layer_options(mechanism: str, name: str, values: int | Sequence[int], **options: Any) -> LongAttentionConfig:

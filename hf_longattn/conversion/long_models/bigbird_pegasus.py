@@ -36,9 +36,9 @@ class BigBirdPegasusConverter(CheckpointConverter):
         return ids
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        found = super().probes(config, source_class, text, length)
-        whole = source_class.endswith(("ForSequenceClassification", "ForCausalLM"))  # the decoder reads the text itself
-        return found if whole else with_decoder(found, config)
+        probes = super().probes(config, source_class, text, length)
+        decodes_text = source_class.endswith(("ForSequenceClassification", "ForCausalLM"))  # the decoder reads the text itself
+        return probes if decodes_text else with_decoder(probes, config)
 
 
 def _long_values(config: Any) -> dict[str, Any]:

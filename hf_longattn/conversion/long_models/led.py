@@ -19,7 +19,7 @@ OFFSET = 2
 PARTS: dict[str, Any] = {
     r"^led\.": "model.",
     r"\.longformer_self_attn\.(query|key|value)_global\.": r".long_attention.separate.\1.",
-    r"\.longformer_self_attn\.(query|key|value)\.": lambda found: f".{found[1][0]}_proj.",
+    r"\.longformer_self_attn\.(query|key|value)\.": lambda match: f".{match[1][0]}_proj.",
     r"\.self_attn\.output\.": ".self_attn.out_proj.",
 }
 
@@ -36,8 +36,8 @@ class LEDConverter(CheckpointConverter):
 
     def config_values(self, config: Any) -> dict[str, Any]:
         values = {name: value for name, value in config.to_dict().items() if name not in NOT_BARTS}
-        own = {"scale_embedding": False, "forced_eos_token_id": None}  # where BART has another default, or none
-        return {**own, **values, "max_position_embeddings": config.max_encoder_position_embeddings}
+        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # where BART has another default, or none
+        return {**defaults, **values, "max_position_embeddings": config.max_encoder_position_embeddings}
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         return layer_options("longformer", "window", config.attention_window, global_tokens=(), separate_global=True)

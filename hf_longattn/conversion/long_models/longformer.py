@@ -81,9 +81,9 @@ class LongformerRobertaConverter(LongformerConverter):
         return super().read_config({"attention_window": WINDOW, "sep_token_id": values.get("eos_token_id", 2), **values})
 
     def base_class(self, source_class: str) -> str | None:
-        for own in ("RobertaLong", "Roberta"):
-            if source_class.startswith(own):
-                return source_class.replace(own, "Roberta", 1)
+        for prefix in ("RobertaLong", "Roberta"):
+            if source_class.startswith(prefix):
+                return source_class.replace(prefix, "Roberta", 1)
         return None
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:

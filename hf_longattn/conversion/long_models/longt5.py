@@ -46,5 +46,5 @@ class LongT5Converter(CheckpointConverter):
         return WeightRenaming(re.sub(r"\.LocalSelfAttention\.", ".SelfAttention.", name))
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        found = super().probes(config, source_class, text, length)
-        return found if source_class.endswith("EncoderModel") else with_decoder(found, config)
+        probes = super().probes(config, source_class, text, length)
+        return probes if source_class.endswith("EncoderModel") else with_decoder(probes, config)

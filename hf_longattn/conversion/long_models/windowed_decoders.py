@@ -61,8 +61,11 @@ class VaultGemmaConverter(WindowedDecoder):
                 f"A VaultGemma with caps on scores or logits {caps} and scores scaled by {scale} is not a Gemma; "
                 "convert its plain class with --generic."
             )
-        own = {*WINDOWS, "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"}
-        return {**{name: value for name, value in config.to_dict().items() if name not in own}, "hidden_act": config.hidden_activation}
+        replaced_fields = {*WINDOWS, "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"}
+        return {
+            **{name: value for name, value in config.to_dict().items() if name not in replaced_fields},
+            "hidden_act": config.hidden_activation,
+        }
 
     def rename(self, name: str, config: Any) -> WeightRenaming:
         return WeightRenaming(name.replace(".pre_feedforward_layernorm.", ".post_attention_layernorm."))

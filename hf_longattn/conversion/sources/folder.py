@@ -86,10 +86,10 @@ def _no_weights(folder: Path) -> str:
     variants = sorted(path.name for path in folder.glob("*.safetensors"))
     if variants:
         return f"{str(folder)!r} has no {WEIGHTS} or {INDEX}, but {variants[0]!r}; where that is the whole model, rename it to {WEIGHTS}."
-    others = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if others:
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
         return (
-            f"{str(folder)!r} holds no {WEIGHTS}, but {others[0]!r}; where you trust that file, load it and save the model with"
+            f"{str(folder)!r} holds no {WEIGHTS}, but {pickles[0]!r}; where you trust that file, load it and save the model with"
             " save_pretrained first."
         )
     return f"{str(folder)!r} has no weights: expected {WEIGHTS} or {INDEX}."

@@ -225,7 +225,11 @@ def _check_rotary(reader: Any, file: str, config: dict[str, Any]) -> None:
     kind = said.get("rope.scaling.type", "linear")
     factor = said.get("rope.scaling.factor", said.get("rope.scale_linear", 1.0))
     rope = config.get("rope_parameters") or {}
-    if kind == "none" or factor == 1.0 or kind in {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}:
+    if (
+        kind == "none"
+        or factor == 1.0
+        or kind in {settings.get("rope_type") for settings in (rope, *rope.values()) if isinstance(settings, dict)}
+    ):
         return
     raise CheckpointError(
         f"{file!r} scales its rotary positions ({kind}, {factor:g} times), which transformers does not read from GGUF, so its model would"
@@ -245,8 +249,8 @@ def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:
 def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Module) -> dict[str, TensorHeader]:
     """Every tensor of the file with its name and shape in transformers."""
     architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
-    processors, other, names_in = gguf_readers()
-    processor: Any = processors.get(architecture, other)(config=config)
+    processors, default_processor, names_in = gguf_readers()
+    processor: Any = processors.get(architecture, default_processor)(config=config)
     names = names_in(skeleton, processor)
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     headers = {}

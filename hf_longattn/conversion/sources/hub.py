@@ -45,8 +45,8 @@ def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
         CheckpointError: no such repository, no access, or no connection.
     """
     with translated_errors(request.name, request.token, DOWNLOAD):
-        found = snapshot_download(request.name, revision=request.revision, token=request.token, allow_patterns=list(patterns))
-    return Path(found)
+        folder = snapshot_download(request.name, revision=request.revision, token=request.token, allow_patterns=list(patterns))
+    return Path(folder)
 
 
 def fetch_model(name: str, revision: str | None, token: str | bool | None, *, weights: bool) -> Path:

@@ -143,8 +143,8 @@ def _strided(header: TensorHeader, start: int, span: int, stride: tuple[int, ...
 def _described(state: Any) -> str:
     if not isinstance(state, dict):
         return f"a {type(state).__name__}"
-    other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
-    return f"{other!r}, which is a {type(state[other]).__name__}" if other is not None else "names that are not text"
+    key = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    return f"{key!r}, which is a {type(state[key]).__name__}" if key is not None else "names that are not text"
 
 
 def _damaged(file: Path, error: Exception) -> str:

@@ -133,10 +133,10 @@ def mlm_activation(model: LongModel) -> str:
 
 def mlm_refusal(model: LongModel, name: str) -> str | None:
     """Why the architecture ``name``, whose head for masked tokens has the activation of its layers, has no such head."""
-    own = layer_activation(model)
-    if head_of(model) != "MaskedLM" or mlm_activation(model) == own:
+    activation = layer_activation(model)
+    if head_of(model) != "MaskedLM" or mlm_activation(model) == activation:
         return None
-    return f"The head of the {model.head} has the activation {mlm_activation(model)!r}, and {name}'s that of layer 0, {own!r}."
+    return f"The head of the {model.head} has the activation {mlm_activation(model)!r}, and {name}'s that of layer 0, {activation!r}."
 
 
 def token_types(model: LongModel) -> dict[str, Callable[[tuple[int, ...]], Tensor]]:
@@ -148,9 +148,9 @@ def renamed(common: str, prefix: str, head: str, names: Mapping[str, str]) -> st
     """A common name in an architecture whose encoder is called ``prefix`` beside a head, and whose heads have ``names``."""
     if common.startswith("body."):
         return common.replace("body.", "" if head == "Model" else f"{prefix}.", 1)
-    for start, own in names.items():
+    for start, target in names.items():
         if common.startswith(start):
-            return own + common.removeprefix(start)
+            return target + common.removeprefix(start)
     return common
 
 

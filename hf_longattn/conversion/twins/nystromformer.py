@@ -52,8 +52,8 @@ class NystromformerTwin(NativeTwin):
         return f"NystromformerFor{head}" if head in HEADS else "NystromformerModel"
 
     def refusal(self, model: LongModel) -> str | None:
-        own, first = model.base == "nystromformer", model.layers[0]
-        if own and all(is_full(layer, False) for layer in model.layers):
+        has_nystrom_base, first = model.base == "nystromformer", model.layers[0]
+        if has_nystrom_base and all(is_full(layer, False) for layer in model.layers):
             return None
         for index, mechanism in enumerate(model.layers):
             if not isinstance(mechanism, Nystrom):
@@ -62,7 +62,7 @@ class NystromformerTwin(NativeTwin):
                 return f"Layer {index} has other landmarks than layer 0, and Nyströmformer has the same in all layers."
         assert isinstance(first, Nystrom)
         reason = self._other_options(model, first)
-        if reason is not None or own:
+        if reason is not None or has_nystrom_base:
             return reason
         return encoder_refusal(model, "Nyströmformer", HEADS) or mlm_refusal(model, "Nyströmformer")
 

@@ -161,13 +161,13 @@ def band_block_mask(
             touched, full = touched & any_real[:, at][:, None], full & all_real[:, at][:, None]
         return packed(touched & ~full, indices), packed(touched & full, indices)
 
-    def neighbours(blocks: int, others: int, first: int, width: int) -> tuple[Tensor, Tensor]:
+    def neighbours(blocks: int, key_blocks: int, first: int, width: int) -> tuple[Tensor, Tensor]:
         """Rows of blocks, and the blocks that may touch them, of which the first holds position ``block · BAND_BLOCK + first``."""
         row = torch.arange(blocks, device=device)[:, None]
         if global_mask is not None:
-            return row, torch.arange(others, device=device)[None]
+            return row, torch.arange(key_blocks, device=device)[None]
         start = (row * BAND_BLOCK + first).div(BAND_BLOCK, rounding_mode="floor").clamp(min=0)
-        return row, start + torch.arange(min(others, (width + 3 * BAND_BLOCK - 3) // BAND_BLOCK), device=device)
+        return row, start + torch.arange(min(key_blocks, (width + 3 * BAND_BLOCK - 3) // BAND_BLOCK), device=device)
 
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
     q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-kv_len // BAND_BLOCK)
@@ -189,9 +189,9 @@ def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, 
     offset = _offset(q_len, kv_len)
     q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-index.shape[1] // BAND_BLOCK)
 
-    def everything(rows: int, others: int) -> Lists:
-        counts = torch.full((1, 1, rows), others, dtype=torch.int32, device=index.device)
-        return counts, torch.arange(others, dtype=torch.int32, device=index.device).expand(1, 1, rows, -1).contiguous()
+    def everything(rows: int, key_blocks: int) -> Lists:
+        counts = torch.full((1, 1, rows), key_blocks, dtype=torch.int32, device=index.device)
+        return counts, torch.arange(key_blocks, dtype=torch.int32, device=index.device).expand(1, 1, rows, -1).contiguous()
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         i, j = q_idx + offset, index[b, kv_idx]

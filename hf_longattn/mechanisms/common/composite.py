@@ -55,7 +55,7 @@ class MechanismSpec:
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
         """A list of choices, or its text (``window:window=256+strided:stride=64``, or JSON)."""
-        return tuple(cls.read(owner, name, one) for one in cls._listed(owner, name, value, read_members))
+        return tuple(cls.read(owner, name, member) for member in cls._listed(owner, name, value, read_members))
 
     @staticmethod
     def _listed(owner: str, name: str, value: Any, read: Any) -> list[Any]:
@@ -108,7 +108,7 @@ class HeadSpec(MechanismSpec):
         def rules(text: str) -> list[dict[str, Any]]:
             return [values if where is None else {"heads": where, **values} for where, values in read_rules(text)]
 
-        return tuple(cls.read(owner, name, one) for one in cls._listed(owner, name, value, rules))
+        return tuple(cls.read(owner, name, rule) for rule in cls._listed(owner, name, value, rules))
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() if self.heads is None else {"heads": write_numbers(self.heads), **super().to_dict()}

@@ -151,6 +151,8 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
     """Name of every parameter shared by layers -> the name in the first layer whose mechanism has equal options."""
     first: dict[object, str] = {}
     shared: dict[str, str] = {}
+    if not any(isinstance(module, Mechanism) and module.shared_by_layers for module in model.modules()):
+        return shared  # asked several times for each model that is built
     for name, module in model.named_modules():
         for place, mechanism in mechanisms_on(module).items():
             for parameter in mechanism.shared_by_layers:

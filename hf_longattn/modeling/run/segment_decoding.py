@@ -78,9 +78,9 @@ class SegmentDecoder:
         self.model, self.text = model, text
         self.slots, self.count = model.recursion.length - model.recursion.memory, model.recursion.memory
         self.first_id = 0 if model.position_table is None else model.position_table.first_id(model.config)
-        past = text.others.pop("past_key_values", None)
+        past = text.arguments.pop("past_key_values", None)
         self.cache = DynamicCache(config=model.config) if past is None else past
-        text.others.pop("use_cache", None)
+        text.arguments.pop("use_cache", None)
         self.columns: list[Tensor] = []
         """``(B, n)`` for each run: the columns of its tokens in the text; the column after the last one is dropped."""
 
@@ -139,7 +139,7 @@ class SegmentDecoder:
             use_cache=True,
             return_dict=True,
             **along,
-            **self.text.others,
+            **self.text.arguments,
         )
         slots = torch.where(there, positions, self.slots)
         rows.keys = [_put(old, layer.keys[:, :, used:], slots) for old, layer in zip(rows.keys, inner.layers, strict=True)]

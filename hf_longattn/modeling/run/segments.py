@@ -59,7 +59,7 @@ class Text:
     embeddings: Tensor
     real: Tensor
     along: dict[str, Tensor]
-    others: dict[str, Any]
+    arguments: dict[str, Any]
 
     @classmethod
     def of(cls, model: Any, arguments: dict[str, Any]) -> Text:
@@ -69,10 +69,10 @@ class Text:
             OptionError: attentions are asked for.
             MaskError: the mask is not one of padding.
         """
-        others = {name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")}
-        ids, embeddings, mask = (others.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
-        others.pop("position_ids", None)  # they restart in each segment
-        if others.get("output_attentions") or (others.get("output_attentions") is None and model.config.output_attentions):
+        further = {name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")}
+        ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+        further.pop("position_ids", None)  # they restart in each segment
+        if further.get("output_attentions") or (further.get("output_attentions") is None and model.config.output_attentions):
             raise OptionError(
                 "Attentions were asked for, but the model runs over one segment after the other and has none between them; "
                 "leave output_attentions out."
@@ -85,13 +85,13 @@ class Text:
         if mask is not None and (mask.dim() != 2 or mask.shape[1] < length):
             raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
         real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask[:, -length:].bool()
-        along = {name: others.pop(name) for name in ALONG_THE_TEXT if others.get(name) is not None}
-        return cls(embeddings, real, along, others)
+        along = {name: further.pop(name) for name in ALONG_THE_TEXT if further.get(name) is not None}
+        return cls(embeddings, real, along, further)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
         """With ``change`` applied to everything along the text."""
         along = {name: change(x) for name, x in self.along.items()}
-        return Text(change(self.embeddings), change(self.real), along, self.others)
+        return Text(change(self.embeddings), change(self.real), along, self.arguments)
 
     def rolled(self, start: Tensor) -> Text:
         """With row b rolled to the left by ``start[b]``."""
@@ -199,8 +199,8 @@ def _run_segment(model: Any, forward: Forward, segment: Text, memory: Tensor, *,
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
     mask = nn.functional.pad(segment.real.long(), around, value=1)
     along = {name: nn.functional.pad(value, around) for name, value in segment.along.items()}
-    others = {**segment.others, "return_dict": True, "use_cache": False}
-    return forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **others)
+    arguments = {**segment.arguments, "return_dict": True, "use_cache": False}
+    return forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **arguments)
 
 
 def _written_memory(hidden: Tensor, segment: Text, memory: Tensor, causal: bool, *, first: bool) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hf_longattn.choice_text import read_choice, read_options
+from hf_longattn.choice_text import read_choice
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.mechanisms.common.base import DENSE_LIMIT
@@ -29,6 +29,8 @@ LORA_RATE, FULL_RATE = 2e-4, 5e-5
 @dataclass
 class LineariseModelArguments(TextModelArguments):
     """The student of attention distillation, and its teacher."""
+
+    names_mechanism: ClassVar[bool] = True
 
     mechanism: str = argument(
         "", "MECHANISM[:NAME=VALUE,...] to convert --model to first, for example hedgehog; default: --model has been converted already."
@@ -54,8 +56,7 @@ class LineariseModelArguments(TextModelArguments):
 
     def attention(self) -> LongAttentionConfig:
         """The mechanism, its options and its layers as one configuration."""
-        choice: dict[str, Any] = {**read_choice(self.mechanism), **read_options(",".join(self.option))}
-        return LongAttentionConfig(layers=self.layers or None, **choice)
+        return LongAttentionConfig(layers=self.layers or None, **read_choice(self.mechanism, self.option))
 
 
 @dataclass

@@ -73,14 +73,16 @@ def parse_lengths(text: str) -> list[int]:
         OptionError: when an entry is not a whole number from 1 to :data:`LONGEST`, or there is none.
     """
     try:
-        found = [int(part[:-1]) * 1024 if part[-1] in "kK" else int(part) for part in (piece.strip() for piece in text.split(",")) if part]
+        lengths = [
+            int(part[:-1]) * 1024 if part[-1] in "kK" else int(part) for part in (piece.strip() for piece in text.split(",")) if part
+        ]
     except ValueError as error:
         raise OptionError(f"The lengths {text!r} are not whole numbers separated by commas; for example --lengths 1024,4096.") from error
-    if not found or not all(1 <= length <= LONGEST for length in found):
+    if not lengths or not all(1 <= length <= LONGEST for length in lengths):
         raise OptionError(
             f"A benchmark needs at least one length, each from 1 to {LONGEST} tokens, not {text[:80]!r}; for example --lengths 1024,4096."
         )
-    return found
+    return lengths
 
 
 def say(text: str, err: bool = False) -> None:
@@ -96,9 +98,9 @@ def finish(result: BenchmarkResult, folder: Path) -> None:
     say(f"stored {path}")
     if not result.equal:
         wrong = next(check for check in result.checks if not check.passed)
-        found = f"{wrong.what}: {wrong.error:.1e}"
+        difference = f"{wrong.what}: {wrong.error:.1e}"
         typer.echo(
-            f"{wrong.implementation} differs from the definition at {wrong.length} tokens ({found}), so nothing was timed.", err=True
+            f"{wrong.implementation} differs from the definition at {wrong.length} tokens ({difference}), so nothing was timed.", err=True
         )
         raise typer.Exit(1)
     say(f"drawn  {draw_result(result, path.with_suffix('.svg'))}")

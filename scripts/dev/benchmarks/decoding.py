@@ -91,8 +91,8 @@ def difference(model: Any, seed: int) -> float:
     done = model.generate(
         ids, max_new_tokens=8, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True
     )  # fmt: skip
-    whole = model(done.sequences, use_cache=False).logits[:, CHECKED - 1 : -1]
-    return (torch.stack(done.logits, 1) - whole).abs().max().item()
+    full_pass = model(done.sequences, use_cache=False).logits[:, CHECKED - 1 : -1]
+    return (torch.stack(done.logits, 1) - full_pass).abs().max().item()
 
 
 @torch.no_grad()
@@ -113,20 +113,20 @@ def decode_graph_after(session: Any, tensors: Sequence[dict[str, Any]], attentio
     """Generate :attr:`DecodeShape.steps` tokens by onnxruntime, from a state as large as after ``length`` tokens; processor time."""
     random = np.random.default_rng(shape.seed)
     state = {}
-    for one in tensors:
-        held = {"batch_size": 1, "past_sequence_length": min(length, one["longest_past"] or length)}
-        state[one["input"]] = random.random([held.get(size, size) for size in one["shape"]], dtype=np.float32).astype(one["dtype"])
-    taken = {one.name for one in session.get_inputs()}
+    for tensor in tensors:
+        held = {"batch_size": 1, "past_sequence_length": min(length, tensor["longest_past"] or length)}
+        state[tensor["input"]] = random.random([held.get(size, size) for size in tensor["shape"]], dtype=np.float32).astype(tensor["dtype"])
+    taken = {value.name for value in session.get_inputs()}
     token, steps = 1, []
     for step in range(shape.steps + 1):
-        given = {
+        inputs = {
             "input_ids": np.array([[token]]), "attention_mask": np.ones((1, length + step + 1), np.int64),
             "position_ids": np.array([[length + step]]), **state,
         }  # fmt: skip
         begun = time.process_time()
-        logits, *after = session.run(None, {name: value for name, value in given.items() if name in taken})
+        logits, *after = session.run(None, {name: value for name, value in inputs.items() if name in taken})
         steps.append(1e3 * (time.process_time() - begun))
-        state = {one["input"]: value for one, value in zip(tensors, after, strict=True)}
+        state = {tensor["input"]: value for tensor, value in zip(tensors, after, strict=True)}
         token = int(logits[0, -1].argmax())
     return Decoded(attention, length, statistics.median(steps[1:]), sum(value.nbytes for value in state.values()) / 2**20)
 
@@ -214,7 +214,7 @@ def _record(
         "attention": {name: attention.to_dict() for name, attention in attentions.items()},
         "lengths": list(lengths),
         "checks": checks,
-        "results": [dataclasses.asdict(one) for one in results],
+        "results": [dataclasses.asdict(result) for result in results],
     }
 
 
@@ -225,11 +225,13 @@ def save_decoding(record: dict[str, Any], folder: Path) -> Path:
 
 def decoding_table(record: dict[str, Any]) -> str:
     """Attention × lengths: milliseconds per token and MiB of cache, and how time grows from the first length to the last."""
-    cells = {(one["attention"], one["length"]): one for one in record["results"]}
+    cells = {(result["attention"], result["length"]): result for result in record["results"]}
     rows = []
     for name in record["attention"]:
         row = [cells.get((name, length)) for length in record["lengths"]]
         first, last = row[0], row[-1]
         growth = f"{last['milliseconds'] / first['milliseconds']:.2f}×" if first and last else "–"
-        rows.append([f"`{name}`", *(f"{one['milliseconds']:.1f} / {one['mebibytes']:.2f}" if one else "–" for one in row), growth])
+        rows.append(
+            [f"`{name}`", *(f"{result['milliseconds']:.1f} / {result['mebibytes']:.2f}" if result else "–" for result in row), growth]
+        )
     return markdown_table(["ms per token / MiB", *(f"{length:,}" for length in record["lengths"]), "time, last / first"], rows)

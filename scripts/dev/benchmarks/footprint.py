@@ -32,13 +32,13 @@ def run_footprint(
     results = []
     for line in mechanisms:
         chosen = read_choice(line)
-        own = case.at(mechanism=chosen.pop("mechanism"), options=chosen)
+        mechanism_case = case.at(mechanism=chosen.pop("mechanism"), options=chosen)
         measured: list[Memory] = []
         for length in lengths:
-            measured.append(measure_memory("attention", "longattn", own.at(length=length)))
+            measured.append(measure_memory("attention", "longattn", mechanism_case.at(length=length)))
             log(f"{length:>7} {line:<40} {measured[-1].extra:10.1f} MiB on top of the inputs")
         growth = exponent(measured)
-        results.append({"mechanism": line, "mebibytes": [round(one.extra, 1) for one in measured], "exponent": growth})
+        results.append({"mechanism": line, "mebibytes": [round(memory.extra, 1) for memory in measured], "exponent": growth})
     about = {key: value for key, value in dataclasses.asdict(case).items() if key not in ("mechanism", "options", "length")}
     return {"machine": machine(), "kind": "memory", "case": about, "lengths": list(lengths), "results": results}
 
@@ -51,7 +51,7 @@ def save_footprint(record: dict[str, Any], folder: Path) -> Path:
 def footprint_table(record: dict[str, Any]) -> str:
     """Mechanisms × lengths in MiB, and the exponent."""
     rows = []
-    for one in record["results"]:
-        growth = "–" if one["exponent"] is None else f"{one['exponent']:.2f}"
-        rows.append([f"`{one['mechanism']}`", *(f"{size:,.0f}" for size in one["mebibytes"]), growth])
+    for result in record["results"]:
+        growth = "–" if result["exponent"] is None else f"{result['exponent']:.2f}"
+        rows.append([f"`{result['mechanism']}`", *(f"{size:,.0f}" for size in result["mebibytes"]), growth])
     return markdown_table(["MiB", *(f"{length:,}" for length in record["lengths"]), "exponent"], rows)

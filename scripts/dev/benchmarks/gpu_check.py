@@ -67,7 +67,7 @@ def main(
     for line in summary(record):
         typer.echo(line)
     typer.echo(f"stored in {output}")
-    if not record["results"] or any(not one["passed"] for one in record["results"]) or record["quadratic"]:
+    if not record["results"] or any(not result["passed"] for result in record["results"]) or record["quadratic"]:
         raise typer.Exit(1)
 
 
@@ -136,7 +136,7 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
 def markdown(record: dict[str, Any]) -> str:
     """How many cases passed, and what was timed."""
     results = record["results"]
-    timings = {one["case"].partition(" ")[2]: one["timings"] for one in results if "timings" in one}
+    timings = {result["case"].partition(" ")[2]: result["timings"] for result in results if "timings" in result}
     names = list(dict.fromkeys(name for timing in timings.values() for name in timing))
     rows = [
         [case, *(f"{timing[name]['ms']:.2f}" if "ms" in timing.get(name, ()) else "–" for name in names)]
@@ -144,7 +144,7 @@ def markdown(record: dict[str, Any]) -> str:
     ]
     for row, timing in zip(rows, timings.values(), strict=True):
         row.append(f"{timing['longattn']['mib']:,.0f}" if "mib" in timing.get("longattn", ()) else "–")
-    passed = f"{sum(one['passed'] for one in results)} of {len(results)} cases passed."
+    passed = f"{sum(result['passed'] for result in results)} of {len(results)} cases passed."
     return passed if not rows else f"{passed}\n\n{markdown_table(['ms', *names, 'MiB of longattn'], rows)}"
 
 

@@ -50,7 +50,7 @@ def measure_memory(kind: str, implementation: str, case: Case) -> Memory:
 
 def exponent(measured: Sequence[Memory]) -> float | None:
     """The p in extra ~ lengthᵖ, fitted by least squares on the logarithms; ``None`` with fewer than two lengths."""
-    points = [(math.log(one.length), math.log(one.extra)) for one in measured if one.extra > 0]
+    points = [(math.log(memory.length), math.log(memory.extra)) for memory in measured if memory.extra > 0]
     if len(points) < 2:
         return None
     mean_x, mean_y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
@@ -59,10 +59,10 @@ def exponent(measured: Sequence[Memory]) -> float | None:
 
 def _resident(field: str) -> int:
     """Bytes of VmRSS or VmHWM of this process."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if match is None:
         raise LongAttentionError("The peak memory of a process is read from /proc/self/status, which this system does not have.")
-    return int(found.group(1)) * 1024
+    return int(match.group(1)) * 1024
 
 
 def growth(call: Callable[[], object]) -> float:

@@ -33,9 +33,9 @@ class Check:
         return self.error <= self.tolerance
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
+def difference(measured: Tensor, expected: Tensor) -> float:
     """max |found − expected| / max(1, max |expected|); infinite when something is not finite."""
-    error = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1.0)
+    error = (measured.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1.0)
     return float(error) if bool(torch.isfinite(error)) else float("inf")
 
 
@@ -55,8 +55,8 @@ def verify_attention(inputs: AttentionInputs, candidates: Sequence[Implementatio
         expected = definitions.get(candidate.computes)
         if expected is None:
             continue
-        found = candidate.run(case.backward)
-        checks.append(Check(candidate.name, case.length, "output", difference(found[:, heads], expected[0]), TOLERANCE[case.dtype]))
+        output = candidate.run(case.backward)
+        checks.append(Check(candidate.name, case.length, "output", difference(output[:, heads], expected[0]), TOLERANCE[case.dtype]))
         if not case.backward:
             continue
         tolerance = GRADIENT_TOLERANCE[case.dtype]

@@ -23,9 +23,9 @@ def reference() -> str:
     """All modules, their names in alphabetical order."""
     parts = []
     for module, heading in MODULES.items():
-        found = importlib.import_module(module)
-        parts += [f"## {heading}: `{module}`", _prose(_paragraphs(found.__doc__ or "")[0])]
-        parts += [entry(f"{module}.{name}", getattr(found, name)) for name in sorted(found.__all__, key=str.lower)]
+        documented = importlib.import_module(module)
+        parts += [f"## {heading}: `{module}`", _prose(_paragraphs(documented.__doc__ or "")[0])]
+        parts += [entry(f"{module}.{name}", getattr(documented, name)) for name in sorted(documented.__all__, key=str.lower)]
     return "\n\n".join(parts)
 
 
@@ -52,7 +52,7 @@ def markdown(docstring: str) -> str:
             parts.append(f"```python\n{textwrap.dedent(paragraph)}\n```" if code else _prose(paragraph))
             continue
         inline, entries = section[2], _entries(textwrap.dedent(rest))
-        lines = [f"- `{found[1]}`: {_prose(found[2])}" if (found := ENTRY.match(one)) else f"- {_prose(one)}" for one in entries]
+        lines = [f"- `{match[1]}`: {_prose(match[2])}" if (match := ENTRY.match(text)) else f"- {_prose(text)}" for text in entries]
         title = {"Args": "Parameters"}.get(section[1], section[1])
         parts.append("\n".join([f"**{title}**{': ' + _prose(inline) if inline else ''}", *([""] if lines else []), *lines]))
     return "\n\n".join(parts)
@@ -60,9 +60,9 @@ def markdown(docstring: str) -> str:
 
 def _docstring(thing: Any) -> str:
     """The thing's own docstring; dataclasses and exceptions inherit or make up one that says nothing."""
-    own = thing.__doc__ if inspect.isclass(thing) else inspect.getdoc(thing)
-    made_up = inspect.isclass(thing) and dataclasses.is_dataclass(thing) and (own or "").startswith(f"{thing.__name__}(")
-    return "" if made_up or not own else inspect.cleandoc(own)
+    docstring = thing.__doc__ if inspect.isclass(thing) else inspect.getdoc(thing)
+    made_up = inspect.isclass(thing) and dataclasses.is_dataclass(thing) and (docstring or "").startswith(f"{thing.__name__}(")
+    return "" if made_up or not docstring else inspect.cleandoc(docstring)
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -94,17 +94,17 @@ def _signature(name: str, thing: Any) -> str:
         signature = inspect.signature(thing)
     except (TypeError, ValueError):
         return short
-    parameters = [one for one in signature.parameters.values() if one.name not in ("self", "cls")]
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.name not in ("self", "cls")]
     text = _unquoted(f"{short}{signature.replace(parameters=parameters)}")
     if len(text) <= 100:
         return text
     lines, starred = [], False
-    for one in parameters:
-        if one.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
             starred = True
             lines.append("    *,")
-        starred = starred or one.kind is inspect.Parameter.VAR_POSITIONAL
-        lines.append(_unquoted(f"    {one},"))
+        starred = starred or parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        lines.append(_unquoted(f"    {parameter},"))
     returns = (
         "" if signature.return_annotation is inspect.Signature.empty else f" -> {inspect.formatannotation(signature.return_annotation)}"
     )

@@ -102,10 +102,10 @@ def family_stub(family: Family) -> str:
         re.findall(r"\w+", " ".join(line for body in bodies for line in body.splitlines() if line.lstrip().startswith(("class", "def"))))
     )
     needed |= {(where, name) for name, where in COMMON.items() if name in named}
-    others = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-    others = sorted({*others} - {*models, family.config_class.__name__} - {"__getattr__"})
-    if others:
-        bodies.append("\n".join(f"{name}: Any" for name in others) + "\n")
+    further_names = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    further_names = sorted({*further_names} - {*models, family.config_class.__name__} - {"__getattr__"})
+    if further_names:
+        bodies.append("\n".join(f"{name}: Any" for name in further_names) + "\n")
         needed.add(("typing", "Any"))
     by_module: dict[str, set[str]] = {}
     for where, name in needed:
@@ -142,15 +142,19 @@ def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
     ours = [parent for parent in model.__bases__ if parent.__module__ == "hf_longattn.modeling.mixin"]
     base = next(parent for parent in model.__bases__ if parent.__module__.startswith("transformers.models."))
     signature = inspect.signature(model.forward)
-    given = {
+    base_arguments = {
         name: f"{'Any' if parameter.annotation is parameter.empty else shown(parameter.annotation)}"
         + ("" if parameter.default is parameter.empty else f" = {default(parameter.default)}")
         for name, parameter in signature.parameters.items()
         if name not in ("self", *LONG_ARGUMENTS) and parameter.kind is not parameter.VAR_KEYWORD
     }
     passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    keywords = {**LONG_ARGUMENTS, **({name: kind for name, kind in ANY_FORWARD.items() if name not in given} if passes_on else {})}
-    arguments = [*(f"{name}: {rest}" for name, rest in given.items()), "*", *(f"{name}: {kind} = None" for name, kind in keywords.items())]
+    keywords = {**LONG_ARGUMENTS, **({name: kind for name, kind in ANY_FORWARD.items() if name not in base_arguments} if passes_on else {})}
+    arguments = [
+        *(f"{name}: {rest}" for name, rest in base_arguments.items()),
+        "*",
+        *(f"{name}: {kind} = None" for name, kind in keywords.items()),
+    ]
     output, needed = output_class(signature.return_annotation, base)
     generates = ["GenerationMixin"] if transformers.GenerationMixin in model.__bases__ else []
     parents = [*(parent.__name__ for parent in ours), base.__name__, *generates]
@@ -165,8 +169,8 @@ def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
     return "\n".join(lines) + "\n", {(base.__module__, base.__name__), *needed, *(("..modeling.mixin", parent.__name__) for parent in ours)}
 
 
-def docstring(made: Any) -> str:
-    return textwrap.indent(f'"""{inspect.getdoc(made)}' + ("\n" if "\n" in str(inspect.getdoc(made)) else "") + '"""', "    ")
+def docstring(documented: Any) -> str:
+    return textwrap.indent(f'"""{inspect.getdoc(documented)}' + ("\n" if "\n" in str(inspect.getdoc(documented)) else "") + '"""', "    ")
 
 
 def shown(annotation: Any) -> str:
@@ -185,10 +189,10 @@ def default(value: Any) -> str:
 
 def output_class(annotation: Any, base: type) -> tuple[str, set[tuple[str, str]]]:
     """The class of a ``forward``'s outputs and where it is; a tuple, which ``return_dict=False`` gives, is left out."""
-    found = next((name for name in parts(shown(annotation)) if name[0].isupper() and name != "Any"), None)
-    if found is None:
+    output_class = next((name for name in parts(shown(annotation)) if name[0].isupper() and name != "Any"), None)
+    if output_class is None:
         return "Any", set()
-    return found, {(modeling_outputs.__name__ if hasattr(modeling_outputs, found) else base.__module__, found)}
+    return output_class, {(modeling_outputs.__name__ if hasattr(modeling_outputs, output_class) else base.__module__, output_class)}
 
 
 def parts(union: str) -> Iterator[str]:
@@ -197,7 +201,6 @@ def parts(union: str) -> Iterator[str]:
 
 def main() -> None:
     """Write the stubs, and remove those of families that are gone."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     expected = stubs()
     for path in FOLDER.glob("*.pyi"):
         if path.name not in expected:
@@ -209,4 +212,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

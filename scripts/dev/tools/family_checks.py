@@ -73,14 +73,14 @@ class Subject:
         config = AutoConfig.from_pretrained(self._converted)
         expected = self._long().state_dict()
         try:
-            found = self.long_class.from_pretrained(self.checkpoint.folder, config=config).state_dict()
+            loaded = self.long_class.from_pretrained(self.checkpoint.folder, config=config).state_dict()
         except CheckpointError as error:
             if not self._has_converter:
                 raise
             raise NotApplicable("checkpoints of its base go through a checkpoint converter, which renames tensors") from error
-        if list(found) != list(expected):
-            raise Differs(f"other tensors: {sorted(set(found) ^ set(expected))[:3]}")
-        if unequal := [key for key, value in expected.items() if not torch.equal(value, found[key])]:
+        if list(loaded) != list(expected):
+            raise Differs(f"other tensors: {sorted(set(loaded) ^ set(expected))[:3]}")
+        if unequal := [key for key, value in expected.items() if not torch.equal(value, loaded[key])]:
             raise Differs(f"{len(unequal)} of {len(expected)} tensors differ, first {unequal[0]}")
         return f"{len(expected)} tensors equal"
 
@@ -196,11 +196,11 @@ class Subject:
         with torch.no_grad():
             return model(**inputs, **arguments).logits
 
-    def _equal(self, expected: Tensor, found: Tensor, inputs: dict[str, Tensor]) -> str:
+    def _equal(self, expected: Tensor, measured: Tensor, inputs: dict[str, Tensor]) -> str:
         """The largest difference at real tokens, in words."""
         mask = inputs["attention_mask"][:, : expected.shape[1]].bool()
-        expected, found = expected[mask], found[mask]
-        largest = (expected - found).abs().max().item()
+        expected, measured = expected[mask], measured[mask]
+        largest = (expected - measured).abs().max().item()
         if not largest <= TOLERANCE * max(1.0, expected.abs().max().item()):
             raise Differs(f"outputs differ by {largest:.1e}, the largest is {expected.abs().max().item():.1f}")
         return f"{largest:.0e}" if largest else "0"

@@ -111,7 +111,7 @@ def closures(tree: Path) -> dict[str, list[int]]:
     """Per mechanism the number of modules that its file imports through all of them: of mechanisms/ and engines/, and of the package."""
     package = tree / "hf_longattn"
     modules = {".".join(("hf_longattn", *path.relative_to(package).with_suffix("").parts)): path for path in package.rglob("*.py")}
-    found = {}
+    rooms = {}
     for mechanism in ("window", "linear"):
         start = f"hf_longattn.mechanisms.{mechanism}"
         seen, left = set(), [start]
@@ -121,8 +121,8 @@ def closures(tree: Path) -> dict[str, list[int]]:
                 seen.add(name)
                 left += imported(name, modules)
         core = [name for name in seen - {start} if name.split(".")[1] in ("mechanisms", "engines")]
-        found[f"imports of {mechanism}"] = [len(core), len(seen) - 1]
-    return found
+        rooms[f"imports of {mechanism}"] = [len(core), len(seen) - 1]
+    return rooms
 
 
 def imported(name: str, modules: dict[str, Path]) -> Iterator[str]:
@@ -137,7 +137,9 @@ def imported(name: str, modules: dict[str, Path]) -> Iterator[str]:
             targets = [f"{base}.{alias.name}" for alias in node.names]
         for target in targets:
             holder = target.rpartition(".")[0]
-            module = next((one for one in (target, f"{target}.__init__", holder, f"{holder}.__init__") if one in modules), None)
+            module = next(
+                (candidate for candidate in (target, f"{target}.__init__", holder, f"{holder}.__init__") if candidate in modules), None
+            )
             if module:
                 yield module
 
@@ -171,10 +173,10 @@ def probe(tree: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     q, k, v = torch.randn(3, 1, 4, LENGTH, 64, generator=torch.Generator().manual_seed(0)).unbind()
     mask = torch.arange(LENGTH)[None] >= 100
-    found: dict[str, Any] = {}
+    visits: dict[str, Any] = {}
     for name, settings in CALLS.items():
-        given = {**settings, "padding_mask": mask} if name in PADDED else settings
-        found[name] = visited(partial(hf_longattn.attend, q, k, v, **given), package)
+        options = {**settings, "padding_mask": mask} if name in PADDED else settings
+        visits[name] = visited(partial(hf_longattn.attend, q, k, v, **options), package)
     with tempfile.TemporaryDirectory() as folder:
         shape = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
         BertForMaskedLM(BertConfig(**shape, max_position_embeddings=64)).save_pretrained(f"{folder}/short")
@@ -187,13 +189,13 @@ def probe(tree: Path) -> dict[str, Any]:
                 if ended.code:
                     raise RuntimeError("the conversion failed") from None
 
-        found["convert"] = visited(convert, package)
+        visits["convert"] = visited(convert, package)
     mechanisms = {Path(str(sys.modules[mechanism_class(name).__module__].__file__)) for name in hf_longattn.list_mechanisms()}
     families = {package / "families" / f"{name}.py" for name in hf_longattn.families.FAMILIES}
     for kind, paths in (("mechanism", mechanisms), ("family", {path for path in families if path.exists()})):
         lines, path = min((len(path.read_text(encoding="utf-8").splitlines()), path) for path in paths)
-        found[f"shortest_{kind}"] = [str(path.relative_to(package)), lines]
-    return found
+        visits[f"shortest_{kind}"] = [str(path.relative_to(package)), lines]
+    return visits
 
 
 def visited(call: Callable[[], object], package: Path) -> list[int]:

@@ -84,10 +84,10 @@ def cell(base: str, mechanism: str, folder: Path) -> Cell:
 def inputs_of(config: Any) -> dict[str, Tensor]:
     """Random ids of the maximum length of the small models, without padding."""
     random = torch.Generator().manual_seed(0)
-    found = {"input_ids": torch.randint(5, 90, (2, 64), generator=random)}
+    inputs = {"input_ids": torch.randint(5, 90, (2, 64), generator=random)}
     if config.is_encoder_decoder:
-        found["decoder_input_ids"] = torch.randint(5, 90, (2, 12), generator=random)
-    return found
+        inputs["decoder_input_ids"] = torch.randint(5, 90, (2, 12), generator=random)
+    return inputs
 
 
 READER = """
@@ -115,9 +115,9 @@ def clean_python(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def read_elsewhere(found: Table, work: Path) -> None:
+def read_elsewhere(results: Table, work: Path) -> None:
     """Let every twin be read without this package, and put the largest difference of its logits from the long model's into its cell."""
-    cells = {work / mechanism / base: one for mechanism, row in found.items() for base, one in row.items() if "twin" in one}
+    cells = {work / mechanism / base: twin for mechanism, row in results.items() for base, twin in row.items() if "twin" in twin}
     expected: dict[Path, Tensor] = {}
     for folder in cells:
         family = FAMILIES[folder.name]
@@ -131,30 +131,30 @@ def read_elsewhere(found: Table, work: Path) -> None:
     done = subprocess.run(command, cwd=work, env=environment, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"The twins could not be read in a clean environment: {done.stderr.strip().splitlines()[-1]}")
-    for folder, one in cells.items():
+    for folder, twin in cells.items():
         logits = load_file(folder / "logits.safetensors")["logits"]
         difference = float((logits - expected[folder]).abs().max())
         if not difference <= ATOL * max(1.0, float(expected[folder].abs().max())):
             raise SystemExit(f"{folder}: read without hf_longattn, the logits differ by {difference:.1e}")
-        one["without_hf_longattn"] = difference
+        twin["without_hf_longattn"] = difference
 
 
 def table(bases: list[str], work: Path) -> Table:
     """Mechanism -> base -> cell."""
-    found: Table = {}
+    results: Table = {}
     for mechanism in list_mechanisms():
-        found[mechanism] = {}
+        results[mechanism] = {}
         for base in bases:
-            one = found[mechanism][base] = cell(base, mechanism, work / mechanism / base)
-            print(f"{mechanism} {base}: {one.get('twin') or one['reason']}", file=sys.stderr, flush=True)
-    read_elsewhere(found, work)
-    return found
+            result = results[mechanism][base] = cell(base, mechanism, work / mechanism / base)
+            print(f"{mechanism} {base}: {result.get('twin') or result['reason']}", file=sys.stderr, flush=True)
+    read_elsewhere(results, work)
+    return results
 
 
-def markdown(found: Table, how: str) -> str:
+def markdown(results: Table, how: str) -> str:
     """The page."""
-    shown = [mechanism for mechanism, cells in found.items() if any("twin" in one for one in cells.values())]
-    others = [mechanism for mechanism in found if mechanism not in shown]
+    shown = [mechanism for mechanism, cells in results.items() if any("twin" in result for result in cells.values())]
+    without_twin = [mechanism for mechanism in results if mechanism not in shown]
     reasons: dict[str, int] = {}
 
     def number(sentence: str) -> str:
@@ -170,12 +170,12 @@ def markdown(found: Table, how: str) -> str:
         "| base | " + " | ".join(f"`{mechanism}`" for mechanism in shown) + " |",
         "|---|" + "---|" * len(shown),
     ]
-    for base in found[shown[0]]:
-        cells = (found[mechanism][base] for mechanism in shown)
-        lines.append(f"| {base} | " + " | ".join(one.get("twin") or number(one["reason"]) for one in cells) + " |")
+    for base in results[shown[0]]:
+        cells = (results[mechanism][base] for mechanism in shown)
+        lines.append(f"| {base} | " + " | ".join(result.get("twin") or number(result["reason"]) for result in cells) + " |")
     lines += [
         "",
-        "No stock architecture has " + ", ".join(f"`{mechanism}`" for mechanism in others) + ", in any family.",
+        "No stock architecture has " + ", ".join(f"`{mechanism}`" for mechanism in without_twin) + ", in any family.",
         "",
         "## Compared",
         "",
@@ -187,12 +187,12 @@ def markdown(found: Table, how: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for mechanism in shown:
-        for base, one in found[mechanism].items():
-            if "twin" in one:
-                gguf = one["gguf"] if one["gguf"] == "yes" else number(one["gguf"])
-                differences = (one["outputs"]["max_abs_difference"], one["gradients"]["max_abs_difference"])
-                row = [f"`{mechanism}`", base, one["twin"], *(f"{value:.0e}" for value in differences), one["generated"]]
-                lines.append("| " + " | ".join([*row, f"{one['without_hf_longattn']:.0e}", gguf]) + " |")
+        for base, result in results[mechanism].items():
+            if "twin" in result:
+                gguf = result["gguf"] if result["gguf"] == "yes" else number(result["gguf"])
+                differences = (result["outputs"]["max_abs_difference"], result["gradients"]["max_abs_difference"])
+                row = [f"`{mechanism}`", base, result["twin"], *(f"{value:.0e}" for value in differences), result["generated"]]
+                lines.append("| " + " | ".join([*row, f"{result['without_hf_longattn']:.0e}", gguf]) + " |")
     lines += ["", "## Why there is none", ""]
     lines += [f"{place}. {sentence}" for sentence, place in reasons.items()]
     return "\n".join(lines) + "\n"
@@ -209,15 +209,15 @@ def main(arguments: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as work:
-        found = table(bases, Path(work))
+        results = table(bases, Path(work))
     where = machine()
     path = options.output.with_suffix(".json")
     stored: Table = json.loads(path.read_text(encoding="utf-8"))["twins"] if path.exists() else {}
-    merged = {mechanism: {**stored.get(mechanism, {}), **row} for mechanism, row in found.items()}
-    found = {mechanism: {base: row[base] for base in FAMILIES if base in row} for mechanism, row in merged.items()}
-    path.write_text(json.dumps({"machine": where, "twins": found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    merged = {mechanism: {**stored.get(mechanism, {}), **row} for mechanism, row in results.items()}
+    results = {mechanism: {base: row[base] for base in FAMILIES if base in row} for mechanism, row in merged.items()}
+    path.write_text(json.dumps({"machine": where, "twins": results}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     described = f"{where['processor']} with transformers {where['transformers']}"
-    options.output.with_suffix(".md").write_text(markdown(found, described), encoding="utf-8")
+    options.output.with_suffix(".md").write_text(markdown(results, described), encoding="utf-8")
     return 0
 
 

@@ -6,6 +6,7 @@ needs nothing here. Everything that is no size stays as the architecture has it,
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,13 @@ def language_model(base: str) -> str:
     return next(head for ending in PREDICT_TOKENS for head in FAMILIES[base].heads if head.endswith(ending))
 
 
+@functools.cache
+def default_config(base: str, **values: Any) -> tuple[Any, dict[str, Any]]:
+    """The config of an architecture with these values, and its fields; made once, to be read."""
+    config = CONFIG_MAPPING[base](**values)
+    return config, config.to_dict()
+
+
 def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, Any]:
     """Arguments for the config of ``base``, or for its Long config.
 
@@ -75,8 +83,8 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
         shape: the sizes.
         others: values of further fields, of which those are taken that the architecture has.
     """
-    default = CONFIG_MAPPING[base](**{name: value for name, value in others.items() if name == "pad_token_id"})
-    fields, heads = default.to_dict(), default.num_attention_heads
+    default, fields = default_config(base, **{name: value for name, value in others.items() if name == "pad_token_id"})
+    heads = default.num_attention_heads
     named = {name: size for size, names in NAMES.items() for name in names} | dict(FAMILIES[base].sizes)
     sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
     if isinstance(grouped := fields.get("num_key_value_heads"), int):

@@ -49,6 +49,7 @@ def test_the_first_checks_pass_on_the_paths_for_cuda(name: str, monkeypatch: pyt
 
     monkeypatch.setattr(dispatch.DispatchContext, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
     monkeypatch.setattr(flex, "fused_flex", unfused)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
     monkeypatch.setattr(dispatch, "DENSE_CELLS", 1)
     monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
