@@ -1,21 +1,22 @@
-"""Where tokens lie that are not a line of text: patches of a picture or a video, cells of a spectrogram, after some prefix tokens."""
+"""Where tokens lie that are not a line of text: patches of a picture or a video, cells of a spectrogram, after some prefix tokens.
+
+Importing this does not import torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from ...errors import GridError, OptionError
 
-from ...errors import GridError
-from .byte_cache import BYTE_CACHE
-from .order_text import check_order
-
+ORDERS = ("raster", "columns", "hilbert")
+"""Orders by name, besides ``tiles:8x8`` with any sizes."""
+TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
 RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
 """The grid of the model that runs in this thread, for attention modules that keyword arguments do not reach."""
 
@@ -32,7 +33,7 @@ class Grid:
     prefix: int = 0
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(size, int | torch.SymInt) for size in (*self.sizes, self.prefix))
+        whole = all(hasattr(size, "__index__") for size in (*self.sizes, self.prefix))  # a graph's numbers are not int
         if not self.sizes or not whole or min(self.sizes) < 1 or self.prefix < 0:
             raise GridError(
                 f"A grid has sizes {self.sizes!r} and {self.prefix!r} prefix tokens, but every size must be a whole number of at least 1 "
@@ -107,57 +108,13 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
     raise GridError(f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence.")
 
 
-def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
-    """The positions of a grid's tokens in ``order``, ``(L,)`` int64 with the prefix in front; -1 for a place that no token fills.
+def check_order(order: Any) -> str:
+    """``order`` if it names an order of tokens on a grid: ``raster``, ``columns``, ``hilbert`` or ``tiles:8x8``.
 
-    Tiles have as many places each, so that blocks of that size are tiles: those at the border of a grid that is no multiple of them are
-    filled up, and the prefix has tiles of its own.
+    Raises:
+        OptionError: it does not.
     """
-    return BYTE_CACHE.get(("token order", grid, order, device), lambda: _token_order(grid, order).to(device))
-
-
-def _token_order(grid: Grid, order: str) -> Tensor:
-    cells = torch.arange(grid.cells).view(grid.sizes)
-    prefix = torch.arange(grid.prefix)
-    if order == "columns":
-        cells = cells.permute(*reversed(range(grid.rank)))
-    elif order == "hilbert":
-        cells = cells.flatten()[_hilbert(grid.sizes)]
-    elif order != "raster":
-        tile = grid.per_axis([int(size) for size in check_order(order).removeprefix("tiles:").split("x")], "order")
-        short = [-size % side for size, side in zip(grid.sizes, tile, strict=True)]
-        cells = F.pad(cells, [pad for size in reversed(short) for pad in (0, size)], value=-1 - grid.prefix)
-        counts = [size // side for size, side in zip(cells.shape, tile, strict=True)]
-        cells = cells.view([size for pair in zip(counts, tile, strict=True) for size in pair])
-        cells = cells.permute(*range(0, 2 * grid.rank, 2), *range(1, 2 * grid.rank, 2))
-        prefix = F.pad(prefix, (0, -grid.prefix % math.prod(tile)), value=-1)
-    return torch.cat([prefix, cells.flatten() + grid.prefix])
-
-
-def _hilbert(sizes: Sequence[int]) -> Tensor:
-    """The cells of a grid along a Hilbert curve of the smallest cube of a power of two that holds it (Skilling 2004)."""
-    rank, bits = len(sizes), max(1, max(size - 1 for size in sizes).bit_length())
-    axes = list(torch.stack(torch.meshgrid(*map(torch.arange, sizes), indexing="ij"), -1).flatten(0, -2).unbind(-1))
-    high = 1 << (bits - 1)
-    bit = high
-    while bit > 1:  # undo the excess work: inverse of Skilling's transform, from the highest bit
-        low = bit - 1
-        for axis in range(rank):
-            flip = (axes[axis] & bit) != 0
-            swapped = (axes[0] ^ axes[axis]) & low
-            first = torch.where(flip, axes[0] ^ low, axes[0] ^ swapped)
-            axes[axis] = torch.where(flip, axes[axis], axes[axis] ^ swapped) if axis else first
-            axes[0] = first
-        bit >>= 1
-    for axis in range(1, rank):  # Gray code
-        axes[axis] = axes[axis] ^ axes[axis - 1]
-    gray, bit = torch.zeros_like(axes[0]), high
-    while bit > 1:
-        gray = torch.where((axes[-1] & bit) != 0, gray ^ (bit - 1), gray)
-        bit >>= 1
-    axes = [axis ^ gray for axis in axes]
-    distance = torch.zeros_like(axes[0])
-    for place in range(bits - 1, -1, -1):
-        for axis_bits in axes:
-            distance = (distance << 1) | ((axis_bits >> place) & 1)
-    return distance.argsort()
+    tiles = TILES.fullmatch(order) if isinstance(order, str) else None
+    if order not in ORDERS and (tiles is None or 0 in map(int, tiles[1].split("x"))):
+        raise OptionError(f"Option 'order' is {order!r}, but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8.")
+    return str(order)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...engines.common.batch import Batch
 from ...engines.common.call import AttentionCall, AttentionFunction, remapped
-from ...engines.common.grid import token_order
+from ...engines.common.token_order import token_order
 from ...errors import GridError
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
