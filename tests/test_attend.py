@@ -80,7 +80,7 @@ def test_what_a_mechanism_needs_besides_q_k_v_is_an_argument() -> None:
 
 
 DRAWN = [
-    *((name, mechanism_class(name).sample) for name in list_mechanisms()),
+    *((name, mechanism_class(name).sample) for name in list_mechanisms(grid=False)),
     ("taylor", {"feature_dim": 4}),
     ("synthesizer", {"variant": "random"}),
     ("routing", {"router": "learned", "num_clusters": 2}),
@@ -152,7 +152,9 @@ def test_a_name_stands_for_the_eval_mode_and_a_module_for_its_own() -> None:
     assert torch.equal(by_name, attend(q, k, v, module.eval()))
 
 
-@pytest.mark.parametrize("name", [name for name in list_mechanisms() if "seed" in mechanism_class(name).options_type.__dataclass_fields__])
+@pytest.mark.parametrize(
+    "name", [name for name in list_mechanisms(grid=False) if "seed" in mechanism_class(name).options_type.__dataclass_fields__]
+)
 def test_the_seed_of_a_call_by_name_is_the_option(name: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 300, 8)
     options = dict(mechanism_class(name).sample) | ({"selection": "lsh"} if name == "lsg" else {})
@@ -164,7 +166,7 @@ def test_the_seed_of_a_call_by_name_is_the_option(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in list_mechanisms() if "max_length" in mechanism_class(name).options_type.__dataclass_fields__]
+    "name", [name for name in list_mechanisms(grid=False) if "max_length" in mechanism_class(name).options_type.__dataclass_fields__]
 )
 def test_the_max_length_of_a_layer_is_the_option_of_that_name(name: str) -> None:
     options = {key: value for key, value in mechanism_class(name).sample.items() if key != "max_length"}

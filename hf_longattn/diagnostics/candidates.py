@@ -71,7 +71,7 @@ def usual_candidates() -> list[Candidate]:
     """:data:`USUAL`, and the other mechanisms with their default options."""
     usual = [Candidate.read(text) for text in USUAL]
     named = {candidate.mechanism for candidate in usual}
-    defaults = [Candidate(name) for name in list_mechanisms() if name not in named]
+    defaults = [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
     return [Candidate(candidate.mechanism, candidate.options) for candidate in usual] + defaults
 
 

@@ -31,7 +31,7 @@ from tests.audit.fakes import WORDS, graph, serving, window
 from tests.reference.small_models import long_config
 from tests.unsupported import ENCODER
 
-FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 
 
 @pytest.mark.parametrize(("mechanism", "causal"), FORMS)

@@ -84,7 +84,7 @@ def test_dry_run_and_plan_say_what_would_happen_and_write_nothing(source: Path, 
     assert list(tmp_path.iterdir()) == []
     assert [cost["length"] for cost in planned["costs"]] == [64, 128, 256, 512, 1024]
     assert planned["costs"][-1]["cache_bytes"] == planned["costs"][-2]["cache_bytes"]
-    assert [one["mechanism"] for one in planned["comparison"]["mechanisms"]] == ["as planned", *list_mechanisms(causal=True)]
+    assert [one["mechanism"] for one in planned["comparison"]["mechanisms"]] == ["as planned", *list_mechanisms(causal=True, grid=False)]
     shown = output(capsys, "plan", source, *flags[:-1])
     assert "rope:none" in shown
     assert "64K" in shown

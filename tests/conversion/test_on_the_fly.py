@@ -15,6 +15,7 @@ from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from scripts.dev.tools.small_models import TEXT_FAMILIES
 
 from .conftest import LENGTH
 from .every_family import NOT_AS_IT_IS, Short, head_of
@@ -52,7 +53,7 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
     assert all(len(converted[one]) > LENGTH for one in grown if "decoder" not in one)
 
 
-@pytest.mark.parametrize("base", [base for base in FAMILIES if base not in NOT_AS_IT_IS])
+@pytest.mark.parametrize("base", [base for base in TEXT_FAMILIES if base not in NOT_AS_IT_IS])
 def test_every_family(base: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long")
 

@@ -188,7 +188,7 @@ def main() -> None:
     patches.setattr(flex, "fused_flex", fused_flex)
     for module in [module for name, module in sys.modules.items() if name.startswith("hf_longattn")]:
         OURS.update({one._qualname: one._init_fn for one in vars(module).values() if isinstance(one, CustomOpDef)})
-    for name in sys.argv[1:] or list_mechanisms():
+    for name in sys.argv[1:] or list_mechanisms(grid=False):
         form = mechanism_info(name).causal
         forms = [False, True] if form == "both" else [bool(form)]
         failures: dict[str, str] = {}

@@ -147,7 +147,7 @@ def test_two_thousand_calls_of_changing_lengths_on_twenty_threads(small: ByteCac
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # in KiB; loosely
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@pytest.mark.parametrize("name", list_mechanisms(grid=False))
 def test_no_mechanism_keeps_more_than_the_budget_or_other_results(name: str, small: ByteCache) -> None:
     cls = mechanism_class(name)
     causal = cls.causal is not False

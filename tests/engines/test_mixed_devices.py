@@ -25,7 +25,7 @@ def ran() -> Iterator[Callable[[str], dict[str, Any]]]:
         yield result_of
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@pytest.mark.parametrize("name", list_mechanisms(grid=False))
 def test_everything_is_on_the_gpu(name: str, ran: Callable[[str], dict[str, Any]]) -> None:
     result = ran(name)
     assert result["calls"] >= 7

@@ -101,7 +101,7 @@ QUICK_MECHANISMS = ("adaptive_span", "delta", "linformer", "longformer", "per_he
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK_MECHANISMS else pytest.param(name, marks=pytest.mark.slow) for name in list_mechanisms()]
+    "name", [name if name in QUICK_MECHANISMS else pytest.param(name, marks=pytest.mark.slow) for name in list_mechanisms(grid=False)]
 )
 def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
     base = "llama" if mechanism_class(name).causal is True else "bert"

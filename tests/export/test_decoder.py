@@ -182,7 +182,7 @@ def test_experts_are_the_reason_where_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mechanism", list_mechanisms(causal=True))
+@pytest.mark.parametrize("mechanism", list_mechanisms(causal=True, grid=False))
 def test_every_mechanism_has_a_graph_with_a_cache_or_a_sentence(mechanism: str, tmp_path: Path) -> None:
     own = {"cosformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}, "infini": {"segment_length": 24}}.get(mechanism, {})
     chosen = {"mechanism": mechanism, **mechanism_class(mechanism).sample, **own}

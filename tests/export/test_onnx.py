@@ -99,7 +99,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mechanism", list_mechanisms(causal=False))
+@pytest.mark.parametrize("mechanism", list_mechanisms(causal=False, grid=False))
 def test_every_mechanism_is_exported_to_onnx_or_refused(mechanism: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     source = saved(tmp_path / "long", mechanism)

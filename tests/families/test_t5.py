@@ -174,7 +174,11 @@ class TestEitherAttention(EncoderDecoderContract):
             plan_conversion(tmp_path / "short", **WINDOW, max_length=400, positions="tile")
 
 
-CROSSED = {name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms() if mechanism_class(name).takes_score_mod}
+CROSSED = {
+    name: {"mechanism": name, **mechanism_class(name).sample}
+    for name in list_mechanisms(grid=False)
+    if mechanism_class(name).takes_score_mod
+}
 
 
 @pytest.mark.parametrize("mechanism", CROSSED)

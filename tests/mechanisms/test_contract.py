@@ -21,7 +21,7 @@ SHAPES = (
     *((300, side) for side in ("none", "left", "right", "inside")),
 )
 """Lengths around the tiles of the engines, each with one padding; any shape is in the test of drawn ones."""
-FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 
 every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
 SIMPLE = ("block_top_k", "linear", "strided", "window")

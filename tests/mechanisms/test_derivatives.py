@@ -20,7 +20,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_fr
 
 STOPPED = "transformer_xl without gradients into its memory"
 OPTIONS = {
-    **{name: (name, mechanism_class(name).sample) for name in list_mechanisms()},
+    **{name: (name, mechanism_class(name).sample) for name in list_mechanisms(grid=False)},
     STOPPED: ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
 }
 FORMS = [(name, causal) for causal in (False, True) for name in OPTIONS if mechanism_class(OPTIONS[name][0]).causal in ("both", causal)]

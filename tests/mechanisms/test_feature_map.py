@@ -10,7 +10,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.feature_map import LinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
-LINEAR = [name for name in list_mechanisms() if issubclass(mechanism_class(name), LinearMechanism)]
+LINEAR = [name for name in list_mechanisms(grid=False) if issubclass(mechanism_class(name), LinearMechanism)]
 FORMS = [
     *((name, {}) for name in LINEAR),
     ("hedgehog", {"feature_softmax": "joint"}),

@@ -20,7 +20,7 @@ from tests.reference.small_models import long_like, long_model, padding, plain_m
 
 SIZES = [60, 45, 1, 190]
 LENGTH = sum(SIZES)
-FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 VARIANTS: dict[str, dict[str, Any]] = {
     "sinks": {"mechanism": "window", "window": 32, "num_sinks": 4},
     "dilated": {"mechanism": "window", "window": 6, "dilation": [1, 2, 3, 1]},
@@ -209,7 +209,7 @@ def assert_packed_equals_alone(model: Any, arguments: dict[str, Any]) -> None:
 
 
 def forms(causal: bool) -> dict[str, dict[str, Any]]:
-    names = [name for name in list_mechanisms(causal=causal) if name != "recurrent_memory"]
+    names = [name for name in list_mechanisms(causal=causal, grid=False) if name != "recurrent_memory"]
     return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS}
 
 

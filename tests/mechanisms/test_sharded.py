@@ -21,7 +21,7 @@ from tests.ranks import Ranks
 Case = tuple[str, dict[str, Any], bool, dict[str, Any]]
 """A mechanism, its options, its form, and what the call has."""
 CASES: list[Case] = []
-for name in list_mechanisms():
+for name in list_mechanisms(grid=False):
     kind = mechanism_class(name)
     for causal in (True, False):
         if kind.causal in ("both", causal):

@@ -21,7 +21,7 @@ from tests.mechanisms.listed import visible
 LENGTH = 300
 MASKS = [
     name
-    for name in list_mechanisms()
+    for name in list_mechanisms(grid=False)
     if issubclass(cls := mechanism_class(name), SparseMechanism | GatheredMechanism)
     and cls.options_type.build(name, cls.sample).is_mask()
     and name != "union"

@@ -24,7 +24,7 @@ HEADS, KEY_HEADS, WIDTH, ROWS, LONGEST = 2, 1, 4, 3, 400
 STARTS = torch.tensor([0, 3, 11])
 """Padding before the first token of each row."""
 KINDS: dict[str, dict[str, Any]] = {
-    **{name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True)},
+    **{name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True, grid=False)},
     "window of one": {"mechanism": "window", "window": 1},
     "sinks": {"mechanism": "window", "window": 9, "num_sinks": 2},
     "kept groups": {"mechanism": "shifted_window", "group_size": 16, "keep_groups": True},

@@ -19,8 +19,8 @@ from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
-STATEFUL = [name for name in list_mechanisms(causal=True) if mechanism_class(name).stateful is True]
-CASES = [(base, name) for name in list_mechanisms(causal=True) for base in DECODERS]
+STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).stateful is True]
+CASES = [(base, name) for name in list_mechanisms(causal=True, grid=False) for base in DECODERS]
 
 
 def model(base: str, name: str) -> Any:
@@ -53,7 +53,7 @@ def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: s
     assert cache.get_seq_length() == length
 
 
-@pytest.mark.parametrize("name", list_mechanisms(causal=True))
+@pytest.mark.parametrize("name", list_mechanisms(causal=True, grid=False))
 def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
     longer, ids = model("gpt2", name), tokens(2, 60)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}

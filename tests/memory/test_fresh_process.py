@@ -19,7 +19,9 @@ from tests.memory.test_kept_patterns import PATTERNS
 from tests.reference.small_models import long_like, plain_model, tokens
 from tests.warm import run_fresh
 
-FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True)}
+FORMS: dict[str, dict[str, Any]] = {
+    name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True, grid=False)
+}
 FORMS |= {pattern: attention for pattern, (attention, _) in PATTERNS.items()}
 FORMS["relative"] = {"mechanism": "block_top_k", "block_size": 16, "num_blocks": 2, "relative": "t5_buckets"}
 LENGTH, SEEN = 90, 80
@@ -79,7 +81,7 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By how much another process differs, of everything in one start of it."""
     kept = {f"cache {form}": decoding(attention, False) for form, attention in FORMS.items()}
     kept |= {f"static {form}": decoding(FORMS[form], True) for form in ("window", "sinks", "linear", "block_top_k", "full")}
-    kept |= {f"mechanism {name}": alone(name) for name in list_mechanisms()}
+    kept |= {f"mechanism {name}": alone(name) for name in list_mechanisms(grid=False)}
     kept["memory"] = remembering()
     path = tmp_path_factory.mktemp("pickled") / "kept.pickle"
     path.write_bytes(pickle.dumps(kept))
@@ -98,7 +100,7 @@ def test_so_does_a_static_cache(differences: dict[str, Any], form: str) -> None:
     assert differences[f"static {form}"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@pytest.mark.parametrize("name", list_mechanisms(grid=False))
 def test_a_mechanism_computes_the_same(differences: dict[str, Any], name: str) -> None:
     assert differences[f"mechanism {name}"] == pytest.approx(0, abs=1e-5)
 

@@ -18,7 +18,7 @@ from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
 
-NAMES = [name for name in list_mechanisms(causal=True) if mechanism_class(name).takes_score_mod]
+NAMES = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).takes_score_mod]
 FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in NAMES} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
     "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},

@@ -36,7 +36,7 @@ from hf_longattn.families import (
 )
 from hf_longattn.modeling.family.definition import LANGUAGE_MODELS
 from hf_longattn.modeling.run.losses import divides_by_items
-from scripts.dev.tools.small_models import Shape, small_config
+from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
 
 SIZES = {
     "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0,
@@ -105,7 +105,7 @@ def test_accumulated_batches_are_one_batch(model_class: Any, config_class: Any, 
 
 def heads_with_labels() -> Iterator[tuple[str, str]]:
     """(base, model class) of every head that predicts tokens or a class of each, which differ in what their loss is divided by."""
-    for base, family in FAMILIES.items():
+    for base, family in TEXT_FAMILIES.items():
         for head in family.heads:
             if head.endswith((*LANGUAGE_MODELS, "ForConditionalGeneration", "ForTokenClassification")):
                 yield base, head

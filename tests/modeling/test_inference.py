@@ -32,6 +32,7 @@ from hf_longattn.modeling.inference.fast_linear import Int8Linear, PackedLinear
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.run.packing import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
+from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
@@ -97,7 +98,7 @@ def test_positions_where_padding_takes_none(pad: int, filled: int, left: bool) -
     assert packs(fast, input_ids=ids, attention_mask=mask)
 
 
-@pytest.mark.parametrize("base", FAMILIES)
+@pytest.mark.parametrize("base", TEXT_FAMILIES)
 def test_bf16_is_the_checkpoint_loaded_in_bf16_and_is_saved_as_that(base: str, tmp_path: Path) -> None:
     long_model(base, None, WINDOW).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -126,7 +127,7 @@ def test_transposed_layers_of_any_model_are_saved_as_they_were(model_class: Any,
     assert all(torch.equal(loaded[name], values) for name, values in expected.items())
 
 
-@pytest.mark.parametrize("base", FAMILIES)
+@pytest.mark.parametrize("base", TEXT_FAMILIES)
 def test_int8_is_close_to_bf16(base: str) -> None:
     small = {"initializer_range": 0.1, "init_std": 0.1}  # the usual ones of tests are so large that three layers make much of rounding
     model = long_model(base, None, WINDOW, **small)
@@ -143,7 +144,7 @@ def test_int8_is_close_to_bf16(base: str) -> None:
         assert (found - expected).norm() / expected.norm() < 0.1
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@pytest.mark.parametrize("name", list_mechanisms(grid=False))
 def test_every_mechanism_after_it(name: str) -> None:
     """Packed rows equal padded ones; bf16 and 8 bits are finite."""
     base = "llama" if mechanism_class(name).causal is True else "bert"

@@ -20,7 +20,7 @@ from hf_longattn.mechanisms.common.base import Mechanism, reset
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
 from hf_longattn.modeling.attach import weights
 from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
-from scripts.dev.tools.small_models import Shape, small_config
+from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
 from tests.grids import grid, quickly
 from tests.reference.small_models import is_quick_head
 
@@ -30,8 +30,8 @@ SIZED = ("linformer", "recurrent_memory")
 """Their default sizes are larger than these models."""
 RELATIVE = ("t5_buckets", "shaw:clip=4", "transformer_xl")
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((name, mechanism_class(name).sample) for name in list_mechanisms()),
-    *((name, {}) for name in list_mechanisms() if mechanism_class(name).sample and name not in SIZED),
+    *((name, mechanism_class(name).sample) for name in list_mechanisms(grid=False)),
+    *((name, {}) for name in list_mechanisms(grid=False) if mechanism_class(name).sample and name not in SIZED),
     *(("window", {"relative": relative}) for relative in RELATIVE),
     ("delta", {"gate": False}),
     ("delta", {"gate": False, "gate_input": "key"}),
@@ -151,7 +151,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("enough", quickly([2, len(KINDS)], [2]))
-@pytest.mark.parametrize("base", [base for base in FAMILIES if base not in CONVERTED_ONLY])
+@pytest.mark.parametrize("base", [base for base in TEXT_FAMILIES if base not in CONVERTED_ONLY])
 def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path) -> None:
     """Each family with two kinds of tensors, in turn; slow tests have all kinds."""
     plain, loaded, first = saved_base(base, tmp_path), 0, [*FAMILIES].index(base) % len(KINDS)
@@ -170,7 +170,7 @@ def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path
     assert loaded
 
 
-ALL_HEADS = [(base, head) for base, family in FAMILIES.items() if base not in CONVERTED_ONLY for head in family.heads]
+ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() if base not in CONVERTED_ONLY for head in family.heads]
 
 
 @pytest.mark.parametrize(("base", "head"), grid(ALL_HEADS, is_quick_head), ids=[head for _, head in ALL_HEADS])

@@ -19,7 +19,7 @@ from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, lo
 SEPARATOR, PADDING = 2, 1
 LENGTH = 48
 ANSWERING = [(base, head) for base, head in HEADS if head.endswith("ForQuestionAnswering")]
-TAKING = [name for name in list_mechanisms() if mechanism_class(name).takes_globals]
+TAKING = [name for name in list_mechanisms(grid=False) if mechanism_class(name).takes_globals]
 LONGFORMER = {"mechanism": "longformer", "window": 8}
 
 

@@ -11,10 +11,11 @@ from hf_longattn.errors import MaskError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import LongBaseModelMixin
 from hf_longattn.modeling.run.outputs import FIELDS
+from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.reference.small_models import long_model
 
 WINDOW = {"mechanism": "window", "window": 16}
-HEADS = [(base, head) for base, family in FAMILIES.items() for head in family.heads]
+HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in family.heads]
 LENGTH, FIRST = 20, 8
 
 
@@ -90,7 +91,7 @@ def uncached(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if getattr(model.config, "is_decoder", False) or getattr(model.config, "use_cache", False) else {}
 
 
-@pytest.mark.parametrize("base", FAMILIES)
+@pytest.mark.parametrize("base", TEXT_FAMILIES)
 def test_every_field_of_a_base_is_known(base: str) -> None:
     """Modes give back the fields that :data:`FIELDS` knows, and refuse others."""
     family = FAMILIES[base]

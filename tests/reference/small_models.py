@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import hf_longattn.families as families
-from scripts.dev.tools.small_models import Shape, language_model, small_values
+from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, language_model, small_values
 
 SHAPE = Shape(width=64, layers=3, heads=4, inner=96, tokens=512, vocabulary=200)
 TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
@@ -37,7 +37,7 @@ OWN: dict[str, dict[str, Any]] = {
 APART = ("deberta-v2", "gpt_neo", "gptj", "mpnet", "nystromformer")
 """Bases with one stack that have separate tests: their attention adds relative positions, takes no global tokens, or is an
 approximation."""
-BASES = tuple(base for base, family in families.FAMILIES.items() if not family.two_stacks and base not in APART)
+BASES = tuple(base for base, family in TEXT_FAMILIES.items() if not family.two_stacks and base not in APART)
 OFF_THE_INTERFACE = ("big_bird",)
 """Bases whose own attention is not on transformers' AttentionInterface: the Long model calls another kernel, and bits may differ."""
 ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")

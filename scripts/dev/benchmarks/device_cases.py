@@ -107,16 +107,16 @@ def first_timings() -> Iterator[DeviceCase]:
 def other_checks() -> Iterator[DeviceCase]:
     """Every mechanism in every form and dtype."""
     for dtype, length in (("bf16", 300), ("bf16", 2048), ("fp32", 300), ("fp16", 2048), ("fp32", 2048)):
-        for name in list_mechanisms():
+        for name in list_mechanisms(grid=False):
             yield from (DeviceCase(name, length=length, causal=causal, dtype=dtype) for causal in forms(name))
-    for name in list_mechanisms():
+    for name in list_mechanisms(grid=False):
         yield DeviceCase(name, length=2048, causal=forms(name)[-1], padding="documents")
 
 
 def other_timings() -> Iterator[DeviceCase]:
     """Every mechanism, forward and backward."""
     for length in (4096, 16384):
-        for name in list_mechanisms():
+        for name in list_mechanisms(grid=False):
             if name not in ("window", "longformer", "bigbird"):
                 for causal in forms(name):
                     yield DeviceCase(name, "time", length=length, causal=causal, batch=1, heads=12, kv_heads=12, padding="none")

@@ -21,13 +21,13 @@ import torch
 import transformers
 
 from hf_longattn.conversion.model_loading import quiet_libraries
-from hf_longattn.families import FAMILIES
 from hf_longattn.staging import write_text
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.tools import family_checks
 from scripts.dev.tools.family_checkpoints import make_checkpoint
 from scripts.dev.tools.run_transformers_tests import failed_here, failures, stored_suite
+from scripts.dev.tools.small_models import TEXT_FAMILIES
 
 TITLES = {
     "convert": "convert",
@@ -126,10 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, default=RESULTS, help="folder of families.json, families.md and model_tester.json, default %(default)s"
     )
     options = parser.parse_args(arguments)
-    unknown = [base for base in options.families if base not in FAMILIES]
+    unknown = [base for base in options.families if base not in TEXT_FAMILIES]
     if unknown:
-        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(FAMILIES)}")
-    chosen = options.families or list(FAMILIES)
+        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(TEXT_FAMILIES)}")
+    chosen = options.families or list(TEXT_FAMILIES)
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "families.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"families": {}}

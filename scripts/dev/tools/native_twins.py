@@ -36,7 +36,7 @@ from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import machine
 
 from .native_cases import long_attention, long_values, save_long
-from .small_models import language_model
+from .small_models import TEXT_FAMILIES, language_model
 
 OUTPUT = RESULTS / "native_twins"
 PATTERNS: dict[str, dict[str, Any]] = {
@@ -142,7 +142,7 @@ def read_elsewhere(results: Table, work: Path) -> None:
 def table(bases: list[str], work: Path) -> Table:
     """Mechanism -> base -> cell."""
     results: Table = {}
-    for mechanism in list_mechanisms():
+    for mechanism in list_mechanisms(grid=False):
         results[mechanism] = {}
         for base in bases:
             result = results[mechanism][base] = cell(base, mechanism, work / mechanism / base)
@@ -200,12 +200,12 @@ def markdown(results: Table, how: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default=",".join(FAMILIES), help="bases, separated by commas (default: all)")
+    parser.add_argument("--only", default=",".join(TEXT_FAMILIES), help="bases, separated by commas (default: all)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="path without suffix (default: %(default)s)")
     options = parser.parse_args(arguments)
     bases = options.only.split(",")
-    if unknown := sorted({*bases} - {*FAMILIES}):
-        parser.error(f"unknown base {unknown[0]!r}; expected some of {', '.join(FAMILIES)}")
+    if unknown := sorted({*bases} - {*TEXT_FAMILIES}):
+        parser.error(f"unknown base {unknown[0]!r}; expected some of {', '.join(TEXT_FAMILIES)}")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as work:
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.output.with_suffix(".json")
     stored: Table = json.loads(path.read_text(encoding="utf-8"))["twins"] if path.exists() else {}
     merged = {mechanism: {**stored.get(mechanism, {}), **row} for mechanism, row in results.items()}
-    results = {mechanism: {base: row[base] for base in FAMILIES if base in row} for mechanism, row in merged.items()}
+    results = {mechanism: {base: row[base] for base in TEXT_FAMILIES if base in row} for mechanism, row in merged.items()}
     path.write_text(json.dumps({"machine": where, "twins": results}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     described = f"{where['processor']} with transformers {where['transformers']}"
     options.output.with_suffix(".md").write_text(markdown(results, described), encoding="utf-8")

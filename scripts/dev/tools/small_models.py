@@ -59,6 +59,8 @@ NAMES = {
     "routed": ("num_experts_per_tok",),
 }
 """Size -> the fields of configs that hold it."""
+TEXT_FAMILIES = {base: family for base, family in FAMILIES.items() if family.grid is None}
+"""The families whose input is tokens of a text, by their base."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
 """Endings of the classes that predict tokens, the one first that an architecture is known for."""
 

@@ -16,13 +16,12 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedT
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.errors import OptionError
-from hf_longattn.families import FAMILIES
 from hf_longattn.training.linearise.stages import LOG_NAME
 from hf_longattn.training.linearise.teacher import Teacher, predictions_at
 from hf_longattn.training.linearise.trainer import DivergenceError
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.tasks.linearise import linearise_attention
-from scripts.dev.tools.small_models import language_model, small_config
+from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, small_config
 from tests.training.conftest import checkpoint
 from tests.training.linearise.conftest import Kill, Start
 
@@ -131,7 +130,7 @@ def test_the_head_runs_where_predictions_are_compared(kind: str, tmp_path: Path,
 
 def test_the_heads_of_all_families_can_run_at_some_tokens() -> None:
     ids, at = torch.randint(10, 60, (2, 12)), torch.rand(2, 12) > 0.5
-    for base in FAMILIES:
+    for base in TEXT_FAMILIES:
         config = small_config(base, pad_token_id=0, mask_token_id=5)
         if not config.is_encoder_decoder:
             model = getattr(transformers, language_model(base))(config).eval()

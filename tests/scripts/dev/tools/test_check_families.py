@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.families import FAMILIES
 from scripts.dev.tools import check_families, family_checkpoints
 from scripts.dev.tools.run_transformers_tests import stored_suite
+from scripts.dev.tools.small_models import TEXT_FAMILIES
 
 
 def stored(folder: Path) -> dict:
@@ -54,6 +54,6 @@ def test_the_stored_page_says_what_the_results_say() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", list(FAMILIES))
+@pytest.mark.parametrize("base", list(TEXT_FAMILIES))
 def test_every_family(base: str, tmp_path: Path) -> None:
     assert check_families.main([base, "--output", str(tmp_path)]) == 0, stored(tmp_path)[base]

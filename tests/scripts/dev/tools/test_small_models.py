@@ -6,10 +6,10 @@ import pytest
 import transformers
 
 from hf_longattn.families import FAMILIES
-from scripts.dev.tools.small_models import Shape, language_model, small_config, small_values
+from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, language_model, small_config, small_values
 
 
-@pytest.mark.parametrize("base", list(FAMILIES))
+@pytest.mark.parametrize("base", list(TEXT_FAMILIES))
 def test_a_small_config_of_every_base(base: str) -> None:
     shape = Shape(width=24, layers=3, heads=2, inner=40, tokens=50, vocabulary=70)
     config, tables = small_config(base, shape, pad_token_id=1), FAMILIES[base].position_tables
