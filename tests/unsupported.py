@@ -22,8 +22,8 @@ DECODER = unsupported("biogpt", "persimmon")
 """A decoder with the usual names of sizes."""
 SLIDING = unsupported("ministral", "cohere2")
 """Has rotary positions and windows of its own."""
-IMAGES = unsupported("vit", "deit", "vit_msn")
-"""Has ViT's config and the head ForImageClassification."""
+IMAGES = unsupported("yolos")
+"""Has ViT's config, whose image_size has two numbers, and the head ForObjectDetection."""
 TEXT_AND_IMAGES = unsupported("clip", "metaclip_2")
 """Has an encoder of texts and one of images, with CLIP's configs."""
 SPEECH = unsupported("wav2vec2", "hubert", "unispeech")

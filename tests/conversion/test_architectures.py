@@ -27,16 +27,17 @@ from tests.unsupported import DECODER, ENCODER_DECODER, IMAGES, OWN_ATTENTION, R
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
+PICTURE = {**IMAGE, "image_size": [32, 32], "use_mid_position_embeddings": False}
 SOUND = {
     "vocab_size": 200, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_source_positions": 60, "num_mel_bins": 8, "pad_token_id": 1, "bos_token_id": 0,
     "eos_token_id": 2, "decoder_start_token_id": 2,
 }  # fmt: skip
 SAMPLES = {"conv_dim": [16] * 3, "conv_stride": [5, 4, 4], "conv_kernel": [10, 4, 4], "num_conv_pos_embedding_groups": 2}
-CLASSIFIER = f"{IMAGES}ForImageClassification"
+DETECTOR = f"{IMAGES}ForObjectDetection"
 IMAGE_TYPE, OWN_ATTENTION_TYPE = (getattr(transformers, f"{name}Config").model_type for name in (IMAGES, OWN_ATTENTION))
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
-    CLASSIFIER: (f"{IMAGES}Config", IMAGE, 2),
+    DETECTOR: (f"{IMAGES}Config", PICTURE, 2),
     f"{TEXT_AND_IMAGES}Model": (f"{TEXT_AND_IMAGES}Config", {"text_config": TEXT, "vision_config": IMAGE}, 4),
     f"{ENCODER_DECODER}ForConditionalGeneration": (f"{ENCODER_DECODER}Config", SOUND, 6),
     f"{SPEECH}Model": (f"{SPEECH}Config", {**TEXT, **SAMPLES, "num_conv_pos_embeddings": 8}, 2),
@@ -120,19 +121,19 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
     ("name", "arguments", "error", "sentence"),
     [
         (
-            CLASSIFIER,
+            DETECTOR,
             {"max_length": 4096},
             PositionError,
-            f"cannot change the positions of a {CLASSIFIER}",
+            f"cannot change the positions of a {DETECTOR}",
         ),
-        (CLASSIFIER, {"remote_code": True}, OptionError, "--generic makes none; leave one of them out"),
+        (DETECTOR, {"remote_code": True}, OptionError, "--generic makes none; leave one of them out"),
         (
-            CLASSIFIER,
+            DETECTOR,
             {"max_decoder_length": 9},
             OptionError,
             "decoder options, --init-from-text and adapters do not apply",
         ),
-        (CLASSIFIER, {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
+        (DETECTOR, {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
         (f"{ROTARY}ForCausalLM", {"max_length": 8}, LongAttentionError, "a maximum length of 8 is too small"),
         ("LlamaForCausalLM", {}, CheckpointError, "has Long classes; leave --generic out"),
         (
@@ -157,7 +158,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        (CLASSIFIER, f"'{IMAGE_TYPE}' model, which has no Long classes; --generic adds mechanisms to its plain class; Long"),
+        (DETECTOR, f"'{IMAGE_TYPE}' model, which has no Long classes; --generic adds mechanisms to its plain class; Long"),
         (
             f"{OWN_ATTENTION}ForCausalLM",
             f"'{OWN_ATTENTION_TYPE}' model, which has no Long classes, not even with --generic, since {OWN_ATTENTION}ForCausalLM does not",
@@ -177,14 +178,14 @@ class TestLoading:
         with pytest.raises(CheckpointError, match=r"is not a folder with a config\.json"):
             hf_longattn.load_generic(tmp_path)
         with pytest.raises(CheckpointError, match="needs long_attention, a model_type that begins with 'long_generic_'"):
-            hf_longattn.load_generic(saved(CLASSIFIER, tmp_path / "plain"))
+            hf_longattn.load_generic(saved(DETECTOR, tmp_path / "plain"))
         broken = unnamed(tmp_path / "plain", model_type=f"long_generic_{IMAGE_TYPE}t", long_attention={"mechanism": "full"})
         unnamed(broken, architectures=[f"LongGeneric{IMAGES}Model"])
         with pytest.raises(CheckpointError, match=rf"is not valid for a {IMAGES}Model: .*{IMAGE_TYPE}t"):
             hf_longattn.load_generic(broken)
 
     def test_from_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        convert_checkpoint(saved(CLASSIFIER, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full", verify=False)
+        convert_checkpoint(saved(DETECTOR, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full", verify=False)
         asked = {}
 
         def snapshot(name: str, **arguments: Any) -> str:
@@ -196,7 +197,7 @@ class TestLoading:
         assert (asked["name"], asked["revision"], model.dtype) == ("someone/vit", "abc", torch.bfloat16)
 
     def test_lost_parameters(self, tmp_path: Path) -> None:
-        source = saved(CLASSIFIER, tmp_path / "plain")
+        source = saved(DETECTOR, tmp_path / "plain")
         config = json.loads((source / "config.json").read_text())
         (source / "config.json").write_text(json.dumps(generic_names({**config, "long_attention": {"mechanism": "hedgehog"}})))
         with pytest.raises(CheckpointError, match=r"4 tensors of .* are missing, the first is .*long_attention"):
@@ -204,14 +205,14 @@ class TestLoading:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    source = saved(CLASSIFIER, tmp_path / "plain")
+    source = saved(DETECTOR, tmp_path / "plain")
     arguments = ["convert", str(source), str(tmp_path / "long"), "--generic", "--mechanism", "window", "--option", "window=8"]
     planned = CliRunner().invoke(app, [*arguments, "--dry-run"])
     assert planned.exit_code == 0
     assert "any number of tokens" in planned.output
     done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0
-    assert f"a {CLASSIFIER} with mechanisms" in (tmp_path / "long" / "README.md").read_text()
+    assert f"a {DETECTOR} with mechanisms" in (tmp_path / "long" / "README.md").read_text()
     assert json.loads(done.stdout)["train_command"].startswith("fine-tune hf_longattn.load_generic(")
     assert hf_longattn.load_generic(tmp_path / "long").config.long_attention == {"mechanism": "window", "window": 8}
     with pytest.raises(CheckpointError, match="load_generic loads it"):
