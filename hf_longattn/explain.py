@@ -57,11 +57,13 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 
         print(hf_longattn.explain(model, tokenizer(texts, return_tensors="pt", padding=True)))
 
+    Of a model of pictures: ``explain(model, image_processor(pictures, return_tensors="pt"))``.
     ``HF_LONGATTN_LOG=paths`` logs the same while a program runs.
 
     Args:
         model: a Long model, one changed by :func:`hf_longattn.enable_long_attention`, or a mechanism's module in some other model.
-        inputs: the keyword arguments of its ``forward``, or ``input_ids``.
+        inputs: the keyword arguments of its ``forward``, or its main input alone: ``input_ids``, or ``pixel_values`` of a model of
+            pictures.
     Returns:
         One entry per layer and distinct answer; ``print`` it.
     Raises:
@@ -85,7 +87,7 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
     with contextlib.ExitStack() as hooks, torch.no_grad(), observe(note):
         for mechanism in layers:
             hooks.callback(mechanism.register_forward_hook(ran).remove)
-        model(**({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs))
+        model(**({getattr(model, "main_input_name", "input_ids"): inputs} if isinstance(inputs, Tensor) else inputs))
     if not paths:
         raise BackendError(
             f"No attention mechanism ran in {type(model).__name__}; load a Long class, or call "

@@ -18,6 +18,7 @@ from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.engines.dispatch import OBSERVERS, PATHS, DispatchContext, PathChoice, attempt, choose, observe
 from hf_longattn.errors import BackendError
+from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 from tests.warm import run_fresh
@@ -202,3 +203,19 @@ def test_nothing_is_logged_otherwise(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "transformers.hf_longattn"):
         attend(x, x, x, "window", **mechanism_class("window").sample)
     assert not caplog.records
+
+
+def test_a_model_of_pictures_is_given_its_pixels() -> None:
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "image_size": 64,
+        "patch_size": 4,
+    }
+    model = LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d", "window": 4})).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    answers = explain(model, pixels)
+    assert explain(model, {"pixel_values": pixels}) == answers
+    assert {(answer.mechanism, answer.path) for answer in answers} == {("window2d", "windows")}

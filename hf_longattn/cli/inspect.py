@@ -17,7 +17,7 @@ def inspect(
         str | None, typer.Option(help="Draw this mechanism instead of a model's; without --option, its options fit short inputs.")
     ] = None,
     option: flags.OptionFlag = None,
-    length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing.")] = 64,
+    length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing of a mechanism for texts.")] = 64,
     causal: Annotated[bool, typer.Option("--causal", help="With --mechanism: draw its causal form.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file.")] = None,
     as_json: flags.Json = False,

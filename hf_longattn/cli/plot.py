@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..audit import ReachAudit
+from ..engines.common.call import AttentionCall
+from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, check_extra, needs_extra
 from ..evaluation.probes import ProbeReport
 from ..mechanisms import Mechanism
 
-__all__ = ["check_image", "draw_audit", "draw_patterns", "draw_probe", "name_layers"]
+DRAWN_GRID = Grid((14, 18), prefix=1)
+"""The patches of a picture and its class token, on which a mechanism on a grid is drawn."""
+__all__ = ["DRAWN_GRID", "check_image", "draw_audit", "draw_patterns", "draw_probe", "name_layers"]
 
 
 def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
@@ -34,8 +38,31 @@ def pattern(mechanism: Mechanism, length: int, causal: bool) -> Tensor:
         return mechanism.weights(q, k, causal=causal)[0]
 
 
+class Panel(NamedTuple):
+    """One picture of weights ``(rows, columns)``, and the query at ``(column, row)`` that is marked in it, if it shows one."""
+
+    title: str
+    weights: Tensor
+    query: tuple[int, int] | None = None
+
+
+def views(mechanism: Mechanism, grid: Grid) -> list[Panel]:
+    """What cells in the middle, at a border and in a corner of a grid of two axes see."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = 0.5 * torch.randn(2, 1, mechanism.num_heads, grid.length, mechanism.head_dim, generator=generator)
+    with torch.no_grad():
+        weights = mechanism.weights(q, k, AttentionCall(causal=False, grid=grid))[0]
+    rows, columns = grid.sizes
+    panels = []
+    for row, column in ((rows // 2, columns // 2), (rows // 2, 0), (rows - 1, columns - 1)):
+        query = grid.prefix + row * columns + column
+        panels.append(Panel(f"row {row}, column {column}", weights[0, query, grid.prefix :].view(rows, columns), (column, row)))
+    return panels
+
+
 def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: bool | Sequence[bool], file: Path) -> None:
-    """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible.
+    """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible. Of a mechanism on a
+    grid, a panel for each of three cells of :data:`DRAWN_GRID` shows the cells that it sees.
 
     ``causal`` selects the form, for all mechanisms or for each.
 
@@ -45,24 +72,30 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
     """
     new_figure = _figures()
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
-    rows = {
-        name: _different_heads(pattern(mechanism, length, form)) for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True)
-    }
+    rows: dict[str, list[Panel]] = {}
+    for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True):
+        if mechanism.needs_grid or mechanism.options.order is not None:
+            rows[name] = [panel._replace(title=f"{name}: {panel.title}") for panel in views(mechanism, DRAWN_GRID)]
+            continue
+        heads = _different_heads(pattern(mechanism, length, form))
+        rows[name] = [Panel(name if len(heads) == 1 else f"{name}, head {head}", weights) for head, weights in enumerate(heads)]
     columns = max(len(panels) for panels in rows.values())
     in_one_row = columns == 1  # single panels stand side by side
     shape = (1, len(rows)) if in_one_row else (len(rows), columns)
     figure = new_figure(figsize=(max(3.4 * shape[1], 4.2), 3.6 * shape[0]), layout="constrained")
     grid = figure.subplots(*shape, squeeze=False)
-    for axes, (name, panels) in zip(grid.T if in_one_row else grid, rows.items(), strict=True):
+    for axes, panels in zip(grid.T if in_one_row else grid, rows.values(), strict=True):
         for number, axis in enumerate(axes):
             if number >= len(panels):
                 axis.set_axis_off()
                 continue
-            weights = panels[number]
+            title, weights, query = panels[number]
             shown = (weights / weights.amax(-1, keepdim=True)).masked_fill(weights == 0, float("nan")) ** 0.5
             axis.imshow(shown.numpy(), cmap="viridis_r", interpolation="nearest")
-            axis.set(xlabel="key", ylabel="query")
-            axis.set_title(name if len(panels) == 1 else f"{name}, head {number}", fontsize=8, wrap=True)
+            if query is not None:
+                axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
+            axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
+            axis.set_title(title, fontsize=8, wrap=True)
     _save(figure, file)
 
 

@@ -395,6 +395,7 @@ def show_mechanism(info: MechanismInfo) -> None:
             ("equals full attention", info.exact_when),
             ("adds parameters", "yes: needs training" if info.trains else "no"),
             ("global tokens", "taken (global_attention_mask)" if info.takes_globals else "not taken"),
+            ("input", "patches of a picture (cells of a grid)" if info.needs_grid else "a text; a picture in some order"),
             ("engine", info.engine),
         )
     )

@@ -35,6 +35,7 @@ class MechanismInfo:
     """The facts by which a user chooses a mechanism.
 
     exact_when: "always", "never", or options with which it equals full attention up to a length.
+    needs_grid: whether it compares places on a grid, as patches of a picture have them, and has no meaning for a text.
     """
 
     name: str
@@ -46,6 +47,7 @@ class MechanismInfo:
     trains: bool
     takes_globals: bool
     exact_when: str
+    needs_grid: bool
     options: tuple[OptionInfo, ...]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hf_longattn import list_mechanisms, mechanism_info
-from hf_longattn.cli.plot import draw_patterns
+from hf_longattn.cli.plot import DRAWN_GRID, draw_patterns
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.options import RELATIVE, OptionInfo
@@ -57,8 +57,11 @@ def _section(name: str) -> str:
         f"Cost: {info.cost}. Forms: {FORMS[info.causal]}. Engine: {info.engine}. Equals full attention: {info.exact_when}.",
         *["Takes `global_attention_mask`."] * info.takes_globals,
         *["Adds parameters that need training."] * info.trains,
+        *["Needs a grid: the patches of a picture, or cells given by `attend(..., grid=(height, width), prefix=1)`."] * info.needs_grid,
     ]
-    picture = f"![pattern of {name}](pictures/{picture_of(name)})\n\n*{LENGTH} tokens, {_options(cls)}; rows are queries, columns keys.*"
+    rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
+    size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
+    picture = f"![pattern of {name}](pictures/{picture_of(name)})\n\n*{size}, {_options(cls)}; {rest}.*"
     return "\n\n".join([f"### {name}", _text(cls), " ".join(facts), picture, table])
 
 

@@ -16,7 +16,7 @@ import typer
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
-from hf_longattn.families import FAMILIES
+from hf_longattn.families import FAMILIES, Family
 from hf_longattn.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
@@ -160,15 +160,24 @@ def footprint(name: str) -> str:
 OFFSETS: dict[int | str, str] = {0: "", "padding": ", after padding"}
 
 
+def _positions(family: Family) -> str:
+    """How a family's positions are encoded, in a few words."""
+    if family.rope:
+        return "rotary"
+    if family.grid is not None:
+        return "of patches"
+    kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
+    kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
+    return "; ".join(sorted(kinds)) or "relative"
+
+
 def families() -> str:
     """All families: the base, its Long classes, and how positions are encoded."""
     rows = []
     for base, family in sorted(FAMILIES.items()):
         prefix = family.config_class.__name__.removesuffix("Config")
-        kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
-        kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
         heads = ", ".join(f"`{head.removeprefix(prefix)}`" for head in sorted(family.heads.values()))
-        rows.append([f"`{base}`", f"`{prefix}…`", heads, "rotary" if family.rope else "; ".join(sorted(kinds)) or "relative"])
+        rows.append([f"`{base}`", f"`{prefix}…`", heads, _positions(family)])
     return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
 
 
