@@ -233,6 +233,32 @@ def decode(
 
 
 @app.command()
+def grid(
+    mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as local2d:radius=8. Repeatable.")] = [],  # noqa: B006
+    sides: Annotated[str, typer.Option(help="Sides of square grids in cells, separated by commas.")] = "64,128",
+    heads: Heads = 12,
+    head_dim: HeadDim = 64,
+    repeats: Repeats = 3,
+    memory: WithMemory = False,
+    threads: Threads = None,
+    output_dir: OutputDir = Path("scripts/dev/results"),
+) -> None:
+    """Mechanisms on square grids against SDPA: equal to the definition first, then processor time, forward and with the backward pass."""
+    from .case import Case
+    from .on_grids import MECHANISMS, grid_table, run_on_grids
+    from .report import store_study
+    from .run import set_threads
+
+    with refusals(output_dir):
+        set_threads(threads)
+        case = Case(heads=heads, head_dim=head_dim)
+        record = run_on_grids(mechanism or MECHANISMS, parse_lengths(sides), case, repeats=repeats, memory=memory, log=typer.echo)
+        table = grid_table(record)
+        say(f"stored {store_study(output_dir / 'grid.json', record, table)}")
+        typer.echo(table)
+
+
+@app.command()
 def memory(
     mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as window:window=512. Repeatable.")],
     lengths: Lengths = "4K,16K,64K",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +35,8 @@ class Case:
     backward: bool = False
     seed: int = 0
     device: str = "cpu"
+    grid: tuple[int, ...] = ()
+    """Sizes of the grid on which the tokens lie, if they do."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -62,6 +66,10 @@ class Case:
     def at(self, **changes: Any) -> Case:
         """The same case with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def on_grid(self, sizes: Sequence[int]) -> Case:
+        """The same case on a grid of these sizes."""
+        return self.at(grid=tuple(sizes), length=math.prod(sizes))
 
 
 class AttentionInputs:
@@ -109,6 +117,8 @@ class AttentionInputs:
     def beyond(self) -> dict[str, Any]:
         """What the mechanism takes besides q, k and v: global tokens where the case has some, the layer's input where it wants that."""
         found: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
+        if self.case.grid:
+            found["grid"] = tuple(self.case.grid)
         return {**found, "hidden_states": self.hidden} if self.mechanism.takes_hidden_states else found
 
     def split(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,11 +29,16 @@ class Timing:
 REWARM_SECONDS = 1.0
 
 
-def time_in_turn(candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int, device: str = "cpu") -> list[Timing]:
+def time_in_turn(
+    candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int, device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:  # fmt: skip
     """Warm every implementation up once, then run A B C A B C …; a pass is timed with the device synchronised.
 
     Right before its timed pass an implementation runs once more untimed, if it takes less than :data:`REWARM_SECONDS`: otherwise it
     would pay for the caches and the memory that a heavier one before it has taken.
+
+    ``clock`` returns seconds: of the wall, or of the processor, which says more on a machine that others use.
     """
     rewarm = []
     for candidate in candidates:
@@ -49,10 +54,10 @@ def time_in_turn(candidates: Sequence[Implementation], length: int, *, backward:
                 if again:
                     candidate.run(backward)
                 _synchronise(device)
-                start = time.perf_counter()
+                start = clock()
                 candidate.run(backward)
                 _synchronise(device)
-                rounds[candidate.name].append((time.perf_counter() - start) * 1e3)
+                rounds[candidate.name].append((clock() - start) * 1e3)
     finally:
         gc.enable()
     return [Timing(name, length, tuple(values)) for name, values in rounds.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,8 @@ def verify_attention(inputs: AttentionInputs, candidates: Sequence[Implementatio
     """Compare all implementations with the definition; if that is too large to compute, at the longest length at which it is not."""
     case = inputs.case
     if case.length > DENSE_LENGTH and mask_of(inputs) is None:
-        inputs = AttentionInputs(case.at(length=DENSE_LENGTH))
+        side = math.isqrt(DENSE_LENGTH)
+        inputs = AttentionInputs(case.on_grid((side, side)) if case.grid else case.at(length=DENSE_LENGTH))
         return verify_attention(inputs, [type(candidate)(inputs) for candidate in candidates])  # type: ignore[call-arg]
     heads = list(range(case.heads)) if case.length <= ALL_HEADS_LENGTH else sorted({0, case.heads - 1})
     definitions = {

@@ -1,0 +1,136 @@
+"""Mechanisms on square grids against SDPA over all cells: equal to the definition first, then times of one run, and peak memory."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hf_longattn.choice_text import read_choice
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.mechanisms.common.registry import mechanism_from
+
+from .attention.ours import Ours
+from .attention.sdpa import Sdpa
+from .case import AttentionInputs, Case
+from .memory import exponent, measure_memory
+from .report import machine, markdown_table
+from .timing import Timing, time_in_turn, times_faster
+from .verify import verify_attention
+
+MECHANISMS = (
+    "window2d:window=8", "window2d:window=14", "window2d:window=16", "window2d:window=14,shift=alternate", "local2d:radius=8",
+    "neighborhood:kernel_size=17", "neighborhood:kernel_size=13", "neighborhood:kernel_size=33", "neighborhood:kernel_size=7,dilation=2",
+    "axial", "segmented:block_size=256,integration=pooled,order=tiles:16x16",
+)  # fmt: skip
+CHECKED = ((32, 32), (37, 41))
+"""Grids on which results are compared with the definition before anything is timed; the second has sides that no window divides."""
+
+
+def run_on_grids(
+    mechanisms: Sequence[str], sides: Sequence[int], case: Case, *, repeats: int, memory: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Check and measure each mechanism (``local2d:radius=8``) on square grids.
+
+    Args:
+        sides: cells along each axis.
+        case: heads and their width; mechanism, options, length and grid are replaced.
+        repeats: timed rounds; the median over them is stored.
+        memory: measure the peak memory of a forward and backward pass too, in a process for each.
+    Returns:
+        The record that is stored: for each mechanism and side milliseconds of the processor and how many times as fast as SDPA it is,
+        forward and with the backward pass, and MiB on top of the inputs with the exponent of the cells by which they grow.
+    Raises:
+        OptionError: an unknown mechanism or option.
+        LongAttentionError: a result differs from the definition.
+    """
+    cases = {line: _case_of(line, case) for line in mechanisms}
+    for line, own in cases.items():
+        for grid in CHECKED:
+            _check(line, own.on_grid(grid).at(backward=True))
+        log(f"{line:<60} equals its definition")
+    results: dict[str, dict[str, Any]] = {line: {"mechanism": line, "times": []} for line in ("sdpa", *mechanisms)}
+    for side in sides:
+        for backward in (False, True):
+            for line, timing, faster in _timings(cases, case.on_grid((side, side)).at(backward=backward), repeats):
+                entry = {"side": side, "backward": backward, "milliseconds": round(timing.median, 1), "times_faster": round(faster, 2)}
+                results[line]["times"].append(entry)
+                log(f"{side:>4}×{side:<4} {'backward' if backward else 'forward':<8} {line:<60} {timing.median:10.1f} ms {faster:7.2f}×")
+    for line in results if memory else ():
+        own, name = (case, "sdpa") if line == "sdpa" else (cases[line], "longattn")
+        measured = [measure_memory("attention", name, own.on_grid((side, side)).at(backward=True)) for side in sides]
+        growth = exponent(measured)
+        results[line] |= {"mebibytes": [round(one.extra, 1) for one in measured], "exponent": None if growth is None else round(growth, 3)}
+        log(f"{line:<60} {results[line]['mebibytes']} MiB, N^{results[line]['exponent']}")
+    about = {key: value for key, value in dataclasses.asdict(case).items() if key in ("heads", "head_dim", "dtype", "batch", "seed")}
+    return {"machine": machine(), "kind": "grid", "clock": "processor", "case": about, "sides": list(sides), "results": [*results.values()]}
+
+
+def _case_of(line: str, case: Case) -> Case:
+    options = read_choice(line)
+    return case.at(mechanism=options.pop("mechanism"), options=options)
+
+
+def _inputs_of(case: Case, shared: AttentionInputs) -> AttentionInputs:
+    """``shared`` with the mechanism of another case; windows that are shifted in every second layer are shifted here."""
+    inputs = copy.copy(shared)
+    inputs.case = case
+    inputs.mechanism = mechanism_from(
+        case.mechanism,
+        case.options,
+        num_heads=case.heads,
+        head_dim=case.head_dim,
+        hidden_size=case.hidden_size,
+        max_length=case.length,
+    ).eval()
+    inputs.mechanism.layer = 1
+    return inputs
+
+
+def _check(line: str, case: Case) -> None:
+    small = case.at(heads=2)
+    inputs = _inputs_of(small, AttentionInputs(small))
+    for check in verify_attention(inputs, [Ours(inputs)]):
+        if not check.passed:
+            raise LongAttentionError(
+                f"{line} differs from its definition by {check.error:.1e} ({check.what}) on a grid of {math.prod(case.grid)} cells, so "
+                "nothing was timed; run the tests of its engine."
+            )
+
+
+def _timings(cases: dict[str, Case], case: Case, repeats: int) -> list[tuple[str, Timing, float]]:
+    """The processor's time of SDPA and of every mechanism, one after the other in each round, and how many times faster it is."""
+    shared = AttentionInputs(case.at(mechanism="full", options={}))
+    ours = [
+        type("OnGrid", (Ours,), {"name": line})(_inputs_of(own.on_grid(case.grid).at(backward=case.backward), shared))
+        for line, own in cases.items()
+    ]
+    timed = time_in_turn([Sdpa(shared), *ours], case.length, backward=case.backward, repeats=repeats, clock=time.process_time)
+    return [(timing.implementation, timing, times_faster(timing, timed[0])) for timing in timed]
+
+
+def grid_table(record: dict[str, Any]) -> str:
+    """Mechanisms × grids and passes as times faster than SDPA, and peak memory."""
+    sides = record["sides"]
+    with_memory = any("mebibytes" in one for one in record["results"])
+    header = ["times as fast as SDPA", *(f"{side}×{side}, {name}" for side in sides for name in ("forward", "with backward"))]
+    if with_memory:
+        header += [*(f"MiB, {side}×{side}" for side in sides), "exponent"]
+    rows = []
+    for one in record["results"]:
+        times = {(entry["side"], entry["backward"]): entry for entry in one["times"]}
+        cells = [times[side, backward] for side in sides for backward in (False, True)]
+        row = [f"`{one['mechanism']}`"]
+        if one["mechanism"] == "sdpa":
+            row += [f"{entry['milliseconds']:,.0f} ms" for entry in cells]
+        else:
+            row += [f"{entry['times_faster']:.1f}×" for entry in cells]
+        if with_memory:
+            growth = one["exponent"]
+            row += [*(f"{size:,.0f}" for size in one["mebibytes"]), "–" if growth is None else f"{growth:.2f}"]
+        rows.append(row)
+    return markdown_table(header, rows) + "\n"
