@@ -40,7 +40,7 @@ def halo_attention(
         shared: prefix tokens, the last ones, that every cell sees: 0, or all.
         call: its padding mask, scale and dropout, and a :class:`GridBias`.
     Returns:
-        The output of the cells, ``(B, H, cells, D)``. Cells that see nothing are zeros.
+        The output of the cells, ``(B, H, cells, D)``; that of padding is finite and means nothing.
     """
     q, k, v = same_dtype(q, k, v)
     bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
@@ -63,7 +63,7 @@ class _AxisIndex(NamedTuple):
     keys: Tensor
     """``(tiles, width)``, the last places repeated where there are fewer."""
     seen: Tensor
-    """``(tiles, side, width)`` bool."""
+    """``(tiles, side, width)`` bool; slots without a query see all, since a softmax of nothing is not a number."""
     back: Tensor
     """``(cells,)``, the slot of every place in the flattened ``queries``."""
 
@@ -87,7 +87,7 @@ def _axis_index(windows: AxisWindows, side: int, device: torch.device) -> _AxisI
         low, high = (end[queries] for end in ends)
         start = torch.where(filled, low, length).amin(1, keepdim=True)
         keys = start + torch.arange(width, device=device) * step
-        seen = (keys[:, None] >= low[..., None]) & (keys[:, None] <= high[..., None]) & filled[..., None]
+        seen = (keys[:, None] >= low[..., None]) & (keys[:, None] <= high[..., None]) | ~filled[..., None]
         parts.append((torch.where(filled, queries, -1), keys.clamp(max=residue + (count - 1) * step), seen))
     queries, keys, seen = (torch.cat([part[number] for part in parts]) for number in range(3))
     places = torch.arange(queries.numel(), device=device)
@@ -132,14 +132,13 @@ def _gathered(
         visible = mask.new_ones(1, 1, 1, shared) if call.key_mask is None else call.key_mask[:, None, None, front]
         mask = torch.cat([visible.expand(len(mask), tiles, mask.shape[2], -1), mask], 3)
     mask = mask.expand(batch, -1, -1, -1).reshape(batch * tiles, 1, *mask.shape[2:])
-    nothing = None if call.key_mask is None else ~mask.any(-1, keepdim=True)
+    if call.key_mask is not None:
+        mask = mask | ~mask.any(-1, keepdim=True)  # cells that are padding, and see nothing else
     if bias is not None:
         term = _tile_bias(bias, axes, windows, shared).to(torch.promote_types(q.dtype, torch.float32))
         term = term.repeat(batch, 1, 1, 1).masked_fill(~mask, torch.finfo(term.dtype).min)
         mask = term.to(q.dtype) if q.dtype in (torch.float32, torch.float64) else term.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
     out = fused_attention(*parts, attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
-    if nothing is not None:
-        out = out.masked_fill(nothing, 0)
     out = out.view(batch, *(len(index) for index in queries), heads, *sides, width)
     order = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
     out = out.permute(0, 1 + rank, *order, 2 + 2 * rank)

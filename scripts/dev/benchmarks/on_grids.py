@@ -26,7 +26,7 @@ MECHANISMS = (
     "neighborhood:kernel_size=17", "neighborhood:kernel_size=13", "neighborhood:kernel_size=33", "neighborhood:kernel_size=7,dilation=2",
     "axial", "segmented:block_size=256,integration=pooled,order=tiles:16x16",
 )  # fmt: skip
-CHECKED = ((32, 32), (37, 41))
+CHECKED = ((48, 48), (37, 41))
 """Grids on which results are compared with the definition before anything is timed; the second has sides that no window divides."""
 
 
