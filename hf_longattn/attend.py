@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.common.batch import Batch, documents_from
+from .engines.common.batch import Batch, documents_from, in_graph
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence
 from .engines.common.dense import nothing_seen
 from .engines.common.derivatives import refusal_to_map
@@ -197,6 +197,8 @@ def run_batch(
         attention = in_order(order, attention)
     if isinstance(call.score_mod, GridBias) and isinstance(call.grid, Grid):
         call = call.replace(score_mod=call.score_mod.on(call.grid))
+    if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
+        call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     try:
         with running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext():
             if call.batch is None or not mechanism.per_sequence(call):

@@ -198,7 +198,7 @@ def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bo
 def _grid(kwargs: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
     """The grid of the tokens, where they have one."""
     grid = kwargs.get(GRID)
-    return RUNNING_GRID.get() if grid is None and not torch.compiler.is_compiling() else grid
+    return RUNNING_GRID.get() if grid is None and not torch.compiler.is_dynamo_compiling() else grid
 
 
 def _attend_by_cache(

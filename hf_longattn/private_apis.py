@@ -472,8 +472,9 @@ def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     return table._model_mapping, table._config_mapping
 
 
-def enter_class(table: Any, model_type: str, name: str, config: str, module_name: str, module: ModuleType) -> None:
-    """Let a table find the class ``name`` for the config class ``config`` in ``module``, on first use."""
+def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
+    """Let a table find the class ``name`` for the config class ``config`` in ``module``, on first use; several names for a table that has
+    several."""
     table._model_mapping[model_type] = name
     table._modules[module_name] = module
     table._reverse_config_mapping[config] = model_type

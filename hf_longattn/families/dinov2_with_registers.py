@@ -14,6 +14,10 @@ class LongDinov2WithRegistersConfig(LongGridConfig, Dinov2WithRegistersConfig):
     model_type = "long_dinov2_with_registers"
 
 
-FAMILY = Family(LongDinov2WithRegistersConfig, grid=GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False))
+FAMILY = Family(
+    LongDinov2WithRegistersConfig,
+    bodies=("Dinov2WithRegistersBackbone",),
+    grid=GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

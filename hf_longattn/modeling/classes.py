@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..private_apis import record_outputs
@@ -46,17 +47,16 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
 
     package = importlib.import_module(family.base_package)
-    modeling = importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
     parts = family.stacks or family.inner  # which run instead of the base model
     usual, base_mixin = (LongAttentionMixin, LongBaseModelMixin) if family.grid is None else (LongGridMixin, LongGridModelMixin)
     mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
-    mixins |= dict.fromkeys(family.inner, base_mixin)
+    mixins |= dict.fromkeys((*family.inner, *family.bodies), base_mixin)
     of_stacks = (LongBaseModelMixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))
     classes = {}
     for base_name, long_name in {**family.parts, **family.heads}.items():
-        base = getattr(modeling if base_name in family.parts else package, base_name)
+        base = getattr(modeling_module(package) if base_name in family.parts else package, base_name)
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))
@@ -65,6 +65,11 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         else:
             inherit_renaming(base, classes[long_name])
     return classes
+
+
+def modeling_module(package: ModuleType) -> ModuleType:
+    """The module of transformers with a package's model classes, of which those that are parts of others are not the package's."""
+    return importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
 
 
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:

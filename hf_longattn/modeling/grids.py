@@ -63,30 +63,31 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
                     module.__class__ = _tiled(kind)
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        rule: Any = self.family.grid
-        grid = rule.of_input(self.config, arguments)
-        if rule.interpolates and not arguments.get(INTERPOLATE_ARGUMENT) and _other_size(self.config, rule, arguments):
-            arguments[INTERPOLATE_ARGUMENT] = True
+        grid = grid_of_input(self, arguments)
         if not self.runs_mechanisms:
             return base_forward(self, **arguments)
         if self._collects_attentions(arguments):
             arguments[COLLECT_WEIGHTS] = True
         if self.passes_keywords:
             arguments[GRID] = grid
-        with _running_on(grid):
+        with running_on(grid):
             return base_forward(self, **arguments)
 
 
-def _other_size(config: Any, rule: Any, arguments: dict[str, Any]) -> bool:
-    """Whether the input has another size than the position table was trained for."""
-    pixels = arguments.get(rule.input)
-    return pixels is not None and tuple(pixels.shape[-2:]) != image_size(config.image_size)
+def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
+    """The grid of the input of a model's ``forward``; asks the base to resize its positions where it is of another size than the table."""
+    rule, config = model.family.grid, model.config
+    grid: Grid | tuple[Grid, ...] | None = rule.of_input(config, arguments)
+    resizable = rule.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
+    if resizable and tuple(arguments[rule.input].shape[-2:]) != image_size(config.image_size):
+        arguments[INTERPOLATE_ARGUMENT] = True
+    return grid
 
 
 @contextmanager
-def _running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
-    """The grid of the attention modules that run within, where nothing is traced, in this thread."""
-    if torch.compiler.is_compiling():
+def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
+    """The grid of the attention modules that run within, in this thread; ``torch.compile`` follows keyword arguments only."""
+    if torch.compiler.is_dynamo_compiling():
         yield
         return
     token = RUNNING_GRID.set(grid)
@@ -104,7 +105,7 @@ def _on_the_same_grid(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         grid = RUNNING_GRID.get()
 
         def layer_on_grid(*inputs: Any, **keywords: Any) -> Any:
-            with _running_on(grid):
+            with running_on(grid):
                 return layer(*inputs, **keywords)
 
         return checkpoint(layer_on_grid, *inputs, **settings)
@@ -136,7 +137,11 @@ def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tenso
     side = int((table.shape[1]) ** 0.5)
     prefix = table.shape[1] - side * side
     rows, columns = height // image_size(patch)[0], width // image_size(patch)[1]
-    cells = table[:, prefix:].unflatten(1, (side, side))
-    repeats = -(-rows // side), -(-columns // side)
-    cells = cells.repeat(1, *repeats, 1)[:, :rows, :columns]
+    cells = tiled_cells(table[:, prefix:].unflatten(1, (side, side)), rows, columns)
     return torch.cat([table[:, :prefix], cells.flatten(1, 2)], 1)
+
+
+def tiled_cells(cells: Tensor, rows: int, columns: int) -> Tensor:
+    """``cells (B, r, c, D)`` repeated along both axes, ``(B, rows, columns, D)``."""
+    repeats = -(-rows // cells.shape[1]), -(-columns // cells.shape[2])
+    return cells.repeat(1, *repeats, 1)[:, :rows, :columns]

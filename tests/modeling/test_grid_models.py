@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForImageClassification
 
+from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import tiled_positions
+from tests.modeling.grid_models import (
+    BASES,
+    HEADS,
+    base_model,
+    defined,
+    inputs_of,
+    long_model,
+    patches,
+    reads,
+    resized,
+    saved,
+    seeing,
+    tensors,
+)
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 4}
-BASES = [name for name in FAMILIES if FAMILIES[name].grid is not None]
-HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
 WINDOWS = {"mechanism": "window2d", "window": 8}
-
-
-def saved(base: str, head: str, folder: Path) -> nn.Module:
-    """A small model of the base, saved in ``folder``."""
-    torch.manual_seed(0)
-    family = FAMILIES[base]
-    model: Any = getattr(importlib.import_module(family.base_package), head)(family.base_config_class(**SIZES, num_labels=5)).eval()
-    model.save_pretrained(folder)
-    return model
-
-
-def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
-    return FAMILIES[base].model_class(head).from_pretrained(folder, **config).eval()
-
-
-def tensors(outputs: Any) -> list[Tensor]:
-    return [value for value in outputs.to_tuple() if isinstance(value, Tensor)]
+NEW_SIZES = ((32, 32), (48, 48), (40, 64))
+MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"mechanism": "neighborhood", "kernel_size": 5})
 
 
 @pytest.mark.parametrize(("base", "head"), HEADS)
@@ -44,38 +40,55 @@ def tensors(outputs: Any) -> list[Tensor]:
 def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
     model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"})
-    for size in ((32, 32), (48, 48), (40, 64)):
-        if size[0] != size[1] and head.endswith("ForMaskedImageModeling"):
-            continue  # the base's decoder reads square pictures only
-        pixels = torch.randn(2, 3, *size)
-        resized = {"interpolate_pos_encoding": True} if FAMILIES[base].grid.interpolates and size != (32, 32) else {}
-        for of_base, of_long in zip(tensors(plain(pixels, **resized)), tensors(model(pixels)), strict=True):
+    for size in filter(lambda size: reads(head, size), NEW_SIZES):
+        inputs = inputs_of(base, size)
+        outputs = tensors(plain(**inputs, **resized(base, size))), tensors(model(**inputs))
+        for of_base, of_long in zip(*outputs, strict=True):
             torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
+@pytest.mark.parametrize("base", [base for base in BASES if base != "data2vec-vision"])  # whose base takes no mask: the next test
+@torch.no_grad()
+def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
+    head = base_model(base)
+    plain = saved(base, head, tmp_path)
+    model = long_model(base, head, tmp_path, long_attention=mechanism)
+    inputs = inputs_of(base, (40, 64))
+    grid = Grid((10, 16), FAMILIES[base].grid.prefix_of(model.config))
+    masks = defined(model, grid)
+    if base == "vit_mae":  # the patches that are left, in the base's order
+        cells = inputs["noise"].argsort(1)[:, : grid.cells // 4] + 1
+        places = torch.cat([torch.zeros(2, 1, dtype=torch.long), cells], 1)
+        masks = [torch.stack([mask[row][:, row] for row in places])[:, None] for mask in masks]
+    with seeing(plain, *masks):
+        expected = tensors(plain(**inputs, **resized(base, (40, 64))))
+    for of_base, of_long in zip(expected, tensors(model(**inputs)), strict=True):
+        torch.testing.assert_close(of_long, of_base, rtol=1e-4, atol=1e-4)
+    assert (tensors(plain(**inputs, **resized(base, (40, 64))))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
+
+
+@pytest.mark.parametrize("base", [base for base in BASES if base != "data2vec-vision"])
 @torch.no_grad()
 def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
-    """Layer by layer, on the patches alone: the class token of the base is left out, since it sees one crop only."""
-    family = FAMILIES[base]
-    head = next(name for name in family.heads if name.endswith(("Model", "ForImageClassification")))
-    plain: Any = saved(base, head, tmp_path).base_model
+    """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
+    whole_picture = {"mask_ratio": 0.0} if base == "vit_mae" else {}
+    plain = saved(base, base_model(base), tmp_path, **whole_picture)
     attention = {**WINDOWS, "prefix_tokens": "none"}
-    model = long_model(base, head, tmp_path, long_attention=attention, position_extension="tile").base_model
-    prefix = family.grid.prefix_of(plain.config)
+    model = long_model(base, base_model(base), tmp_path, long_attention=attention, position_extension="tile")
+    prefix = FAMILIES[base].grid.prefix_of(model.config)
     pixels = torch.randn(1, 3, 64, 96)
-    cells = model(pixels).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
-    layers = [module for module in plain.modules() if type(module).__name__.endswith("Layer") and hasattr(module, "attention")]
-    norm = next(module for name, module in plain.named_children() if "norm" in name)
+    inputs = patches(pixels) if FAMILIES[base].grid.sizes else {"pixel_values": pixels}
+    raster = {"noise": torch.arange(24.0 * 16)[None]} if base == "vit_mae" else {}
+    cells = model(**inputs, **raster).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
+    front = torch.arange(prefix + 64) < prefix
     for row, column in ((0, 0), (0, 2), (1, 1)):
         crop = pixels[..., row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
-        states = plain.embeddings(crop)
-        states = states[0] if isinstance(states, tuple) else states
-        states = states[:, prefix:]
-        for layer in layers:
-            states = layer(states)
-        expected = norm(states).unflatten(1, (8, 8))
-        torch.testing.assert_close(cells[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8], expected, rtol=1e-5, atol=1e-5)
+        inputs = patches(crop) if FAMILIES[base].grid.sizes else {"pixel_values": crop}
+        raster = {"noise": torch.arange(64.0)[None]} if base == "vit_mae" else {}
+        with seeing(plain, front[:, None] == front):
+            expected = plain(**inputs, **raster).last_hidden_state[:, prefix:].unflatten(1, (8, 8))
+        torch.testing.assert_close(cells[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_are_repeated_along_both_axes() -> None:
@@ -87,18 +100,18 @@ def test_positions_are_repeated_along_both_axes() -> None:
 
 @pytest.mark.parametrize("base", BASES)
 def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> None:
-    head = next(name for name in FAMILIES[base].heads if name.endswith(("ForImageClassification", "Model")))
+    head = base_model(base)
     saved(base, head, tmp_path)
-    pixels = torch.randn(2, 3, 40, 48)
-    grads = []
+    inputs, grads = inputs_of(base, (40, 48)), []
     for settings in (None, {"use_reentrant": False}, {"use_reentrant": True}):
         model = long_model(base, head, tmp_path, long_attention={**WINDOWS, "window": 3}).train()
         if settings is not None:
             model.activation_checkpointing_enable(settings)
         embedded: Any = model.get_input_embeddings()
         if settings is not None and settings["use_reentrant"]:  # whose inputs must need gradients
-            pixels = pixels.requires_grad_()
-        tensors(model(pixels))[0].square().mean().backward()
+            inputs["pixel_values"] = inputs["pixel_values"].requires_grad_()
+        torch.manual_seed(0)
+        tensors(model(**inputs))[0].square().mean().backward()
         grads.append(next(embedded.parameters()).grad)
     for grad in grads[1:]:
         torch.testing.assert_close(grad, grads[0])

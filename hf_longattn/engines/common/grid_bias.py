@@ -91,6 +91,10 @@ class GridBias:
             raise bound._refusal()
         return bound
 
+    def __add__(self, other: GridBias) -> GridBias:
+        """The sum of two biases for the same sizes."""
+        return dataclasses.replace(self, table=self.table + other.table)
+
     def of_heads(self, heads: Sequence[int]) -> GridBias:
         """The bias of some heads, renumbered from 0."""
         return dataclasses.replace(self, table=self.table[list(heads)])

@@ -105,10 +105,14 @@ class Traits(nn.Module):
         padding is a hole wherever it lies."""
         if call.batch is None:
             return False
-        if call.batch.documents is not None or isinstance(call.grid, tuple):
+        if call.batch.documents is not None or (isinstance(call.grid, tuple) and self.reads_grid):
             return True
-        fills_grid = call.grid is not None and (self.needs_grid or self.options.order is not None)
-        return self.ignores_padding and not fills_grid
+        return self.ignores_padding and not (call.grid is not None and self.reads_grid)
+
+    @property
+    def reads_grid(self) -> bool:
+        """Whether the places of tokens on their grid matter."""
+        return self.needs_grid or self.options.order is not None
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """How calling this module for whole rows of real tokens, with keys ``key (B, H_kv, N, D)``, runs one fused call and nothing else:

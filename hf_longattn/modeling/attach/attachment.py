@@ -51,7 +51,7 @@ def attach_mechanisms(
         OptionError: an override for a layer that does not exist, or a mechanism without the causal (bidirectional) form that is needed.
     """
     sites = attention_sites(model)
-    stacks = [(decoder_attention if decoder_attention is not None and site.decoding else long_attention, site) for site in sites]
+    stacks = [(decoder_attention if decoder_attention is not None and site.in_decoder else long_attention, site) for site in sites]
     self_attention = [(attention, site) for attention, site in stacks if not site.cross]
     if not self_attention:
         raise BackendError(

@@ -29,6 +29,10 @@ SERVED_LAYERS_ATTRIBUTE = "layers_served"
 """The attribute of an attention module with the layers that it serves, if there are several."""
 
 
+IN_DECODER_ATTRIBUTE = "in_decoder"
+"""The attribute of an attention module of a decoder that is not causal."""
+
+
 @dataclass(frozen=True)
 class AttentionSite:
     """The attention of one layer: its module, the number of the layer in its stack, and whether it is cross-attention.
@@ -46,6 +50,11 @@ class AttentionSite:
     def decoding(self) -> bool:
         """Whether it belongs to a decoder."""
         return bool(self.module.is_causal) or self.cross
+
+    @property
+    def in_decoder(self) -> bool:
+        """Whether it belongs to a decoder, also to one that sees past and future (ViT-MAE)."""
+        return self.decoding or bool(getattr(self.module, IN_DECODER_ATTRIBUTE, False))
 
     @property
     def mechanism_name(self) -> str:

@@ -14,8 +14,10 @@ from ..family.validation import refuse_scoreless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
+
+    _Module: Any = nn.Module
 else:
-    _Base = object
+    _Base = _Module = object
 
 
 def split_heads(module: Any, projected: Tensor) -> Tensor:
@@ -39,6 +41,22 @@ def _attended(function: Callable[..., Any], module: Any, *tensors: Tensor | None
     kwargs.setdefault("scaling", module.attention_head_size**-0.5)
     output, weights = function(module, *tensors, dropout=dropout, **kwargs)
     return output.flatten(2), weights
+
+
+class HandsKeywordsDown(_Module):
+    """Comes before an attention module of the base that is on the interface, but leaves its keyword arguments out (SigLIP)."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
+        dropout = self.dropout if self.training else 0.0
+        output, weights = longattn_attention_forward(
+            self, query, key, value, attention_mask, scaling=self.scale, dropout=dropout, is_causal=self.is_causal, **kwargs
+        )
+        return self.out_proj(output.flatten(2)), weights
 
 
 class ReplacedModules(_Base):

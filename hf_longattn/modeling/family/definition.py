@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import RegistrationError
 from ...naming import load_module, module_names
-from .grid_rule import GridRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
+    from .grid_rule import GridRule
+
+MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
 CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 """Endings of classes with one stack that predict the next token."""
 LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", *CAUSAL_LANGUAGE_MODELS, "DoubleHeadsModel")
@@ -125,12 +126,13 @@ class Family:
     rope: whether positions are rotary in every model; see :meth:`rotary`.
     relative: whether positions are terms of the scores alone (T5), which have no longest input.
     package: transformers' package of the base, if it is not named after the model type (Gemma 3's text model: ``"gemma3"``).
-    classes: the base's model classes, if that package has others as well.
+    classes: the base's model classes, if that package has others as well (CLIP's has a text model's, too).
     inner: the model class of the base inside its models that heads call instead of the base model (``OPTDecoder``), besides the encoder and
         decoder of an encoder-decoder.
     stack: the base's class of both the encoder and the decoder, if they have one class (``T5Stack``).
     attention: unusual names in its attention modules.
     sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models.
+    bodies: model classes of the base that hold its embeddings and layers themselves, besides the base model (``Dinov2Backbone``).
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
     grid: how the tokens of an input lie on a grid, in a family that does not read text.
     item_losses: model classes of the base, next to a decoder's language models, that hand ``num_items_in_batch`` on to their loss.
@@ -146,6 +148,7 @@ class Family:
     stack: str | None = None
     attention: AttentionNames = AttentionNames()
     sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
+    bodies: tuple[str, ...] = ()
     mixin: type | None = None
     grid: GridRule | None = None
     item_losses: tuple[str, ...] = ()
@@ -160,13 +163,13 @@ class Family:
         where = f"{caller.filename}:{caller.lineno}"
         if problem := self._problem():
             raise RegistrationError(f"The family at {where} cannot be registered: {problem}")
-        registered = _REGISTERED.setdefault(self.base_package, (where, self))
-        if registered[0].rpartition(":")[0] != caller.filename and registered[1].base_model_type == self.base_model_type:
+        registered = _REGISTERED.setdefault(self.base_model_type, (where, self))
+        if registered[0].rpartition(":")[0] != caller.filename:
             raise RegistrationError(
                 f"The family at {where} cannot be registered: {registered[0]} already has the model type "
                 f"{self.config_class.model_type!r}; leave one of them out."
             )
-        _REGISTERED[self.base_package] = where, self
+        _REGISTERED[self.base_model_type] = where, self
 
     def _problem(self) -> str | None:
         """What is wrong with the entry, or ``None``."""
@@ -214,7 +217,7 @@ class Family:
     @property
     def two_stacks(self) -> bool:
         """Whether the base is an encoder and a decoder."""
-        return hasattr(self.config_class, "decoder_attention")
+        return bool(getattr(self.base_config_class, "is_encoder_decoder", False))
 
     @cached_property
     def stacks(self) -> dict[str, str]:
@@ -312,14 +315,16 @@ def module_name(model_type: str) -> str:
 
 
 _REGISTERED: dict[str, tuple[str, Family]] = {}
-"""transformers' package of the base -> file and line of the entry, and the family; of those imported so far."""
+"""Model type of the base -> file and line of the entry, and the family; of those imported so far."""
 
 
 def attention_names(module: Any) -> AttentionNames:
-    """The unusual names in an attention module, from its family."""
+    """The unusual names in an attention module, from its family; families of one package share its attention modules."""
     for parent in type(module).__mro__:
-        if (entry := _REGISTERED.get(parent.__module__.rpartition(".")[0])) is not None:
-            return entry[1].attention
+        package = parent.__module__.rpartition(".")[0]
+        for _, family in _REGISTERED.values():
+            if family.base_package == package:
+                return family.attention
     return AttentionNames()
 
 

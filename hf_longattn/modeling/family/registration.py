@@ -54,6 +54,14 @@ def register_tokenizers() -> None:
         overrides.update([f"long_{base}" for base in family_names(overrides)])
 
 
+def register_image_processors() -> None:
+    """``AutoImageProcessor`` loads the image processor of the base for a Long model, where the files do not name one."""
+    from transformers.models.auto import image_processing_auto
+
+    for table in lazy_mappings(image_processing_auto):
+        _enter(table, long=False)
+
+
 def _families() -> ModuleType:
     """The module with every ``Long…`` name."""
     return importlib.import_module(f"{PACKAGE}.families")
@@ -63,10 +71,14 @@ def _enter(table: Any, *, long: bool) -> None:
     """Enter every Long model type into a table, with the name of its Long class, or with the base's, which transformers finds in itself."""
     names, configs = mapped_names(table)
     for base in family_names(configs):
-        if isinstance(names.get(base), str) and (not long or names[base].startswith(_first_word(configs[base]))):
-            model_type, prefix = f"long_{base}", long_prefix(base)
-            name = f"{prefix}{names[base]}" if long else names[base]
-            enter_class(table, model_type, name, f"{prefix}{configs[base]}", module_name(model_type), _families())
+        entry = names.get(base)
+        heads = (entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else ()
+        if entry is None or (long and not all(head.startswith(_first_word(configs[base])) for head in heads)):
+            continue
+        model_type, prefix = f"long_{base}", long_prefix(base)
+        if long:
+            entry = f"{prefix}{entry}" if isinstance(entry, str) else tuple(f"{prefix}{head}" for head in heads)
+        enter_class(table, model_type, entry, f"{prefix}{configs[base]}", module_name(model_type), _families())
 
 
 def _first_word(config: str) -> str:
@@ -131,6 +143,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
     "transformers.models.auto.modeling_auto": register_models,
     "transformers.models.auto.tokenization_auto": register_tokenizers,
+    "transformers.models.auto.image_processing_auto": register_image_processors,
     "transformers.modeling_utils": register_attention,
     "transformers.integrations.awq": register_awq,
     "transformers.cli.serving.utils": register_response_templates,

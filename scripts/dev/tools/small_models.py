@@ -61,6 +61,18 @@ NAMES = {
 """Size -> the fields of configs that hold it."""
 TEXT_FAMILIES = {base: family for base, family in FAMILIES.items() if family.grid is None}
 """The families whose input is tokens of a text, by their base."""
+PICTURE_NAMES = {
+    "decoder_hidden_size": "width",
+    "decoder_num_attention_heads": "heads",
+    "decoder_num_hidden_layers": "layers",
+    "decoder_intermediate_size": "inner",
+}
+"""Fields of the decoder of masked autoencoders -> size."""
+PICTURES: dict[str, Any] = {
+    "num_labels": 5, "out_indices": [1, 2, 3, 4], "use_mask_token": True, "use_relative_position_bias": True,
+    "layer_scale_init_value": 0.5, "layerscale_value": 0.5, "num_register_tokens": 3,
+}  # fmt: skip
+"""What models of pictures have whose defaults would leave a part out, or let it hardly show."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
 """Endings of the classes that predict tokens, the one first that an architecture is known for."""
 
@@ -104,3 +116,18 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
 def small_config(base: str, shape: Shape = Shape(), **others: Any) -> Any:
     """The config of a base, of these sizes; arguments as :func:`small_values`."""
     return CONFIG_MAPPING[base](**small_values(base, shape, **others))
+
+
+def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side: int = 8, **values: Any) -> Any:
+    """The config of a base that reads pictures: ``side`` patches of ``patch`` pixels along each axis.
+
+    Args:
+        values: values of further fields, of which those are taken that the architecture has.
+    """
+    fields = CONFIG_MAPPING[base]().to_dict()
+    named = {name: size for size, names in NAMES.items() for name in names}
+    sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
+    sizes |= {name: getattr(shape, size) for name, size in PICTURE_NAMES.items() if name in fields}
+    sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
+    known = {**fields, "num_labels": 0, "out_indices": 0}
+    return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})

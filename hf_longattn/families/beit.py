@@ -1,0 +1,63 @@
+"""LongBeit: BEiT (Bao et al. 2021), a ViT with a bias by distance in place of positions, which is not built as ``(H, N, N)`` here: it
+becomes a term of a mechanism's scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.models.beit.configuration_beit import BeitConfig
+from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePositionBias
+
+from ..backend import BACKEND
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.relative_bias import MaskWithBias, bias_by_distance
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import LongGridConfig
+from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.validation import refuse_scoreless
+from ..private_apis import attention_implementation
+
+
+class LongBeitConfig(LongGridConfig, BeitConfig):
+    """BeitConfig with ``long_attention``."""
+
+    model_type = "long_beit"
+
+
+class LongBeitRelativePositionBias(BeitRelativePositionBias):
+    """BeitRelativePositionBias that is, for a mechanism, one number for each head and distance."""
+
+    config: Any
+
+    def forward(self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None) -> Any:
+        """:class:`MaskWithBias`; for other attention implementations ``(1, H, N, N)``."""
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(window_size, interpolate_pos_encoding, dim_size)
+        return MaskWithBias(bias_by_distance(self, window_size, self.config))
+
+
+class LongBeitAttention(BeitAttention):
+    """BeitAttention with a bias by distance as its mask."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if isinstance(attention_mask, MaskWithBias):
+            kwargs["position_bias"], attention_mask = attention_mask.bias, attention_mask.mask
+        return super().forward(hidden_states, attention_mask, **kwargs)
+
+
+class BeitWithBias(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {BeitRelativePositionBias: LongBeitRelativePositionBias, BeitAttention: LongBeitAttention}
+
+    def post_init(self) -> None:
+        super().post_init()
+        if self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias:
+            refuse_scoreless(self, "adds a bias by distance to its attention scores")
+
+
+FAMILY = Family(LongBeitConfig, mixin=BeitWithBias, grid=GridRule(prefix=1, interpolates=False))
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,122 @@
+"""LongData2VecVision: data2vec of pictures (Baevski et al. 2022), BEiT with attention modules that are not on transformers' interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.models.data2vec.configuration_data2vec_vision import Data2VecVisionConfig
+from transformers.models.data2vec.modeling_data2vec_vision import (
+    Data2VecVisionRelativePositionBias,
+    Data2VecVisionSdpaSelfAttention,
+    Data2VecVisionSelfAttention,
+)
+
+from ..backend import BACKEND, GRID
+from ..errors import GridError
+from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
+from ..modeling.attach.relative_bias import bias_by_distance
+from ..modeling.classes import lazy_classes
+from ..modeling.family.config import BASE_ATTENTION
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import LongGridConfig, image_size
+from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.validation import refuse_scoreless
+from ..private_apis import IMPLEMENTATION_FIELD, attention_implementation
+
+
+class LongData2VecVisionConfig(LongGridConfig, Data2VecVisionConfig):
+    """Data2VecVisionConfig with ``long_attention``."""
+
+    model_type = "long_data2vec-vision"
+
+
+class LongData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
+    """Data2VecVisionRelativePositionBias that is, for a mechanism, one number for each head and distance."""
+
+    config: Any
+
+    def forward(self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None) -> Any:
+        """:class:`GridBias`; for other attention implementations ``(1, H, N, N)``."""
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(window_size, interpolate_pos_encoding, dim_size)
+        return bias_by_distance(self, window_size, self.config)
+
+
+class LongData2VecVisionSelfAttention(Data2VecVisionSdpaSelfAttention):
+    """The projections of Data2VecVisionSelfAttention with the mechanism."""
+
+    config: Any
+    is_causal = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        output_attentions: bool = False,
+        relative_position_bias: Any = None,
+        interpolate_pos_encoding: bool = False,
+        resolution: tuple[int, int] | None = None,
+    ) -> Any:
+        implementation = attention_implementation(self.config)
+        if implementation != BACKEND:
+            kind = Data2VecVisionSelfAttention if implementation == "eager" else Data2VecVisionSdpaSelfAttention
+            return kind.forward(self, hidden_states, output_attentions, relative_position_bias, interpolate_pos_encoding, resolution)
+        assert resolution is not None
+        grid = RULE.of_size(self.config, tuple(resolution))
+        bias = relative_position_bias
+        if self.has_relative_position_bias:
+            own_bias = self.relative_position_bias(grid.sizes)
+            bias = own_bias if bias is None else own_bias + bias
+        query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
+        terms = {GRID: grid, "output_attentions": output_attentions} | ({} if bias is None else {"position_bias": bias})
+        return attend_by_mechanism(self, query, key, value, None, **terms)
+
+
+class Data2VecVisionOnTheBackend(ReplacedModules):
+    """Replaces modules of the base by the classes above. The base builds them by the name of an implementation that it has."""
+
+    replaced = {
+        Data2VecVisionRelativePositionBias: LongData2VecVisionRelativePositionBias,
+        Data2VecVisionSelfAttention: LongData2VecVisionSelfAttention,
+        Data2VecVisionSdpaSelfAttention: LongData2VecVisionSelfAttention,
+    }
+    _supports_attention_backend = True
+    _requested: str | None = None
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        chosen = super().get_correct_attn_implementation(requested_attention, is_init_check)
+        if not is_init_check:
+            return chosen
+        self._requested = chosen
+        setattr(self.config, BASE_ATTENTION, True)
+        return "sdpa"
+
+    def post_init(self) -> None:
+        if self._requested is not None:
+            setattr(self.config, IMPLEMENTATION_FIELD, self._requested)
+            self._requested = None
+        super().post_init()
+        if self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias:
+            refuse_scoreless(self, "adds a bias by distance to its attention scores")
+
+    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+        """As the mixin's; refuses pictures of another size where the base puts features together by the config's."""
+        pixels, size = arguments.get("pixel_values"), image_size(self.config.image_size)
+        if type(self).__name__.endswith("ForSemanticSegmentation") and pixels is not None and tuple(pixels.shape[-2:]) != size:
+            raise GridError(
+                f"{type(self).__name__} reads pictures of {size[0]} × {size[1]} pixels only, since its base puts features together by "
+                f"image_size, but this one has {' × '.join(map(str, pixels.shape[-2:]))}; resize it, or use LongBeit."
+            )
+        return super()._run(base_forward, arguments)
+
+
+RULE = GridRule(prefix=1, interpolates=False)
+FAMILY = Family(
+    LongData2VecVisionConfig,
+    package="data2vec",
+    classes=("Data2VecVisionForImageClassification", "Data2VecVisionForSemanticSegmentation", "Data2VecVisionModel"),
+    mixin=Data2VecVisionOnTheBackend,
+    grid=RULE,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

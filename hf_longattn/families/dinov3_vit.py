@@ -1,0 +1,44 @@
+"""LongDINOv3ViT: DINOv3 (Siméoni et al. 2025), whose positions are rotary by coordinates from -1 to 1 over the picture, so that pictures of
+any size are read as they are; with ``position_extension="tile"`` the coordinates start anew in every part of the old picture's size."""
+
+import torch
+from torch import Tensor
+from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTConfig
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
+
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import TILE, LongGridConfig, image_size
+from ..modeling.family.grid_rule import GridRule
+from ..modeling.grids import tiled_cells
+
+
+class LongDINOv3ViTConfig(LongGridConfig, DINOv3ViTConfig):
+    """DINOv3ViTConfig with ``long_attention``."""
+
+    model_type = "long_dinov3_vit"
+
+
+class LongDINOv3ViTRope(DINOv3ViTRopePositionEmbedding):
+    """DINOv3ViTRopePositionEmbedding whose coordinates can be repeated along both axes."""
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.position_extension != TILE:
+            return super().forward(pixel_values)
+        before = pixel_values.new_empty(1, 1, *image_size(self.config.image_size))
+        old, new = (RULE.of_size(self.config, tuple(picture.shape[-2:])).sizes for picture in (before, pixel_values))
+        cos, sin = torch.stack(super().forward(before)).unflatten(1, old)[:, None]
+        return tiled_cells(cos, *new).flatten(0, 2), tiled_cells(sin, *new).flatten(0, 2)
+
+
+class DINOv3ViTInTiles(ReplacedModules):
+    """Replaces the positions of the base by the class above."""
+
+    replaced = {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}
+
+
+RULE = GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False)
+FAMILY = Family(LongDINOv3ViTConfig, bodies=("DINOv3ViTBackbone",), mixin=DINOv3ViTInTiles, grid=RULE)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,31 @@
+"""LongSiglipVision: the picture tower of SigLIP (Zhai et al. 2023), a ViT without a class token, whose head pools the patches."""
+
+from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
+from transformers.models.siglip.modeling_siglip import SiglipAttention
+
+from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import LongGridConfig
+from ..modeling.family.grid_rule import GridRule
+
+
+class LongSiglipVisionConfig(LongGridConfig, SiglipVisionConfig):
+    """SiglipVisionConfig with ``long_attention``."""
+
+    model_type = "long_siglip_vision_model"
+
+
+class LongSiglipAttention(HandsKeywordsDown, SiglipAttention):
+    """SiglipAttention that hands the grid on."""
+
+
+class SiglipWithKeywords(ReplacedModules):
+    """Replaces the attention modules of the base by the class above."""
+
+    replaced = {SiglipAttention: LongSiglipAttention}
+
+
+FAMILY = Family(LongSiglipVisionConfig, grid=GridRule(), package="siglip", classes=("SiglipVisionModel",), mixin=SiglipWithKeywords)
+
+__getattr__ = lazy_classes(FAMILY, globals())

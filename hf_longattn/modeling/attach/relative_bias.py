@@ -1,0 +1,42 @@
+"""BEiT's bias by distance on the grid, for families whose base adds it to the scores as ``(H, N, N)``: one number for each distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...engines.common.grid_bias import PREFIX_PAIRS, GridBias
+from ..family.grid_config import TILE
+
+
+@dataclass(frozen=True)
+class MaskWithBias:
+    """What a base hands to its attention modules as mask: a bias by distance, and the padding mask ``(B, N)`` to which it was added."""
+
+    bias: GridBias
+    mask: Tensor | None = None
+
+    def __add__(self, other: MaskWithBias | Tensor) -> MaskWithBias:
+        if isinstance(other, Tensor):
+            return replace(self, mask=other)
+        return MaskWithBias(self.bias + other.bias, self.mask if other.mask is None else other.mask)
+
+
+def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBias:
+    """The bias of a base's ``relative_position_bias_table (M + 3, H)`` for a grid of these sizes.
+
+    Args:
+        module: BeitRelativePositionBias, or one with its attributes.
+        config: whose ``position_extension`` says what distances beyond the table's have: ``"interpolate"`` resizes the table as the base
+            does (MiDaS v3.1), ``"tile"`` gives them the furthest distance's bias, since no window sees them.
+    """
+    table, sizes = module.relative_position_bias_table, tuple(module.window_size)
+    if config.position_extension == TILE or grid == sizes:
+        return GridBias.of_swin(table, sizes)
+    height, width = (2 * size - 1 for size in sizes)
+    distances = table[:-PREFIX_PAIRS].reshape(1, width, height, -1).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(distances, size=(2 * grid[0] - 1, 2 * grid[1] - 1), mode="bilinear")
+    return GridBias.of_swin(torch.cat([resized.flatten(2)[0].t(), table[-PREFIX_PAIRS:]]), grid)

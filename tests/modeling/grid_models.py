@@ -1,0 +1,127 @@
+"""Small models of pictures and their inputs, for the tests of every family with a grid."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
+from scripts.dev.tools.small_models import Shape, small_picture_config
+
+BASES = [name for name in FAMILIES if FAMILIES[name].grid is not None]
+HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
+SHAPE = Shape(layers=4, inner=64)
+PATCH, SIDE = 4, 8
+"""Pixels of a patch, and patches along each axis of the picture for which the small models are made."""
+SQUARES_ONLY = ("ForMaskedImageModeling",)
+"""Endings of heads whose base puts patches together to a square picture."""
+OLD_SIZE_ONLY = ("Data2VecVisionForSemanticSegmentation",)
+"""Heads whose base reads the size of its pictures from the config."""
+
+
+def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
+    """A small model of the base, saved in ``folder``, in whose outputs positions and biases by distance show."""
+    torch.manual_seed(0)
+    config = small_picture_config(base, SHAPE, **values)
+    model: Any = getattr(importlib.import_module(FAMILIES[base].base_package), head)(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias_table" in name or "register_tokens" in name:
+                nn.init.normal_(parameter)
+            elif parameter.ndim == 2 and parameter.requires_grad:  # attention of an untrained model hardly shows in its outputs
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    return model
+
+
+def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
+    return FAMILIES[base].model_class(head).from_pretrained(folder, **config).eval()
+
+
+def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """Pictures of this many pixels, as the base reads them."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(batch, 3, *size, generator=generator)
+    rows, columns = size[0] // PATCH, size[1] // PATCH
+    if FAMILIES[base].grid.sizes is not None:
+        return patches(pixels)
+    if base == "vit_mae":
+        return {"pixel_values": pixels, "noise": torch.rand(batch, rows * columns, generator=generator)}
+    return {"pixel_values": pixels}
+
+
+def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
+    """Pictures ``(B, 3, height, width)`` of different sizes as patches with padding up to ``length`` (SigLIP 2)."""
+    rows = [row for picture in pictures for row in picture]
+    cells = [nn.functional.unfold(row[None], PATCH, stride=PATCH)[0].t() for row in rows]
+    longest = max(length, *map(len, cells))
+    return {
+        "pixel_values": torch.stack([nn.functional.pad(x, (0, 0, 0, longest - len(x))) for x in cells]),
+        "pixel_attention_mask": torch.stack([(torch.arange(longest) < len(x)).long() for x in cells]),
+        "spatial_shapes": torch.tensor([[row.shape[1] // PATCH, row.shape[2] // PATCH] for row in rows]),
+    }
+
+
+def reads(head: str, size: tuple[int, int]) -> bool:
+    """Whether the base's head reads pictures of this size."""
+    if head in OLD_SIZE_ONLY:
+        return size == (PATCH * SIDE, PATCH * SIDE)
+    return size[0] == size[1] or not head.endswith(SQUARES_ONLY)
+
+
+def resized(base: str, size: tuple[int, int]) -> dict[str, bool]:
+    """What the base must be told for pictures of this size."""
+    other = FAMILIES[base].grid.interpolates and size != (PATCH * SIDE, PATCH * SIDE)
+    return {"interpolate_pos_encoding": True} if other else {}
+
+
+def base_model(base: str) -> str:
+    """The model class of the base without a head."""
+    return MODEL_MAPPING_NAMES[base]
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """The tensors of an output, those in tuples as well."""
+    values = [value if isinstance(value, tuple) else (value,) for value in outputs.to_tuple()]
+    return [tensor for value in values for tensor in value if isinstance(tensor, Tensor)]
+
+
+@contextmanager
+def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
+    """A base whose attention module of layer i sees the pairs ``visible[i]`` (N, N) or ``(B, 1, N, N)``, by a dense mask."""
+
+    def restrict(mask: Tensor) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            term = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+            allowed = mask if mask.dim() == 4 else mask[None, None]
+            if isinstance(term, Tensor) and term.dtype != torch.bool:
+                term = term.masked_fill(~allowed, torch.finfo(term.dtype).min)
+            else:
+                term = allowed if term is None else allowed & term
+            return args[:1], {**kwargs, "attention_mask": term}
+
+        return hook
+
+    sites = attention_sites(model)
+    handles = [site.module.register_forward_pre_hook(restrict(visible[site.layer % len(visible)]), with_kwargs=True) for site in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def defined(model: Any, grid: Any) -> list[Tensor]:
+    """What every layer of a Long model sees on a grid, ``(N, N)`` bool each."""
+    index = torch.arange(grid.length)
+    zero = torch.zeros((), dtype=torch.long)
+    masks = [mechanism.mask_on(grid)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model)]
+    return [torch.as_tensor(mask).broadcast_to(grid.length, grid.length) for mask in masks]
