@@ -51,7 +51,7 @@ def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(batch, 3, *size, generator=generator)
     rows, columns = size[0] // PATCH, size[1] // PATCH
-    if FAMILIES[base].grid.sizes is not None:
+    if FAMILIES[base].grid.shapes is not None:
         return patches(pixels)
     if base == "vit_mae":
         return {"pixel_values": pixels, "noise": torch.rand(batch, rows * columns, generator=generator)}

@@ -78,13 +78,13 @@ def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(ba
     model = long_model(base, base_model(base), tmp_path, long_attention=attention, position_extension="tile")
     prefix = FAMILIES[base].grid.prefix_of(model.config)
     pixels = torch.randn(1, 3, 64, 96)
-    inputs = patches(pixels) if FAMILIES[base].grid.sizes else {"pixel_values": pixels}
+    inputs = patches(pixels) if FAMILIES[base].grid.shapes else {"pixel_values": pixels}
     raster = {"noise": torch.arange(24.0 * 16)[None]} if base == "vit_mae" else {}
     cells = model(**inputs, **raster).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
     front = torch.arange(prefix + 64) < prefix
     for row, column in ((0, 0), (0, 2), (1, 1)):
         crop = pixels[..., row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
-        inputs = patches(crop) if FAMILIES[base].grid.sizes else {"pixel_values": crop}
+        inputs = patches(crop) if FAMILIES[base].grid.shapes else {"pixel_values": crop}
         raster = {"noise": torch.arange(64.0)[None]} if base == "vit_mae" else {}
         with seeing(plain, front[:, None] == front):
             expected = plain(**inputs, **raster).last_hidden_state[:, prefix:].unflatten(1, (8, 8))

@@ -16,7 +16,7 @@ class GridRule:
 
     prefix: tokens before the patches, a number or a function of the config.
     input: the argument of ``forward`` with the pixels, ``(…, height, width)``.
-    sizes: the argument of ``forward`` with the patches of every input along each axis, ``(B, axes)``, where the pixels are patches
+    shapes: the argument of ``forward`` with the patches of every input along each axis, ``(B, axes)``, where the pixels are patches
         ``(B, patches, D)`` with padding (SigLIP 2).
     axes: names of the axes, the first one the slowest.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
@@ -24,7 +24,7 @@ class GridRule:
 
     prefix: int | Callable[[Any], int] = 0
     input: str = "pixel_values"
-    sizes: str | None = None
+    shapes: str | None = None
     axes: tuple[str, ...] = ("height", "width")
     interpolates: bool = True
 
@@ -56,11 +56,11 @@ class GridRule:
     def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | tuple[Grid, ...] | None:
         """The grid of the input of a forward pass, or the grid of each input where they differ or have padding; ``None`` without one."""
         pixels = arguments.get(self.input)
-        if pixels is None or (self.sizes is not None and arguments.get(self.sizes) is None):
+        if pixels is None or (self.shapes is not None and arguments.get(self.shapes) is None):
             return None
-        if self.sizes is None:
+        if self.shapes is None:
             return self.of_size(config, tuple(pixels.shape[-len(self.axes) :]))
         prefix = self.prefix_of(config)
-        grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.sizes].tolist())
+        grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
         fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
         return grids[0] if fills else grids
