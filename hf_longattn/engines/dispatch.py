@@ -224,6 +224,12 @@ def _no_cpu_halo(context: DispatchContext) -> str | None:
     return "the fused kernel has no dropout" if context.call.dropout else _no_halo(context)
 
 
+def _no_lines(context: DispatchContext) -> str | None:
+    if not torch.compiler.is_exporting() and _no_cpu_tiles(context) is None:
+        return "the fused kernel runs the listed pairs"
+    return _no_halo(context)
+
+
 def _many_cells(context: DispatchContext) -> str | None:
     return "an exported graph has no N×N matrix" if torch.compiler.is_exporting() else _many_pairs(context)
 
@@ -280,6 +286,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
         ("plain-gathered", _last),
     ),
     "windows": ((DENSE, _not_covered), ("windows", _no_windows), ("tiles", _last)),
+    "lines": ((DENSE, _not_covered), (DENSE_MASKED, _many_cells), ("lines", _no_lines), ("tiles", _last)),
     "halo": ((DENSE, _not_covered), (DENSE_MASKED, _many_cells), ("cpu-halo", _no_cpu_halo), ("halo", _no_halo), ("tiles", _last)),
     "chosen blocks": (("cpu-blocks", _no_cpu_tiles), ("tiles", _last)),
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
@@ -357,8 +364,8 @@ def choose_covered(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool
 
 
 def choose_on_grid(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
-    """The path of windows on a grid, ``"windows"`` that do not overlap or those with a ``"halo"``: full attention, calls for all windows
-    or tiles of a size, or listed pairs."""
+    """The path of a mechanism on a grid, ``"windows"`` that do not overlap, those with a ``"halo"``, or ``"lines"``: full attention, calls
+    for all windows, tiles or lines of a size, or listed pairs."""
     context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered)
     path, refused = _first(kind, context)
     if path not in (DENSE, DENSE_MASKED, "tiles"):  # which are chosen, and reported, by the pairs

@@ -19,6 +19,7 @@ from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
 from ..engines.dispatch import choose_on_grid
+from ..engines.grid_lines import line_attention
 from ..engines.grid_windows import window_attention
 from ..errors import GridError, OptionError
 from ..options import option
@@ -88,11 +89,18 @@ class Axial(GridMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_of(call, k.shape[2])
-        if len(self.lines(grid)) > 1 or choose_on_grid("windows", q, k, call, self.covers_grid(grid)) != "windows":
+        lines, covered = self.lines(grid), self.covers_grid(grid)
+        path = choose_on_grid("windows", q, k, call, covered) if len(lines) == 1 else "tiles"
+        if path != "windows":
+            path = choose_on_grid("lines", q, k, call, covered)
+        if path not in ("windows", "lines"):
             return super().forward(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
-        cells = window_attention(q, k, v, grid, self.windows(grid), [0] * grid.rank, shared, call)
+        if path == "windows":
+            cells = window_attention(q, k, v, grid, self.windows(grid), [0] * grid.rank, shared, call)
+        else:
+            cells = line_attention(q, k, v, grid, lines, shared, call)
         return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:

@@ -95,7 +95,7 @@ def test_paths_that_add_it() -> None:
         ("window2d", None): "windows",
         ("local2d", None): "cpu-halo",
         ("neighborhood", None): "cpu-halo",
-        ("axial", "both"): "plain-gathered",
+        ("axial", "both"): "lines",
         ("axial", "columns"): "windows",
     }
 
