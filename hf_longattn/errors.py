@@ -90,6 +90,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "compress": {"torchao": "torchao>=0.18"},
     "fla": {"fla": "flash-linear-attention>=0.3; platform_system == 'Linux'"},
     "gguf": {"gguf": "gguf>=0.17"},
+    "images": {"PIL": "pillow>=11.0", "torchvision": "torchvision>=0.26"},
     "onnx": {"onnx": "onnx>=1.19", "onnxruntime": "onnxruntime>=1.22", "onnxscript": "onnxscript>=0.5.4"},
     "peft": {"peft": "peft>=0.21"},
     "plot": {"matplotlib": "matplotlib>=3.9"},

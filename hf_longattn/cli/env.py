@@ -20,6 +20,7 @@ PURPOSES = {
     "compress": "`longattn compress --method int8` and other methods of torchao",
     "fla": "faster linear attention on CUDA",
     "gguf": "reading and writing .gguf files",
+    "images": "`longattn train classify --images`, with augmentation",
     "onnx": "`longattn export` to ONNX",
     "peft": "LoRA in training, and PEFT adapters in conversions",
     "plot": "drawings: `--plot`, `longattn diagnose --html`",
@@ -28,6 +29,8 @@ PURPOSES = {
     "serve": "the example server of exported encoders",
 }
 """What each extra is for, in the words of a user."""
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
+"""Modules whose package has another name."""
 
 
 def env(as_json: flags.Json = False) -> None:
@@ -67,7 +70,11 @@ def installed_version(module: str) -> str | None:
     """The version of an import's package, "unknown" where it does not say."""
     if find_spec(module) is None:
         return None
-    for name in (module, module.replace("_", "-"), {"sklearn": "scikit-learn", "fla": "flash-linear-attention"}.get(module, module)):
+    for name in (
+        module,
+        module.replace("_", "-"),
+        {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}.get(module, module),
+    ):
         try:
             return version(name)
         except PackageNotFoundError:

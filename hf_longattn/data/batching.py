@@ -27,6 +27,29 @@ from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.private_apis import attention_implementation
 
 
+class CountedPasses:
+    """A collator that draws something anew in every pass over the data; the trainer sets ``passes``."""
+
+    counted: Tensor
+
+    def count_passes(self) -> None:
+        """Begin to count: to be called where the collator is made."""
+        self.counted = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+
+    @property
+    def passes(self) -> int:
+        """The number of the pass over the data."""
+        return int(self.counted)
+
+    @passes.setter
+    def passes(self, number: int) -> None:
+        self.counted.fill_(number)
+
+    def for_evaluation(self) -> Any:
+        """A copy that draws the same in every evaluation, or nothing."""
+        raise NotImplementedError
+
+
 class WithoutLengths:
     """Before a collator of transformers: leaves out the lengths by which rows were grouped."""
 

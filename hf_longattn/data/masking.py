@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
+from hf_longattn.data.batching import CountedPasses
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 
@@ -63,7 +64,7 @@ def mask_token(tokenizer: Any) -> int:
     return int(token)
 
 
-class RepeatableMasks(DataCollatorForLanguageModeling):
+class RepeatableMasks(DataCollatorForLanguageModeling, CountedPasses):
     """transformers' collator of language models with masks that depend on the seed, on ``passes`` (over the data) and on the tokens of the
     batch alone: a resumed run, which skips batches, and one with other workers draw what an uninterrupted one draws.
 
@@ -73,16 +74,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.counted = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
-
-    @property
-    def passes(self) -> int:
-        """The number of the pass over the data, which begins anew with other masks."""
-        return int(self.counted)
-
-    @passes.setter
-    def passes(self, number: int) -> None:
-        self.counted.fill_(number)
+        self.count_passes()
 
     def for_evaluation(self) -> RepeatableMasks:
         """A copy with the same masks in every evaluation, which no pass of the training has."""

@@ -260,15 +260,13 @@ def load_labelled(source: str, *, split: str = "train", text_column: str = "text
     """
     path = Path(source)
     if path.is_dir() and is_plain_text(source):
-        if not any(child.is_dir() for child in path.iterdir()):
-            raise DataError(f"the folder {source!r} has no sub-folders; every label needs one, with its texts in it")
         return _labelled_folder(path).filter(_has_text)
     if is_plain_text(source):
         raise DataError(f"{source!r} holds text without labels; give a table with two columns, or a folder with one per label")
     data = read_source(source, split)
     check_column(data, text_column, source, "--text-column", text=True)
     check_column(data, label_column, source, "--label-column")
-    name = _label_reader(data.features[label_column], label_column, source)
+    name = label_reader(data.features[label_column], label_column, source)
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         return {"text": row[text_column], "label": name(row[label_column], number)}
@@ -320,12 +318,22 @@ def _labelled_folder(path: Path) -> Dataset:
     def label(name: str) -> Dataset:
         return _documents(path / name).map(lambda rows: {"label": [name] * len(rows["text"])}, batched=True).cast(LABELLED)
 
-    return concatenate_datasets(
-        [label(child.name) for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    )
+    return concatenate_datasets([label(folder.name) for folder in label_folders(path, "texts")])
 
 
-def _label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int], str]:
+def label_folders(path: Path, what: str) -> list[Path]:
+    """The sub-folders of a folder, each of which has the name of a label and holds ``what`` it is the label of.
+
+    Raises:
+        DataError: there are none.
+    """
+    folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    if not folders:
+        raise DataError(f"the folder {str(path)!r} has no sub-folders; every label needs one, with its {what} in it")
+    return folders
+
+
+def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int], str]:
     """What gives the name of a label and its row.
 
     Raises:

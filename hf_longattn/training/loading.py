@@ -21,6 +21,7 @@ from hf_longattn.naming import LOGGER
 
 REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 """Loggers of transformers' LOAD REPORT."""
+NOTHING_ELSE: Mapping[str, Any] = {}
 logger = logging.get_logger(LOGGER)
 
 
@@ -37,33 +38,64 @@ def loading(name: str, what: str = "") -> Iterator[None]:
         yield
 
 
-def load_start(name: str, head: str, names: Any) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+def load_start(
+    name: str, head: str, names: Any, otherwise: Mapping[str, Any] = NOTHING_ELSE
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Config and tokenizer of a checkpoint; the tokenizer gets a padding token if it has none.
 
     Args:
-        head: what the architecture must have a head for, in words.
-        names: the model types that have it, one of transformers' ``MODEL_FOR_*_MAPPING_NAMES``.
+        head, names, otherwise: see :func:`load_config`.
 
     Raises:
         CheckpointError: it cannot be loaded, has no such head, or a tokenizer without a token to pad with.
     """
-    with loading(name):
-        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    if config.model_type not in names:
-        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; take a model of another architecture")
+    config = load_config(name, head, names, otherwise)
+    tokenizer: Any = load_processor(AutoTokenizer, name)
     pad_with_end(tokenizer, name)
     return config, tokenizer
 
 
-def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase, **config: Any) -> PreTrainedModel:
+def load_config(name: str, head: str, names: Any, otherwise: Mapping[str, Any] = NOTHING_ELSE) -> PreTrainedConfig:
+    """The config of a checkpoint.
+
+    Args:
+        head: what the architecture must have a head for, in words.
+        names: the model types that have it, one of transformers' ``MODEL_FOR_*_MAPPING_NAMES``.
+        otherwise: what to do with other model types, in words, and those types.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has no such head.
+    """
+    with loading(name):
+        config = AutoConfig.from_pretrained(name)
+    if config.model_type not in names:
+        advice = next((words for words, types in otherwise.items() if config.model_type in types), "take a model of another architecture")
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; {advice}")
+    return config
+
+
+def load_processor(loader: Any, name: str) -> Any:
+    """What makes a checkpoint's inputs: ``AutoTokenizer``'s or ``AutoImageProcessor``'s.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    with checkpoint_errors(f"cannot load {name!r}"):
+        return loader.from_pretrained(name)
+
+
+def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None, **config: Any) -> PreTrainedModel:
     """A model of an ``AutoModelFor…`` class in float32; its head is new unless the checkpoint has one of this size.
+
+    Args:
+        tokenizer: of a model that reads text, whose config gets the padding token if it has none.
 
     Raises:
         CheckpointError: it cannot be loaded.
     """
     with checkpoint_errors(f"cannot load {name!r}"):
         model = load_model(loader, name, ignore_mismatched_sizes=True, **config)
-    if model.config.pad_token_id is None:
+    if tokenizer is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
 

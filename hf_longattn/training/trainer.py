@@ -15,16 +15,16 @@ from typing import Any
 import torch
 import torch.utils.data
 from accelerate.utils import broadcast, gather_object
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_longattn.data.batching import TokenBudget
-from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.batching import CountedPasses, TokenBudget
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
 from hf_longattn.hub_errors import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
@@ -48,8 +48,8 @@ class TimedTrainer(Trainer):
         eval_collator: makes the batches of evaluations and predictions, if not ``data_collator``.
         *args, **kwargs: Trainer's.
 
-    Evaluations and predictions are in the order of the rows. Masked tokens are drawn anew in every pass over the data, and are the same in
-    every evaluation.
+    Evaluations and predictions are in the order of the rows. Masked tokens and augmentations are drawn anew in every pass over the data;
+    an evaluation has the same masks every time, and no augmentation.
 
     Raises:
         OptionError: Trainer refuses its arguments.
@@ -60,8 +60,8 @@ class TimedTrainer(Trainer):
     def __init__(self, *args: Any, max_minutes: float | None = None, eval_collator: Any = None, **kwargs: Any) -> None:
         with refused_arguments():
             super().__init__(*args, **kwargs)
-        masks = self.data_collator if isinstance(self.data_collator, RepeatableMasks) else None
-        self.eval_collator = masks.for_evaluation() if eval_collator is None and masks is not None else eval_collator
+        counted = self.data_collator if isinstance(self.data_collator, CountedPasses) else None
+        self.eval_collator = counted.for_evaluation() if eval_collator is None and counted is not None else eval_collator
         inner: Any = self.accelerator.unwrap_model(self.model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
         self.model_accepts_loss_kwargs &= divides_by_items(type(inner))
@@ -74,7 +74,7 @@ class TimedTrainer(Trainer):
         self.add_callback(LogEnough())
         self.add_callback(CheckBestMetric())
         self.add_callback(SynchroniseCentroids())
-        self.add_callback(OrderOfPass(masks))
+        self.add_callback(OrderOfPass(counted))
         self.add_callback(Processes(self.args.world_size))
         patience = getattr(self.args, "early_stopping_patience", 0)
         if patience:
@@ -185,6 +185,19 @@ class TimedTrainer(Trainer):
         with translated_errors(str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir), self.args.hub_token):
             return super().push_to_hub(*args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As Trainer's, which leaves weights as they are that have another name in files than in the model; see :func:`load_renamed`."""
+        if self._weights_are_sharded() or not load_renamed(self.model if model is None else model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """As Trainer's, and :meth:`_load_from_checkpoint`."""
+        if self._weights_are_sharded() or not load_renamed(self.model, Path(str(self.state.best_model_checkpoint))):
+            super()._load_best_model()
+
+    def _weights_are_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         speed = self.throughput.report(self.args.world_size) if "loss" in logs else {}
         super().log({**logs, **speed, "minutes": round(self.clock.elapsed(), 2)}, start_time)
@@ -223,6 +236,29 @@ class MeasuringTrainer(TimedTrainer):
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def load_renamed(model: Any, folder: Path) -> bool:
+    """Load the weights of a checkpoint whose files have other names than the model, as ``from_pretrained`` does: transformers saves those
+    of a ViT, of a mixture's experts and of others under the names of older versions.
+
+    Returns:
+        Whether its files have such names; if not, nothing was loaded.
+    """
+    if not isinstance(model, PreTrainedModel) or not (names := tensor_names(folder)) or names <= set(model.state_dict()):
+        return False
+    loaded = type(model).from_pretrained(folder, config=model.config, dtype=model.dtype)
+    model.load_state_dict(loaded.state_dict())
+    return True
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """The names of the tensors in a folder's safetensors files."""
+    names: set[str] = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def row_lengths(data: Any) -> list[int]:
@@ -398,17 +434,17 @@ class SynchroniseCentroids(TrainerCallback):
 
 
 class OrderOfPass(TrainerCallback):
-    """Tells the sampler, and the collator that draws masks, which pass over the data begins. Where one of several processes resumes,
+    """Tells the sampler, and a collator that draws at random, which pass over the data begins. Where one of several processes resumes,
     accelerate's loader, which skips batches, does not reach the sampler, and the rest of a later pass would have the order of the first."""
 
-    def __init__(self, masks: RepeatableMasks | None = None) -> None:
-        self.masks = masks
+    def __init__(self, collator: CountedPasses | None = None) -> None:
+        self.collator = collator
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **_: Any
     ) -> None:
-        if self.masks is not None:
-            self.masks.passes = int(state.epoch or 0)
+        if self.collator is not None:
+            self.collator.passes = int(state.epoch or 0)
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):

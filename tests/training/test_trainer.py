@@ -15,7 +15,16 @@ import torch.distributed as dist
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    SchedulerType,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import TokenBudget
@@ -30,6 +39,8 @@ from hf_longattn.training.trainer import (
     OrderOfPass,
     SeededGroups,
     TimedTrainer,
+    load_renamed,
+    tensor_names,
     timed_schedule,
     without_idle_step,
 )
@@ -211,3 +222,20 @@ def test_a_metric_that_no_evaluation_has_is_refused(tmp_path: Path) -> None:
         check.on_evaluate(args, state, control, metrics={"eval_loss": 1.0, "eval_accuracy": 2.0})
     args.metric_for_best_model = "eval_accuracy"
     check.on_evaluate(args, state, control, metrics={"eval_loss": 1.0, "eval_accuracy": 2.0})
+
+
+def test_a_checkpoint_whose_files_have_other_names_than_the_model_is_loaded(tmp_path: Path) -> None:
+    """transformers saves a mixture's experts under the names of older versions, and its Trainer leaves out what has another name."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=64, num_hidden_layers=1, num_local_experts=2, **sizes))
+    model.save_pretrained(tmp_path)
+    assert not tensor_names(tmp_path) <= set(model.state_dict())
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert load_renamed(model, tmp_path)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
+    model.save_pretrained(tmp_path / "own names", save_original_format=False)
+    assert not load_renamed(model, tmp_path / "own names")

@@ -1,45 +1,71 @@
-"""Fine-tune to classify long documents."""
+"""Fine-tune to classify long documents, or large pictures (--images)."""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     EvalPrediction,
+    PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
-from hf_longattn.data.documents import label_names, to_documents
+from hf_longattn.data.documents import label_names, number_labels, to_documents
 from hf_longattn.data.lengths import input_length
+from hf_longattn.data.pictures import (
+    EXTRA,
+    PictureCollator,
+    augmentation_of,
+    check_augmentation,
+    checked_size,
+    count_transparent,
+    load_labelled_pictures,
+)
 from hf_longattn.data.sources import DataError, class_names, held_back, load_labelled
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import label_config, load_head, load_start
-from hf_longattn.training.results import Scores, held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.loading import label_config, load_config, load_head, load_processor, load_start
+from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
+OF_TEXTS, OF_PICTURES = ("text_column", "packing", "max_length"), ("image_column", "augmentation")
+"""Options that only texts have, and only pictures."""
+NO_LENGTH = -1
+"""The length of a picture, and of a document whose length is not known, for the metric."""
+
 
 @dataclass
 class ClassificationDataArguments(LabelledDataArguments):
-    """Documents to classify."""
+    """Documents or pictures to classify."""
 
     shape: ClassVar[str] = "a labelled file"
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
-        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label, a folder "
-        "written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
+        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label (of pictures with --images), "
+        "a folder written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
+    images: bool = argument(False, "Classify pictures, with a model that reads them (ViT, DeiT, DINOv2 …), short or converted.")
+    image_column: str = argument("image", "The column that holds the pictures, or their paths relative to the table.")
+    augmentation: str = argument(
+        "", "Random changes of the pictures in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
+    )
     text_column: str = argument("text", "The column that holds the text.")
     label_column: str = argument("label", "The column that holds the label: a name or a whole number.")
     validation: str = argument(
@@ -51,16 +77,24 @@ class ClassificationDataArguments(LabelledDataArguments):
 
     def check(self) -> None:
         super().check()
-        if self.text_column == self.label_column:
-            raise OptionError(f"text_column and label_column are both {self.text_column!r}; name two columns")
+        unused = next((name for name in (OF_TEXTS if self.images else OF_PICTURES) if name in self.explicit), None)
+        if unused is not None:
+            advice = "texts; leave it out, or leave --images out" if self.images else "pictures; add --images"
+            raise OptionError(f"{unused} is an option for {advice}")
+        column = "image_column" if self.images else "text_column"
+        if getattr(self, column) == self.label_column:
+            raise OptionError(f"{column} and label_column are both {self.label_column!r}; name two columns")
+        check_augmentation(self.augmentation)
+        if self.images:
+            check_extra(EXTRA, "PIL")
 
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of document classification."""
+    """``TrainingArguments`` of classification."""
 
-    per_device_train_batch_size: int = batch_size_argument(2, "Documents per forward pass and process.")
-    per_device_eval_batch_size: int = argument(2, "Documents per forward pass and process in evaluation.")
+    per_device_train_batch_size: int = batch_size_argument(2, "Documents or pictures per forward pass and process.")
+    per_device_eval_batch_size: int = argument(2, "Documents or pictures per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
 
@@ -74,41 +108,151 @@ def finetune_classification(
     """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
-        The log, as written to ``training_log.json``: arguments, versions, classes, how many documents were cut, scores on the held-out
-        documents before and after, Trainer's history. Of several processes only the first has the scores.
+        The log, as written to ``training_log.json``: arguments, versions, classes, how many documents or pictures there are, scores on the
+        held-out ones before and after, Trainer's history. Of several processes only the first has the scores.
     """
     run = prepare_run(model_args, data_args, training_args)
-    config, tokenizer = load_start(model_args.model, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
-    texts, held_texts = read_labelled(data_args, training_args.seed)
-    names = class_names(label_names(texts, held_texts), config)
+    reading = PICTURES if data_args.images else TEXTS
+    config, processor = reading.load_start(model_args.model)
+    train_rows, held_rows = read_labelled(data_args, training_args.seed)
+    names = class_names(label_names(train_rows, held_rows), config)
     classes = {**label_config(names), "problem_type": "single_label_classification"}
-    model = load_head(AutoModelForSequenceClassification, model_args.model, tokenizer, **classes)
-    length = input_length(model, tokenizer, data_args.max_length)
-    no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
-    pack = chosen_packing(model, data_args.packing, training_args, no_pooling)
+    model = reading.load_model(model_args.model, processor, classes)
     training_args.remove_unused_columns = False
-    documents, held_out = (to_documents(data, tokenizer, length, names) for data in (texts, held_texts))
+    inputs = reading.inputs(model, processor, (train_rows, held_rows), names, data_args, training_args)
     trainer = ClassificationTrainer(
         model,
         training_args,
-        train_dataset=documents,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        data_collator=DocumentCollator(tokenizer, pack=pack),
-        eval_collator=DocumentCollator(tokenizer),  # several processes gather a row for each document
+        train_dataset=inputs.train,
+        eval_dataset=inputs.held_out,
+        processing_class=processor,
+        data_collator=inputs.collator,
+        eval_collator=inputs.eval_collator,
         preprocess_logits_for_metrics=_choices,
         compute_metrics=_accuracy,
         max_minutes=training_args.max_minutes,
     )
-    before = train(trainer, run, lambda: trainer.scores(held_out))
-    after = trainer.scores(held_out)
-    counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
-    log = {"input_length": length, "packed": pack, "classes": names, "documents": counts, "held_out": {"before": before, "after": after}}
+    before = train(trainer, run, lambda: trainer.scores(inputs.held_out))
+    after = trainer.scores(inputs.held_out)
+    log = {**inputs.log, "classes": names, "held_out": {"before": before, "after": after}}
     return save_run(trainer, run, log, describe_classification)
 
 
+class Inputs(NamedTuple):
+    """The rows of a run as its batches are made of them.
+
+    train, held_out: rows to train on and to evaluate on.
+    collator, eval_collator: make batches of them.
+    log: what the log says about them.
+    """
+
+    train: Dataset
+    held_out: Dataset
+    collator: Callable[..., Any]
+    eval_collator: Callable[..., Any]
+    log: dict[str, Any]
+
+
+class Texts:
+    """Documents, and models that read them."""
+
+    unit = "document"
+
+    def load_start(self, name: str) -> tuple[Any, Any]:
+        """Config and tokenizer of a checkpoint."""
+        otherwise = {"it reads pictures: add --images": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES}
+        return load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise)
+
+    def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
+        """The model with a head for these classes."""
+        return load_head(AutoModelForSequenceClassification, name, processor, **classes)
+
+    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
+        """The documents of a source, with the names of their labels."""
+        return load_labelled(source, split=split, text_column=args.text_column, label_column=args.label_column)
+
+    def inputs(
+        self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
+    ) -> Inputs:
+        """Their tokens, packed where the model and its head allow it."""
+        length = input_length(model, processor, args.max_length)
+        no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
+        pack = chosen_packing(model, args.packing, training_args, no_pooling)
+        documents, held_out = (to_documents(data, processor, length, names) for data in rows)
+        counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
+        log = {"input_length": length, "packed": pack, "documents": counts}
+        unpacked = DocumentCollator(processor)  # several processes gather a row for each document
+        return Inputs(documents, held_out, DocumentCollator(processor, pack=pack), unpacked, log)
+
+    def described(self, log: Mapping[str, Any]) -> str:
+        """What a card says about the inputs of a run."""
+        cut = log["documents"]["cut"]
+        return f"inputs of up to {log['input_length']:,} tokens ({cut:,} documents were cut)"
+
+    def notes(self, log: Mapping[str, Any]) -> list[str]:
+        """What is printed about them at the end of a run."""
+        cut = log["documents"]["cut"]
+        return [f"{cut:,} documents are longer than {log['input_length']:,} tokens and were cut"] if cut else []
+
+
+class Pictures:
+    """Pictures, and models that read them."""
+
+    unit = "picture"
+
+    def load_start(self, name: str) -> tuple[Any, Any]:
+        """Config and image processor of a checkpoint."""
+        otherwise = {"it reads texts: leave --images out": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
+        config = load_config(name, "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, otherwise)
+        return config, load_processor(AutoImageProcessor, name)
+
+    def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
+        """The model with a head for these classes."""
+        return load_head(AutoModelForImageClassification, name, None, **classes)
+
+    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
+        """The pictures of a source, with the names of their labels."""
+        return load_labelled_pictures(source, split=split, image_column=args.image_column, label_column=args.label_column)
+
+    def inputs(
+        self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
+    ) -> Inputs:
+        """Their pixels, as the image processor makes them; in training after an augmentation.
+
+        Raises:
+            OptionError: an option that counts tokens.
+        """
+        if training_args.tokens_per_batch:
+            raise OptionError("tokens_per_batch counts the tokens of texts, and pictures have as many each; give --batch_size instead")
+        training_args.train_sampling_strategy = "random"
+        size = checked_size(model, processor, rows[0][0])
+        transparent = sum(map(count_transparent, rows))
+        collator = PictureCollator(processor, augmentation_of(args.augmentation, size), training_args.seed)
+        pictures, held_out = (number_labels(data, names) for data in rows)
+        counts = {"train": len(pictures), "held_out": len(held_out), "transparent": transparent}
+        log = {"input_size": list(size), "augmented": collator.augmentation is not None, "pictures": counts}
+        return Inputs(pictures, held_out, collator, collator.for_evaluation(), log)
+
+    def described(self, log: Mapping[str, Any]) -> str:
+        """What a card says about the inputs of a run."""
+        return f"{' × '.join(map(str, log['input_size']))} pixels each, {'with' if log['augmented'] else 'without'} random augmentation"
+
+    def notes(self, log: Mapping[str, Any]) -> list[str]:
+        """What is printed about them at the end of a run."""
+        transparent = log["pictures"]["transparent"]
+        return [f"{counted(transparent, 'picture')} with transparent parts, which are shown on white"] if transparent else []
+
+
+TEXTS, PICTURES = Texts(), Pictures()
+
+
+def _reading(log: Mapping[str, Any]) -> Texts | Pictures:
+    """What a log's run read."""
+    return PICTURES if PICTURES.unit + "s" in log else TEXTS
+
+
 class ClassificationTrainer(TimedTrainer):
-    """Trains on packed rows or padded ones, and scores documents by their length."""
+    """Trains on packed rows or padded ones, or on pictures, and scores documents by their length."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if "lengths" not in inputs:
@@ -122,46 +266,46 @@ class ClassificationTrainer(TimedTrainer):
         predictions = self.predict(data).predictions
         if not self.is_world_process_zero():
             return {}
-        pairs = zip(data["labels"], data["document"], strict=True)
+        lengths = data["document"] if "document" in data.column_names else [NO_LENGTH] * len(data)
+        pairs = zip(data["labels"], lengths, strict=True)
         references = [{"label": label, "length": length} for label, length in pairs]
         return load_metric("long_classification").compute(predictions=[int(number) for number in predictions], references=references)
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents to train on and those to evaluate on: see :func:`held_back`.
+    """The documents or pictures to train on and those to evaluate on: see :func:`held_back`.
 
     Raises:
-        DataError: as :func:`load_labelled`; or fewer than two classes.
-        OptionError: too few documents to hold some back.
+        DataError: as :func:`load_labelled` and :func:`load_labelled_pictures`; or fewer than two classes.
+        OptionError: too few rows to hold some back.
     """
-    columns: dict[str, str] = {"text_column": args.text_column, "label_column": args.label_column}
-    train, held_out = held_back(args, lambda source, split: load_labelled(source, split=split, **columns), seed, least=3)
+    reading = PICTURES if args.images else TEXTS
+    train, held_out = held_back(args, lambda source, split: reading.load_rows(args, source, split), seed, least=3)
+    contents = "picture" if args.images else "text"
     if not len(held_out):
-        raise DataError(f"there is no text in {args.validation}")
+        raise DataError(f"there is no {contents} in {args.validation}")
     if len(set(train["label"])) < 2:
         raise DataError(
-            f"all documents of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn"
-            if len(train) else f"there is no text in {', '.join(args.data)}"
+            f"all {reading.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn"
+            if len(train) else f"there is no {contents} in {', '.join(args.data)}"
         )  # fmt: skip
     return train, held_out
 
 
 def describe_classification(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    settings, documents = log["settings"], log["documents"]
+    reading, settings = _reading(log), log["settings"]
     return (
-        f"{steps_of(log)} with `longattn train classify` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
-        f"{len(log['classes'])} classes, inputs of up to {log['input_length']:,} tokens ({documents['cut']:,} documents were cut). "
-        f"{held_out_in_words(log['held_out'], _in_words, 'document').capitalize()}."
+        f"{steps_of(log)} with `longattn train classify` on {counted(log[reading.unit + 's']['train'], reading.unit)} of "
+        f"{', '.join(settings['data'])} in {len(log['classes'])} classes, {reading.described(log)}. "
+        f"{held_out_in_words(log['held_out'], _in_words, reading.unit).capitalize()}."
     )
 
 
 def describe_classification_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    documents, lines = log["documents"], [held_out_in_words(log["held_out"], _in_words, "document")]
-    if documents["cut"]:
-        lines.append(f"{documents['cut']:,} documents are longer than {log['input_length']:,} tokens and were cut")
-    return "\n".join(lines)
+    reading = _reading(log)
+    return "\n".join([held_out_in_words(log["held_out"], _in_words, reading.unit), *reading.notes(log)])
 
 
 def _choices(logits: Any, labels: Tensor) -> Tensor:
@@ -170,7 +314,7 @@ def _choices(logits: Any, labels: Tensor) -> Tensor:
 
 def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:
     """What an evaluation during training logs beside the loss."""
-    references = [{"label": label, "length": -1} for label in evaluation.label_ids.tolist()]
+    references = [{"label": label, "length": NO_LENGTH} for label in evaluation.label_ids.tolist()]
     scores = load_metric("long_classification").compute(predictions=evaluation.predictions.tolist(), references=references)
     return {name: scores[name] for name in ("accuracy", "macro_f1")}
 

@@ -1,0 +1,300 @@
+"""Pictures with a class: read as a whole or refused with one sentence, and fed as the model's image processor makes them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset, Features, Image, Value
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_longattn.data.batching import CountedPasses
+from hf_longattn.data.sources import (
+    DataError,
+    check_column,
+    label_folders,
+    label_reader,
+    read_source,
+    saved_by_datasets,
+)
+from hf_longattn.errors import CheckpointError, OptionError, check_extra
+from hf_longattn.naming import LOGGER
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+    from transformers import PreTrainedModel
+
+AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
+"""What a training does to its pictures: a crop of random place, size and shape, which is resized; a horizontal flip of every second one."""
+EXTRA = "images"
+SUFFIXES = tuple(ImageFolder.EXTENSIONS)
+"""Endings of the files of a folder that are read as pictures."""
+LABELLED_PICTURES = Features({"image": Image(decode=False), "label": Value("string"), "name": Value("string")})
+SIXTEEN_BITS, WITHOUT_RANGE = "I;16", ("I", "F")
+"""Modes of Pillow: grey values of 16 bits, and those of which no file says what is white."""
+logger = logging.get_logger(LOGGER)
+
+
+def load_labelled_pictures(source: str, *, split: str = "train", image_column: str = "image", label_column: str = "label") -> Dataset:
+    """Read where pictures are, and the names of their labels; the pictures themselves are read by :func:`read_picture`.
+
+    Args:
+        source: a folder with one sub-folder of pictures per label, or such a folder for each split (``photos/train/cat/1.jpg``), as
+            ``datasets`` reads an ``imagefolder``; or a table, a folder written by ``datasets``, or a name on the Hub:
+            see :func:`read_source`.
+        split: which split, if the source has several.
+        image_column: the column of pictures: of ``datasets.Image``, of bytes, or of paths relative to the table.
+        label_column: names, whole numbers or ``datasets.ClassLabel``.
+
+    Returns:
+        A dataset with the columns ``image`` (path or bytes), ``label`` (text) and ``name``, which is what a message calls the picture.
+
+    Raises:
+        DataError: the source cannot be read, a column is missing or does not hold pictures, or a row has no label or no picture.
+    """
+    path = Path(source)
+    if path.is_dir() and not saved_by_datasets(path):
+        return _picture_folder(path, split)
+    data = read_source(source, split)
+    check_column(data, image_column, source, "--image-column")
+    check_column(data, label_column, source, "--label-column")
+    name = label_reader(data.features[label_column], label_column, source)
+    labels = [name(value, row) for row, value in enumerate(data[label_column])]
+    pictures = _as_pictures(data, image_column, source)
+    names = []
+    for row, place in enumerate(_paths(pictures)):
+        if place is None and pictures[row]["image"] is None:
+            raise DataError(f"row {row + 1} of {source} has no picture in the column {image_column!r}; leave such rows out")
+        names.append(place if place and Path(place).is_absolute() else f"row {row + 1} of {source}")
+    return pictures.add_column("label", labels).add_column("name", names).cast(LABELLED_PICTURES)
+
+
+def _picture_folder(path: Path, split: str) -> Dataset:
+    """One picture per file, labelled by its sub-folder; of the sub-folder ``split`` if that has sub-folders itself."""
+    of_split = path / split
+    root = of_split if of_split.is_dir() and any(child.is_dir() for child in of_split.iterdir()) else path
+    files, labels = [], []
+    for folder in label_folders(root, "pictures"):
+        pictures = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+        if not pictures:
+            raise DataError(f"the folder {str(folder)!r} holds no pictures ({', '.join(SUFFIXES[:4])} …)")
+        files += [str(file) for file in pictures]
+        labels += [folder.name] * len(pictures)
+    images = [{"path": file, "bytes": None} for file in files]
+    return Dataset.from_dict({"image": images, "label": labels, "name": files}, features=LABELLED_PICTURES)
+
+
+def _as_pictures(data: Dataset, column: str, source: str) -> Dataset:
+    """The column of pictures alone, as ``image``, without decoding it.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    feature = data.features[column]
+    pictures = data.select_columns([column]).rename_columns({} if column == "image" else {column: "image"})
+    kind = getattr(feature, "dtype", "a list")
+    if kind in ("string", "large_string"):
+        folder = Path(source).resolve().parent
+        places = [None if place is None else {"path": str(folder / place), "bytes": None} for place in data[column]]
+        return Dataset.from_dict({"image": places}, features=Features({"image": Image(decode=False)}))
+    if not isinstance(feature, Image) and kind not in ("binary", "large_binary"):
+        raise DataError(f"the column {column!r} of {source} holds {kind}, not pictures; name another with --image-column")
+    return pictures.cast_column("image", Image(decode=False))
+
+
+def _paths(pictures: Dataset) -> list[str | None]:
+    """The path of each picture that lies in a file, without reading any."""
+    return [None if image is None else image.get("path") for image in pictures.select_columns(["image"])["image"]]
+
+
+def read_picture(image: Mapping[str, Any], name: str) -> tuple[Picture, bool]:
+    """A picture of any format that Pillow reads, in RGB, turned as its EXIF data say; of several frames the first.
+
+    Transparent parts are shown on white, as a web page shows them: what a file has there is arbitrary, mostly black. Grey values of 16 bits
+    are scaled to 8.
+
+    Args:
+        image: ``path``, or ``bytes``.
+        name: what a message calls it.
+
+    Returns:
+        The picture, and whether parts of it are transparent.
+
+    Raises:
+        DataError: it does not exist, is empty, damaged or not a picture, or has more pixels than Pillow reads.
+    """
+    from PIL import Image as Pillow
+    from PIL import ImageOps, UnidentifiedImageError
+
+    content, path = image.get("bytes"), image.get("path")
+    if content is None and not (path and Path(path).is_file()):
+        raise DataError(f"the picture {name} does not exist; leave it out, or give paths relative to the table")
+    if not (Path(str(path)).stat().st_size if content is None else content):
+        raise DataError(f"the picture {name} is empty; leave it out")
+    try:
+        with Pillow.open(str(path) if content is None else BytesIO(content)) as opened:
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+    except Pillow.DecompressionBombError as error:
+        pixels = 2 * (Pillow.MAX_IMAGE_PIXELS or 0)
+        raise DataError(f"the picture {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or leave it out") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name} is not a picture, or of a format that Pillow does not read; leave it out, or save it as PNG") from error
+    except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(f"the picture {name} is damaged; copy it again, or leave it out ({type(error).__name__}: {first})") from error
+    return _in_rgb(picture, name)
+
+
+def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
+    """A picture in RGB, on white where it is transparent, and whether it is transparent anywhere.
+
+    Raises:
+        DataError: its values have no known range.
+    """
+    from PIL import Image as Pillow
+
+    if picture.mode in WITHOUT_RANGE:
+        raise DataError(f"the picture {name} has values without a range (Pillow's mode {picture.mode}); save it with 8 or 16 bits")
+    if picture.mode.startswith(SIXTEEN_BITS):  # convert would make every value above 255 white
+        picture = picture.point(lambda value: value * (1 / 256), "L")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB"), False
+    colours = picture.convert("RGBA")
+    if colours.getchannel("A").getextrema()[0] == 255:
+        return colours.convert("RGB"), False
+    background = Pillow.new("RGBA", colours.size, "white")
+    return Pillow.alpha_composite(background, colours).convert("RGB"), True
+
+
+def count_transparent(data: Dataset) -> int:
+    """Read every picture of ``data`` once, so that a damaged one is told before the training; how many have transparent parts.
+
+    Raises:
+        DataError: as :func:`read_picture`.
+    """
+    return sum(read_picture(row["image"], row["name"])[1] for row in data.select_columns(["image", "name"]))
+
+
+def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the pictures that an image processor makes, seen on one picture.
+
+    Raises:
+        CheckpointError: the model was converted for other ones: the processor would scale large pictures down in silence.
+        DataError: as :func:`read_picture`.
+    """
+    batch = PictureCollator(processor)([{**row, "labels": 0}])
+    height, width = batch["pixel_values"].shape[-2:]
+    converted = getattr(model.config, "long_image_size", None)
+    if converted is not None and tuple(converted) != (height, width):
+        raise CheckpointError(
+            f"the image processor of {model.name_or_path!r} makes pictures of {height} × {width} pixels, but the model was converted for "
+            f"{' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these"
+        )
+    return height, width
+
+
+class PictureCollator(CountedPasses):
+    """Batches of pictures and labels: ``pixel_values (B, 3, H, W)``, as the image processor makes them of whole pictures, and
+    ``labels (B,)``.
+
+    With an augmentation, what is drawn depends on the seed, on ``passes`` (over the data) and on the picture's name alone: a resumed run,
+    which skips batches, and one with other workers draw what an uninterrupted one draws.
+
+    Args:
+        processor: the model's image processor.
+        augmentation: see :func:`augmentation_of`; ``None`` = none.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, processor: Any, augmentation: Augmentation | None = None, seed: int = 0) -> None:
+        self.count_passes()
+        self.processor, self.augmentation, self.seed = processor, augmentation, seed
+
+    def for_evaluation(self) -> PictureCollator:
+        """A copy without augmentation."""
+        collator = copy.copy(self)
+        collator.augmentation = None
+        return collator
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The batch of rows with ``image``, ``name`` and ``labels``.
+
+        Raises:
+            DataError: a picture cannot be read, or the processor makes pictures of several sizes.
+        """
+        pictures = [read_picture(row["image"], row["name"])[0] for row in features]
+        settings: dict[str, Any] = {}
+        if self.augmentation is not None:
+            rows = zip(features, pictures, strict=True)
+            pictures = [self.augmentation.drawn(picture, (self.seed, self.passes, row["name"])) for row, picture in rows]
+            settings = self.augmentation.settings
+        pixels = [torch.as_tensor(picture) for picture in self.processor(pictures, **settings)["pixel_values"]]
+        sizes = {tuple(picture.shape[-2:]) for picture in pixels}
+        if len(sizes) > 1:
+            sides = " and ".join(f"{height} × {width}" for height, width in sorted(sizes)[:2])
+            raise DataError(
+                f"the model's image processor makes pictures of several sizes, {sides} pixels; set do_resize and size with height and "
+                "width in its preprocessor_config.json"
+            )
+        return {"pixel_values": torch.stack(pixels), "labels": torch.tensor([row["labels"] for row in features])}
+
+
+class Augmentation:
+    """Random changes of a picture, drawn from a key.
+
+    Args:
+        transform: torchvision's, from a picture to a picture.
+        settings: arguments of the image processor for pictures that are changed so.
+    """
+
+    def __init__(self, transform: Callable[[Picture], Picture], settings: Mapping[str, Any]) -> None:
+        self.transform, self.settings = transform, dict(settings)
+
+    def drawn(self, picture: Picture, key: tuple[Any, ...]) -> Picture:
+        """The picture as it is with this key, always the same; the state of torch's generator is not changed."""
+        seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest())
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
+            return self.transform(picture)
+
+
+def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
+    """The augmentation of a training, as in transformers' ``run_image_classification``; ``None`` for ``"none"``, and by default, ``""``,
+    where torchvision is not installed, with a warning.
+
+    Args:
+        name: one of :data:`AUGMENTATIONS`; "" = the first one.
+        size: height and width of the pictures that the image processor makes, to which a crop is resized.
+
+    Raises:
+        MissingExtraError: a named one needs torchvision, which is not installed.
+    """
+    if name == "none":
+        return None
+    if not name and find_spec("torchvision") is None:
+        logger.warning(
+            "The pictures are not augmented: random crops and flips need torchvision, which is not installed; type pip install "
+            f"'hf-longattn[{EXTRA}]', or --augmentation none to train without."
+        )
+        return None
+    check_extra(EXTRA, "torchvision")
+    from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
+
+    parts = (name or AUGMENTATIONS[0]).split("+")
+    crops, flips = [RandomResizedCrop(size)] if "crop" in parts else [], [RandomHorizontalFlip()] if "flip" in parts else []
+    return Augmentation(Compose([*crops, *flips]), {"do_resize": False, "do_center_crop": False} if crops else {})
+
+
+def check_augmentation(name: str) -> None:
+    """Raise :class:`OptionError` for an augmentation that does not exist."""
+    if name and name not in AUGMENTATIONS:
+        raise OptionError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {name!r}")

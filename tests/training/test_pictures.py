@@ -1,0 +1,376 @@
+"""Pictures in training: files of every shape and mode, what the model is fed, a run that resumes, bad input in a sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedTokenizerBase,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from hf_longattn import LongViTForImageClassification
+from hf_longattn.cli.train import train
+from hf_longattn.data import pictures as pictures_module
+from hf_longattn.data.documents import number_labels
+from hf_longattn.data.pictures import Augmentation, PictureCollator, augmentation_of, load_labelled_pictures, read_picture
+from hf_longattn.data.sources import DataError
+from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
+from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
+from hf_longattn.training.training_loop import LOG_NAME
+from tests.training.conftest import FAST, checkpoint
+
+COLOURS = {"blue": (20, 40, 220), "red": (220, 40, 20)}
+ORIENTATION = 0x0112
+
+
+def picture_of(colour: tuple[int, int, int], number: int, size: tuple[int, int] = (40, 30)) -> Pillow.Image:
+    """A picture of one colour with noise."""
+    noise = np.random.default_rng(number).integers(-20, 20, (size[1], size[0], 3))
+    return Pillow.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 pictures with one sub-folder per class."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for number in range(12):
+            picture_of(colour, number).save(folder / name / f"{number}.png")
+    (folder / "red" / "notes.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny ViT for 16 × 16 pixels, "short", and the same for 32 × 48, "long"; "disagreeing" has the processor of the short one."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16}
+    ViTForImageClassification(ViTConfig(patch_size=4, **sizes)).save_pretrained(folder / "short")
+    for name, (height, width) in {"short": (16, 16), "long": (32, 48), "disagreeing": (16, 16)}.items():
+        if name != "short":
+            settings: dict[str, Any] = {"long_attention": {"mechanism": "window2d", "window": 4}, "long_image_size": [32, 48]}
+            LongViTForImageClassification.from_pretrained(folder / "short", **settings).save_pretrained(folder / name)
+        values = {"size": {"height": height, "width": width}, "image_processor_type": "ViTImageProcessor"}
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(values))
+    return {name: str(folder / name) for name in ("short", "long", "disagreeing")}
+
+
+def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
+    """The arguments of a run on pictures; ``data`` is a folder or a list of sources."""
+    sources = data if isinstance(data, list) else [str(data)]
+    values = {"model": model, "output_dir": str(output), "data": sources, "images": True, **FAST, "max_steps": 2, **changes}
+    return build_arguments(CLASSIFICATION, **values)
+
+
+def test_a_converted_model_learns_two_colours(photos: Path, models: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run = {"max_steps": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 4}
+    log = finetune_classification(*settings(models["long"], output, photos, **run))
+    assert (log["classes"], log["input_size"], log["augmented"]) == (["blue", "red"], [32, 48], find_spec("torchvision") is not None)
+    assert log["pictures"] == {"train": 22, "held_out": 2, "transparent": 0}
+    assert log["held_out"]["after"]["accuracy"] == 100.0
+    assert log["held_out"]["after"]["buckets"] == {}
+    trained = AutoModelForImageClassification.from_pretrained(output)
+    assert isinstance(trained, LongViTForImageClassification)
+    assert (trained.config.id2label, trained.config.long_image_size) == ({0: "blue", 1: "red"}, [32, 48])
+    processor = AutoImageProcessor.from_pretrained(output)
+    pixels = processor(picture_of(COLOURS["red"], 99), return_tensors="pt")["pixel_values"]
+    assert trained.eval()(pixels).logits.argmax().item() == 1
+    card = (output / "README.md").read_text()
+    assert "on 22 pictures of" in card
+    assert "32 × 48 pixels each" in card
+
+
+def test_the_command_prints_scores_and_what_was_transparent(
+    photos: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    for name in COLOURS:
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            mask = Pillow.new("L", (40, 30), 255 if number else 0)
+            picture = picture_of(COLOURS[name], number)
+            picture.putalpha(mask)
+            picture.save(folder / name / f"{number}.png")
+    line = ["--model", models["short"], "--data", str(folder), "--validation", str(photos), "--images", "--augmentation", "none"]
+    line += ["--output", str(tmp_path / "out"), "--max_steps", "1", "--threads", "1"]
+    assert train("classify", line) == 0
+    said = capsys.readouterr().err
+    assert "(24 pictures)" in said
+    assert "2 pictures with transparent parts, which are shown on white" in said
+    assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["augmented"] is False
+
+
+def test_pictures_of_every_source(photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*.png"))
+    labels = [file.parent.name for file in files]
+    encoded = [{"path": None, "bytes": file.read_bytes()} for file in files]
+    table = Dataset.from_dict({"photo": [str(file.relative_to(photos)) for file in files], "kind": labels})
+    table.to_csv(str(photos / "table.csv"), index=False)
+    features = Features({"photo": Image(), "kind": ClassLabel(names=sorted(COLOURS))})
+    numbers = [sorted(COLOURS).index(label) for label in labels]
+    stored = Dataset.from_dict({"photo": encoded, "kind": numbers}, features=features)
+    stored.save_to_disk(str(tmp_path / "saved"))
+    stored.to_parquet(str(tmp_path / "data.parquet"))
+    content = Dataset.from_dict({"photo": [row["bytes"] for row in encoded], "kind": labels})
+    content.cast_column("photo", Value("binary")).to_parquet(str(tmp_path / "bytes.parquet"))
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "train").symlink_to(photos)
+    columns = {"image_column": "photo", "label_column": "kind"}
+    sources: list[tuple[Path, dict[str, str]]] = [
+        (photos, {}), (tmp_path / "parts", {}), (photos / "table.csv", columns), (tmp_path / "saved", columns),
+        (tmp_path / "data.parquet", columns), (tmp_path / "bytes.parquet", columns),
+    ]  # fmt: skip
+    for source, names in sources:
+        rows = load_labelled_pictures(str(source), **names)
+        assert rows["label"][:] == labels, source
+        for row, file in zip(rows, files, strict=True):
+            assert read_picture(row["image"], row["name"])[0].tobytes() == Pillow.open(file).tobytes()
+    (photos / "table.csv").unlink()
+
+
+def test_the_model_is_fed_what_the_image_processor_makes(photos: Path, models: dict[str, str]) -> None:
+    """As in the model card's example of transformers: ``AutoImageProcessor(picture, return_tensors="pt")``."""
+    processor = AutoImageProcessor.from_pretrained(models["long"])
+    rows = number_labels(load_labelled_pictures(str(photos)), sorted(COLOURS))
+    batch = PictureCollator(processor)([rows[0], rows[20]])
+    examples = [processor(Pillow.open(rows[number]["image"]["path"]), return_tensors="pt")["pixel_values"] for number in (0, 20)]
+    torch.testing.assert_close(batch["pixel_values"], torch.cat(examples), rtol=0, atol=0)
+    assert batch["labels"].tolist() == [0, 1]
+
+
+class TestModes:
+    """Every picture becomes RGB, and looks as a viewer shows it."""
+
+    def read(self, picture: Pillow.Image, form: str = "PNG", **options: Any) -> tuple[np.ndarray, bool]:
+        file = io.BytesIO()
+        picture.save(file, form, **options)
+        read, transparent = read_picture({"bytes": file.getvalue(), "path": None}, "x")
+        assert read.mode == "RGB"
+        return np.asarray(read), transparent
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16"])
+    def test_without_transparency(self, mode: str) -> None:
+        picture = Pillow.new("L", (2, 1), 0)
+        picture.putpixel((1, 0), 255)
+        if mode == "I;16":
+            picture = Pillow.fromarray(np.array([[0, 65_535]], np.uint16))
+        else:
+            picture = picture.convert("RGB").convert(mode)
+        pixels, transparent = self.read(picture, "TIFF" if mode == "CMYK" else "PNG")
+        assert pixels.tolist() == [[[0, 0, 0], [255, 255, 255]]]
+        assert not transparent
+
+    def test_grey_of_16_bits_is_scaled(self) -> None:
+        pixels, _ = self.read(Pillow.fromarray(np.array([[256, 32_768, 40_000]], np.uint16)))
+        assert pixels[0, :, 0].tolist() == [1, 128, 156]
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+    def test_transparent_parts_are_white(self, mode: str) -> None:
+        picture = Pillow.new("RGBA", (2, 1), (0, 0, 0, 255))
+        picture.putpixel((1, 0), (0, 0, 0, 0))
+        options = {}
+        if mode == "P":
+            picture = Pillow.new("P", (2, 1), 0)
+            picture.putpalette([0, 0, 0, 9, 9, 9])
+            picture.putpixel((1, 0), 1)
+            options = {"transparency": 1}
+        pixels, transparent = self.read(picture.convert(mode), **options)
+        assert pixels.tolist() == [[[0, 0, 0], [255, 255, 255]]]
+        assert transparent
+
+    def test_half_transparent_is_half_white(self) -> None:
+        pixels, _ = self.read(Pillow.new("RGBA", (1, 1), (0, 0, 0, 128)))
+        assert pixels[0, 0].tolist() == [127, 127, 127]
+
+    def test_an_opaque_alpha_channel_is_left_out(self) -> None:
+        pixels, transparent = self.read(Pillow.new("RGBA", (1, 1), (10, 20, 30, 255)))
+        assert (pixels[0, 0].tolist(), transparent) == ([10, 20, 30], False)
+
+    def test_exif_orientation_is_applied(self) -> None:
+        picture = Pillow.new("RGB", (4, 2))
+        exif = Pillow.Exif()
+        exif[ORIENTATION] = 6  # turned by 90 degrees
+        pixels, _ = self.read(picture, "JPEG", exif=exif)
+        assert pixels.shape == (4, 2, 3)
+
+    def test_the_first_frame_of_an_animation(self) -> None:
+        frames = [Pillow.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
+        pixels, _ = self.read(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        assert pixels[0, 0].tolist() == [255, 0, 0]
+
+
+def bomb(side: int = 20_000) -> bytes:
+    """A PNG of a few bytes whose header names ``side`` × ``side`` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+def truncated(form: str) -> bytes:
+    file = io.BytesIO()
+    picture_of((100, 150, 200), 0, (200, 200)).save(file, form)
+    return file.getvalue()[: len(file.getvalue()) // 2]
+
+
+BAD_PICTURES = {
+    "half.jpg": (truncated("JPEG"), "is damaged; copy it again, or leave it out"),
+    "half.png": (truncated("PNG"), "is damaged; copy it again, or leave it out"),
+    "bomb.png": (bomb(), "has more than 178,956,970 pixels, Pillow's limit; scale it down"),
+    "empty.png": (b"", "is empty; leave it out"),
+    "text.png": (b"a text", "is not a picture, or of a format that Pillow does not read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_a_bad_picture_is_a_sentence_with_its_file_before_anything_is_written(
+    name: str, photos: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    content, words = BAD_PICTURES[name]
+    for label in COLOURS:
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for file in sorted((photos / label).glob("*.png"))[:3]:
+            (tmp_path / "photos" / label / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "photos" / "red" / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"red/{name} {words}"):
+        finetune_classification(*settings(models["short"], tmp_path / "out", tmp_path / "photos", augmentation="none"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_without_a_range_are_refused() -> None:
+    file = io.BytesIO()
+    Pillow.new("F", (2, 2)).save(file, "TIFF")
+    with pytest.raises(DataError, match=r"row 1 has values without a range .*mode F.*; save it with 8 or 16 bits"):
+        read_picture({"bytes": file.getvalue(), "path": None}, "row 1")
+
+
+def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    short, text_model = models["short"], checkpoint("mlm", tmp_path / "text", tokenizer)
+    (tmp_path / "texts.csv").write_text("text,label\na,1\nb,2\n")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "without" / "cat").mkdir(parents=True)
+    (tmp_path / "missing.csv").write_text("image,label\nnone.png,a\nnone.png,b\nnone.png,b\n")
+    (tmp_path / "gap.csv").write_text(f"image,label\n{photos}/red/0.png,a\n,b\n")
+    (tmp_path / "numbers.csv").write_text("image,label\n1,a\n2,b\n")
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    for number in range(3):
+        picture_of((0, 0, 0), number).save(tmp_path / "one" / "cat" / f"{number}.png")
+    missing = tmp_path / "no processor"
+    ViTForImageClassification.from_pretrained(short).save_pretrained(missing)
+    texts = {"images": False, "data": [str(tmp_path / "texts.csv")]}
+    cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
+        (CheckpointError, r"\(bert\) has no head for image classification; it reads texts: leave --images out", {"model": text_model}),
+        (CheckpointError, r"\(vit\) has no head for text classification; it reads pictures: add --images", texts),
+        (CheckpointError, r"\(long_vit\) has no head .*: add --images", {**texts, "model": models["long"]}),
+        (CheckpointError, "cannot load .*no processor", {"model": str(missing)}),
+        (
+            CheckpointError,
+            "makes pictures of 16 × 16 pixels, but the model was converted for 32 × 48; set size",
+            {"model": models["disagreeing"]},
+        ),
+        (OptionError, "image_column is an option for pictures; add --images", {**texts, "image_column": "photo"}),
+        (OptionError, "packing is an option for texts; leave it out", {"packing": True}),
+        (OptionError, "max_length is an option for texts", {"max_length": 64}),
+        (OptionError, "tokens_per_batch counts the tokens of texts", {"tokens_per_batch": 64}),
+        (OptionError, "augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
+        (OptionError, "image_column and label_column are both 'label'", {"image_column": "label"}),
+        (DataError, "columns text, label, not 'image'; name one with --image-column", {"data": [str(tmp_path / "texts.csv")]}),
+        (DataError, "'image' of .* holds int64, not pictures; name another", {"data": [str(tmp_path / "numbers.csv")]}),
+        (DataError, "none.png does not exist; leave it out, or give paths relative", {"data": [str(tmp_path / "missing.csv")]}),
+        (DataError, "row 2 of .*gap.csv has no picture", {"data": [str(tmp_path / "gap.csv")]}),
+        (DataError, "has no sub-folders; every label needs one, with its pictures", {"data": [str(tmp_path / "flat")]}),
+        (DataError, "cat' holds no pictures", {"data": [str(tmp_path / "without")]}),
+        (DataError, "all pictures .* have the label 'cat'", {"data": [str(tmp_path / "one")]}),
+    ]
+    for error, words, changes in cases:
+        with pytest.raises(error, match=words):
+            finetune_classification(*settings(**{"model": short, "output": tmp_path / "o", "data": photos, **changes}))
+        assert not (tmp_path / "o").exists()
+
+
+class TestAugmentation:
+    """Drawn from the seed, the pass and the picture, so that a resumed run sees what an uninterrupted one sees."""
+
+    def noisy(self) -> Augmentation:
+        def shift(picture: Pillow.Image) -> Pillow.Image:
+            return picture.transform(picture.size, Pillow.Transform.AFFINE, (1, 0, float(torch.rand(())) * 10, 0, 1, 0))
+
+        return Augmentation(shift, {})
+
+    def test_a_pass_has_its_own_and_an_evaluation_none(self, photos: Path, models: dict[str, str]) -> None:
+        processor = AutoImageProcessor.from_pretrained(models["short"])
+        rows = [*number_labels(load_labelled_pictures(str(photos)), sorted(COLOURS)).select([0, 20])]
+        collator, plain = PictureCollator(processor, self.noisy(), seed=1), PictureCollator(processor)(rows)["pixel_values"]
+        state = torch.random.get_rng_state()
+        first = collator(rows)["pixel_values"]
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert torch.equal(collator(rows[::-1])["pixel_values"].flip(0), first)
+        collator.passes = 1
+        assert not torch.equal(collator(rows)["pixel_values"], first)
+        assert not torch.equal(first, plain)
+        assert torch.equal(collator.for_evaluation()(rows)["pixel_values"], plain)
+
+    def test_a_stopped_run_goes_on_to_the_same_result(
+        self, photos: Path, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hf_longattn.training.tasks.classify.augmentation_of", lambda *_: self.noisy())
+
+        def run(name: str, **changes: Any) -> None:
+            steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_before_training": False}
+            finetune_classification(*settings(models["long"], tmp_path / name, photos, **{**steps, **changes}))
+
+        run("whole")
+        run("stopped")
+        (tmp_path / "stopped" / "checkpoint-6").rename(tmp_path / "put away")
+        run("stopped", resume=True)
+        weights = [AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    def test_without_torchvision_the_processor_alone_with_a_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        warnings: list[str] = []
+        monkeypatch.setattr(pictures_module, "find_spec", lambda name: None)
+        monkeypatch.setattr("hf_longattn.errors.importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr(pictures_module.logger, "warning", warnings.append)
+        assert augmentation_of("", (8, 8)) is None
+        assert "pip install 'hf-longattn[images]', or --augmentation none" in warnings[0]
+        assert augmentation_of("none", (8, 8)) is None
+        with pytest.raises(MissingExtraError, match="torchvision"):
+            augmentation_of("flip", (8, 8))
+
+    def test_crops_and_flips_of_torchvision(self, photos: Path, models: dict[str, str]) -> None:
+        pytest.importorskip("torchvision")
+        processor = AutoImageProcessor.from_pretrained(models["long"])
+        rows = [*number_labels(load_labelled_pictures(str(photos)), sorted(COLOURS)).select([0, 20])]
+        plain = PictureCollator(processor)(rows)["pixel_values"]
+        for name in ("", "crop+flip", "crop", "flip"):
+            collator = PictureCollator(processor, augmentation_of(name, (32, 48)))
+            assert collator(rows)["pixel_values"].shape == plain.shape
+        flipped = set()
+        collator = PictureCollator(processor, augmentation_of("flip", (32, 48)))
+        for number in range(8):
+            collator.passes = number
+            pixels = collator(rows[:1])["pixel_values"]
+            forms = {"as is": plain[:1], "flipped": plain[:1].flip(-1)}
+            flipped.add(next(name for name, form in forms.items() if torch.allclose(pixels, form, atol=0.02)))
+        assert flipped == {"as is", "flipped"}
