@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ DIGIT_PIXELS = 16
 TRAINING_DIGITS = 1_400
 """The first digits are drawn in training pictures, the others, of other writers, in those that are measured."""
 CLASSES = {"sum": 10, "compare": 3}
+LOG = "log.json"
 RESULTS = Path("scripts/dev/results")
 WARMUP = 20
 """Steps in which the rate rises."""
@@ -238,7 +238,10 @@ def batches_of(
 
 
 def pretrained(digits: Digits, args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
-    """Train a small ViT on small pictures and save it in ``folder``; its log."""
+    """Train a small ViT on small pictures and save it in ``folder`` with its log, which is returned; an earlier run's is taken."""
+    if (folder / LOG).exists():
+        earlier: dict[str, Any] = json.loads((folder / LOG).read_text())
+        return earlier
     torch.manual_seed(seed)
     config = ViTConfig(
         hidden_size=args.width, num_hidden_layers=args.layers, num_attention_heads=args.width // 32, intermediate_size=4 * args.width,
@@ -261,34 +264,34 @@ def pretrained(digits: Digits, args: argparse.Namespace, seed: int, folder: Path
     log = trained(model, logits, batches(), 10**9, args.short_rate, args.short_minutes, losses)
     log["held_out"] = measured(model, logits, batches_of(digits, drawing._replace(held_out=True), 64, 10_000 + seed, args.test_pictures))
     model.save_pretrained(folder)
+    (folder / LOG).write_text(json.dumps(log), encoding="utf-8")
     return log
 
 
 def run_seed(digits: Digits, args: argparse.Namespace, seed: int, store: Callable[[dict[str, Any]], None]) -> None:
     """Every system with one seed; ``store`` is called with all that is known after each."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        short = pretrained(digits, args, seed, folder)
-        print(f"seed {seed}, small pictures: {short['held_out']['accuracy']:.1f} % after {short['steps']} steps", flush=True)
-        rows: dict[str, Any] = {}
-        for name, system in systems(args.size, args.short_size, args.patch, args.layers).items():
-            torch.manual_seed(seed)
-            model, memory, drawing = system.load(folder), PeakMemory(), Drawing(args.size, args.label)
+    folder = args.work_dir / f"{args.label}-{args.short_size}-{args.width}-{args.layers}-{seed}"
+    short = pretrained(digits, args, seed, folder)
+    print(f"seed {seed}, small pictures: {short['held_out']['accuracy']:.1f} % after {short['steps']} steps", flush=True)
+    rows: dict[str, Any] = {}
+    for name, system in systems(args.size, args.short_size, args.patch, args.layers).items():
+        torch.manual_seed(seed)
+        model, memory, drawing = system.load(folder), PeakMemory(), Drawing(args.size, args.label)
 
-            def test(blank: bool = False, model: nn.Module = model, system: System = system, drawing: Drawing = drawing) -> dict[str, Any]:
-                shown = drawing._replace(held_out=True, blank=blank)
-                return measured(model, system.logits, batches_of(digits, shown, args.batch, 20_000 + seed, args.test_pictures))
+        def test(blank: bool = False, model: nn.Module = model, system: System = system, drawing: Drawing = drawing) -> dict[str, Any]:
+            shown = drawing._replace(held_out=True, blank=blank)
+            return measured(model, system.logits, batches_of(digits, shown, args.batch, 20_000 + seed, args.test_pictures))
 
-            before, steps = test(), math.ceil(args.pictures / args.batch)
-            batches = batches_of(digits, drawing, args.batch, 30_000 + seed)
-            log = trained(model, system.logits, batches, steps, args.rate, args.minutes, [])
-            rows[name] = {**log, "MB": memory(), "before": before, "after": test(), "one digit blanked": test(blank=True)}
-            after, blanked = (rows[name][part]["accuracy"] for part in ("after", "one digit blanked"))
-            print(
-                f"{name}: {before['accuracy']:.1f} → {after:.1f} % ({blanked:.1f} % blanked); {log['steps']} steps, {log['seconds']:.0f} s",
-                flush=True,
-            )
-            store({"seed": seed, "short": short, "systems": rows})
+        before, steps = test(), math.ceil(args.pictures / args.batch)
+        batches = batches_of(digits, drawing, args.batch, 30_000 + seed)
+        log = trained(model, system.logits, batches, steps, args.rate, args.minutes, [])
+        rows[name] = {**log, "MB": memory(), "before": before, "after": test(), "one digit blanked": test(blank=True)}
+        after, blanked = (rows[name][part]["accuracy"] for part in ("after", "one digit blanked"))
+        print(
+            f"{name}: {before['accuracy']:.1f} → {after:.1f} % ({blanked:.1f} % blanked); {log['steps']} steps, {log['seconds']:.0f} s",
+            flush=True,
+        )
+        store({"seed": seed, "short": short, "systems": rows})
 
 
 def pooled_accuracy(runs: Sequence[Mapping[str, Any]], name: str, part: str) -> dict[str, Any]:
@@ -347,6 +350,7 @@ def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--short-rate", type=float, default=1e-3, help="learning rate on small pictures")
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of the fine-tuning")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work-dir", type=Path, default=Path("far_digits"), help="folder of the small models, which later runs take")
     parser.add_argument("--output", type=Path, default=RESULTS / "far_digits.json")
     return parser.parse_args(line)
 
@@ -355,7 +359,7 @@ def main() -> None:
     """Run the study and store its table."""
     args = arguments()
     torch.set_num_threads(args.threads)
-    settings = {name: value for name, value in vars(args).items() if name != "output"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("output", "work_dir")}
     defaults = vars(arguments([]))
     changed = [(name, value) for name, value in settings.items() if value != defaults[name]]
     words = [f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in changed]
