@@ -44,16 +44,17 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "report", "text", "tensor_files"),
+    ("config", "report", "text", "tensor_files", "grid_sizes"),
     ("sources",),
     ("long_models",),
     ("architectures",),
     ("twins",),
     ("flops", "model_loading", "pooling"),
-    ("plan_tensors", "plan_positions"),
+    ("plan_tensors", "plan_positions", "processors"),
+    ("plan_grid",),
     ("plan",),
-    ("inspection", "writing", "folders"),
-    ("verify", "verify_outputs"),
+    ("inspection", "writing", "folders", "pictures"),
+    ("verify", "verify_outputs", "verify_grid"),
     ("native",),
     ("convert", "revert"),
     ("__init__",),

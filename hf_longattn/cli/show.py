@@ -36,8 +36,8 @@ def show_plan(plan: ConversionPlan) -> None:
     console = terminal.console()
     console.print(
         _facts(
-            ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {_tokens(plan.old_length)})"),
-            ("result", f"{plan.architecture.long_class}, {_tokens(plan.new_length)}, {plan.parameters:,} parameters"),
+            ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})"),
+            ("result", f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters"),
             ("positions", plan.positions + ("" if plan.positions_exact else "  (changes the old positions: needs training)")),
             ("tensors", _counts(plan.counts())),
             ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
@@ -69,22 +69,29 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
-    """The plan, and the cost of all mechanisms at 1K to 64K tokens."""
-    from ..conversion.flops import LENGTHS, compare_mechanisms, matrix_speed
+    """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one."""
+    from ..conversion.flops import LENGTHS, compare_mechanisms, compare_on_grids, matrix_speed
 
-    rows = compare_mechanisms(plan.attention, plan.shape)
+    if plan.grid is None:
+        rows, values = compare_mechanisms(plan.attention, plan.shape), {"lengths": list(LENGTHS)}
+        headings = [f"{length // 1024}K" for length in LENGTHS]
+    else:
+        sizes = plan.grid.doublings(plan.architecture.source_config)
+        rows = compare_on_grids(plan.attention, plan.shape, [size.grid for size in sizes])
+        values = {"lengths": [size.grid.length for size in sizes], "image_sizes": [list(size.size) for size in sizes]}
+        headings = ["×".join(map(str, size.size)) for size in sizes]
     if as_json:
-        comparison = {"lengths": LENGTHS, "mechanisms": [asdict(row) for row in rows]}
-        terminal.print_json({**plan.to_dict(), "comparison": comparison})
+        terminal.print_json({**plan.to_dict(), "comparison": {**values, "mechanisms": [asdict(row) for row in rows]}})
         return
     show_plan(plan)
-    show_comparison(rows, LENGTHS, matrix_speed())
+    show_comparison(rows, headings, matrix_speed())
 
 
-def show_comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float) -> None:
+def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float) -> None:
     """The cost of each mechanism, at the longest of the lengths where not all fit next to one another; then why others have none."""
     console = terminal.console()
-    tables = [_comparison(rows, lengths, speed, SHOWN_LENGTHS[start:]) for start in range(len(SHOWN_LENGTHS))]
+    shown = [index for index in SHOWN_LENGTHS if index < len(headings)] if len(headings) > len(SHOWN_LENGTHS) else range(len(headings))
+    tables = [_comparison(rows, headings, speed, shown[start:]) for start in range(len(shown))]
     unbounded = console.options.update(max_width=10 * console.width)
     fitting = (table for table in tables if Measurement.get(console, unbounded, table).maximum <= console.width)
     console.print(next(fitting, tables[-1]), highlight=False)
@@ -93,14 +100,14 @@ def show_comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed
             console.print(f"{row.mechanism}: {escape(row.refused)}", style="dim", highlight=False)
 
 
-def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float, shown: Sequence[int]) -> Table:
+def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, shown: Sequence[int]) -> Table:
     counted = [row for row in rows if not row.refused]
     same = len({row.bytes for row in counted}) == 1  # an encoder has no cache, and its largest activation is not in attention
     title = f"least seconds for one sequence through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
     table = _table([], title if same else f"{title} / memory besides the weights")
     table.add_column("mechanism", no_wrap=True)
     for index in shown:
-        table.add_column(f"{lengths[index] // 1024}K", justify="right", no_wrap=True)
+        table.add_column(headings[index], justify="right", no_wrap=True)
     for row in counted:
         seconds = [_number(row.flops[index] / speed) for index in shown]
         memory = ["" if same else f" / {_round(row.bytes[index])}" for index in shown]
@@ -121,22 +128,34 @@ def _number(seconds: float) -> str:
     return f"{seconds:.2g}" if seconds < 100 else f"{seconds:,.0f}"
 
 
-def _grown(old: int, new: int) -> str:
-    return f"{old} → {_tokens(new)}" if old else _tokens(new)
-
-
-def _tokens(length: int) -> str:
-    """A maximum length; 0 if the config does not limit it."""
-    return f"{length} tokens" if length else "any number of tokens"
+def _grown(plan: Mapping[str, Any]) -> str:
+    """The longest input of source and result."""
+    old, new = plan["old_length"], plan["new_length"]
+    if "new_image_size" in plan:
+        before, after = ("×".join(map(str, plan[name])) for name in ("old_image_size", "new_image_size"))
+        return f"{before} → {after} pixels, {old:,} → {new:,} tokens"
+    length = f"{new} tokens" if new else "any number of tokens"
+    return f"{old} → {length}" if old else length
 
 
 def show_costs(costs: Sequence[LengthCost]) -> None:
     """Cost at each length, for one sequence."""
     decodes = any(cost.cache_bytes is not None for cost in costs)
-    headings = ["tokens", "attention", "full attention", "ratio", "whole model", "activations", *(["decode cache"] if decodes else [])]
+    pixels = [getattr(cost, "size", None) for cost in costs]
+    headings = [
+        *(["pixels"] if any(pixels) else []),
+        "tokens",
+        "attention",
+        "full attention",
+        "ratio",
+        "whole model",
+        "activations",
+        *(["decode cache"] if decodes else []),
+    ]
     table = _table(headings, "operations and memory for one sequence, computed from the model's shape", justify="right")
-    for cost in costs:
+    for cost, size_in_pixels in zip(costs, pixels, strict=True):
         row = [
+            *([] if size_in_pixels is None else ["×".join(map(str, size_in_pixels))]),
             f"{cost.length:,}",
             flops(cost.attention_flops),
             flops(cost.full_attention_flops),
@@ -158,7 +177,7 @@ def show_report(report: ConversionReport) -> None:
     console.print(
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
-            ("model", f"{class_name}, {_grown(plan['old_length'], plan['new_length'])}, positions {plan['positions']}"),
+            ("model", f"{class_name}, {_grown(plan)}, positions {plan['positions']}"),
             ("tensors", _counts(plan["tensor_counts"])),
         )
     )
@@ -325,7 +344,7 @@ def show_inspection(model: Inspection) -> None:
     console.print(
         _facts(
             ("model", f"{model.source.name}  ({model.class_name}, model type {model.model_type})"),
-            ("input", f"up to {model.max_length:,} tokens, {'causal' if model.causal else 'bidirectional'}"),
+            ("input", f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}"),
             ("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {len(model.source.tensors)} tensors)"),
             *([("pruned heads", f"{pruned} kept")] if pruned else []),
         )

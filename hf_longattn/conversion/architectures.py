@@ -37,6 +37,7 @@ OWN_FIELDS = (
     "question_separator_id",
     "global_token_ids",
     "max_decoder_position_embeddings",
+    "long_image_size",
     "extended_from",
     KEPT_HEADS,
 )
@@ -76,7 +77,7 @@ class Architecture:
     def long_config(
         self,
         attention: LongAttentionConfig,
-        lengths: dict[str, int],
+        lengths: Mapping[str, Any],
         rope: dict[str, Any] | None,
         rule: str,
         decoder_attention: LongAttentionConfig | None = None,

@@ -6,7 +6,7 @@ Nothing heavy is imported here, since the command line reads the help texts when
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -90,11 +90,19 @@ class ConversionConfig(Settings):
         None,
         "The attention mechanism; `longattn mechanisms` lists them. auto chooses one for every layer under --budget, as `longattn search` "
         "does.",
-        unset="longformer; for a long model, its own",
+        unset="longformer; for a long model, its own; for pictures, window2d with windows of the source's size",
         planned=True,
     )
     max_length: int | None = setting(
         None, "Maximum length of the result, in tokens.", unset="the source's", unit="tokens", type=int, minimum=1, planned=True
+    )
+    image_size: str | int | Sequence[int] | None = setting(
+        None,
+        "Size of the pictures that the result reads, in pixels: 1024, or height and width, 768x1024.",
+        unset="the source's",
+        unit="pixels",
+        metavar="PIXELS|HEIGHTxWIDTH",
+        planned=True,
     )
     budget: str | None = setting(
         None,
@@ -149,8 +157,10 @@ class ConversionConfig(Settings):
     positions: str = setting(
         "auto",
         "How positions are extended. Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with "
-        "ALiBi. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn, rope:base:BASE or rope:longrope:FILE. auto is tile for tables; "
-        "rope:none if no layer sees beyond the old length, and rope:yarn otherwise.",
+        "ALiBi. Pictures: tile or interpolate, which leave the table as it is."
+        " Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn, "
+        "rope:base:BASE or rope:longrope:FILE. auto is tile for tables (for those of pictures only if every layer has windows within the "
+        "old size, and interpolate otherwise); rope:none if no layer sees beyond the old length, and rope:yarn otherwise.",
         planned=True,
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)

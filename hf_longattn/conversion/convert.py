@@ -16,12 +16,14 @@ from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_planned
+from .grid_sizes import pixels
 from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress
 from .sources.base import ResultInfo
-from .text import VerificationText, excerpt, load_tokenizer, verification_text
+from .text import verification_text
+from .verify import verification_inputs
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
 
@@ -93,13 +95,11 @@ def _converted(
     """
     if chosen.remote_code:
         check_remote_code(plan.config, user_code=chosen.user_code)
-    vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
-    words = excerpt(text[0], plan.new_length)
-    tokens = VerificationText(words, text[1], load_tokenizer(plan.source.folder), vocabulary) if chosen.verify else None
+    inputs = verification_inputs(plan, *text) if chosen.verify else None
     added, first_checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
 
     def verify(stage: Path) -> list[Check]:
-        return verify_result(plan, stage, tokens, given_text=chosen.verify_text is not None, progress=progress) if tokens else []
+        return verify_result(plan, stage, inputs, given_text=chosen.verify_text is not None, progress=progress) if inputs else []
 
     def finish(stage: Path) -> None:
         if chosen.remote_code:
@@ -115,7 +115,7 @@ def _converted(
         ResultInfo(target, long_class, module, plan.new_length, lengthened=True, name=str(destination)),
         added=added,
         verify=verify,
-        verified_on=None if tokens is None else "seeded inputs" if plan.generic else tokens.describe(),
+        verified_on=None if inputs is None else "seeded inputs" if plan.generic else inputs.describe(),
         earlier_checks=first_checks,
         finish=finish,
         next_step=training,
@@ -137,6 +137,8 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     length = f"texts of up to {plan.new_length} tokens"
     if plan.generic:
         return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
+    if plan.grid is not None:
+        return {"advice": f"fine-tune {{model}} with transformers' Trainer on pictures of {pixels(plan.grid.new.size)}"}
     head = plan.architecture.source_class
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else _command(*hint, output="trained")

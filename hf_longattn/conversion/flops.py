@@ -15,6 +15,7 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
+from ..engines.common.grid import Grid
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.layout import full_pairs
@@ -199,6 +200,13 @@ class LengthCost:
         return self.attention_flops + self.other_flops
 
 
+@dataclass(frozen=True)
+class SizeCost(LengthCost):
+    """A row for an input on a grid, of ``size`` pixels along each axis."""
+
+    size: tuple[int, ...]
+
+
 def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int | None) -> list[Mechanism]:
     """The mechanism of every layer; layers with equal options share one, since cost does not depend on the layer.
 
@@ -237,6 +245,31 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     )
 
 
+def mechanisms_on(grid: Grid, attention: LongAttentionConfig, shape: ModelShape) -> list[Mechanism]:
+    """The mechanism of every layer, each for this grid and with the number of its layer."""
+    layers = []
+    for number, mechanism in enumerate(layer_mechanisms(attention, shape, grid.length)):
+        bound = mechanism.on(grid)
+        if bound is not mechanism:
+            bound.layer = number
+        layers.append(bound)
+    return layers
+
+
+def cost_on(grid: Grid, size: tuple[int, ...], attention: LongAttentionConfig, shape: ModelShape) -> SizeCost:
+    """:func:`cost_at` for one input of ``size`` pixels, whose tokens lie on this grid."""
+    cost = cost_at(grid.length, shape, mechanisms_on(grid, attention, shape))
+    return SizeCost(**vars(cost), size=size)
+
+
+def sizes_up_to(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The sizes a plan lists: the old one, its doublings, and the new one."""
+    sizes = [old]
+    while sizes[-1] != new:
+        sizes.append(tuple(min(2 * pixels, last) for pixels, last in zip(sizes[-1], new, strict=True)))
+    return sizes
+
+
 def lengths_up_to(old_length: int, new_length: int) -> list[int]:
     """The lengths a plan lists: the old one, its doublings, and the new one."""
     lengths = [old_length]
@@ -267,17 +300,29 @@ class MechanismCost:
 
 def compare_mechanisms(attention: LongAttentionConfig, shape: ModelShape, lengths: tuple[int, ...] = LENGTHS) -> list[MechanismCost]:
     """The planned attention, then every mechanism that the model can take with its default options; counted from shapes."""
-    names = list_mechanisms(causal=shape.causal)
-    return [
-        _cost("as planned", lambda: attention, shape, lengths),
-        *(_cost(name, partial(LongAttentionConfig, name), shape, lengths) for name in names),
-    ]
+    names = list_mechanisms(causal=shape.causal, grid=False)
+    return _costs(attention, names, lambda chosen: [cost_at(length, shape, _without_values(chosen, shape, length)) for length in lengths])
 
 
-def _cost(name: str, attention: Callable[[], LongAttentionConfig], shape: ModelShape, lengths: tuple[int, ...]) -> MechanismCost:
+def compare_on_grids(attention: LongAttentionConfig, shape: ModelShape, grids: Iterable[Grid]) -> list[MechanismCost]:
+    """The planned attention, full attention, and every mechanism on a grid with its default options; counted from shapes."""
+    names = ["full", *list_mechanisms(grid=True)]
+    return _costs(attention, names, lambda chosen: [cost_at(grid.length, shape, mechanisms_on(grid, chosen, shape)) for grid in grids])
+
+
+def _costs(
+    attention: LongAttentionConfig, names: Iterable[str], count: Callable[[LongAttentionConfig], list[LengthCost]]
+) -> list[MechanismCost]:
+    """The costs of the planned attention and of each mechanism, as ``count`` gives them."""
+    default = _cost("as planned", lambda: attention, count)
+    return [default, *(_cost(name, partial(LongAttentionConfig, name), count) for name in names)]
+
+
+def _cost(
+    name: str, attention: Callable[[], LongAttentionConfig], count: Callable[[LongAttentionConfig], list[LengthCost]]
+) -> MechanismCost:
     try:
-        chosen = attention()
-        costs = [cost_at(length, shape, _without_values(chosen, shape, length)) for length in lengths]
+        costs = count(attention())
     except LongAttentionError as error:
         return MechanismCost(name, refused=str(error))
     flops = tuple(cost.total_flops for cost in costs)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -62,6 +63,7 @@ def write_folder(
     made_from: str | None = None,
     tokenizer_length: int = 0,
     generated: StackLength | None = None,
+    changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     needed_bytes: int = 0,
     overwrite: bool = False,
 ) -> R:
@@ -79,6 +81,7 @@ def write_folder(
         made_from: what the user calls the source, for the card; the source's name if it is not given.
         tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
         generated: the lengths of generated text, if the limit of the generation config is to follow.
+        changed_files: values of JSON files that come along, in place of those in the source's.
         needed_bytes: free space to ask for.
         overwrite: replace an existing folder.
 
@@ -90,7 +93,7 @@ def write_folder(
     """
     with staged_folder(result.destination, needed_bytes=needed_bytes, overwrite=overwrite) as stage:
         files = weights(stage)
-        files += copy_sidecars(source, stage, tokenizer_length, generated)
+        files += copy_sidecars(source, stage, tokenizer_length, generated, changed_files)
         files += source.write_beside(stage, result)
         files += _keep_remote_code(source, stage)
         finished = report(stage, (*dict.fromkeys(files), report_file, "README.md"))
@@ -205,6 +208,7 @@ def write_planned(
         made_from=made_from,
         tokenizer_length=plan.new_length,
         generated=generated or StackLength(plan.old_length, plan.new_length),
+        changed_files=plan.files,
         needed_bytes=plan.total_bytes + 2**20,
         overwrite=overwrite,
     )
@@ -216,12 +220,18 @@ def short_name(source: Source, name: str | None = None) -> str:
     return in_one_line(source.folder.name if Path(called).expanduser().exists() else called)
 
 
-def copy_sidecars(source: Source, folder: Path, tokenizer_length: int = 0, generated: StackLength | None = None) -> list[str]:
+def copy_sidecars(
+    source: Source,
+    folder: Path,
+    tokenizer_length: int = 0,
+    generated: StackLength | None = None,
+    changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> list[str]:
     """Copy what belongs to a model besides weights, config, card and reports, and return the names.
 
     Args:
         source, folder: from where, and where to.
-        tokenizer_length, generated: as for :func:`write_folder`.
+        tokenizer_length, generated, changed_files: as for :func:`write_folder`.
     """
     base_type, written = str(source.config.get("model_type")), []
     for path in sidecars(source):
@@ -229,6 +239,8 @@ def copy_sidecars(source: Source, folder: Path, tokenizer_length: int = 0, gener
             write_json(folder / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
         elif path.name == "generation_config.json" and generated is not None:
             write_json(folder / path.name, _longer_generation(read_json_object(path), generated))
+        elif path.name in changed_files:
+            write_json(folder / path.name, dict(changed_files[path.name]))
         else:
             shutil.copyfile(path, folder / path.name)
         written.append(path.name)

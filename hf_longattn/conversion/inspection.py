@@ -11,7 +11,19 @@ from ..mechanisms import Mechanism
 from ..modeling.family.definition import Family
 from ..modeling.inference.pruning import KEPT_HEADS
 from .architectures import find_architecture, read_long
-from .flops import DecodeState, LengthCost, cost_at, decode_states, layer_mechanisms, lengths_up_to, model_shape
+from .flops import (
+    DecodeState,
+    LengthCost,
+    ModelShape,
+    cost_at,
+    cost_on,
+    decode_states,
+    layer_mechanisms,
+    lengths_up_to,
+    model_shape,
+    sizes_up_to,
+)
+from .grid_sizes import GridSize
 from .model_loading import quiet_libraries
 from .sources.base import Source, open_source
 
@@ -34,6 +46,13 @@ class Inspection:
     """What each layer keeps while decoding ``max_length`` tokens; empty for a model that does not decode."""
     kept_heads: dict[str, int] = field(default_factory=dict)
     """Number of heads of the layers whose heads were pruned (of keys and values, where queries share them)."""
+    grid: GridSize | None = None
+    """The size of the pictures that a model of pictures was made for."""
+
+    @property
+    def longest_input(self) -> str:
+        """The longest input, in words."""
+        return f"up to {self.max_length:,} tokens" if self.grid is None else f"pictures of {self.grid.describe()}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -47,6 +66,7 @@ class Inspection:
             "kept_heads": self.kept_heads,
             "causal": self.causal,
             "max_length": self.max_length,
+            **({} if self.grid is None else {"image_size": list(self.grid.size), "grid": list(self.grid.grid.sizes)}),
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "costs": [asdict(cost) for cost in self.costs],
@@ -65,6 +85,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
+    grid = None if family.grid is None else GridSize(size := family.grid.sizes(config)[1], family.grid.of_size(config, size))
     return Inspection(
         source=source,
         class_name=class_name,
@@ -76,9 +97,18 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         parameters=sum(header.numel for header in source.tensors.values()),
         nbytes=source.total_bytes,
         states=tuple(decode_states(mechanisms, shape, max_length)) if shape.causal else (),
-        costs=tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, max_length), max_length)),
+        costs=_costs(config, family, shape, mechanisms, max_length),
+        grid=grid,
         kept_heads=dict(getattr(config, KEPT_HEADS, None) or {}),
     )
+
+
+def _costs(config: Any, family: Family, shape: ModelShape, mechanisms: tuple[Mechanism, ...], longest: int) -> tuple[LengthCost, ...]:
+    """At 512 tokens, or the size of the position table, and its doublings."""
+    if family.grid is None:
+        return tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, longest), longest))
+    sizes = sizes_up_to(*family.grid.sizes(config))
+    return tuple(cost_on(family.grid.of_size(config, size), size, config.long_attention, shape) for size in sizes)
 
 
 def _short(source: Source) -> tuple[Any, str, Family, Any]:

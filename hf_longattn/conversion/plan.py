@@ -22,8 +22,18 @@ from ..positions.relative import relative_kind
 from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
-from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, model_shape
+from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, mechanisms_on, model_shape
 from .model_loading import quiet_libraries
+from .plan_grid import (
+    grid_attention,
+    grid_costs,
+    grid_positions,
+    grid_sizes,
+    grid_warnings,
+    processor_files,
+    refuse_image_size,
+    refuse_text_settings,
+)
 from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors
 from .sources.base import Source, open_source
@@ -77,6 +87,9 @@ def _plan_chosen(
     opened = source if isinstance(source, Source) else open_requested(source, request)
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
+    architecture = find_architecture(opened)
+    if architecture.family.grid is not None:
+        refuse_text_settings(architecture, request)
     attention, choice = choose(opened, request)
     plan = plan_conversion(opened, destination, replace(request, mechanism=None, budget=None, search_text=None, long_attention=attention))
     return replace(plan, choice=choice)
@@ -90,6 +103,9 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
 
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
+    if architecture.family.grid is not None:
+        return _plan_on_grid(opened, architecture, request, cast)
+    refuse_image_size(architecture, request)
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -161,6 +177,40 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     )
 
 
+def _plan_on_grid(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+    """The plan of a model whose input lies on a grid, such as a picture."""
+    refuse_text_settings(architecture, request)
+    sizes = grid_sizes(architecture, request)
+    attention = grid_attention(architecture, request, sizes)
+    base_shape = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
+    layers = mechanisms_on(sizes.new.grid, attention, base_shape)
+    rule = grid_positions(request.positions, sizes, layers)
+    config = architecture.long_config(attention, {"long_image_size": list(sizes.new.size)} if sizes.grows else {}, None, rule)
+    if cast is not None:
+        config.dtype = cast
+    skeleton = architecture.skeleton(config)
+    opened.check_result(skeleton, lambda name: False)
+    tensors = plan_tensors(opened, renamed_tensors(opened, architecture), skeleton, {}, sizes.old.grid.length, cast)
+    shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
+    return ConversionPlan(
+        source=opened,
+        architecture=architecture,
+        config=config,
+        old_length=sizes.old.grid.length,
+        new_length=sizes.new.grid.length,
+        positions=rule,
+        tensors=tuple(tensors),
+        max_shard_size=request.max_shard_size,
+        attention=attention,
+        position_change="",
+        shape=shape,
+        costs=grid_costs(sizes, architecture, attention, shape),
+        warnings=tuple(grid_warnings(rule, attention, layers, sizes)),
+        grid=sizes,
+        files=processor_files(opened, architecture, sizes),
+    )
+
+
 @dataclass(frozen=True)
 class ConversionPlan(ResultPlan):
     """Everything that is decided before a byte is written."""
@@ -204,6 +254,7 @@ class ConversionPlan(ResultPlan):
             **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
             "new_length": self.new_length,
+            **self.grid_values(),
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
             **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
@@ -220,13 +271,16 @@ class ConversionPlan(ResultPlan):
 
 def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     """For an architecture without a family: the source's config, with the attention added."""
-    unusable = (request.decoder_long_attention, request.max_decoder_length, request.init_from_text) != (None, None, None)
+    settings = (request.decoder_long_attention, request.max_decoder_length, request.init_from_text)
+    unusable = any(setting is not None for setting in settings)
     if unusable or source.needs_family:
         raise OptionError(
             "--generic only replaces the attention of a plain class; decoder options, --init-from-text and adapters do not apply, "
             "leave them out."
         )
     architecture = generic_architecture(source)
+    if request.image_size is not None:
+        raise OptionError(f"--generic cannot change the size of the pictures of a {architecture.source_class}; leave --image-size out.")
     counted = isinstance(getattr(architecture.source_config, "num_hidden_layers", None), int)
     windows = own_windows(architecture.source_config) if counted else []
     attention = with_own_windows(request.attention() if request.names_attention else None, windows)

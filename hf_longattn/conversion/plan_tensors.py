@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..errors import CheckpointError, nearest
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
+from .grid_sizes import GridPlan
 from .long_models.base import WeightRenaming
 from .sources.base import Source
 from .tensor_files import TensorHeader
@@ -237,6 +238,22 @@ class ResultPlan:
     positions: str  # the rule for positions
     tensors: tuple[TensorPlan, ...]
     max_shard_size: str | int | None
+    grid: GridPlan | None = field(default=None, kw_only=True)  # of a model that does not read text
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # JSON files that come along with other values
+
+    @property
+    def old_input(self) -> str:
+        """The longest input of the source, in words."""
+        return _tokens(self.old_length) if self.grid is None else self.grid.old.describe()
+
+    @property
+    def new_input(self) -> str:
+        """The longest input of the result, in words."""
+        return _tokens(self.new_length) if self.grid is None else self.grid.new.describe()
+
+    def grid_values(self) -> dict[str, Any]:
+        """The sizes of inputs on a grid, JSON-serialisable; empty for a model of text."""
+        return {} if self.grid is None else self.grid.to_dict()
 
     def counts(self) -> dict[str, int]:
         """Tensors per action."""
@@ -275,6 +292,7 @@ class ResultPlan:
             "model_type": self.config.model_type,
             "old_length": self.old_length,
             "new_length": self.new_length,
+            **self.grid_values(),
             "positions": self.positions,
         }
 
@@ -288,6 +306,11 @@ class ResultPlan:
             "kept_tensors": [tensor.name for tensor in self.tensors if tensor.action == "kept"],
             "changed_tensors": [tensor.to_dict() for tensor in self.tensors if tensor.action != "kept"],
         }
+
+
+def _tokens(length: int) -> str:
+    """A maximum length; 0 if the config does not limit it."""
+    return f"{length} tokens" if length else "any number of tokens"
 
 
 DTYPES = {

@@ -15,8 +15,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
+from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
 from ..modeling.family.definition import Family, length_before_conversion
+from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
@@ -25,9 +26,11 @@ from ..reading import read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
 from .config import RevertConfig
 from .folders import open_for_writing, short_name, write_planned
+from .grid_sizes import GridPlan, GridSize
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, model_key, parse_dtype
+from .processors import FILE, file_before
 from .report import (
     FAILED,
     MEASURED,
@@ -43,12 +46,15 @@ from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
-from .text import VerificationText, excerpt, load_tokenizer, verification_text
-from .verify import check_tensors, check_tokenizer, run_steps
+from .text import VerificationText, verification_text
+from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
+from .verify_grid import run_on_grid
 from .verify_outputs import difference, length_from_files
 
 AUTO = "auto"
 """The positions before the conversion, if the long model still has them."""
+UNCHANGED = "unchanged"
+"""What the reversal of a model of pictures does with its position table."""
 RESTORED = "restored"
 """What "auto" means for an interpolated table: it is solved for the rows that it was interpolated from."""
 
@@ -98,10 +104,15 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     long_config, long_class, family, long_skeleton = read_long(source)
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
+    if family.grid is not None:
+        _refuse_text_settings(settings)
+    grid = None if family.grid is None else _grid_before(family.grid, long_config)
     old_length = family.longest(long_config)
-    before = _length_before(source, long_config)
+    before = _length_before(source, long_config) if grid is None else grid.new.grid.length
     new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
-    if positions == AUTO:
+    if grid is not None:
+        positions = UNCHANGED
+    elif positions == AUTO:
         stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
         positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
     for name, table in tables.items():
@@ -144,7 +155,26 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         ),
         changed=changed,
         length_before=before,
+        grid=grid,
+        files={} if grid is None or (file := file_before(source.folder)) is None else {FILE: file},
     )
+
+
+def _grid_before(rule: GridRule, long_config: Any) -> GridPlan:
+    """The sizes of pictures of the long model, and of its position table, which the conversion left as it was."""
+    trained, converted = rule.sizes(long_config)
+    old, new = (GridSize(size, rule.of_size(long_config, size)) for size in (converted, trained))
+    return GridPlan(rule, old, new)
+
+
+def _refuse_text_settings(settings: RevertConfig) -> None:
+    """Raise :class:`OptionError` for a setting that does not apply to a model of pictures."""
+    given = {"--max-length": settings.max_length, "--verify-text": settings.verify_text}
+    named = [flag for flag, value in given.items() if value is not None] + ["--positions"] * (settings.positions != AUTO)
+    if named:
+        raise OptionError(
+            f"{named[0]} is for texts, and the position table of a model of pictures is as it was before the conversion; leave it out."
+        )
 
 
 def _length_before(source: Source, config: Any) -> int | None:
@@ -175,7 +205,7 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
     dropped = {*NAMES, *OWN_FIELDS, *long_only}
     values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in dropped}
     before = getattr(long_config, "extended_from", None) or {}
-    if family.relative:
+    if family.relative or family.grid is not None:
         plain = family.base_config_class.from_dict({**values, **{name: value for name, value in before.items() if name not in long_only}})
         if cast is not None:
             plain.dtype = cast
@@ -371,15 +401,15 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     text, origin = verification_text(settings.verify_text)
     opened, target = open_for_writing(source, destination, overwrite=settings.overwrite, revision=settings.revision, token=settings.token)
     plan = plan_reversion(opened, settings)
-    words = excerpt(text, plan.new_length)
-    tokens = VerificationText(words, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if settings.verify else None
+    inputs = verification_inputs(plan, text, origin) if settings.verify else None
     base_class = plan.architecture.source_class
     length = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
+    length = length if plan.grid is None else f"for pictures of {plan.new_input}"
     return write_planned(
         plan,
         ResultInfo(target, base_class, "transformers", plan.new_length, name=str(destination)),
-        verify=lambda stage: verify_reversion(plan, stage, tokens) if tokens else [],
-        verified_on=None if tokens is None else tokens.describe(),
+        verify=lambda stage: verify_reversion(plan, stage, inputs) if inputs else [],
+        verified_on=None if inputs is None else inputs.describe(),
         settings=settings.to_dict(),
         report_file=REVERT_REPORT,
         clock=clock,
@@ -393,19 +423,20 @@ MAX_COMPARED_TOKENS = 1024
 """Maximum tokens to compare, since both models have full attention."""
 
 
-def verify_reversion(plan: RevertPlan, result: Path, text: VerificationText) -> list[Check]:
-    """Check the written folder `result`: every tensor, the tokenizer, and outputs equal to the long model's with full attention."""
+def verify_reversion(plan: RevertPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
+    """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
+    attention."""
     opened = open_source(result)
     running = choose_running(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps = [
             lambda: check_tensors(plan, opened),
             lambda: _check_positions(plan, opened),
-            lambda: check_tokenizer(plan, result, text),
+            lambda: check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
         if not running.why_not:
-            steps.append(lambda: _check_outputs(plan, result, text, scratch))
+            steps.append(lambda: _check_outputs(plan, result, inputs, scratch))
         return run_steps(steps)
 
 
@@ -435,23 +466,37 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
     return [Check(name, MEASURED, f"{detail}: {why}", {"max_abs_difference": largest})]
 
 
-def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scratch: Path | None) -> list[Check]:
+def _check_outputs(plan: RevertPlan, result: Path, inputs: VerificationInputs, scratch: Path | None) -> list[Check]:
     name = "equal to the long model with full attention"
-    length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
-    ids = text.tokens(length)
-    expected, headless = _full_attention(plan, None, ids, scratch)
+    run, size = _runner(plan, inputs, scratch)
+    expected, headless = _full_attention(plan, None, run, scratch)
     source = _as_before(plan)
-    as_source = {} if source is None else _full_attention(plan, source, ids, scratch)[0]
+    as_source = {} if source is None else _full_attention(plan, source, run, scratch)[0]
     plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
-    of_plain = outputs(plain.base_model if headless else plain, ids, decoder_tokens=length)
-    checks = [_compared(name, "the long model with full attention", expected, of_plain, ids, plan.changed)]
+    of_plain = run(plain.base_model if headless else plain)
+    checks = [_compared(name, "the long model with full attention", expected, of_plain, size, plan.changed)]
     if source is not None:
         reference = "the long model with full attention and the rotary positions that it was converted from"
-        checks.append(_compared("equal to the model that was converted, with these weights", reference, as_source, of_plain, ids, ""))
+        checks.append(_compared("equal to the model that was converted, with these weights", reference, as_source, of_plain, size, ""))
     return checks
 
 
-def _full_attention(plan: RevertPlan, config: Any, ids: Tensor, scratch: Path | None) -> tuple[dict[str, Tensor], bool]:
+Runner = Callable[[Any], dict[str, Tensor]]
+"""All tensors that a model returns for the inputs of the comparison."""
+
+
+def _runner(plan: RevertPlan, inputs: VerificationInputs, scratch: Path | None) -> tuple[Runner, int]:
+    """What runs a model on the inputs, and the number of their tokens."""
+    if not isinstance(inputs, VerificationText):
+        assert plan.grid is not None
+        picture = inputs.at(plan.grid.new.size)
+        return lambda model: run_on_grid(model, picture), plan.grid.new.grid.length
+    length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
+    ids = inputs.tokens(length)
+    return lambda model: outputs(model, ids, decoder_tokens=length), length
+
+
+def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | None) -> tuple[dict[str, Tensor], bool]:
     """Outputs of the long model with full attention (of its base if the head is missing), and whether the head is missing.
 
     config: to load it with; `None` is its config.
@@ -460,7 +505,7 @@ def _full_attention(plan: RevertPlan, config: Any, ids: Tensor, scratch: Path | 
     model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, plan.cast, scratch, config_instead=config)
     model.use_base_attention()
     headless = newly_initialised(missing, model)
-    return outputs(model.base_model if headless else model, ids, decoder_tokens=ids.shape[1]), headless
+    return run(model.base_model if headless else model), headless
 
 
 def _as_before(plan: RevertPlan) -> Any:
@@ -477,12 +522,11 @@ def _as_before(plan: RevertPlan) -> Any:
     return config
 
 
-def _compared(name: str, reference: str, expected: dict[str, Tensor], measured: dict[str, Tensor], ids: Tensor, changed: str) -> Check:
+def _compared(name: str, reference: str, expected: dict[str, Tensor], measured: dict[str, Tensor], length: int, changed: str) -> Check:
     """changed: why the outputs differ; empty if they must be equal."""
     largest, relative = difference({output: expected[output] for output in expected if output in measured}, measured)
-    length = ids.shape[1]
     detail = f"outputs at {length} tokens: largest difference from {reference} {largest:.1e}"
-    check = equality(name, detail, relative, {"length": length, "tokens": ids.numel(), "max_abs_difference": largest})
+    check = equality(name, detail, relative, {"length": length, "tokens": length, "max_abs_difference": largest})
     if changed and check.status == FAILED:
         return Check(name, MEASURED, f"{detail}, since {changed}", check.values)
     return check

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,27 @@ from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with
 from ..positions import keeps_old_rows
 from .flops import cost_at, layer_mechanisms
 from .model_loading import Running, auto_class_name, choose_running, load_result, load_source
+from .pictures import VerificationPictures
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
+from .processors import load_processor
 from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, SKIPPED, Check
 from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
-from .text import VerificationText, load_tokenizer
+from .text import VerificationText, excerpt, load_tokenizer
+from .verify_grid import check_on_grid, check_processor
 from .verify_outputs import Lengths, check_generic, check_outputs, choose_lengths, why_no_gradients
 from .writing import source_values
+
+Step = Callable[[], list[Check]]
+VerificationInputs = VerificationText | VerificationPictures
+"""What a result is run on: a class for each kind of input that families have."""
 
 
 def verify(
     plan: ConversionPlan,
     result: Path,
-    text: VerificationText,
+    inputs: VerificationInputs,
     *,
     given_text: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -39,22 +46,36 @@ def verify(
     """Check the written folder `result` against the source of `plan`, up to the first step that fails.
 
     Source and result run one after the other, whole in memory or with their weights in their files, see `choose_running`. `given_text` says
-    that `text` is the user's, so that more time is spent on the losses; `progress` is called as progress("verify", done, total).
+    that `inputs` are the user's text, so that more time is spent on the losses; `progress` is called as progress("verify", done, total).
     """
     running = _running(plan)
     with running.scratch(result) as scratch:
-        steps: list[Callable[[], list[Check]]] = [
+        steps: list[Step] = [
             lambda: check_tensors(plan, open_source(result)),
-            lambda: check_tokenizer(plan, result, text),
+            lambda: check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
         if not running.why_not and plan.generic:
             steps.append(lambda: check_generic(plan, result, scratch))
         elif not running.why_not:
-            lengths = choose_lengths(plan, from_files=running.from_files)
-            steps.append(lambda: check_outputs(plan, result, text, lengths, scratch))
-            steps.append(lambda: check_loss(plan, result, text, lengths, scratch, given_text=given_text))
+            steps += CHECKS[type(inputs)].outputs(plan, result, inputs, scratch, given_text)
         return labelled(plan, run_steps(steps, progress))
+
+
+def verification_inputs(plan: ResultPlan, text: str, origin: str) -> VerificationInputs:
+    """The inputs for the family of a plan; `text` and its origin where it reads one."""
+    folder, config = plan.source.folder, plan.config
+    if plan.grid is None:
+        vocabulary = getattr(config.get_text_config(), "vocab_size", 2)  # a model of images has none
+        return VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(folder), vocabulary)
+    processor = load_processor(folder)
+    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+    return VerificationPictures(plan.grid.rule, config, mean, std)
+
+
+def check_reader(plan: ResultPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
+    """What turns a text or a picture into the model's input is in the written folder, and made for the result."""
+    return CHECKS[type(inputs)].reader(plan, result, inputs)
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
@@ -75,7 +96,7 @@ def _running(plan: ConversionPlan) -> Running:
     return choose_running(plan.parameters, plan.largest_tensor, in_memory=gradients)
 
 
-def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
+def run_steps(steps: Sequence[Step], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
     """The checks of all steps, up to the first that fails.
 
     Raises:
@@ -292,6 +313,36 @@ def check_loss(
         **({} if change is None else {"change": change.to_dict()}),
     }
     return [Check(LOSS, NEEDS_TRAINING if change is not None and change.worse else MEASURED, detail, values)]
+
+
+def _text_steps(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Step]:
+    lengths = choose_lengths(plan, from_files=scratch is not None)
+    return [
+        lambda: check_outputs(plan, result, text, lengths, scratch),
+        lambda: check_loss(plan, result, text, lengths, scratch, given_text=given_text),
+    ]
+
+
+def _grid_steps(plan: ConversionPlan, result: Path, inputs: VerificationPictures, scratch: Path | None, given_text: bool) -> list[Step]:
+    return [lambda: check_on_grid(plan, result, inputs, scratch)]
+
+
+@dataclass(frozen=True)
+class InputChecks:
+    """The checks of a result that depend on what it reads.
+
+    reader: of the tokenizer or the processor, which turns data into inputs.
+    outputs: the steps that run source and result.
+    """
+
+    reader: Callable[[ResultPlan, Path, Any], list[Check]]
+    outputs: Callable[[ConversionPlan, Path, Any, Path | None, bool], list[Step]]
+
+
+CHECKS: dict[type, InputChecks] = {
+    VerificationText: InputChecks(check_tokenizer, _text_steps),
+    VerificationPictures: InputChecks(check_processor, _grid_steps),
+}
 
 
 def _chunk(plan: ConversionPlan, lengths: Lengths) -> int:

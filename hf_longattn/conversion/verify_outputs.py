@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
     headless = newly_initialised(missing, source)
     at = sorted({lengths.old, lengths.covered} - {0})
     limit = _decoder_limit(plan)
-    expected = {length: outputs(_part(source, headless), text.tokens(length), decoder_tokens=limit) for length in at}
+    expected = {length: outputs(part_to_compare(source, headless), text.tokens(length), decoder_tokens=limit) for length in at}
     del source
     model, _ = load_result(result, plan.architecture, plan.config, scratch=scratch)
     checks = _compare_old(plan, model, headless, text, lengths, expected)
@@ -120,7 +120,7 @@ def _decoder_limit(plan: ConversionPlan) -> int | None:
     return None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
 
 
-def _part(model: Any, headless: bool) -> Any:
+def part_to_compare(model: Any, headless: bool) -> Any:
     """The part whose outputs are compared: the base model if the source has no weights for its head."""
     return model.base_model if headless else model
 
@@ -139,7 +139,9 @@ def _compare_old(
 
     def compare(name: str, length: int, how: str, why: str) -> Check:
         ids = text.tokens(length)
-        largest, relative = difference(expected[length], outputs(_part(model, headless), ids, decoder_tokens=_decoder_limit(plan)))
+        largest, relative = difference(
+            expected[length], outputs(part_to_compare(model, headless), ids, decoder_tokens=_decoder_limit(plan))
+        )
         values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length]), "max_abs_difference": largest}
         detail = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
         return equality(name, detail, relative, values, why)
@@ -168,7 +170,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
         return {name: state for name, state in states.items() if name.endswith("last_hidden_state")}
 
     ids = text.tokens(length)
-    finite = _all_finite(run(ids))
+    finite = all_finite(run(ids))
     at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
     finite_detail = f"hidden states {at} are {'' if finite else 'not '}finite"
     first = Check("finite at the new length", PASSED if finite else FAILED, finite_detail, {"length": length, "tokens": ids.numel()})
@@ -210,7 +212,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     }
     largest = max(differences.values())
     scale = max(1.0, *(float(state.abs().max()) for state in unpadded.values()))
-    good = largest <= TOLERANCE * scale and _all_finite(padded)
+    good = largest <= TOLERANCE * scale and all_finite(padded)
     detail = (
         f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
         f"{' with global tokens' if takes_globals else ''}: largest difference {largest:.1e}"
@@ -219,7 +221,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     return [first, Check(name, PASSED if good else FAILED, detail, values)]
 
 
-def _all_finite(tensors: dict[str, Tensor]) -> bool:
+def all_finite(tensors: dict[str, Tensor]) -> bool:
     return all(bool(value.isfinite().all()) for value in tensors.values())
 
 
@@ -247,18 +249,18 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     source: Any = load_plain(plan.source, plan.architecture, plan.cast, scratch)
     inputs = seeded_inputs(source)
     implementation = attention_implementation(source.config)
-    expected = _run(source, inputs)
+    expected = run_inputs(source, inputs)
     del source
     model: Any = nn.Module.float(load_generic(result)) if scratch is None else _from_files(result, scratch)
     seen: dict[str, bool] = {}
     for name, mechanism in attached_mechanisms(model).items():
         mechanism.register_forward_pre_hook(_note_covers(name, seen))
-    with_mechanism = _run(model, inputs)
+    with_mechanism = run_inputs(model, inputs)
     windows = plan.source.config.get("sliding_window") is not None or plan.source.config.get("layer_types") is not None
     covered = bool(seen) and all(seen.values()) and not windows
     for submodel in [module for module in model.modules() if hasattr(module, "set_attn_implementation")]:
         submodel.set_attn_implementation(implementation)
-    plain = _run(model, inputs)
+    plain = run_inputs(model, inputs)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
 
     def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
@@ -266,7 +268,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
         detail = f"outputs for {shapes}, {how}: largest difference from the source {largest:.1e}"
         return equality(name, detail, relative, {"max_abs_difference": largest}, why)
 
-    finite = _all_finite(with_mechanism)
+    finite = all_finite(with_mechanism)
     not_covered = "" if covered else "the mechanism does not cover the input"
     return [
         compare("equal with the source's attention", plain, "the class's attention", plan.position_change),
@@ -313,7 +315,8 @@ def seeded_inputs(model: Any) -> dict[str, Tensor]:
     return inputs
 
 
-def _run(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def run_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All floating-point tensors that one forward pass returns, by name."""
     with torch.no_grad():
         returned = model(**inputs, return_dict=True)
     return {name: value for name, value in returned.items() if isinstance(value, Tensor) and value.is_floating_point()}
@@ -353,12 +356,12 @@ def compare_with_original(
     why_not = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
     source, missing = load_source(plan.source, architecture, plan.cast, scratch)
     headless = newly_initialised(missing, source)
-    part = _part(source, headless)
+    part = part_to_compare(source, headless)
     expected = [probe_outputs(part, probe.inputs) for probe in probes]
     wanted = {} if why_not else gradients(part, step.inputs, step)
     del source, part
     model, _ = load_result(result, architecture, plan.config, scratch=scratch)
-    part = _part(model, headless)
+    part = part_to_compare(model, headless)
     checks = []
     for probe, of_source in zip(probes, expected, strict=True):
         outputs = probe_outputs(part, {**probe.inputs, **probe.result_inputs})
@@ -372,7 +375,7 @@ def compare_with_original(
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of one forward pass by name, with the hidden states of every layer, without caches and attentions."""
     with torch.no_grad():
-        returned = model(**_for_part(model, inputs), output_hidden_states=True, return_dict=True)
+        returned = model(**_forpart_to_compare(model, inputs), output_hidden_states=True, return_dict=True)
     tensors: dict[str, Tensor] = {}
     for name, value in returned.items():
         if isinstance(value, Tensor):
@@ -382,7 +385,7 @@ def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _forpart_to_compare(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inputs, with the choices of an example flattened for a model without a multiple-choice head."""
     if model.base_model is model and inputs["input_ids"].dim() == 3:
         return {name: value.flatten(0, 1) for name, value in inputs.items()}
@@ -432,7 +435,7 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
 
 def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Collection[str] = ()) -> dict[str, Tensor]:
     """Gradients of every parameter by name, of the mean sine of all outputs but ``without`` at real tokens, which needs no labels."""
-    returned = model(**_for_part(model, inputs), return_dict=True)
+    returned = model(**_forpart_to_compare(model, inputs), return_dict=True)
     terms = [
         probe.rows(name, value).float().sin().mean()
         for name, value in returned.items()

@@ -110,7 +110,7 @@ class Data2VecVisionOnTheBackend(ReplacedModules):
         return super()._run(base_forward, arguments)
 
 
-RULE = GridRule(prefix=1, interpolates=False)
+RULE = GridRule(prefix=1, interpolates=False, adds_positions=False)
 FAMILY = Family(
     LongData2VecVisionConfig,
     package="data2vec",

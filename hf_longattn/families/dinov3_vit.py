@@ -38,7 +38,7 @@ class DINOv3ViTInTiles(ReplacedModules):
     replaced = {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}
 
 
-RULE = GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False)
+RULE = GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False, adds_positions=False)
 FAMILY = Family(LongDINOv3ViTConfig, bodies=("DINOv3ViTBackbone",), mixin=DINOv3ViTInTiles, grid=RULE)
 
 __getattr__ = lazy_classes(FAMILY, globals())

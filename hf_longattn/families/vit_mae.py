@@ -143,6 +143,6 @@ class ViTMAEOnItsGrid(ReplacedModules):
         return index, for_one_pass(torch.zeros(len(cells), grid.length, dtype=torch.bool, device=cells.device).scatter(1, index, True))
 
 
-FAMILY = Family(LongViTMAEConfig, mixin=ViTMAEOnItsGrid, grid=GridRule(prefix=1))
+FAMILY = Family(LongViTMAEConfig, mixin=ViTMAEOnItsGrid, grid=GridRule(prefix=1, noise="noise", adds_positions=False))
 
 __getattr__ = lazy_classes(FAMILY, globals())

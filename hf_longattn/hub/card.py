@@ -22,7 +22,20 @@ from ..naming import CONVERSION_REPORT, TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
 from ..staging import staged_file
 from .metadata import check_metadata, inherited_metadata, read_card, source_card, with_inherited
-from .usage import GRAPHS, RERANKER, class_to_load, head_of, next_step, sentence_kind, tokens_of, usage_section
+from .usage import (
+    GRAPHS,
+    HEADS,
+    PICTURE_HEADS,
+    RERANKER,
+    class_to_load,
+    config_with_defaults,
+    grid_family,
+    head_of,
+    next_step,
+    sentence_kind,
+    tokens_of,
+    usage_section,
+)
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = CONVERSION_REPORT
@@ -30,6 +43,12 @@ MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is push
 END = "<!-- end -->"
 UNNAMED_TASK = "other"
 """In the metadata of results of models whose task has no name on the Hub."""
+PICTURE_TASK = PICTURE_HEADS["ForImageClassification"].task
+WIDGET = tuple(
+    {"src": f"https://huggingface.co/datasets/mishig/sample_images/resolve/main/{file}.jpg", "example_title": title}
+    for file, title in (("tiger", "Tiger"), ("teapot", "Teapot"), ("palace", "Palace"))
+)
+"""Pictures that the Hub offers to classify next to a card: those of transformers' own image classifiers."""
 MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)
 
 
@@ -123,11 +142,13 @@ def model_card(
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
     architecture, length = named_class(config, "AutoModel"), int(plan.get("new_length") or tokens_of(config))
     title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
-    task = _task(folder, architecture)
+    task = _task(folder, config)
     rows = [row if row.task else dataclasses.replace(row, task=task) for row in map(MeasuredResult.of, results)]
     stated = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
     metadata = with_inherited(stated, _inherited(folder, source, plan.get("source")))
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
+    if task == PICTURE_TASK:
+        metadata["widget"] = [dict(example) for example in WIDGET]
     data = _card_data(folder, task, metadata, is_long=attention is not None)
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
     text = _template().render(
@@ -153,12 +174,13 @@ def model_card(
     return card
 
 
-def _task(folder: Path, architecture: str) -> str | None:
+def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The Hub's name of the task of a model in ``folder``."""
     kind = sentence_kind(folder)
     if kind is not None:
         return "text-ranking" if kind == RERANKER else "sentence-similarity"
-    head = head_of(class_to_load(folder, architecture))
+    pictures = grid_family(config) is not None
+    head = head_of(class_to_load(folder, named_class(config, "AutoModel")), PICTURE_HEADS if pictures else HEADS)
     return None if head is None else head.task
 
 
@@ -244,7 +266,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 _BUCKET = {"from!": NATURAL, "to!": NATURAL, "predicted!": NATURAL, "source_on_chunks!": NUMBER, "result!": NUMBER}
 _VALUES = {"buckets": [_BUCKET], "unit": TEXT, "predicts": TEXT, "tokens": NATURAL, "chunk": NATURAL}
 REPORT_FIELDS: dict[str, Any] = {
-    "plan": {"source": TEXT, "old_length!": NATURAL, "new_length!": NATURAL, "positions!": TEXT},
+    "plan": {
+        "source": TEXT,
+        "old_length!": NATURAL,
+        "new_length!": NATURAL,
+        "positions!": TEXT,
+        "old_image_size": [NATURAL],
+        "new_image_size": [NATURAL],
+    },
     "checks": [{"name!": TEXT, "status!": TEXT, "detail!": TEXT, "values": _VALUES}],
     "versions": "an object of text",
     "next_step": {"command": "a list of text", "advice": TEXT},
@@ -274,7 +303,10 @@ def _introduction(architecture: str, base: str | None, attention: LongAttentionC
     called = in_one_line(Path(base).name if Path(base).is_absolute() else base) if base else ""
     start = f"Converted from `{called}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
-    if plan and not plan["new_length"]:  # a plain class without a maximum length
+    if plan.get("new_image_size"):
+        before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
+        grown = f", enlarged from pictures of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
+    elif plan and not plan["new_length"]:  # a plain class without a maximum length
         grown = ""
     positions = f" (positions: {plan['positions']})" if plan else ""
     return f"{start}{grown}{positions}, with `{attention.mechanism}` attention, by hf_longattn."
@@ -291,7 +323,10 @@ def _display_name(source: str) -> str:
 
 def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, length: int, needs_training: bool) -> list[str]:
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
-    if family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
+    if family is not None and family.grid is not None:
+        pixels = " × ".join(map(str, family.grid.sizes(config_with_defaults(family, config))[1]))
+        limits = [f"It was made for pictures of {pixels} pixels. Other multiples of the patch run as well, but were not verified."]
+    elif family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
         limits = [f"Inputs of more than {length:,} tokens are refused; truncate them."]
     else:
         limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."]

@@ -15,6 +15,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
+from ..modeling.family.definition import Family
 from ..reading import is_generic, named_class, plain_names, read_json_object
 
 _QA = """
@@ -101,6 +102,36 @@ print({{name: tuple(value.shape) for name, value in outputs.items() if isinstanc
 _HIDDEN = f"""{_DOCUMENT}\
 with torch.no_grad():
     print(model(**inputs).last_hidden_state.shape)
+"""
+_PICTURE = """
+image = Image.new("RGB", ({width}, {height}), "white")  # or yours: Image.open("photo.jpg").convert("RGB")
+inputs = processor(image, return_tensors="pt")
+"""
+_PIXELS = """
+inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # pictures, normalised as the model was trained
+"""
+_PICTURE_CLASS = """\
+with torch.no_grad():
+    logits = model(**inputs).logits
+print(model.config.id2label[logits[0].argmax().item()])
+"""
+_PIPELINE = """
+classify = pipeline("image-classification", model=model, image_processor=processor)  # reads files and addresses, too
+print(classify(image, top_k=1))
+"""
+_PICTURE_STATES = """\
+with torch.no_grad():
+    states = model(**inputs).last_hidden_state  # prefix tokens: {prefix}; then {rows} × {columns} patches
+print(states.shape)
+"""
+_PICTURE_MAPS = """\
+with torch.no_grad():
+    print([tuple(states.shape) for states in model(**inputs).feature_maps])
+"""
+_PICTURE_OUTPUTS = """\
+with torch.no_grad():
+    outputs = model(**inputs)
+print({{name: tuple(value.shape) for name, value in outputs.items() if isinstance(value, torch.Tensor)}})
 """
 
 
@@ -193,9 +224,23 @@ HEADS = {
     "Model": Head("AutoModel", "feature-extraction", _HIDDEN),
 }
 """Ending of a class's name -> how its models are run."""
-AUTO_CLASSES = {head.task: head.auto_class for head in HEADS.values() if head.task is not None}
+PICTURE_HEADS = {
+    "ForImageClassification": Head("AutoModelForImageClassification", "image-classification", _PICTURE_CLASS),
+    "ForImageClassificationWithTeacher": Head("", "image-classification", _PICTURE_CLASS),
+    "ForMaskedImageModeling": Head("AutoModelForMaskedImageModeling", None, _PICTURE_OUTPUTS),
+    "ForPreTraining": Head("AutoModelForPreTraining", None, _PICTURE_OUTPUTS),
+    "ForSemanticSegmentation": Head("AutoModelForSemanticSegmentation", "image-segmentation", _PICTURE_OUTPUTS),
+    "Backbone": Head("", "image-feature-extraction", _PICTURE_MAPS),  # AutoBackbone takes repositories only
+    "Model": Head("AutoModel", "image-feature-extraction", _PICTURE_STATES),
+}
+"""The same for models of pictures."""
+AUTO_CLASSES = {
+    head.task: head.auto_class for head in (*HEADS.values(), *PICTURE_HEADS.values()) if head.auto_class and head.task is not None
+}
 """The Hub's name of a task -> the Auto class that loads its models."""
 
+PREPROCESSOR = "preprocessor_config.json"
+"""The file of an image processor."""
 GRAPHS = ("model.onnx", "model.pt2")
 EXPORT_REPORT = "export_report.json"
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -285,6 +330,8 @@ def snippet(
         start = [*([IMPORT_LINE] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
         body = (_RANKING if kind == RERANKER else _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
+    if (grid := grid_family(config)) is not None:
+        return picture_usage(grid, folder, config, name, trusts_code=trusts_code)
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
     marks_question = config.get("question_separator_id") is not None  # the model makes the question global by itself
     return usage(
@@ -356,6 +403,43 @@ def usage(
     return re.sub(r"\n{3,}", "\n\n", code).strip()
 
 
+def grid_family(config: Mapping[str, Any]) -> Family | None:
+    """The family of a model of pictures, long or not, from its config; ``None`` for a model of text."""
+    family = FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
+    return None if family is None or family.grid is None else family
+
+
+def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
+    """The snippet of a model of pictures; arguments as for :func:`snippet`."""
+    architecture = named_class(config, "AutoModel")
+    head = head_of(architecture, PICTURE_HEADS)
+    if head is None or (trusts_code and not head.auto_class):
+        return None
+    ours, processed = "long_attention" in config and not trusts_code, (folder / PREPROCESSOR).is_file()
+    classifies = processed and head.auto_class == "AutoModelForImageClassification"
+    auto = head.auto_class or architecture
+    names = [*(["AutoImageProcessor"] if processed else []), *([auto] if head.auto_class or not ours else [])]
+    names += ["pipeline"] if classifies else []
+    imports = ["import torch", *([IMPORT_LINE] if ours else []), *(["from PIL import Image"] if processed else [])]
+    imports += [f"from transformers import {', '.join(sorted(names))}"] if names else []
+    loaded_by = f"hf_longattn.{architecture}" if ours and not head.auto_class else auto
+    lines = [*imports, ""]
+    lines += [f"processor = AutoImageProcessor.from_pretrained({_quoted(name)})"] if processed else []
+    lines += [f"model = {loaded_by}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()", ""]
+    values = config_with_defaults(family, config)
+    rule: Any = family.grid
+    size = rule.sizes(values)[1]
+    grid = rule.of_size(values, size)
+    body = (_PICTURE if processed else _PIXELS) + head.code + (_PIPELINE if classifies else "")
+    code = body.format(height=size[0], width=size[1], prefix=grid.prefix, rows=grid.sizes[0], columns=grid.sizes[1])
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
+
+
+def config_with_defaults(family: Family, config: Mapping[str, Any]) -> SimpleNamespace:
+    """The values of a config file, with the defaults of the family's base for those that it leaves out."""
+    return SimpleNamespace(**{**family.base_config_class().to_dict(), **config})
+
+
 def sentence_kind(folder: Path) -> str | None:
     """The class of sentence-transformers that loads a folder with its modules; ``None`` for a folder without."""
     if not (folder / SENTENCE_MODULES).is_file():
@@ -379,14 +463,16 @@ def class_to_load(folder: Path, architecture: str) -> str:
     return ADAPTED.get(task, architecture) if isinstance(task, str) else architecture
 
 
-def head_of(architecture: str) -> Head | None:
-    """The head of a model class; ``None`` for one without a snippet."""
-    return next((head for ending, head in HEADS.items() if architecture.endswith(ending)), None)
+def head_of(architecture: str, heads: Mapping[str, Head] = HEADS) -> Head | None:
+    """The head of a model class, of these; ``None`` for one without a snippet."""
+    return next((head for ending, head in heads.items() if architecture.endswith(ending)), None)
 
 
 def tokens_of(config: dict[str, Any]) -> int:
     """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
+    if family is not None and family.grid is not None:
+        return family.longest(config_with_defaults(family, config))
     known = SimpleNamespace(**{"pad_token_id": None, **config})
     leading = max((table.config_value(0, known) for table in family.position_tables), default=0) if family else 0
     return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - leading

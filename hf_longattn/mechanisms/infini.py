@@ -51,6 +51,7 @@ class Infini(Mechanism):
     engine = "recurrent"
     cost = "N·(s+D)"
     causal = True
+    remembers = True
     trains = True
     takes_score_mod = False
     stateful = True

@@ -68,6 +68,7 @@ class TransformerXL(GatheredMechanism):
     paper = "Dai et al. 2019, Transformer-XL, §3.2"
     cost = "N·(s+m)"
     options_type = TransformerXLOptions
+    remembers = True
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
 
     @classmethod

@@ -24,6 +24,7 @@ from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
 from ..engines.dispatch import choose_on_grid
 from ..engines.grid_windows import regions, window_attention
+from ..errors import GridError
 from ..options import option
 from .common.on_grid import GLOBAL, GridMechanism, GridOptions, Places
 from .common.registry import register_mechanism
@@ -89,6 +90,17 @@ class Window2d(GridMechanism):
             windows = part.reshape(inner).permute(*numbers, *inside).reshape(1, 1, math.prod(inner[::2]), -1)
             tiles.append(GatherTile(windows, windows))
         return tuple(tiles)
+
+    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
+        return None if self.shifted else tuple(self.windows(grid)[0])
+
+    def check_grid(self, grid: Grid) -> None:
+        window = grid.per_axis(self.options.window, "window")
+        if any(size > axis for size, axis in zip(window, grid.sizes, strict=True)) and self.covers_grid(grid):
+            raise GridError(
+                f"A window of {' × '.join(map(str, window))} cells is larger than the grid of {' × '.join(map(str, grid.sizes))}, so that "
+                "every token sees every token; choose a smaller window, or the mechanism 'full'."
+            )
 
     def covers_grid(self, grid: Grid) -> bool:
         everyone = not grid.prefix or self.options.prefix_tokens == GLOBAL

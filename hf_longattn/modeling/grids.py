@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
-from .family.grid_config import TILE, image_size
+from .family.grid_config import TILE
+from .family.grid_rule import image_size
 from .mixin import LongAttentionMixin, LongBaseModelMixin
 
 INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"

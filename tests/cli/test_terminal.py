@@ -130,7 +130,7 @@ def test_a_comparison_has_whole_numbers_at_any_width(
     monkeypatch.setenv("COLUMNS", str(width))
     counts = tuple(12345 * 10**9 * 4**power for power in range(7))
     rows = [MechanismCost("recurrent_memory", counts, counts), MechanismCost("window", counts, tuple(1000 + count for count in counts))]
-    show_comparison([*rows, MechanismCost("fixed", refused="needs a stride; " * 20)], tuple(1024 * 2**power for power in range(7)), 1e9)
+    show_comparison([*rows, MechanismCost("fixed", refused="needs a stride; " * 20)], [f"{2**power}K" for power in range(7)], 1e9)
     page = capsys.readouterr().out
     assert "…" not in page
     assert "50,565,120 / 50,565,120 GB" in page

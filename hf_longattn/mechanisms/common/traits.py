@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall
+from ...engines.common.grid import Grid
 from ...errors import OptionError
 from ...options import Options
 from .token_rules import TokenRule
@@ -59,6 +60,8 @@ class Traits(nn.Module):
 
     reads_line: ClassVar[bool] = True
     """Whether neighbours along the sequence are something else than other tokens, so that a picture is read in some order."""
+    remembers: ClassVar[bool] = False
+    """Whether segments are read one after the other, each with a memory of those before it."""
     needs_grid: ClassVar[bool] = False
     """Whether the mechanism is defined by the places of tokens on a grid, ``call.grid``."""
 
@@ -95,6 +98,18 @@ class Traits(nn.Module):
     def token_rule(self) -> TokenRule | None:
         """The tokens that are global by their ids, where no global mask is given; the model applies it. ``None`` where ids play no part."""
         return None
+
+    def on(self, grid: Grid) -> Self:
+        """The mechanism to ask for its mask and pairs on this grid; itself where they do not depend on it."""
+        return self
+
+    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
+        """Cells along each axis of the blocks, counted from the first cell, whose cells see each other and no cell outside; those at the
+        end of an axis may be smaller. ``None`` where there are no such blocks."""
+        return None
+
+    def check_grid(self, grid: Grid) -> None:
+        """Raise :class:`GridError` for a grid on which these options make no sense."""
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""

@@ -263,7 +263,10 @@ class Family:
         return int(getattr(config, field))
 
     def longest(self, config: Any) -> int:
-        """The most tokens of one input of a model with this config, the family's or its base's; special rows of a table do not count."""
+        """The most tokens of one input of a model with this config, the family's or its base's; special rows of a table do not count.
+        Of a model on a grid, those of the size for which it was made."""
+        if self.grid is not None:
+            return self.grid.longest(config)
         alone = self.two_stacks and not config.is_encoder_decoder
         table = next((entry for entry in self.position_tables if entry.decoder == alone), None)
         if table is None:
@@ -385,7 +388,8 @@ def length_before_conversion(config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
         return None
-    values = {name: value for name, value in config.to_dict().items() if name != "max_decoder_position_embeddings"}
+    own = ("max_decoder_position_embeddings", "long_image_size")
+    values = {name: value for name, value in config.to_dict().items() if name not in own}
     length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
     return length if isinstance(length, int) else None
 

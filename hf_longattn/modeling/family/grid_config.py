@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...errors import GridError, OptionError
+from ...errors import OptionError
 from ...mechanisms.common.registry import mechanism_class
 from ...options import ORDER
 from .config import LongEncoderConfig
+from .grid_rule import image_size
 
 INTERPOLATE, TILE = "interpolate", "tile"
 
@@ -48,18 +49,6 @@ class LongGridConfig(LongEncoderConfig):
     def largest_size(self) -> tuple[int, ...]:
         """The size of pictures for which the model was converted, or that of its base."""
         return image_size(self.image_size if self.long_image_size is None else self.long_image_size)
-
-
-def image_size(size: Any) -> tuple[int, ...]:
-    """A size in pixels, one number or several, as a tuple with the height first.
-
-    Raises:
-        GridError: it is neither.
-    """
-    sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
-    if not sizes or not all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes):
-        raise GridError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
-    return sizes
 
 
 def refuse_line(mechanism: str, options: dict[str, Any]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...engines.common.grid import Grid
 from ...errors import GridError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class GridRule:
         ``(B, patches, D)`` with padding (SigLIP 2).
     axes: names of the axes, the first one the slowest.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
+    noise: the argument of ``forward`` with a random number for each patch, ``(B, patches)``, by which the base leaves some out (ViT-MAE).
+    adds_positions: whether positions are a table added to the patches and nothing else, so that the base computes the patches of a crop
+        alone, without its prefix tokens.
     """
 
     prefix: int | Callable[[Any], int] = 0
@@ -27,15 +33,54 @@ class GridRule:
     shapes: str | None = None
     axes: tuple[str, ...] = ("height", "width")
     interpolates: bool = True
+    noise: str | None = None
+    adds_positions: bool = True
 
     def prefix_of(self, config: Any) -> int:
         """The number of tokens before the patches with this config."""
         return self.prefix if isinstance(self.prefix, int) else self.prefix(config)
 
     def patch(self, config: Any) -> tuple[int, ...]:
-        """Pixels of a patch along each axis."""
+        """Pixels of a patch along each axis.
+
+        Raises:
+            GridError: the config has no such numbers.
+        """
         size = config.patch_size
-        return (size,) * len(self.axes) if isinstance(size, int) else tuple(size)
+        sides = (size,) * len(self.axes) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
+        if len(sides) != len(self.axes) or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise GridError(f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis.")
+        return sides
+
+    def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Pixels of the inputs for which the position table was trained, and of those for which the model was converted."""
+        table = getattr(config, "image_size", None)
+        if table is None and self.shapes is not None:  # any size is read; the table is a square
+            table = round(config.num_patches ** (1 / len(self.axes))) * self.patch(config)[0]
+        trained = image_size(table)
+        converted = getattr(config, "long_image_size", None)
+        return trained, trained if converted is None else image_size(converted)
+
+    def longest(self, config: Any) -> int:
+        """The number of tokens of the largest input for which a model with this config was made."""
+        return self.of_size(config, self.sizes(config)[1]).length
+
+    def seeded(self, config: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
+        """An input of this many pixels, the same at every call: normal random numbers ``(1, channels, …)`` by the argument's name."""
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        return self.arguments(config, torch.randn(1, config.num_channels, *size, generator=generator))
+
+    def arguments(self, config: Any, pixels: Tensor) -> dict[str, Tensor]:
+        """The arguments of ``forward`` for ``pixels (1, channels, …)``, which are the first one; what the base would draw is seeded."""
+        import torch
+
+        arguments = {self.input: pixels}
+        if self.noise is not None:
+            cells = self.of_size(config, tuple(pixels.shape[-len(self.axes) :])).cells
+            arguments[self.noise] = torch.rand(len(pixels), cells, generator=torch.Generator().manual_seed(0))
+        return arguments
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
         """The grid of an input of this many pixels along each axis.
@@ -64,3 +109,15 @@ class GridRule:
         grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
         fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
         return grids[0] if fills else grids
+
+
+def image_size(size: Any) -> tuple[int, ...]:
+    """A size in pixels, one number or several, as a tuple with the height first.
+
+    Raises:
+        GridError: it is neither.
+    """
+    sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
+    if not sizes or not all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes):
+        raise GridError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
+    return sizes

@@ -1,0 +1,77 @@
+"""The sizes of source and result where a model reads an input on a grid, such as a picture, and not a text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..engines.common.grid import Grid
+from ..errors import GridError
+from ..modeling.family.grid_rule import GridRule, image_size
+
+SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
+"""A size on the command line: 1024, or 768x1024."""
+
+
+@dataclass(frozen=True)
+class GridSize:
+    """An input of ``size`` pixels along each axis, and the grid of its tokens."""
+
+    size: tuple[int, ...]
+    grid: Grid
+
+    def describe(self) -> str:
+        """For example "224 × 224 pixels, 197 tokens"."""
+        return f"{pixels(self.size)}, {self.grid.length:,} tokens"
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """The largest input of source and result."""
+
+    rule: GridRule
+    old: GridSize
+    new: GridSize
+
+    @property
+    def grows(self) -> bool:
+        return self.new.size != self.old.size
+
+    def doublings(self, config: Any, count: int = 4) -> list[GridSize]:
+        """Sizes at which mechanisms are compared: the old one of a model with this config, and its doublings."""
+        sizes = [tuple(2**power * side for side in self.old.size) for power in range(count)]
+        return [GridSize(size, self.rule.of_size(config, size)) for size in sizes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "old_image_size": list(self.old.size),
+            "new_image_size": list(self.new.size),
+            "old_grid": list(self.old.grid.sizes),
+            "new_grid": list(self.new.grid.sizes),
+            "prefix_tokens": self.new.grid.prefix,
+        }
+
+
+def pixels(size: tuple[int, ...]) -> str:
+    """For example "768 × 1024 pixels"."""
+    return f"{' × '.join(map(str, size))} pixels"
+
+
+def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
+    """A size in pixels from a number, text such as "768x1024", or numbers.
+
+    Raises:
+        GridError: none of these, or another number of axes.
+    """
+    if isinstance(size, str):
+        text = size.strip().lower()
+        if not SIZE.fullmatch(text):
+            raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+        numbers = [int(number) for number in re.split("[x×]", text)]
+        size = numbers if len(numbers) > 1 else numbers[0]
+    sizes = image_size(size)
+    if len(sizes) != axes:
+        raise GridError(f"An image size is {' × '.join(map(str, sizes))}, but must have {axes} numbers at most: 1024, or 768x1024.")
+    return sizes

@@ -1,0 +1,44 @@
+"""Inputs to verify a model with whose input lies on a grid: a photograph at any size, or a seeded input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..data.photographs import NAMES, photographs
+from ..modeling.family.grid_rule import GridRule
+
+PIXELS = "pixel_values"
+COLOURS = 3
+
+
+class VerificationPictures:
+    """Inputs of any size for a model with this rule.
+
+    Args:
+        rule, config: of the model's grid, and of the model.
+        mean, std: by which the source's image processor normalises each colour; ``None`` is 0.5.
+    """
+
+    def __init__(self, rule: GridRule, config: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        self.rule, self.config = rule, config
+        self.mean, self.std = mean or [0.5] * COLOURS, std or [0.5] * COLOURS
+        reads_colours = rule.input == PIXELS and getattr(config, "num_channels", None) == COLOURS == len(self.mean) == len(self.std)
+        self.photographs = photographs() if reads_colours else ()
+        self.why_seeded = "scikit-learn is not installed" if reads_colours else "the model does not read pictures of three colours"
+
+    def at(self, size: tuple[int, ...]) -> dict[str, Tensor]:
+        """One input of this many pixels along each axis, by the name of the model's argument."""
+        if not self.photographs:
+            return self.rule.seeded(self.config, size)
+        resized = interpolate(self.photographs[0][None].float() / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(values).view(1, COLOURS, 1, 1) for values in (self.mean, self.std))
+        return self.rule.arguments(self.config, (resized - mean) / std)
+
+    def describe(self) -> str:
+        """What the inputs are, for a report."""
+        return f"scikit-learn's photograph {NAMES[0]}" if self.photographs else f"seeded pictures, since {self.why_seeded}"

@@ -1,0 +1,215 @@
+"""The plan of a model that reads pictures: sizes, mechanisms on the grid of patches, positions, and the file of the image processor.
+
+No tensor changes. A position table is interpolated or tiled by the model when it runs, so that it stays as it was trained, and the result
+computes at the old size what the source does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..choice_text import write_choice, write_numbers
+from ..configuration import LongAttentionConfig
+from ..engines.common.grid import Grid
+from ..errors import CheckpointError, GridError, OptionError, PositionError, nearest
+from ..mechanisms import Mechanism
+from ..mechanisms.common.registry import prototype
+from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
+from .architectures import Architecture
+from .config import AUTO, ConversionConfig
+from .flops import ModelShape, SizeCost, cost_on, sizes_up_to
+from .grid_sizes import GridPlan, GridSize, pixels, read_size
+from .plan_positions import PositionWarning
+from .processors import FILE, file_of_size, load_processor, picture_size
+from .sources.base import Source
+
+TEXT_SETTINGS = {
+    "max_length": "--max-length counts the tokens of a text",
+    "max_decoder_length": "--max-decoder-length is for the decoder of an encoder-decoder",
+    "decoder_long_attention": "--decoder-mechanism is for the decoder of an encoder-decoder",
+    "verify_text": "--verify-text is a text",
+    "init_from_text": "--init-from-text runs the source on a text",
+}
+"""Settings that a model of pictures has no use for, and why."""
+
+
+def refuse_text_settings(architecture: Architecture, request: ConversionConfig) -> None:
+    """Raise :class:`OptionError` for a setting that does not apply to a model of pictures."""
+    for name, why in TEXT_SETTINGS.items():
+        if getattr(request, name) is not None:
+            instead = "; give the size as --image-size 1024" if name == "max_length" else ", leave it out"
+            raise OptionError(f"{why}, but a {architecture.source_class} reads pictures{instead}.")
+    if request.mechanism == AUTO:
+        raise OptionError(
+            f"--mechanism auto chooses mechanisms by a text, but a {architecture.source_class} reads pictures; name one, such as window2d."
+        )
+
+
+def refuse_image_size(architecture: Architecture, request: ConversionConfig) -> None:
+    """Raise :class:`OptionError` for a size of pictures where the model reads text."""
+    if request.image_size is not None:
+        raise OptionError(
+            f"--image-size is the size of pictures, but a {architecture.source_class} reads text; give its length as --max-length 4096."
+        )
+
+
+def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPlan:
+    """The sizes of source and result.
+
+    Raises:
+        GridError: a size that is not a multiple of the patch, or is smaller than the source's.
+        PositionError: the source's table has another shape than a square, and the result another size.
+    """
+    rule, config = architecture.family.grid, architecture.source_config
+    assert rule is not None
+    if rule.shapes is not None:
+        raise GridError(
+            f"A {architecture.source_class} reads pictures of any size as lists of patches, so that there is no size to convert; load it "
+            f"with hf_longattn.{architecture.long_class}.from_pretrained, which takes long_attention."
+        )
+    old = rule.sizes(config)[0]
+    new = old if request.image_size is None else read_size(request.image_size, len(rule.axes))
+    sizes = GridPlan(rule, GridSize(old, rule.of_size(config, old)), GridSize(new, rule.of_size(config, new)))
+    if any(after < before for after, before in zip(new, old, strict=True)):
+        raise GridError(
+            f"The source reads pictures of {pixels(old)} and conversion only enlarges them: {pixels(new)} are too few, give at least "
+            f"--image-size {'x'.join(map(str, old))}."
+        )
+    if sizes.grows and len(set(sizes.old.grid.sizes)) > 1:
+        raise PositionError(
+            f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
+            "transformers resizes square ones only; leave --image-size out."
+        )
+    return sizes
+
+
+def grid_attention(architecture: Architecture, request: ConversionConfig, sizes: GridPlan) -> LongAttentionConfig:
+    """The attention that was asked for; without any, windows of the source's size, which the family's mechanism has wherever no window
+    is given.
+
+    Raises:
+        OptionError, GridError: a layer's mechanism is for texts, or its options make no sense on the grid.
+    """
+    kind: Any = architecture.family.config_class
+    name, sides = kind.default_mechanism, sizes.old.grid.sizes
+    default = {"window": list(sides) if len(set(sides)) > 1 else sides[0]}
+    if request.long_attention is not None:
+        attention = request.attention()
+    else:
+        named = request.mechanism is not None or bool(request.layers)
+        values = (request if named else replace(request, mechanism=name)).attention().to_dict()
+        attention = LongAttentionConfig.from_dict(_with_defaults(values, name, default))
+    attention.check_layers(architecture.source_config.num_hidden_layers)
+    for layer in range(architecture.source_config.num_hidden_layers):
+        name, options = attention.for_layer(layer)
+        _check_layer(architecture, name, options, sizes.new.grid, layer)
+    return attention
+
+
+def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
+    """A configuration in which every choice of the mechanism ``name`` has these options, unless it says another value."""
+    if isinstance(value, Mapping):
+        inside = {key: _with_defaults(inner, name, default) for key, inner in value.items()}
+        return (
+            {**inside, **{key: option for key, option in default.items() if key not in inside}}
+            if inside.get("mechanism") == name
+            else inside
+        )
+    return [_with_defaults(inner, name, default) for inner in value] if isinstance(value, list) else value
+
+
+def _check_layer(architecture: Architecture, name: str, options: Mapping[str, Any], grid: Grid, layer: int) -> None:
+    refuse_line(name, dict(options))
+    mechanism = prototype(name, options)
+    if mechanism.recursion is not None or mechanism.remembers:
+        raise OptionError(
+            f"Mechanism {name!r} in layer {layer} reads one segment of a text after the other and remembers the earlier ones, and the "
+            "cells of a picture have no such order; choose a mechanism on a grid such as 'window2d'."
+        )
+    if not grid.prefix and options.get("prefix_tokens") is not None:
+        raise OptionError(
+            f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
+            "leave it out."
+        )
+    mechanism.on(grid).check_grid(grid)
+
+
+def grid_positions(positions: str, sizes: GridPlan, layers: Sequence[Mechanism]) -> str:
+    """The rule for positions: as asked for, or tiled where every layer has windows that one repetition of the table holds.
+
+    Args:
+        positions: of the request.
+        sizes: of source and result.
+        layers: the mechanism of each layer, for the result's grid.
+
+    Raises:
+        PositionError: an unknown rule, or one of texts.
+    """
+    known = (AUTO, TILE, INTERPOLATE)
+    if positions not in known:
+        raise PositionError(
+            f"{positions!r} does not apply to the positions of pictures; expected one of {', '.join(known)}.{nearest(positions, known)}"
+        )
+    if positions != AUTO:
+        return positions
+    return TILE if sizes.grows and all(fits_tiles(layer, sizes) for layer in layers) else INTERPOLATE
+
+
+def fits_tiles(layer: Mechanism, sizes: GridPlan) -> bool:
+    """Whether no cell sees a cell of another repetition of the tiled table."""
+    blocks = layer.grid_blocks(sizes.new.grid)
+    return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
+
+
+def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: GridPlan) -> list[PositionWarning]:
+    """One warning for each mechanism for which the positions of larger pictures do not hold without training."""
+    if not sizes.grows:
+        return []
+    old = " × ".join(map(str, sizes.old.grid.sizes))
+    numbers: dict[tuple[str, bool], list[int]] = {}
+    for number, layer in enumerate(layers):
+        name, options = attention.for_layer(number)
+        windowed = layer.grid_blocks(sizes.new.grid) is not None
+        if windowed if rule == INTERPOLATE else not fits_tiles(layer, sizes):
+            numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
+    warnings = []
+    for (name, _), at in numbers.items():
+        where = "every layer" if len(at) == len(layers) else f"layer{'s' if len(at) > 1 else ''} {write_numbers(at)}"
+        if rule == TILE:
+            problem = f"{name} in {where} sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
+            advice = "use --positions interpolate, or train the result"
+        else:
+            problem = (
+                f"{name} in {where} has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et "
+                "al. 2023, Window Attention is Bugged)"
+            )
+            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
+        warnings.append(PositionWarning(problem, advice))
+    return warnings
+
+
+def processor_files(source: Source, architecture: Architecture, sizes: GridPlan) -> dict[str, dict[str, Any]]:
+    """The file of the image processor for pictures of the new size; none where the source has none.
+
+    Raises:
+        CheckpointError: it makes pictures that the source cannot read, or of no certain size.
+    """
+    processor = load_processor(source.folder)
+    if processor is None:
+        return {}
+    makes = picture_size(processor)
+    if makes is not None and makes != sizes.old.size and sizes.rule.interpolates:
+        raise CheckpointError(
+            f"The image processor of {source.name!r} makes pictures of {pixels(makes)}, but its config.json says "
+            f"image_size={architecture.source_config.image_size}; correct the size in {FILE}, or image_size."
+        )
+    return {FILE: file_of_size(source.folder, processor, sizes.new.size)} if sizes.grows else {}
+
+
+def grid_costs(sizes: GridPlan, architecture: Architecture, attention: LongAttentionConfig, shape: ModelShape) -> tuple[SizeCost, ...]:
+    """The costs at the old size, its doublings, and the new one."""
+    config, rule = architecture.source_config, sizes.rule
+    steps = sizes_up_to(sizes.old.size, sizes.new.size)
+    return tuple(cost_on(rule.of_size(config, size), size, attention, shape) for size in steps)

@@ -1,0 +1,100 @@
+"""The image processor of a checkpoint: the size of the pictures that it makes, and its file with another one.
+
+Only the size is changed in the file, in the form that it has there (height and width, or the shortest edge and a crop), and what it was is
+kept in it for the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, checkpoint_errors
+from ..reading import read_json_object
+from .grid_sizes import pixels
+
+FILE = "preprocessor_config.json"
+BEFORE = "extended_from"
+"""The field with the sizes before the conversion."""
+SIZES = ("size", "crop_size")
+TYPES = ("image_processor_type", "feature_extractor_type")
+
+
+def load_processor(folder: Path) -> Any | None:
+    """The image processor in a checkpoint folder, as transformers loads it; ``None`` where it has none.
+
+    Raises:
+        CheckpointError: there is one, and transformers cannot load it.
+    """
+    from transformers import AutoImageProcessor
+
+    if not (folder / FILE).is_file():
+        return None
+    read_json_object(folder / FILE)  # refuses a damaged file in its own words
+    with checkpoint_errors(f"The image processor of {str(folder)!r} cannot be loaded"):
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def picture_size(processor: Any) -> tuple[int, int] | None:
+    """Height and width of the pictures that a processor makes; ``None`` where that depends on the picture."""
+    crop, size = _sizes(processor)
+    fixed = crop or size
+    return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
+
+
+def file_of_size(folder: Path, processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
+    """The values of a processor's file for pictures of ``size``, height and width.
+
+    Raises:
+        CheckpointError: it resizes pictures in a way that has no such size.
+    """
+    values = read_json_object(folder / FILE)
+    if size == picture_size(processor):
+        return values
+    crop, resized = _sizes(processor)
+    changed: dict[str, Any] = {}
+    if crop:
+        ratios = [new / old for new, old in zip(size, (crop["height"], crop["width"]), strict=True)]
+        changed["crop_size"] = {"height": size[0], "width": size[1]}
+    elif resized.keys() == {"height", "width"}:
+        ratios = [new / old for new, old in zip(size, (resized["height"], resized["width"]), strict=True)]
+    elif resized:
+        raise CheckpointError(
+            f"The image processor of {str(folder)!r} resizes pictures by {resized}, which gives none of {pixels(size)}; set size to a "
+            f"height and a width in its {FILE}."
+        )
+    if resized.keys() == {"height", "width"}:
+        sides = zip((resized["height"], resized["width"]), ratios, strict=True)
+        changed["size"] = dict(zip(("height", "width"), (round(side * ratio) for side, ratio in sides), strict=True))
+    elif resized:  # the crop lies in the resized picture, whichever side is the shorter
+        changed["size"] = {"shortest_edge": round(resized["shortest_edge"] * max(ratios))}
+    if not any(values.get(name) for name in TYPES):  # transformers looks it up by the model type, which is another one now
+        changed[TYPES[0]] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
+    before = {name: values.get(name) for name in changed}
+    return {**values, **changed, BEFORE: before} if changed else values
+
+
+def file_before(folder: Path) -> dict[str, Any] | None:
+    """The values of a processor's file as they were before :func:`file_of_size`; ``None`` where there is none or nothing was changed."""
+    if not (folder / FILE).is_file():
+        return None
+    values = read_json_object(folder / FILE)
+    before = values.pop(BEFORE, None)
+    if not isinstance(before, Mapping):
+        return None
+    restored = {**values, **before}
+    return {name: value for name, value in restored.items() if value is not None or name not in before}
+
+
+def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """What a processor crops pictures to, and what it resizes them to; empty where it does not."""
+    crop = _set(processor, "crop_size") if getattr(processor, "do_center_crop", None) else {}
+    return crop, _set(processor, "size") if getattr(processor, "do_resize", None) else {}
+
+
+def _set(processor: Any, name: str) -> dict[str, int]:
+    size = getattr(processor, name, None)
+    if isinstance(size, int):
+        return {"height": size, "width": size}
+    return {} if size is None else {side: number for side, number in dict(size).items() if number is not None}

@@ -1,0 +1,255 @@
+"""Run source and result on the same picture at the old and the new size, and compare what they return."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engines.common.grid import Grid
+from ..errors import CheckpointError
+from ..mechanisms import Mechanism
+from ..modeling.family.grid_config import INTERPOLATE, TILE
+from ..modeling.grids import INTERPOLATE_ARGUMENT
+from ..private_apis import attention_implementation
+from .flops import cost_at, mechanisms_on
+from .grid_sizes import GridPlan, GridSize, pixels
+from .model_loading import load_result, load_source, newly_initialised
+from .pictures import COLOURS, VerificationPictures
+from .plan import ConversionPlan
+from .plan_tensors import ResultPlan
+from .processors import FILE, load_processor, picture_size
+from .report import FAILED, PASSED, SKIPPED, Check, equality
+from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference, part_to_compare
+
+LARGEST_PICTURE = 2**25
+"""Pixels of the largest picture that the image processor is tried on; for larger ones its settings are compared."""
+BODIES = ("Model", "Backbone")
+"""Endings of the classes without a head."""
+LARGE_PICTURE = (427, 640)
+"""A picture of another size and shape than the model reads."""
+
+
+def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures) -> list[Check]:
+    """The written image processor gives pictures of the new size, whatever size a picture has."""
+    name, grid = "image processor", plan.grid
+    assert grid is not None
+    size = grid.new.size
+    processor = load_processor(result)
+    if processor is None:
+        advice = f"the source has no image processor, so resize pictures to {pixels(size)} and normalise them as it was trained"
+        return [Check(name, SKIPPED, advice)]
+    fixed: tuple[int, ...] | None = picture_size(processor)
+    if fixed is None:
+        return [Check(name, PASSED, "the image processor leaves pictures at their size", {"image_size": None})]
+    tried = [LARGE_PICTURE, size] if math.prod(size) <= LARGEST_PICTURE else []
+    try:
+        sizes = [tuple(_processed(processor, of).shape[-2:]) for of in tried] or [fixed]
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        return [Check(name, FAILED, f"the image processor of the result does not run: {error}")]
+    wrong = [made for made in sizes if made != size and (grid.rule.interpolates or grid.grows)]
+    if wrong:
+        made = pixels(tuple(wrong[0]))
+        return [Check(name, FAILED, f"the image processor makes pictures of {made} instead of {pixels(size)}; correct the size in {FILE}")]
+    of = " and ".join(map(pixels, tried)) or "any size"
+    return [Check(name, PASSED, f"pictures of {of} become pictures of {pixels(tuple(sizes[0]))}", {"image_size": list(sizes[0])})]
+
+
+def _processed(processor: Any, size: tuple[int, ...]) -> Tensor:
+    picture = torch.zeros(*size, COLOURS, dtype=torch.uint8).numpy()
+    return processor(images=picture, return_tensors="pt")["pixel_values"]
+
+
+def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictures, scratch: Path | None = None) -> list[Check]:
+    """All checks of outputs; the two models are never in memory together.
+
+    `scratch`: if given, the weights stay in their files, see `load_source`.
+    """
+    sizes = plan.grid
+    assert sizes is not None
+    old, new = sizes.old, _affordable(plan)
+    grows = new.size != old.size
+    source: Any
+    source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
+    headless = newly_initialised(missing, source)
+    at_old, at_new = inputs.at(old.size), inputs.at(new.size)
+    expected = run_on_grid(part_to_compare(source, headless), at_old)
+    resized = {INTERPOLATE_ARGUMENT: True} if sizes.rule.interpolates else {}
+    expected_new = _cells(run_on_grid(_body(source), {**at_new, **resized})) if grows else {}
+    why_no_crops = _why_no_crops(plan, new)
+    crops = {} if why_no_crops else _crops_of_source(_body(source), at_new, sizes, new)
+    del source
+
+    model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
+    covered = all(layer.covers(old.grid.length) for layer in mechanisms_on(old.grid, plan.attention, plan.shape))
+    what = "hidden states (the source has no weights for its head)" if headless else "outputs"
+    of_old = run_on_grid(part_to_compare(model, headless), at_old)
+    of_new = _cells(run_on_grid(_body(model), at_new)) if grows else _cells(of_old)
+    model.use_base_attention()
+    full_old = {} if covered else run_on_grid(part_to_compare(model, headless), at_old)
+    tiled = grows and plan.positions == TILE
+    full_new = {} if not grows or tiled else _cells(run_on_grid(_body(model), at_new))
+    model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
+    del model
+    if tiled:
+        full_new = _cells(run_on_grid(_interpolating(plan, result, scratch), at_new))
+
+    def compare(name: str, of: GridSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = "") -> Check:
+        largest, relative = difference(expected, measured)
+        values = {"image_size": list(of.size), "tokens": of.grid.length, "outputs": sorted(expected), "max_abs_difference": largest}
+        detail = f"{how}: largest difference from the source {largest:.1e}"
+        return equality(name, detail, relative, values, why)
+
+    checks = []
+    if covered:
+        how = f"{what} at {old.describe()}, long attention"
+        checks.append(compare("equal where the mechanism covers the input", old, how, expected, of_old))
+    else:
+        how = f"{what} at {old.describe()}, full attention instead of the mechanism"
+        checks.append(compare("equal at the old size with full attention", old, how, expected, full_old))
+        how = f"{what} at {old.describe()}, long attention"
+        checks.append(compare("at the old size", old, how, expected, of_old, "the mechanism does not cover the picture"))
+    if grows:
+        shortened = "" if new.size == sizes.new.size else f" (of {pixels(sizes.new.size)}: a large model, a smaller picture)"
+        where = f"hidden states at {new.describe()}{shortened}"
+        resizing = f"{INTERPOLATE_ARGUMENT}=True" if sizes.rule.interpolates else "its resized position table"
+        how = f"{where}, full attention and interpolated positions, the source with {resizing}"
+        checks.append(compare("equal at the new size with full attention", new, how, expected_new, full_new))
+        layers = mechanisms_on(new.grid, plan.attention, plan.shape)
+        exact = all(layer.covers(new.grid.length) for layer in layers) and not tiled
+        whys = ["the mechanism does not cover the picture"] * (not exact) + ["positions are tiled"] * tiled
+        how = f"{where}, long attention, the source with full attention and {resizing}"
+        checks.append(compare("at the new size", new, how, expected_new, of_new, " and ".join(whys)))
+        checks.append(_check_crops(crops, of_new, sizes, new, why_no_crops))
+    finite = all_finite(of_new)
+    detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
+    values = {"image_size": list(new.size), "tokens": new.grid.length}
+    return [*checks, Check("finite at the new size", PASSED if finite else FAILED, detail, values)]
+
+
+def _body(model: Any) -> Any:
+    """The model below its head; itself where it has none."""
+    return model if type(model).__name__.endswith(BODIES) else model.base_model
+
+
+def run_on_grid(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All floating-point tensors that one forward pass returns, by name, the maps of a backbone as well."""
+    with torch.no_grad():
+        returned = model(**inputs, return_dict=True)
+    maps = {
+        f"{name}[{index}]": entry for name, entries in returned.items() if isinstance(entries, tuple) for index, entry in enumerate(entries)
+    }
+    tensors = {**returned, **maps}
+    return {name: value for name, value in tensors.items() if isinstance(value, Tensor) and value.is_floating_point()}
+
+
+def _affordable(plan: ConversionPlan) -> GridSize:
+    """The new size, or a smaller one between it and the old one, if a large model would take too long."""
+    sizes = plan.grid
+    assert sizes is not None
+    config, rule, size = plan.architecture.source_config, sizes.rule, sizes.new.size
+    while True:
+        grid = rule.of_size(config, size)
+        cost = cost_at(grid.length, plan.shape, mechanisms_on(grid, plan.attention, plan.shape))
+        full = cost.full_attention_flops + cost.other_flops
+        flops = 2 * full + (1 if _why_no_crops(plan, GridSize(size, grid)) else 2) * cost.total_flops
+        smaller = tuple(
+            max(old, side // 2 // patch * patch) for side, old, patch in zip(size, sizes.old.size, rule.patch(config), strict=True)
+        )
+        if flops <= FLOPS_AT_NEW_LENGTH or smaller == size:
+            return GridSize(size, grid)
+        size = smaller
+
+
+def _cells(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The states of the tokens; every base model returns them, and some a pooled one that follows from them."""
+    states = {name: value for name, value in tensors.items() if name == "last_hidden_state"}
+    return states or dict(tensors)
+
+
+def _interpolating(plan: ConversionPlan, result: Path, scratch: Path | None) -> Any:
+    """The base model of a result with tiled positions, with interpolated ones and full attention."""
+    config = copy.deepcopy(plan.config)
+    config.position_extension = INTERPOLATE
+    model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch, config_instead=config)[0]
+    model.use_base_attention()
+    return _body(model)
+
+
+# Windows of the old size with tiled positions, and no token that sees several of them: each is what the source computes of it alone.
+
+CROPS = "patch features equal to the source's on each crop of the old size"
+
+
+def _why_no_crops(plan: ConversionPlan, new: GridSize) -> str:
+    """Why the definition does not make patch features equal to the source's on crops; empty if it does."""
+    sizes = plan.grid
+    assert sizes is not None
+    if not sizes.rule.adds_positions:
+        return "positions are more than a table that is added to the patches"
+    if plan.positions != TILE:
+        return f"positions are not tiled ({plan.positions})"
+    layers = mechanisms_on(new.grid, plan.attention, plan.shape)
+    if any(layer.grid_blocks(new.grid) != sizes.old.grid.sizes for layer in layers):
+        return f"some layers have other windows than {' × '.join(map(str, sizes.old.grid.sizes))} cells"
+    if any(_reads_prefix(layer, new.grid) for layer in layers):
+        return "patches see the class token or registers, which see the whole picture (with --option prefix_tokens=none they do not)"
+    return ""
+
+
+def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
+    """Whether cells see tokens before the grid."""
+    if not grid.prefix:
+        return False
+    call = layer.on(Grid((1,) * grid.rank, grid.prefix))
+    q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
+    return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())
+
+
+def _crops_of_source(base: Any, inputs: Mapping[str, Tensor], sizes: GridPlan, new: GridSize) -> dict[tuple[int, ...], Tensor]:
+    """Row and column of every whole window -> the patches' features that the source without prefix tokens computes of it."""
+    prefix = new.grid.prefix
+
+    def cells_only(module: Any, args: Any, output: Any) -> Any:
+        return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
+
+    (name, pixel_values), (height, width) = next(iter(inputs.items())), sizes.old.size
+    hook = base.embeddings.register_forward_hook(cells_only)
+    try:
+        crops: dict[tuple[int, ...], Tensor] = {}
+        for row in range(new.size[0] // height):
+            for column in range(new.size[1] // width):
+                crop = pixel_values[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
+                crops[row, column] = run_on_grid(base, {name: crop})["last_hidden_state"]
+        return crops
+    finally:
+        hook.remove()
+
+
+def _check_crops(
+    crops: Mapping[tuple[int, ...], Tensor], states: Mapping[str, Tensor], sizes: GridPlan, new: GridSize, why_not: str
+) -> Check:
+    if why_not:
+        return Check(CROPS, SKIPPED, f"does not apply: {why_not}")
+    if "last_hidden_state" not in states:
+        raise CheckpointError(f"The result returns no last_hidden_state, but {', '.join(states)}; add --no-verify.")
+    cells = states["last_hidden_state"][:, new.grid.prefix :].unflatten(1, new.grid.sizes)
+    rows, columns = sizes.old.grid.sizes
+    measured = {
+        place: cells[:, place[0] * rows : (place[0] + 1) * rows, place[1] * columns : (place[1] + 1) * columns].flatten(1, 2)
+        for place in crops
+    }
+    largest, relative = difference(
+        {str(place): crop for place, crop in crops.items()}, {str(place): window for place, window in measured.items()}
+    )
+    detail = (
+        f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(crops)} crops of "
+        f"{pixels(sizes.old.size)}: largest difference {largest:.1e}"
+    )
+    values = {"crops": len(crops), "image_size": list(new.size), "max_abs_difference": largest}
+    return equality(CROPS, detail, relative, values)

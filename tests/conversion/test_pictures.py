@@ -1,0 +1,362 @@
+"""Models of pictures are planned, converted, verified and reverted as models of text are."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import typer
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+import hf_longattn
+from hf_longattn.cli import app
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
+from hf_longattn.conversion.processors import FILE, file_before, file_of_size, load_processor, picture_size
+from hf_longattn.data import photographs
+from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
+from hf_longattn.families import FAMILIES
+from hf_longattn.recipes import read_recipe
+
+from ..modeling import grid_models
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 4}
+SQUARE = {"height": 32, "width": 32}
+CROPPED = {"size": {"shortest_edge": 36}, "crop_size": SQUARE}
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ViTForImageClassification": ("ViT", "ViTImageProcessor", {"size": SQUARE}),
+    "DeiTForImageClassification": ("DeiT", "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": SQUARE}),
+    "DeiTForImageClassificationWithTeacher": ("DeiT", "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": SQUARE}),
+    "Dinov2Model": ("Dinov2", "BitImageProcessor", CROPPED),
+    "Dinov2WithRegistersForImageClassification": ("Dinov2WithRegisters", "BitImageProcessor", CROPPED),
+    "ViTMSNModel": ("ViTMSN", "ViTImageProcessor", {"size": SQUARE}),
+    "IJepaModel": ("IJepa", "ViTImageProcessor", {"size": SQUARE}),
+    "ViTForMaskedImageModeling": ("ViT", "ViTImageProcessor", {"size": SQUARE}),
+}
+VIT = "ViTForImageClassification"
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Checkpoint:
+    """A small checkpoint as transformers saves it, with its image processor unless that is left out."""
+
+    def save(name: str = VIT, processor: bool = True, **config: Any) -> Path:
+        stem, processor_name, sizes = MODELS[name]
+        folder = tmp_path / name
+        torch.manual_seed(0)
+        model_config = getattr(transformers, f"{stem}Config")(**{**SIZES, "num_labels": 5, **config})
+        getattr(transformers, name)(model_config).save_pretrained(folder)
+        if processor:
+            getattr(transformers, processor_name)(**sizes).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
+    return {check.name: check.status for check in report.checks}
+
+
+def values(folder: Path, file: str) -> dict[str, Any]:
+    return json.loads((folder / file).read_text())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_converts_verifies_and_reverts(name: str, saved: Checkpoint, tmp_path: Path) -> None:
+    source, long, back = saved(name), tmp_path / "long", tmp_path / "back"
+    report = (
+        convert_checkpoint(source, long, image_size=64, prefix_tokens="none")
+        if name != "IJepaModel"
+        else convert_checkpoint(source, long, image_size=64)
+    )
+    checks = statuses(report)
+    assert report.passed
+    assert {"tensors", "image processor", "equal at the new size with full attention", verify_grid.CROPS, "finite at the new size"} <= {
+        check for check, status in checks.items() if status == "passed"
+    }
+    assert report.plan["tensor_counts"]["kept"] == sum(report.plan["tensor_counts"].values())
+    config = values(long, "config.json")
+    assert (config["image_size"], config["long_image_size"], config["position_extension"]) == (32, [64, 64], "tile")
+    assert config["long_attention"]["window"] == [8]
+    with pytest.warns(UserWarning, match="in place of window2d"):
+        reverted = revert_checkpoint(long, back)
+    assert statuses(reverted)["equal to the long model with full attention"] == "passed"
+    assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert values(back, "config.json") == values(source, "config.json")
+    assert values(back, FILE) == values(source, FILE)
+
+
+@pytest.mark.parametrize("base", [base for base in grid_models.BASES if FAMILIES[base].grid.shapes is None])
+def test_every_family_of_pictures(base: str, tmp_path: Path) -> None:
+    head = sorted(FAMILIES[base].heads)[0]
+    grid_models.saved(base, head, tmp_path / head)
+    report = convert_checkpoint(tmp_path / head, tmp_path / "long", image_size=64)
+    checks = statuses(report)
+    example = (tmp_path / "long" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    exec(compile(example, "card", "exec"), {})
+    assert report.passed
+    assert checks["equal where the mechanism covers the input"] == checks["equal at the new size with full attention"] == "passed"
+    with pytest.warns(UserWarning, match="in place of window2d"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (tmp_path / head / "model.safetensors").read_bytes()
+
+
+def test_a_model_of_lists_of_patches_has_no_size(tmp_path: Path) -> None:
+    grid_models.saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path / "short")
+    with pytest.raises(GridError, match=r"load it with hf_longattn\.LongSiglip2VisionModel"):
+        plan_conversion(tmp_path / "short", image_size=64)
+
+
+@pytest.mark.parametrize("name", [VIT, "DeiTForImageClassification", "Dinov2Model"])
+def test_the_processor_makes_pictures_of_the_new_size(name: str, saved: Checkpoint, tmp_path: Path) -> None:
+    report = convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64")
+    assert statuses(report)["image processor"] == "passed"
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "long")
+    for size in ((48, 64), (200, 90), (20, 30)):
+        picture = torch.zeros(*size, 3, dtype=torch.uint8).numpy()
+        assert processor(images=picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 48, 64)
+    again = tmp_path / "saved"
+    processor.save_pretrained(again)
+    assert picture_size(load_processor(again)) == (48, 64)
+
+
+def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path: Path) -> None:
+    report = convert_checkpoint(saved(), tmp_path / "long", mechanism="full", image_size=(48, 64))
+    checks = statuses(report)
+    assert checks["equal where the mechanism covers the input"] == checks["at the new size"] == "passed"
+    assert not report.needs_training
+    assert checks[verify_grid.CROPS] == "skipped"
+    assert report.plan["positions"] == "interpolate"
+    source = transformers.ViTForImageClassification.from_pretrained(tmp_path / VIT).eval()
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "long").eval()
+    pixels = torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels).logits, source(pixels, interpolate_pos_encoding=True).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False)
+    classify = pipeline("image-classification", str(tmp_path / "long"))
+    assert classify.image_processor.size["height"] == 64
+    photograph = photographs.photographs()[0].permute(1, 2, 0).numpy()
+    assert len(classify(transformers.image_utils.PIL.Image.fromarray(photograph), top_k=2)) == 2
+
+
+@pytest.mark.parametrize("name", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])
+def test_two_classes_of_one_task_load_by_the_one_that_was_saved(name: str, saved: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(saved(name), tmp_path / "long", image_size=64, verify=False)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "long")
+    assert type(model).__name__ == f"Long{name}"
+
+
+def test_the_card_and_its_example(saved: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False)
+    card = (tmp_path / "long" / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert "widget:\n- src: https://" in card
+    assert "enlarged from pictures of 32 × 32 to 64 × 64 pixels (65 to 257 tokens)" in card
+    assert 'pipeline("image-classification"' in card
+    example = card.partition("```python\n")[2].partition("```")[0]
+    exec(compile(example, "card", "exec"), {})
+    convert_checkpoint(saved("Dinov2Model", processor=False), tmp_path / "states", image_size=64, verify=False)
+    card = (tmp_path / "states" / "README.md").read_text()
+    assert "pipeline_tag: image-feature-extraction" in card
+    assert "AutoImageProcessor" not in card
+    exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
+
+
+def test_a_source_without_processor_says_so(saved: Checkpoint, tmp_path: Path) -> None:
+    report = convert_checkpoint(saved(processor=False), tmp_path / "long", image_size=64)
+    assert statuses(report)["image processor"] == "skipped"
+
+
+def test_without_photographs_a_seeded_picture_is_compared(saved: Checkpoint, tmp_path: Path) -> None:
+    report = convert_checkpoint(saved(num_channels=1, processor=False), tmp_path / "long", image_size=64)
+    assert report.passed
+    assert report.text == "seeded pictures, since the model does not read pictures of three colours"
+    assert "photograph china.jpg" in convert_checkpoint(saved("Dinov2Model"), tmp_path / "photo").text
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule", "warned"),
+    [
+        ({}, "tile", ""),
+        ({"mechanism": "window2d", "options": {"window": 4}}, "tile", ""),
+        ({"mechanism": "window2d", "options": {"window": 6}}, "interpolate", "interpolated positions lie closer"),
+        ({"mechanism": "full"}, "interpolate", ""),
+        ({"mechanism": "window2d", "layers": "1=full"}, "interpolate", "window2d:window=8 in layer 0"),
+        ({"positions": "interpolate"}, "interpolate", "Window Attention is Bugged"),
+        ({"mechanism": "full", "positions": "tile"}, "tile", "tiled positions repeat every 8 × 8 cells"),
+        ({"mechanism": "window2d", "options": {"shift": "alternate"}}, "interpolate", "layer 0"),
+    ],
+)
+def test_positions(settings: dict[str, Any], rule: str, warned: str, saved: Checkpoint) -> None:
+    plan = plan_conversion(saved(), image_size=64, **settings)
+    assert plan.positions == rule
+    assert warned in " ".join(map(str, plan.warnings))
+    assert bool(warned) == bool(plan.warnings)
+
+
+def test_a_plan_counts_pairs_on_the_grid(saved: Checkpoint) -> None:
+    plan = plan_conversion(saved(), image_size="48x96")
+    assert [cost.size for cost in plan.costs] == [(32, 32), (48, 64), (48, 96)]  # type: ignore[attr-defined]
+    assert (plan.old_length, plan.new_length) == (65, 289)
+    cells, windows = 12 * 24, 3 * (8 * 8) ** 2 + 3 * (4 * 8) ** 2
+    pairs = windows + 1 + 2 * cells
+    assert plan.costs[-1].attention_flops == 2 * pairs * 4 * 32
+    shown = plan.to_dict()
+    assert (shown["old_image_size"], shown["new_image_size"], shown["new_grid"]) == ([32, 32], [48, 96], [12, 24])
+
+
+def test_the_commands(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = typer.main.get_command(app)
+    source, long = saved(), tmp_path / "long"
+    run.main(["plan", str(source), "--image-size", "64x96"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "LongViTForImageClassification, 64 × 96 pixels, 385 tokens" in shown
+    assert "64×96" in shown
+    assert "neighbours along a text" not in shown
+    run.main(["convert", str(source), str(long), "--mechanism", "window2d", "--image-size", "64"], standalone_mode=False)
+    assert "32×32 → 64×64 pixels, 65 → 257 tokens" in capsys.readouterr().out
+    run.main(["inspect", str(long)], standalone_mode=False)
+    assert "pictures of 64 × 64 pixels, 257 tokens, bidirectional" in capsys.readouterr().out
+    run.main(["inspect", str(long), "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["image_size"] == [64, 64]
+    run.main(["revert", str(long), str(tmp_path / "back")], standalone_mode=False)
+    assert "64×64 → 32×32 pixels" in capsys.readouterr().out
+    assert load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
+    assert inspect_checkpoint(source).longest_input == "pictures of 32 × 32 pixels, 65 tokens"
+
+
+def test_recipes_of_pictures(saved: Checkpoint) -> None:
+    for name in ("vit-windows", "vitdet"):
+        recipe = read_recipe(name)
+        assert recipe["mechanism"] == "window2d"
+        layers = {"layers": ";".join(recipe["layers"])} if "layers" in recipe else {}
+        plan = plan_conversion(saved(num_hidden_layers=12), mechanism=recipe["mechanism"], image_size=64, **layers)
+        full = [layer for layer in range(12) if plan.attention.for_layer(layer)[0] == "full"]
+        assert full == ([2, 5, 8, 11] if name == "vitdet" else [])
+
+
+REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
+    ({"image_size": 30}, GridError, "not a multiple of the patch's 4"),
+    ({"image_size": 66}, GridError, "not a multiple of the patch's 4"),
+    ({"image_size": 16}, GridError, "only enlarges them: 16 × 16 pixels are too few, give at least --image-size 32x32"),
+    ({"image_size": "64 by 64"}, GridError, "must be pixels, or height and width"),
+    ({"image_size": "64x64x64"}, GridError, "must have 2 numbers at most"),
+    ({"image_size": -64}, GridError, "must be pixels"),
+    ({"image_size": 64, "mechanism": "window2d", "options": {"window": 17}}, GridError, "larger than the grid of 16 × 16.*'full'"),
+    ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, GridError, "has 3 numbers"),
+    ({"image_size": 64, "mechanism": "longformer"}, OptionError, "neighbours along a text"),
+    ({"image_size": 64, "mechanism": "infini"}, OptionError, "neighbours along a text"),
+    ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "raster"}}, OptionError, "remembers the earlier ones"),
+    ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
+    ({"image_size": 64, "positions": "rope:yarn"}, PositionError, "expected one of auto, tile, interpolate"),
+    ({"image_size": 64, "positions": "alibi"}, PositionError, "does not apply to the positions of pictures"),
+    ({"image_size": 64, "positions": "random"}, PositionError, "does not apply to the positions of pictures"),
+    ({"max_length": 4096}, OptionError, "counts the tokens of a text.*--image-size 1024"),
+    ({"max_decoder_length": 4096}, OptionError, "encoder-decoder"),
+    ({"image_size": 64, "init_from_text": "book.txt"}, OptionError, "--init-from-text"),
+    ({"image_size": 64, "mechanism": "auto", "budget": "0.25"}, OptionError, "chooses mechanisms by a text"),
+    ({"image_size": 64, "budget": "0.25"}, OptionError, "--budget"),
+    ({"image_size": 64, "layers": {2: {"mechanism": "full"}}}, OptionError, "the model has 2 layers"),
+    ({"image_size": 64, "generic": True}, CheckpointError, "has Long classes; leave --generic out"),
+    ({"image_size": 64, "native": True}, LongAttentionError, "no native twin"),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "sentence"), REFUSED)
+def test_refusals(settings: dict[str, Any], error: type[LongAttentionError], sentence: str, saved: Checkpoint, tmp_path: Path) -> None:
+    source = saved()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=sentence) as raised:
+        convert_checkpoint(source, tmp_path / "long", choose=hf_longattn.search.choose_mechanisms, **settings)
+    assert "\n" not in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_refusal_of_the_command_is_one_line(saved: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from hf_longattn.cli.app import main
+
+    source = saved()
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(f"convert {source} {tmp_path / 'long'} --image-size 30"))
+    assert ended.value.code
+    assert len(capfd.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "long").exists()
+
+
+def test_prefix_tokens_of_a_model_without_them(saved: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="IJepaModel has none; leave it out"):
+        plan_conversion(saved("IJepaModel"), image_size=64, mechanism="window2d", prefix_tokens="reads")
+
+
+def test_a_size_of_pictures_for_a_model_of_text(tmp_path: Path) -> None:
+    config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, vocab_size=100)
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(OptionError, match="a BertModel reads text; give its length as --max-length"):
+        plan_conversion(tmp_path / "bert", image_size=1024)
+
+
+def test_a_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path: Path) -> None:
+    source = saved()
+    transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(source)
+    with pytest.raises(CheckpointError, match=r"makes pictures of 48 × 48 pixels, but its config\.json says image_size=32"):
+        plan_conversion(source, image_size=64)
+    (source / FILE).write_text("[]")
+    with pytest.raises(CheckpointError, match=FILE):
+        plan_conversion(source, image_size=64)
+    dinov2 = saved("Dinov2Model")  # its own class resizes the table, and the published ones crop to less than they were trained on
+    transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}).save_pretrained(dinov2)
+    plan = plan_conversion(dinov2, image_size=64)
+    assert plan.files[FILE]["crop_size"] == {"height": 64, "width": 64}
+    assert plan.files[FILE]["size"] == {"shortest_edge": 80}
+
+
+def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hf_longattn.conversion import plan_grid
+
+    monkeypatch.setattr(plan_grid, "file_of_size", lambda folder, processor, size: values(folder, FILE))
+    with pytest.raises(CheckpointError, match="makes pictures of 32 × 32 pixels instead of 64 × 64"):
+        convert_checkpoint(saved(), tmp_path / "long", image_size=64)
+    assert not (tmp_path / "long").exists()
+
+
+def test_files_of_processors(tmp_path: Path) -> None:
+    def after(file: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        (tmp_path / FILE).write_text(json.dumps(file))
+        changed = file_of_size(tmp_path, load_processor(tmp_path), size)
+        (tmp_path / FILE).write_text(json.dumps(changed))
+        assert picture_size(load_processor(tmp_path)) == size
+        assert {**changed, **(file_before(tmp_path) or {})}.items() >= file.items()
+        return changed
+
+    assert after({"feature_extractor_type": "ViTFeatureExtractor", "size": 224}, (512, 1024))["size"] == {"height": 512, "width": 1024}
+    crop = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
+    assert after(crop, (448, 896))["size"] == {"shortest_edge": 1024}
+    edge = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": False}
+    (tmp_path / FILE).write_text(json.dumps(edge))
+    with pytest.raises(CheckpointError, match="set size to a height and a width"):
+        file_of_size(tmp_path, load_processor(tmp_path), (64, 64))
+
+
+def test_a_short_folder_is_read_as_a_long_model(saved: Checkpoint) -> None:
+    model: Any = hf_longattn.LongViTForImageClassification.from_pretrained(saved(), long_image_size=[48, 64], position_extension="tile")
+    assert model.config.largest_size == (48, 64)
+    assert model(torch.zeros(1, 3, 48, 64)).logits.shape == (1, 5)
+
+
+def test_texts_of_a_reversal_are_refused(saved: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False)
+    with pytest.raises(OptionError, match="--max-length is for texts"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back", max_length=64)
+    with pytest.raises(OptionError, match="--positions is for texts"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back", positions="interpolate")
