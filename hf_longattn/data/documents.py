@@ -1,4 +1,4 @@
-"""Classes by number; documents with a class, and documents with a summary, as model inputs."""
+"""Documents with a class, and documents with a summary, as model inputs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ def label_names(*parts: Dataset) -> list[str]:
     names = {label for part in parts for label in part["label"]}
     numbers = all(name.lstrip("-").isdigit() for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
-
-
-def number_labels(data: Dataset, names: Sequence[str]) -> Dataset:
-    """``data`` with the numbers of its labels, ``labels``, in place of their names, ``label``."""
-    numbers = {name: number for number, name in enumerate(names)}
-    return data.remove_columns("label").add_column("labels", [numbers[label] for label in data["label"]])
 
 
 def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str]) -> Dataset:

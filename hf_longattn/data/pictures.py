@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset, Features, Image, Value
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from pyarrow.compute import struct_field
 from torch import Tensor
 from transformers.utils import logging
 
@@ -70,11 +71,11 @@ def load_labelled_pictures(source: str, *, split: str = "train", image_column: s
     labels = [name(value, row) for row, value in enumerate(data[label_column])]
     pictures = _as_pictures(data, image_column, source)
     names = []
-    for row, place in enumerate(_paths(pictures)):
-        if place is None and pictures[row]["image"] is None:
+    for row, (place, is_missing) in enumerate(_paths(pictures)):
+        if is_missing:
             raise DataError(f"row {row + 1} of {source} has no picture in the column {image_column!r}; leave such rows out")
         names.append(place if place and Path(place).is_absolute() else f"row {row + 1} of {source}")
-    return pictures.add_column("label", labels).add_column("name", names).cast(LABELLED_PICTURES)
+    return pictures.add_column("label", labels).add_column("name", names)
 
 
 def _picture_folder(path: Path, split: str) -> Dataset:
@@ -110,9 +111,10 @@ def _as_pictures(data: Dataset, column: str, source: str) -> Dataset:
     return pictures.cast_column("image", Image(decode=False))
 
 
-def _paths(pictures: Dataset) -> list[str | None]:
-    """The path of each picture that lies in a file, without reading any."""
-    return [None if image is None else image.get("path") for image in pictures.select_columns(["image"])["image"]]
+def _paths(pictures: Dataset) -> list[tuple[str | None, bool]]:
+    """The path of each picture that lies in a file, and whether there is none at all; bytes are not read."""
+    column = pictures.with_format("arrow")[:]["image"]
+    return list(zip(struct_field(column, "path").to_pylist(), column.is_null().to_pylist(), strict=True))
 
 
 def read_picture(image: Mapping[str, Any], name: str) -> tuple[Picture, bool]:
@@ -191,7 +193,7 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
         CheckpointError: the model was converted for other ones: the processor would scale large pictures down in silence.
         DataError: as :func:`read_picture`.
     """
-    batch = PictureCollator(processor)([{**row, "labels": 0}])
+    batch = PictureCollator(processor, [row["label"]])([dict(row)])
     height, width = batch["pixel_values"].shape[-2:]
     converted = getattr(model.config, "long_image_size", None)
     if converted is not None and tuple(converted) != (height, width):
@@ -211,13 +213,15 @@ class PictureCollator(CountedPasses):
 
     Args:
         processor: the model's image processor.
+        names: of the labels, in the order of their numbers.
         augmentation: see :func:`augmentation_of`; ``None`` = none.
         seed: of the augmentation.
     """
 
-    def __init__(self, processor: Any, augmentation: Augmentation | None = None, seed: int = 0) -> None:
+    def __init__(self, processor: Any, names: Sequence[str], augmentation: Augmentation | None = None, seed: int = 0) -> None:
         self.count_passes()
         self.processor, self.augmentation, self.seed = processor, augmentation, seed
+        self.numbers = {name: number for number, name in enumerate(names)}
 
     def for_evaluation(self) -> PictureCollator:
         """A copy without augmentation."""
@@ -226,7 +230,7 @@ class PictureCollator(CountedPasses):
         return collator
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch of rows with ``image``, ``name`` and ``labels``.
+        """The batch of rows of :func:`load_labelled_pictures`.
 
         Raises:
             DataError: a picture cannot be read, or the processor makes pictures of several sizes.
@@ -245,7 +249,7 @@ class PictureCollator(CountedPasses):
                 f"the model's image processor makes pictures of several sizes, {sides} pixels; set do_resize and size with height and "
                 "width in its preprocessor_config.json"
             )
-        return {"pixel_values": torch.stack(pixels), "labels": torch.tensor([row["labels"] for row in features])}
+        return {"pixel_values": torch.stack(pixels), "labels": torch.tensor([self.numbers[row["label"]] for row in features])}
 
 
 class Augmentation:

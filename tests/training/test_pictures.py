@@ -26,8 +26,14 @@ from transformers import (
 from hf_longattn import LongViTForImageClassification
 from hf_longattn.cli.train import train
 from hf_longattn.data import pictures as pictures_module
-from hf_longattn.data.documents import number_labels
-from hf_longattn.data.pictures import Augmentation, PictureCollator, augmentation_of, load_labelled_pictures, read_picture
+from hf_longattn.data.pictures import (
+    LABELLED_PICTURES,
+    Augmentation,
+    PictureCollator,
+    augmentation_of,
+    load_labelled_pictures,
+    read_picture,
+)
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
 from hf_longattn.training.parsing import build_arguments
@@ -141,6 +147,7 @@ def test_pictures_of_every_source(photos: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     for source, names in sources:
         rows = load_labelled_pictures(str(source), **names)
+        assert rows.features == LABELLED_PICTURES
         assert rows["label"][:] == labels, source
         for row, file in zip(rows, files, strict=True):
             assert read_picture(row["image"], row["name"])[0].tobytes() == Pillow.open(file).tobytes()
@@ -150,8 +157,8 @@ def test_pictures_of_every_source(photos: Path, tmp_path: Path) -> None:
 def test_the_model_is_fed_what_the_image_processor_makes(photos: Path, models: dict[str, str]) -> None:
     """As in the model card's example of transformers: ``AutoImageProcessor(picture, return_tensors="pt")``."""
     processor = AutoImageProcessor.from_pretrained(models["long"])
-    rows = number_labels(load_labelled_pictures(str(photos)), sorted(COLOURS))
-    batch = PictureCollator(processor)([rows[0], rows[20]])
+    rows = load_labelled_pictures(str(photos))
+    batch = PictureCollator(processor, sorted(COLOURS))([rows[0], rows[20]])
     examples = [processor(Pillow.open(rows[number]["image"]["path"]), return_tensors="pt")["pixel_values"] for number in (0, 20)]
     torch.testing.assert_close(batch["pixel_values"], torch.cat(examples), rtol=0, atol=0)
     assert batch["labels"].tolist() == [0, 1]
@@ -320,8 +327,9 @@ class TestAugmentation:
 
     def test_a_pass_has_its_own_and_an_evaluation_none(self, photos: Path, models: dict[str, str]) -> None:
         processor = AutoImageProcessor.from_pretrained(models["short"])
-        rows = [*number_labels(load_labelled_pictures(str(photos)), sorted(COLOURS)).select([0, 20])]
-        collator, plain = PictureCollator(processor, self.noisy(), seed=1), PictureCollator(processor)(rows)["pixel_values"]
+        rows = [*load_labelled_pictures(str(photos)).select([0, 20])]
+        collator = PictureCollator(processor, sorted(COLOURS), self.noisy(), seed=1)
+        plain = PictureCollator(processor, sorted(COLOURS))(rows)["pixel_values"]
         state = torch.random.get_rng_state()
         first = collator(rows)["pixel_values"]
         assert torch.equal(torch.random.get_rng_state(), state)
@@ -361,13 +369,13 @@ class TestAugmentation:
     def test_crops_and_flips_of_torchvision(self, photos: Path, models: dict[str, str]) -> None:
         pytest.importorskip("torchvision")
         processor = AutoImageProcessor.from_pretrained(models["long"])
-        rows = [*number_labels(load_labelled_pictures(str(photos)), sorted(COLOURS)).select([0, 20])]
-        plain = PictureCollator(processor)(rows)["pixel_values"]
+        rows = [*load_labelled_pictures(str(photos)).select([0, 20])]
+        plain = PictureCollator(processor, sorted(COLOURS))(rows)["pixel_values"]
         for name in ("", "crop+flip", "crop", "flip"):
-            collator = PictureCollator(processor, augmentation_of(name, (32, 48)))
+            collator = PictureCollator(processor, sorted(COLOURS), augmentation_of(name, (32, 48)))
             assert collator(rows)["pixel_values"].shape == plain.shape
         flipped = set()
-        collator = PictureCollator(processor, augmentation_of("flip", (32, 48)))
+        collator = PictureCollator(processor, sorted(COLOURS), augmentation_of("flip", (32, 48)))
         for number in range(8):
             collator.passes = number
             pixels = collator(rows[:1])["pixel_values"]

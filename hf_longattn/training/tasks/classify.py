@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
-from hf_longattn.data.documents import label_names, number_labels, to_documents
+from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.pictures import (
     EXTRA,
@@ -86,7 +86,7 @@ class ClassificationDataArguments(LabelledDataArguments):
             raise OptionError(f"{column} and label_column are both {self.label_column!r}; name two columns")
         check_augmentation(self.augmentation)
         if self.images:
-            check_extra(EXTRA, "PIL")
+            check_extra(EXTRA, "PIL", *(["torchvision"] if self.augmentation not in ("", "none") else []))
 
 
 @dataclass
@@ -227,11 +227,10 @@ class Pictures:
         training_args.train_sampling_strategy = "random"
         size = checked_size(model, processor, rows[0][0])
         transparent = sum(map(count_transparent, rows))
-        collator = PictureCollator(processor, augmentation_of(args.augmentation, size), training_args.seed)
-        pictures, held_out = (number_labels(data, names) for data in rows)
-        counts = {"train": len(pictures), "held_out": len(held_out), "transparent": transparent}
+        collator = PictureCollator(processor, names, augmentation_of(args.augmentation, size), training_args.seed)
+        counts = {"train": len(rows[0]), "held_out": len(rows[1]), "transparent": transparent}
         log = {"input_size": list(size), "augmented": collator.augmentation is not None, "pictures": counts}
-        return Inputs(pictures, held_out, collator, collator.for_evaluation(), log)
+        return Inputs(*rows, collator, collator.for_evaluation(), log)
 
     def described(self, log: Mapping[str, Any]) -> str:
         """What a card says about the inputs of a run."""
@@ -263,13 +262,12 @@ class ClassificationTrainer(TimedTrainer):
 
     def scores(self, data: Dataset) -> dict[str, Any]:
         """Accuracy and macro F1 in per cent, by document length; empty in all processes but the first."""
-        predictions = self.predict(data).predictions
+        output: Any = self.predict(data)
         if not self.is_world_process_zero():
             return {}
         lengths = data["document"] if "document" in data.column_names else [NO_LENGTH] * len(data)
-        pairs = zip(data["labels"], lengths, strict=True)
-        references = [{"label": label, "length": length} for label, length in pairs]
-        return load_metric("long_classification").compute(predictions=[int(number) for number in predictions], references=references)
+        references = [{"label": int(label), "length": length} for label, length in zip(output.label_ids, lengths, strict=True)]
+        return load_metric("long_classification").compute(predictions=[int(number) for number in output.predictions], references=references)
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
