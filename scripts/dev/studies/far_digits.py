@@ -283,7 +283,7 @@ def run_seed(digits: Digits, args: argparse.Namespace, seed: int, store: Callabl
             return measured(model, system.logits, batches_of(digits, shown, args.batch, 20_000 + seed, args.test_pictures))
 
         before, steps = test(), math.ceil(args.pictures / args.batch)
-        batches = batches_of(digits, drawing, args.batch, 30_000 + seed)
+        batches = batches_of(digits, drawing, args.batch, 30_000 + seed, single=args.single if args.label == "sum" else 0.0)
         log = trained(model, system.logits, batches, steps, args.rate, args.minutes, [])
         rows[name] = {**log, "MB": memory(), "before": before, "after": test(), "one digit blanked": test(blank=True)}
         after, blanked = (rows[name][part]["accuracy"] for part in ("after", "one digit blanked"))
@@ -345,6 +345,7 @@ def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--short-minutes", type=float, default=20.0, help="minutes of processor time to train on small pictures")
     parser.add_argument("--minutes", type=float, default=20.0, help="minutes of processor time, at most, to fine-tune a system")
     parser.add_argument("--pictures", type=int, default=4_000, help="large pictures to fine-tune on, at most")
+    parser.add_argument("--single", type=float, default=0.2, help="share of the training pictures that have one digit, which is their sum")
     parser.add_argument("--test-pictures", type=int, default=1_000)
     parser.add_argument("--batch", type=int, default=16, help="large pictures in a batch")
     parser.add_argument("--short-rate", type=float, default=1e-3, help="learning rate on small pictures")
