@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..conversion.report import Check
-from ..conversion.text import VerificationText
+from ..conversion.report import FAILED, PASSED, TOLERANCE, Check
 
 PAST = "past_key_values"
 """How the names of a decoder's state tensors begin."""
@@ -38,12 +37,10 @@ class ExportedGraph(nn.Module, ABC):
     """A model as a function of named tensors, which can be one graph for all batch sizes and lengths.
 
     model: what it wraps.
-    words: texts on which it is traced and compared.
     advised: a mechanism whose models can be written, for the message that another cannot.
     """
 
     model: Any
-    words: VerificationText
     advised: ClassVar[str]
 
     @property
@@ -65,6 +62,27 @@ class ExportedGraph(nn.Module, ABC):
     def describe(self) -> dict[str, Any] | None:
         """What export_report.json tells a program that runs the graph about its state; ``None`` without one."""
         return None
+
+
+def compare(
+    run: Runner, inputs: dict[str, Tensor], expected: dict[str, Tensor], shape: str, values: dict[str, Any], rows: Callable[[Tensor], Any]
+) -> Check:
+    """Whether a graph returns what is expected.
+
+    shape, values: of the inputs, in words and for the report. rows: the index of the entries of an output that are defined.
+    """
+    try:
+        outputs = run(inputs)
+    except Exception as error:  # runtimes raise any type of error
+        why = f"{shape}: the runtime cannot run it ({type(error).__name__})"
+        return Check("equal to the model", FAILED, why, {**values, "difference": None})
+    worst = 0.0
+    for name, expected_values in expected.items():
+        at = rows(expected_values)
+        difference = (outputs[name] - expected_values)[at].abs().max().item() / max(1.0, expected_values[at].abs().max().item())
+        worst = max(worst, difference if difference == difference else float("inf"))
+    detail = f"{shape}: largest difference {worst:.1e} of the largest output"
+    return Check("equal to the model", PASSED if worst <= TOLERANCE else FAILED, detail, {**values, "difference": worst})
 
 
 def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:

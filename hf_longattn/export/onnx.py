@@ -20,7 +20,9 @@ from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from ..conversion.folders import short_name, write_folder
 from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
+from ..conversion.pictures import VerificationPictures
 from ..conversion.pooling import sentence_pooling, write_for_servers
+from ..conversion.processors import load_processor
 from ..conversion.report import FAILED, Check, versions
 from ..conversion.sources.base import ResultInfo, Source
 from ..conversion.sources.peft import refuse_adapter
@@ -39,6 +41,7 @@ from .decoder import DecoderGraph
 from .graphs import ExportedGraph, onnx_runner, runner
 from .int8 import INT8_FILE, measure, quantise
 from .model_graph import ModelGraph, example_inputs
+from .picture_graph import PictureGraph
 
 TASKS = {**AUTO_CLASSES, WITH_PAST: "AutoModelForCausalLM", "text2text-generation": "AutoModelForSeq2SeqLM"}
 """The Hub's names of tasks, and the Auto class of each."""
@@ -52,6 +55,7 @@ class ExportReport:
 
     inputs, outputs: names, in order. min_length, max_length: least (pad shorter texts) and most tokens that the graph takes.
     text: what the graph and the model were run on.
+    image_size: pixels along each axis of the pictures that a graph of a model of pictures takes, and no others.
     decoding: of a decoder with a cache, its state tensors and how they are initialised.
     int8: of the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
     """
@@ -69,6 +73,7 @@ class ExportReport:
     bytes_written: int
     versions: dict[str, str]
     text: str = ""
+    image_size: tuple[int, ...] | None = None
     decoding: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None
 
@@ -91,7 +96,8 @@ def export_checkpoint(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> ExportReport:
-    """Write a long checkpoint as one graph, after comparing it with the model at three lengths.
+    """Write a long checkpoint as one graph, after comparing it with the model at three lengths, or on pictures of the size for which a
+    model of pictures was converted, which are the only ones that its graph takes.
 
     Weights are written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``,
     as one step of generation, which takes and returns what every layer keeps of the text so far. The graph of a
@@ -133,19 +139,28 @@ def export_checkpoint(
     refuse_adapter(source)
     loaded = _load(source, inspection.class_name, task)
     _check_mechanisms(loaded)
-    text, origin = verification_text(None)
-    words = VerificationText(text, origin, load_tokenizer(source.folder), loaded.config.vocab_size)
     if task == WITH_PAST and global_attention_mask:
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
     if task == WITH_PAST and int8:
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
+    image_size = None if inspection.grid is None else inspection.grid.size
     graph: ExportedGraph
-    if task == WITH_PAST:
-        graph = DecoderGraph(loaded, words)
+    words: VerificationText | VerificationPictures
+    if image_size is not None:
+        if global_attention_mask or int8:
+            option = "global_attention_mask" if global_attention_mask else "int8"
+            raise ExportError(f"The graph of a model of pictures is written without {option}; leave {option} out.")
+        words = _pictures(loaded, source)
+        graph = PictureGraph(loaded, words, image_size)
     else:
-        names = input_names(loaded, words.source_tokenizer, global_attention_mask)
-        graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder))
+        words = VerificationText(*verification_text(None), load_tokenizer(source.folder), loaded.config.vocab_size)
+        if task == WITH_PAST:
+            graph = DecoderGraph(loaded, words)
+        else:
+            names = input_names(loaded, words.source_tokenizer, global_attention_mask)
+            graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder))
     graph.eval()
+    tokenizer = words.source_tokenizer if isinstance(words, VerificationText) else None
     written: dict[str, Any] = {}
 
     def write(stage: Path) -> list[str]:
@@ -156,17 +171,18 @@ def export_checkpoint(
             raise ExportError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
-        quantised = _quantise(stage, graph.inputs, outputs, words, loaded, limits) if int8 else None
+        quantised = _quantise(stage, graph.inputs, outputs, words, loaded, limits) if isinstance(words, VerificationText) and int8 else None
         _write_configs(loaded, source, stage)
         written.update(outputs=outputs, min_length=shortest, opset=used, checks=tuple(checks), int8=quantised)
         return sorted(path.name for path in stage.iterdir())
 
     def described(stage: Path, files: tuple[str, ...]) -> ExportReport:
-        write_for_servers(stage, known_length(loaded.config, words.source_tokenizer) or max_length)
+        write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
         size = sum(path.stat().st_size for path in stage.iterdir())
         return ExportReport(
             target, format, type(loaded).__name__, graph.inputs, max_length=max_length, files=files, bytes_written=size,
-            text=words.describe(), versions=versions(*(EXTRAS["onnx"] if format == "onnx" else ())), decoding=graph.describe(), **written,
+            text=words.describe(), image_size=image_size,
+            versions=versions(*(EXTRAS["onnx"] if format == "onnx" else ())), decoding=graph.describe(), **written,
         )  # fmt: skip
 
     kind = "ONNX" if format == "onnx" else "torch.export"
@@ -176,11 +192,20 @@ def export_checkpoint(
         weights=write,
         report=described,
         report_file=REPORT,
-        introduction=f"The long model `{short_name(source)}` (`{type(loaded).__name__}`) as one {kind} graph for inputs of up to "
-        f"{max_length:,} tokens, made by `longattn export`.",
+        introduction=f"The long model `{short_name(source)}` (`{type(loaded).__name__}`) as one {kind} graph for "
+        f"{inspection.longest_input if image_size is not None else f'inputs of up to {max_length:,} tokens'}, made by `longattn export`.",
         needed_bytes=(14 if int8 else 5) * sum(p.numel() for p in loaded.parameters()),  # the quantiser writes its input anew
         overwrite=overwrite,
     )
+
+
+def _pictures(model: Any, source: Source) -> VerificationPictures:
+    """What a graph of a model of pictures is compared on."""
+    processor = load_processor(source.folder)
+    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+    rule = family_of(model.config).grid
+    assert rule is not None
+    return VerificationPictures(rule, model.config, mean, std)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
@@ -232,7 +257,8 @@ def _check_mechanisms(model: nn.Module) -> None:
 
     refused = sorted({mechanism.name for mechanism in attached_mechanisms(model).values() if not mechanism.exports})
     if refused:
-        good = ", ".join(name for name in list_mechanisms() if mechanism_class(name).exports)
+        on_grid = any(mechanism.needs_grid for mechanism in attached_mechanisms(model).values())
+        good = ", ".join(name for name in list_mechanisms(grid=None if on_grid else False) if mechanism_class(name).exports)
         raise ExportError(
             f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )
