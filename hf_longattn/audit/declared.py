@@ -6,7 +6,7 @@ import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ..conversion.flops import with_storage
 from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
+from ..engines.common.grid import Grid
+from ..engines.common.token_order import token_order
 from ..errors import checkpoint_errors
 from ..mechanisms import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
@@ -23,6 +25,7 @@ from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import enable_long_attention
+from .pictures import AuditPictures
 
 PAIRS_IN_MEMORY = 1 << 22
 """Most pairs of an output and a token, over all heads, that are in memory at a time."""
@@ -124,9 +127,12 @@ class LayerReach(Reach):
 
 
 class StackReach(Reach):
-    """The reach of all layers together."""
+    """The reach of all layers together.
 
-    def __init__(self, layers: Sequence[LayerReach]) -> None:
+    inputs: ``(length,)`` bool, the tokens that are made from the input; ``None`` for all.
+    """
+
+    def __init__(self, layers: Sequence[LayerReach], inputs: Tensor | None = None) -> None:
         super().__init__(
             "",
             layers[0].length,
@@ -136,9 +142,10 @@ class StackReach(Reach):
             ahead=sum(layer.ahead for layer in layers),
             hubs=torch.stack([layer.hubs for layer in layers]).any(0),
         )
-        self.layers = layers
+        self.layers, self.inputs = layers, inputs
 
     def influence(self, tokens: Tensor) -> Tensor:
+        tokens = tokens if self.inputs is None else tokens & self.inputs
         for layer in self.layers:
             tokens = layer.influence(tokens)
         return tokens
@@ -152,11 +159,15 @@ class DeclaredReach:
         stack: its :func:`text_stack`.
         ids: ``(N,)``, the tokens.
         leading, trailing: how many special tokens come before and after them; they are counted, but not distinguished.
+        pictures: what the ids are the patches of, where the model reads pictures.
     Raises:
         CheckpointError: no model can be built from the config, or its windows are not numbers of tokens.
     """
 
-    def __init__(self, config: Any, stack: Any, ids: Tensor, leading: int = 0, trailing: int = 0) -> None:
+    def __init__(
+        self, config: Any, stack: Any, ids: Tensor, leading: int = 0, trailing: int = 0, pictures: AuditPictures | None = None
+    ) -> None:
+        self.pictures = pictures
         row = torch.cat([ids.new_full((leading,), -1), ids, ids.new_full((trailing,), -1)])[None]
         self.length = row.shape[1]
         self._nowhere = torch.zeros(self.length, dtype=torch.bool)
@@ -178,7 +189,7 @@ class DeclaredReach:
 
     def of_stack(self) -> StackReach:
         """The reach of all layers together."""
-        return StackReach([*self.layers, *self.outside])
+        return StackReach([*self.layers, *self.outside], None if self.pictures is None else ~self.pictures.prefix)
 
     def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
         """The reach of modules of the stack, in the order of their calls, by what attention they contain."""
@@ -206,11 +217,35 @@ class DeclaredReach:
     def _of_site(self, mechanism: nn.Module, causal: bool, chosen: Tensor | None) -> LayerReach:
         if not isinstance(mechanism, Mechanism) or mechanism.recursion is not None:
             return LayerReach.unknown(self.length)
-        seeded = getattr(mechanism.options, "seed", None) is not None  # layers draw differently
-        key = type(mechanism), mechanism.options, mechanism.layer if seeded else 0, causal
+        differs = getattr(mechanism.options, "seed", None) is not None or mechanism.needs_grid  # layers draw differently, or shift windows
+        key = type(mechanism), mechanism.options, mechanism.layer if differs else 0, causal
         if key not in self._built:
-            self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
+            if self.pictures is not None and (mechanism.needs_grid or mechanism.options.order is not None):
+                self._built[key] = self._on_grid(with_storage(mechanism), self.pictures.grid)
+            else:
+                self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
         return self._built[key]
+
+    @torch.no_grad()
+    def _on_grid(self, mechanism: Mechanism, grid: Grid) -> LayerReach:
+        """The pairs of a mechanism on a grid, or of one that reads its cells in some order, if its mask is its whole definition."""
+        name = " ".join([mechanism.name, *mechanism.options.changed()])
+        bound, order = mechanism.on(grid), mechanism.options.order
+        if not isinstance(bound, MaskedMechanism) or not bound.mask_is_reach or bound.takes_globals:
+            return replace(LayerReach.unknown(self.length), name=name)
+        mask = bound.mask_mod(False, None)
+        if order is not None:
+            index = token_order(grid, order, torch.device("cpu"))
+            place = torch.zeros(self.length, dtype=torch.long)
+            place[index[index >= 0]] = (index >= 0).nonzero()[:, 0]
+            mask = _in_order(mask, place)
+        prefix = torch.arange(self.length) < grid.prefix
+        reach = LayerReach(name, self.length, True, False, self.length, self.length, prefix, mask, mechanism.num_heads)
+        back = ahead = 0
+        for rows, columns, pairs in reach.blocks(~prefix):
+            distance = (rows[:, None] - columns).masked_fill(~pairs | prefix[rows][:, None], 0)
+            back, ahead = max(back, int(distance.max())), max(ahead, -int(distance.min()))
+        return replace(reach, back=back, ahead=ahead)
 
     @torch.no_grad()
     def _of_mechanism(self, mechanism: Mechanism, causal: bool, chosen: Tensor | None) -> LayerReach:
@@ -246,6 +281,11 @@ class DeclaredReach:
             mechanism = mechanism_from("full" if width is None else "window", options, num_heads=1, head_dim=8, max_length=self.length)
             self._built[width, causal] = self._of_mechanism(mechanism, causal, None)
         return self._built[width, causal]
+
+
+def _in_order(mask: MaskMod, place: Tensor) -> MaskMod:
+    """``mask`` of tokens that are read in another order: token n is at ``place[n]``."""
+    return lambda b, h, q_idx, kv_idx: mask(b, h, place[q_idx], place[kv_idx])
 
 
 def named_windows(config: Any) -> list[int] | None:

@@ -28,6 +28,7 @@ from ..modeling.generic import load_generic
 from ..reading import check_name, is_generic, named_class, plain_names
 from .declared import DeclaredReach, text_stack
 from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
+from .pictures import AuditPictures
 from .targets import (
     EMBEDDING,
     AuditTarget,
@@ -62,9 +63,9 @@ def audit_reach(
 ) -> ReachAudit:
     """Compare the measured reach of a model, an ONNX file or an embedding server with what the config of ``model`` says.
 
-    Sets of tokens are replaced, and outputs that the config lets depend on none of them must not change, nor those stay the same that
-    depend on one. Of a PyTorch model every layer is measured by itself, by replacing the states before it, and then its output; of a graph
-    its output, and of a server its embedding. No weights are needed for the latter two.
+    Sets of tokens, or of a model of pictures of patches, are replaced, and outputs that the config lets depend on none of them must not
+    change, nor those stay the same that depend on one. Of a PyTorch model every layer is measured by itself, by replacing the states before
+    it, and then its output; of a graph its output, and of a server its embedding. No weights are needed for the latter two.
 
     By default some 25 runs find a window that is one key too narrow or too wide, and every token that is seen from far out of reach.
     ``audit.tested`` is the share of the pairs kept apart that they test.
@@ -112,17 +113,21 @@ def audit_reach(
         loaded, config = _load(folder, name, weights, attn_implementation)
     tokenizer = None if folder is None else load_tokenizer(folder)
     stack = text_stack(config, loaded)
-    tokens = _length(name, length, known_length(config, tokenizer, stack), longest_by_default=url is not None)
-    words = single_words(tokenizer, name) if url is not None else ordinary_ids(config, tokenizer)
+    pictures = AuditPictures.of(config, length=length, url=url)
+    if pictures is not None:
+        tokens, words = pictures.grid.length, pictures.numbers
+    else:
+        tokens = _length(name, length, known_length(config, tokenizer, stack), longest_by_default=url is not None)
+        words = single_words(tokenizer, name) if url is not None else ordinary_ids(config, tokenizer)
     target: AuditTarget
     if url is not None:
         target = ServerTarget(url, tokenizer, timeout)
         tokens -= target.leading + target.trailing
     else:
-        target = GraphTarget(Path(onnx)) if onnx is not None else ModelTarget(loaded)
+        target = GraphTarget(Path(onnx), pictures) if onnx is not None else ModelTarget(loaded, pictures)
     generator = torch.Generator().manual_seed(0)
     ids = words[torch.randint(len(words), (tokens,), generator=generator)]
-    declared = DeclaredReach(config, stack, ids, target.leading, target.trailing)
+    declared = DeclaredReach(config, stack, ids, target.leading, target.trailing, pictures)
     started = time.monotonic()
     settings = Settings(tolerance, exhaustive)
     measured: list[Measurement | Embedding] = []

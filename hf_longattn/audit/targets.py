@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import LongAttentionError, OptionError, in_a_line, needs_extra
 from ..export.onnx import has_experts
 from ..modeling.inference.optimize import evaluating
+from .pictures import AuditPictures
 
 MAX_WORDS = 2000
 """Words of one token that a server is sent."""
@@ -263,12 +264,15 @@ def check_finite(name: str, stage: str, states: Tensor) -> None:
 
 
 class ModelTarget:
-    """A PyTorch model: its encoder where it has an encoder and a decoder."""
+    """A PyTorch model: its encoder where it has an encoder and a decoder.
+
+    pictures: what ``ids`` are the patches of, where the model reads pictures.
+    """
 
     leading = trailing = 0
 
-    def __init__(self, model: nn.Module) -> None:
-        self.name = type(model).__name__
+    def __init__(self, model: nn.Module, pictures: AuditPictures | None = None) -> None:
+        self.name, self.pictures = type(model).__name__, pictures
         base: Any = getattr(model, "base_model", model)
         self.stack: Any = base.get_encoder() if base.config.is_encoder_decoder else base
         self.rounding = ROUNDING if has_experts(self.stack) else 0.0
@@ -276,17 +280,21 @@ class ModelTarget:
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Any:
         """The model's output for ``ids (N,)``."""
-        row = ids[None].to(next(self.stack.parameters()).device)
+        device = next(self.stack.parameters()).device
+        row = ids[None].to(device)
+        inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+        if self.pictures is not None:
+            inputs = {name: value.to(device) for name, value in self.pictures.inputs(ids).items()}
         cache = {"use_cache": False} if "use_cache" in inspect.signature(self.stack.forward).parameters else {}
         try:
             with evaluating(self.stack):
-                return self.stack(input_ids=row, attention_mask=torch.ones_like(row), **cache)
+                return self.stack(**inputs, **cache)
         except LongAttentionError:
             raise
         except Exception as error:  # the model may be anybody's
             raise OptionError(
-                f"{self.name} does not run with {len(ids):,} tokens as input_ids ({in_a_line(error)}); give another --length if it takes "
-                "others only."
+                f"{self.name} does not run with {len(ids):,} tokens as {next(iter(inputs))} ({in_a_line(error)}); give another --length "
+                "if it takes others only."
             ) from error
 
     def outputs(self, ids: Tensor) -> tuple[str, Tensor]:
@@ -302,12 +310,16 @@ class ModelTarget:
 
 
 class GraphTarget:
-    """An ONNX file: its first output with a row for each token, else its first pooled one."""
+    """An ONNX file: its first output with a row for each token, else its first pooled one.
+
+    pictures: what ``ids`` are the patches of, where the graph reads pictures.
+    """
 
     rounding = 0.0
     leading = trailing = 0
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, pictures: AuditPictures | None = None) -> None:
+        self.pictures = pictures
         with needs_extra("onnx"):
             import onnxruntime
         file = file / "model.onnx" if file.is_dir() else file
@@ -321,13 +333,15 @@ class GraphTarget:
         except Exception as error:  # onnxruntime has no public class of errors
             raise OptionError(f"onnxruntime cannot load {str(file)!r}: {in_a_line(error)}.") from error
         self.inputs = {value.name: value for value in self.session.get_inputs()}
-        unknown = sorted(set(self.inputs) - {"input_ids", "attention_mask", "token_type_ids", "position_ids"})
-        if unknown or "input_ids" not in self.inputs:
+        first, more = ("input_ids", ["attention_mask", "token_type_ids", "position_ids"]) if pictures is None else (pictures.rule.input, [])
+        unknown = sorted(set(self.inputs) - {first, *more})
+        if unknown or first not in self.inputs:
+            if_asked = f", and {', '.join(more[:-1])} or {more[-1]} where they are asked for" if more else ""
             raise OptionError(
-                f"{str(file)!r} takes {', '.join(self.inputs) or 'nothing'}, but an audit gives input_ids, and attention_mask, "
-                "token_type_ids or position_ids where they are asked for; export the model with these inputs only."
+                f"{str(file)!r} takes {', '.join(self.inputs) or 'nothing'}, but an audit gives {first}{if_asked}; export the model with "
+                "these inputs only."
             )
-        shape = self.inputs["input_ids"].shape
+        shape = self.inputs[first].shape
         self.length = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
 
     def outputs(self, ids: Tensor) -> tuple[str, Tensor]:
@@ -336,6 +350,8 @@ class GraphTarget:
         row = ids[None]
         values = {"input_ids": row, "attention_mask": torch.ones_like(row), "token_type_ids": torch.zeros_like(row)}
         values["position_ids"] = torch.arange(len(ids))[None]
+        if self.pictures is not None:
+            values = self.pictures.inputs(ids)
         types = {"tensor(int32)": torch.int32, "tensor(float)": torch.float32, "tensor(bool)": torch.bool}
         inputs = {name: values[name].to(types.get(value.type, torch.int64)).numpy() for name, value in self.inputs.items()}
         try:

@@ -1,0 +1,68 @@
+"""Pictures as the audit replaces them: every patch has a number, which stands for its pixels, as a token's id stands for a word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engines.common.grid import Grid
+from ..errors import LengthError, OptionError
+from ..modeling.family.definition import family_of
+from ..modeling.family.grid_rule import GridRule
+
+PATCHES = 64
+"""Different patches."""
+
+
+class AuditPictures:
+    """Pictures of the size for which a model was made, from the numbers of their patches.
+
+    grid: of a picture's tokens.
+    """
+
+    def __init__(self, rule: GridRule, config: Any) -> None:
+        self.rule, self.config = rule, config
+        self.size = rule.sizes(config)[1]
+        self.grid: Grid = rule.of_size(config, self.size)
+        self.patch, self.channels = rule.patch(config), config.num_channels
+        generator = torch.Generator().manual_seed(0)
+        self.values = torch.randn(PATCHES, self.channels, *self.patch, generator=generator)
+        self.numbers = torch.arange(PATCHES)
+
+    @classmethod
+    def of(cls, config: Any, *, length: int | None, url: str | None) -> AuditPictures | None:
+        """The pictures of a Long model of pictures; ``None`` for any other model.
+
+        Raises:
+            LengthError, OptionError: a length, or a server, which are for texts.
+        """
+        rule = getattr(family_of(config), "grid", None) if getattr(config, "base_model_type", None) else None
+        if rule is None:
+            return None
+        if getattr(rule, "shapes", None) is not None:
+            raise OptionError(
+                f"A {config.model_type!r} model takes patches that its processor cuts, which are not audited; look at "
+                "hf_longattn.explain(model, inputs) instead."
+            )
+        pictures = cls(rule, config)
+        if length is not None and length != pictures.grid.length:
+            size = " × ".join(map(str, pictures.size))
+            raise LengthError(f"A model of pictures is audited at the size that it was made for, {size} pixels; leave --length out.")
+        if url is not None:
+            raise OptionError("Servers of embeddings take texts, not pictures; leave --url out, or give the model's graph: --onnx FILE.")
+        return pictures
+
+    @property
+    def prefix(self) -> Tensor:
+        """The tokens that are not made from pixels, ``(N,)`` bool."""
+        return torch.arange(self.grid.length) < self.grid.prefix
+
+    def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
+        """The model's input for the patches with ``numbers (N,)``, of which those of the prefix are not looked at."""
+        rank = self.grid.rank
+        patches = self.values[numbers[self.grid.prefix :]].view(*self.grid.sizes, self.channels, *self.patch)
+        axes = [side for axis in range(rank) for side in (axis, rank + 1 + axis)]
+        pixels = patches.permute(rank, *axes).reshape(1, self.channels, *self.size)
+        return {self.rule.input: pixels}
