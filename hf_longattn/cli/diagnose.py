@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +15,19 @@ from . import options as flags
 __all__ = ["diagnose"]
 
 
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Names of files that hold pictures end so."""
+
+
 def diagnose(
     model: Annotated[
         str,
         flags.model_argument("A long or short checkpoint"),
     ],
-    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file, at least as long as the longest length.")],
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="TEXT", help="A UTF-8 text file, at least as long as the longest length; or a photo."),
+    ],
     lengths: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +97,14 @@ def diagnose(
     if html is not None:
         check_extra("plot", "matplotlib")
 
+    if text.suffix.lower() in PICTURES:
+        _diagnose_picture(
+            model, text, html=html, save=save, as_json=as_json, candidate=candidate, queries=queries, device=device, revision=revision,
+            token=token, for_texts={"--lengths": lengths, "--extend": extend, "--mechanism": mechanism, "--needle": needle,
+                                    "--within-mechanism": within_mechanism, "--no-needle": no_needle},
+        )  # fmt: skip
+        return
+
     from ..diagnostics import diagnose as run
     from ..diagnostics import html_page
     from ..diagnostics.texts import NEEDLE, QUESTION, Needle, read_depths, read_lengths
@@ -121,6 +136,31 @@ def diagnose(
         print_json(diagnosis.to_dict())
         return
     show_diagnosis(diagnosis, text)
+    for file in (html, save):
+        if file is not None:
+            say(f"written: {file}")
+
+
+def _diagnose_picture(
+    model: str, picture: Path, *, html: Path | None, save: Path | None, as_json: bool, for_texts: dict[str, Any], **settings: Any
+) -> None:
+    """What a model of pictures attends to on a photo."""
+    if chosen := [flag for flag, value in for_texts.items() if value]:
+        raise typer.BadParameter(f"is for texts, but {str(picture)!r} is a picture; leave it out.", param_hint=chosen[0])
+
+    from ..diagnostics import diagnose_picture, picture_page
+    from .show_diagnosis import show_picture
+    from .terminal import print_json, say
+
+    diagnosis = diagnose_picture(model, picture, candidates=settings.pop("candidate"), **settings)
+    if html is not None:
+        write_text(html, picture_page(diagnosis), overwrite=False)
+    if save is not None:
+        write_text(save, json.dumps(diagnosis.to_dict(), ensure_ascii=False) + "\n", overwrite=False)
+    if as_json:
+        print_json(diagnosis.to_dict())
+        return
+    show_picture(diagnosis)
     for file in (html, save):
         if file is not None:
             say(f"written: {file}")

@@ -14,7 +14,7 @@ from ..diagnostics.diagnosis import NOTHING_FITS, percent
 from . import terminal
 
 if TYPE_CHECKING:
-    from ..diagnostics import Diagnosis
+    from ..diagnostics import Diagnosis, PictureDiagnosis
 
 SHOWN_LENGTHS = 5
 """Columns of lengths, the longest ones."""
@@ -100,3 +100,25 @@ def _mechanisms(diagnosis: Diagnosis) -> Table:
         least = f"{percent(row.least)} ({row.least_layer})"
         table.add_row(escape(str(row.candidate)), percent(row.mass), least, percent(row.cost), style=style)
     return table
+
+
+def show_picture(diagnosis: PictureDiagnosis) -> None:
+    """What each mechanism keeps of the attention on a picture, by layer."""
+    console = terminal.console(width=WIDTH)
+    size = " × ".join(map(str, diagnosis.pixels.shape[:2]))
+    console.print(f"{diagnosis.model_class} on {escape(diagnosis.picture)}: {size} pixels, {diagnosis.grid}", style="bold", highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="kept of the attention", title_style="dim", title_justify="left")
+    table.add_column("mechanism", overflow="fold")
+    for name in ("kept", "least (layer)", "pairs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, (candidate, pairs) in enumerate(zip(diagnosis.candidates, diagnosis.pairs, strict=True)):
+        if str(candidate) in diagnosis.reasons:
+            continue
+        shares = [layer.mass[number] for layer in diagnosis.layers]
+        least = min(range(len(shares)), key=shares.__getitem__)
+        mean = sum(shares) / len(shares)
+        table.add_row(str(candidate), percent(mean), f"{percent(shares[least])} ({least})", percent(pairs / diagnosis.full_pairs))
+    console.print(table)
+    for candidate, reason in diagnosis.reasons.items():
+        console.print(f"{escape(candidate)}: {escape(reason)}", style="dim", highlight=False)
+    console.print("--html FILE draws the attention of every layer over the picture.", style="dim", highlight=False)

@@ -7,6 +7,7 @@ texts       token ids of a text, with and without a planted needle
 loading     the checkpoint, with more positions if asked
 measure     all of it together
 diagnosis   the result: numbers, conclusion, recommendation, JSON
+pictures    the same for a model of pictures: its attention on one picture, and what mechanisms on the grid would keep
 page        the result as one HTML page, by a template; charts draws its pictures
 """
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from .measure import captured_mass as captured_mass
     from .measure import diagnose as diagnose
     from .page import html_page as html_page
+    from .pictures import PictureDiagnosis as PictureDiagnosis
+    from .pictures import diagnose_picture as diagnose_picture
+    from .pictures import picture_page as picture_page
     from .texts import Needle as Needle
 
 __getattr__, __all__ = public_names(
@@ -35,6 +39,7 @@ __getattr__, __all__ = public_names(
         "measure": ("CapturedMass", "captured_mass", "diagnose"),
         "diagnosis": ("Diagnosis", "LayerDiagnosis", "LengthDiagnosis", "Recommendation"),
         "page": ("html_page",),
+        "pictures": ("PictureDiagnosis", "diagnose_picture", "picture_page"),
         "texts": ("Needle",),
     },
 )

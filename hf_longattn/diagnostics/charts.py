@@ -6,6 +6,7 @@ browsers show where the pointer is, and which screen readers read.
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import re
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
+from torch import Tensor
 
 from ..errors import needs_extra
 from .diagnosis import CandidateRow, Diagnosis, percent
@@ -198,6 +200,20 @@ def cost_chart(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> Markup
         title = f"{row.place}. {row.candidate}: keeps {percent(row.mass)}, costs {percent(row.cost)} of full attention"
         chart.mark(min(row.cost, 1.0), row.mass, str(row.place), title, strong=row.on_front, chosen=row.recommended)
     return chart.svg()
+
+
+def attention_on_picture(pixels: Tensor, attention: Tensor) -> str:
+    """A picture ``(height, width, 3)`` under the ``attention (rows, columns)`` on its patches, as the address of an image."""
+    height, width = pixels.shape[:2]
+    figure = Figure(figsize=(4 * width / max(height, width), 4 * height / max(height, width)), dpi=120)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    extent = (0, width, height, 0)
+    axis.imshow(pixels.numpy(), extent=extent)
+    axis.imshow(attention.numpy(), extent=extent, cmap="magma", alpha=0.6, interpolation="nearest")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def thousands(value: float) -> str:

@@ -43,13 +43,21 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     Raises:
         BackendError: it is not a model of transformers, or its attention cannot be watched.
     """
+    stack = watched_layers(model)
+    if stack.main_input_name != "input_ids":
+        raise BackendError(
+            f"{type(model).__name__} reads {stack.main_input_name} and no text; give it a picture: longattn diagnose MODEL photo.jpg."
+        )
+    return stack
+
+
+def watched_layers(model: nn.Module) -> PreTrainedModel:
+    """:func:`watched_stack` of a model that may read something else than text."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
     stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model.base_model
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
-    if stack.main_input_name != "input_ids":
-        raise BackendError(f"{type(model).__name__} reads no text but {stack.main_input_name}, which has no length in tokens.")
     if not has_mechanisms(stack):
         check_interface(type(stack))
         _check_kinds(stack)

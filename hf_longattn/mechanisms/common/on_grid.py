@@ -26,6 +26,7 @@ from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
 from ...errors import GridError, OptionError
 from ...options import Options, option
+from .cost import KeptKeys
 from .masked import MaskedMechanism
 from .scores import visible_to_all
 
@@ -119,6 +120,9 @@ class GridMechanism(MaskedMechanism):
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_of(call, k.shape[2])
         return self.mask_on(grid)(*index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)) & visible_to_all(q, k, call)
+
+    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
+        return super(GridMechanism, self.on(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
 
     def covers_grid(self, grid: Grid) -> bool:
         """Whether every token sees every token."""

@@ -1,0 +1,220 @@
+"""What a model of pictures attends to on one picture, layer by layer, and what mechanisms on its grid would keep of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conversion.model_loading import quiet_libraries
+from ..conversion.processors import load_processor
+from ..data.sources import DataError
+from ..engines.common.grid import Grid
+from ..errors import BackendError, CheckpointError, in_a_line, needs_extra
+from ..mechanisms.common.layout import full_pairs
+from ..modeling.family.definition import FAMILIES
+from .candidates import Candidate, all_kept_keys, read_candidates
+from .layer_attention import LayerAttention, RowSums, sampled_rows
+from .loading import load_for_diagnosis
+from .watching import watched_layers, watching
+
+USUAL = ("window2d:window=14", "window2d:window=7", "local2d:radius=8", "neighborhood:kernel_size=17", "axial")
+QUERIES = 1024
+
+
+@dataclass(frozen=True)
+class PictureLayer:
+    """One layer.
+
+    name, mechanism: of the attention module, and of what runs there.
+    mass: what each candidate keeps of the softmax over all tokens, from 0 to 1, mean over heads and queries.
+    attention: ``(rows, columns)``, the weights that the class token gives each patch, mean over heads; where there is none, the mean over
+        queries. They sum to 1.
+    """
+
+    name: str
+    mechanism: str
+    mass: tuple[float, ...]
+    attention: Tensor
+
+
+@dataclass(frozen=True)
+class PictureDiagnosis:
+    """The attention of a model on one picture.
+
+    picture: the file. pixels: ``(height, width, 3)`` from 0 to 1, as the model sees it.
+    grid: of its tokens. pairs: query–key pairs of one head for each candidate; ``full_pairs`` for full attention.
+    reasons: of the candidates that are not applicable, by their text.
+    """
+
+    model: str
+    model_class: str
+    picture: str
+    pixels: Tensor
+    grid: Grid
+    queries: int
+    candidates: tuple[Candidate, ...]
+    pairs: tuple[int, ...]
+    full_pairs: int
+    reasons: dict[str, str]
+    layers: tuple[PictureLayer, ...]
+
+    @property
+    def reader(self) -> str:
+        """Whose attention the maps show."""
+        return "the class token" if self.grid.prefix else "the patches, on average,"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "model": self.model,
+            "class": self.model_class,
+            "picture": self.picture,
+            "image_size": list(self.pixels.shape[:2]),
+            "grid": list(self.grid.sizes),
+            "prefix_tokens": self.grid.prefix,
+            "queries": self.queries,
+            "full_pairs": self.full_pairs,
+            "candidates": [
+                {"candidate": str(candidate), "pairs": pairs, "mass": [layer.mass[number] for layer in self.layers]}
+                for number, (candidate, pairs) in enumerate(zip(self.candidates, self.pairs, strict=True))
+            ],
+            "not_applicable": self.reasons,
+            "layers": [{"name": layer.name, "mechanism": layer.mechanism, "attention": layer.attention.tolist()} for layer in self.layers],
+        }
+
+
+@quiet_libraries()
+def diagnose_picture(
+    model: str | Path | nn.Module,
+    picture: Path,
+    *,
+    processor: Any | None = None,
+    candidates: Sequence[str] | None = None,
+    queries: int = QUERIES,
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> PictureDiagnosis:
+    """Measure what each layer of ``model`` attends to on ``picture``, and what mechanisms on the grid of its patches would keep of that.
+
+    Numbers come from the queries and keys with which the layers attend, under the softmax over all tokens. Memory is linear in them.
+
+    Args:
+        model: a checkpoint of a family of pictures, long or not (a folder or a Hub repository id), or a model in memory.
+        picture: a file that Pillow reads.
+        processor: the image processor of a model in memory.
+        candidates: mechanisms on a grid such as ``"window2d:window=14"``; :data:`USUAL` if not given.
+        queries: how many are measured, spread over the picture.
+        device, revision, token: as for :func:`diagnose`.
+    Raises:
+        DataError: the file is no picture, or a damaged one.
+        CheckpointError: a checkpoint that cannot be loaded, or has no image processor.
+        BackendError: a model that reads no pictures.
+        OptionError, UnknownMechanismError, GridError: a candidate or setting that does not exist, or a picture whose size does not fit.
+    """
+    chosen = read_candidates(USUAL if candidates is None else candidates)
+    if candidates is None:
+        chosen = [replace(candidate, by_user=False) for candidate in chosen]
+    if isinstance(model, nn.Module):
+        network, name = model, str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
+    else:
+        loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
+        network, name = loaded.model, str(model)
+        processor = load_processor(loaded.source.folder) if processor is None else processor
+    stack: Any = watched_layers(network)
+    family = FAMILIES.get(getattr(stack.config, "base_model_type", stack.config.model_type))
+    rule = None if family is None else family.grid
+    if rule is None or getattr(rule, "shapes", None) is not None:
+        raise BackendError(
+            f"{type(network).__name__} reads no pictures on a grid of patches; give a text file instead of {str(picture)!r}."
+        )
+    if processor is None:
+        raise CheckpointError(
+            f"{name!r} has no preprocessor_config.json, which says how it reads pictures; copy that of its original there."
+        )
+    values = processor(images=read_rgb(picture), return_tensors="pt")[rule.input].to(stack.device, stack.dtype)
+    grid = rule.of_size(stack.config, tuple(values.shape[2:]))
+    reasons: dict[str, str] = {}
+    layers: dict[int, PictureLayer] = {}
+    pairs = [0] * len(chosen)
+    rows = sampled_rows(grid.length, queries)
+
+    def see(number: int, layer: LayerAttention) -> None:
+        layer = replace(layer, call=layer.call.replace(grid=grid))
+        keys = all_kept_keys(chosen, layer, number)
+        for index, (candidate, kept) in enumerate(zip(chosen, keys, strict=True)):
+            if isinstance(kept, str):
+                reasons.setdefault(str(candidate), kept)
+            else:
+                pairs[index] = candidate.build(layer, number).on(grid).pairs(grid.length, False)
+        sums = RowSums(layer.length, layer.heads, len(chosen))
+        sums.add(layer, rows, [None if isinstance(kept, str) else kept for kept in keys])
+        mass = sums.mean()["captured"].mean(0)
+        shares = tuple(float("nan") if isinstance(kept, str) else float(share) for kept, share in zip(keys, mass, strict=True))
+        layers[number] = PictureLayer(layer.name, layer.mechanism, shares, _attention(layer, grid, rows))
+
+    with watching(stack, see), torch.no_grad():
+        resized = {"interpolate_pos_encoding": True} if rule.interpolates else {}
+        stack(**{rule.input: values}, **resized)
+    return PictureDiagnosis(
+        model=name, model_class=type(network).__name__, picture=str(picture), pixels=_as_seen(values[0], processor), grid=grid,
+        queries=len(rows), candidates=tuple(chosen), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),
+        reasons=reasons, layers=tuple(layers[number] for number in sorted(layers)),
+    )  # fmt: skip
+
+
+def _attention(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
+    """The weights of the first prefix token, or the mean of those at ``rows``, on the patches: ``(rows, columns)``."""
+    readers = torch.tensor([0]) if grid.prefix else rows
+    total = torch.zeros(grid.cells, dtype=torch.float64)
+    for block in layer.blocks(readers):
+        total += layer.scores(block).softmax(-1)[..., grid.prefix :].double().sum((0, 1, 2)).cpu()
+    return (total / total.sum()).view(grid.sizes)
+
+
+def _as_seen(pixels: Tensor, processor: Any) -> Tensor:
+    """Pixels ``(channels, height, width)`` before their colours were normalised, ``(height, width, 3)`` from 0 to 1."""
+    mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+    return (pixels.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
+
+
+def read_rgb(file: Path) -> Any:
+    """A picture in RGB, turned as its camera says.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+        DataError: it cannot be read.
+    """
+    with needs_extra("plot"):
+        from PIL import Image, ImageOps
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{str(file)!r} cannot be read as a picture ({in_a_line(error)}); give a JPEG or PNG file.") from error
+
+
+def picture_page(diagnosis: PictureDiagnosis) -> str:
+    """The diagnosis as one HTML page that opens offline.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    from .charts import attention_on_picture
+    from .diagnosis import percent
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "commas": "{:,}".format}
+    template = Path(__file__).with_name("picture.html").read_text(encoding="utf-8")
+    maps = [attention_on_picture(diagnosis.pixels, layer.attention) for layer in diagnosis.layers]
+    return environment.from_string(template).render(diagnosis=diagnosis, maps=maps)
+
+
+__all__ = ["PictureDiagnosis", "PictureLayer", "diagnose_picture", "picture_page"]

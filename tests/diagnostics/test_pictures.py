@@ -1,0 +1,106 @@
+"""What a model of pictures attends to on a photo: masses against the whole softmax, maps, the command, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from hf_longattn import diagnose
+from hf_longattn.cli import main
+from hf_longattn.data.sources import DataError
+from hf_longattn.diagnostics import diagnose_picture
+from hf_longattn.engines.common.grid import Grid
+from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError
+from hf_longattn.mechanisms.common.registry import mechanism_from
+
+Image: Any = pytest.importorskip("PIL.Image")
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 4, "image_size": 32}
+CANDIDATES = ["window2d:window=3", "local2d:radius=1", "full"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(**SIZES, initializer_range=0.3)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 40, "width": 48}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo(folder: Path) -> Path:
+    pixels = torch.randint(0, 256, (60, 70, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(folder / "photo.png")
+    return folder / "photo.png"
+
+
+def test_masses_and_maps_are_those_of_the_whole_softmax(folder: Path, photo: Path) -> None:
+    report = diagnose_picture(folder, photo, candidates=CANDIDATES)
+    grid = Grid((10, 12), prefix=1)
+    assert (report.grid, report.queries, tuple(report.pixels.shape)) == (grid, 121, (40, 48, 3))
+    model = ViTForImageClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    processed = ViTImageProcessorPil.from_pretrained(folder)(Image.open(photo).convert("RGB"), return_tensors="pt")
+    with torch.no_grad():
+        weights = model(**processed, interpolate_pos_encoding=True, output_attentions=True).attentions
+    tokens = torch.arange(121)
+    for layer, expected in zip(report.layers, weights, strict=True):
+        attention = expected[0, :, 0, 1:].mean(0)
+        torch.testing.assert_close(layer.attention.flatten().float(), attention / attention.sum(), rtol=1e-4, atol=1e-6)
+        for text, mass in zip(CANDIDATES[:2], layer.mass, strict=False):
+            name, _, option = text.partition(":")
+            key, _, value = option.partition("=")
+            mask = mechanism_from(name, {key: int(value)}, num_heads=4, head_dim=8).on(grid).mask_mod(False, None)
+            kept = mask(0, 0, tokens[:, None], tokens)
+            assert mass == pytest.approx(float((expected[0] * kept).sum(-1).mean()), abs=1e-5)
+        assert layer.mass[2] == pytest.approx(1)
+    assert 0 < report.pairs[0] < report.pairs[2] == report.full_pairs == 121**2
+
+
+def test_the_command_draws_maps_over_the_photo(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["diagnose", str(folder), str(photo), "--html", str(tmp_path / "page.html"), "--save", str(tmp_path / "numbers.json")]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert not ended.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "window2d:window=14" in shown
+    assert "40 × 48 pixels" in shown
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == 2
+    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    assert (numbers["grid"], len(numbers["layers"])) == ([10, 12], 2)
+
+
+def test_refusals(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"cut\.png' cannot be read as a picture .*; give a JPEG or PNG file"):
+        diagnose_picture(folder, tmp_path / "cut.png")
+    model = ViTForImageClassification.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
+        diagnose_picture(ViTForImageClassification(model.config), photo)
+    with pytest.raises(SystemExit):
+        main(["diagnose", str(folder), str(photo), "--needle", "x", "--question", "y"])
+    assert "is for texts" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "text.txt").write_text("words " * 100)
+    with pytest.raises(BackendError, match=r"reads pixel_values and no text; give it a picture: longattn diagnose MODEL photo\.jpg"):
+        diagnose(model, tmp_path / "text.txt")
+
+
+def test_packing_needs_padding(folder: Path) -> None:
+    from hf_longattn.families import LongViTForImageClassification
+
+    model = LongViTForImageClassification.from_pretrained(folder).eval()
+    with pytest.raises(LongAttentionError, match=r"pack=True: LongViTModel reads pixel_values, which have no padding; leave it out"):
+        model.optimize_for_inference("fp32", pack=True)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(pixels).logits
+        for precision in ("bf16", "int8"):
+            fast = LongViTForImageClassification.from_pretrained(folder).eval().optimize_for_inference(precision)
+            assert (fast(pixels).logits.float() - expected).norm() < 0.1 * expected.norm()
