@@ -119,6 +119,6 @@ def show_picture(diagnosis: PictureDiagnosis) -> None:
         mean = sum(shares) / len(shares)
         table.add_row(str(candidate), percent(mean), f"{percent(shares[least])} ({least})", percent(pairs / diagnosis.full_pairs))
     console.print(table)
-    for candidate, reason in diagnosis.reasons.items():
-        console.print(f"{escape(candidate)}: {escape(reason)}", style="dim", highlight=False)
+    for name, reason in diagnosis.reasons.items():
+        console.print(f"{escape(name)}: {escape(reason)}", style="dim", highlight=False)
     console.print("--html FILE draws the attention of every layer over the picture.", style="dim", highlight=False)
