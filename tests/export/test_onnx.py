@@ -20,7 +20,7 @@ import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
 from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
-from hf_longattn.export import model_graph
+from hf_longattn.export import graphs, model_graph
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import padding, tokens
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path,
         export_checkpoint(saved(tmp_path / "window", "window"), target, global_attention_mask=True)
     with pytest.raises(ExportError, match="data-dependent control flow and cannot be exported"):
         export_checkpoint(saved(tmp_path / "hierarchical", "hierarchical"), target)
-    monkeypatch.setattr(model_graph, "TOLERANCE", -1.0)
+    monkeypatch.setattr(graphs, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="differs from the model"):
         export_checkpoint(tmp_path / "window", target, format="torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
