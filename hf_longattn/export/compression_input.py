@@ -105,6 +105,11 @@ class CompressionInput:
             )
         with checkpoint_errors(f"{source.name!r} cannot be loaded"), quiet_torchao():
             model = model_class.from_pretrained(source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
+        if model.main_input_name != "input_ids":
+            raise OptionError(
+                f"{class_name} reads {model.main_input_name}, and compressions are measured on texts; load it and call "
+                'model.optimize_for_inference("int8"), or with dtype=torch.bfloat16.'
+            )
         tokenizer = load_tokenizer(source.folder)
         text, origin = verification_text(config.text)
         if tokenizer is None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn import export_checkpoint
-from hf_longattn.errors import ExportError
+from hf_longattn import compress_checkpoint, export_checkpoint
+from hf_longattn.errors import ExportError, OptionError
 from hf_longattn.families import LongViTConfig, LongViTForImageClassification
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "num_labels": 5}
@@ -58,3 +58,9 @@ def test_what_is_for_texts_is_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=f"graph of a model of pictures is written without {option}; leave {option} out"):
         export_checkpoint(saved(tmp_path / "long"), tmp_path / "graph", format="onnx", **{option: True})  # type: ignore[arg-type]
     assert not (tmp_path / "graph").exists()
+
+
+def test_compressions_are_measured_on_texts(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"reads pixel_values, and compressions are measured on texts; load it and call model\.optimize"):
+        compress_checkpoint(saved(tmp_path / "long"), tmp_path / "small", method="bf16")
+    assert not (tmp_path / "small").exists()
