@@ -13,13 +13,12 @@ from transformers.models.data2vec.modeling_data2vec_vision import (
 )
 
 from ..backend import BACKEND, GRID
-from ..errors import GridError
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.relative_bias import bias_by_distance
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import BASE_ATTENTION
 from ..modeling.family.definition import Family
-from ..modeling.family.grid_config import LongGridConfig, image_size
+from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
 from ..private_apis import IMPLEMENTATION_FIELD, attention_implementation
@@ -99,18 +98,8 @@ class Data2VecVisionOnTheBackend(ReplacedModules):
         if self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias:
             refuse_scoreless(self, "adds a bias by distance to its attention scores")
 
-    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
-        """As the mixin's; refuses pictures of another size where the base puts features together by the config's."""
-        pixels, size = arguments.get("pixel_values"), image_size(self.config.image_size)
-        if type(self).__name__.endswith("ForSemanticSegmentation") and pixels is not None and tuple(pixels.shape[-2:]) != size:
-            raise GridError(
-                f"{type(self).__name__} reads pictures of {size[0]} × {size[1]} pixels only, since its base puts features together by "
-                f"image_size, but this one has {' × '.join(map(str, pixels.shape[-2:]))}; resize it, or use LongBeit."
-            )
-        return super()._run(base_forward, arguments)
 
-
-RULE = GridRule(prefix=1, interpolates=False, adds_positions=False)
+RULE = GridRule(prefix=1, interpolates=False, adds_positions=False, trained_size=("Data2VecVisionForSemanticSegmentation",))
 FAMILY = Family(
     LongData2VecVisionConfig,
     package="data2vec",

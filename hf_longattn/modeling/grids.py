@@ -36,6 +36,11 @@ class LongGridMixin(LongAttentionMixin):
 
         return forward
 
+    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        rule: Any = self.family.grid
+        rule.check_head(type(self).__bases__[-1].__name__, self.config, arguments)
+        return super()._run(base_forward, arguments)
+
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """As the base's; layers that are computed again know the grid of their input."""
         super().activation_checkpointing_enable(*args, **kwargs)

@@ -21,10 +21,6 @@ HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
 SHAPE = Shape(layers=4, inner=64)
 PATCH, SIDE = 4, 8
 """Pixels of a patch, and patches along each axis of the picture for which the small models are made."""
-SQUARES_ONLY = ("ForMaskedImageModeling",)
-"""Endings of heads whose base puts patches together to a square picture."""
-OLD_SIZE_ONLY = ("Data2VecVisionForSemanticSegmentation",)
-"""Heads whose base reads the size of its pictures from the config."""
 
 
 def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
@@ -70,11 +66,12 @@ def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
     }
 
 
-def reads(head: str, size: tuple[int, int]) -> bool:
+def reads(base: str, head: str, size: tuple[int, int]) -> bool:
     """Whether the base's head reads pictures of this size."""
-    if head in OLD_SIZE_ONLY:
+    rule: Any = FAMILIES[base].grid
+    if head in rule.trained_size:
         return size == (PATCH * SIDE, PATCH * SIDE)
-    return size[0] == size[1] or not head.endswith(SQUARES_ONLY)
+    return size[0] == size[1] or head not in rule.square
 
 
 def resized(base: str, size: tuple[int, int]) -> dict[str, bool]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, Trainer, TrainingArguments, pipeline
+from transformers.models.auto import modeling_auto
 
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError, OptionError
@@ -40,7 +42,7 @@ MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"me
 def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
     model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"})
-    for size in filter(lambda size: reads(head, size), NEW_SIZES):
+    for size in filter(lambda size: reads(base, head, size), NEW_SIZES):
         inputs = inputs_of(base, size)
         outputs = tensors(plain(**inputs, **resized(base, size))), tensors(model(**inputs))
         for of_base, of_long in zip(*outputs, strict=True):
@@ -138,26 +140,128 @@ def test_twenty_threads_with_pictures_of_different_sizes(tmp_path: Path) -> None
         torch.testing.assert_close(results[number], logits)
 
 
-def test_compiled_and_exported_without_a_graph_break(tmp_path: Path) -> None:
-    saved("vit", "ViTForImageClassification", tmp_path)
-    model = long_model("vit", "ViTForImageClassification", tmp_path, long_attention={**WINDOWS, "window": 3})
-    pixels = torch.randn(2, 3, 40, 48)
-    with torch.no_grad():
-        expected = model(pixels).logits
-        torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(pixels).logits, expected)
-    torch.testing.assert_close(torch.export.export(model, (pixels,)).module()(pixels).logits, expected)
+@pytest.mark.parametrize("base", ["vit", "siglip_vision_model", "beit", "dinov3_vit"])
+@torch.no_grad()
+def test_compiled_without_a_graph_break(base: str, tmp_path: Path) -> None:
+    saved(base, base_model(base), tmp_path)
+    model = long_model(base, base_model(base), tmp_path, long_attention={**WINDOWS, "window": 3})
+    inputs = inputs_of(base, (40, 48))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(tensors(compiled(**inputs))[0], tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
 
 
-def test_saved_and_loaded_by_the_auto_class(tmp_path: Path) -> None:
-    saved("vit", "ViTForImageClassification", tmp_path / "short")
-    model = long_model("vit", "ViTForImageClassification", tmp_path / "short", long_attention=WINDOWS, long_image_size=[64, 96])
+def auto_classes(model: Any) -> list[Any]:
+    """Every ``AutoModel…`` that knows a model's class."""
+    classes = [kind for name, kind in vars(modeling_auto).items() if name.startswith("Auto") and hasattr(kind, "_model_mapping")]
+    known = [(kind, kind._model_mapping.get(type(model.config), None) if kind._model_mapping is not None else None) for kind in classes]
+    return [kind for kind, entry in known if type(model) in (entry if isinstance(entry, tuple) else (entry,))]
+
+
+@pytest.mark.parametrize(("base", "head"), HEADS)
+@torch.no_grad()
+def test_saved_loaded_by_auto_classes_and_exported(base: str, head: str, tmp_path: Path) -> None:
+    saved(base, head, tmp_path / "short")
+    attention = {**WINDOWS, "window": 3, "shift": "alternate"}
+    model = long_model(base, head, tmp_path / "short", long_attention=attention, long_image_size=[40, 48])
     model.save_pretrained(tmp_path / "long")
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "long").eval()
-    assert type(loaded) is type(model)
-    assert loaded.config.long_image_size == [64, 96]
-    assert loaded.config.image_size == 32
-    pixels = torch.randn(1, 3, 64, 96)
-    torch.testing.assert_close(loaded(pixels).logits, model(pixels).logits)
+    inputs = inputs_of(base, (40, 48) if reads(base, head, (40, 48)) else (32, 32))
+    expected = tensors(model(**inputs))
+    tables = [table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
+    names = {name for table in tables for name in always_tuple(table.get(base))}
+    automatic = auto_classes(model)
+    assert bool(automatic) == (head in names)
+    for auto_class in automatic:
+        loaded = auto_class.from_pretrained(str(tmp_path / "long")).eval()
+        assert type(loaded) is type(model)
+        assert loaded.config.long_image_size == [40, 48]
+        for of_loaded, of_model in zip(tensors(loaded(**inputs)), expected, strict=True):
+            torch.testing.assert_close(of_loaded, of_model)
+    if FAMILIES[base].grid.shapes is None:  # else the base reads sizes from a tensor, which no graph knows
+        exported = torch.export.export(model, (), kwargs=dict(inputs)).module()
+        for of_graph, of_model in zip(tensors(exported(**inputs)), expected, strict=True):
+            torch.testing.assert_close(of_graph, of_model, rtol=1e-4, atol=1e-4)
+
+
+def always_tuple(entry: Any) -> tuple[Any, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_path: Path) -> None:
+    heads = FAMILIES[base].heads
+    head = next((head for head in heads if head.endswith(("ForImageClassification", "ForPreTraining"))), None)
+    if head is None:  # towers and backbones have no loss: that of the model's output takes its place
+        head = base_model(base)
+    saved(base, head, tmp_path / "short")
+    model = long_model(base, head, tmp_path / "short", long_attention={**WINDOWS, "window": 3}).train()
+    rows = [{name: value[0] for name, value in inputs_of(base, (40, 48), batch=1, seed=seed).items()} for seed in range(4)]
+    if "ForImageClassification" in head:
+        rows = [{**row, "labels": seed} for seed, row in enumerate(rows)]
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    class Step(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = model(**inputs)
+            return tensors(outputs)[0].mean() if tensors(outputs)[0].ndim == 0 else tensors(outputs)[0].square().mean()
+
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[], use_cpu=True,
+        remove_unused_columns=False, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    Step(model, arguments, train_dataset=rows).train()
+    projections = [name for name in before if "q_proj.weight" in name or "query.weight" in name]
+    assert projections
+    assert not [name for name in projections if torch.equal(before[name], model.get_parameter(name))]
+
+
+@pytest.mark.parametrize("base", ["vit", "beit", "dinov2"])
+def test_pipelines_classify_a_picture_of_any_size(base: str, tmp_path: Path) -> None:
+    head = next(head for head in FAMILIES[base].heads if head.endswith("ForImageClassification"))
+    saved(base, head, tmp_path / "short")
+    model = long_model(base, head, tmp_path / "short", long_attention={**WINDOWS, "window": 3})
+    model.save_pretrained(tmp_path / "long")
+    processors = []
+    for folder in ("short", "long"):
+        (tmp_path / folder / "preprocessor_config.json").write_text('{"size": {"height": 64, "width": 64}, "do_center_crop": false}')
+        processors.append(AutoImageProcessor.from_pretrained(str(tmp_path / folder)))
+    assert type(processors[0]) is type(processors[1])
+    picture = Image.fromarray((torch.rand(50, 70, 3) * 255).byte().numpy())
+    for task in ("image-classification", "image-feature-extraction"):
+        assert pipeline(task, model=model, image_processor=processors[1], device="cpu")(picture)
+
+
+@torch.no_grad()
+def test_pictures_of_different_sizes_in_one_batch_are_those_alone(tmp_path: Path) -> None:
+    base, head = "siglip2_vision_model", "Siglip2VisionModel"
+    saved(base, head, tmp_path)
+    pictures = [torch.randn(1, 3, *size) for size in ((40, 64), (32, 32), (64, 40), (20, 128))]  # three of them with equally many patches
+    for chosen in (pictures, pictures[::2]):
+        for mechanism in (*MECHANISMS, {"mechanism": "full"}):
+            model = long_model(base, head, tmp_path, long_attention=mechanism)
+            for length in (0, 200):
+                together = model(**patches(*chosen, length=length))
+                for row, picture in enumerate(chosen):
+                    alone = model(**patches(picture))
+                    states = together.last_hidden_state[row, : alone.last_hidden_state.shape[1]]
+                    torch.testing.assert_close(states, alone.last_hidden_state[0], rtol=1e-4, atol=1e-4)
+                    torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_decoder_of_a_masked_autoencoder_has_its_own_mechanism(tmp_path: Path) -> None:
+    base, head = "vit_mae", "ViTMAEForPreTraining"
+    plain = saved(base, head, tmp_path)
+    inputs, grid = inputs_of(base, (40, 64)), Grid((10, 16), 1)
+    model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"}, decoder_long_attention=MECHANISMS[0])
+    masks = defined(model.decoder, grid)
+    with seeing(plain.decoder, *masks):
+        expected = plain(**inputs, **resized(base, (40, 64))).logits
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path / "long")
+    loaded = FAMILIES[base].model_class(head).from_pretrained(tmp_path / "long").eval()
+    torch.testing.assert_close(loaded(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    model.use_base_attention()
+    torch.testing.assert_close(model(**inputs).logits, plain(**inputs, **resized(base, (40, 64))).logits, rtol=1e-4, atol=1e-4)
 
 
 class TestRefusals:
@@ -166,6 +270,16 @@ class TestRefusals:
         model = long_model("vit", "ViTForImageClassification", tmp_path)
         with pytest.raises(GridError, match=r"height of an input is 30 pixels.*multiple of the patch's 4; resize it, for example to 32"):
             model(torch.randn(1, 3, 30, 32))
+
+    def test_a_picture_that_a_head_does_not_read(self, tmp_path: Path) -> None:
+        saved("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
+        model = long_model("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
+        with pytest.raises(GridError, match=r"puts the patches of a picture together to a square.* 32 × 64 pixels; crop or resize"):
+            model(torch.randn(1, 3, 32, 64))
+        head = "Data2VecVisionForSemanticSegmentation"
+        saved("data2vec-vision", head, tmp_path / "data2vec")
+        with pytest.raises(GridError, match=r"reads the size of its pictures from its config, 32 × 32 pixels.* 64 × 64; resize"):
+            long_model("data2vec-vision", head, tmp_path / "data2vec")(torch.randn(1, 3, 64, 64))
 
     @pytest.mark.parametrize("mechanism", ["window", "longformer", "bigbird"])
     def test_a_mechanism_for_texts_without_an_order(self, mechanism: str) -> None:

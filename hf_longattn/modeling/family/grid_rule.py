@@ -22,6 +22,8 @@ class GridRule:
     shapes: the argument of ``forward`` with the patches of every input along each axis, ``(B, axes)``, where the pixels are patches
         ``(B, patches, D)`` with padding (SigLIP 2).
     axes: names of the axes, the first one the slowest.
+    square: heads of the base that put patches together to a square picture.
+    trained_size: heads of the base that read the size of their pictures from the config.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
     noise: the argument of ``forward`` with a random number for each patch, ``(B, patches)``, by which the base leaves some out (ViT-MAE).
     adds_positions: whether positions are a table added to the patches and nothing else, so that the base computes the patches of a crop
@@ -35,6 +37,8 @@ class GridRule:
     interpolates: bool = True
     noise: str | None = None
     adds_positions: bool = True
+    square: tuple[str, ...] = ()
+    trained_size: tuple[str, ...] = ()
 
     def prefix_of(self, config: Any) -> int:
         """The number of tokens before the patches with this config."""
@@ -97,6 +101,24 @@ class GridRule:
                     f"resize it, for example to {nearest}."
                 )
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
+
+    def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
+        """Raise :class:`GridError` for a picture that the base's class ``head`` does not read."""
+        pixels = arguments.get(self.input)
+        if pixels is None or head not in (*self.square, *self.trained_size):
+            return
+        size, trained = tuple(pixels.shape[-2:]), config.image_size
+        trained = (trained, trained) if isinstance(trained, int) else tuple(trained)
+        if head in self.square and size[0] != size[1]:
+            raise GridError(
+                f"{head} puts the patches of a picture together to a square, but this one has {size[0]} × {size[1]} pixels; "
+                f"crop or resize it, for example to {min(size)} × {min(size)}, or use a model without this head."
+            )
+        if head in self.trained_size and size != trained:
+            raise GridError(
+                f"{head} reads the size of its pictures from its config, {trained[0]} × {trained[1]} pixels, but this one has "
+                f"{size[0]} × {size[1]}; resize it, or use a model without this head."
+            )
 
     def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | tuple[Grid, ...] | None:
         """The grid of the input of a forward pass, or the grid of each input where they differ or have padding; ``None`` without one."""

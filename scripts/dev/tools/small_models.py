@@ -69,7 +69,7 @@ PICTURE_NAMES = {
 }
 """Fields of the decoder of masked autoencoders -> size."""
 PICTURES: dict[str, Any] = {
-    "num_labels": 5, "out_indices": [1, 2, 3, 4], "use_mask_token": True, "use_relative_position_bias": True,
+    "num_labels": 5, "use_mask_token": True, "use_relative_position_bias": True,
     "layer_scale_init_value": 0.5, "layerscale_value": 0.5, "num_register_tokens": 3,
 }  # fmt: skip
 """What models of pictures have whose defaults would leave a part out, or let it hardly show."""
@@ -129,5 +129,6 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
     sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
     sizes |= {name: getattr(shape, size) for name, size in PICTURE_NAMES.items() if name in fields}
     sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
+    sizes |= {"encoder_stride": patch, "out_indices": list(range(1, min(4, shape.layers) + 1))}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})

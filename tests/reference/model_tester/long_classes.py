@@ -15,13 +15,15 @@ import transformers
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from scripts.dev.tools.small_models import Shape, small_values
+from scripts.dev.tools.small_models import Shape, small_picture_config, small_values
 
 from ...test_configuration_common import ConfigTester
-from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+from ...test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
 
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
 SHAPE = Shape(width=32, layers=2, heads=4, inner=37, tokens=512, vocabulary=99)
+FOUR_LAYERS = ("beit", "data2vec-vision")
+"""Bases whose heads for segmentation read four of them."""
 TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "decoder_start_token_id": 2}
 COMMON = {**TOKENS, "forced_eos_token_id": None, "num_key_value_heads": 2}
 SLIDING = {"query_pre_attn_scalar": 1, "sliding_window": 3}
@@ -95,6 +97,43 @@ class Tester:
         return self.get_config(), inputs
 
 
+class PictureTester(Tester):
+    """Tiny configs and inputs of one family that reads pictures."""
+
+    image_size, patch_size, num_channels = 32, 4, 3
+
+    def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
+        super().__init__(parent, base, plain)
+        self.num_hidden_layers = 4 if base in FOUR_LAYERS else SHAPE.layers
+        config, rule = self.get_config(), long_families.FAMILIES[base].grid
+        cells = (self.image_size // self.patch_size) ** 2
+        self.num_masks, self.mask_length = cells // 2, cells
+        self.seq_length = int(cells * (1 - getattr(config, "mask_ratio", 0))) + rule.prefix_of(config)
+
+    def get_config(self):
+        shape = Shape(width=32, layers=self.num_hidden_layers, heads=4, inner=37)
+        config = small_picture_config(self.base, shape, self.patch_size, self.image_size // self.patch_size)
+        if self.plain:
+            return config
+        chosen = {"mechanism": "window2d", "window": 3}
+        if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
+            chosen = {"mechanism": "full"}
+        values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+        return long_families.FAMILIES[self.base].config_class(**values, long_attention=chosen)
+
+    def prepare_config_and_inputs_for_common(self):
+        side = self.image_size // self.patch_size
+        if long_families.FAMILIES[self.base].grid.shapes is None:
+            return self.get_config(), {
+                "pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
+            }
+        return self.get_config(), {
+            "pixel_values": floats_tensor([self.batch_size, side**2, self.patch_size**2 * self.num_channels]),
+            "pixel_attention_mask": torch.ones(self.batch_size, side**2, dtype=torch.long, device=torch_device),
+            "spatial_shapes": torch.full((self.batch_size, 2), side, device=torch_device),
+        }
+
+
 def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     """The suite on the Long classes of a family, or on the base's own for comparison."""
     family = long_families.FAMILIES[base]
@@ -105,20 +144,24 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         all_model_classes = tuple(
             getattr(transformers, name) if plain else family.model_class(name)
             for name in family.heads
+            if not name.endswith("Backbone")  # for which transformers has another suite
             if not family.two_stacks
             or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
         )
         is_encoder_decoder = family.two_stacks
-        test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS
+        test_resize_embeddings = family.grid is None
+        test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.grid is None  # a mask token has none without masks
 
         def setUp(self) -> None:
+            reads_pictures = family.grid is not None
             reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
+            reasons |= SKIPPED["pictures"] if reads_pictures else {}
             if self._testMethodName in reasons:
                 self.skipTest(f"skip list: {reasons[self._testMethodName]}")
-            self.model_tester = Tester(self, base, plain)
+            self.model_tester = (PictureTester if reads_pictures else Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
             heads = {"num_attention_heads": 4} if family.rope else {}
-            self.config_tester = ConfigTester(self, config_class=config_class, **{width: 32}, **heads)
+            self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=not reads_pictures, **{width: 32}, **heads)
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""
