@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         revert_checkpoint,
     )
     from .diagnostics import Diagnosis, diagnose
+    from .engines.common.grid import Grid
     from .errors import LongAttentionError
     from .evaluation.probes import ProbeReport, probe_model
     from .explain import Explanation, explain
@@ -60,6 +61,7 @@ PUBLIC_NAMES = {
         *("ConversionConfig", "ConversionPlan", "ConversionReport", "RevertConfig"),
         *("convert_checkpoint", "plan_conversion", "revert_checkpoint"),
     ),
+    "engines.common.grid": ("Grid",),
     "export": (
         *("CompressionConfig", "CompressionReport", "ExportReport"),
         *("compress_checkpoint", "export_checkpoint", "export_gguf", "export_native"),

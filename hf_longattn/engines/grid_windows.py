@@ -50,47 +50,66 @@ def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, grid: Grid, window: Sequence[int], shift: Sequence[int], shared: int, call: AttentionCall
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Grid,
+    window: Sequence[int],
+    shift: Sequence[int],
+    shared: int,
+    call: AttentionCall,
+    of_prefix: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of the cells of a grid, each to the cells of its window and to the prefix tokens that all see.
 
     Args:
-        q, k, v: ``(B, H, N, D)`` of the grid's tokens; the queries of its prefix are left to the caller.
+        q, k, v: ``(B, H, N, D)`` of the grid's tokens.
         window, shift: cells along each axis; windows are numbered by ``(cell + shift) // window``.
         shared: prefix tokens, the last ones, that every cell sees: 0, or all.
         call: its scale and dropout, and a :class:`GridBias`.
+        of_prefix: the output of the prefix tokens, ``(B, H, prefix, D)``, where there are any.
     Returns:
-        The output of the cells, ``(B, H, cells, D)``.
+        ``(B, H, N, D)``, stored token-major, so that merging the heads is free.
     """
     prefix = None
     if shared:
         prefix = k[:, :, grid.prefix - shared : grid.prefix], v[:, :, grid.prefix - shared : grid.prefix]
-    on_grid = tuple(x[:, :, grid.prefix :].unflatten(2, grid.sizes) for x in (q, k, v))
-    outs = {region: _region(on_grid, region, prefix, call) for region in regions(grid, window, shift)}
-    return _assembled(outs, (), grid.rank).flatten(2, 1 + grid.rank)
+    axes = [stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)]
+    cut = zip(*(_cut(x[:, :, grid.prefix :].unflatten(2, grid.sizes), axes) for x in (q, k, v)), strict=True)
+    outs = {region: _region(part, region, prefix, call) for region, part in zip(itertools.product(*axes), cut, strict=True)}
+    cells = _assembled(outs, (), grid.rank).flatten(1, grid.rank)
+    return (cells if of_prefix is None else torch.cat([of_prefix.transpose(1, 2), cells], 1)).transpose(1, 2)
+
+
+def _cut(x: Tensor, axes: Sequence[Sequence[Stretch]]) -> list[Tensor]:
+    """``x (B, H, *cells, D)`` in parts, one for each region; by splits, whose gradients are joined once instead of added up as slices."""
+    parts = [x]
+    for axis, along in enumerate(axes):
+        sizes = [stretch.windows * stretch.size for stretch in along]
+        parts = [piece for part in parts for piece in (part.split(sizes, 2 + axis) if len(sizes) > 1 else (part,))]
+    return parts
 
 
 def _region(tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[Tensor, Tensor] | None, call: AttentionCall) -> Tensor:
-    """The output of the windows of a region, ``(B, H, *cells, D)``."""
+    """The output of the windows of a region for its part of q, k and v, ``(B, *cells, H, D)``."""
     rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
     counts, sizes = [stretch.windows for stretch in region], [stretch.size for stretch in region]
     windows, tokens = math.prod(counts), math.prod(sizes)
     inner = [number for pair in zip(counts, sizes, strict=True) for number in pair]
     numbers, inside = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
 
-    def cut(x: Tensor) -> Tensor:
-        x = x[(slice(None), slice(None), *(stretch.cells for stretch in region))]
+    def in_windows(x: Tensor) -> Tensor:
         x = x.reshape(batch, x.shape[1], *inner, width).permute(0, *numbers, 1, *inside, 2 + 2 * rank)
         return x.reshape(batch * windows, -1, tokens, width)
 
-    q, k, v = (cut(x) for x in tensors)
+    q, k, v = (in_windows(x) for x in tensors)
     if prefix is not None:
         k, v = (torch.cat([_of_windows(shared, windows), x], 2) for shared, x in zip(prefix, (k, v), strict=True))
     out = fused_attention(q, k, v, attn_mask=_bias(call, sizes, prefix, q), dropout_p=call.dropout, scale=call.scale)
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
-    out = out.permute(0, 1 + rank, *axes, 2 + 2 * rank)
-    return out.reshape(batch, heads, *(stretch.windows * stretch.size for stretch in region), width)
+    out = out.permute(0, *axes, 1 + rank, 2 + 2 * rank)
+    return out.reshape(batch, *(stretch.windows * stretch.size for stretch in region), heads, width)
 
 
 def _bias(call: AttentionCall, sizes: Sequence[int], prefix: tuple[Tensor, Tensor] | None, q: Tensor) -> Tensor | None:
@@ -118,4 +137,4 @@ def _assembled(outs: dict[tuple[Stretch, ...], Tensor], fixed: tuple[Stretch, ..
         return outs[fixed]
     following = dict.fromkeys(region[len(fixed)] for region in outs if region[: len(fixed)] == fixed)
     parts = [_assembled(outs, (*fixed, stretch), rank) for stretch in following]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2 + len(fixed))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1 + len(fixed))

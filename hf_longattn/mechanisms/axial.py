@@ -97,11 +97,11 @@ class Axial(GridMechanism):
             return super().forward(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
+        of_prefix = self.prefix_rows(q, k, v, grid, call) if grid.prefix else None
         if path == "windows":
-            cells = window_attention(q, k, v, grid, self.windows(grid), [0] * grid.rank, shared, call)
-        else:
-            cells = line_attention(q, k, v, grid, lines, shared, call)
-        return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
+            return window_attention(q, k, v, grid, self.windows(grid), [0] * grid.rank, shared, call, of_prefix)
+        cells = line_attention(q, k, v, grid, lines, shared, call)
+        return cells if of_prefix is None else torch.cat([of_prefix, cells], 2)
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)

@@ -77,8 +77,7 @@ class Window2d(GridMechanism):
         window, shift = self.windows(grid)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
-        cells = window_attention(q, k, v, grid, window, shift, shared, call)
-        return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
+        return window_attention(q, k, v, grid, window, shift, shared, call, self.prefix_rows(q, k, v, grid, call) if grid.prefix else None)
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
