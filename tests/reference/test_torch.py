@@ -16,14 +16,16 @@ from tests.reference.small_models import long_config, long_like, long_model, pad
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 
 
-@pytest.mark.parametrize(("base", "head"), [("bert", "BertForQuestionAnswering"), ("gpt2", "GPT2LMHeadModel")])
-def test_torch_compile_fullgraph(base: str, head: str) -> None:
+@pytest.mark.parametrize(
+    ("base", "head", "backend"), [("bert", "BertForQuestionAnswering", "aot_eager"), ("gpt2", "GPT2LMHeadModel", "eager")]
+)
+def test_torch_compile_fullgraph(base: str, head: str, backend: str) -> None:
     model = long_model(base, head, LONGFORMER, num_hidden_layers=1)
     ids, mask = tokens(2, 300), padding(2, 300)
     is_global = torch.zeros(2, 300, dtype=torch.long)
     is_global[:, :4] = 1
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     for inputs in ({"attention_mask": mask, "global_attention_mask": is_global}, {}):
         with torch.no_grad():
             expected, found = model(ids, use_cache=False, **inputs), compiled(ids, use_cache=False, **inputs)
