@@ -135,6 +135,14 @@ def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
 
 
+@pytest.fixture(scope="session")
+def decoder_graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A decoder and its graph with a cache (:func:`tests.export.decoder_graph.export_decoder`), which nothing changes."""
+    from tests.export.decoder_graph import export_decoder
+
+    return export_decoder(tmp_path_factory.mktemp("decoder"))
+
+
 @pytest.fixture(autouse=True)
 def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly half of the time of a tiny training is its picture, which few tests look at."""

@@ -15,6 +15,7 @@ import pytest
 from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS
 from tests.bad_weights import WEIGHTS
 from tests.damage import CONVERT, MODELS, SHARDED, Cases, check_sentence, contents, convert, edit_json, make_checkpoint, refused
+from tests.grids import pairwise
 from tests.permissions import bound_by_permissions
 from tests.warm import run_fresh
 
@@ -48,7 +49,12 @@ def place(wholes: dict[str, Path]) -> Iterator[Place]:
 
 
 def listed(cases: Cases, names: tuple[str, ...]) -> list[object]:
-    return [pytest.param(name, *cases[case], id=f"{name}, {case}") for case in cases for name in names]
+    """Every case with one of the checkpoints in turn; `make test-slow` has it with each."""
+    return [
+        pytest.param(name, *cases[case], id=f"{name}, {case}", marks=[] if name == names[number % len(names)] else pytest.mark.slow)
+        for number, case in enumerate(cases)
+        for name in names
+    ]
 
 
 def check(place: Path, damage: Callable[[Path], object], sentence: str) -> None:
@@ -79,9 +85,7 @@ def test_bad_tokenizer(name: str, damage: Callable[[Path], object], sentence: st
     check(place(name), damage, sentence)
 
 
-@pytest.mark.parametrize("value", NUMBERS, ids=repr)
-@pytest.mark.parametrize("field", COUNTS)
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize(("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr)
 def test_bad_counts(name: str, field: str, value: object, place: Place) -> None:
     check(place(name), edit_json("config.json", **{field: value}), "")
 

@@ -17,17 +17,17 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
 def test_a_trained_checkpoint_becomes_long(name: str, tmp_path: Path) -> None:
     if not (CHECKPOINTS / name / "config.json").is_file():
         pytest.skip(f"model_cards/{name} has not been trained here yet")
-    report = convert_checkpoint(CHECKPOINTS / name, tmp_path / "long", mechanism="longformer", window=256, max_length=2048)
+    report = convert_checkpoint(CHECKPOINTS / name, tmp_path / "long", mechanism="longformer", window=256, max_length=1024)
     assert report.passed
     found = {check.name: check for check in report.checks}
     assert found["tokenizer"].status == "passed"
     assert found["equal at the old length with full attention"].status == "passed"
-    assert AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 2048
-    assert AutoModel.from_pretrained(tmp_path / "long").config.max_position_embeddings == 2048
+    assert AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 1024
+    assert AutoModel.from_pretrained(tmp_path / "long").config.max_position_embeddings == 1024
 
 
 def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path: Path) -> None:
-    """Tiled positions with a window read 2,048 tokens about as well as the source reads chunks of 512; random ones do not."""
+    """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
     if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
         pytest.skip("model_cards/bert-python-512 has not been trained here yet")
     losses = {}
@@ -37,7 +37,7 @@ def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path
             tmp_path / positions,
             mechanism="window",
             window=256,
-            max_length=2048,
+            max_length=1024,
             positions=positions,
             verify_text=argparse.__file__,
         )

@@ -214,7 +214,7 @@ def test_workers_and_processes_share_the_batches(
     trainer = trainer_of(name, models, tmp_path / "alone", monkeypatch)
     endless = not hasattr(trainer.train_dataset, "__len__")
     alone = batches(trainer, 0, 2 * BATCHES if endless else None)
-    for workers in (1, 2):
+    for workers in (1, 2) if name in ("tokens", "clm --segments") else (2,):  # in one process alone: rows that are counted, and a stream
         assert batches(trainer, workers, 2 * BATCHES if endless else None) == alone, f"{workers} workers"
     shared = []
     for rank in range(2):

@@ -175,7 +175,7 @@ def inputs(length: int) -> list[Tensor]:
     ("backend", "globals_", "padded"),
     grid(
         itertools.product(["aot_eager", "inductor"], [False, True], [False, True]),
-        lambda backend, globals_, padded: backend == "aot_eager" and globals_ == padded,
+        lambda backend, globals_, padded: backend == "aot_eager" and globals_ and padded,
     ),
 )
 def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool, padded: bool) -> None:

@@ -18,7 +18,7 @@ from hf_longattn.errors import ExportError, MissingExtraError
 from hf_longattn.export import int8
 from hf_longattn.export.int8 import INT8_FILE, accuracy, measure, quantise
 
-from .conftest import saved
+from .conftest import LENGTH, saved
 
 
 def test_accuracy_counts_real_tokens_only() -> None:
@@ -78,14 +78,24 @@ def test_a_copy_that_does_not_work_is_refused() -> None:
         measure(lambda inputs: states, lambda inputs: {"last_hidden_state": states["last_hidden_state"] / 0}, texts, texts)
 
 
-def test_the_copy_lies_beside_the_graph_and_the_audit_tolerates_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_graph_is_the_model_the_copy_lies_next_to_it_and_the_audit_tolerates_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
     source = saved(tmp_path / "long", "window", window=32)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(source), str(tmp_path / "graph"), "--int8", "--json"])
     assert not ended.value.code
-    made = json.loads(capsys.readouterr().out)["int8"]
-    assert made == json.loads((tmp_path / "graph" / "export_report.json").read_text())["int8"]
+    report = json.loads(capsys.readouterr().out)
+    assert [check["values"]["length"] for check in report["checks"]] == [7, 333, LENGTH]
+    assert all(check["status"] == "passed" and check["values"]["difference"] <= 1e-4 for check in report["checks"])
+    assert (report["inputs"], report["max_length"]) == (["input_ids", "attention_mask"], LENGTH)
+    assert report["outputs"] == ["last_hidden_state", "pooler_output"]
+    assert {"model.onnx", "config.json", "export_report.json"} <= {path.name for path in (tmp_path / "graph").iterdir()}
+    written = json.loads((tmp_path / "graph" / "export_report.json").read_text())
+    assert written["opset"] == report["opset"]
+    made = report["int8"]
+    assert made == written["int8"]
     assert (made["file"], made["linear_layers"], made["texts"], made["tokens"]) == (INT8_FILE, 7, 6, 512)
     assert made["bytes"]["int8"] == (tmp_path / "graph" / INT8_FILE).stat().st_size
     assert made["outputs"]["last_hidden_state"]["least_cosine"] > 0.99

@@ -99,7 +99,7 @@ class TestEitherBase:
             expected = model(tokens(2, 70)).logits
             for twin in (read.eval(), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
                 assert torch.equal(twin(tokens(2, 70)).logits, expected)
-            close(expected, torch.compile(model, fullgraph=True, backend="aot_eager")(tokens(2, 70), use_cache=False).logits)
+            close(expected, torch.compile(model, fullgraph=True, backend="eager")(tokens(2, 70), use_cache=False).logits)
 
     def test_attentions(self, base: str) -> None:
         with torch.no_grad():

@@ -17,6 +17,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.errors import DerivativeError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.grids import quickly
 
 STOPPED = "transformer_xl without gradients into its memory"
 OPTIONS = {
@@ -86,10 +87,11 @@ def assert_equal(outs: Inputs, expected: Inputs) -> None:
         torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "left-padded"])
-def test_forward_mode(name: str, causal: bool, padded: bool) -> None:
+@pytest.mark.parametrize("padded", quickly(LENGTHS, LENGTHS[1:]), ids="{} left-padded".format)
+def test_forward_mode(name: str, causal: bool, padded: int) -> None:
+    """With padding on the left at one length, and whole sequences at the other."""
     for length in LENGTHS:
-        case = Case(name, causal, length, padded)
+        case = Case(name, causal, length, length == padded)
         _, tangent = torch.func.jvp(case.fast, case.inputs, case.tangents)
         with forward_ad.dual_level():
             dual = forward_ad.unpack_dual(case.fast(*map(forward_ad.make_dual, case.inputs, case.tangents))).tangent

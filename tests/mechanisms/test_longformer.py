@@ -15,6 +15,7 @@ from hf_longattn import attend, build_mechanism, families, reference_attend
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms.common.token_rules import TokenRule
+from tests.grids import quickly
 from tests.mechanisms.definition import Attention
 
 HEADS, HEAD_DIM, WIDTH = 4, 8, 24
@@ -80,8 +81,9 @@ def test_gradients_are_those_of_the_definition(count: int) -> None:
         assert (a - b).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("count", quickly((0, 3), (3,)))
 def test_compiled_and_exported_whole(count: int) -> None:
+    """The second sequence has no global token."""
     mechanism, given, inputs = separate(), arguments(301, count), qkv(301)
     given["global_mask"][1] = False
     expected = attend(*inputs, mechanism=mechanism, **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.lsg import SELECTIONS, Cells, chosen_keys, clusters, directions, means_of_cells
+from tests.grids import grid
 from tests.mechanisms.definition import Attention
+
+GRAPHS = ("compiled", "exported")
 
 SMALL: dict[str, Any] = {"block_size": 16, "sparse_block_size": 8, "sparsity_factor": 4}
 
@@ -86,15 +90,20 @@ def test_later_tokens_never_change_earlier_rows_of_the_causal_form(selection: st
         torch.testing.assert_close(cut, whole[:, :, :n], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
-def test_compiled_and_exported(selection: str) -> None:
+@pytest.mark.parametrize(
+    ("selection", "graph"),
+    grid(itertools.product(SELECTIONS, GRAPHS), lambda selection, graph: graph == GRAPHS[SELECTIONS.index(selection) % 2]),
+)
+def test_compiled_and_exported(selection: str, graph: str) -> None:
     q, k, v = random(300)
     module = build_mechanism("lsg", num_heads=4, head_dim=8, selection=selection, **SMALL)
     expected = attend(q, k, v, module)
     torch._dynamo.reset()
-    compiled = torch.compile(whole := Attention(module), fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(q, k, v), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.export.export(whole, (q, k, v)).module()(q, k, v), expected, atol=1e-6, rtol=0)
+    whole = Attention(module)
+    captured = (
+        torch.compile(whole, fullgraph=True, backend="eager") if graph == "compiled" else torch.export.export(whole, (q, k, v)).module()
+    )
+    torch.testing.assert_close(captured(q, k, v), expected, atol=1e-6, rtol=0)
 
 
 def test_which_keys_a_hand_made_example_sees() -> None:

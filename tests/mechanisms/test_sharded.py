@@ -16,16 +16,23 @@ from hf_longattn.engines.common.call import AttentionCall, TokenTerm
 from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.grids import grid
 from tests.ranks import Ranks
 
 Case = tuple[str, dict[str, Any], bool, dict[str, Any]]
 """A mechanism, its options, its form, and what the call has."""
-CASES: list[Case] = []
+CASES: list[Any] = []
+REGISTRY: list[tuple[str, dict[str, Any], bool]] = []
 for name in list_mechanisms(grid=False):
     kind = mechanism_class(name)
     for causal in (True, False):
         if kind.causal in ("both", causal):
-            CASES += [(name, dict(kind.sample), causal, {}), (name, dict(kind.sample), causal, {"padding": "right"})]
+            REGISTRY.append((name, dict(kind.sample), causal))
+ENDS = ({}, {"padding": "right"})
+CASES += grid(
+    ((*form, given) for form in REGISTRY for given in ENDS),
+    lambda name, options, causal, given: (list_mechanisms().index(name) + causal) % 2 == ENDS.index(given),
+)
 W = {"window": 32}
 HEADS = "0=window:window=32;1=linear;2=longformer:window=16;3=lsg:block_size=16,sparse_block_size=16"
 L = {**W, "global_tokens": ()}

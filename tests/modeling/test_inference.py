@@ -28,7 +28,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize
-from hf_longattn.modeling.inference.fast_linear import Int8Linear, PackedLinear
+from hf_longattn.modeling.inference.fast_linear import InferenceLinear, Int8Linear, PackedLinear
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.run.packing import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
@@ -378,7 +378,7 @@ def graphs_of(model: Any, **inputs: Tensor) -> tuple[Any, list[torch.fx.GraphMod
         return torch.compile(model, backend=keep)(**inputs), graphs
 
 
-@pytest.mark.parametrize(("base", "precision"), [("bert", "int8"), ("llama", "bf16")])
+@pytest.mark.parametrize(("base", "precision"), [("bert", "int8"), pytest.param("llama", "bf16", marks=pytest.mark.slow)])
 def test_compiled_graphs_hold_no_packed_weights(base: str, precision: str) -> None:
     """Inductor fails at them."""
     model = long_model(base, None, WINDOW, num_hidden_layers=1).optimize_for_inference(precision)
@@ -392,6 +392,31 @@ def test_compiled_graphs_hold_no_packed_weights(base: str, precision: str) -> No
     assert torch.equal(out.last_hidden_state, expected)
     with pytest.raises(Exception, match="compile without fullgraph=True"), torch.no_grad():
         torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+
+
+class Between(nn.Module):
+    """A layer between two operations."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(torch.tanh(x)))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_packed_layers_run_between_two_graphs(precision: str) -> None:
+    model = long_model("bert", None, WINDOW, num_hidden_layers=1).optimize_for_inference(precision)
+    packed = next(module for module in model.modules() if isinstance(module, InferenceLinear))
+    between = Between(packed)
+    x = torch.randn(3, packed.in_features, dtype=packed.fixed_dtype)
+    with torch.no_grad():
+        expected = between(x)
+    out, graphs = graphs_of(between, x=x)
+    assert len(graphs) == 2
+    assert [node.target for graph in graphs for node in graph.graph.nodes if node.op.startswith("call")] == 2 * [torch.tanh]
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 from typing import Any
@@ -135,8 +136,13 @@ def test_gradcheck_of_the_fused_path() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_compile_export_copy_and_pickle(kind: str) -> None:
+GRAPHS = ("compiled", "exported")
+
+
+@pytest.mark.parametrize(
+    ("kind", "graph"), grid(itertools.product(KINDS, GRAPHS), lambda kind, graph: graph == GRAPHS[KINDS.index(kind) % 2])
+)
+def test_compile_export_copy_and_pickle(kind: str, graph: str) -> None:
     class Call(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -150,8 +156,11 @@ def test_compile_export_copy_and_pickle(kind: str) -> None:
     leaves.append(torch.arange(300)[None] >= torch.tensor([[0], [20]]))
     torch._dynamo.reset()
     expected = call(*leaves)
-    compiled = torch.compile(call, fullgraph=True, backend="eager")
-    for other in (copy.deepcopy(call), compiled, torch.export.export(call, tuple(leaves)).module()):
+    if graph == "compiled":
+        captured = torch.compile(call, fullgraph=True, backend="eager")
+    else:
+        captured = torch.export.export(call, tuple(leaves)).module()
+    for other in (copy.deepcopy(call), captured):
         real = leaves[3][:, None, :, None]
         torch.testing.assert_close(other(*leaves) * real, expected * real, atol=1e-6, rtol=0)
     pickled = pickle.loads(pickle.dumps(call.mechanism))

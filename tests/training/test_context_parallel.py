@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 import hf_longattn
 from hf_longattn.training.trainer import TimedTrainer
+from tests.grids import quickly
 from tests.ranks import Ranks, announce
 
 SHAPE = {
@@ -47,7 +48,7 @@ def losses_and_norms(name: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if "loss" in entry for key in ("loss", "grad_norm")]
 
 
-@pytest.mark.parametrize("model", ["LongLlamaForCausalLM", "LongBertForMaskedLM"])
+@pytest.mark.parametrize("model", quickly(("LongLlamaForCausalLM", "LongBertForMaskedLM"), ("LongLlamaForCausalLM",)))
 def test_the_steps_are_those_of_one_process(tmp_path: Path, model: str) -> None:
     steps = []
     for count in (1, 2):

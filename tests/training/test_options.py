@@ -252,8 +252,7 @@ TOGETHER = (
     ("eval_strategy", "save_steps", "early_stopping_patience", "load_best_model_at_end", "push_to_hub", "report_to", "max_eval_samples"),
     ("eval_strategy epoch", "save_strategy epoch", "bf16"),
     ("eval_before_training", "checkpoints by default", "max_train_samples", "max_minutes", "dtype"),
-    ("use_peft", "use_peft, from a checkpoint"),
-    ("max_length", "total_batch_size"),
+    ("use_peft", "use_peft, from a checkpoint", "max_length", "total_batch_size"),
 )
 """Options whose effects can be seen in one run."""
 

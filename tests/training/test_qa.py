@@ -48,6 +48,7 @@ from hf_longattn.training.tasks.qa import (
     window_mask,
 )
 from hf_longattn.training.training_loop import LOG_NAME
+from tests.grids import quickly
 from tests.training.conftest import FAST
 
 
@@ -142,7 +143,7 @@ def test_the_loss_of_a_step_is_the_mean_of_its_batches(checkpoint: str, data: st
     assert first_loss(4) == pytest.approx(first_loss(1), rel=0.3)
 
 
-@pytest.mark.parametrize("duration", [{"max_steps": 6}, {"num_train_epochs": 1.5}])
+@pytest.mark.parametrize("duration", [pytest.param({"max_steps": 6}, marks=pytest.mark.slow), {"num_train_epochs": 1.5}])
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(checkpoint: str, data: str, tmp_path: Path, duration: dict[str, Any]) -> None:
     """With dropout, random positions and windows: everything that is drawn belongs to its step."""
 
@@ -282,7 +283,7 @@ def test_windows_are_never_mislabelled(data: str, tokenizer: PreTrainedTokenizer
     assert {0, 1} <= seen
 
 
-@pytest.mark.parametrize("mechanism", ["longformer", "window"])
+@pytest.mark.parametrize("mechanism", quickly(("longformer", "window"), ("longformer",)))
 def test_packed_and_padded_runs_have_the_same_losses(mechanism: str, checkpoint: str, data: str, tmp_path: Path) -> None:
     """Questions of different length, with their global tokens; dropout draws other numbers, so there is none."""
     long = converted(without_dropout(checkpoint), tmp_path, mechanism)

@@ -26,10 +26,11 @@ from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.training.linearise.stages import LOG_NAME, recovered
 from hf_longattn.training.linearise.trainer import DivergenceError
 from hf_longattn.training.tasks.linearise import linearise_attention
+from tests.grids import quickly
 from tests.training.linearise.conftest import Kill, Start
 
 
-@pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])
+@pytest.mark.parametrize("kind", quickly(("mlm", "clm", "llama"), ("mlm", "clm")))
 def test_both_stages(kind: str, start: Start, tmp_path: Path) -> None:
     report = linearise_attention(*start(kind=kind, transfer_steps=30, transfer_learning_rate=3e-2))
     out = tmp_path / "out"
@@ -62,8 +63,9 @@ def test_full_fine_tuning_changes_everything_and_weights_can_be_matched(start: S
     assert not [name for name in before if torch.equal(before[name], after[name])]
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", quickly((1, 2), (1,)))
 def test_a_killed_run_goes_on_to_the_same_result(stage: int, start: Start, tmp_path: Path, kill: Kill) -> None:
+    """The quick tests of the second stage are those with a teacher."""
     linearise_attention(*start("whole", save_steps=2))
     kill(stage, start("killed", save_steps=2))
     report = linearise_attention(*start("killed", save_steps=2, resume=True))

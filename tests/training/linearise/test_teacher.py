@@ -26,7 +26,7 @@ from tests.training.conftest import checkpoint
 from tests.training.linearise.conftest import Kill, Start
 
 
-@pytest.mark.parametrize(("kind", "full"), [("mlm", False), ("clm", True), ("llama", False)])
+@pytest.mark.parametrize(("kind", "full"), [("mlm", False), ("clm", True), pytest.param("llama", False, marks=pytest.mark.slow)])
 def test_predictions_approach_the_originals(kind: str, full: bool, start: Start, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"kind": kind, "certain": True, "stage": "2", "finetune_loss": "kl", "finetune_steps": 20, "full": full}
     source = Path(start(**settings)[0].model) / "model.safetensors"
@@ -43,7 +43,10 @@ def test_predictions_approach_the_originals(kind: str, full: bool, start: Start,
     assert "KL divergence of its predictions" in (tmp_path / "out" / "distillation_report.md").read_text()
 
 
-@pytest.mark.parametrize(("kind", "changes"), [("clm", {}), ("clm", {"hidden_factor": 0.5, "temperature": 2.0}), ("mlm", {})])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [pytest.param("clm", {}, marks=pytest.mark.slow), ("clm", {"hidden_factor": 0.5, "temperature": 2.0}), ("mlm", {})],
+)
 def test_accumulated_batches_are_one_batch(
     kind: str, changes: dict[str, Any], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
