@@ -329,7 +329,7 @@ def page(result: Mapping[str, Any]) -> str:
         seconds = sum(row["seconds"] for row in rows) / sum(row["steps"] for row in rows) / settings["batch"]
         cells += [f"{pictures:,}", f"{seconds:.3f}", f"{max(row['MB'] for row in rows):.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Command: `{result['command']}`", ""])
+    return "\n".join([*lines, "", *(f"- {note}" for note in result["notes"]), f"- Command: `{result['command']}`", ""])
 
 
 def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -351,6 +351,7 @@ def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--short-rate", type=float, default=1e-3, help="learning rate on small pictures")
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of the fine-tuning")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--notes", nargs="+", default=[], help="sentences about this run, for the page")
     parser.add_argument("--work-dir", type=Path, default=Path("far_digits"), help="folder of the small models, which later runs take")
     parser.add_argument("--output", type=Path, default=RESULTS / "far_digits.json")
     return parser.parse_args(line)
@@ -360,7 +361,7 @@ def main() -> None:
     """Run the study and store its table."""
     args = arguments()
     torch.set_num_threads(args.threads)
-    settings = {name: value for name, value in vars(args).items() if name not in ("output", "work_dir")}
+    settings = {name: value for name, value in vars(args).items() if name not in ("output", "work_dir", "notes")}
     defaults = vars(arguments([]))
     changed = [(name, value) for name, value in settings.items() if value != defaults[name]]
     words = [f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in changed]
@@ -369,6 +370,7 @@ def main() -> None:
         "command": " ".join(["python -m scripts.dev.studies.far_digits", *words]),
         "settings": settings,
         "machine": f"{platform.machine()}, {args.threads} thread{'s' if args.threads > 1 else ''}, torch {torch.__version__}",
+        "notes": args.notes,
         "runs": [],
     }
     for seed in args.seeds:

@@ -81,7 +81,8 @@ def test_the_page_has_a_row_for_each_system() -> None:
         "test_pictures": 100,
     }
     run = {"seed": 0, "short": {"held_out": score}, "systems": {"window2d": row}}
-    text = page({"settings": settings, "runs": [run, run], "command": "python -m x"})
+    text = page({"settings": settings, "runs": [run, run], "command": "python -m x", "notes": ["A note."]})
     assert "| window2d | 50.0 (43.1–56.9) | 50.0 (43.1–56.9) | 50.0 (43.1–56.9) | 160 | 0.025 | 12 |" in text
     assert "(256 patches)" in text
     assert "2 seeds" in text
+    assert text.endswith("- A note.\n- Command: `python -m x`\n")
