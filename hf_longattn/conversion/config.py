@@ -90,7 +90,7 @@ class ConversionConfig(Settings):
         None,
         "The attention mechanism; `longattn mechanisms` lists them. auto chooses one for every layer under --budget, as `longattn search` "
         "does.",
-        unset="longformer; for a long model, its own; for pictures, window2d with windows of the source's size",
+        unset="longformer; for a long model, its own; for pictures, window2d",
         planned=True,
     )
     max_length: int | None = setting(
@@ -98,16 +98,16 @@ class ConversionConfig(Settings):
     )
     image_size: str | int | Sequence[int] | None = setting(
         None,
-        "Size of the pictures that the result reads, in pixels: 1024, or height and width, 768x1024.",
+        "Size of its pictures: 1024, or height and width, 768x1024.",
         unset="the source's",
         unit="pixels",
-        metavar="PIXELS|HEIGHTxWIDTH",
+        metavar="PIXELS",
         planned=True,
     )
     budget: str | None = setting(
         None,
-        "With --mechanism auto: what the attention of all layers may cost for one text of the maximum length: a share of full attention's "
-        "time (0.25), seconds (1.5s) or memory (200MB).",
+        "With --mechanism auto: what attention may cost for a text of the maximum length: a share of full attention's time (0.25), seconds "
+        "(1.5s) or memory (200MB).",
         unset="0.25",
         planned=True,
     )
@@ -157,10 +157,9 @@ class ConversionConfig(Settings):
     positions: str = setting(
         "auto",
         "How positions are extended. Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with "
-        "ALiBi. Pictures: tile or interpolate, which leave the table as it is."
-        " Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn, "
-        "rope:base:BASE or rope:longrope:FILE. auto is tile for tables (for those of pictures only if every layer has windows within the "
-        "old size, and interpolate otherwise); rope:none if no layer sees beyond the old length, and rope:yarn otherwise.",
+        "ALiBi. Pictures: tile or interpolate. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn, rope:base:BASE or "
+        "rope:longrope:FILE. auto: tile for tables (pictures: if all windows lie within the old size); rope:none if no layer sees beyond "
+        "the old length, or else rope:yarn.",
         planned=True,
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from hf_longattn.cli import main
 from hf_longattn.recipes import ready_recipes
@@ -35,11 +35,17 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_ready_recipe_gives_a_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
     values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
-    plan = planned(capsys, sources["rope" in values.get("positions", "")], "--config", recipe)
-    assert plan["new_length"] == values["max_length"]
+    source = sources["rope" in values.get("positions", "")]
+    if "image_size" in values:
+        ViTModel(ViTConfig(**{**SIZES, "num_hidden_layers": 12})).save_pretrained(source := source.parent / "vit")
+    plan = planned(capsys, source, "--config", recipe)
+    if "image_size" in values:
+        assert plan["new_image_size"] == [int(values["image_size"])] * 2
+    else:
+        assert plan["new_length"] == values["max_length"]
     assert plan["positions"] == values.get("positions", "tile")
     assert plan["long_attention"]["mechanism"] == values["mechanism"]
-    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1}.get(recipe, 0)
+    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1, "vitdet": 4}.get(recipe, 0)
 
 
 def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
