@@ -177,7 +177,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model = ViTModel.from_pretrained(...)
         enable_long_attention(model, {"mechanism": "window", "window": 64})
 
-    Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). The mechanism also
+    Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The mechanism also
     replaces sliding windows. ``save_pretrained`` writes a folder that :func:`load_generic` reads and others refuse. Unlike with Long
     classes, the decode cache keeps every token, and ``generate`` is transformers', which counts the positions of RoBERTa's decoders from
     0 while their forward pass starts after the padding id (``LongRobertaForCausalLM`` generates with those of its forward pass).
