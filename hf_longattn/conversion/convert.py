@@ -132,7 +132,8 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     """How the result is trained, as a report keeps it: {"command": words} or {"advice": text}, with "{model}" for the model's name.
 
     A language model is trained on long text (mlm or clm, as its head predicts), or by attention distillation if its mechanisms have
-    parameters to learn; a classifier on labelled documents or pictures; a question-answering model, or an encoder without a head, on questions.
+    parameters to learn; a classifier on labelled documents or pictures; a question-answering model, or an encoder without a head, on
+    questions.
     """
     length = f"texts of up to {plan.new_length} tokens"
     if plan.generic:

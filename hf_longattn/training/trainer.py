@@ -185,10 +185,10 @@ class TimedTrainer(Trainer):
         with translated_errors(str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir), self.args.hub_token):
             return super().push_to_hub(*args, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any) -> None:
         """As Trainer's, which leaves weights as they are that have another name in files than in the model; see :func:`load_renamed`."""
-        if self._weights_are_sharded() or not load_renamed(self.model if model is None else model, Path(resume_from_checkpoint)):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._weights_are_sharded() or not load_renamed(model[0] if model else self.model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, *model)
 
     def _load_best_model(self) -> None:
         """As Trainer's, and :meth:`_load_from_checkpoint`."""

@@ -163,13 +163,14 @@ class Family:
         where = f"{caller.filename}:{caller.lineno}"
         if problem := self._problem():
             raise RegistrationError(f"The family at {where} cannot be registered: {problem}")
-        registered = _REGISTERED.setdefault(self.base_model_type, (where, self))
+        key = self.base_package, self.base_model_type
+        registered = _REGISTERED.setdefault(key, (where, self))
         if registered[0].rpartition(":")[0] != caller.filename:
             raise RegistrationError(
                 f"The family at {where} cannot be registered: {registered[0]} already has the model type "
                 f"{self.config_class.model_type!r}; leave one of them out."
             )
-        _REGISTERED[self.base_model_type] = where, self
+        _REGISTERED[key] = where, self
 
     def _problem(self) -> str | None:
         """What is wrong with the entry, or ``None``."""
@@ -317,8 +318,8 @@ def module_name(model_type: str) -> str:
     return model_type.replace("-", "_")
 
 
-_REGISTERED: dict[str, tuple[str, Family]] = {}
-"""Model type of the base -> file and line of the entry, and the family; of those imported so far."""
+_REGISTERED: dict[tuple[str, str], tuple[str, Family]] = {}
+"""transformers' package and model type of the base -> file and line of the entry, and the family; of those imported so far."""
 
 
 def attention_names(module: Any) -> AttentionNames:
