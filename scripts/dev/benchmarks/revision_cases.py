@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import json
 import sys
 import time
@@ -107,8 +108,9 @@ def register() -> None:
     """
     from hf_longattn import list_mechanisms
 
+    tokens: dict[str, Any] = {"grid": False} if "grid" in inspect.signature(list_mechanisms).parameters else {}  # older revisions have no grids
     for causal in (False, True):
-        for name in list_mechanisms(causal=causal, grid=False):
+        for name in list_mechanisms(causal=causal, **tokens):
             for backward in (False, True):
                 title = f"{name}{', causal' * causal}{', with gradients' * backward}, 1,024 tokens"
                 CASES[title] = functools.partial(attention, name, causal, 1024, backward)
