@@ -9,7 +9,7 @@ from typing import Any
 from ..choice_text import read_choice, write_choice
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.common.cost import KeptKeys
+from ..mechanisms.common.cost import Reading
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
 from .layer_attention import LayerAttention
 
@@ -98,17 +98,17 @@ def not_applicable(candidate: Candidate, causal: bool) -> str:
 
 
 def no_selection(candidate: Candidate) -> str:
-    """Why a mechanism without ``kept_keys`` keeps no share of the mass."""
+    """Why a mechanism that reads something else than keys and means of keys keeps no share of the mass."""
     return (
         f"is not a softmax over some of the keys ({mechanism_info(candidate.mechanism).summary}), so no part of the mass is kept or lost."
     )
 
 
-def kept_keys(candidate: Candidate, layer: LayerAttention, number: int) -> KeptKeys | str:
-    """What ``candidate`` keeps in a layer, by its definition and, where it selects by content, by the layer's queries and keys.
+def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Reading | str:
+    """What ``candidate`` reads in a layer, by its definition and, where it selects by content, by the layer's queries and keys.
 
     Returns:
-        ``kept(rows, scores)``, or one sentence why there is no such thing.
+        ``reading(rows, scores)``: the keys kept, or the weights of all keys; or one sentence why there is no such thing.
     Raises:
         LongAttentionError: a candidate that the user named cannot be built for this layer.
     """
@@ -120,14 +120,14 @@ def kept_keys(candidate: Candidate, layer: LayerAttention, number: int) -> KeptK
         if mechanism.causal not in ("both", causal):
             raise mechanism.wrong_form(causal, "the model")
         call = layer.call if mechanism.takes_globals else layer.call.replace(global_mask=None)
-        keys = mechanism.kept_keys(layer.q, layer.k, call)
+        reading = mechanism.reading(layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:
             raise
         return str(error)
-    return no_selection(candidate) if keys is None else keys
+    return no_selection(candidate) if reading is None else reading
 
 
-def all_kept_keys(candidates: Sequence[Candidate], layer: LayerAttention, number: int) -> list[KeptKeys | str]:
-    """The :func:`kept_keys` of every candidate."""
-    return [kept_keys(candidate, layer, number) for candidate in candidates]
+def all_readings(candidates: Sequence[Candidate], layer: LayerAttention, number: int) -> list[Reading | str]:
+    """The :func:`reading_of` every candidate."""
+    return [reading_of(candidate, layer, number) for candidate in candidates]

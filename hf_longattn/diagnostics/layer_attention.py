@@ -10,7 +10,8 @@ With the scores s_ij of the keys that query i sees and p_ij = softmax_j(s_ij), t
     first_tokens       Σ_{j < 4} p_ij: the attention sink (Xiao et al. 2023, StreamingLLM, section 3.1)
     ahead              Σ_{j > i} p_ij
     distance[b]        Σ_{j: |i-j| in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …
-    captured[c]        Σ_j p_ij [candidate c keeps key j for query i]
+    captured[c]        Σ_j min(p_ij, w_ij), w_ij being the weights of candidate c: what the two have in common, 1 minus their total
+                       variation distance. Where c is a softmax over some of the keys, that is Σ_j p_ij over the keys that it keeps.
 
 Rows are computed in fp32 (fp64 for fp64 inputs), a constant number of scores at a time, so memory is linear in N.
 """
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import wide
-from ..mechanisms.common.cost import KeptKeys
+from ..mechanisms.common.cost import KeptKeys, Reading
 from ..positions.relative import RelativePositions
 
 SINK = 4
@@ -104,7 +105,7 @@ class RowSums:
         self.distance = torch.zeros(heads, self.bins, dtype=torch.float64)
         self.captured = torch.zeros(heads, candidates, dtype=torch.float64)
 
-    def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[KeptKeys | None]) -> None:
+    def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[Reading | None]) -> None:
         """Add the queries at ``rows``. Candidates that are ``None`` stay 0."""
         for block in layer.blocks(rows):
             scores = layer.scores(block)
@@ -117,9 +118,11 @@ class RowSums:
             of_bin = bin_of((block[:, None] - torch.arange(layer.length, device=block.device)).abs())
             mass = weights.new_zeros(*weights.shape[:3], self.bins).scatter_add_(-1, of_bin.expand(weights.shape), weights)
             self.distance += mass.double().sum((0, 2)).cpu()
-            for number, kept_keys in enumerate(candidates):
-                if kept_keys is not None:
-                    self.captured[:, number] += (weights * kept_keys(block, scores)).sum(-1).double().sum((0, 2)).cpu()
+            for number, reading in enumerate(candidates):
+                if reading is not None:
+                    keys = reading(block, scores)
+                    common = weights * keys if keys.dtype == torch.bool else torch.minimum(weights, keys)
+                    self.captured[:, number] += common.sum(-1).double().sum((0, 2)).cpu()
 
     def mean(self) -> Mapping[str, Tensor]:
         """:data:`MEANS` ``(H,)``, ``distance (H, bins)`` and ``captured (H, candidates)``, float64."""

@@ -24,7 +24,7 @@ from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
 from ..modeling.mixin import LongAttentionMixin
 from ..staging import unused_name
-from .candidates import Candidate, all_kept_keys, read_candidates, usual_candidates
+from .candidates import Candidate, all_readings, read_candidates, usual_candidates
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Target, costs, stack_heads, untrained
 from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
 from .loading import LoadedCheckpoint, converted_from, known_checkpoint, length_error, load_for_diagnosis
@@ -286,12 +286,12 @@ class _Layers:
         """Number of heads, and their width."""
 
     def see(self, number: int, layer: LayerAttention) -> None:
-        keys_or_reasons = all_kept_keys(self.candidates, layer, number)
-        for candidate, reason in zip(self.candidates, keys_or_reasons, strict=True):
+        readings = all_readings(self.candidates, layer, number)
+        for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):
                 self.reasons.setdefault(str(candidate), reason)
-        sums = RowSums(layer.length, layer.heads, len(keys_or_reasons))
-        sums.add(layer, self.rows, [None if isinstance(keys, str) else keys for keys in keys_or_reasons])
+        sums = RowSums(layer.length, layer.heads, len(readings))
+        sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
         self.by_layer[number], self.names[number] = sums.mean(), (layer.name, layer.mechanism)
 

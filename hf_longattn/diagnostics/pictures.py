@@ -17,12 +17,18 @@ from ..engines.common.grid import Grid
 from ..errors import BackendError, CheckpointError, in_a_line, needs_extra
 from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.definition import FAMILIES
-from .candidates import Candidate, all_kept_keys, read_candidates
+from ..modeling.family.grid_config import refuse_line
+from .candidates import Candidate, all_readings, read_candidates
 from .layer_attention import LayerAttention, RowSums, sampled_rows
 from .loading import load_for_diagnosis
 from .watching import watched_layers, watching
 
-USUAL = ("window2d:window=14", "window2d:window=7", "local2d:radius=8", "neighborhood:kernel_size=17", "axial")
+USUAL = (
+    "window2d:window=14", "window2d:window=7", "local2d:radius=8", "neighborhood:kernel_size=17", "axial",
+    "segmented:block_size=196,integration=pooled,order=tiles:14x14", "bigbird:block_size=64,order=tiles:8x8",
+    "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
+)  # fmt: skip
+"""Compared by default; windows of 14 are those of most pre-trained models."""
 QUERIES = 1024
 
 
@@ -118,6 +124,8 @@ def diagnose_picture(
         OptionError, UnknownMechanismError, GridError: a candidate or setting that does not exist, or a picture whose size does not fit.
     """
     chosen = read_candidates(USUAL if candidates is None else candidates)
+    for candidate in chosen:
+        refuse_line(candidate.mechanism, candidate.options)
     if candidates is None:
         chosen = [replace(candidate, by_user=False) for candidate in chosen]
     if isinstance(model, nn.Module):
@@ -146,16 +154,16 @@ def diagnose_picture(
 
     def see(number: int, layer: LayerAttention) -> None:
         layer = replace(layer, call=layer.call.replace(grid=grid))
-        keys = all_kept_keys(chosen, layer, number)
-        for index, (candidate, kept) in enumerate(zip(chosen, keys, strict=True)):
-            if isinstance(kept, str):
-                reasons.setdefault(str(candidate), kept)
+        readings = all_readings(chosen, layer, number)
+        for index, (candidate, reading) in enumerate(zip(chosen, readings, strict=True)):
+            if isinstance(reading, str):
+                reasons.setdefault(str(candidate), reading)
             else:
                 pairs[index] = candidate.build(layer, number).on(grid).pairs(grid.length, False)
         sums = RowSums(layer.length, layer.heads, len(chosen))
-        sums.add(layer, rows, [None if isinstance(kept, str) else kept for kept in keys])
+        sums.add(layer, rows, [None if isinstance(reading, str) else reading for reading in readings])
         mass = sums.mean()["captured"].mean(0)
-        shares = tuple(float("nan") if isinstance(kept, str) else float(share) for kept, share in zip(keys, mass, strict=True))
+        shares = tuple(float("nan") if isinstance(reading, str) else float(share) for reading, share in zip(readings, mass, strict=True))
         layers[number] = PictureLayer(layer.name, layer.mechanism, shares, _attention(layer, grid, rows))
 
     with watching(stack, see), torch.no_grad():

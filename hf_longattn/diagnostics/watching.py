@@ -22,8 +22,10 @@ from transformers import PreTrainedModel
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
+from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, LengthError, OptionError
 from ..mechanisms import Mechanism
+from ..mechanisms.common.ordered import in_raster_order
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
@@ -94,6 +96,9 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
 
         def hook(site: AttentionSite, mechanism: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
             q, k, _, call = args
+            grid, order = RUNNING_GRID.get(), mechanism.options.order
+            if order is not None and isinstance(grid, Grid):
+                q, k, call = in_raster_order(order, grid, q, k, call)
             if q.shape[2] != k.shape[2] or len(q) != 1:
                 raise LengthError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
             window = windows[site.layer] if site.layer < len(windows) else None

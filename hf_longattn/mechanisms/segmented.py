@@ -32,12 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
-from ..engines.common.dense import dense_attention, grid_of, products, repeat_heads
+from ..engines.common.dense import dense_attention, grid_of, index_grid, products, repeat_heads
 from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
 from ..options import Options, option
+from .common.cost import RowWeights
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.pooled import PooledKeys, pooled_weights, uniform
@@ -181,6 +182,31 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
         return pooled_weights(q, k, spread, members, inside, other_blocks, call)
 
+    def row_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> RowWeights | None:
+        if not self.summarises:
+            return None
+        heads, length, size, scale = q.shape[1], k.shape[2], self.options.block_size, call.scale_for(q.shape[-1])
+        summaries = summarise(k, k, call.key_mask, size, self._by_attention, scale)
+        _, _, of_summaries = summaries.appended(k, k, call)
+        real, blocks = in_blocks(call.key_mask, size, k)
+        shares = repeat_heads(block_shares(blocks, real, self._by_attention, scale).flatten(2)[..., :length], heads)
+        keys, count = repeat_heads(summaries.keys, heads), summaries.keys.shape[2]
+        block = torch.arange(length, device=k.device) // size
+
+        def weights_of(rows: Tensor, scores: Tensor) -> Tensor:
+            b, h, _, kv_idx = index_grid(len(q), heads, 1, length + count, k.device)
+            summary_scores, q_idx = products(q[:, :, rows], keys) * scale, rows.view(1, 1, -1, 1)
+            if of_summaries.score_mod is not None:
+                summary_scores = of_summaries.score_mod(summary_scores, b, h, q_idx, kv_idx[..., length:])
+            away = torch.arange(count, device=rows.device) - block[rows][:, None]
+            others = (away < 0 if call.causal else away != 0) & summaries.real[:, :, None]
+            inside = (block == block[rows][:, None]) & (scores > float("-inf"))
+            seen = torch.cat([inside.expand(scores.shape), others.expand(summary_scores.shape)], -1)
+            weights = softmax_over(torch.cat([scores, summary_scores.to(scores.dtype)], -1), seen)
+            return weights[..., :length] + weights[..., length + block] * shares[:, :, None]
+
+        return weights_of
+
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         if self.summarises:
             return None
@@ -225,26 +251,37 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
 
 def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
     """Summaries of the blocks of ``size`` tokens of ``k, v (B, H, N, D)``; padding ``(B, N)`` never enters one."""
-    length = k.shape[2]
-    count = -(-length // size)
-    real = torch.ones(1, length, dtype=torch.bool, device=k.device) if key_mask is None else key_mask
-    real = F.pad(real, (0, count * size - length)).unflatten(1, (count, size))
-    k_blocks, v_blocks = (F.pad(x, (0, 0, 0, count * size - length)).unflatten(2, (count, size)) for x in (k, v))
-    places = torch.arange(count * size, device=k.device).view(count, size)
+    real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
+    places = torch.arange(real[0].numel(), device=k.device).view(real.shape[1:])
     position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)
     keys, values = pool_blocks(k_blocks, v_blocks, real, by_attention, scale)
     return PooledKeys(keys, values, real.any(-1)[:, None], position[:, None])
 
 
+def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tensor, ...]:
+    """Which places of the blocks hold real tokens, ``(B or 1, M, size)``, and the ``tokens (B, H, N, D)`` there, ``(B, H, M, size, D)``."""
+    length = tokens[0].shape[2]
+    count = -(-length // size)
+    real = torch.ones(1, length, dtype=torch.bool, device=tokens[0].device) if key_mask is None else key_mask
+    blocks = (F.pad(x, (0, 0, 0, count * size - length)).unflatten(2, (count, size)) for x in tokens)
+    return F.pad(real, (0, count * size - length)).unflatten(1, (count, size)), *blocks
+
+
 def pool_blocks(k: Tensor, v: Tensor, real: Tensor, by_attention: bool, scale: float) -> tuple[Tensor, Tensor]:
     """k̄ and v̄, ``(B, H, M, D)``, of blocks ``k, v (B, H, M, size, D)`` with ``real (B or 1, M, size)``."""
+    weights = block_shares(k, real, by_attention, scale)
+    return _average(weights, k), _average(weights, v)
+
+
+def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> Tensor:
+    """p, the shares ``(B, H, M, size)`` of tokens in the summaries of blocks ``k (B, H, M, size, D)`` with ``real (B or 1, M, size)``."""
     precise = torch.promote_types(k.dtype, torch.float32)
     weights = (real.to(precise) / real.sum(-1, keepdim=True).clamp(min=1))[:, None].expand(*k.shape[:2], -1, -1)
     if by_attention:
         mean = _average(weights, k.to(precise))
         scores = products(mean[..., None, :], k)[..., 0, :] * scale
         weights = softmax_over(scores, real[:, None])
-    return _average(weights, k), _average(weights, v)
+    return weights
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:

@@ -15,8 +15,11 @@ from hf_longattn import diagnose
 from hf_longattn.cli import main
 from hf_longattn.data.sources import DataError
 from hf_longattn.diagnostics import diagnose_picture
+from hf_longattn.diagnostics.watching import watching
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError
+from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError
+from hf_longattn.families import LongViTForImageClassification
 from hf_longattn.mechanisms.common.registry import mechanism_from
 
 Image: Any = pytest.importorskip("PIL.Image")
@@ -62,6 +65,40 @@ def test_masses_and_maps_are_those_of_the_whole_softmax(folder: Path, photo: Pat
     assert 0 < report.pairs[0] < report.pairs[2] == report.full_pairs == 121**2
 
 
+def test_what_reads_means_shares_with_the_softmax_what_both_have(folder: Path, photo: Path) -> None:
+    pooled, ordered = (
+        "segmented:block_size=16,integration=pooled,order=tiles:4x4",
+        "segmented:block_size=16,integration=none,order=tiles:4x4",
+    )
+    report = diagnose_picture(folder, photo, candidates=[pooled, ordered, "window2d:window=4,prefix_tokens=none"])
+    model = ViTForImageClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    processed = ViTImageProcessorPil.from_pretrained(folder)(Image.open(photo).convert("RGB"), return_tensors="pt")
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with torch.no_grad(), watching(model.vit, lambda number, layer: seen.append((layer.q, layer.k))):
+        model(**processed, interpolate_pos_encoding=True)
+    mechanism = mechanism_from("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}, num_heads=4, head_dim=8)
+    call = AttentionCall(causal=False, grid=report.grid)
+    for layer, (q, k) in zip(report.layers, seen, strict=True):
+        softmax, weights = (q @ k.mT / 8**0.5).softmax(-1), mechanism.weights(q, k, call)
+        expected = 1 - (softmax - weights).abs().sum(-1).mean() / 2
+        assert layer.mass[0] == pytest.approx(float(expected), abs=1e-5)
+        assert layer.mass[1] == pytest.approx(layer.mass[2], abs=1e-6)
+        assert layer.mass[0] > layer.mass[1]
+
+
+def test_a_model_whose_layers_have_an_order_is_seen_in_that_of_the_picture(folder: Path, photo: Path) -> None:
+    model = LongViTForImageClassification.from_pretrained(
+        folder, long_attention={"mechanism": "segmented", "block_size": 200, "integration": "none", "order": "tiles:3x5"}
+    )
+    processor = ViTImageProcessorPil.from_pretrained(folder)
+    ordered = diagnose_picture(model, photo, processor=processor, candidates=CANDIDATES)
+    plain = diagnose_picture(folder, photo, candidates=CANDIDATES)
+    for layer, expected in zip(ordered.layers, plain.layers, strict=True):
+        assert layer.mechanism == "segmented"
+        assert layer.mass == pytest.approx(expected.mass, abs=1e-5)
+        torch.testing.assert_close(layer.attention, expected.attention, rtol=1e-4, atol=1e-6)
+
+
 def test_the_command_draws_maps_over_the_photo(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     command = ["diagnose", str(folder), str(photo), "--html", str(tmp_path / "page.html"), "--save", str(tmp_path / "numbers.json")]
@@ -87,14 +124,14 @@ def test_refusals(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["diagnose", str(folder), str(photo), "--needle", "x", "--question", "y"])
     assert "is for texts" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(OptionError, match="sees neighbours along a text"):
+        diagnose_picture(folder, photo, candidates=["window:window=8"])
     (tmp_path / "text.txt").write_text("words " * 100)
     with pytest.raises(BackendError, match=r"reads pixel_values and no text; give it a picture: longattn diagnose MODEL photo\.jpg"):
         diagnose(model, tmp_path / "text.txt")
 
 
 def test_packing_needs_padding(folder: Path) -> None:
-    from hf_longattn.families import LongViTForImageClassification
-
     model = LongViTForImageClassification.from_pretrained(folder).eval()
     with pytest.raises(LongAttentionError, match=r"pack=True: LongViTModel reads pixel_values, which have no padding; leave it out"):
         model.optimize_for_inference("fp32", pack=True)

@@ -9,6 +9,8 @@ import torch
 
 from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.common.grid import Grid
+from hf_longattn.errors import GridError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
 
@@ -43,10 +45,23 @@ NOT_A_SELECTION = [
     ("lsh", {"count_duplicates": True}),
     ("routing", {"router": "learned"}),
     ("routing", {"normalise": True}),
-    ("segmented", {"integration": "pooled"}),
+    ("segmented", {"integration": "attention"}),
     ("longformer", {"separate_global": True}),
     ("recurrent_memory", {}),
     ("per_head", {"heads": "0-1=window:window=16;linear"}),
+]
+
+
+GRID = Grid((9, 14), prefix=2)
+ORDERED = [
+    ("segmented", {"block_size": 16, "integration": "none", "order": "tiles:4x4"}),
+    ("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}),
+    ("segmented", {"block_size": 20, "integration": "attention", "order": "columns"}),
+    ("window", {"window": 16, "order": "hilbert"}),
+    ("bigbird", {"block_size": 9, "order": "tiles:3x3"}),
+    ("block_top_k", {"block_size": 16, "num_blocks": 3, "order": "tiles:4x4"}),
+    ("top_k", {"num_keys": 9, "order": "columns"}),
+    ("window2d", {"window": 4}),
 ]
 
 
@@ -90,3 +105,33 @@ def test_what_is_no_softmax_over_some_keys_says_so(name: str, options: dict[str,
     mechanism = built(name, options)
     q = torch.randn(1, HEADS, LENGTH, WIDTH)
     assert mechanism.kept_keys(q, q, AttentionCall()) is None
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@pytest.mark.parametrize("integration", ["pooled", "attention"])
+def test_the_weights_of_means_are_those_of_the_definition(integration: str, causal: bool) -> None:
+    mechanism = built("segmented", {"block_size": 24, "integration": integration})
+    q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
+    for padded, term in ((False, None), (True, None), (False, lambda score, b, h, i, j: score - 0.01 * (h + 1) * (i - j).abs())):
+        mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [97]])
+        call = AttentionCall.of(causal=causal, padding_mask=mask if padded else None, score_mod=term)
+        rows = torch.tensor([0, 1, 40, 63, 64, 95, 96])
+        scores = scaled_scores(q, k, call).masked_fill(~visible_to_all(q, k, call), float("-inf"))[:, :, rows]
+        weights = mechanism.reading(q, k, call)(rows, scores)
+        torch.testing.assert_close(weights, mechanism.dense_weights(q, k, call)[:, :, rows], atol=1e-12, rtol=0)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]).double())
+
+
+@pytest.mark.parametrize(("name", "options"), ORDERED, ids=str)
+def test_readings_are_in_the_order_of_the_tokens(name: str, options: dict[str, Any]) -> None:
+    mechanism = mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=GRID.length)
+    q, k = torch.randn(2, 1, HEADS, GRID.length, WIDTH).double()
+    call = AttentionCall(causal=False, grid=GRID)
+    scores, rows = scaled_scores(q, k, call), torch.tensor([0, 1, 2, 50, 127])
+    reading = mechanism.reading(q, k, call)(rows, scores[:, :, rows])
+    weights = mechanism.weights(q, k, call)[:, :, rows]
+    if reading.dtype == torch.bool:
+        reading = softmax_over(scores[:, :, rows], reading.expand(weights.shape))
+    torch.testing.assert_close(reading, weights, atol=1e-12, rtol=0)
+    with pytest.raises(GridError):
+        mechanism.reading(q, k, AttentionCall(causal=False))

@@ -21,7 +21,8 @@ How far a mechanism sees is asked for different purposes, each with a word:
 - ``locality``: the neighbours that a process needs of a sharded sequence.
 - ``extent``: the distances of the keys of one query, for positions that were trained up to a length.
 - ``band``: the distances seen, where a mechanism is nothing but a window, as models of transformers have it.
-- ``kept_keys``: the keys of full attention that a query keeps, for diagnoses.
+- ``kept_keys``: the keys of full attention that a query keeps, and ``row_weights``: the weights with which it reads them, for diagnoses;
+  ``reading``: what there is of both.
 - ``pairs``: how many pairs there are.
 """
 
@@ -41,9 +42,9 @@ from ...engines.common.dense import repeat_heads
 from ...errors import LengthError, OptionError
 from ...options import Options
 from ...positions.relative import RelativePositions
-from .cost import Cost
+from .cost import Cost, Reading
 from .decoding import Decoding
-from .ordered import weights_in_order
+from .ordered import reading_in_order, weights_in_order
 from .scores import ScoreTerms
 from .sharding import Shardable
 from .traits import Traits
@@ -150,6 +151,21 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, self.with_dense_terms(q, k, call))
+
+    def reading(self, q: Tensor, k: Tensor, call: AttentionCall) -> Reading | None:
+        """What each query reads of the keys, in the order of the option ``order``: :meth:`kept_keys`, or :meth:`row_weights` where a
+        mechanism has none; ``None`` where it has neither. Arguments as for :meth:`kept_keys`.
+
+        Raises:
+            GridError: an order for a call without a grid.
+        """
+        if self.options.order is not None:
+            return reading_in_order(self.options.order, self._reading, q, k, call)
+        return self._reading(q, k, call)
+
+    def _reading(self, q: Tensor, k: Tensor, call: AttentionCall) -> Reading | None:
+        keys = self.kept_keys(q, k, call)
+        return self.row_weights(q, k, call) if keys is None else keys
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())

@@ -15,6 +15,10 @@ KeptKeys = Callable[[Tensor, Tensor], Tensor]
 """``(rows, scores) -> kept``: which keys the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable). Their scores are
 ``(B, H, n, N)``, -inf for keys that causality or padding hides; such keys may be among those kept."""
 
+RowWeights = Callable[[Tensor, Tensor], Tensor]
+"""``(rows, scores) -> weights``: the weight of every key for the queries at ``rows (n,)``, ``(B, H, n, N)``, each row summing to 1."""
+Reading = KeptKeys | RowWeights
+
 
 class Cost(Shardable):
     """By default, a mechanism costs as much as full attention and never equals it."""
@@ -45,6 +49,11 @@ class Cost(Shardable):
         Args:
             q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, by which data-dependent mechanisms select.
         """
+        return None
+
+    def row_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> RowWeights | None:
+        """The weights of the keys, where the mechanism is one softmax over keys and means of keys, whose weight their keys share; ``None``
+        for anything else. Arguments and memory as for :meth:`kept_keys`."""
         return None
 
     def extent(self, causal: bool) -> Extent | None:

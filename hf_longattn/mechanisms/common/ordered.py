@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ...engines.common.batch import Batch
 from ...engines.common.call import AttentionCall, AttentionFunction, remapped
+from ...engines.common.grid import Grid
 from ...engines.common.token_order import token_order
 from ...errors import GridError
+from .cost import Reading
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
 
@@ -45,6 +47,26 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
     return ordered
 
 
+def reading_in_order(
+    order: str, read: Callable[[Tensor, Tensor, AttentionCall], Reading | None], q: Tensor, k: Tensor, call: AttentionCall
+) -> Reading | None:
+    """What queries read of keys, by what ``read`` says of the tokens of ``call.grid`` in ``order``; raises as :func:`in_order` does."""
+    tokens = _reorder(order, q, k, call)
+    ordered = read(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
+    if ordered is None:
+        return None
+    hidden = None if tokens.call.key_mask is None else ~tokens.call.key_mask[:, None, None]
+
+    def of_rows(rows: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.index_select(-1, tokens.places)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        keys = ordered(tokens.back[rows], scores)
+        return keys.expand(*keys.shape[:-1], len(tokens.places)).index_select(-1, tokens.back)
+
+    return of_rows
+
+
 class _Reordered(NamedTuple):
     """The call for the tokens at ``places (L,)``, and the index in them of each of the sequence's tokens, ``back (N,)``."""
 
@@ -65,9 +87,20 @@ def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordere
     grid.check(length)
     index = token_order(grid, order, k.device)
     holes = len(index) > length
+    call = _call_at(call, len(k), index.clamp(min=0), index >= 0 if holes else None)
+    return _Reordered(call, index.clamp(min=0), _places_of_tokens(index, length))
+
+
+def _places_of_tokens(index: Tensor, length: int) -> Tensor:
+    """The index in ``index (L,)``, from :func:`token_order`, of each of ``length`` tokens, ``(N,)``."""
     places = torch.arange(len(index), device=index.device)
-    back = places.new_zeros(length + 1).scatter(0, torch.where(index < 0, length, index), places)[:length]
-    return _Reordered(_call_at(call, len(k), index.clamp(min=0), index >= 0 if holes else None), index.clamp(min=0), back)
+    return places.new_zeros(length + 1).scatter(0, torch.where(index < 0, length, index), places)[:length]
+
+
+def in_raster_order(order: str, grid: Grid, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
+    """Queries, keys and call of :func:`in_order`'s ``run`` as they were before, for those who watch it."""
+    back = _places_of_tokens(token_order(grid, order, k.device), grid.length)
+    return q.index_select(2, back), k.index_select(2, back), _call_at(call, len(k), back, None).replace(grid=grid)
 
 
 def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | None) -> AttentionCall:
