@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, rename_source_key
 
 from ..errors import CheckpointError, nearest
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
@@ -115,11 +117,26 @@ def plan_tensors(
         planned.append(TensorPlan(tensor.target, action, dtype, header.shape, new_shape, header, offset, tensor.change))
         if key is not None:
             sources[key] = tensor
+    sources = {**_under_new_names([tensor for tensor in renamed if keys[tensor.header.name] is None], skeleton, expected), **sources}
     for name, shape in expected.items():
         if name not in sources and name.startswith(attached_prefixes) and name not in skeleton.all_tied_weights_keys:
             dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
             planned.append(_added(name, shape, dtype, skeleton, sources, cast))
     return planned
+
+
+def _under_new_names(tensors: list[RenamedTensor], skeleton: Any, expected: Mapping[str, Any]) -> dict[str, RenamedTensor]:
+    """The tensors that transformers itself renames while it loads them, as those of older ViTs, by their names in the model."""
+    mapping = get_model_conversion_mapping(skeleton) if tensors else []
+    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    names: dict[str, RenamedTensor] = {}
+    for tensor in tensors:
+        if tensor.target is not None:
+            name, computed = rename_source_key(tensor.target, renamings, converters, skeleton.base_model_prefix, expected)
+            if computed is None and name in expected:
+                names[name] = tensor
+    return names
 
 
 def _refuse_unmatched(family: Family | None, name: str, targets: list[str]) -> None:
@@ -151,7 +168,10 @@ def _added(
     if copied is None or stored is None:
         return added
     before, part = stored.change, copied
-    change = part if before is None else lambda values: part(before(values))
+
+    def change(values: Tensor) -> Tensor:
+        return part(values if before is None else before(values)).reshape(shape)
+
     return TensorPlan(name, "copied", cast or stored.header.dtype, stored.header.shape, shape, stored.header, change=change)
 
 

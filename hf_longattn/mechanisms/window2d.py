@@ -6,8 +6,12 @@ With windows of w cells along an axis, the cell at place x is in the window numb
     ⌊x / w⌋,  or in a shifted layer  ⌊(x + w - ⌊w/2⌋) / w⌋
 
 and sees the cells whose numbers are equal on every axis. ``shift=alternate`` shifts every second layer, as Swin does, whose mask keeps the
-partial windows at the borders apart. An axis that one window covers is not shifted. Partial windows have their real cells only, whereas
-Swin, ViTDet and SAM fill them up with zeros that take a share of the softmax.
+partial windows at the borders apart. An axis that one window covers is not shifted.
+
+Partial windows have their real cells only. Swin, ViTDet and SAM pad the grid with zeros after its last cells to whole windows instead,
+before queries, keys and values are projected; ``padding=zeros`` reproduces this. A cell of padding, at place x in the padded grid, is in
+the window that the formula says, its key and value are the biases of the projections, and it takes its share of the softmax of all cells
+of its window. Prefix tokens do not see it. Its key and value are parameters, initialised as copies of these biases.
 """
 
 from __future__ import annotations
@@ -17,17 +21,21 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..engines.common.call import AttentionCall, GatherTile
+from ..engines.common.call import AttentionCall, GatherTile, ScoreMod
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
+from ..engines.common.grid_bias import GridBias
 from ..engines.dispatch import choose_on_grid
-from ..engines.grid_windows import regions, window_attention
+from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..errors import GridError
-from ..options import option
+from ..options import Options, option
 from .common.on_grid import GLOBAL, GridMechanism, GridOptions, Places
 from .common.registry import register_mechanism
+from .common.scores import scaled_scores, softmax_over
+
+NONE, ZEROS = "none", "zeros"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,15 @@ class Window2dOptions(GridOptions):
     shift: str = option(
         "none", "'alternate': windows of every second layer are shifted by half a window; 'none': never", choices=("none", "alternate")
     )
+    padding: str = option(
+        NONE,
+        "what fills up partial windows at the end of an axis: 'none': nothing, they have their real cells only; 'zeros': cells whose input "
+        "is zero, which take a share of the softmax, as in Swin, ViTDet and SAM",
+        choices=(NONE, ZEROS),
+    )
+
+    def is_mask(self) -> bool:
+        return self.padding == NONE
 
 
 @register_mechanism("window2d")
@@ -50,6 +67,30 @@ class Window2d(GridMechanism):
     sample: ClassVar[dict[str, Any]] = {"window": 4}
     options: Window2dOptions
 
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        if self.pads:
+            self.pad_key, self.pad_value = (nn.Parameter(torch.empty(num_heads, head_dim)) for _ in range(2))
+            self.copies = {"pad_key": "key.bias", "pad_value": "value.bias"}
+            self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Set the key and the value of padding to those of projections without a bias; in a model they become copies of the layer's
+        biases (:attr:`copies`)."""
+        super().reset_parameters(generator)
+        if self.pads:
+            nn.init.zeros_(self.pad_key)
+            nn.init.zeros_(self.pad_value)
+
+    @property
+    def per_head_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("pad_key", "pad_value") if self.pads else ()
+
+    @property
+    def pads(self) -> bool:
+        """Whether partial windows are filled up."""
+        return self.options.padding == ZEROS
+
     @property
     def shifted(self) -> bool:
         """Whether the windows of this layer are shifted."""
@@ -62,7 +103,9 @@ class Window2d(GridMechanism):
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
         """Cells of a window along each axis, and what is added to a place before it is divided by them."""
         sizes = self.options.window if isinstance(self.options.window, tuple) else (self.options.window,)
-        window = [min(size, axis) for size, axis in zip(grid.per_axis(sizes, "window"), grid.sizes, strict=True)]
+        window = list(grid.per_axis(sizes, "window"))
+        if not self.pads:
+            window = [min(size, axis) for size, axis in zip(window, grid.sizes, strict=True)]
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
 
     def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
@@ -70,14 +113,71 @@ class Window2d(GridMechanism):
         same = [(q + s) // w == (k + s) // w for q, k, w, s in zip(query, key, window, shift, strict=True)]
         return torch.stack(torch.broadcast_tensors(*same)).all(0)
 
+    def padded_grid(self, grid: Grid) -> Grid:
+        """The grid with the cells that fill up its windows."""
+        if not self.pads:
+            return grid
+        window = self.windows(grid)[0]
+        return dataclasses.replace(grid, sizes=tuple(-(-axis // size) * size for axis, size in zip(grid.sizes, window, strict=True)))
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_of(call, k.shape[2])
+        larger = self.padded_grid(grid)
+        if larger == grid:
+            return self._attend(q, k, v, grid, call)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        queries = padded(q, grid, larger, torch.zeros_like(self.pad_key))
+        keys, values = padded(k, grid, larger, self.pad_key), padded(v, grid, larger, self.pad_value)
+        mask = call.key_mask
+        if mask is not None:
+            mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
+        of_larger = call.with_mask(mask).replace(grid=larger, score_mod=_on_padded(call.score_mod, grid, larger, q.device))
+        out = cropped(self._attend(queries, keys, values, larger, of_larger), grid, larger)
+        if not grid.prefix:
+            return out
+        return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
+        """:meth:`forward` for the cells of a grid as they are."""
         if choose_on_grid("windows", q, k, call, self.covers_grid(grid)) != "windows":
             return super().forward(q, k, v, call)
         window, shift = self.windows(grid)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
         return window_attention(q, k, v, grid, window, shift, shared, call, self.prefix_rows(q, k, v, grid, call) if grid.prefix else None)
+
+    @property
+    def mask_is_reach(self) -> bool:
+        return True  # what fills up a window is no token
+
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        return self._dense_weights(q, k, call)[0]
+
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        of_tokens, of_padding = self._dense_weights(q, k, self.with_dense_terms(q, k, call))
+        out = of_tokens @ repeat_heads(v, q.shape[1])
+        return out if of_padding is None else out + of_padding * self.pad_value[:, None].to(v.dtype)
+
+    def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        """The weights ``(B, H, N, N)`` of tokens, and those of all padding ``(B, H, N, 1)``, ``None`` where nothing is filled up."""
+        grid = self.grid_of(call, k.shape[2])
+        larger = self.padded_grid(grid)
+        if larger == grid:
+            return super().dense_weights(q, k, call), None
+        places = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in larger.sizes)).view(-1, grid.rank)
+        places = places[(places >= torch.tensor(grid.sizes, device=q.device)).any(1)]
+        tokens = torch.arange(grid.length, device=q.device)[:, None]
+        queries, fillers = grid.places(tokens), places.unbind(1)
+        scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
+        scores = scores.expand(-1, -1, -1, len(places))
+        if isinstance(call.score_mod, GridBias):
+            term = call.score_mod.over(call.score_mod.entries([query - filler for query, filler in zip(queries, fillers, strict=True)]))
+            scores = scores + term.masked_fill(tokens < grid.prefix, 0)
+        seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
+        of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
+        visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)
+        weights = softmax_over(torch.cat([scaled_scores(q, k, call), scores], 3), visible)
+        return weights[..., : grid.length], weights[..., grid.length :].sum(3, keepdim=True)
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
@@ -102,8 +202,23 @@ class Window2d(GridMechanism):
             )
 
     def covers_grid(self, grid: Grid) -> bool:
-        everyone = not grid.prefix or self.options.prefix_tokens == GLOBAL
+        everyone = self.padded_grid(grid) == grid and (not grid.prefix or self.options.prefix_tokens == GLOBAL)
         return everyone and all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
 
     def cell_pairs(self, grid: Grid) -> int:
         return sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid)))
+
+
+def _on_padded(score_mod: ScoreMod | None, grid: Grid, larger: Grid, device: torch.device) -> ScoreMod | None:
+    """A score term for a grid with the padding of ``larger``, which has distances, but is at no position of the sequence."""
+    if score_mod is None or isinstance(score_mod, GridBias):
+        return None if score_mod is None else score_mod.on(larger)
+    positions = torch.arange(grid.length, device=device).view(1, 1, -1, 1)
+    positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=device)).flatten()
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        query, key = positions[q_idx], positions[kv_idx]
+        changed = score_mod(score, b, h, query.clamp(min=0), key.clamp(min=0))
+        return torch.where((query >= 0) & (key >= 0), changed, score)
+
+    return mod

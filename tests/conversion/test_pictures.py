@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from hf_longattn.conversion.processors import FILE, file_before, file_of_size, l
 from hf_longattn.data import photographs
 from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.recipes import read_recipe
 
 from ..modeling import grid_models
@@ -139,6 +140,30 @@ def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path:
     pixels = torch.randn(2, 3, 48, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(pixels).logits, source(pixels, interpolate_pos_encoding=True).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_of_windows_is_the_bias_of_the_projections(saved: Checkpoint, tmp_path: Path) -> None:
+    """Copied by a conversion and by loading the short checkpoint, left out by a reversal."""
+    source, long, back = saved(), tmp_path / "long", tmp_path / "back"
+    model = transformers.ViTForImageClassification.from_pretrained(source)
+    for name, parameter in model.named_parameters():  # those of a new model are zeros
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(source)
+    report = convert_checkpoint(source, long, mechanism="window2d", window=3, padding="zeros", image_size=44)
+    assert report.passed
+    chosen = {"mechanism": "window2d", "window": 3, "padding": "zeros"}
+    kind = hf_longattn.LongViTForImageClassification
+    for model in (kind.from_pretrained(long), kind.from_pretrained(source, long_attention=chosen)):
+        mechanisms = layer_mechanisms(model)
+        assert len(mechanisms) == SIZES["num_hidden_layers"]
+        for site in attention_sites(model):
+            mechanism, attention = cast(Any, site.mechanism), cast(Any, site.module)
+            assert attention.k_proj.bias.any()
+            assert torch.equal(mechanism.pad_key.flatten(), attention.k_proj.bias)
+            assert torch.equal(mechanism.pad_value.flatten(), attention.v_proj.bias)
+    revert_checkpoint(long, back)
+    assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
 
 
 def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) -> None:

@@ -225,7 +225,8 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
     """Initialise parameters of a mechanism with copies of its layer's, unless they were loaded."""
     for name, parameter in copied_parameters(attention, mechanism.copies).items():
-        initialization.copy_(mechanism.get_parameter(name), parameter(attention.get_parameter(parameter.name)))
+        copy = mechanism.get_parameter(name)
+        initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:
