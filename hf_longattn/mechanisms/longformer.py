@@ -2,8 +2,9 @@
 section 3.1).
 
 Query i sees key j if  |i - j| <= w/2,  or i is global,  or j is global  (in the causal form, 0 <= i - j < w or either is global, and
-j <= i). Each key counts once. With ``separate_global``, global tokens have separate projections of the layer's input x ("linear
-projections for global attention"): global token i attends to every key j with
+j <= i). With ``left`` and ``right`` the window is -right <= i - j <= left instead. Each key counts once. With ``separate_global``, global
+tokens have separate projections of the layer's input x ("linear projections for global attention"): global token i attends to every key
+j with
 
     o_i = Σ_j softmax_j(scale · Q_g x_i · K_g x_j) V_g x_j
 
@@ -24,9 +25,10 @@ from ..engines.common.dense import dense_attention, masked_softmax, products
 from ..engines.common.global_rows import global_index, put_rows, separate_rows
 from ..engines.common.shards import Shard
 from ..errors import LengthError, MaskError, OptionError
-from ..options import Options, option
+from ..options import option
 from ..positions.relative import DistanceOnly, relative_kind
 from ..private_apis import has_hooks
+from .common.band_options import BandOptions
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism
 from .common.registry import register_mechanism
@@ -34,8 +36,7 @@ from .common.token_rules import TokenRule, check_counted, global_tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class LongformerOptions(Options):
-    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
+class LongformerOptions(BandOptions):
     global_tokens: tuple[int, ...] = option(
         (0,),
         "positions, counted from the first real token, that are global if no global_attention_mask is given; none = no token",
@@ -98,7 +99,7 @@ class Longformer(SparseMechanism):
             self.separate.reset_parameters(generator)
 
     def pattern(self, causal: bool) -> Pattern:
-        return Pattern.window(self.options.window, causal, has_globals=True)
+        return self.options.pattern(causal, has_globals=True)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         return self.pattern(causal).visible_mod(global_mask)

@@ -4,6 +4,7 @@ per head (the same section of Longformer) and attention sinks (Xiao et al. 2023,
 In a window of total width w with dilation d, query i sees key j if d divides i - j and
 
     bidirectional:  |i - j| <= d·w/2          causal:  0 <= i - j < d·w
+    with left, right:  -d·right <= i - j <= d·left          (in the causal form, 0 <= i - j)
 
 and also if j is one of the first ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. Rotary models
 keep the positions of the text, whereas StreamingLLM renumbers the positions in its cache.
@@ -26,17 +27,17 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, m
 from ..engines.common.dense import repeat_heads
 from ..engines.common.shards import Locality
 from ..errors import OptionError
-from ..options import Options, option
+from ..options import option
 from ..positions.distances import Extent
 from ..positions.relative import Span
+from .common.band_options import BandOptions
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
-class WindowOptions(Options):
-    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
+class WindowOptions(BandOptions):
     num_sinks: int = option(0, "first tokens that every query sees (attention sinks)", "tokens", least=0)
     dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
 
@@ -104,7 +105,7 @@ class Window(SparseMechanism, GatheredMechanism):
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""
-        return Pattern.window(self.options.window, causal, has_globals=self.options.num_sinks > 0, global_rows=False)
+        return self.options.pattern(causal, has_globals=self.options.num_sinks > 0, global_rows=False)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         pattern, sinks = self.pattern(causal), self.options.num_sinks
@@ -183,7 +184,7 @@ class Window(SparseMechanism, GatheredMechanism):
     @property
     def _causal_reach(self) -> int:
         """Tokens from a causal query back to the furthest key of its window, both included."""
-        return (self.options.window - 1) * self.longest + 1
+        return self.pattern(causal=True).left * self.longest + 1
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         sinks = self.options.num_sinks
@@ -210,10 +211,10 @@ class Window(SparseMechanism, GatheredMechanism):
         return Extent(pattern.left * self.longest, pattern.right * self.longest, (pattern.left + pattern.right) * self.longest)
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        sinks = self.options.num_sinks
+        sinks, pattern = self.options.num_sinks, self.pattern(causal)
         if length <= max(sinks, 1) or self.longest > 1:
             return length <= max(sinks, 1)
-        return length <= self.options.window + sinks if causal else Pattern.window(self.options.window, False).covers(length, length)
+        return length <= pattern.left + 1 + sinks if causal else pattern.covers(length, length)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """The mean over the heads, rounded down."""

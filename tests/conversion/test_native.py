@@ -168,6 +168,8 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
         "Layer 0 makes no token global, while a Longformer.* by itself makes position 0 global",
     ),
     "activation": ("bert", LONGFORMER, None, {"hidden_act": "relu"}, "activation 'relu', and Longformer's has 'gelu'"),
+    "asymmetric window": ("roberta", {**WINDOW, "left": 5}, None, {}, "Layer 0 has 'window' with window=6, left=5, and every layer of"),
+    "asymmetric T5": ("t5", {**WINDOW, "right": 1}, None, {}, "Layer 0 has 'window' with window=6, right=1, which no stock architecture"),
     "window of one": ("roberta", {**WINDOW, "window": 1}, None, {}, "Layer 0 has a window of one token"),
     "full in Longformer": ("roberta", {"layers": "0=full;1=window:window=6"}, None, {}, "Layer 0 has 'full'"),
     "decoder": ("bart", LONGFORMER, None, {"decoder_long_attention": WINDOW}, "Decoder layer 0 has 'window'"),

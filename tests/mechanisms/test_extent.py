@@ -16,9 +16,11 @@ LENGTH, HEADS, WIDTH = 240, 4, 16
 BOUNDED: list[tuple[str, dict[str, Any]]] = [
     ("window", {"window": 16}),
     ("window", {"window": 17, "num_sinks": 3}),
+    ("window", {"left": 21, "right": 5}),
     ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
     ("window", {"window": 8, "dilation": 3, "num_sinks": 2}),
     ("longformer", {"window": 16, "global_tokens": (0, 2)}),
+    ("longformer", {"left": 3, "right": 20, "global_tokens": (0, 2)}),
     ("bigbird", {"block_size": 8, "num_random_blocks": 0}),
     ("bigbird", {"block_size": 8, "random_pattern": "hf_eval"}),
     ("lsg", {"block_size": 8, "sparse_block_size": 0}),

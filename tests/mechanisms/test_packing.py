@@ -23,6 +23,7 @@ LENGTH = sum(SIZES)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 VARIANTS: dict[str, dict[str, Any]] = {
     "sinks": {"mechanism": "window", "window": 32, "num_sinks": 4},
+    "asymmetric": {"mechanism": "window", "left": 40, "right": 7},
     "dilated": {"mechanism": "window", "window": 6, "dilation": [1, 2, 3, 1]},
     "global tokens": {"mechanism": "longformer", "window": 32, "global_tokens": (0, 5)},
     "per_head": {"mechanism": "per_head", "heads": "window:window=9,full"},

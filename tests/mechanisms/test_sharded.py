@@ -41,6 +41,7 @@ for causal in (True, False):
         ("window", W, causal, {"padding": "left"}),
         ("window", W, causal, {"documents": True}),
         ("window", {"window": 250}, causal, {}),
+        ("window", {"left": 90, "right": 20}, causal, {"padding": "left"}),
         ("window", {"window": 2000}, causal, {}),
         ("window", {**W, "num_sinks": 4}, causal, {}),
         ("window", {**W, "num_sinks": 4}, causal, {"padding": "right"}),

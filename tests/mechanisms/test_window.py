@@ -40,6 +40,14 @@ def test_sinks_stay_visible_and_see_no_more_than_others() -> None:
     ]
 
 
+def test_a_window_reaches_as_far_back_and_ahead_as_it_is_told() -> None:
+    rows = ["##......", "###.....", "####....", ".####...", "..####..", "...####.", "....####", ".....###"]
+    assert picture(seen(8, False, left=2, right=1)[0, 0]) == rows
+    assert picture(seen(8, True, left=2, right=1)[0, 0])[2:4] == ["###.....", ".###...."], "later tokens are not seen when causal"
+    assert picture(seen(8, False, window=4, right=0)[0, 0])[4] == "..###...", "the side that is not given is the window's"
+    assert picture(seen(9, False, left=2, right=1, dilation=3)[0, 0])[5] == "..#..#..#"
+
+
 def test_sinks_are_counted_from_the_first_real_token() -> None:
     padding = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0]], dtype=torch.bool)
     mask = seen(8, True, padding, window=1, num_sinks=1)[:, 0]
@@ -67,7 +75,17 @@ def test_every_head_has_its_dilation() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("side", ["none", "left", "right", "inside"])
-@pytest.mark.parametrize("options", [{"num_sinks": 5}, {"dilation": (3,)}, {"dilation": (1, 4, 2, 4), "num_sinks": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_sinks": 5},
+        {"dilation": (3,)},
+        {"dilation": (1, 4, 2, 4), "num_sinks": 5},
+        {"left": 40, "right": 3},
+        {"left": 0, "right": 17, "dilation": (1, 4, 2, 4), "num_sinks": 5},
+    ],
+    ids=str,
+)
 def test_sinks_and_dilation_equal_the_definition(options: dict, side: str, causal: bool) -> None:
     length = 300
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
@@ -96,7 +114,15 @@ def test_a_score_term_meets_the_right_head() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    "options", [{"window": 3, "num_sinks": 4}, {"window": 4, "num_sinks": 9}, {"window": 2, "dilation": (2,)}], ids=str
+    "options",
+    [
+        {"window": 3, "num_sinks": 4},
+        {"window": 4, "num_sinks": 9},
+        {"window": 2, "dilation": (2,)},
+        {"left": 5, "right": 2},
+        {"left": 2, "right": 5, "dilation": (2,)},
+    ],
+    ids=str,
 )
 def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> None:
     mechanism = build_mechanism("window", num_heads=2, head_dim=4, **options)
@@ -116,6 +142,7 @@ def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> 
     [
         ({"window": 0}, "'window' of mechanism 'window' is 0"),
         ({"num_sinks": -1}, "at least 0"),
+        ({"left": -1}, "'left' of mechanism 'window' is -1"),
         ({"dilation": (1, 0)}, "one number of at least 1"),
         ({"dilation": ()}, "one number of at least 1"),
         ({"dilation": (1, 2)}, "2 entries for 4 heads"),

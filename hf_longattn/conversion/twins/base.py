@@ -286,7 +286,7 @@ def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:
     lookbacks: list[int | None] = []
     for index, mechanism in enumerate(model.layers):
         band = mechanism.band(model.causal)
-        if band is None:
+        if band is None or not (model.causal or band[0] == band[1]):
             return f"Layer {index} has {described(mechanism)}, which no stock architecture computes.", []
         lookbacks.append(None if band[0] == UNBOUNDED else band[0])
     return None, lookbacks

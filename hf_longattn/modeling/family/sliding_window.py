@@ -129,11 +129,14 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def band_around(mechanism: Mechanism) -> int | None:
-    """The width of an encoder layer's window, with or without global tokens, as transformers' Longformer counts it, or ``None``."""
+    """The width of an encoder layer's window, with or without global tokens, as transformers' Longformer counts it, or ``None`` where it is
+    not as wide on both sides."""
     if isinstance(mechanism, Longformer):
-        return None if mechanism.relative is not None else 2 * mechanism.pattern(False).left
-    band = mechanism.band(False)
-    return None if band is None or band[0] == UNBOUNDED else 2 * band[0]
+        pattern = mechanism.pattern(False)
+        band = None if mechanism.relative is not None else (pattern.left, pattern.right)
+    else:
+        band = mechanism.band(False)
+    return None if band is None or band[0] == UNBOUNDED or band[0] != band[1] else 2 * band[0]
 
 
 def _kept(width: int) -> dict[str, Any]:

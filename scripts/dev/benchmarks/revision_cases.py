@@ -108,7 +108,8 @@ def register() -> None:
     """
     from hf_longattn import list_mechanisms
 
-    tokens: dict[str, Any] = {"grid": False} if "grid" in inspect.signature(list_mechanisms).parameters else {}  # older revisions have no grids
+    older = "grid" not in inspect.signature(list_mechanisms).parameters
+    tokens: dict[str, Any] = {} if older else {"grid": False}
     for causal in (False, True):
         for name in list_mechanisms(causal=causal, **tokens):
             for backward in (False, True):
