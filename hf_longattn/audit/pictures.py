@@ -41,7 +41,7 @@ class AuditPictures:
         rule = getattr(family_of(config), "grid", None) if getattr(config, "base_model_type", None) else None
         if rule is None:
             return None
-        if getattr(rule, "shapes", None) is not None:
+        if rule.shapes is not None:
             raise OptionError(
                 f"A {config.model_type!r} model takes patches that its processor cuts, which are not audited; look at "
                 "hf_longattn.explain(model, inputs) instead."

@@ -26,7 +26,7 @@ from hf_longattn.data.sources import (
     read_source,
     saved_by_datasets,
 )
-from hf_longattn.errors import CheckpointError, OptionError, check_extra
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, needs_extra
 from hf_longattn.naming import LOGGER
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _paths(pictures: Dataset) -> list[tuple[str | None, bool]]:
     return list(zip(struct_field(column, "path").to_pylist(), column.is_null().to_pylist(), strict=True))
 
 
-def read_picture(image: Mapping[str, Any], name: str) -> tuple[Picture, bool]:
+def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[Picture, bool]:
     """A picture of any format that Pillow reads, in RGB, turned as its EXIF data say; of several frames the first.
 
     Transparent parts are shown on white, as a web page shows them: what a file has there is arbitrary, mostly black. Grey values of 16 bits
@@ -126,33 +126,36 @@ def read_picture(image: Mapping[str, Any], name: str) -> tuple[Picture, bool]:
     Args:
         image: ``path``, or ``bytes``.
         name: what a message calls it.
+        otherwise: what a message advises where nothing else helps.
 
     Returns:
         The picture, and whether parts of it are transparent.
 
     Raises:
+        MissingExtraError: Pillow is not installed.
         DataError: it does not exist, is empty, damaged or not a picture, or has more pixels than Pillow reads.
     """
-    from PIL import Image as Pillow
-    from PIL import ImageOps, UnidentifiedImageError
+    with needs_extra(EXTRA):
+        from PIL import Image as Pillow
+        from PIL import ImageOps, UnidentifiedImageError
 
     content, path = image.get("bytes"), image.get("path")
     if content is None and not (path and Path(path).is_file()):
-        raise DataError(f"the picture {name} does not exist; leave it out, or give paths relative to the table")
+        raise DataError(f"the picture {name} does not exist; correct its path (in a table: relative to the table), or {otherwise}")
     if not (Path(str(path)).stat().st_size if content is None else content):
-        raise DataError(f"the picture {name} is empty; leave it out")
+        raise DataError(f"the picture {name} is empty; {otherwise}")
     try:
         with Pillow.open(str(path) if content is None else BytesIO(content)) as opened:
             opened.load()
             picture = ImageOps.exif_transpose(opened)
     except Pillow.DecompressionBombError as error:
         pixels = 2 * (Pillow.MAX_IMAGE_PIXELS or 0)
-        raise DataError(f"the picture {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or leave it out") from error
+        raise DataError(f"the picture {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or {otherwise}") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a picture, or of a format that Pillow does not read; leave it out, or save it as PNG") from error
+        raise DataError(f"{name} is not a picture, or of a format that Pillow does not read; save it as PNG, or {otherwise}") from error
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
         first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"the picture {name} is damaged; copy it again, or leave it out ({type(error).__name__}: {first})") from error
+        raise DataError(f"the picture {name} is damaged; copy it again, or {otherwise} ({type(error).__name__}: {first})") from error
     return _in_rgb(picture, name)
 
 

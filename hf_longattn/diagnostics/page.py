@@ -1,6 +1,6 @@
 """A diagnosis as one HTML page that opens offline: conclusion, what to do, pictures, tables, and what the numbers mean.
 
-What the page says is in ``page.html``, a template of jinja2; here is what it shows.
+What the page says is in ``page.html``, a template of jinja2 that fills ``base.html``; here is what it shows.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from .diagnosis import ENOUGH, NOTHING_FITS, CandidateRow, Diagnosis, LengthDiagnosis, percent
 from .layer_attention import SINK
 
-TEMPLATE = Path(__file__).with_name("page.html")
 VIEWS = {
     "effective_tokens": ("effective tokens", "As many tokens with equal weights have the same entropy."),
     "attended_share": ("share of the text attended to", "Effective tokens as a share of the tokens that a query sees."),
@@ -79,9 +79,8 @@ def html_page(diagnosis: Diagnosis) -> str:
     from .charts import NEEDLE_HEADS, cost_chart, needle_chart, spread_chart
 
     rows = diagnosis.candidate_rows()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "commas": "{:,}".format, "sentence": lambda text: text[:1].upper() + text[1:]}
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        "page.html",
         diagnosis=diagnosis,
         best=diagnosis.recommend(),
         join=shlex.join,
@@ -98,7 +97,15 @@ def html_page(diagnosis: Diagnosis) -> str:
         by_layer=_layer_table(diagnosis, rows),
         rows=rows.values(),
     )
-    return page.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template next to this file, which fills ``base.html``."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "commas": "{:,}".format, "sentence": lambda text: text[:1].upper() + text[1:]}
+    return environment.get_template(template).render(values).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _head_tables(diagnosis: Diagnosis, name: str) -> list[HeatTable]:

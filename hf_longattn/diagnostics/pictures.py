@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.processors import load_processor
-from ..data.sources import DataError
+from ..data.pictures import read_picture
 from ..engines.common.grid import Grid
-from ..errors import BackendError, CheckpointError, in_a_line, needs_extra
+from ..errors import BackendError, CheckpointError
 from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.definition import FAMILIES
 from ..modeling.family.grid_config import refuse_line
@@ -118,10 +118,11 @@ def diagnose_picture(
         queries: how many are measured, spread over the picture.
         device, revision, token: as for :func:`diagnose`.
     Raises:
-        DataError: the file is no picture, or a damaged one.
-        CheckpointError: a checkpoint that cannot be loaded, or has no image processor.
-        BackendError: a model that reads no pictures.
-        OptionError, UnknownMechanismError, GridError: a candidate or setting that does not exist, or a picture whose size does not fit.
+        MissingExtraError: Pillow is not installed.
+        DataError: the file cannot be read as a picture: see :func:`read_picture`.
+        CheckpointError: the checkpoint cannot be loaded, or has no image processor.
+        BackendError: the model does not read pictures.
+        OptionError, UnknownMechanismError, GridError: a candidate or a setting does not exist, or the picture's size does not fit.
     """
     chosen = read_candidates(USUAL if candidates is None else candidates)
     for candidate in chosen:
@@ -137,7 +138,7 @@ def diagnose_picture(
     stack: Any = watched_layers(network)
     family = FAMILIES.get(getattr(stack.config, "base_model_type", stack.config.model_type))
     rule = None if family is None else family.grid
-    if rule is None or getattr(rule, "shapes", None) is not None:
+    if rule is None or rule.shapes is not None:
         raise BackendError(
             f"{type(network).__name__} reads no pictures on a grid of patches; give a text file instead of {str(picture)!r}."
         )
@@ -145,7 +146,8 @@ def diagnose_picture(
         raise CheckpointError(
             f"{name!r} has no preprocessor_config.json, which says how it reads pictures; copy that of its original there."
         )
-    values = processor(images=read_rgb(picture), return_tensors="pt")[rule.input].to(stack.device, stack.dtype)
+    image = read_picture({"path": str(picture)}, str(picture), otherwise="give another file")[0]
+    values = processor(images=image, return_tensors="pt")[rule.input].to(stack.device, stack.dtype)
     grid = rule.of_size(stack.config, tuple(values.shape[2:]))
     reasons: dict[str, str] = {}
     layers: dict[int, PictureLayer] = {}
@@ -191,38 +193,17 @@ def _as_seen(pixels: Tensor, processor: Any) -> Tensor:
     return (pixels.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
 
-def read_rgb(file: Path) -> Any:
-    """A picture in RGB, turned as its camera says.
-
-    Raises:
-        MissingExtraError: Pillow is not installed.
-        DataError: it cannot be read.
-    """
-    with needs_extra("plot"):
-        from PIL import Image, ImageOps
-    try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{str(file)!r} cannot be read as a picture ({in_a_line(error)}); give a JPEG or PNG file.") from error
-
-
 def picture_page(diagnosis: PictureDiagnosis) -> str:
     """The diagnosis as one HTML page that opens offline.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    from jinja2 import Environment, StrictUndefined
-
     from .charts import attention_on_picture
-    from .diagnosis import percent
+    from .page import render
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "commas": "{:,}".format}
-    template = Path(__file__).with_name("picture.html").read_text(encoding="utf-8")
     maps = [attention_on_picture(diagnosis.pixels, layer.attention) for layer in diagnosis.layers]
-    return environment.from_string(template).render(diagnosis=diagnosis, maps=maps)
+    return render("picture.html", diagnosis=diagnosis, maps=maps)
 
 
 __all__ = ["PictureDiagnosis", "PictureLayer", "diagnose_picture", "picture_page"]

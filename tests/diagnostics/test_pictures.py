@@ -99,6 +99,11 @@ def test_a_model_whose_layers_have_an_order_is_seen_in_that_of_the_picture(folde
         torch.testing.assert_close(layer.attention, expected.attention, rtol=1e-4, atol=1e-6)
 
 
+def test_transparent_parts_are_shown_on_white(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGBA", (48, 40), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert diagnose_picture(folder, tmp_path / "clear.png", candidates=["full"]).pixels.min() == 1
+
+
 def test_the_command_draws_maps_over_the_photo(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     command = ["diagnose", str(folder), str(photo), "--html", str(tmp_path / "page.html"), "--save", str(tmp_path / "numbers.json")]
@@ -116,7 +121,7 @@ def test_the_command_draws_maps_over_the_photo(folder: Path, photo: Path, tmp_pa
 
 def test_refusals(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"cut\.png' cannot be read as a picture .*; give a JPEG or PNG file"):
+    with pytest.raises(DataError, match=r"the picture .*cut\.png is damaged; copy it again, or give another file"):
         diagnose_picture(folder, tmp_path / "cut.png")
     model = ViTForImageClassification.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):

@@ -304,7 +304,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
         (OptionError, "image_column and label_column are both 'label'", {"image_column": "label"}),
         (DataError, "columns text, label, not 'image'; name one with --image-column", {"data": [str(tmp_path / "texts.csv")]}),
         (DataError, "'image' of .* holds int64, not pictures; name another", {"data": [str(tmp_path / "numbers.csv")]}),
-        (DataError, "none.png does not exist; leave it out, or give paths relative", {"data": [str(tmp_path / "missing.csv")]}),
+        (DataError, "none.png does not exist; correct its path .in a table: relative", {"data": [str(tmp_path / "missing.csv")]}),
         (DataError, "row 2 of .*gap.csv has no picture", {"data": [str(tmp_path / "gap.csv")]}),
         (DataError, "has no sub-folders; every label needs one, with its pictures", {"data": [str(tmp_path / "flat")]}),
         (DataError, "cat' holds no pictures", {"data": [str(tmp_path / "without")]}),
