@@ -375,7 +375,7 @@ def test_files_of_processors(tmp_path: Path) -> None:
 
 def test_a_short_folder_is_read_as_a_long_model(saved: Checkpoint) -> None:
     model: Any = hf_longattn.LongViTForImageClassification.from_pretrained(saved(), long_image_size=[48, 64], position_extension="tile")
-    assert model.config.largest_size == (48, 64)
+    assert model.family.grid.sizes(model.config)[1] == (48, 64)
     assert model(torch.zeros(1, 3, 48, 64)).logits.shape == (1, 5)
 
 

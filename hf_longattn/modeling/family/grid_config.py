@@ -45,11 +45,6 @@ class LongGridConfig(LongEncoderConfig):
             for layer in range(self.num_hidden_layers):
                 refuse_line(*self.long_attention.for_layer(layer))
 
-    @property
-    def largest_size(self) -> tuple[int, ...]:
-        """The size of pictures for which the model was converted, or that of its base."""
-        return image_size(self.image_size if self.long_image_size is None else self.long_image_size)
-
 
 def refuse_line(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text."""

@@ -107,8 +107,7 @@ class GridRule:
         pixels = arguments.get(self.input)
         if pixels is None or head not in (*self.square, *self.trained_size):
             return
-        size, trained = tuple(pixels.shape[-2:]), config.image_size
-        trained = (trained, trained) if isinstance(trained, int) else tuple(trained)
+        size, trained = tuple(pixels.shape[-2:]), image_size(config.image_size)
         if head in self.square and size[0] != size[1]:
             raise GridError(
                 f"{head} puts the patches of a picture together to a square, but this one has {size[0]} × {size[1]} pixels; "
