@@ -22,7 +22,7 @@ from .config import AUTO, ConversionConfig
 from .flops import ModelShape, SizeCost, cost_on, sizes_up_to
 from .grid_sizes import GridPlan, GridSize, pixels, read_size
 from .plan_positions import PositionWarning
-from .processors import FILE, file_of_size, load_processor, picture_size
+from .processors import FILE, file_of_size, load_image_processor, picture_size
 from .sources.base import Source
 
 TEXT_SETTINGS = {
@@ -196,7 +196,7 @@ def processor_files(source: Source, architecture: Architecture, sizes: GridPlan)
     Raises:
         CheckpointError: it makes pictures that the source cannot read, or of no certain size.
     """
-    processor = load_processor(source.folder)
+    processor = load_image_processor(source.folder)
     if processor is None:
         return {}
     makes = picture_size(processor)

@@ -21,7 +21,7 @@ SIZES = ("size", "crop_size")
 TYPES = ("image_processor_type", "feature_extractor_type")
 
 
-def load_processor(folder: Path) -> Any | None:
+def load_image_processor(folder: Path) -> Any | None:
     """The image processor in a checkpoint folder, as transformers loads it; ``None`` where it has none.
 
     Raises:

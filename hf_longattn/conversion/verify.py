@@ -21,7 +21,7 @@ from .model_loading import Running, auto_class_name, choose_running, load_result
 from .pictures import VerificationPictures
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
-from .processors import load_processor
+from .processors import load_image_processor
 from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, SKIPPED, Check
 from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
@@ -68,7 +68,7 @@ def verification_inputs(plan: ResultPlan, text: str, origin: str) -> Verificatio
     if plan.grid is None:
         vocabulary = getattr(config.get_text_config(), "vocab_size", 2)  # a model of images has none
         return VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(folder), vocabulary)
-    processor = load_processor(folder)
+    processor = load_image_processor(folder)
     mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
     return VerificationPictures(plan.grid.rule, config, mean, std)
 

@@ -23,7 +23,7 @@ from .model_loading import load_result, load_source, newly_initialised
 from .pictures import COLOURS, VerificationPictures
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .processors import FILE, load_processor, picture_size
+from .processors import FILE, load_image_processor, picture_size
 from .report import FAILED, PASSED, SKIPPED, Check, equality
 from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference, part_to_compare
 
@@ -40,7 +40,7 @@ def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures
     name, grid = "image processor", plan.grid
     assert grid is not None
     size = grid.new.size
-    processor = load_processor(result)
+    processor = load_image_processor(result)
     if processor is None:
         advice = f"the source has no image processor, so resize pictures to {pixels(size)} and normalise them as it was trained"
         return [Check(name, SKIPPED, advice)]

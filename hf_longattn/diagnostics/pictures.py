@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import load_processor
+from ..conversion.processors import load_image_processor
 from ..data.pictures import read_picture
 from ..engines.common.grid import Grid
 from ..errors import BackendError, CheckpointError
@@ -134,7 +134,7 @@ def diagnose_picture(
     else:
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model, str(model)
-        processor = load_processor(loaded.source.folder) if processor is None else processor
+        processor = load_image_processor(loaded.source.folder) if processor is None else processor
     stack: Any = watched_layers(network)
     family = FAMILIES.get(getattr(stack.config, "base_model_type", stack.config.model_type))
     rule = None if family is None else family.grid

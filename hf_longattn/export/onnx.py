@@ -22,7 +22,7 @@ from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from ..conversion.pictures import VerificationPictures
 from ..conversion.pooling import sentence_pooling, write_for_servers
-from ..conversion.processors import load_processor
+from ..conversion.processors import load_image_processor
 from ..conversion.report import FAILED, Check, versions
 from ..conversion.sources.base import ResultInfo, Source
 from ..conversion.sources.peft import refuse_adapter
@@ -201,7 +201,7 @@ def export_checkpoint(
 
 def _pictures(model: Any, source: Source) -> VerificationPictures:
     """What a graph of a model of pictures is compared on."""
-    processor = load_processor(source.folder)
+    processor = load_image_processor(source.folder)
     mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
     rule = family_of(model.config).grid
     assert rule is not None

@@ -50,7 +50,7 @@ def load_start(
         CheckpointError: it cannot be loaded, has no such head, or a tokenizer without a token to pad with.
     """
     config = load_config(name, head, names, otherwise)
-    tokenizer: Any = load_processor(AutoTokenizer, name)
+    tokenizer: Any = load_processing_class(AutoTokenizer, name)
     pad_with_end(tokenizer, name)
     return config, tokenizer
 
@@ -74,8 +74,12 @@ def load_config(name: str, head: str, names: Any, otherwise: Mapping[str, Any] =
     return config
 
 
-def load_processor(loader: Any, name: str) -> Any:
-    """What makes a checkpoint's inputs: ``AutoTokenizer``'s or ``AutoImageProcessor``'s.
+def load_processing_class(loader: Any, name: str) -> Any:
+    """What makes a checkpoint's inputs, Trainer's ``processing_class``.
+
+    Args:
+        loader: ``AutoTokenizer`` or ``AutoImageProcessor``.
+        name: a folder or a Hub repository id.
 
     Raises:
         CheckpointError: it cannot be loaded.

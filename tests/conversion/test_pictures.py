@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import hf_longattn
 from hf_longattn.cli import app
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
-from hf_longattn.conversion.processors import FILE, file_before, file_of_size, load_processor, picture_size
+from hf_longattn.conversion.processors import FILE, file_before, file_of_size, load_image_processor, picture_size
 from hf_longattn.data import photographs
 from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
@@ -125,7 +125,7 @@ def test_the_processor_makes_pictures_of_the_new_size(name: str, saved: Checkpoi
         assert processor(images=picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 48, 64)
     again = tmp_path / "saved"
     processor.save_pretrained(again)
-    assert picture_size(load_processor(again)) == (48, 64)
+    assert picture_size(load_image_processor(again)) == (48, 64)
 
 
 def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path: Path) -> None:
@@ -358,9 +358,9 @@ def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, 
 def test_files_of_processors(tmp_path: Path) -> None:
     def after(file: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         (tmp_path / FILE).write_text(json.dumps(file))
-        changed = file_of_size(tmp_path, load_processor(tmp_path), size)
+        changed = file_of_size(tmp_path, load_image_processor(tmp_path), size)
         (tmp_path / FILE).write_text(json.dumps(changed))
-        assert picture_size(load_processor(tmp_path)) == size
+        assert picture_size(load_image_processor(tmp_path)) == size
         assert {**changed, **(file_before(tmp_path) or {})}.items() >= file.items()
         return changed
 
@@ -370,7 +370,7 @@ def test_files_of_processors(tmp_path: Path) -> None:
     edge = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": False}
     (tmp_path / FILE).write_text(json.dumps(edge))
     with pytest.raises(CheckpointError, match="set size to a height and a width"):
-        file_of_size(tmp_path, load_processor(tmp_path), (64, 64))
+        file_of_size(tmp_path, load_image_processor(tmp_path), (64, 64))
 
 
 def test_a_short_folder_is_read_as_a_long_model(saved: Checkpoint) -> None:

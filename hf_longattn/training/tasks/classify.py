@@ -38,7 +38,7 @@ from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import label_config, load_config, load_head, load_processor, load_start
+from hf_longattn.training.loading import label_config, load_config, load_head, load_processing_class, load_start
 from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -204,7 +204,7 @@ class Pictures:
         """Config and image processor of a checkpoint."""
         otherwise = {"it reads texts: leave --images out": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
         config = load_config(name, "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, otherwise)
-        return config, load_processor(AutoImageProcessor, name)
+        return config, load_processing_class(AutoImageProcessor, name)
 
     def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
         """The model with a head for these classes."""
