@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +27,12 @@ from .processors import FILE, load_image_processor, picture_size
 from .report import FAILED, PASSED, SKIPPED, Check, equality
 from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference, part_to_compare
 
-LARGEST_PICTURE = 2**25
-"""Pixels of the largest picture that the image processor is tried on; for larger ones its settings are compared."""
+PROCESSED_PIXELS = 2**25
+"""Most pixels of a picture that the image processor is tried on; for larger ones its settings are compared."""
 BODIES = ("Model", "Backbone")
 """Endings of the classes without a head."""
-LARGE_PICTURE = (427, 640)
-"""A picture of another size and shape than the model reads."""
+PHOTO_SIZE = (427, 640)
+"""Height and width of a picture that the image processor has to resize."""
 
 
 def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures) -> list[Check]:
@@ -47,17 +47,17 @@ def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures
     fixed: tuple[int, ...] | None = picture_size(processor)
     if fixed is None:
         return [Check(name, PASSED, "the image processor leaves pictures at their size", {"image_size": None})]
-    tried = [LARGE_PICTURE, size] if math.prod(size) <= LARGEST_PICTURE else []
+    inputs_tried = [PHOTO_SIZE, size] if math.prod(size) <= PROCESSED_PIXELS else []
     try:
-        sizes = [tuple(_processed(processor, of).shape[-2:]) for of in tried] or [fixed]
+        sizes = [tuple(_processed(processor, before).shape[-2:]) for before in inputs_tried] or [fixed]
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         return [Check(name, FAILED, f"the image processor of the result does not run: {error}")]
-    wrong = [made for made in sizes if made != size and (grid.rule.interpolates or grid.grows)]
+    wrong = [after for after in sizes if after != size and (grid.rule.interpolates or grid.grows)]
     if wrong:
-        made = pixels(tuple(wrong[0]))
-        return [Check(name, FAILED, f"the image processor makes pictures of {made} instead of {pixels(size)}; correct the size in {FILE}")]
-    of = " and ".join(map(pixels, tried)) or "any size"
-    return [Check(name, PASSED, f"pictures of {of} become pictures of {pixels(tuple(sizes[0]))}", {"image_size": list(sizes[0])})]
+        problem = f"the image processor makes pictures of {pixels(wrong[0])} instead of {pixels(size)}; correct the size in {FILE}"
+        return [Check(name, FAILED, problem)]
+    before = " and ".join(map(pixels, inputs_tried)) or "any size"
+    return [Check(name, PASSED, f"pictures of {before} become pictures of {pixels(sizes[0])}", {"image_size": list(sizes[0])})]
 
 
 def _processed(processor: Any, size: tuple[int, ...]) -> Tensor:
@@ -72,7 +72,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     """
     sizes = plan.grid
     assert sizes is not None
-    old, new = sizes.old, _affordable(plan)
+    old, (new, layers, why_no_crops) = sizes.old, _affordable(plan)
     grows = new.size != old.size
     source: Any
     source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
@@ -81,7 +81,6 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     expected = run_on_grid(part_to_compare(source, headless), at_old)
     resized = {INTERPOLATE_ARGUMENT: True} if sizes.rule.interpolates else {}
     expected_new = _cells(run_on_grid(_body(source), {**at_new, **resized})) if grows else {}
-    why_no_crops = _why_no_crops(plan, new)
     crops = {} if why_no_crops else _crops_of_source(_body(source), at_new, sizes, new)
     del source
 
@@ -120,7 +119,6 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
         resizing = f"{INTERPOLATE_ARGUMENT}=True" if sizes.rule.interpolates else "its resized position table"
         how = f"{where}, full attention and interpolated positions, the source with {resizing}"
         checks.append(compare("equal at the new size with full attention", new, how, expected_new, full_new))
-        layers = mechanisms_on(new.grid, plan.attention, plan.shape)
         exact = all(layer.covers(new.grid.length) for layer in layers) and not tiled
         whys = ["the mechanism does not cover the picture"] * (not exact) + ["positions are tiled"] * tiled
         how = f"{where}, long attention, the source with full attention and {resizing}"
@@ -148,21 +146,31 @@ def run_on_grid(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor) and value.is_floating_point()}
 
 
-def _affordable(plan: ConversionPlan) -> GridSize:
+class _NewSize(NamedTuple):
+    """The size at which the larger inputs are compared, the mechanism of every layer on its grid, and why crops are not compared."""
+
+    size: GridSize
+    layers: list[Mechanism]
+    why_no_crops: str
+
+
+def _affordable(plan: ConversionPlan) -> _NewSize:
     """The new size, or a smaller one between it and the old one, if a large model would take too long."""
     sizes = plan.grid
     assert sizes is not None
     config, rule, size = plan.architecture.source_config, sizes.rule, sizes.new.size
     while True:
         grid = rule.of_size(config, size)
-        cost = cost_at(grid.length, plan.shape, mechanisms_on(grid, plan.attention, plan.shape))
+        layers = mechanisms_on(grid, plan.attention, plan.shape)
+        why_no_crops = _why_no_crops(plan, grid, layers)
+        cost = cost_at(grid.length, plan.shape, layers)
         full = cost.full_attention_flops + cost.other_flops
-        flops = 2 * full + (1 if _why_no_crops(plan, GridSize(size, grid)) else 2) * cost.total_flops
+        flops = 2 * full + (1 if why_no_crops else 2) * cost.total_flops
         smaller = tuple(
             max(old, side // 2 // patch * patch) for side, old, patch in zip(size, sizes.old.size, rule.patch(config), strict=True)
         )
         if flops <= FLOPS_AT_NEW_LENGTH or smaller == size:
-            return GridSize(size, grid)
+            return _NewSize(GridSize(size, grid), layers, why_no_crops)
         size = smaller
 
 
@@ -186,18 +194,17 @@ def _interpolating(plan: ConversionPlan, result: Path, scratch: Path | None) -> 
 CROPS = "patch features equal to the source's on each crop of the old size"
 
 
-def _why_no_crops(plan: ConversionPlan, new: GridSize) -> str:
-    """Why the definition does not make patch features equal to the source's on crops; empty if it does."""
+def _why_no_crops(plan: ConversionPlan, grid: Grid, layers: Sequence[Mechanism]) -> str:
+    """Why the definition of these layers does not make patch features on `grid` equal to the source's on crops; empty if it does."""
     sizes = plan.grid
     assert sizes is not None
     if not sizes.rule.adds_positions:
         return "positions are more than a table that is added to the patches"
     if plan.positions != TILE:
         return f"positions are not tiled ({plan.positions})"
-    layers = mechanisms_on(new.grid, plan.attention, plan.shape)
-    if any(layer.grid_blocks(new.grid) != sizes.old.grid.sizes for layer in layers):
+    if any(layer.grid_blocks(grid) != sizes.old.grid.sizes for layer in layers):
         return f"some layers have other windows than {' × '.join(map(str, sizes.old.grid.sizes))} cells"
-    if any(_reads_prefix(layer, new.grid) for layer in layers):
+    if any(_reads_prefix(layer, grid) for layer in layers):
         return "patches see the class token or registers, which see the whole picture (with --option prefix_tokens=none they do not)"
     return ""
 

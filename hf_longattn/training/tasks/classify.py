@@ -88,6 +88,11 @@ class ClassificationDataArguments(LabelledDataArguments):
         if self.images:
             check_extra(EXTRA, "PIL", *(["torchvision"] if self.augmentation not in ("", "none") else []))
 
+    @property
+    def reader(self) -> Texts | Pictures:
+        """What reads the data."""
+        return PICTURES if self.images else TEXTS
+
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
@@ -112,14 +117,14 @@ def finetune_classification(
         held-out ones before and after, Trainer's history. Of several processes only the first has the scores.
     """
     run = prepare_run(model_args, data_args, training_args)
-    reading = PICTURES if data_args.images else TEXTS
-    config, processor = reading.load_start(model_args.model)
+    reader = data_args.reader
+    config, processor = reader.load_start(model_args.model)
     train_rows, held_rows = read_labelled(data_args, training_args.seed)
     names = class_names(label_names(train_rows, held_rows), config)
     classes = {**label_config(names), "problem_type": "single_label_classification"}
-    model = reading.load_model(model_args.model, processor, classes)
+    model = reader.load_model(model_args.model, processor, classes)
     training_args.remove_unused_columns = False
-    inputs = reading.inputs(model, processor, (train_rows, held_rows), names, data_args, training_args)
+    inputs = reader.inputs(model, processor, (train_rows, held_rows), names, data_args, training_args)
     trainer = ClassificationTrainer(
         model,
         training_args,
@@ -156,7 +161,7 @@ class Inputs(NamedTuple):
 class Texts:
     """Documents, and models that read them."""
 
-    unit = "document"
+    unit, content = "document", "text"
 
     def load_start(self, name: str) -> tuple[Any, Any]:
         """Config and tokenizer of a checkpoint."""
@@ -198,7 +203,7 @@ class Texts:
 class Pictures:
     """Pictures, and models that read them."""
 
-    unit = "picture"
+    unit = content = "picture"
 
     def load_start(self, name: str) -> tuple[Any, Any]:
         """Config and image processor of a checkpoint."""
@@ -245,8 +250,8 @@ class Pictures:
 TEXTS, PICTURES = Texts(), Pictures()
 
 
-def _reading(log: Mapping[str, Any]) -> Texts | Pictures:
-    """What a log's run read."""
+def _reader_of(log: Mapping[str, Any]) -> Texts | Pictures:
+    """What read the data of a log's run."""
     return PICTURES if PICTURES.unit + "s" in log else TEXTS
 
 
@@ -277,33 +282,32 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
         DataError: as :func:`load_labelled` and :func:`load_labelled_pictures`; or fewer than two classes.
         OptionError: too few rows to hold some back.
     """
-    reading = PICTURES if args.images else TEXTS
-    train, held_out = held_back(args, lambda source, split: reading.load_rows(args, source, split), seed, least=3)
-    contents = "picture" if args.images else "text"
+    reader = args.reader
+    train, held_out = held_back(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
     if not len(held_out):
-        raise DataError(f"there is no {contents} in {args.validation}")
+        raise DataError(f"there is no {reader.content} in {args.validation}")
     if len(set(train["label"])) < 2:
         raise DataError(
-            f"all {reading.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn"
-            if len(train) else f"there is no {contents} in {', '.join(args.data)}"
+            f"all {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn"
+            if len(train) else f"there is no {reader.content} in {', '.join(args.data)}"
         )  # fmt: skip
     return train, held_out
 
 
 def describe_classification(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    reading, settings = _reading(log), log["settings"]
+    reader, settings = _reader_of(log), log["settings"]
     return (
-        f"{steps_of(log)} with `longattn train classify` on {counted(log[reading.unit + 's']['train'], reading.unit)} of "
-        f"{', '.join(settings['data'])} in {len(log['classes'])} classes, {reading.described(log)}. "
-        f"{held_out_in_words(log['held_out'], _in_words, reading.unit).capitalize()}."
+        f"{steps_of(log)} with `longattn train classify` on {counted(log[reader.unit + 's']['train'], reader.unit)} of "
+        f"{', '.join(settings['data'])} in {len(log['classes'])} classes, {reader.described(log)}. "
+        f"{held_out_in_words(log['held_out'], _in_words, reader.unit).capitalize()}."
     )
 
 
 def describe_classification_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    reading = _reading(log)
-    return "\n".join([held_out_in_words(log["held_out"], _in_words, reading.unit), *reading.notes(log)])
+    reader = _reader_of(log)
+    return "\n".join([held_out_in_words(log["held_out"], _in_words, reader.unit), *reader.notes(log)])
 
 
 def _choices(logits: Any, labels: Tensor) -> Tensor:
