@@ -106,7 +106,7 @@ def _gathered(
         for axis, side in zip(windows, sides, strict=True)
     ]
     queries, keys = [axis.queries.clamp(min=0) for axis in axes], [axis.keys for axis in axes]
-    tiles, deep = math.prod(len(index) for index in queries), math.prod(index.shape[1] for index in keys)
+    tiles, tile_keys = math.prod(len(index) for index in queries), math.prod(index.shape[1] for index in keys)
 
     def cut(x: Tensor, index: Sequence[Tensor], first: int) -> Tensor:
         """``x`` with the axes of the grid from ``first`` on by tile: ``(…, *tiles, *inside, …)``."""
@@ -123,12 +123,12 @@ def _gathered(
 
     mask = _tile_seen([axis.seen for axis in axes])[None]
     if call.key_mask is not None:
-        real = cut(call.key_mask[:, grid.prefix :].unflatten(1, grid.sizes), keys, 1).reshape(batch, tiles, 1, deep)
+        real = cut(call.key_mask[:, grid.prefix :].unflatten(1, grid.sizes), keys, 1).reshape(batch, tiles, 1, tile_keys)
         mask = mask & real
     parts = [of_tiles(q, queries), of_tiles(k, keys), of_tiles(v, keys)]
     if shared:
         front = slice(grid.prefix - shared, grid.prefix)
-        parts[1:] = [torch.cat([_of_tiles(x[:, :, front], tiles), part], 2) for x, part in zip((k, v), parts[1:], strict=True)]
+        parts[1:] = [torch.cat([x[:, :, front].repeat_interleave(tiles, 0), part], 2) for x, part in zip((k, v), parts[1:], strict=True)]
         visible = mask.new_ones(1, 1, 1, shared) if call.key_mask is None else call.key_mask[:, None, None, front]
         mask = torch.cat([visible.expand(len(mask), tiles, mask.shape[2], -1), mask], 3)
     mask = mask.expand(batch, -1, -1, -1).reshape(batch * tiles, 1, *mask.shape[2:])
@@ -151,11 +151,6 @@ def _gathered(
 def _sides(windows: Sequence[AxisWindows]) -> list[int]:
     """The sides of tiles whose keys are gathered."""
     return [min(len(axis.low), round(GATHERED_QUERIES ** (1 / len(windows)))) for axis in windows]
-
-
-def _of_tiles(x: Tensor, tiles: int) -> Tensor:
-    """``x (B, H, P, D)`` for each tile, ``(B · tiles, H, P, D)``."""
-    return x[:, None].expand(-1, tiles, -1, -1, -1).flatten(0, 1)
 
 
 def _outer(tables: Sequence[Tensor]) -> list[Tensor]:
@@ -184,12 +179,7 @@ def _tile_seen(tables: Sequence[Tensor]) -> Tensor:
 def _tile_bias(bias: GridBias, axes: Sequence[_AxisIndex], windows: Sequence[AxisWindows], shared: int) -> Tensor:
     """The bias of every tile, ``(tiles, H, T, shared + keys)``."""
     distances = _outer([axis.queries.clamp(min=0)[:, :, None] - axis.keys[:, None, :] for axis in axes])
-    term = bias.over(_joined(bias.entries(distances), len(windows))).transpose(0, 1)
-    if not shared:
-        return term
-    of_shared = bias.of_pairs(1)
-    front = term.new_zeros(1, term.shape[1], 1, 1) if of_shared is None else of_shared[None, :, None, None]
-    return torch.cat([front.expand(len(term), -1, term.shape[2], shared), term], 3)
+    return bias.with_prefix(bias.over(_joined(bias.entries(distances), len(windows))).transpose(0, 1), shared)
 
 
 def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> tuple[GatherTile, ...]:

@@ -36,10 +36,10 @@ def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
     """The windows of an axis of ``cells``: those that ``(cell + shift) // window`` numbers, equal ones together."""
     first = min(cells, -shift % window)
     parts = [Stretch(0, 1, first)] if first else []
-    whole = (cells - first) // window
-    if whole:
-        parts.append(Stretch(first, whole, window))
-    if rest := cells - first - whole * window:
+    windows, rest = divmod(cells - first, window)
+    if windows:
+        parts.append(Stretch(first, windows, window))
+    if rest:
         parts.append(Stretch(cells - rest, 1, rest))
     return parts
 
@@ -125,7 +125,7 @@ def _region(tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[
 
     q, k, v = (in_windows(x) for x in tensors)
     if prefix is not None:
-        k, v = (torch.cat([_of_windows(shared, windows), x], 2) for shared, x in zip(prefix, (k, v), strict=True))
+        k, v = (torch.cat([shared.repeat_interleave(windows, 0), x], 2) for shared, x in zip(prefix, (k, v), strict=True))
     out = fused_attention(q, k, v, attn_mask=_bias(call, sizes, prefix, q), dropout_p=call.dropout, scale=call.scale)
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
@@ -140,16 +140,8 @@ def _bias(call: AttentionCall, sizes: Sequence[int], prefix: tuple[Tensor, Tenso
     bias = call.score_mod
     entries = bias.entries(tile_distances(sizes, sizes, (0,) * len(sizes), (1,) * len(sizes)))
     term = bias.over(entries.reshape(q.shape[2], q.shape[2]))[None]
-    if prefix is not None:
-        of_prefix = bias.of_pairs(1)
-        front = term.new_zeros(1, term.shape[1], 1, 1) if of_prefix is None else of_prefix[None, :, None, None]
-        term = torch.cat([front.expand(-1, -1, q.shape[2], prefix[0].shape[2]), term], 3)
+    term = bias.with_prefix(term, 0 if prefix is None else prefix[0].shape[2])
     return term.to(q.dtype).expand(len(q), -1, -1, -1)
-
-
-def _of_windows(shared: Tensor, windows: int) -> Tensor:
-    """``shared (B, H, P, D)`` for each window, ``(B · windows, H, P, D)``."""
-    return shared[:, None].expand(-1, windows, -1, -1, -1).flatten(0, 1)
 
 
 def _assembled(outs: dict[tuple[Stretch, ...], Tensor], fixed: tuple[Stretch, ...], rank: int) -> Tensor:

@@ -23,7 +23,7 @@ from ..engines.grid_lines import line_attention
 from ..engines.grid_windows import window_attention
 from ..errors import GridError, OptionError
 from ..options import option
-from .common.on_grid import GLOBAL, GridMechanism, GridOptions, Places
+from .common.on_grid import GridMechanism, GridOptions, Places
 from .common.registry import register_mechanism
 
 ROWS, COLUMNS, BOTH = "rows", "columns", "both"
@@ -96,11 +96,10 @@ class Axial(GridMechanism):
         if path not in ("windows", "lines"):
             return super().forward(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
         of_prefix = self.prefix_rows(q, k, v, grid, call) if grid.prefix else None
         if path == "windows":
-            return window_attention(q, k, v, grid, self.windows(grid), [0] * grid.rank, shared, call, of_prefix)
-        cells = line_attention(q, k, v, grid, lines, shared, call)
+            return window_attention(q, k, v, grid, self.windows(grid), [0] * grid.rank, self.shared_prefix(grid), call, of_prefix)
+        cells = line_attention(q, k, v, grid, lines, self.shared_prefix(grid), call)
         return cells if of_prefix is None else torch.cat([of_prefix, cells], 2)
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
@@ -111,10 +110,9 @@ class Axial(GridMechanism):
             tiles.append(GatherTile(lines, lines, outside=(0, 0) if number else None))  # the first line has the cell itself
         return tuple(tiles)
 
-    def covers_grid(self, grid: Grid) -> bool:
-        everyone = not grid.prefix or self.options.prefix_tokens == GLOBAL
+    def covers_cells(self, grid: Grid) -> bool:
         lines, long = self.lines(grid), [axis for axis, size in enumerate(grid.sizes) if size > 1]
-        return everyone and len(long) <= 1 and set(long) <= set(lines)
+        return len(long) <= 1 and set(long) <= set(lines)
 
     def cell_pairs(self, grid: Grid) -> int:
         return grid.cells * (1 + sum(grid.sizes[axis] - 1 for axis in self.lines(grid)))

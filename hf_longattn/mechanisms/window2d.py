@@ -31,7 +31,7 @@ from ..engines.dispatch import choose_on_grid
 from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..errors import GridError
 from ..options import Options, option
-from .common.on_grid import GLOBAL, GridMechanism, GridOptions, Places
+from .common.on_grid import GridMechanism, GridOptions, Places
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over
 
@@ -102,8 +102,7 @@ class Window2d(GridMechanism):
 
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
         """Cells of a window along each axis, and what is added to a place before it is divided by them."""
-        sizes = self.options.window if isinstance(self.options.window, tuple) else (self.options.window,)
-        window = list(grid.per_axis(sizes, "window"))
+        window = list(grid.per_axis(self.options.window, "window"))
         if not self.pads:
             window = [min(size, axis) for size, axis in zip(window, grid.sizes, strict=True)]
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
@@ -143,8 +142,8 @@ class Window2d(GridMechanism):
             return super().forward(q, k, v, call)
         window, shift = self.windows(grid)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
-        return window_attention(q, k, v, grid, window, shift, shared, call, self.prefix_rows(q, k, v, grid, call) if grid.prefix else None)
+        of_prefix = self.prefix_rows(q, k, v, grid, call) if grid.prefix else None
+        return window_attention(q, k, v, grid, window, shift, self.shared_prefix(grid), call, of_prefix)
 
     @property
     def mask_is_reach(self) -> bool:
@@ -201,9 +200,9 @@ class Window2d(GridMechanism):
                 "every token sees every token; choose a smaller window, or the mechanism 'full'."
             )
 
-    def covers_grid(self, grid: Grid) -> bool:
-        everyone = self.padded_grid(grid) == grid and (not grid.prefix or self.options.prefix_tokens == GLOBAL)
-        return everyone and all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
+    def covers_cells(self, grid: Grid) -> bool:
+        one_window = all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
+        return one_window and self.padded_grid(grid) == grid
 
     def cell_pairs(self, grid: Grid) -> int:
         return sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid)))

@@ -33,8 +33,8 @@ class Grid:
     prefix: int = 0
 
     def __post_init__(self) -> None:
-        whole = all(hasattr(size, "__index__") for size in (*self.sizes, self.prefix))  # a graph's numbers are not int
-        if not self.sizes or not whole or min(self.sizes) < 1 or self.prefix < 0:
+        integers = all(hasattr(size, "__index__") for size in (*self.sizes, self.prefix))  # a graph's numbers are not int
+        if not self.sizes or not integers or min(self.sizes) < 1 or self.prefix < 0:
             raise GridError(
                 f"A grid has sizes {self.sizes!r} and {self.prefix!r} prefix tokens, but every size must be a whole number of at least 1 "
                 "and the prefix at least 0; for example Grid((64, 64), prefix=1)."

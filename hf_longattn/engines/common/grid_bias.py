@@ -117,6 +117,14 @@ class GridBias:
         """The bias ``(H,)`` of pairs with prefix tokens, ``kind`` as :data:`PREFIX_PAIRS` counts them; ``None`` without one."""
         return self.table[:, kind - PREFIX_PAIRS] if self.has_prefix else None
 
+    def with_prefix(self, term: Tensor, prefix: int) -> Tensor:
+        """``term (…, H, T, keys)``, the bias of cells, after that of ``prefix`` prefix tokens that they all see."""
+        if not prefix:
+            return term
+        of_prefix = self.of_pairs(1)
+        front = term.new_zeros(()) if of_prefix is None else of_prefix[:, None, None]
+        return torch.cat([front.expand(*term.shape[:-1], prefix), term], -1)
+
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         grid = self.bound_grid
         distances = [torch.as_tensor(q - k) for q, k in zip(grid.places(q_idx), grid.places(kv_idx), strict=True)]

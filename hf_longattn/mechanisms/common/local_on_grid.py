@@ -15,7 +15,7 @@ from ...engines.common.dense import repeat_heads
 from ...engines.common.grid import Grid
 from ...engines.dispatch import choose_on_grid
 from ...engines.grid_halo import halo_attention, halo_tiles
-from .on_grid import GLOBAL, GridMechanism, Places
+from .on_grid import GridMechanism, Places
 
 
 class LocalGridMechanism(GridMechanism):
@@ -31,10 +31,7 @@ class LocalGridMechanism(GridMechanism):
         """Cells from one place that is seen to the next, along each axis."""
         return (1,) * grid.rank
 
-    def check_grid(self, grid: Grid) -> None:
-        """Raise :class:`GridError` for a grid on which the mechanism is not defined."""
-
-    def grid_of(self, call: AttentionCall | None, tokens: Any) -> Grid:
+    def grid_of(self, call: AttentionCall | None, tokens: Any | None = None) -> Grid:
         grid = super().grid_of(call, tokens)
         self.check_grid(grid)
         return grid
@@ -60,16 +57,14 @@ class LocalGridMechanism(GridMechanism):
         if path not in ("cpu-halo", "halo"):
             return super().forward(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        shared = grid.prefix if self.options.prefix_tokens == GLOBAL else 0
-        cells = halo_attention(path, q, k, v, grid, self.axis_windows(grid), shared, call)
+        cells = halo_attention(path, q, k, v, grid, self.axis_windows(grid), self.shared_prefix(grid), call)
         return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         return halo_tiles(grid, self.axis_windows(grid), device)
 
-    def covers_grid(self, grid: Grid) -> bool:
-        everyone = not grid.prefix or self.options.prefix_tokens == GLOBAL
-        return everyone and all(axis.sees_all for axis in self.axis_windows(grid))
+    def covers_cells(self, grid: Grid) -> bool:
+        return all(axis.sees_all for axis in self.axis_windows(grid))
 
     def cell_pairs(self, grid: Grid) -> int:
         return math.prod(axis.pairs for axis in self.axis_windows(grid))

@@ -1,7 +1,7 @@
 """Mechanisms on a grid: a mask over the places of two cells, whatever the rank of the grid, and what becomes of its prefix tokens.
 
 Cells are compared by their places (row and column of a picture, frame too in a video). The prefix, a class token or registers, has no
-place; the option ``prefix`` says what it sees and who sees it:
+place; the option ``prefix_tokens`` says what it sees and who sees it:
 
     global   every token sees the prefix, and it sees every token
     reads    the prefix sees every token, no cell sees it
@@ -84,11 +84,11 @@ class GridMechanism(MaskedMechanism):
         bound.grid = grid
         return bound
 
-    def grid_of(self, call: AttentionCall | None, tokens: Any) -> Grid:
-        """The grid of a call on this many tokens.
+    def grid_of(self, call: AttentionCall | None, tokens: Any | None = None) -> Grid:
+        """The grid of a call, or the one that :meth:`on` has bound.
 
         Raises:
-            GridError: there is none, or it has another number of tokens.
+            GridError: there is none, or it has another number of tokens than ``tokens``.
         """
         grid = (None if call is None else call.one_grid()) or self.grid
         if grid is None:
@@ -96,7 +96,8 @@ class GridMechanism(MaskedMechanism):
                 f"Mechanism {self.name!r} compares the places of tokens on a grid, and none was given; pass grid=(height, width) and the "
                 "number of tokens before it, prefix=1, or a model of images."
             )
-        grid.check(tokens)
+        if tokens is not None:
+            grid.check(tokens)
         return grid
 
     def mask_on(self, grid: Grid) -> MaskMod:
@@ -115,7 +116,7 @@ class GridMechanism(MaskedMechanism):
         return mod
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        return self.mask_on(self.grid_of(None, self.grid.length if self.grid else 0))
+        return self.mask_on(self.grid_of(None))
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_of(call, k.shape[2])
@@ -124,9 +125,17 @@ class GridMechanism(MaskedMechanism):
     def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
         return super(GridMechanism, self.on(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
 
+    def shared_prefix(self, grid: Grid) -> int:
+        """The number of prefix tokens that every cell sees: all, or none."""
+        return grid.prefix if self.options.prefix_tokens == GLOBAL else 0
+
+    def covers_cells(self, grid: Grid) -> bool:
+        """Whether every cell sees every cell."""
+        return False
+
     def covers_grid(self, grid: Grid) -> bool:
         """Whether every token sees every token."""
-        return False
+        return self.shared_prefix(grid) == grid.prefix and self.covers_cells(grid)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.grid is not None and self.grid.length == length and self.covers_grid(self.grid)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.masked import MaskedMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
 
@@ -71,6 +72,17 @@ class Case:
         """The same case on a grid of these sizes."""
         return self.at(grid=tuple(sizes), length=math.prod(sizes))
 
+    def build(self) -> Mechanism:
+        """The mechanism, on the device."""
+        return mechanism_from(
+            self.mechanism,
+            self.options,
+            num_heads=self.heads,
+            head_dim=self.head_dim,
+            hidden_size=self.hidden_size,
+            max_length=self.length,
+        ).to(self.device)
+
 
 class AttentionInputs:
     """Hidden states, their projections, and the q, k, v (B, H, N, D) that come out of them, equal for every implementation."""
@@ -92,14 +104,7 @@ class AttentionInputs:
         self.qkv = (q, k, v)
         for tensor in self.qkv:
             tensor.requires_grad_(case.backward)
-        self.mechanism = mechanism_from(
-            case.mechanism,
-            case.options,
-            num_heads=case.heads,
-            head_dim=case.head_dim,
-            hidden_size=case.hidden_size,
-            max_length=case.length,
-        ).to(case.device)
+        self.mechanism = case.build()
         self.global_mask: Tensor | None = None
         if case.num_globals:
             self.global_mask = torch.zeros(case.batch, case.length, dtype=torch.bool, device=case.device)
@@ -116,10 +121,10 @@ class AttentionInputs:
     @property
     def beyond(self) -> dict[str, Any]:
         """What the mechanism takes besides q, k and v: global tokens where the case has some, the layer's input where it wants that."""
-        found: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
+        arguments: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
         if self.case.grid:
-            found["grid"] = tuple(self.case.grid)
-        return {**found, "hidden_states": self.hidden} if self.mechanism.takes_hidden_states else found
+            arguments["grid"] = tuple(self.case.grid)
+        return {**arguments, "hidden_states": self.hidden} if self.mechanism.takes_hidden_states else arguments
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, H·D) -> (B, H, N, D)."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from hf_longattn.choice_text import read_choice
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.mechanisms.common.registry import mechanism_from
 
 from .attention.ours import Ours
 from .attention.sdpa import Sdpa
@@ -26,7 +25,7 @@ MECHANISMS = (
     "neighborhood:kernel_size=17", "neighborhood:kernel_size=13", "neighborhood:kernel_size=33", "neighborhood:kernel_size=7,dilation=2",
     "axial", "segmented:block_size=256,integration=pooled,order=tiles:16x16",
 )  # fmt: skip
-CHECKED = ((48, 48), (37, 41))
+CHECKED_GRIDS = ((48, 48), (37, 41))
 """Grids on which results are compared with the definition before anything is timed; the second has sides that no window divides."""
 
 
@@ -49,9 +48,9 @@ def run_on_grids(
         LongAttentionError: a result differs from the definition.
     """
     cases = {line: _case_of(line, case) for line in mechanisms}
-    for line, own in cases.items():
-        for grid in CHECKED:
-            _check(line, own.on_grid(grid).at(backward=True))
+    for line, of_mechanism in cases.items():
+        for grid in CHECKED_GRIDS:
+            _check(line, of_mechanism.on_grid(grid).at(backward=True))
         log(f"{line:<60} equals its definition")
     results: dict[str, dict[str, Any]] = {line: {"mechanism": line, "times": []} for line in ("sdpa", *mechanisms)}
     for side in sides:
@@ -61,10 +60,10 @@ def run_on_grids(
                 results[line]["times"].append(entry)
                 log(f"{side:>4}×{side:<4} {'backward' if backward else 'forward':<8} {line:<60} {timing.median:10.1f} ms {faster:7.2f}×")
     for line in results if memory else ():
-        own, name = (case, "sdpa") if line == "sdpa" else (cases[line], "longattn")
-        measured = [measure_memory("attention", name, own.on_grid((side, side)).at(backward=True)) for side in sides]
-        growth = exponent(measured)
-        results[line] |= {"mebibytes": [round(one.extra, 1) for one in measured], "exponent": None if growth is None else round(growth, 3)}
+        of_line, name = (case, "sdpa") if line == "sdpa" else (cases[line], "longattn")
+        peaks = [measure_memory("attention", name, of_line.on_grid((side, side)).at(backward=True)) for side in sides]
+        growth = exponent(peaks)
+        results[line] |= {"mebibytes": [round(peak.extra, 1) for peak in peaks], "exponent": None if growth is None else round(growth, 3)}
         log(f"{line:<60} {results[line]['mebibytes']} MiB, N^{results[line]['exponent']}")
     about = {key: value for key, value in dataclasses.asdict(case).items() if key in ("heads", "head_dim", "dtype", "batch", "seed")}
     return {"machine": machine(), "kind": "grid", "clock": "processor", "case": about, "sides": list(sides), "results": [*results.values()]}
@@ -79,14 +78,7 @@ def _inputs_of(case: Case, shared: AttentionInputs) -> AttentionInputs:
     """``shared`` with the mechanism of another case; windows that are shifted in every second layer are shifted here."""
     inputs = copy.copy(shared)
     inputs.case = case
-    inputs.mechanism = mechanism_from(
-        case.mechanism,
-        case.options,
-        num_heads=case.heads,
-        head_dim=case.head_dim,
-        hidden_size=case.hidden_size,
-        max_length=case.length,
-    ).eval()
+    inputs.mechanism = case.build().eval()
     inputs.mechanism.layer = 1
     return inputs
 
@@ -106,8 +98,8 @@ def _timings(cases: dict[str, Case], case: Case, repeats: int) -> list[tuple[str
     """The processor's time of SDPA and of every mechanism, one after the other in each round, and how many times faster it is."""
     shared = AttentionInputs(case.at(mechanism="full", options={}))
     ours = [
-        type("OnGrid", (Ours,), {"name": line})(_inputs_of(own.on_grid(case.grid).at(backward=case.backward), shared))
-        for line, own in cases.items()
+        type("OnGrid", (Ours,), {"name": line})(_inputs_of(of_mechanism.on_grid(case.grid).at(backward=case.backward), shared))
+        for line, of_mechanism in cases.items()
     ]
     timed = time_in_turn([Sdpa(shared), *ours], case.length, backward=case.backward, repeats=repeats, clock=time.process_time)
     return [(timing.implementation, timing, times_faster(timing, timed[0])) for timing in timed]
@@ -116,21 +108,21 @@ def _timings(cases: dict[str, Case], case: Case, repeats: int) -> list[tuple[str
 def grid_table(record: dict[str, Any]) -> str:
     """Mechanisms × grids and passes as times faster than SDPA, and peak memory."""
     sides = record["sides"]
-    with_memory = any("mebibytes" in one for one in record["results"])
+    with_memory = any("mebibytes" in result for result in record["results"])
     header = ["times as fast as SDPA", *(f"{side}×{side}, {name}" for side in sides for name in ("forward", "with backward"))]
     if with_memory:
         header += [*(f"MiB, {side}×{side}" for side in sides), "exponent"]
     rows = []
-    for one in record["results"]:
-        times = {(entry["side"], entry["backward"]): entry for entry in one["times"]}
+    for result in record["results"]:
+        times = {(entry["side"], entry["backward"]): entry for entry in result["times"]}
         cells = [times[side, backward] for side in sides for backward in (False, True)]
-        row = [f"`{one['mechanism']}`"]
-        if one["mechanism"] == "sdpa":
+        row = [f"`{result['mechanism']}`"]
+        if result["mechanism"] == "sdpa":
             row += [f"{entry['milliseconds']:,.0f} ms" for entry in cells]
         else:
             row += [f"{entry['times_faster']:.1f}×" for entry in cells]
         if with_memory:
-            growth = one["exponent"]
-            row += [*(f"{size:,.0f}" for size in one["mebibytes"]), "–" if growth is None else f"{growth:.2f}"]
+            growth = result["exponent"]
+            row += [*(f"{size:,.0f}" for size in result["mebibytes"]), "–" if growth is None else f"{growth:.2f}"]
         rows.append(row)
     return markdown_table(header, rows) + "\n"
