@@ -12,15 +12,12 @@ from ..errors import LengthError, OptionError
 from ..modeling.family.definition import family_of
 from ..modeling.family.grid_rule import GridRule
 
-PATCHES = 64
-"""Different patches."""
+DIFFERENT_PATCHES = 64
+"""Number of patches from which pictures are made."""
 
 
 class AuditPictures:
-    """Pictures of the size for which a model was made, from the numbers of their patches.
-
-    grid: of a picture's tokens.
-    """
+    """Pictures of the size for which a model was made, from the numbers of their patches."""
 
     def __init__(self, rule: GridRule, config: Any) -> None:
         self.rule, self.config = rule, config
@@ -28,8 +25,8 @@ class AuditPictures:
         self.grid: Grid = rule.of_size(config, self.size)
         self.patch, self.channels = rule.patch(config), config.num_channels
         generator = torch.Generator().manual_seed(0)
-        self.values = torch.randn(PATCHES, self.channels, *self.patch, generator=generator)
-        self.numbers = torch.arange(PATCHES)
+        self.values = torch.randn(DIFFERENT_PATCHES, self.channels, *self.patch, generator=generator)
+        self.numbers = torch.arange(DIFFERENT_PATCHES)
 
     @classmethod
     def of(cls, config: Any, *, length: int | None, url: str | None) -> AuditPictures | None:
@@ -60,7 +57,7 @@ class AuditPictures:
         return torch.arange(self.grid.length) < self.grid.prefix
 
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
-        """The model's input for the patches with ``numbers (N,)``, of which those of the prefix are not looked at."""
+        """The model's input for the patches with ``numbers (N,)``; those of the prefix are ignored."""
         rank = self.grid.rank
         patches = self.values[numbers[self.grid.prefix :]].view(*self.grid.sizes, self.channels, *self.patch)
         axes = [side for axis in range(rank) for side in (axis, rank + 1 + axis)]

@@ -16,8 +16,8 @@ from . import options as flags
 __all__ = ["diagnose"]
 
 
-PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Names of files that hold pictures end so."""
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of the names of files that are read as pictures."""
 
 
 def diagnose(
@@ -98,7 +98,7 @@ def diagnose(
     if html is not None:
         check_extra("plot", "matplotlib")
 
-    if text.suffix.lower() in PICTURES:
+    if text.suffix.lower() in PICTURE_SUFFIXES:
         _diagnose_picture(
             model, text, html=html, save=save, as_json=as_json, candidate=candidate, queries=queries, device=device, revision=revision,
             token=token, for_texts={"--lengths": lengths, "--extend": extend, "--mechanism": mechanism, "--needle": needle,

@@ -15,10 +15,9 @@ from ..reading import read_json_object
 from .grid_sizes import pixels
 
 FILE = "preprocessor_config.json"
-BEFORE = "extended_from"
+FIELD_BEFORE = "extended_from"
 """The field with the sizes before the conversion."""
-SIZES = ("size", "crop_size")
-TYPES = ("image_processor_type", "feature_extractor_type")
+TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
 
 
 def load_image_processor(folder: Path) -> Any | None:
@@ -69,10 +68,10 @@ def file_of_size(folder: Path, processor: Any, size: tuple[int, ...]) -> dict[st
         changed["size"] = dict(zip(("height", "width"), (round(side * ratio) for side, ratio in sides), strict=True))
     elif resized:  # the crop lies in the resized picture, whichever side is the shorter
         changed["size"] = {"shortest_edge": round(resized["shortest_edge"] * max(ratios))}
-    if not any(values.get(name) for name in TYPES):  # transformers looks it up by the model type, which is another one now
-        changed[TYPES[0]] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
+    if not any(values.get(name) for name in TYPE_FIELDS):  # transformers looks it up by the model type, which is another one now
+        changed[TYPE_FIELDS[0]] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
     before = {name: values.get(name) for name in changed}
-    return {**values, **changed, BEFORE: before} if changed else values
+    return {**values, **changed, FIELD_BEFORE: before} if changed else values
 
 
 def file_before(folder: Path) -> dict[str, Any] | None:
@@ -80,7 +79,7 @@ def file_before(folder: Path) -> dict[str, Any] | None:
     if not (folder / FILE).is_file():
         return None
     values = read_json_object(folder / FILE)
-    before = values.pop(BEFORE, None)
+    before = values.pop(FIELD_BEFORE, None)
     if not isinstance(before, Mapping):
         return None
     restored = {**values, **before}
@@ -89,11 +88,12 @@ def file_before(folder: Path) -> dict[str, Any] | None:
 
 def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:
     """What a processor crops pictures to, and what it resizes them to; empty where it does not."""
-    crop = _set(processor, "crop_size") if getattr(processor, "do_center_crop", None) else {}
-    return crop, _set(processor, "size") if getattr(processor, "do_resize", None) else {}
+    crop = _as_sides(processor, "crop_size") if getattr(processor, "do_center_crop", None) else {}
+    return crop, _as_sides(processor, "size") if getattr(processor, "do_resize", None) else {}
 
 
-def _set(processor: Any, name: str) -> dict[str, int]:
+def _as_sides(processor: Any, name: str) -> dict[str, int]:
+    """The size under ``name``, by its sides."""
     size = getattr(processor, name, None)
     if isinstance(size, int):
         return {"height": size, "width": size}

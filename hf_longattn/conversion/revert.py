@@ -169,11 +169,11 @@ def _grid_before(rule: GridRule, long_config: Any) -> GridPlan:
 
 def _refuse_text_settings(settings: RevertConfig) -> None:
     """Raise :class:`OptionError` for a setting that does not apply to a model of pictures."""
-    given = {"--max-length": settings.max_length, "--verify-text": settings.verify_text}
-    named = [flag for flag, value in given.items() if value is not None] + ["--positions"] * (settings.positions != AUTO)
-    if named:
+    text_settings = {"--max-length": settings.max_length, "--verify-text": settings.verify_text}
+    flags = [flag for flag, value in text_settings.items() if value is not None] + ["--positions"] * (settings.positions != AUTO)
+    if flags:
         raise OptionError(
-            f"{named[0]} is for texts, and the position table of a model of pictures is as it was before the conversion; leave it out."
+            f"{flags[0]} is for texts, and the position table of a model of pictures is as it was before the conversion; leave it out."
         )
 
 

@@ -87,8 +87,8 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
     covered = all(layer.covers(old.grid.length) for layer in mechanisms_on(old.grid, plan.attention, plan.shape))
     what = "hidden states (the source has no weights for its head)" if headless else "outputs"
-    of_old = run_on_grid(part_to_compare(model, headless), at_old)
-    of_new = _cells(run_on_grid(_body(model), at_new)) if grows else _cells(of_old)
+    old_outputs = run_on_grid(part_to_compare(model, headless), at_old)
+    new_outputs = _cells(run_on_grid(_body(model), at_new)) if grows else _cells(old_outputs)
     model.use_base_attention()
     full_old = {} if covered else run_on_grid(part_to_compare(model, headless), at_old)
     tiled = grows and plan.positions == TILE
@@ -98,21 +98,21 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     if tiled:
         full_new = _cells(run_on_grid(_interpolating(plan, result, scratch), at_new))
 
-    def compare(name: str, of: GridSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = "") -> Check:
+    def compare(name: str, at: GridSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = "") -> Check:
         largest, relative = difference(expected, measured)
-        values = {"image_size": list(of.size), "tokens": of.grid.length, "outputs": sorted(expected), "max_abs_difference": largest}
+        values = {"image_size": list(at.size), "tokens": at.grid.length, "outputs": sorted(expected), "max_abs_difference": largest}
         detail = f"{how}: largest difference from the source {largest:.1e}"
         return equality(name, detail, relative, values, why)
 
     checks = []
     if covered:
         how = f"{what} at {old.describe()}, long attention"
-        checks.append(compare("equal where the mechanism covers the input", old, how, expected, of_old))
+        checks.append(compare("equal where the mechanism covers the input", old, how, expected, old_outputs))
     else:
         how = f"{what} at {old.describe()}, full attention instead of the mechanism"
         checks.append(compare("equal at the old size with full attention", old, how, expected, full_old))
         how = f"{what} at {old.describe()}, long attention"
-        checks.append(compare("at the old size", old, how, expected, of_old, "the mechanism does not cover the picture"))
+        checks.append(compare("at the old size", old, how, expected, old_outputs, "the mechanism does not cover the picture"))
     if grows:
         shortened = "" if new.size == sizes.new.size else f" (of {pixels(sizes.new.size)}: a large model, a smaller picture)"
         where = f"hidden states at {new.describe()}{shortened}"
@@ -122,9 +122,9 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
         exact = all(layer.covers(new.grid.length) for layer in layers) and not tiled
         whys = ["the mechanism does not cover the picture"] * (not exact) + ["positions are tiled"] * tiled
         how = f"{where}, long attention, the source with full attention and {resizing}"
-        checks.append(compare("at the new size", new, how, expected_new, of_new, " and ".join(whys)))
-        checks.append(_check_crops(crops, of_new, sizes, new, why_no_crops))
-    finite = all_finite(of_new)
+        checks.append(compare("at the new size", new, how, expected_new, new_outputs, " and ".join(whys)))
+        checks.append(_check_crops(crops, new_outputs, sizes, new, why_no_crops))
+    finite = all_finite(new_outputs)
     detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
     values = {"image_size": list(new.size), "tokens": new.grid.length}
     return [*checks, Check("finite at the new size", PASSED if finite else FAILED, detail, values)]

@@ -37,10 +37,10 @@ AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
 """What a training does to its pictures: a crop of random place, size and shape, which is resized; a horizontal flip of every second one."""
 EXTRA = "images"
 SUFFIXES = tuple(ImageFolder.EXTENSIONS)
-"""Endings of the files of a folder that are read as pictures."""
+"""Endings of the names of files that are read as pictures."""
 LABELLED_PICTURES = Features({"image": Image(decode=False), "label": Value("string"), "name": Value("string")})
-SIXTEEN_BITS, WITHOUT_RANGE = "I;16", ("I", "F")
-"""Modes of Pillow: grey values of 16 bits, and those of which no file says what is white."""
+SIXTEEN_BIT_MODE, MODES_WITHOUT_RANGE = "I;16", ("I", "F")
+"""Modes of Pillow: grey values of 16 bits, and values of which no file says what is white."""
 logger = logging.get_logger(LOGGER)
 
 
@@ -79,9 +79,9 @@ def load_labelled_pictures(source: str, *, split: str = "train", image_column: s
 
 
 def _picture_folder(path: Path, split: str) -> Dataset:
-    """One picture per file, labelled by its sub-folder; of the sub-folder ``split`` if that has sub-folders itself."""
-    of_split = path / split
-    root = of_split if of_split.is_dir() and any(child.is_dir() for child in of_split.iterdir()) else path
+    """One picture per file, labelled by its sub-folder. Where the folder has a folder for each split, that of ``split`` is read."""
+    split_folder = path / split
+    root = split_folder if split_folder.is_dir() and any(child.is_dir() for child in split_folder.iterdir()) else path
     files, labels = [], []
     for folder in label_folders(root, "pictures"):
         pictures = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
@@ -97,7 +97,7 @@ def _as_pictures(data: Dataset, column: str, source: str) -> Dataset:
     """The column of pictures alone, as ``image``, without decoding it.
 
     Raises:
-        DataError: it holds something else.
+        DataError: the column holds something else.
     """
     feature = data.features[column]
     pictures = data.select_columns([column]).rename_columns({} if column == "image" else {column: "image"})
@@ -133,7 +133,7 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
 
     Raises:
         MissingExtraError: Pillow is not installed.
-        DataError: it does not exist, is empty, damaged or not a picture, or has more pixels than Pillow reads.
+        DataError: the picture does not exist, is empty or damaged, has more pixels than Pillow reads, or is not a picture.
     """
     with needs_extra(EXTRA):
         from PIL import Image as Pillow
@@ -167,9 +167,9 @@ def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
     """
     from PIL import Image as Pillow
 
-    if picture.mode in WITHOUT_RANGE:
+    if picture.mode in MODES_WITHOUT_RANGE:
         raise DataError(f"the picture {name} has values without a range (Pillow's mode {picture.mode}); save it with 8 or 16 bits")
-    if picture.mode.startswith(SIXTEEN_BITS):  # convert would make every value above 255 white
+    if picture.mode.startswith(SIXTEEN_BIT_MODE):  # convert would make every value above 255 white
         picture = picture.point(lambda value: value * (1 / 256), "L")
     if not picture.has_transparency_data:
         return picture.convert("RGB"), False
@@ -181,7 +181,7 @@ def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
 
 
 def count_transparent(data: Dataset) -> int:
-    """Read every picture of ``data`` once, so that a damaged one is told before the training; how many have transparent parts.
+    """Read every picture of ``data`` once, so that a damaged one is refused before the training, and count those with transparent parts.
 
     Raises:
         DataError: as :func:`read_picture`.
@@ -193,7 +193,7 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     """Height and width of the pictures that an image processor makes, seen on one picture.
 
     Raises:
-        CheckpointError: the model was converted for other ones: the processor would scale large pictures down in silence.
+        CheckpointError: the model was converted for another size: the processor would scale large pictures down in silence.
         DataError: as :func:`read_picture`.
     """
     batch = PictureCollator(processor, [row["label"]])([dict(row)])
@@ -211,8 +211,8 @@ class PictureCollator(CountedPasses):
     """Batches of pictures and labels: ``pixel_values (B, 3, H, W)``, as the image processor makes them of whole pictures, and
     ``labels (B,)``.
 
-    With an augmentation, what is drawn depends on the seed, on ``passes`` (over the data) and on the picture's name alone: a resumed run,
-    which skips batches, and one with other workers draw what an uninterrupted one draws.
+    An augmentation depends on the seed, on ``passes`` (over the data) and on the picture's name alone. So a resumed run, which skips
+    batches, and a run with another number of workers draw what an uninterrupted one draws.
 
     Args:
         processor: the model's image processor.
@@ -242,7 +242,7 @@ class PictureCollator(CountedPasses):
         settings: dict[str, Any] = {}
         if self.augmentation is not None:
             rows = zip(features, pictures, strict=True)
-            pictures = [self.augmentation.drawn(picture, (self.seed, self.passes, row["name"])) for row, picture in rows]
+            pictures = [self.augmentation.draw(picture, (self.seed, self.passes, row["name"])) for row, picture in rows]
             settings = self.augmentation.settings
         pixels = [torch.as_tensor(picture) for picture in self.processor(pictures, **settings)["pixel_values"]]
         sizes = {tuple(picture.shape[-2:]) for picture in pixels}
@@ -260,14 +260,14 @@ class Augmentation:
 
     Args:
         transform: torchvision's, from a picture to a picture.
-        settings: arguments of the image processor for pictures that are changed so.
+        settings: arguments of the image processor for the changed pictures.
     """
 
     def __init__(self, transform: Callable[[Picture], Picture], settings: Mapping[str, Any]) -> None:
         self.transform, self.settings = transform, dict(settings)
 
-    def drawn(self, picture: Picture, key: tuple[Any, ...]) -> Picture:
-        """The picture as it is with this key, always the same; the state of torch's generator is not changed."""
+    def draw(self, picture: Picture, key: tuple[Any, ...]) -> Picture:
+        """The changed picture, always the same for a key; the state of torch's generator stays as it is."""
         seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest())
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too

@@ -34,11 +34,11 @@ QUERIES = 1024
 
 @dataclass(frozen=True)
 class PictureLayer:
-    """One layer.
+    """The attention of one layer on a picture.
 
-    name, mechanism: of the attention module, and of what runs there.
-    mass: what each candidate keeps of the softmax over all tokens, from 0 to 1, mean over heads and queries.
-    attention: ``(rows, columns)``, the weights that the class token gives each patch, mean over heads; where there is none, the mean over
+    name, mechanism: names of the attention module and of the mechanism that runs there.
+    mass: the share of the softmax over all tokens that each candidate keeps, from 0 to 1, mean over heads and queries.
+    attention: ``(rows, columns)``, the weights that the class token gives each patch, mean over heads; without a class token the mean over
         queries. They sum to 1.
     """
 
@@ -52,9 +52,10 @@ class PictureLayer:
 class PictureDiagnosis:
     """The attention of a model on one picture.
 
-    picture: the file. pixels: ``(height, width, 3)`` from 0 to 1, as the model sees it.
-    grid: of its tokens. pairs: query–key pairs of one head for each candidate; ``full_pairs`` for full attention.
-    reasons: of the candidates that are not applicable, by their text.
+    picture, pixels: its file, and ``(height, width, 3)`` from 0 to 1 as the model sees it.
+    grid: the grid of its tokens.
+    pairs, full_pairs: query–key pairs of one head for each candidate, and for full attention.
+    reasons: why a candidate is not applicable, by the candidate's text.
     """
 
     model: str

@@ -16,8 +16,8 @@ from .grid import Grid, check_order
 def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
     """The positions of a grid's tokens in ``order``, ``(L,)`` int64 with the prefix in front; -1 for a place that no token fills.
 
-    Tiles have as many places each, so that blocks of that size are tiles: those at the border of a grid that is no multiple of them are
-    filled up, and the prefix has tiles of its own.
+    Every tile has the same number of places, so that blocks of that size are tiles. Where the grid is not a multiple of the tile, the tiles
+    at its border have places that no token fills. The prefix has tiles of its own.
     """
     return BYTE_CACHE.get(("token order", grid, order, device), lambda: _token_order(grid, order).to(device))
 

@@ -44,7 +44,7 @@ MAX_SHARED_CELLS = 1 << 17
 
 
 class _Settings(NamedTuple):
-    """One call besides its tensors."""
+    """What a call says besides its tensors."""
 
     grid: Grid
     tiles: tuple[AxisTiles, ...]
@@ -117,21 +117,21 @@ class _Strip:
         self.settings, self.tile, self.last = settings, tile, last
         columns = slice(last.residue, None, last.step)
         self.queries, self.keys = (slice(None), *tile.queries, columns), (slice(None), *tile.keys, columns)
-        self.deep = math.prod(group.size for group in tile.groups)
-        self.key_deep = math.prod(group.key_size for group in tile.groups)
+        self.depth = math.prod(group.size for group in tile.groups)
+        self.key_depth = math.prod(group.key_size for group in tile.groups)
 
     def runs(self, copy: Tensor, group: TileGroup, of_keys: bool) -> Tensor:
         """The tokens of every tile of a group, ``(tiles, H, T, …)``, of a strip's copy ``(tokens, H, …)``."""
-        deep, first, size = (self.key_deep, group.key_first, group.key_size) if of_keys else (self.deep, group.first, group.size)
+        depth, first, size = (self.key_depth, group.key_first, group.key_size) if of_keys else (self.depth, group.first, group.size)
         by_token, by_head, *inner = copy.stride()
-        shape = (group.tiles, copy.shape[1], size * deep, *copy.shape[2:])
-        strides = (group.size * deep * by_token, by_head, by_token, *inner)
-        return copy.as_strided(shape, strides, copy.storage_offset() + first * deep * by_token)
+        shape = (group.tiles, copy.shape[1], size * depth, *copy.shape[2:])
+        strides = (group.size * depth * by_token, by_head, by_token, *inner)
+        return copy.as_strided(shape, strides, copy.storage_offset() + first * depth * by_token)
 
     def groups(self, heads: int, backward: bool) -> Iterator[TileGroup]:
         """The tiles along the last axis, as many at a time as fit a call."""
         for group in self.last.groups:
-            tokens = heads * (group.key_size * self.key_deep if backward else group.size * self.deep)
+            tokens = heads * (group.key_size * self.key_depth if backward else group.size * self.depth)
             most = max(1, (BACKWARD_KEYS if backward else FORWARD_QUERIES) // tokens)
             for start in range(0, group.tiles, most):
                 yield group.part(start, min(most, group.tiles - start))
@@ -181,7 +181,7 @@ class _Strip:
         patterns = tuple((tile.seen, tile.size, tile.key_size) for tile in tiles)
         if not any(seen for seen, _, _ in patterns):
             return None
-        cells = self.deep * self.key_deep * group.size * group.key_size
+        cells = self.depth * self.key_depth * group.size * group.key_size
         if cells > MAX_SHARED_CELLS:
             return _tile_mask(patterns, dtype)
         return BYTE_CACHE.get(("mask of a tile", patterns, dtype), lambda: _tile_mask(patterns, dtype))
@@ -218,7 +218,7 @@ class _Call(NamedTuple):
     group: TileGroup
     mask: Tensor | None
     entries: Tensor | None
-    """Of the bias, where there is one."""
+    """The entries of the bias for its pairs, where there is a bias."""
 
 
 class _Masks:

@@ -48,7 +48,7 @@ class GridRule:
         """Pixels of a patch along each axis.
 
         Raises:
-            GridError: the config has no such numbers.
+            GridError: the config's ``patch_size`` is not a number of pixels, or one for each axis.
         """
         size = config.patch_size
         sides = (size,) * len(self.axes) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
@@ -57,7 +57,7 @@ class GridRule:
         return sides
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Pixels of the inputs for which the position table was trained, and of those for which the model was converted."""
+        """The size in pixels for which the position table was trained, and that for which the model was converted."""
         table = getattr(config, "image_size", None)
         if table is None and self.shapes is not None:  # any size is read; the table is a square
             table = round(config.num_patches ** (1 / len(self.axes))) * self.patch(config)[0]
@@ -77,7 +77,7 @@ class GridRule:
         return self.arguments(config, torch.randn(1, config.num_channels, *size, generator=generator))
 
     def arguments(self, config: Any, pixels: Tensor) -> dict[str, Tensor]:
-        """The arguments of ``forward`` for ``pixels (1, channels, …)``, which are the first one; what the base would draw is seeded."""
+        """The arguments of ``forward`` for ``pixels (1, channels, …)``, the pixels first; noise that the base would draw is seeded."""
         import torch
 
         arguments = {self.input: pixels}
@@ -90,7 +90,7 @@ class GridRule:
         """The grid of an input of this many pixels along each axis.
 
         Raises:
-            GridError: an axis is no multiple of the patch.
+            GridError: an axis is not a multiple of the patch.
         """
         patch = self.patch(config)
         for axis, pixels, side in zip(self.axes, size, patch, strict=True):
@@ -136,7 +136,7 @@ def image_size(size: Any) -> tuple[int, ...]:
     """A size in pixels, one number or several, as a tuple with the height first.
 
     Raises:
-        GridError: it is neither.
+        GridError: ``size`` is neither.
     """
     sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
     if not sizes or not all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes):

@@ -1,8 +1,8 @@
 """Train embeddings of long documents, or a reranker.
 
-sentence-transformers trains both; with ``--reranker`` a cross-encoder. Pairs that belong together are told from the other pairs of a batch
-(multiple negatives ranking, Henderson et al. 2017), with cached gradients (Gao et al. 2021), so that the batch may be large where documents
-are long; pairs with a ``score`` are regressed (CoSENT).
+sentence-transformers trains both; with ``--reranker`` a cross-encoder. Pairs that belong together are contrasted with the other pairs of
+a batch (multiple negatives ranking, Henderson et al. 2017), with cached gradients (Gao et al. 2021), so that the batch may be large where
+documents are long; pairs with a ``score`` are regressed (CoSENT).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
