@@ -27,6 +27,7 @@ BOUNDED: list[tuple[str, dict[str, Any]]] = [
     ("lsg", {"block_size": 8, "sparse_block_size": 8, "sparsity_factor": 2, "selection": "strided"}),
     ("segmented", {"block_size": 24, "integration": "previous"}),
     ("segmented", {"block_size": 24, "integration": "none"}),
+    ("chunked", {"chunk_size": 12, "left_chunks": 2}),
     ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
     ("shifted_window", {"group_size": 32, "keep_groups": True}),
     ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 40}),

@@ -1,0 +1,81 @@
+"""Chunked attention: a token sees its chunk of c tokens and the n chunks before it (Zhang et al. 2020, Unified Streaming and Non-streaming
+Two-pass End-to-end Model for Speech Recognition, arXiv 2012.05481; NVIDIA's FastConformer and Nemotron encoders: ``att_context_size``).
+
+With C(i) = ⌊i/c⌋, counted from the first real token, query i sees key j if
+
+    0 <= C(i) - C(j) <= n        (and j <= i in the causal form)
+
+An encoder that is trained like this reads a stream chunk by chunk: what it looks ahead is at most the rest of the chunk, and what it needs
+of the past is n chunks of keys and values in each layer. FastConformer's ``att_context_size=[70, 13]`` is ``chunk_size=14, left_chunks=5``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.common.call import GatherTile, MaskMod, rows_of
+from ..engines.common.shards import Locality
+from ..options import Options, option
+from .common.layout import block_sizes, cells, full_pairs
+from .common.masked import GatheredMechanism
+from .common.registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkedOptions(Options):
+    chunk_size: int = option(64, "c, tokens in a chunk, which see each other", "tokens", least=1)
+    left_chunks: int = option(7, "n, chunks before its own that a token sees", "chunks", least=0)
+
+
+@register_mechanism("chunked")
+class Chunked(GatheredMechanism):
+    """Each token sees its chunk and some chunks before it, and nothing later."""
+
+    summary = "each token sees its chunk and the n chunks before it, as streaming speech models do"
+    paper = "Zhang et al. 2020, Unified Streaming and Non-streaming Two-pass End-to-end Model for Speech Recognition"
+    cost = "N·c·(n+1)"
+    per_head_tensors = ()
+    options_type = ChunkedOptions
+    sample: ClassVar[dict[str, Any]] = {"chunk_size": 12, "left_chunks": 2}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"chunk_size": length}
+
+    options: ChunkedOptions
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        size, earlier = self.options.chunk_size, self.options.left_chunks
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            back = q_idx // size - kv_idx // size
+            return (back >= 0) & (back <= earlier)
+
+        return mod
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        chunks = rows_of(length, self.options.chunk_size, device)[0, 0]
+        earlier = min(self.options.left_chunks, len(chunks) - 1)
+        padded = F.pad(chunks, (0, 0, earlier, 0), value=-1)
+        keys = torch.cat([padded[first : first + len(chunks)] for first in range(earlier + 1)], 1)
+        return tuple(cells(chunks, keys, causal=causal))
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        size = self.options.chunk_size
+        return positions // size >= upcoming // size - self.options.left_chunks
+
+    def locality(self, causal: bool) -> Locality | None:
+        size = self.options.chunk_size
+        return Locality((self.options.left_chunks + 1) * size - 1, 0 if causal else size - 1, size)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.options.chunk_size * (self.options.left_chunks + 1 if causal else 1) >= length
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        sizes, earlier = block_sizes(length, self.options.chunk_size), self.options.left_chunks
+        return sum(full_pairs(size, causal) + size * sum(sizes[max(0, chunk - earlier) : chunk]) for chunk, size in enumerate(sizes))
