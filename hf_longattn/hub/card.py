@@ -15,9 +15,13 @@ from jinja2 import Template
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
+from ..engines.common.grid import Grid
 from ..errors import CheckpointError, LongAttentionError, in_one_line
 from ..families import FAMILIES
 from ..mechanisms import mechanism_info
+from ..mechanisms.common.on_grid import GLOBAL
+from ..mechanisms.common.registry import prototype
+from ..modeling.family.grid_rule import GridRule
 from ..naming import CONVERSION_REPORT, TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
 from ..staging import staged_file
@@ -324,17 +328,47 @@ def _display_name(source: str) -> str:
 def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, length: int, needs_training: bool) -> list[str]:
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
     if family is not None and family.grid is not None:
-        pixels = " × ".join(map(str, family.grid.sizes(config_with_defaults(family, config))[1]))
+        values = config_with_defaults(family, config)
+        pixels = " × ".join(map(str, family.grid.sizes(values)[1]))
         limits = [f"It was made for pictures of {pixels} pixels. Other multiples of the patch run as well, but were not verified."]
+        if attention is not None:
+            limits.append(_full_attention_on_pictures(family.grid, values, attention))
     elif family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
         limits = [f"Inputs of more than {length:,} tokens are refused; truncate them."]
     else:
         limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."]
-    if attention is not None:
+    if attention is not None and (family is None or family.grid is None):
         limits.append(f"When `{attention.mechanism}` equals full attention: {mechanism_info(attention.mechanism).exact_when}.")
     if needs_training:
         limits.append("As converted, its outputs differ from those of its source: train it before use, as described above.")
     return limits
+
+
+def _full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
+    """The square pictures, up to the model's size, on which every layer equals full attention, or which layer never does."""
+    made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
+    squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
+    sides_by_layer = [
+        {side for side, grid in squares.items() if _equals_full(attention, number, grid)} for number in range(config.num_hidden_layers)
+    ]
+    sides = set.intersection(*sides_by_layer)
+    if sides:
+        size = " × ".join(str(max(sides) * pixels) for pixels in patch)
+        return f"Every layer equals full attention on pictures of {'up to ' if min(sides) == 2 else ''}{size} pixels."
+    number = next((number for number, sides in enumerate(sides_by_layer) if not sides), 0)
+    name, options = attention.for_layer(number)
+    hides_prefix = made_for.prefix and options.get("prefix_tokens", GLOBAL) != GLOBAL
+    why = "whose patches do not see the tokens before them" if hides_prefix else "which leaves patches out on every picture"
+    return f"On no picture does every layer equal full attention: layer {number} has `{name}`, {why}."
+
+
+def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
+    """Whether the layer of this number equals full attention on a grid."""
+    mechanism = prototype(*attention.for_layer(number))
+    on_grid = mechanism.on(grid)
+    if on_grid is not mechanism:
+        on_grid.layer = number
+    return on_grid.covers(grid.length)
 
 
 def _table(rows: Sequence[MeasuredResult]) -> str:

@@ -58,6 +58,10 @@ class Axial(GridMechanism):
     sample: ClassVar[dict[str, Any]] = {"axes": BOTH}
     options: AxialOptions
 
+    @classmethod
+    def covering_grid(cls, grid: Grid) -> dict[str, Any] | None:
+        return {"axes": BOTH} if sum(size > 1 for size in grid.sizes) <= 1 else None
+
     def lines(self, grid: Grid) -> list[int]:
         """The axes along which cells see others.
 

@@ -46,6 +46,10 @@ class Local2d(LocalGridMechanism):
     sample: ClassVar[dict[str, Any]] = {"radius": 2}
     options: Local2dOptions
 
+    @classmethod
+    def covering_grid(cls, grid: Grid) -> dict[str, Any]:
+        return {"radius": max(grid.sizes) - 1}
+
     def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
         radius, last = grid.per_axis(self.options.radius, "radius")[axis], grid.sizes[axis] - 1
         if self.options.chunks:

@@ -63,6 +63,10 @@ class Neighborhood(LocalGridMechanism):
     sample: ClassVar[dict[str, Any]] = {"kernel_size": 3}
     options: NeighborhoodOptions
 
+    @classmethod
+    def covering_grid(cls, grid: Grid) -> dict[str, Any]:
+        return {"kernel_size": grid.sizes if len(set(grid.sizes)) > 1 else grid.sizes[0]}
+
     def check_grid(self, grid: Grid) -> None:
         kernels, strides, dilations = (self._per_axis(grid, name) for name in ("kernel_size", "stride", "dilation"))
         for size, kernel, stride, dilation in zip(grid.sizes, kernels, strides, dilations, strict=True):

@@ -67,6 +67,10 @@ class Window2d(GridMechanism):
     sample: ClassVar[dict[str, Any]] = {"window": 4}
     options: Window2dOptions
 
+    @classmethod
+    def covering_grid(cls, grid: Grid) -> dict[str, Any]:
+        return {"window": max(grid.sizes)}
+
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.pads:

@@ -188,6 +188,7 @@ def test_the_card_and_its_example(saved: Checkpoint, tmp_path: Path) -> None:
     assert "widget:\n- src: https://" in card
     assert "enlarged from pictures of 32 × 32 to 64 × 64 pixels (65 to 257 tokens)" in card
     assert 'pipeline("image-classification"' in card
+    assert "Every layer equals full attention on pictures of up to 32 × 32 pixels." in card
     example = card.partition("```python\n")[2].partition("```")[0]
     exec(compile(example, "card", "exec"), {})
     convert_checkpoint(saved("Dinov2Model", processor=False), tmp_path / "states", image_size=64, verify=False)
@@ -195,6 +196,29 @@ def test_the_card_and_its_example(saved: Checkpoint, tmp_path: Path) -> None:
     assert "pipeline_tag: image-feature-extraction" in card
     assert "AutoImageProcessor" not in card
     exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"options": {"window": 6, "shift": "alternate"}}, "Every layer equals full attention on pictures of up to 24 × 24 pixels."),
+        ({"mechanism": "neighborhood", "options": {"kernel_size": 5}}, "Every layer equals full attention on pictures of 20 × 20 pixels."),
+        ({"mechanism": "full"}, "Every layer equals full attention on pictures of up to 64 × 64 pixels."),
+        (
+            {"options": {"prefix_tokens": "none"}},
+            "On no picture does every layer equal full attention: layer 0 has `window2d`, whose patches do not see the tokens before them.",
+        ),
+        (
+            {"mechanism": "full", "layers": {1: {"mechanism": "axial"}}},
+            "On no picture does every layer equal full attention: layer 1 has `axial`, which leaves patches out on every picture.",
+        ),
+    ],
+)
+def test_the_card_says_on_which_pictures_attention_is_full(
+    settings: dict[str, Any], sentence: str, saved: Checkpoint, tmp_path: Path
+) -> None:
+    convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False, **{"mechanism": "window2d", **settings})
+    assert sentence in " ".join((tmp_path / "long" / "README.md").read_text().split())
 
 
 def test_a_source_without_processor_says_so(saved: Checkpoint, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hf_longattn.engines.common.grid_bias import GridBias
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.common.on_grid import GridMechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.naming import OPERATORS
 
 Cell = tuple[int, ...]
@@ -276,6 +277,19 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def test_every_mechanism_on_a_grid_is_tested_here() -> None:
     assert {name for name, _ in CASES} == set(SMALL) == set(GRID_NAMES)
+
+
+@pytest.mark.parametrize("grid", [Grid((5, 5), 1), Grid((1, 7)), Grid((2, 3, 4), 2)], ids=str)
+@pytest.mark.parametrize("name", GRID_NAMES)
+def test_covering_options_equal_full_softmax_attention(name: str, grid: Grid) -> None:
+    options = mechanism_class(name).covering_grid(grid)
+    if options is None:
+        assert name == "axial"
+        assert grid.rank > 1
+        return
+    mechanism, (q, k, v) = built(name, options), qkv(grid)
+    assert mechanism.on(grid).covers(grid.length)
+    torch.testing.assert_close(attend(q, k, v, mechanism, grid=grid), reference_attend(q, k, v, "full"))
 
 
 @pytest.mark.parametrize("name", GRID_NAMES)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ...catalogue import unknown_mechanism
+from ...engines.common.grid import Grid
 from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, refuse_taken_name
 from ...naming import FLAT_FILES, load_module, module_names
 from ...options import LARGEST, MAX_LENGTH, RELATIVE, RESERVED, OptionInfo, Options
@@ -25,6 +26,8 @@ PROTOTYPE_WIDTH = 64
 """Head width and length of a prototype."""
 EXAMPLE_LENGTH = 1024
 """Length, in tokens, for which :func:`mechanism_info` gives the options of full attention."""
+EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
+"""The same for mechanisms on a grid; the second for those that cover a single line of cells only."""
 KEPT_PROTOTYPES = 256
 """The most prototypes, and the most mechanisms that :func:`hf_longattn.attend` was given by name, that are kept."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -34,7 +37,7 @@ M = TypeVar("M", bound=type[Mechanism])
 class MechanismInfo:
     """The facts by which a user chooses a mechanism.
 
-    exact_when: "always", "never", or options with which it equals full attention up to a length.
+    exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
     needs_grid: whether it compares places on a grid, as patches of a picture have them, and has no meaning for a text.
     """
 
@@ -155,17 +158,27 @@ def mechanism_info(name: str) -> MechanismInfo:
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
-    """When a mechanism equals full attention, by its :meth:`Mechanism.covering`."""
+    """When a mechanism equals full attention, by its :meth:`Mechanism.covering` or :meth:`Mechanism.covering_grid`."""
+    if cls.needs_grid:
+        for grid in EXAMPLE_GRIDS:
+            if (on_grid := cls.covering_grid(grid)) is not None:
+                return f"with {_in_words(on_grid)}, on {grid}"
+        return "never"
     forms = [causal for causal in (False, True) if cls.causal in ("both", causal)]
     options = [cls.covering(EXAMPLE_LENGTH, causal) for causal in forms]
     if options[0] is None:
         return "never"
     if not options[0]:
         return "always"
-    texts = [", ".join(f"{name}={_as_typed(value)}" for name, value in (values or {}).items()) for values in options]
+    texts = [_in_words(values or {}) for values in options]
     causal_text = f" (causal: {texts[1]})" if len(set(texts)) > 1 else ""
     any_length = options[0] == cls.covering(2 * EXAMPLE_LENGTH, forms[0])
     return f"with {texts[0]}{causal_text}" + ("" if any_length else f", up to {EXAMPLE_LENGTH:,} tokens")
+
+
+def _in_words(options: Mapping[str, Any]) -> str:
+    """Options as they are typed."""
+    return ", ".join(f"{name}={_as_typed(value)}" for name, value in options.items())
 
 
 def _as_typed(value: Any) -> str:

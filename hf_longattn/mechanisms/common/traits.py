@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -97,6 +97,11 @@ class Traits(nn.Module):
     @property
     def token_rule(self) -> TokenRule | None:
         """The tokens that are global by their ids, where no global mask is given; the model applies it. ``None`` where ids play no part."""
+        return None
+
+    @classmethod
+    def covering_grid(cls, grid: Grid) -> dict[str, Any] | None:
+        """Options by which a mechanism on a grid equals full softmax attention on this one; ``None`` where none are known."""
         return None
 
     def on(self, grid: Grid) -> Self:
