@@ -51,7 +51,7 @@ def attend(
         k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H. With Nq < Nk the queries are the last Nq positions.
         mechanism: a registered name, which computes what it computes in eval mode, or a module from
             :func:`hf_longattn.build_mechanism`, which computes what its mode says: a new module is in training mode, in which
-            ``shifted_window``, for example, has its groups.
+            ``shifted_window``, for example, has its groups. Within ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)`` bool, True = real token.
         documents: ``(B, Nk)`` integers, the number of each token's document, ascending along each row: no document sees another, and
