@@ -92,7 +92,7 @@ class Axial(GridMechanism):
         return torch.stack(lines).any(0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_of(call, k.shape[2])
+        grid = self.grid_for(q, k, call)
         lines, covered = self.lines(grid), self.covers_grid(grid)
         path = choose_on_grid("windows", q, k, call, covered) if len(lines) == 1 else "tiles"
         if path != "windows":

@@ -124,7 +124,7 @@ class Window2d(GridMechanism):
         return dataclasses.replace(grid, sizes=tuple(-(-axis // size) * size for axis, size in zip(grid.sizes, window, strict=True)))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_of(call, k.shape[2])
+        grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:
             return self._attend(q, k, v, grid, call)
@@ -163,7 +163,7 @@ class Window2d(GridMechanism):
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """The weights ``(B, H, N, N)`` of tokens, and those of all padding ``(B, H, N, 1)``, ``None`` where nothing is filled up."""
-        grid = self.grid_of(call, k.shape[2])
+        grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:
             return super().dense_weights(q, k, call), None

@@ -1,6 +1,7 @@
 """The contract that every registered mechanism keeps; a new one is tested on arrival."""
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
+from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests.grids import grid
@@ -21,7 +23,14 @@ SHAPES = (
     *((300, side) for side in ("none", "left", "right", "inside")),
 )
 """Lengths around the tiles of the engines, each with one padding; any shape is in the test of drawn ones."""
-FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
+GRIDS = {
+    **{5: Grid((5,)), 63: Grid((7, 9)), 64: Grid((7, 9), 1), 65: Grid((4, 4, 4), 1), 200: Grid((13, 15), 5), 300: Grid((13, 23), 1)},
+    **{600: Grid((599,), 1)},
+}
+"""Where so many tokens lie for a mechanism on a grid."""
+GRID_NAMES = list_mechanisms(grid=True)
+FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+LINE_FORMS = [(name, causal) for name, causal in FORMS if name not in GRID_NAMES]
 
 every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
 SIMPLE = ("block_top_k", "linear", "strided", "window")
@@ -46,6 +55,11 @@ def _seeded() -> None:
 def small_options(name: str) -> dict[str, Any]:
     """Options small enough that the inputs here are longer than what a token sees."""
     return mechanism_class(name).sample
+
+
+def place(name: str, length: int) -> dict[str, Grid]:
+    """The argument that says where the tokens lie, for a mechanism on a grid."""
+    return {"grid": GRIDS[length]} if name in GRID_NAMES else {}
 
 
 def inputs(
@@ -76,9 +90,11 @@ def globals_for(name: str, length: int) -> Tensor | None:
 def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool) -> None:
     module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
     for length, side in SHAPES:
+        if name in GRID_NAMES and length not in GRIDS:
+            continue  # a single cell is smaller than a neighbourhood
         q, k, v = inputs(length, grad=True)
         mask = padding(length, side)
-        arguments = {"causal": causal, "padding_mask": mask, "global_mask": globals_for(name, length)}
+        arguments = {"causal": causal, "padding_mask": mask, "global_mask": globals_for(name, length), **place(name, length)}
         out, expected = attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments)
         real, shape = mask[:, None, :, None], f"{length} tokens, padding: {side}"
         assert out.shape == q.shape, shape
@@ -99,7 +115,7 @@ def assert_near(found: Tensor, expected: Tensor, atol: float, shape: str) -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
     q, k, v = inputs(300, dtype)
-    arguments = {"causal": causal, "global_mask": globals_for(name, 300), **small_options(name)}
+    arguments = {"causal": causal, "global_mask": globals_for(name, 300), **place(name, 300), **small_options(name)}
     out = attend(q, k, v, name, **arguments)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), reference_attend(q, k, v, name, **arguments), atol=2e-2, rtol=0)
@@ -109,19 +125,21 @@ def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype:
 @pytest.mark.parametrize("length", [5, 300])
 def test_gradcheck(name: str, causal: bool, length: int) -> None:
     q, k, v = (x[:1, :1, :, :4].detach().requires_grad_() for x in inputs(length, torch.float64, kv_heads=4))
-    options = small_options(name)
+    options = {**place(name, length), **small_options(name)}
     assert torch.autograd.gradcheck(lambda *x: attend(*x, name, causal=causal, **options), (q, k, v), fast_mode=True)
 
 
 @every_form
 def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
     alone = inputs(200)
-    expected = attend(*alone, name, causal=causal, **small_options(name))
+    where = place(name, 200)
+    expected = attend(*alone, name, causal=causal, **where, **small_options(name))
+    of_each = {argument: [grid] * 2 for argument, grid in where.items()}  # since the batch is longer than the grid
     for before, after in ((50, 0), (0, 50), (21, 29)):
         padded = [torch.nn.functional.pad(x, (0, 0, before, after), value=7.0) for x in alone]
         mask = torch.zeros(2, 250, dtype=torch.bool)
         mask[:, before : before + 200] = True
-        out = attend(*padded, name, causal=causal, padding_mask=mask, **small_options(name))
+        out = attend(*padded, name, causal=causal, padding_mask=mask, **of_each, **small_options(name))
         torch.testing.assert_close(out[:, :, before : before + 200], expected, atol=1e-5, rtol=0)
 
 
@@ -129,7 +147,7 @@ def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
 def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> None:
     mask = torch.ones(2, 300, dtype=torch.bool)
     mask[1] = False
-    out = attend(*inputs(300), name, causal=causal, padding_mask=mask, **small_options(name))
+    out = attend(*inputs(300), name, causal=causal, padding_mask=mask, **place(name, 300), **small_options(name))
     assert out[0].isfinite().all()
     assert (out[1] == 0).all()
 
@@ -137,25 +155,27 @@ def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> 
 @every_form
 def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: bool) -> None:
     for batch, queries, keys in ((0, 300, 300), (0, 1, 5), (2, 0, 0), (2, 0, 5)):
+        where = place(name, keys) if keys else {}
         q, k, v = (torch.randn(batch, h, n, 16, dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, queries), (2, keys), (2, keys)))
         for more in ({}, {"padding_mask": torch.ones(batch, keys)}, {"documents": torch.zeros(batch, keys, dtype=torch.long)}):
-            out = attend(q, k, v, name, causal=causal, **more, **small_options(name))
+            out = attend(q, k, v, name, causal=causal, **more, **where, **small_options(name))
             assert out.shape == q.shape
             assert out.dtype == q.dtype
             gradients = torch.autograd.grad(out.sum(), (q, k, v))
             assert all(torch.equal(grad, torch.zeros_like(x)) for x, grad in zip((q, k, v), gradients, strict=True))
-            assert reference_attend(q, k, v, name, causal=causal, **more, **small_options(name)).shape == q.shape
+            assert reference_attend(q, k, v, name, causal=causal, **more, **where, **small_options(name)).shape == q.shape
         module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
-        assert module.weights(q, k, causal=causal).shape == (batch, 4, queries, keys)
+        assert module.weights(q, k, causal=causal, **where).shape == (batch, 4, queries, keys)
 
 
 @every_form
 def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
-    before = attend(q, k, v, name, causal=causal, **small_options(name))
+    options = {**place(name, 300), **small_options(name)}
+    before = attend(q, k, v, name, causal=causal, **options)
     k[:, :, 150:] += 3.0
     v[:, :, 150:] += 3.0
-    after = attend(q, k, v, name, causal=causal, **small_options(name))
+    after = attend(q, k, v, name, causal=causal, **options)
     if mechanism_class(name).bitwise_causal:
         assert torch.equal(before[:, :, :150], after[:, :, :150]) == causal
     else:
@@ -169,10 +189,11 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
     if wide is None:
         pytest.skip("it never equals full attention")
     module = build_mechanism(name, num_heads=4, head_dim=16, **wide)
-    assert module.covers(300, causal), f"{name}.covering() names options for full attention; let its covers() say so, too"
+    placed = module.on(GRIDS[300]) if name in GRID_NAMES else module
+    assert placed.covers(300, causal), f"{name}.covering() names options for full attention; let its covers() say so, too"
     q, k, v = inputs(300)
     mask = padding(300, "right")
-    out = attend(q, k, v, module, causal=causal, padding_mask=mask)
+    out = attend(q, k, v, module, causal=causal, padding_mask=mask, **place(name, 300))
     expected = reference_attend(q, k, v, "full", causal=causal, padding_mask=mask)
     torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
 
@@ -183,7 +204,7 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
     q, k, v = inputs(600)
     if not mechanism_class(name).takes_fewer_queries:
         with pytest.raises(LengthError, match=f"{q_len} queries"):
-            attend(q[:, :, -q_len:], k, v, name, causal=causal, **small_options(name))
+            attend(q[:, :, -q_len:], k, v, name, causal=causal, **place(name, 600), **small_options(name))
         return
     whole = attend(q, k, v, name, causal=causal, **small_options(name))
     out = attend(q[:, :, -q_len:], k, v, name, causal=causal, **small_options(name))
@@ -193,7 +214,7 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
 @every_form
 def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
-    arguments = {"causal": causal, "scaling": 0.7, **small_options(name)}
+    arguments = {"causal": causal, "scaling": 0.7, **place(name, 300), **small_options(name)}
 
     def nearer(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score - 0.05 * (h + 1) * (i - j).abs()
@@ -216,15 +237,16 @@ def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> 
 def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
     q, k, v = inputs(200)
     module = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
-    weights = module.weights(q, k, causal=causal)
+    weights = module.weights(q, k, causal=causal, **place(name, 200))
     assert weights.shape == (2, 4, 200, 200)
-    torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), attend(q, k, v, module, causal=causal), atol=1e-5, rtol=0)
+    out = attend(q, k, v, module, causal=causal, **place(name, 200))
+    torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), out, atol=1e-5, rtol=0)
 
 
 @every_form
 def test_autocast_and_checkpointing(name: str, causal: bool) -> None:
     q, k, v = inputs(300, grad=True)
-    options = small_options(name)
+    options = {**place(name, 300), **small_options(name)}
     with torch.autocast("cpu", torch.bfloat16):
         out = attend(q, k, v, name, causal=causal, **options)
     torch.testing.assert_close(out.double(), reference_attend(q, k, v, name, causal=causal, **options), atol=2e-2, rtol=0)
@@ -246,10 +268,10 @@ class Call(torch.nn.Module):
     def __init__(self, name: str, causal: bool) -> None:
         super().__init__()
         self.mechanism = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
-        self.causal = causal
+        self.causal, self.place = causal, place(name, 300)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        return attend(q, k, v, self.mechanism, causal=self.causal, padding_mask=mask)
+        return attend(q, k, v, self.mechanism, causal=self.causal, padding_mask=mask, **self.place)
 
 
 @every_form
@@ -258,7 +280,8 @@ def test_copy_and_pickle(name: str, causal: bool) -> None:
     expected = call(q, k, v, mask)
     torch.testing.assert_close(copy.deepcopy(call)(q, k, v, mask), expected, atol=1e-6, rtol=0)
     pickled = pickle.loads(pickle.dumps(call.mechanism))
-    torch.testing.assert_close(attend(q, k, v, pickled, causal=causal, padding_mask=mask), expected, atol=0, rtol=0)
+    out = attend(q, k, v, pickled, causal=causal, padding_mask=mask, **place(name, 300))
+    torch.testing.assert_close(out, expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "causal", "graph"), grid([(*form, graph) for form in FORMS for graph in GRAPHS], quick_graph), ids=str)
@@ -297,7 +320,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
     return kv_len, q_len, draw(st.integers(1, 2)), draw(st.sampled_from([1, 2])), (left, right, hole)
 
 
-@every_form
+@pytest.mark.parametrize(("name", "causal"), LINE_FORMS, ids=str)
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(shapes(), st.integers(0, 1000))
 def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int) -> None:
@@ -320,3 +343,28 @@ def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[in
     real = mask[:, None, kv_len - q_len :, None]
     assert out.isfinite().all()
     torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> list[Grid]:
+    """The grids of two sequences, of any rank, with 0 to 5 prefix tokens."""
+    sizes = st.lists(st.integers(3, 18), min_size=1, max_size=3).filter(lambda sizes: math.prod(sizes) <= 300)
+    return [Grid(tuple(draw(sizes)), draw(st.integers(0, 5))) for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", GRID_NAMES)
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(grids(), st.sampled_from([0, 1, 7]), st.sampled_from([1, 2]), st.integers(0, 1000))
+def test_any_grid_equals_the_reference(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:
+    """One grid of both sequences, with holes; and one of each, with padding before or after."""
+    generator, options = torch.Generator().manual_seed(seed), mechanism_class(name).sample
+    longest = max(grid.length for grid in pair) + spare
+    real = torch.zeros(2, longest, dtype=torch.bool)
+    real[0, : pair[0].length], real[1, longest - pair[1].length :] = True, True
+    holes = torch.rand(2, pair[0].length, generator=generator) < 0.8
+    for where, mask in ((pair[0], holes), (pair, real)):
+        q = torch.randn(2, 2 * group, mask.shape[1], 8, generator=generator)
+        k, v = torch.randn(2, 2, 2, mask.shape[1], 8, generator=generator)
+        out, expected = (run(q, k, v, name, padding_mask=mask, grid=where, **options) for run in (attend, reference_attend))
+        assert out.isfinite().all()
+        torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)

@@ -52,7 +52,7 @@ class LocalGridMechanism(GridMechanism):
         return torch.stack(torch.broadcast_tensors(*seen)).all(0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_of(call, k.shape[2])
+        grid = self.grid_for(q, k, call)
         path = choose_on_grid("halo", q, k, call, self.covers_grid(grid))
         if path not in ("cpu-halo", "halo"):
             return super().forward(q, k, v, call)

@@ -24,7 +24,7 @@ from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.common.grid import Grid
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
-from ...errors import GridError, OptionError
+from ...errors import GridError, LengthError, OptionError
 from ...options import Options, option
 from .cost import KeptKeys
 from .masked import MaskedMechanism
@@ -100,6 +100,19 @@ class GridMechanism(MaskedMechanism):
             grid.check(tokens)
         return grid
 
+    def grid_for(self, q: Tensor, k: Tensor, call: AttentionCall) -> Grid:
+        """:meth:`grid_of` for queries and keys.
+
+        Raises:
+            LengthError: there are fewer queries than keys, so that they are not the tokens of the grid.
+        """
+        if q.shape[2] != k.shape[2]:
+            raise LengthError(
+                f"Mechanism {self.name!r} reads all tokens of a grid at once, but {q.shape[2]} queries came with {k.shape[2]} keys; give "
+                "as many queries as keys."
+            )
+        return self.grid_of(call, k.shape[2])
+
     def mask_on(self, grid: Grid) -> MaskMod:
         """:meth:`mask_mod` on a grid."""
         mode, prefix = self.options.prefix_tokens, grid.prefix
@@ -119,7 +132,7 @@ class GridMechanism(MaskedMechanism):
         return self.mask_on(self.grid_of(None))
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_of(call, k.shape[2])
+        grid = self.grid_for(q, k, call)
         return self.mask_on(grid)(*index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)) & visible_to_all(q, k, call)
 
     def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
@@ -161,7 +174,7 @@ class GridMechanism(MaskedMechanism):
         return (*tiles, GatherTile(front, front if mode == NONE else everything))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_of(call, k.shape[2])
+        grid = self.grid_for(q, k, call)
         path = choose_pairs(q, k, call, covered=self.covers_grid(grid))
         if path == DENSE:
             return dense_attention(q, k, v, call)
