@@ -15,7 +15,6 @@ from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, att
 from .engines.common.dense import nothing_seen
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.grid import Grid, grid_of_argument
-from .engines.common.grid_bias import GridBias
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
@@ -195,8 +194,7 @@ def run_batch(
     attention, order = run or mechanism, mechanism.options.order
     if order is not None:
         attention = in_order(order, attention)
-    if isinstance(call.score_mod, GridBias) and isinstance(call.grid, Grid):
-        call = call.replace(score_mod=call.score_mod.on(call.grid))
+    call = call.with_bias_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     try:

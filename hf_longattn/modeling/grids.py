@@ -13,11 +13,14 @@ from torch import Tensor
 
 from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
+from ..errors import MaskError
 from .family.grid_config import TILE
 from .family.grid_rule import image_size
 from .mixin import LongAttentionMixin, LongBaseModelMixin
 
 INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
+TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "global_attention_mask", "memory", "memory_reset")
+"""Arguments of Long models of texts, which a base of pictures would take among others and leave unread."""
 CHECKPOINTING = "_gradient_checkpointing_func"
 """The attribute by which transformers' layers know the function that computes them again for the backward pass."""
 
@@ -32,6 +35,9 @@ class LongGridMixin(LongAttentionMixin):
 
         @functools.wraps(base_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            for name in TEXT_ARGUMENTS:
+                if kwargs.pop(name, None) is not None:
+                    raise MaskError(f"{name} is for texts, but {type(self).__name__} reads {self.main_input_name}; leave {name} out.")
             return self._run(base_forward, {**dict(zip(names, args, strict=False)), **kwargs})
 
         return forward

@@ -307,6 +307,12 @@ class AttentionCall:
             )
         return self.grid[0]
 
+    def with_bias_on_grid(self) -> AttentionCall:
+        """This call, whose :class:`GridBias` knows its grid."""
+        if not isinstance(self.score_mod, GridBias) or not isinstance(self.grid, Grid):
+            return self
+        return self.replace(score_mod=self.score_mod.on(self.grid))
+
     def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
         """The call for other keys: ``key_mask (B, Nk)`` bool in place of the call's."""
         return self.replace(batch=Batch.of(key_mask))

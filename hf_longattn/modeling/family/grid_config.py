@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
-from ...mechanisms.common.registry import mechanism_class
+from ...mechanisms.common.registry import mechanism_class, prototype
 from ...options import ORDER
 from .config import LongEncoderConfig
 from .grid_rule import image_size
@@ -49,6 +49,11 @@ class LongGridConfig(LongEncoderConfig):
 def refuse_line(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text."""
     kind = mechanism_class(mechanism)
+    if prototype(mechanism, options).recursion is not None:
+        raise OptionError(
+            f"Mechanism {mechanism!r} reads a text segment by segment, and a picture has no segments; choose a mechanism on a grid such as "
+            "'window2d'."
+        )
     if not kind.reads_line or options.get(ORDER) is not None:
         return
     raise OptionError(

@@ -20,7 +20,7 @@ class GridRule:
     prefix: tokens before the patches, a number or a function of the config.
     input: the argument of ``forward`` with the pixels, ``(…, height, width)``.
     shapes: the argument of ``forward`` with the patches of every input along each axis, ``(B, axes)``, where the pixels are patches
-        ``(B, patches, D)`` with padding (SigLIP 2).
+        ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers says that every input has so many, and no padding.
     axes: names of the axes, the first one the slowest.
     square: heads of the base that put patches together to a square picture.
     trained_size: heads of the base that read the size of their pictures from the config.
@@ -69,22 +69,32 @@ class GridRule:
         """The number of tokens of the largest input for which a model with this config was made."""
         return self.of_size(config, self.sizes(config)[1]).length
 
-    def seeded(self, config: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
-        """An input of this many pixels, the same at every call: normal random numbers ``(1, channels, …)`` by the argument's name."""
+    def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
+        """An input of this many pixels, the same at every call: normal random numbers ``(1, channels, …)``."""
         import torch
 
-        generator = torch.Generator().manual_seed(0)
-        return self.arguments(config, torch.randn(1, config.num_channels, *size, generator=generator))
+        return torch.randn(1, config.num_channels, *size, generator=torch.Generator().manual_seed(0))
 
-    def arguments(self, config: Any, pixels: Tensor) -> dict[str, Tensor]:
-        """The arguments of ``forward`` for ``pixels (1, channels, …)``, the pixels first; noise that the base would draw is seeded."""
+    def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
+        """The arguments of ``forward`` for ``pixels (B, channels, …)``, the pixels first; noise that the base would draw is seeded."""
         import torch
 
-        arguments = {self.input: pixels}
+        if self.shapes is not None:
+            sizes = self.of_size(config, tuple(pixels.shape[-len(self.axes) :])).sizes
+            return {self.input: self._patches(pixels, sizes), self.shapes: sizes}
+        arguments: dict[str, Any] = {self.input: pixels}
         if self.noise is not None:
             cells = self.of_size(config, tuple(pixels.shape[-len(self.axes) :])).cells
             arguments[self.noise] = torch.rand(len(pixels), cells, generator=torch.Generator().manual_seed(0))
         return arguments
+
+    def _patches(self, pixels: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """Inputs ``(B, channels, …)`` as ``(B, patches, D)``, the channels of a pixel next to one another as processors write them."""
+        rank = len(sizes)
+        for axis, cells in enumerate(sizes):
+            pixels = pixels.unflatten(2 + 2 * axis, (cells, -1))
+        order = (0, *range(2, 2 + 2 * rank, 2), *range(3, 3 + 2 * rank, 2), 1)
+        return pixels.permute(order).flatten(1 + rank).flatten(1, rank)
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
         """The grid of an input of this many pixels along each axis.
@@ -127,6 +137,8 @@ class GridRule:
         if self.shapes is None:
             return self.of_size(config, tuple(pixels.shape[-len(self.axes) :]))
         prefix = self.prefix_of(config)
+        if isinstance(arguments[self.shapes], tuple):
+            return Grid(arguments[self.shapes], prefix)
         grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
         fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
         return grids[0] if fills else grids

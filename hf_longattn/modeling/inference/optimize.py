@@ -160,12 +160,21 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
             and not any(part in float32_modules for part in name.split("."))
         ):
             values.data = values.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):  # of patches, whose pixels processors give in float32
+            module.register_forward_pre_hook(_as_its_weight)
     model.config.dtype = dtype
+
+
+def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A layer's inputs in the dtype of its weights."""
+    weight: Any = module.weight
+    return tuple(x.to(weight.dtype) for x in inputs)
 
 
 def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
     """Replace the linear layers of ``model``: those inside its base model by ``layer``, others packed."""
-    inside = {id(module) for module in model.base_model.modules()}
+    inside = {id(module) for module in model.base_model.modules()} - {id(_input_embeddings(model))}  # whose dtype models ask for
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module, parent, name in _linears(model):
         places.setdefault(module, []).append((parent, name))
@@ -177,6 +186,13 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
             replacement = PackedLinear(weight, bias, transposed=isinstance(module, Conv1D))
         for parent, name in owners:
             setattr(parent, name, replacement)
+
+
+def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # the base has several
+        return None
 
 
 def _run_in_pieces(model: nn.Module) -> None:

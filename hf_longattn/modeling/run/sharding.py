@@ -80,6 +80,10 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     enters(Sharding.key, base.modes_of({}), unwrapped)
     if base.sharding is not None:
         raise OptionError("This model's sequences are split already; leave the outer hf_longattn.sequence_parallel before the next one.")
+    if base.main_input_name != "input_ids":
+        raise OptionError(
+            f"{type(base).__name__} reads {base.main_input_name}, which cannot be split along a sequence; leave sequence parallelism out."
+        )
     if base.position_table is not None and not base.takes_positions:
         raise OptionError(
             f"{type(base).__name__} takes no position_ids, which would say where a process's part begins; leave sequence parallelism out."
