@@ -301,12 +301,15 @@ def show_export(report: ExportReport) -> None:
     """What was written, its inputs and outputs, and the comparison with the model."""
     console = terminal.console()
     form = report.format if report.opset is None else f"{report.format}, opset {report.opset}"
+    inputs = f"{report.min_length:,} to {report.max_length:,} tokens"
+    if report.image_size is not None:
+        inputs = f"pictures of {' × '.join(map(str, report.image_size))} pixels"
     console.print(
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)})"),
             (
                 "file" if report.format == "gguf" else "graph",
-                f"{report.class_name}, {form}, any batch size, {report.min_length:,} to {report.max_length:,} tokens",
+                f"{report.class_name}, {form}, any batch size, {inputs}",
             ),
             ("inputs", _without_state(report, report.inputs)),
             ("outputs", _without_state(report, report.outputs)),
@@ -330,9 +333,10 @@ def _int8(int8: dict[str, Any]) -> str:
         f"{name}: " + ", ".join(f"{words[key]} {value:.4f}" for key, value in values.items()) for name, values in int8["outputs"].items()
     )
     seconds, sizes = int8["seconds"], int8["bytes"]
+    timed = f"{seconds['tokens']:,} tokens" if "tokens" in seconds else "a picture"
     return (
         f"{int8['file']}, {size(sizes['int8'])} instead of {size(sizes['float32'])};"
-        f" {seconds['tokens']:,} tokens in {seconds['int8']:.2f} s instead of {seconds['float32']:.2f} s,"
+        f" {timed} in {seconds['int8']:.2f} s instead of {seconds['float32']:.2f} s,"
         f" {seconds['threads']} threads; {measured}"
     )
 

@@ -31,13 +31,17 @@ class VerificationPictures:
         self.photographs = photographs() if reads_colours else ()
         self.why_seeded = "scikit-learn is not installed" if reads_colours else "the model does not read pictures of three colours"
 
-    def at(self, size: tuple[int, ...]) -> dict[str, Tensor]:
-        """One input of this many pixels along each axis, by the name of the model's argument."""
+    def at(self, size: tuple[int, ...]) -> dict[str, Any]:
+        """The arguments of a model for one input of this many pixels along each axis."""
+        return self.rule.arguments(self.config, self.pixels(size))
+
+    def pixels(self, size: tuple[int, ...]) -> Tensor:
+        """One input ``(1, channels, …)`` of this many pixels along each axis."""
         if not self.photographs:
             return self.rule.seeded(self.config, size)
         resized = interpolate(self.photographs[0][None].float() / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (torch.tensor(values).view(1, COLOURS, 1, 1) for values in (self.mean, self.std))
-        return self.rule.arguments(self.config, (resized - mean) / std)
+        return (resized - mean) / std
 
     def describe(self) -> str:
         """What the inputs are, for a report."""

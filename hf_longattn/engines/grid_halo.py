@@ -130,7 +130,7 @@ def _gathered(
         front = slice(grid.prefix - shared, grid.prefix)
         parts[1:] = [torch.cat([x[:, :, front].repeat_interleave(tiles, 0), part], 2) for x, part in zip((k, v), parts[1:], strict=True)]
         visible = mask.new_ones(1, 1, 1, shared) if call.key_mask is None else call.key_mask[:, None, None, front]
-        mask = torch.cat([visible.expand(len(mask), tiles, mask.shape[2], -1), mask], 3)
+        mask = torch.cat([visible.expand(mask.shape[0], tiles, mask.shape[2], -1), mask], 3)
     mask = mask.expand(batch, -1, -1, -1).reshape(batch * tiles, 1, *mask.shape[2:])
     if call.key_mask is not None:
         mask = mask | ~mask.any(-1, keepdim=True)  # cells that are padding, and see nothing else

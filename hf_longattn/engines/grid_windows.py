@@ -141,7 +141,7 @@ def _bias(call: AttentionCall, sizes: Sequence[int], prefix: tuple[Tensor, Tenso
     entries = bias.entries(tile_distances(sizes, sizes, (0,) * len(sizes), (1,) * len(sizes)))
     term = bias.over(entries.reshape(q.shape[2], q.shape[2]))[None]
     term = bias.with_prefix(term, 0 if prefix is None else prefix[0].shape[2])
-    return term.to(q.dtype).expand(len(q), -1, -1, -1)
+    return term.to(q.dtype).expand(q.shape[0], -1, -1, -1)
 
 
 def _assembled(outs: dict[tuple[Stretch, ...], Tensor], fixed: tuple[Stretch, ...], rank: int) -> Tensor:

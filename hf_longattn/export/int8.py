@@ -57,8 +57,8 @@ def quantise(graph: Path, target: Path) -> int:
     return layers
 
 
-def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
-    """How near outputs ``found`` are to ``expected``, at real tokens (``mask (B, N)``) where an output has a row for each.
+def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Tensor | None) -> dict[str, dict[str, float]]:
+    """How near outputs ``quantised`` are to ``expected``, at real tokens (``mask (B, N)``) where an output has a row for each.
 
     Returns:
         For every output ``relative_error``, the norm of the difference over that of the expected values. For states and embeddings also
@@ -67,7 +67,8 @@ def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Te
     """
     measured = {}
     for name, want in expected.items():
-        have, real = quantised[name].float(), mask != 0
+        have = quantised[name].float()
+        real = torch.ones(want.shape[:1], dtype=torch.bool) if mask is None else mask != 0
         spans = name in ("start_logits", "end_logits")  # one choice among all tokens of a text
         rows: Any = real if want.shape[: real.dim()] == real.shape and not spans else ...
         if spans:
@@ -86,15 +87,15 @@ def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Te
     return measured
 
 
-def measure(floats: Runner, integers: Runner, texts: dict[str, Tensor], long_text: dict[str, Tensor]) -> dict[str, Any]:
-    """Accuracy on ``texts`` and seconds for ``long_text`` of a graph and its quantised copy, which take turns.
+def measure(floats: Runner, integers: Runner, compared: dict[str, Tensor], timed: dict[str, Tensor]) -> dict[str, Any]:
+    """Accuracy on the inputs ``compared`` and seconds for the input ``timed`` of a graph and its quantised copy, which take turns.
 
     Raises:
         ExportError: the quantised graph does not run, or returns values that are not finite.
     """
-    expected = floats(texts)
+    expected = floats(compared)
     try:
-        outputs = integers(texts)
+        outputs = integers(compared)
     except Exception as error:  # runtimes raise any type of error
         raise ExportError(f"onnxruntime cannot run the quantised graph ({in_a_line(error)}); export it without int8.") from error
     if not all(torch.isfinite(tensor).all() for tensor in outputs.values() if tensor.is_floating_point()):
@@ -103,15 +104,11 @@ def measure(floats: Runner, integers: Runner, texts: dict[str, Tensor], long_tex
     for _ in range(TURNS):
         for run, times in zip((floats, integers), seconds, strict=True):
             start = time.perf_counter()
-            run(long_text)
+            run(timed)
             times.append(time.perf_counter() - start)
-    batch, length = texts["input_ids"].shape[0], texts["input_ids"].shape[-1]
     return {
-        "outputs": accuracy(expected, outputs, texts["attention_mask"]),
-        "texts": batch,
-        "tokens": length,
+        "outputs": accuracy(expected, outputs, compared.get("attention_mask")),
         "seconds": {
-            "tokens": long_text["input_ids"].shape[-1],
             "threads": torch.get_num_threads(),
             "float32": statistics.median(seconds[0]),
             "int8": statistics.median(seconds[1]),

@@ -147,9 +147,8 @@ def export_checkpoint(
     graph: ExportedGraph
     words: VerificationText | VerificationPictures
     if image_size is not None:
-        if global_attention_mask or int8:
-            option = "global_attention_mask" if global_attention_mask else "int8"
-            raise ExportError(f"The graph of a model of pictures is written without {option}; leave {option} out.")
+        if global_attention_mask:
+            raise ExportError("The graph of a model of pictures is written without global_attention_mask; leave global_attention_mask out.")
         words = _pictures(loaded, source)
         graph = PictureGraph(loaded, words, image_size)
     else:
@@ -171,7 +170,7 @@ def export_checkpoint(
             raise ExportError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
-        quantised = _quantise(stage, graph.inputs, outputs, words, loaded, limits) if isinstance(words, VerificationText) and int8 else None
+        quantised = _quantise(stage, graph, outputs, words, limits) if int8 else None
         _write_configs(loaded, source, stage)
         written.update(outputs=outputs, min_length=shortest, opset=used, checks=tuple(checks), int8=quantised)
         return sorted(path.name for path in stage.iterdir())
@@ -265,17 +264,30 @@ def _check_mechanisms(model: nn.Module) -> None:
 
 
 def _quantise(
-    stage: Path, names: tuple[str, ...], outputs: tuple[str, ...], words: VerificationText, model: Any, limits: tuple[int, int]
+    stage: Path,
+    graph: ExportedGraph,
+    outputs: tuple[str, ...],
+    words: VerificationText | VerificationPictures,
+    limits: tuple[int, int],
 ) -> dict[str, Any]:
     """Write the int8 copy of the graph in ``stage``; the values of :attr:`ExportReport.int8`."""
-    graph, copy = stage / FILES["onnx"], stage / INT8_FILE
-    layers = quantise(graph, copy)
-    texts, long_text = (
-        example_inputs(model, names, words, batch, min(max(length, limits[0]), limits[1]), repeated=False) for batch, length in INT8_SHAPES
-    )
-    measured = measure(onnx_runner(graph, outputs), onnx_runner(copy, outputs), texts, long_text)
-    sizes = {"float32": graph.stat().st_size, "int8": copy.stat().st_size}
-    return {"file": INT8_FILE, "linear_layers": layers, "bytes": sizes, "text": words.describe(), **measured}
+    file, copy = stage / FILES["onnx"], stage / INT8_FILE
+    layers = quantise(file, copy)
+    if isinstance(graph, PictureGraph):
+        inputs = [graph.example(batch) for batch, _ in INT8_SHAPES]
+        sizes, timed = {"pictures": INT8_SHAPES[0][0]}, {"pictures": INT8_SHAPES[1][0]}
+    else:
+        assert isinstance(words, VerificationText)
+        lengths = [min(max(length, limits[0]), limits[1]) for _, length in INT8_SHAPES]
+        inputs = [
+            example_inputs(graph.model, graph.inputs, words, batch, length, repeated=False)
+            for (batch, _), length in zip(INT8_SHAPES, lengths, strict=True)
+        ]
+        sizes, timed = {"texts": INT8_SHAPES[0][0], "tokens": lengths[0]}, {"tokens": lengths[1]}
+    measured = measure(onnx_runner(file, outputs), onnx_runner(copy, outputs), *inputs)
+    measured["seconds"] |= timed
+    weights = {"float32": file.stat().st_size, "int8": copy.stat().st_size}
+    return {"file": INT8_FILE, "linear_layers": layers, "bytes": weights, "text": words.describe(), **sizes, **measured}
 
 
 def _write_configs(model: Any, source: Source, stage: Path) -> None:
@@ -360,4 +372,5 @@ def _hushed() -> Iterator[None]:
 
 
 INT8_SHAPES = ((6, 512), (1, 2048))
-"""Batch size and length of the texts on which an int8 copy is compared (a seventh would be all padding), and of the one that is timed."""
+"""Number and length of the texts on which an int8 copy is compared (a seventh would be all padding), and of the one that is timed; of
+pictures, the number."""

@@ -1,10 +1,14 @@
 """LongSiglip2Vision: the picture tower of SigLIP 2 (Tschannen et al. 2025), which reads pictures of different sizes and shapes as patches
-with padding (NaFlex): every picture has its own grid."""
+with padding (NaFlex): every picture has its own grid.
+
+Pictures that all have one size may be given without padding, as ``spatial_shapes=(height, width)`` in patches: the form of a graph.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from transformers.models.siglip2.configuration_siglip2 import Siglip2VisionConfig
 from transformers.models.siglip2.modeling_siglip2 import (
     Siglip2Attention,
@@ -40,12 +44,25 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
 
     config: Any
 
-    def resize_positional_embeddings(self, positional_embeddings: Tensor, spatial_shapes: Tensor, max_length: int) -> Tensor:
-        """Positions ``(B, max_length, D)`` of pictures with ``spatial_shapes (B, 2)`` patches, from a table ``(height, width, D)``."""
+    def resize_positional_embeddings(
+        self, positional_embeddings: Tensor, spatial_shapes: Tensor | tuple[int, int], max_length: int
+    ) -> Tensor:
+        """Positions ``(B, max_length, D)`` of pictures with ``spatial_shapes (B, 2)`` patches, from a table ``(height, width, D)``; for
+        a height and a width of all pictures, ``(1, height · width, D)``."""
+        if isinstance(spatial_shapes, tuple):
+            return self._resized(positional_embeddings, *spatial_shapes)
         if self.config.position_extension != TILE:
             return super().resize_positional_embeddings(positional_embeddings, spatial_shapes, max_length)
         tables = [tiled_cells(positional_embeddings[None], *sizes).flatten(0, 2) for sizes in spatial_shapes.tolist()]
         return torch.stack([torch.cat([table, table[:1].expand(max_length - len(table), -1)]) for table in tables])
+
+    def _resized(self, table: Tensor, height: int, width: int) -> Tensor:
+        """As the base's, for one size that a graph knows."""
+        if self.config.position_extension == TILE:
+            return tiled_cells(table[None], height, width).flatten(1, 2)
+        cells = table.permute(2, 0, 1)[None]
+        resized = interpolate(cells.float(), (height, width), mode="bilinear", align_corners=False, antialias=True)
+        return resized.to(table.dtype).flatten(2).mT
 
 
 class LongSiglip2PoolingHead(Siglip2MultiheadAttentionPoolingHead):
@@ -63,6 +80,11 @@ class Siglip2OnItsGrids(ReplacedModules):
         Siglip2VisionEmbeddings: LongSiglip2VisionEmbeddings,
         Siglip2MultiheadAttentionPoolingHead: LongSiglip2PoolingHead,
     }
+
+    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+        if isinstance(arguments.get("spatial_shapes"), tuple):  # of pictures without padding
+            arguments.setdefault("pixel_attention_mask", None)
+        return super()._run(base_forward, arguments)
 
 
 FAMILY = Family(

@@ -79,11 +79,11 @@ class LongViTMAEAttention(ViTMAEAttention):
         index, taken = places
         length = kwargs[GRID].length
         if attention_mask is not None:
-            taken = attention_mask.new_zeros(len(index), length).scatter(1, index, attention_mask)
+            taken = attention_mask.new_zeros(index.shape[0], length).scatter(1, index, attention_mask)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         qkv = (projection(hidden_states).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj))
         at = index[:, :, None, None]
-        query, key, value = (x.new_zeros(len(x), length, *x.shape[2:]).scatter(1, at.expand_as(x), x).transpose(1, 2) for x in qkv)
+        query, key, value = (x.new_zeros(x.shape[0], length, *x.shape[2:]).scatter(1, at.expand_as(x), x).transpose(1, 2) for x in qkv)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = longattn_attention_forward(self, query, key, value, taken, scaling=self.scaling, dropout=dropout, **kwargs)
         output = output.gather(1, at.expand(-1, -1, *output.shape[2:])).flatten(2)
@@ -134,13 +134,13 @@ class ViTMAEOnItsGrid(ReplacedModules):
         """The places of the tokens that the base keeps, by the noise that it would draw itself."""
         pixels = arguments["pixel_values"]
         if arguments.get("noise") is None:
-            arguments["noise"] = torch.rand(len(pixels), grid.cells, device=pixels.device)
+            arguments["noise"] = torch.rand(pixels.shape[0], grid.cells, device=pixels.device)
         count = int(grid.cells * (1 - self.config.mask_ratio))
         cells = arguments["noise"].argsort(1)[:, :count] + grid.prefix
-        index = torch.cat([torch.arange(grid.prefix, device=cells.device).expand(len(cells), -1), cells], 1)
+        index = torch.cat([torch.arange(grid.prefix, device=cells.device).expand(cells.shape[0], -1), cells], 1)
         if count == grid.cells:
             return index, None
-        return index, for_one_pass(torch.zeros(len(cells), grid.length, dtype=torch.bool, device=cells.device).scatter(1, index, True))
+        return index, for_one_pass(torch.zeros(cells.shape[0], grid.length, dtype=torch.bool, device=cells.device).scatter(1, index, True))
 
 
 FAMILY = Family(LongViTMAEConfig, mixin=ViTMAEOnItsGrid, grid=GridRule(prefix=1, noise="noise", adds_positions=False))

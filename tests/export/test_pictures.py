@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from hf_longattn import compress_checkpoint, export_checkpoint
-from hf_longattn.errors import ExportError, OptionError
+from hf_longattn.errors import ExportError, GridError, OptionError
+from hf_longattn.export.graphs import onnx_runner
 from hf_longattn.families import LongViTConfig, LongViTForImageClassification
+from tests.modeling.grid_models import inputs_of, long_model
+from tests.modeling.grid_models import saved as saved_base
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "num_labels": 5}
 SIZE = [64, 96]
@@ -26,21 +29,38 @@ def saved(folder: Path, mechanism: str = "window2d", **options: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("mechanism", "options"), [("window2d", {"window": 5}), ("local2d", {"radius": 2})])
-def test_onnx_is_equal_and_has_no_matrix_of_all_pairs(mechanism: str, options: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+def check_no_matrix_of_all_pairs(file: Path, tokens: int) -> Any:
+    """The graph in a file, none of whose tensors has as many numbers as there are pairs of tokens."""
     onnx = pytest.importorskip("onnx")
-    report = export_checkpoint(saved(tmp_path / "long", mechanism, **options), tmp_path / "graph")
+    graph = onnx.shape_inference.infer_shapes(onnx.load(file)).graph
+    shapes = [[side.dim_value or 1 for side in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.input)]
+    assert shapes
+    assert max(map(math.prod, shapes)) < tokens**2
+    return graph
+
+
+def test_onnx_is_equal_and_has_no_matrix_of_all_pairs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    report = export_checkpoint(saved(tmp_path / "long", window=5), tmp_path / "graph", int8=True)
+    check_int8(report.int8, tmp_path / "graph")
     assert [check.values["batch"] for check in report.checks] == [3, 1]
     assert all(check.status == "passed" for check in report.checks)
     assert (report.inputs, report.outputs) == (("pixel_values",), ("logits",))
     assert (report.image_size, report.max_length) == (tuple(SIZE), TOKENS)
-    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "graph" / "model.onnx")).graph
-    shapes = [[side.dim_value or 1 for side in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.input)]
-    assert shapes
-    assert max(map(math.prod, shapes)) < TOKENS**2
+    graph = check_no_matrix_of_all_pairs(tmp_path / "graph" / "model.onnx", TOKENS)
     assert [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim][1:] == [3, *SIZE]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def check_int8(int8: Any, folder: Path) -> None:
+    """Linear layers in 8 bits, as near to the graph as the report says; the convolution of patches keeps its 32."""
+    assert (int8["file"], int8["linear_layers"], int8["pictures"]) == ("model_int8.onnx", 2 * 6 + 1, 6)
+    assert int8["bytes"]["int8"] == (folder / "model_int8.onnx").stat().st_size
+    assert int8["outputs"]["logits"]["relative_error"] < 0.05
+    runs = [onnx_runner(folder / name, ("logits",)) for name in ("model.onnx", "model_int8.onnx")]
+    pixels = torch.randn(2, 3, *SIZE)
+    expected, found = (run({"pixel_values": pixels})["logits"] for run in runs)
+    assert 0 < (found - expected).norm() / expected.norm() < 0.1
 
 
 def test_a_program_of_torch(tmp_path: Path) -> None:
@@ -53,10 +73,46 @@ def test_a_program_of_torch(tmp_path: Path) -> None:
         torch.testing.assert_close(program(pixel_values=pixels)["logits"], model(pixels).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("option", ["int8", "global_attention_mask"])
-def test_what_is_for_texts_is_refused(option: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=f"graph of a model of pictures is written without {option}; leave {option} out"):
-        export_checkpoint(saved(tmp_path / "long"), tmp_path / "graph", format="onnx", **{option: True})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("base", "head", "inputs"),
+    [
+        ("siglip2_vision_model", "Siglip2VisionModel", {"pixel_values": [16 * 24, 3 * 16]}),  # patches, as its processor cuts them
+        pytest.param("vit_mae", "ViTMAEForPreTraining", {"pixel_values": [3, *SIZE], "noise": [16 * 24]}, marks=pytest.mark.slow),
+        pytest.param("dinov2", "Dinov2Backbone", {"pixel_values": [3, *SIZE]}, marks=pytest.mark.slow),
+        pytest.param("beit", "BeitModel", {"pixel_values": [3, *SIZE]}, marks=pytest.mark.slow),
+    ],
+)
+def test_graphs_of_other_inputs_and_outputs(base: str, head: str, inputs: dict[str, list[int]], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    saved_base(base, head, tmp_path / "short", num_hidden_layers=1, out_indices=[1])
+    model = long_model(base, head, tmp_path / "short", long_attention={"mechanism": "local2d", "radius": 2}, long_image_size=SIZE)
+    model.save_pretrained(tmp_path / "long")
+    report = export_checkpoint(tmp_path / "long", tmp_path / "graph")
+    assert all(check.status == "passed" for check in report.checks)
+    graph = check_no_matrix_of_all_pairs(tmp_path / "graph" / "model.onnx", 16 * 24)
+    shapes = {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.input}
+    assert {name: shape[1:] for name, shape in shapes.items()} == inputs
+    assert report.inputs == tuple(inputs)
+
+
+def test_siglip_2_reads_pictures_of_one_size_without_padding(tmp_path: Path) -> None:
+    saved_base("siglip2_vision_model", "Siglip2VisionModel", tmp_path)
+    for extension in ("interpolate", "tile"):
+        attention = {"mechanism": "window2d", "window": 3}
+        model = long_model("siglip2_vision_model", "Siglip2VisionModel", tmp_path, long_attention=attention, position_extension=extension)
+        inputs = inputs_of("siglip2_vision_model", (24, 32))
+        with torch.no_grad():
+            expected = model(**inputs)
+            found = model(pixel_values=inputs["pixel_values"], spatial_shapes=(6, 8))
+        torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+        torch.testing.assert_close(found.pooler_output, expected.pooler_output)
+        with pytest.raises(GridError, match="A sequence has 48 tokens, but its grid has 40"):
+            model(pixel_values=inputs["pixel_values"], spatial_shapes=(5, 8))
+
+
+def test_a_mask_of_global_tokens_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="graph of a model of pictures is written without global_attention_mask; leave"):
+        export_checkpoint(saved(tmp_path / "long"), tmp_path / "graph", format="onnx", global_attention_mask=True)
     assert not (tmp_path / "graph").exists()
 
 

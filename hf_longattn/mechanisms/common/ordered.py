@@ -87,7 +87,7 @@ def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordere
     grid.check(length)
     index = token_order(grid, order, k.device)
     holes = len(index) > length
-    call = _call_at(call, len(k), index.clamp(min=0), index >= 0 if holes else None)
+    call = _call_at(call, k.shape[0], index.clamp(min=0), index >= 0 if holes else None)
     return _Reordered(call, index.clamp(min=0), _places_of_tokens(index, length))
 
 
@@ -100,7 +100,7 @@ def _places_of_tokens(index: Tensor, length: int) -> Tensor:
 def in_raster_order(order: str, grid: Grid, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
     """Queries, keys and call of :func:`in_order`'s ``run`` as they were before, for those who watch it."""
     back = _places_of_tokens(token_order(grid, order, k.device), grid.length)
-    return q.index_select(2, back), k.index_select(2, back), _call_at(call, len(k), back, None).replace(grid=grid)
+    return q.index_select(2, back), k.index_select(2, back), _call_at(call, k.shape[0], back, None).replace(grid=grid)
 
 
 def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | None) -> AttentionCall:

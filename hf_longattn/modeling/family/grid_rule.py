@@ -138,7 +138,9 @@ class GridRule:
             return self.of_size(config, tuple(pixels.shape[-len(self.axes) :]))
         prefix = self.prefix_of(config)
         if isinstance(arguments[self.shapes], tuple):
-            return Grid(arguments[self.shapes], prefix)
+            grid = Grid(arguments[self.shapes], prefix)
+            grid.check(prefix + pixels.shape[1])
+            return grid
         grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
         fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
         return grids[0] if fills else grids
