@@ -125,11 +125,12 @@ class PictureTester(Tester):
         return long_families.FAMILIES[self.base].config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
-        side = self.image_size // self.patch_size
-        if long_families.FAMILIES[self.base].grid.shapes is None:
-            return self.get_config(), {
-                "pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
-            }
+        side, rule = self.image_size // self.patch_size, long_families.FAMILIES[self.base].grid
+        if rule.shapes is None:
+            inputs = {"pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])}
+            if rule.noise is not None:  # by which the base leaves patches out; it draws its own in every call
+                inputs[rule.noise] = floats_tensor([self.batch_size, side**2])
+            return self.get_config(), inputs
         return self.get_config(), {
             "pixel_values": floats_tensor([self.batch_size, side**2, self.patch_size**2 * self.num_channels]),
             "pixel_attention_mask": torch.ones(self.batch_size, side**2, dtype=torch.long, device=torch_device),
