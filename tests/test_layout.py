@@ -54,6 +54,7 @@ CONVERSION = (
     ("plan_grid",),
     ("plan",),
     ("inspection", "writing", "folders", "pictures"),
+    ("verify_loss",),
     ("verify", "verify_outputs", "verify_grid"),
     ("native",),
     ("convert", "revert"),

@@ -1,23 +1,18 @@
-"""Verify the written files of a result: all checks in order of their cost, of which every tensor and the loss are compared here."""
+"""Verify the written files of a result: all checks in order of their cost, of which every tensor is compared here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.masking import MASKED, masked_tokens
-from ..data.tokenization import special_ids
 from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..positions import keeps_old_rows
-from .flops import cost_at, layer_mechanisms
-from .model_loading import Running, auto_class_name, choose_running, load_result, load_source
+from .model_loading import Running, choose_running
 from .pictures import VerificationPictures
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
@@ -27,7 +22,8 @@ from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, excerpt, load_tokenizer
 from .verify_grid import check_on_grid, check_processor
-from .verify_outputs import Lengths, check_generic, check_outputs, choose_lengths, why_no_gradients
+from .verify_loss import LOSS, LossCheck
+from .verify_outputs import check_generic, check_outputs, choose_lengths, why_no_gradients
 from .writing import source_values
 
 Step = Callable[[], list[Check]]
@@ -244,83 +240,14 @@ def _same_block(a: memoryview, b: memoryview) -> bool:
     return torch.equal(torch.frombuffer(a, dtype=dtype), torch.frombuffer(b, dtype=dtype))
 
 
-# The loss of a language model at the new length, compared with the source on chunks of its maximum length.
-
-LOSS = "language-model loss by position"
-FLOPS_UNASKED, FLOPS_WITH_TEXT = 5e11, 8e12
-LOGITS_BYTES, LOGITS_FROM_FILES = 2e9, 2e8
-"""Maximum bytes of the logits; fewer if the weights stay in their files."""
-
-
-def check_loss(
-    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, scratch: Path | None = None, *, given_text: bool
-) -> list[Check]:
-    """Measure the loss if the checkpoint has a language-model head; if it is not measured, the check says why.
-
-    `scratch`: if given, the weights stay in their files, see `load_source`.
-    """
-    head = auto_class_name(plan.config, plan.architecture.long_class)
-    if head not in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining"):
-        return []
-    skeleton: Any = plan.architecture.skeleton(plan.config)
-    if skeleton.get_output_embeddings() is None:  # not pre-trained to predict tokens (ELECTRA's discriminator)
-        return []
-    if plan.decoder is not None:
-        return [Check(LOSS, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]
-    if plan.architecture.converter is not None and plan.new_length < 2 * plan.old_length:
-        return []  # the outputs are compared, and no longer length is new
-    chunk = _chunk(plan, lengths)
-    available = min(lengths.new, text.real_tokens()) // chunk * chunk
-    logits = LOGITS_BYTES if scratch is None else LOGITS_FROM_FILES
-    count = _affordable(plan, available, chunk, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED, logits)
-    reason = _why_not(plan, text, count, chunk, lengths)
-    if reason:
-        return [Check(LOSS, SKIPPED, reason)]
-    ids = text.tokens(count)
-    causal = plan.shape.causal
-    shown, target = (ids, ids) if causal else masked_tokens(ids, text.tokenizer)
-    source = load_source(plan.source, plan.architecture, None, scratch)[0]
-    together = 1 if scratch is None else count // chunk  # weights in files are read for every pass
-    old = chunk_losses(source, shown, target, chunk, causal=causal, together=together, special=special_ids(text.tokenizer))
-    del source
-    new = token_losses(load_result(result, plan.architecture, plan.config, scratch=scratch)[0], shown, target, causal=causal)
-    buckets = [
-        {
-            "from": low,
-            "to": high,
-            "predicted": int((~old[low:high].isnan()).sum()),
-            "source_on_chunks": float(old[low:high].nanmean()),
-            "result": float(new[low:high].nanmean()),
-        }
-        for low, high in pairwise(_edges(chunk, count))
-        if not new[low:high].isnan().all()
-    ]
-    listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
-    shortened = (
-        f" (of {available}: a large model, shortened{'' if given_text else '; --verify-text FILE allows more'})"
-        if count < available
-        else ""
-    )
-    change = LossChange.of(with_context(old, chunk, causal=causal), new)
-    verdict = "" if change is None else f"; in all {change}: the result is {'worse' if change.worse else 'not worse'}"
-    detail = f"{count} tokens{shortened} of {text.describe()}, source on chunks of {chunk} → result in one pass: {listed}{verdict}"
-    values = {
-        "tokens": count,
-        "chunk": chunk,
-        "predicts": "the next token" if causal else f"{MASKED:.0%} masked tokens",
-        "unit": "nats per token",
-        "buckets": buckets,
-        **({} if change is None else {"change": change.to_dict()}),
-    }
-    return [Check(LOSS, NEEDS_TRAINING if change is not None and change.worse else MEASURED, detail, values)]
-
-
 def _text_steps(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Step]:
     lengths = choose_lengths(plan, from_files=scratch is not None)
-    return [
-        lambda: check_outputs(plan, result, text, lengths, scratch),
-        lambda: check_loss(plan, result, text, lengths, scratch, given_text=given_text),
-    ]
+
+    def run() -> list[Check]:
+        loss = LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
+        return check_outputs(plan, result, text, lengths, loss, scratch)
+
+    return [run]
 
 
 def _grid_steps(plan: ConversionPlan, result: Path, inputs: VerificationPictures, scratch: Path | None, given_text: bool) -> list[Step]:
@@ -343,47 +270,3 @@ CHECKS: dict[type, InputChecks] = {
     VerificationText: InputChecks(check_tokenizer, _text_steps),
     VerificationPictures: InputChecks(check_processor, _grid_steps),
 }
-
-
-def _chunk(plan: ConversionPlan, lengths: Lengths) -> int:
-    """Tokens that the source reads at once: its maximum length, or equal parts of a text that is less than twice as long."""
-    return lengths.old if plan.new_length >= 2 * lengths.old else plan.new_length // -(-plan.new_length // lengths.old)
-
-
-def _affordable(plan: ConversionPlan, count: int, chunk: int, limit: float, logits: float) -> int:
-    """The largest number of tokens, in whole chunks and at least two if the result takes two, within the limits; 0 if that is too many."""
-    least = min(2 * chunk, plan.new_length // chunk * chunk)
-    while count >= least:
-        cost = cost_at(count, plan.shape, layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-        flops = 2 * (cost.total_flops + 2 * count * plan.config.vocab_size * plan.config.hidden_size)
-        if flops <= limit and count * plan.config.vocab_size * 4 <= logits:
-            return count
-        count = max(count // 2 // chunk * chunk, least if count > least else 0)
-    return 0
-
-
-def _why_not(plan: ConversionPlan, text: VerificationText, count: int, chunk: int, lengths: Lengths) -> str | None:
-    if chunk < 2:
-        return "the source takes only one token, so nothing is predicted"
-    if text.tokenizer is None:
-        return f"{text.why_seeded}, and a loss needs real text"
-    if not plan.shape.causal and text.tokenizer.mask_token_id is None:
-        return "the tokenizer has no mask token"
-    needed = min(2 * chunk, plan.new_length // chunk * chunk)
-    what = f"{'two chunks' if needed > chunk else 'one chunk'} of {chunk} tokens"
-    if min(lengths.new, text.real_tokens()) < needed:
-        are = "are" if needed > chunk else "is"
-        return (
-            f"{what} {are} needed; the text has {text.real_tokens()} (--verify-text FILE gives another), and"
-            f" the result is checked at {lengths.new}"
-        )
-    if not count:
-        return f"{what} would take too long for a model of this size; --verify-text FILE allows more time"
-    return None
-
-
-def _edges(old: int, count: int) -> list[int]:
-    edges = [0, old]
-    while edges[-1] * 2 < count:
-        edges.append(edges[-1] * 2)
-    return edges if edges[-1] == count else [*edges, count]

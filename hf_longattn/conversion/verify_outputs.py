@@ -35,6 +35,7 @@ from .plan_tensors import ResultPlan
 from .report import FAILED, PASSED, SKIPPED, TOLERANCE, Check, equality
 from .sources.base import open_source
 from .text import VerificationText
+from .verify_loss import LossCheck
 
 FLOPS_AT_NEW_LENGTH = 4e12
 """Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
@@ -96,23 +97,45 @@ def length_from_files(plan: ResultPlan) -> int:
     return max(64, int(limit / (4 * plan.config.vocab_size)))
 
 
-def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, scratch: Path | None = None) -> list[Check]:
+def check_outputs(
+    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, loss: LossCheck, scratch: Path | None = None
+) -> list[Check]:
     """All checks of outputs, run on `text` at the lengths from `choose_lengths`; the two models are never in memory together.
 
-    `scratch`: if given, the weights stay in their files, see `load_source`.
+    `loss`: is measured on both while they are loaded, on the result only if its outputs pass. `scratch`: if given, the weights stay in
+    their files, see `load_source`.
     """
     if plan.architecture.converter is not None:
-        checks, model = compare_with_original(plan, result, text, lengths.old, scratch)
-        return checks + _check_new(plan, model.base_model, text, lengths.new)
-    source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
+        checks, model = compare_with_original(plan, result, text, lengths.old, loss, scratch)
+    else:
+        checks, model = _compare_with_source(plan, result, text, lengths, loss, scratch)
+    checks += _check_new(plan, model.base_model, text, lengths.new)
+    return checks if any(check.status == FAILED for check in checks) else [*checks, *loss.check(model)]
+
+
+def _measured_source(plan: ConversionPlan, loss: LossCheck, scratch: Path | None) -> tuple[nn.Module, set[str]]:
+    """`load_source` as outputs are compared with it, after `loss` was measured, first of all, so that nothing else is in memory then."""
+    cast = plan.cast if loss.skipped is not None else None
+    source, missing = load_source(plan.source, plan.architecture, cast, scratch)
+    loss.measure_source(source)
+    if cast == plan.cast:
+        return source, missing
+    del source
+    return load_source(plan.source, plan.architecture, plan.cast, scratch)
+
+
+def _compare_with_source(
+    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, loss: LossCheck, scratch: Path | None
+) -> tuple[list[Check], Any]:
+    """The checks at the old length, and the loaded result."""
+    source, missing = _measured_source(plan, loss, scratch)
     headless = newly_initialised(missing, source)
     at = sorted({lengths.old, lengths.covered} - {0})
     limit = _decoder_limit(plan)
     expected = {length: outputs(part_to_compare(source, headless), text.tokens(length), decoder_tokens=limit) for length in at}
     del source
     model, _ = load_result(result, plan.architecture, plan.config, scratch=scratch)
-    checks = _compare_old(plan, model, headless, text, lengths, expected)
-    return checks + _check_new(plan, model.base_model, text, lengths.new)
+    return _compare_old(plan, model, headless, text, lengths, expected), model
 
 
 def _decoder_limit(plan: ConversionPlan) -> int | None:
@@ -334,11 +357,11 @@ def _note_covers(name: str, seen: dict[str, bool]) -> Any:
 
 
 def compare_with_original(
-    plan: ConversionPlan, result: Path, text: VerificationText, length: int, scratch: Path | None = None
+    plan: ConversionPlan, result: Path, text: VerificationText, length: int, loss: LossCheck, scratch: Path | None = None
 ) -> tuple[list[Check], Any]:
     """Compare source and result on the converter's probes, and the gradients of one step on the last of them.
 
-    `length` is at most what the source takes; `scratch` as for `check_outputs`, without gradients if it is given.
+    `length` is at most what the source takes; `loss` and `scratch` as for `check_outputs`, without gradients if it is given.
 
     Returns:
         One check for each probe and one for the gradients, and the loaded result.
@@ -354,7 +377,7 @@ def compare_with_original(
 
     probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
     why_not = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
-    source, missing = load_source(plan.source, architecture, plan.cast, scratch)
+    source, missing = _measured_source(plan, loss, scratch)
     headless = newly_initialised(missing, source)
     part = part_to_compare(source, headless)
     expected = [probe_outputs(part, probe.inputs) for probe in probes]
