@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,24 @@ def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
     buckets = check.values["buckets"]
     assert [(bucket["from"], bucket["to"]) for bucket in buckets] == [(0, 64), (64, 128), (128, 256)]
     assert buckets[0]["result"] == pytest.approx(buckets[0]["source_on_chunks"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "loaded"), [(None, ["source", "result"]), ("bfloat16", ["source", "source", "result"])])
+def test_models_are_loaded_once_for_outputs_and_losses(
+    dtype: str | None, loaded: list[str], checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source whose outputs are compared in the result's dtype is loaded again, since its losses are those of its own weights."""
+    names: list[str] = []
+    for name in ("source", "result"):
+        load = getattr(verify_outputs, f"load_{name}")
+        monkeypatch.setattr(
+            verify_outputs, f"load_{name}", partial(lambda name, load, *a, **b: names.append(name) or load(*a, **b), name, load)
+        )
+    report = convert_checkpoint(
+        checkpoint("GPT2LMHeadModel", tokenizer="gpt2"), tmp_path / "long", mechanism="full", max_length=4 * LENGTH, dtype=dtype
+    )
+    assert next(check for check in report.checks if check.name == verify.LOSS).values["buckets"]
+    assert names == loaded
 
 
 def test_a_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
