@@ -28,8 +28,11 @@ def window(folder: Path, name: str = "window", **options: Any) -> Path:
     return folder
 
 
-def graph(file: Path, *, window: int | None) -> Path:
-    """An ONNX file that adds to every real token's vector the mean of those around it, or of all."""
+def graph(file: Path, *, window: int | None, pooled: bool = False) -> Path:
+    """An ONNX file that adds to every real token's vector the mean of those around it, or of all.
+
+    pooled: whether it returns the mean of a text's vectors, too, with length 1.
+    """
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     table = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)).numpy()
@@ -50,10 +53,18 @@ def graph(file: Path, *, window: int | None) -> Path:
         sizes = {"kernel_shape": [window + 1], "pads": [window // 2] * 2, "count_include_pad": 1}
         nodes += [node("AveragePool", ["columns"], ["means"], **sizes)]
     nodes += [node("Add", ["columns", "means"], ["sums"]), node("Transpose", ["sums"], ["last_hidden_state"], perm=[0, 2, 1])]
+    outputs = [onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["batch", "tokens", 8])]
+    if pooled:
+        tensors.append(onnx.numpy_helper.from_array(np.array([1]), "first"))
+        nodes += [
+            node("Mul", ["last_hidden_state", "column"], ["real_states"]),
+            node("ReduceSum", ["real_states", "first"], ["sum"], keepdims=0),
+            node("LpNormalization", ["sum"], ["sentence_embedding"]),
+        ]
+        outputs.append(onnx.helper.make_tensor_value_info("sentence_embedding", onnx.TensorProto.FLOAT, ["batch", 8]))
     names = ("input_ids", "attention_mask")
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "tokens"]) for name in names]
-    states = onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["batch", "tokens", 8])
-    body = onnx.helper.make_graph(nodes, "local", inputs, [states], tensors)
+    body = onnx.helper.make_graph(nodes, "local", inputs, outputs, tensors)
     onnx.save(onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
     return file
 

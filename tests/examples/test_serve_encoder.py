@@ -30,11 +30,14 @@ LENGTH = 256
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As an export of a window of 16 tokens in two layers."""
+    """As an export of a model of sentence-transformers with a window of 16 tokens in two layers."""
     folder = window(tmp_path_factory.mktemp("encoder"), window=16)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", *WORDS]))
     BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=LENGTH).save_pretrained(folder)
-    graph(folder / "model.onnx", window=32)
+    graph(folder / "model.onnx", window=32, pooled=True)
+    report = {"outputs": ["last_hidden_state", "sentence_embedding"], "min_length": 1, "max_length": LENGTH}
+    (folder / "export_report.json").write_text(json.dumps(report))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {}, "default_prompt_name": None}))
     return folder
 
 
@@ -46,9 +49,11 @@ def url(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    from examples.serve_encoder import Encoder, application
+    from examples import serve_encoder
 
-    app = application(Encoder(folder, batch_tokens=1000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENCODER", str(folder))
+        app = serve_encoder.application()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -87,19 +92,14 @@ def test_many_clients_get_what_each_would_get_alone(url: str, folder: Path) -> N
     np.testing.assert_allclose(ask(url, texts), embeddings, atol=1e-5)
 
 
-def test_the_default_prompt_is_read_before_each_text(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_default_prompt_is_read_before_each_text(folder: Path, tmp_path: Path) -> None:
     from examples.serve_encoder import Encoder
 
-    plain = Encoder(folder).run(["the value tree"])
+    plain = Encoder(folder).embed(["the value tree"])
     shutil.copytree(folder, tmp_path / "encoder")
     settings = tmp_path / "encoder" / "config_sentence_transformers.json"
     settings.write_text(json.dumps({"prompts": {"query": "the value ", "document": ""}, "default_prompt_name": "query"}))
-    np.testing.assert_allclose(Encoder(tmp_path / "encoder").run(["tree"]), plain, atol=1e-6)
-    (tmp_path / "encoder" / "1_Pooling").mkdir()
-    (tmp_path / "encoder" / "1_Pooling" / "config.json").write_text(json.dumps({"include_prompt": False}))
-    assert "it leaves its prompt out of the average" in refused_at_the_start(tmp_path / "encoder", monkeypatch, capsys)
+    np.testing.assert_allclose(Encoder(tmp_path / "encoder").embed(["tree"]), plain, atol=1e-6)
 
 
 def test_texts_and_tokens_of_a_request_are_bounded(url: str) -> None:
@@ -112,21 +112,24 @@ def test_texts_and_tokens_of_a_request_are_bounded(url: str) -> None:
         assert problem in problems[0]["msg"]
 
 
-def test_a_run_holds_a_bounded_number_of_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from examples.serve_encoder import ROW_TOKENS, Encoder
+def test_a_run_holds_a_bounded_number_of_rows_and_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from examples import serve_encoder
 
-    encoder = Encoder(folder, 10 * ROW_TOKENS)
+    rows, tokens = 10, 1280
+    monkeypatch.setattr(serve_encoder, "ROWS", rows)
+    monkeypatch.setattr(serve_encoder, "TOKENS", tokens)
+    encoder = serve_encoder.Encoder(folder)
     batches: list[tuple[int, int]] = []
-    run_batch = encoder.run_batch
+    run = encoder.run
 
-    def record(encodings: list[Any]) -> list[list[float]]:
-        batches.append((len(encodings), max(len(encoding.ids) for encoding in encodings)))
-        return run_batch(encodings)
+    def record(encodings: list[Any]) -> Any:
+        batches.append((len(encodings), max(map(len, encodings))))
+        return run(encodings)
 
-    monkeypatch.setattr(encoder, "run_batch", record)
-    assert len(encoder.run(["the " * length for length in [1] * 25 + [200] * 7])) == 32
+    monkeypatch.setattr(encoder, "run", record)
+    assert len(encoder.embed(["the " * length for length in [1] * 25 + [200] * 7])) == 32
     assert batches == [(6, 202), (6, 202), (10, 3), (10, 3)]
-    assert all(rows * max(ROW_TOKENS, length) <= 10 * ROW_TOKENS for rows, length in batches)
+    assert all(count <= rows and count * length <= tokens for count, length in batches)
 
 
 def test_its_reach_is_that_of_the_config(url: str, folder: Path) -> None:
@@ -134,27 +137,11 @@ def test_its_reach_is_that_of_the_config(url: str, folder: Path) -> None:
     assert audit.agrees, audit.to_dict()
 
 
-def refused_at_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    from examples import serve_encoder
+def test_a_graph_without_embeddings_of_texts_is_refused_at_the_start(folder: Path, tmp_path: Path) -> None:
+    from examples.serve_encoder import Encoder
 
-    monkeypatch.setattr("sys.argv", ["serve_encoder.py", str(folder)])
-    with pytest.raises(SystemExit) as ended:
-        serve_encoder.main()
-    assert ended.value.code
-    return capsys.readouterr().err
-
-
-def test_what_cannot_be_served_is_told_in_a_sentence(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    onnx = pytest.importorskip("onnx")
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    model = onnx.load(copy / "model.onnx")
-    model.graph.output[0].name = model.graph.node[-1].output[0] = "logits"
-    onnx.save(model, copy / "model.onnx")
-    assert "its graph returns logits, and not embeddings or states of tokens" in refused_at_the_start(copy, monkeypatch, capsys)
-    (copy / "model.onnx").write_bytes(b"no graph")
-    assert "cannot be served: " in refused_at_the_start(copy, monkeypatch, capsys)
-    (copy / "model.onnx").unlink()
-    assert "; give a folder that `longattn export MODEL FOLDER` wrote" in refused_at_the_start(copy, monkeypatch, capsys)
+    shutil.copytree(folder, tmp_path / "copy")
+    report = {"outputs": ["logits"], "min_length": 1, "max_length": LENGTH}
+    (tmp_path / "copy" / "export_report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="copy returns no sentence_embedding; export a model of sentence-transformers"):
+        Encoder(tmp_path / "copy")
