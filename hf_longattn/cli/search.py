@@ -17,7 +17,10 @@ def search(
         str,
         flags.model_argument("A checkpoint that is not converted yet"),
     ],
-    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read.")],
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read, or a folder of such pictures."),
+    ],
     output: Annotated[
         Path, typer.Option(help="The folder of the search: report, picture, trials, and design.yaml for `longattn convert`.")
     ],
@@ -31,12 +34,18 @@ def search(
     length: Annotated[
         int | None, typer.Option(min=1, help="Maximum length of the result, in tokens.", show_default="the checkpoint's")
     ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS", help="Size of the result's pictures: 1024, or height and width, 768x1024.", show_default="the checkpoint's"
+        ),
+    ] = None,
     candidate: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MECHANISM[:NAME=VALUE,...]",
             help="A mechanism that layers may run, for example window:window=256. Repeatable.",
-            show_default="windows of several widths, longformer, bigbird, lsg, block_top_k, full",
+            show_default="windows of several widths, longformer, bigbird, lsg, block_top_k, full; for pictures those on grids, and tiles",
         ),
     ] = None,
     mode: Annotated[
@@ -57,10 +66,14 @@ def search(
     transfer_steps: Annotated[
         int, typer.Option(min=0, help="Steps of attention transfer for candidates with parameters before they are judged.")
     ] = 0,
-    pieces: Annotated[int, typer.Option(min=1, help="Pieces of TEXT that are read, at most.")] = 4,
+    pieces: Annotated[int, typer.Option(min=1, help="Pieces of TEXT, or pictures, that are read at most.")] = 4,
     compare_at: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens at which candidates are judged.", show_default="what the checkpoint was trained to read"),
+        typer.Option(
+            min=1,
+            help="Tokens, or pixels of a picture's sides, at which candidates are judged.",
+            show_default="what the checkpoint was trained to read; for pictures --image-size",
+        ),
     ] = None,
     positions: Annotated[str, typer.Option(help="How positions are extended, as --positions of `longattn convert`.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of stage 2.")] = 0,
@@ -88,6 +101,7 @@ def search(
                 output,
                 budget=budget,
                 length=length,
+                image_size=image_size,
                 candidates=candidate,
                 mode=mode,
                 score=score,

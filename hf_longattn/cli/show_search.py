@@ -35,7 +35,7 @@ def show_search(result: SearchResult) -> None:
         console.print(f"full layers, {name}: {value:.4f} nats of KL divergence", highlight=False)
     if result.reasons:
         console.print(f"left out: {', '.join(sorted(map(escape, result.reasons)))} (report.md says why)", style="dim", highlight=False)
-    console.print(f"\nlength {result.length:,} tokens, cost of attention {result.cost_of(result.chosen)}", highlight=False)
+    console.print(f"\nlength {result.target}, cost of attention {result.cost_of(result.chosen)}", highlight=False)
     if result.folder is not None:
         terminal.say(f"written: {result.folder}/report.md, report.json, pareto.svg, design.yaml\nnext: {result.command}")
 

@@ -7,7 +7,7 @@ Nothing heavy is imported here, since the command line reads the help texts when
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,8 +106,8 @@ class ConversionConfig(Settings):
     )
     budget: str | None = setting(
         None,
-        "With --mechanism auto: what attention may cost for a text of the maximum length: a share of full attention's time (0.25), seconds "
-        "(1.5s) or memory (200MB).",
+        "With --mechanism auto: what attention may cost for a text of the maximum length, or a picture: a share of full attention's time "
+        "(0.25), seconds (1.5s) or memory (200MB).",
         unset="0.25",
         planned=True,
     )
@@ -115,6 +115,13 @@ class ConversionConfig(Settings):
         None,
         "With --mechanism auto: a UTF-8 text file by which mechanisms are chosen.",
         unset="built-in English",
+        type=Path,
+        planned=True,
+    )
+    search_images: str | Path | None = setting(
+        None,
+        "With --mechanism auto: a picture, or a folder of pictures, by which mechanisms of a model of pictures are chosen.",
+        unset="scikit-learn's photographs",
         type=Path,
         planned=True,
     )
@@ -216,8 +223,8 @@ class ConversionConfig(Settings):
                     "--mechanism auto chooses mechanisms and options itself, to which "
                     f"{contradicting[0] if contradicting else 'generic'} does not apply; leave it out, or name a mechanism."
                 )
-        elif self.budget is not None or self.search_text is not None:
-            raise OptionError("--budget and --search-text are for --mechanism auto; add it, or leave them out.")
+        elif any(value is not None for value in (self.budget, self.search_text, self.search_images)):
+            raise OptionError("--budget, --search-text and --search-images are for --mechanism auto; add it, or leave them out.")
         if self.generic and self.remote_code:
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
 
@@ -241,6 +248,10 @@ class ConversionConfig(Settings):
             raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
         chosen = {name: value for name, value in values.items() if name in known}
         return cls(**{**chosen, "options": {**listed_options, **options} or None})
+
+    def without_search(self) -> ConversionConfig:
+        """The settings without a mechanism that has to be searched."""
+        return replace(self, mechanism=None, budget=None, search_text=None, search_images=None)
 
     def check_early(self) -> None:
         """Refuse unknown mechanisms and options before torch is imported; :meth:`attention` checks them in full.

@@ -62,8 +62,7 @@ def convert_checkpoint(
     text = verification_text(chosen.verify_text)
     on_the_hub = not Path(source).expanduser().exists()
     if on_the_hub:  # refuse before downloading the weights
-        named = {"mechanism": None, "budget": None, "search_text": None} if chosen.mechanism == AUTO else {}
-        plan_conversion(source, target, dataclasses.replace(chosen, **named))  # type: ignore[arg-type]
+        plan_conversion(source, target, chosen.without_search() if chosen.mechanism == AUTO else chosen)
     plan = plan_conversion(open_requested(source, chosen), target, chosen, choose=choose)
     clock["planned"] = time.perf_counter()
     if not chosen.native:

@@ -59,6 +59,11 @@ def pixels(size: tuple[int, ...]) -> str:
     return f"{' × '.join(map(str, size))} pixels"
 
 
+def size_text(size: tuple[int, ...]) -> str:
+    """A size as it is typed: "1024", or "768x1024"."""
+    return "x".join(map(str, size if len(set(size)) > 1 else size[:1]))
+
+
 def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
     """A size in pixels from a number, text such as "768x1024", or numbers.
 

@@ -31,7 +31,7 @@ from .plan_grid import (
     grid_sizes,
     grid_warnings,
     processor_files,
-    refuse_image_size,
+    refuse_picture_settings,
     refuse_text_settings,
 )
 from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
@@ -88,10 +88,10 @@ def _plan_chosen(
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     architecture = find_architecture(opened)
-    if architecture.family.grid is not None:
-        refuse_text_settings(architecture, request)
+    check_inputs = refuse_picture_settings if architecture.family.grid is None else refuse_text_settings
+    check_inputs(architecture, request)
     attention, choice = choose(opened, request)
-    plan = plan_conversion(opened, destination, replace(request, mechanism=None, budget=None, search_text=None, long_attention=attention))
+    plan = plan_conversion(opened, destination, replace(request.without_search(), long_attention=attention))
     return replace(plan, choice=choice)
 
 
@@ -105,7 +105,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     architecture = find_architecture(opened)
     if architecture.family.grid is not None:
         return _plan_on_grid(opened, architecture, request, cast)
-    refuse_image_size(architecture, request)
+    refuse_picture_settings(architecture, request)
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention

@@ -29,26 +29,27 @@ TEXT_SETTINGS = {
     "max_length": "--max-length counts the tokens of a text",
     "max_decoder_length": "--max-decoder-length is for the decoder of an encoder-decoder",
     "decoder_long_attention": "--decoder-mechanism is for the decoder of an encoder-decoder",
+    "search_text": "--search-text is a text",
     "verify_text": "--verify-text is a text",
     "init_from_text": "--init-from-text runs the source on a text",
 }
 """Settings that a model of pictures has no use for, and why."""
+INSTEAD = {"max_length": "; give the size as --image-size 1024", "search_text": "; give pictures as --search-images FOLDER"}
+"""What to type in their place, where something takes it."""
 
 
 def refuse_text_settings(architecture: Architecture, request: ConversionConfig) -> None:
     """Raise :class:`OptionError` for a setting that does not apply to a model of pictures."""
     for name, why in TEXT_SETTINGS.items():
         if getattr(request, name) is not None:
-            instead = "; give the size as --image-size 1024" if name == "max_length" else ", leave it out"
+            instead = INSTEAD.get(name, ", leave it out")
             raise OptionError(f"{why}, but a {architecture.source_class} reads pictures{instead}.")
-    if request.mechanism == AUTO:
-        raise OptionError(
-            f"--mechanism auto chooses mechanisms by a text, but a {architecture.source_class} reads pictures; name one, such as window2d."
-        )
 
 
-def refuse_image_size(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for a size of pictures where the model reads text."""
+def refuse_picture_settings(architecture: Architecture, request: ConversionConfig) -> None:
+    """Raise :class:`OptionError` for a size of pictures, or pictures, where the model reads text."""
+    if request.search_images is not None:
+        raise OptionError(f"--search-images are pictures, but a {architecture.source_class} reads text; give a text as --search-text.")
     if request.image_size is not None:
         raise OptionError(
             f"--image-size is the size of pictures, but a {architecture.source_class} reads text; give its length as --max-length 4096."

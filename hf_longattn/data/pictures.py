@@ -84,13 +84,27 @@ def _picture_folder(path: Path, split: str) -> Dataset:
     root = split_folder if split_folder.is_dir() and any(child.is_dir() for child in split_folder.iterdir()) else path
     files, labels = [], []
     for folder in label_folders(root, "pictures"):
-        pictures = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
-        if not pictures:
-            raise DataError(f"the folder {str(folder)!r} holds no pictures ({', '.join(SUFFIXES[:4])} …)")
+        pictures = picture_files(folder)
         files += [str(file) for file in pictures]
         labels += [folder.name] * len(pictures)
     images = [{"path": file, "bytes": None} for file in files]
     return Dataset.from_dict({"image": images, "label": labels, "name": files}, features=LABELLED_PICTURES)
+
+
+def picture_files(path: Path) -> list[Path]:
+    """The pictures of a folder and of those in it, in the order of their names; a file alone.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{str(path)!r} does not exist; give a picture, or a folder of pictures")
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    if not files:
+        raise DataError(f"the folder {str(path)!r} holds no pictures ({', '.join(SUFFIXES[:4])} …)")
+    return files
 
 
 def _as_pictures(data: Dataset, column: str, source: str) -> Dataset:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..choice_text import read_choice, write_choice
+from ..engines.common.grid import Grid
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
 from ..mechanisms.common.cost import Reading
@@ -62,9 +63,10 @@ class Candidate:
         """The mechanism of one layer as a model in use has it."""
         return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).eval()
 
-    def pairs(self, length: int, causal: bool, heads: int, head_dim: int) -> int:
+    def pairs(self, length: int, causal: bool, heads: int, head_dim: int, grid: Grid | None = None) -> int:
         """Query–key products of one head, the unit in which costs are compared."""
-        return self.sized(length, heads, head_dim).pairs(length, causal)
+        built = self.sized(length, heads, head_dim)
+        return (built if grid is None else built.on(grid)).pairs(length, causal)
 
 
 def usual_candidates() -> list[Candidate]:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..engines.common.grid import Grid
 from ..evaluation.token_loss import LossChange
 from ..mechanisms.common.layout import full_pairs
 from ..staging import unused_name
@@ -404,10 +405,12 @@ def stack_heads(layers: Sequence[Tensor]) -> Tensor:
     return pad_sequence(list(layers), batch_first=True, padding_value=math.nan)
 
 
-def costs(candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int) -> list[int]:
+def costs(
+    candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int, grid: Grid | None = None
+) -> list[int]:  # fmt: skip
     """Query–key products of one head for each candidate; those of full attention where it is not applicable."""
     everything = full_pairs(length, causal)
-    return [everything if str(candidate) in reasons else candidate.pairs(length, causal, heads, width) for candidate in candidates]
+    return [everything if str(candidate) in reasons else candidate.pairs(length, causal, heads, width, grid) for candidate in candidates]
 
 
 def untrained(

@@ -18,6 +18,7 @@ from ..conversion.config import ConversionConfig
 from ..conversion.long_models.base import checkpoint_converters
 from ..conversion.model_loading import quiet_libraries
 from ..data.masking import masked_tokens
+from ..engines.common.grid import Grid
 from ..errors import LengthError, LongAttentionError, OptionError
 from ..evaluation.token_loss import LossChange, token_losses
 from ..mechanisms.common.layout import full_pairs
@@ -30,7 +31,16 @@ from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass
 from .loading import LoadedCheckpoint, converted_from, known_checkpoint, length_error, load_for_diagnosis
 from .texts import DiagnosisText, Needle
 from .trial_model import LossAgainstChunks, TrialModel, check_predicts_tokens
-from .watching import evaluating, has_mechanisms, is_causal, run_stack, watched_stack, watching, with_mechanisms
+from .watching import (
+    evaluating,
+    has_mechanisms,
+    is_causal,
+    run_stack,
+    watched_on_grid,
+    watched_stack,
+    watching,
+    with_mechanisms,
+)
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 """Measured by default, as far as model and text reach."""
@@ -247,15 +257,16 @@ def _loss_measure(
 
 
 def captured_mass(
-    model: PreTrainedModel, ids: Tensor, candidates: Sequence[str | Candidate], *, queries: int = QUERIES, seed: int = 0
-) -> CapturedMass:
-    """What each candidate would keep of the softmax of every layer and head of ``model`` for the text ``ids (N,)``.
+    model: PreTrainedModel, ids: Tensor | Mapping[str, Tensor], candidates: Sequence[str | Candidate], *, queries: int = QUERIES,
+    seed: int = 0,
+) -> CapturedMass:  # fmt: skip
+    """What each candidate would keep of the softmax of every layer and head of ``model`` for the text ``ids (N,)``, or for a picture.
 
     For those who choose mechanisms by it. One forward pass; memory is linear in N.
 
     Args:
         model: a model of transformers, long or not; it is left as it was.
-        ids: with the tokenizer's special tokens.
+        ids: with the tokenizer's special tokens; or of one picture what the image processor returns.
         candidates: such as ``"longformer:window=512"``.
         queries: how many are measured.
         seed: of their choice.
@@ -263,22 +274,24 @@ def captured_mass(
         BackendError, OptionError, UnknownMechanismError: as :func:`diagnose`.
     """
     chosen = [Candidate.read(candidate) if isinstance(candidate, str) else candidate for candidate in candidates]
-    stack, reasons = watched_stack(model), dict[str, str]()
-    layers = _Layers(chosen, reasons, sampled_rows(len(ids), queries, seed))
+    reasons = dict[str, str]()
+    stack, arguments, grid = (watched_stack(model), ids, None) if isinstance(ids, Tensor) else watched_on_grid(model, ids)
+    length = len(ids) if grid is None else grid.length
+    layers = _Layers(chosen, reasons, sampled_rows(length, queries, seed), grid)
     with watching(stack, layers.see):
-        run_stack(stack, ids)
+        run_stack(stack, arguments)
     mass = stack_heads([means["captured"] for means in layers.means()])
-    length, causal = len(ids), is_causal(stack)
+    causal = is_causal(stack)
     return CapturedMass(
-        tuple(chosen), mass, tuple(costs(chosen, reasons, length, causal, *layers.shape)), full_pairs(length, causal), reasons
+        tuple(chosen), mass, tuple(costs(chosen, reasons, length, causal, *layers.shape, grid)), full_pairs(length, causal), reasons
     )
 
 
 class _Layers:
     """Sums of every layer of one forward pass."""
 
-    def __init__(self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor) -> None:
-        self.candidates, self.reasons, self.rows = candidates, reasons, rows
+    def __init__(self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor, grid: Grid | None = None) -> None:
+        self.candidates, self.reasons, self.rows, self.grid = candidates, reasons, rows, grid
         self.by_layer: dict[int, Mapping[str, Tensor]] = {}
         self.names: dict[int, tuple[str, str]] = {}
         """The module and the mechanism of each layer."""
@@ -286,6 +299,8 @@ class _Layers:
         """Number of heads, and their width."""
 
     def see(self, number: int, layer: LayerAttention) -> None:
+        if self.grid is not None:
+            layer = replace(layer, call=layer.call.replace(grid=self.grid))
         readings = all_readings(self.candidates, layer, number)
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):

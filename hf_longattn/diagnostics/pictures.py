@@ -14,14 +14,13 @@ from ..conversion.model_loading import quiet_libraries
 from ..conversion.processors import load_image_processor
 from ..data.pictures import read_picture
 from ..engines.common.grid import Grid
-from ..errors import BackendError, CheckpointError
+from ..errors import CheckpointError
 from ..mechanisms.common.layout import full_pairs
-from ..modeling.family.definition import FAMILIES
 from ..modeling.family.grid_config import refuse_line
 from .candidates import Candidate, all_readings, read_candidates
 from .layer_attention import LayerAttention, RowSums, sampled_rows
 from .loading import load_for_diagnosis
-from .watching import watched_layers, watching
+from .watching import grid_rule, run_stack, watched_layers, watched_on_grid, watching
 
 USUAL = (
     "window2d:window=14", "window2d:window=7", "local2d:radius=8", "neighborhood:kernel_size=17", "axial",
@@ -137,19 +136,14 @@ def diagnose_picture(
         network, name = loaded.model, str(model)
         processor = load_image_processor(loaded.source.folder) if processor is None else processor
     stack: Any = watched_layers(network)
-    family = FAMILIES.get(getattr(stack.config, "base_model_type", stack.config.model_type))
-    rule = None if family is None else family.grid
-    if rule is None or rule.shapes is not None:
-        raise BackendError(
-            f"{type(network).__name__} reads no pictures on a grid of patches; give a text file instead of {str(picture)!r}."
-        )
+    rule = grid_rule(stack)
     if processor is None:
         raise CheckpointError(
             f"{name!r} has no preprocessor_config.json, which says how it reads pictures; copy that of its original there."
         )
     image = read_picture({"path": str(picture)}, str(picture), otherwise="give another file")[0]
     values = processor(images=image, return_tensors="pt")[rule.input].to(stack.device, stack.dtype)
-    grid = rule.of_size(stack.config, tuple(values.shape[2:]))
+    _, arguments, grid = watched_on_grid(network, {rule.input: values})
     reasons: dict[str, str] = {}
     layers: dict[int, PictureLayer] = {}
     pairs = [0] * len(chosen)
@@ -169,9 +163,8 @@ def diagnose_picture(
         shares = tuple(float("nan") if isinstance(reading, str) else float(share) for reading, share in zip(readings, mass, strict=True))
         layers[number] = PictureLayer(layer.name, layer.mechanism, shares, _attention(layer, grid, rows))
 
-    with watching(stack, see), torch.no_grad():
-        resized = {"interpolate_pos_encoding": True} if rule.interpolates else {}
-        stack(**{rule.input: values}, **resized)
+    with watching(stack, see):
+        run_stack(stack, arguments)
     return PictureDiagnosis(
         model=name, model_class=type(network).__name__, picture=str(picture), pixels=_as_seen(values[0], processor), grid=grid,
         queries=len(rows), candidates=tuple(chosen), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),

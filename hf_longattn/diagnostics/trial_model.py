@@ -15,6 +15,7 @@ from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan, open_requested
+from ..conversion.plan_grid import fits_tiles
 from ..conversion.sources.base import Source
 from ..conversion.text import load_tokenizer
 from ..data.tokenization import special_ids
@@ -23,6 +24,7 @@ from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
+from ..modeling.family.grid_config import TILE
 from ..modeling.family.sliding_window import base_attention, own_windows
 
 if TYPE_CHECKING:
@@ -91,6 +93,9 @@ class TrialModel:
     def untrained_distances(self, mechanism: Mechanism) -> str:
         """Why the result's positions do not hold for a mechanism without training, a clause; empty if they do, or if a conversion chooses
         positions by the mechanism."""
+        if self.original.grid is not None:
+            tiled = self.conversion.positions == TILE and not fits_tiles(mechanism.on(self.original.grid.new.grid), self.original.grid)
+            return "sees cells of several repetitions of the tiled positions" if tiled else ""
         rule, old, new = self.original.positions, self.original.old_length, self.original.new_length
         chosen_there = rule.startswith("rope:") and self.conversion.positions == "auto"
         return "" if chosen_there else mechanism.untrained_distances(rule, old, new, self.original.shape.causal)
@@ -119,7 +124,7 @@ class TrialModel:
         """
         plan = self.planned(attention, short=short)
         text = plan.config.get_text_config()
-        key = (short, repr(getattr(text, "rope_parameters", None)))
+        key = (short, repr(getattr(text, "rope_parameters", None)), getattr(plan.config, "position_extension", None))
         if key != self._key:
             self._model = None
             self._model, self._key = self._load(plan), key

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,8 +28,11 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.ordered import in_raster_order
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
+from ..modeling.family.definition import FAMILIES
+from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import check_interface
+from ..modeling.grids import INTERPOLATE_ARGUMENT
 from ..modeling.inference.optimize import evaluating
 from ..private_apis import attention_implementation
 from .layer_attention import LayerAttention
@@ -69,6 +72,37 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
             "checkpoint that it was made from."
         )
     return stack
+
+
+def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Any], Grid]:
+    """:func:`watched_layers` of a model of pictures, its arguments for ``inputs``, and the grid of their tokens.
+
+    Raises:
+        BackendError: it reads no pictures on one grid of patches.
+        GridError: a picture whose size does not fit.
+    """
+    stack = watched_layers(model)
+    rule = grid_rule(stack)
+    grid = rule.of_size(stack.config, tuple(inputs[rule.input].shape[-len(rule.axes) :]))
+    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
+
+
+def grid_rule(stack: PreTrainedModel) -> GridRule:
+    """How a model of pictures cuts them into patches.
+
+    Raises:
+        BackendError: it reads no pictures on one grid of patches.
+    """
+    family = FAMILIES.get(getattr(stack.config, "base_model_type", stack.config.model_type))
+    rule = None if family is None else family.grid
+    if rule is None or rule.shapes is not None:
+        raise BackendError(f"{type(stack).__name__} reads no pictures on a grid of patches; give a text instead.")
+    if rule.noise is not None:
+        raise BackendError(
+            f"{type(stack).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model that was "
+            "fine-tuned from it, such as a ViTForImageClassification."
+        )
+    return rule
 
 
 def has_mechanisms(model: nn.Module) -> bool:
@@ -135,12 +169,16 @@ def _in_window(width: int, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
     return in_window
 
 
-def run_stack(stack: PreTrainedModel, ids: Tensor) -> None:
-    """One forward pass over ``ids (N,)`` without gradients and without a cache."""
+def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> None:
+    """One forward pass over ids ``(N,)``, or with these arguments, without gradients and without a cache."""
+    if not isinstance(inputs, Tensor):
+        with torch.no_grad():
+            stack(**{name: value.to(stack.device) if isinstance(value, Tensor) else value for name, value in inputs.items()})
+        return
     takes = inspect.signature(stack.forward).parameters
     settings = {"use_cache": False} if "use_cache" in takes else {}
     with torch.no_grad():
-        stack(input_ids=ids[None].to(stack.device), **settings)
+        stack(input_ids=inputs[None].to(stack.device), **settings)
 
 
 def is_causal(stack: PreTrainedModel) -> bool:

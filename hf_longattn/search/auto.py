@@ -10,9 +10,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device
 from ..conversion.sources.base import Source
-from ..conversion.text import verification_text
 from .budget import Budget
-from .candidates import read_candidates
 from .config import PIECES, SearchConfig
 from .run import Search
 from .scores import QUERIES
@@ -22,7 +20,7 @@ BUDGET = "0.25"
 
 
 def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
-    """The attention of every layer, and for plan and report what was chosen and why.
+    """The attention of every layer, chosen by a text or by pictures, and for plan and report what was chosen and why.
 
     Args:
         source: the opened checkpoint.
@@ -30,14 +28,15 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
     Raises:
         OptionError: a budget that nothing meets.
         LengthError: a text that is too short.
+        DataError, CheckpointError: no picture, or a model without an image processor.
     """
-    plain = dataclasses.replace(config, mechanism=None, budget=None, search_text=None, native=False)
-    text = verification_text(None)[0] if config.search_text is None else Path(config.search_text)
+    inputs = config.search_text if config.search_images is None else config.search_images
     result = Search(
         SearchConfig(
-            model=source.name, text=text, budget=Budget.read(config.budget or BUDGET), full_layers=None,
-            candidates=tuple(read_candidates(None)), score="mass", objective="loss", trials=0, workers=1, transfer_steps=0, pieces=PIECES,
-            queries=QUERIES, compare_at=None, seed=0, device=str(chosen_device(None)), conversion=plain,
+            model=source.name, text=None if inputs is None else Path(inputs), budget=Budget.read(config.budget or BUDGET), full_layers=None,
+            candidates=None, score="mass", objective="loss", trials=0, workers=1, transfer_steps=0, pieces=PIECES,
+            queries=QUERIES, compare_at=None, seed=0, device=str(chosen_device(None)),
+            conversion=dataclasses.replace(config.without_search(), native=False),
         ),
         source=source,
     ).run()  # fmt: skip
@@ -46,8 +45,9 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         "reason": result.reason,
         "loss_change": None if result.loss_change is None else result.loss_change.to_dict(),
         "budget": str(result.budget),
-        "text": result.text if config.search_text is not None else "built-in English text",
+        "text" if result.sizes is None else "pictures": result.text,
         "compared_at": result.compared_at,
+        **({} if result.sizes is None else {"compared_image_size": list(result.sizes[1].size)}),
         "chosen": result.chosen.to_dict(seconds),
         "uniform": [costed.to_dict(seconds) for costed in result.uniform],
         "left_out": dict(result.reasons),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..conversion.grid_sizes import GridPlan
 from ..diagnostics import Candidate
 from ..diagnostics.candidates import read_candidates as candidates_from
-from ..errors import OptionError
+from ..diagnostics.candidates import unique_candidates
+from ..errors import LongAttentionError, OptionError
+from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import prototype
+from ..modeling.family.grid_config import refuse_line
 
 USUAL = (
     "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",
@@ -16,27 +20,51 @@ USUAL = (
     "block_top_k:num_blocks=8",
 )  # fmt: skip
 """Tried by default, besides full attention."""
+USUAL_ON_GRIDS = (
+    "window2d:window=7", "window2d:window=8", "window2d:window=16", "window2d:window=32", "window2d:window=16,shift=alternate",
+    "local2d:radius=4", "local2d:radius=8", "local2d:radius=16", "neighborhood:kernel_size=7", "neighborhood:kernel_size=13",
+    "neighborhood:kernel_size=7,dilation=4", "axial", "window:window=256,order=hilbert", "window:window=512,order=hilbert",
+    "segmented:block_size=64,integration=pooled,order=tiles:8x8", "segmented:block_size=256,integration=pooled,order=tiles:16x16",
+    "bigbird:block_size=64,order=tiles:8x8", "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
+    "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
+)  # fmt: skip
+"""Tried by default for pictures, besides windows of the source's size, every other mechanism on a grid, and full attention."""
 FULL = Candidate("full")
 
 
+def usual_candidates(sizes: GridPlan | None = None) -> list[Candidate]:
+    """:data:`USUAL` and full attention; of a model that reads pictures of these ``sizes``, :data:`USUAL_ON_GRIDS` and more."""
+    texts = USUAL if sizes is None else (*_windows_of(sizes), *USUAL_ON_GRIDS)
+    named = [Candidate.read(text) for text in texts]
+    listed = list_mechanisms(grid=True) if sizes is not None else []
+    others = [Candidate(name) for name in listed if name not in {candidate.mechanism for candidate in named}]
+    return unique_candidates([*(Candidate(candidate.mechanism, candidate.options) for candidate in named), *others, FULL])
+
+
+def _windows_of(sizes: GridPlan) -> list[str]:
+    """Windows of the source's pictures, alone and with means of the others."""
+    side = min(sizes.old.grid.sizes)
+    return [f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}"]
+
+
 def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
-    """Candidates from texts such as ``window:window=512``, without repetitions; :data:`USUAL` and full attention for ``None``.
+    """Candidates from texts such as ``window:window=512``, without repetitions; :func:`usual_candidates` for ``None``.
 
     Raises:
         OptionError: there is none, or an option that does not exist.
         UnknownMechanismError: a mechanism that does not exist.
     """
     if texts is None:
-        usual = [Candidate.read(text) for text in USUAL]
-        return [*(Candidate(candidate.mechanism, candidate.options) for candidate in usual), FULL]
+        return usual_candidates()
     candidates = candidates_from(texts)
     if not candidates:
         raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
     return candidates
 
 
-def unsuitable(candidate: Candidate, causal: bool, length: int) -> str:
-    """Why a candidate cannot run in single layers of such a model, one sentence; empty if it can.
+def unsuitable(candidate: Candidate, causal: bool, sizes: GridPlan | None = None) -> str:
+    """Why a candidate cannot run in single layers of a model, one that reads pictures of these ``sizes`` or a text; one sentence, empty if
+    it can.
 
     Raises:
         LongAttentionError: options that contradict one another.
@@ -46,4 +74,12 @@ def unsuitable(candidate: Candidate, causal: bool, length: int) -> str:
         return f"{candidate} has no {'causal' if causal else 'bidirectional'} form, which the model's layers need."
     if built.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
+    if sizes is None:
+        return f"{candidate} reads a grid, and the model reads a text." if built.reads_grid else ""
+    try:
+        refuse_line(candidate.mechanism, candidate.options)
+        built.on(sizes.new.grid).check_grid(sizes.new.grid)
+        built.on(sizes.old.grid).pairs(sizes.old.grid.length)  # refuses what cannot run there: the result reads the old size, too
+    except LongAttentionError as error:
+        return str(error)
     return ""

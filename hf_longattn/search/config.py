@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from ..conversion.config import ConversionConfig
+from ..conversion.grid_sizes import GridPlan, GridSize, pixels, read_size
 from ..conversion.sources.base import Source
+from ..conversion.text import verification_text
 from ..diagnostics import Candidate
-from ..errors import LengthError
+from ..errors import LengthError, OptionError
 from .budget import Budget
+from .candidates import read_candidates
 from .model import SearchedModel
 from .objectives import Divergence, HeldOutLoss, Progress, Transferred
+from .pictures import SearchPictures, pictures_digest
 from .texts import SearchText
 from .transfer import transfer_attention
 
@@ -28,13 +32,16 @@ PIECES = 4
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """The arguments of :func:`search_design`, checked; a worker process starts from them alone."""
+    """The arguments of :func:`search_design`, checked; a worker process starts from them alone.
+
+    text: or pictures; ``None`` for those that come with packages. candidates: ``None`` for the usual ones.
+    """
 
     model: str
-    text: str | Path | Tensor
+    text: str | Path | Tensor | None
     budget: Budget | None
     full_layers: int | None
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...] | None
     score: str
     objective: str
     trials: int
@@ -49,29 +56,39 @@ class SearchConfig:
 
     def settings(self) -> dict[str, Any]:
         """What a search that resumes must have in common with the one that was stopped."""
-        if isinstance(self.text, Tensor):
-            digest = hashlib.sha256(self.text.numpy().tobytes()).hexdigest()
-        else:
-            content = self.text.read_bytes() if isinstance(self.text, Path) and self.text.is_file() else str(self.text).encode()
-            digest = hashlib.sha256(content).hexdigest()
+        size, candidates = self.conversion.image_size, read_candidates(None) if self.candidates is None else self.candidates
         return {
-            "model": self.model, "revision": self.conversion.revision, "text": digest, "budget": str(self.budget or self.full_layers),
+            "model": self.model, "revision": self.conversion.revision, "text": hashlib.sha256(self._content()).hexdigest(),
+            "budget": str(self.budget or self.full_layers),
             "mode": MODES[self.full_layers is not None], "length": self.conversion.max_length, "positions": self.conversion.positions,
-            "candidates": list(map(str, self.candidates)), "score": self.score, "objective": self.objective,
+            **({} if size is None else {"image_size": str(size)}),
+            "candidates": list(map(str, candidates)), "score": self.score, "objective": self.objective,
             "transfer_steps": self.transfer_steps, "pieces": self.pieces, "queries": self.queries, "compare_at": self.compare_at,
             "seed": self.seed, "device": self.device,
         }  # fmt: skip
+
+    def _content(self) -> bytes:
+        """The text, or names and sizes of pictures."""
+        if isinstance(self.text, Tensor):
+            return self.text.numpy().tobytes()
+        if isinstance(self.text, Path) and self.text.is_dir():
+            return pictures_digest(self.text).encode()
+        return self.text.read_bytes() if isinstance(self.text, Path) and self.text.is_file() else str(self.text).encode()
 
     def open_model(self, source: Source | None = None) -> SearchedModel:
         """The checkpoint, not yet loaded."""
         return SearchedModel.open(self.model if source is None else source, self.conversion, torch.device(self.device))
 
-    def length_compared(self, model: SearchedModel) -> int:
-        """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read.
+    def length_compared(self, model: SearchedModel) -> int | GridSize:
+        """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read. The size of pictures is that of the
+        result, since positions of pictures are interpolated between those that were trained.
 
         Raises:
             LengthError: ``compare_at`` is more than that.
+            GridError: it is no multiple of the patch.
         """
+        if model.original.grid is not None:
+            return self._size_compared(model.original.grid, model)
         trained = min(model.trained_length, model.length)
         if self.compare_at is not None and not 16 <= self.compare_at <= trained:
             raise LengthError(
@@ -80,15 +97,31 @@ class SearchConfig:
             )
         return trained if self.compare_at is None else self.compare_at
 
-    def searched_text(self, model: SearchedModel) -> SearchText:
-        """The text, tokenised as far as it is needed."""
+    def _size_compared(self, sizes: GridPlan, model: SearchedModel) -> GridSize:
+        if self.compare_at is None:
+            return sizes.new
+        size = read_size(self.compare_at, len(sizes.rule.axes))
+        if any(side > largest for side, largest in zip(size, sizes.new.size, strict=True)):
+            raise LengthError(
+                f"Candidates are compared on pictures of up to {pixels(sizes.new.size)}, which the result reads, not of {pixels(size)}; "
+                "change --compare-at, or leave it out."
+            )
+        return GridSize(size, sizes.rule.of_size(model.original.architecture.source_config, size))
+
+    def inputs(self, model: SearchedModel) -> SearchText | SearchPictures:
+        """The text, tokenised as far as it is needed, or the pictures."""
+        if model.original.grid is not None:
+            return SearchPictures(self.text, model.original, self.pieces)
+        text, name = verification_text(None) if self.text is None else (self.text, None)
         vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
-        return SearchText(self.text, model.tokenizer, self.pieces * model.length, vocabulary)
+        searched = SearchText(text, model.tokenizer, self.pieces * model.length, vocabulary)
+        searched.name = name or searched.name
+        return searched
 
     def objective_of(self, model: SearchedModel, transferred: Transferred) -> HeldOutLoss | Divergence:
         """The objective of stage 2."""
-        text = self.searched_text(model)
-        if self.objective == "loss":
+        text = self.inputs(model)
+        if self.objective == "loss" and isinstance(text, SearchText):
             return HeldOutLoss(model, text, self.pieces, transferred)
         return Divergence(model, text, self.pieces, self.length_compared(model), transferred)
 
@@ -97,4 +130,6 @@ class SearchConfig:
         if not self.transfer_steps:
             return {}
         length = self.length_compared(model)
+        if not isinstance(length, int) or self.text is None:
+            raise OptionError("Attention transfer reads texts, and this model reads pictures; leave --transfer-steps out.")
         return transfer_attention(self.model, self.text, candidates, self.transfer_steps, length, folder, self.seed, progress)

@@ -27,6 +27,7 @@ from ..conversion.flops import ModelShape, state_bytes
 from ..conversion.tensor_files import write_json
 from ..diagnostics import Candidate
 from ..engines.common.call import AttentionCall
+from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
 from ..mechanisms.common.registry import mechanism_from
 from ..reading import read_json_object
@@ -60,15 +61,20 @@ class Setting:
     device: str
     threads: int
     torch: str
+    grid: list[int] | None = None  # cells along each axis, and tokens before them
 
     @classmethod
-    def of(cls, shape: ModelShape, length: int, device: Device) -> Setting:
+    def of(cls, shape: ModelShape, length: int, device: Device, grid: Grid | None = None) -> Setting:
         """The setting of this process on ``device``."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.node()} {platform.machine()} {device.type}"
         return cls(
             length, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, shape.causal, name, torch.get_num_threads(),
-            torch.__version__,
+            torch.__version__, None if grid is None else [*grid.sizes, grid.prefix],
         )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form; a text has no grid."""
+        return {name: value for name, value in asdict(self).items() if name != "grid" or value is not None}
 
 
 class LayerCosts:
@@ -78,17 +84,20 @@ class LayerCosts:
         shape: of the model.
         length: in tokens.
         device: on which layers run.
+        grid: on which the tokens lie, if they are patches of a picture.
         file: JSON with what was measured before; it is written anew after each measurement. ``None`` keeps nothing.
     """
 
-    def __init__(self, shape: ModelShape, length: int, device: torch.device, file: Path | None = None) -> None:
-        self.shape, self.length, self.device, self.file = shape, length, device, file
-        self.setting = Setting.of(shape, length, device)
+    def __init__(
+        self, shape: ModelShape, length: int, device: torch.device, file: Path | None = None, grid: Grid | None = None
+    ) -> None:  # fmt: skip
+        self.shape, self.length, self.device, self.file, self.grid = shape, length, device, file, grid
+        self.setting = Setting.of(shape, length, device, grid)
         self.known: dict[str, LayerCost] = {}
         self.refused: dict[str, str] = {}
         if file is not None and file.is_file():
             stored = read_json_object(file)
-            if stored.get("setting") == asdict(self.setting):
+            if stored.get("setting") == self.setting.to_dict():
                 self.known = {name: LayerCost(**cost) for name, cost in stored["costs"].items()}
 
     def measure(self, candidates: Iterable[Candidate], progress: Progress | None = None, memory: bool = False) -> Mapping[str, LayerCost]:
@@ -130,7 +139,7 @@ class LayerCosts:
         if runs and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with staged_file(self.file) as stage:
-                write_json(stage, {"setting": asdict(self.setting), "costs": {name: asdict(cost) for name, cost in self.known.items()}})
+                write_json(stage, {"setting": self.setting.to_dict(), "costs": {name: asdict(cost) for name, cost in self.known.items()}})
         return self.known
 
     def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:
@@ -149,7 +158,7 @@ class LayerCosts:
 
         q, k, v = values(shape.heads), values(shape.kv_heads), values(shape.kv_heads)
         states = torch.randn(1, self.length, shape.hidden, generator=generator, device=self.device)
-        call = AttentionCall(causal=shape.causal, hidden_states=states if mechanism.takes_hidden_states else None)
+        call = AttentionCall(causal=shape.causal, hidden_states=states if mechanism.takes_hidden_states else None, grid=self.grid)
 
         def run() -> Tensor:
             with torch.no_grad():

@@ -16,6 +16,7 @@ from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
 from .design import Design
 from .model import SearchedModel
+from .pictures import SearchPictures
 from .texts import SearchText
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
@@ -59,11 +60,12 @@ class HeldOutLoss:
 class Divergence:
     """KL(checkpoint ‖ design) in nats, mean over predictions, of pieces that the checkpoint was trained to read.
 
-    Of a language model the predictions are those of masked tokens, or of next tokens; of a classifier those of the text or of its tokens.
+    Of a language model the predictions are those of masked tokens, or of next tokens; of a classifier those of the text, of its tokens, of
+    the picture or of its places.
 
     Args:
-        model, text, pieces, transferred: as for :class:`HeldOutLoss`.
-        length: of the pieces.
+        model, text, pieces, transferred: as for :class:`HeldOutLoss`; or pictures.
+        length: of the pieces, or the size of the pictures.
     Raises:
         OptionError: the checkpoint has no head.
     """
@@ -72,14 +74,17 @@ class Divergence:
     what = "nats of KL divergence"
 
     def __init__(
-        self, model: SearchedModel, text: SearchText, pieces: int, length: int, transferred: Transferred | None = None
+        self, model: SearchedModel, text: SearchText | SearchPictures, pieces: int, length: Any, transferred: Transferred | None = None
     ) -> None:  # fmt: skip
         self.model, self.transferred = model, transferred or {}
         masked = model.predicts_tokens and not model.original.shape.causal
-        self.inputs: list[Tensor] = []
+        self.inputs: list[dict[str, Tensor]] = []
         self.places: list[Tensor | None] = []
-        for ids, labels in text.predicted(length, pieces, causal=not masked):
-            self.inputs.append(ids)
+        for piece, labels in text.predicted(length, pieces, causal=not masked):
+            self.inputs.append(text.arguments(piece, model.device))  # type: ignore[arg-type]
+            if labels is None:
+                self.places.append(None)
+                continue
             predicted = torch.nonzero(labels >= 0).flatten()
             self.places.append(predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED])
         self.expected = self._logits(model.run_with(model.base_attention, short=True))
@@ -94,15 +99,17 @@ class Divergence:
     def _logits(self, model: Any) -> list[Tensor]:
         """The logits of each piece, ``(predictions, classes)`` float32."""
         rows = []
-        for ids, places in zip(self.inputs, self.places, strict=True):
-            logits = getattr(model(input_ids=ids[None].to(model.device)), "logits", None)
+        for arguments, places in zip(self.inputs, self.places, strict=True):
+            logits = getattr(model(**arguments), "logits", None)
             if not isinstance(logits, Tensor):
                 raise OptionError(
                     f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "
-                    "language-modelling head, or leave --score kl and --objective kl out."
+                    "language-modelling or classification head, or leave --score kl and --objective kl out."
                 )
-            logits = logits[0].float()
-            rows.append(logits[places].cpu() if logits.dim() == 2 and places is not None else logits.reshape(1, -1).cpu())
+            logits = logits[0].float().cpu()
+            if logits.dim() == 3:  # (classes, height, width)
+                logits = logits.flatten(1).T
+            rows.append(logits if logits.dim() == 2 and places is None else logits[places] if logits.dim() == 2 else logits.reshape(1, -1))
         return rows
 
 

@@ -28,7 +28,7 @@ def draw_search(result: SearchResult, file: Path) -> None:
         _draw_scores(axes[0], result)
         if result.tried:
             _draw_losses(axes[1], result)
-        figure.suptitle(f"{result.model}, {result.length:,} tokens", fontsize=10)
+        figure.suptitle(f"{result.model}, {result.target}", fontsize=10)
         figure.savefig(file, metadata={"Date": None})
 
 

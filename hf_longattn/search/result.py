@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..conversion.grid_sizes import GridSize, size_text
 from ..evaluation.token_loss import LossChange
 from ..staging import unused_name
 from .budget import Budget, readable_bytes, readable_seconds
@@ -31,6 +32,7 @@ class SearchResult:
     """The outcome of a search.
 
     model, text: their names. length: of the target, in tokens. compared_at: tokens at which ``score`` was measured.
+    sizes: of a model of pictures, the size of the target's and of those at which ``score`` was measured.
     layers_kept: in the mode full-layers, how many keep the checkpoint's own attention; else ``None``.
     full_seconds, full_bytes: of full attention in every layer.
     chosen: the design; ``reason`` says why, in a sentence.
@@ -69,6 +71,7 @@ class SearchResult:
     folder: str | None = None
     loss_change: LossChange | None = None
     no_loss: str = ""
+    sizes: tuple[GridSize, GridSize] | None = None
 
     @property
     def pareto(self) -> list[CostedDesign]:
@@ -76,10 +79,16 @@ class SearchResult:
         return pareto(self.tried)
 
     @property
+    def target(self) -> str:
+        """What the result reads, in words."""
+        return f"{self.length:,} tokens" if self.sizes is None else self.sizes[0].describe()
+
+    @property
     def command(self) -> str:
         """The command that converts the checkpoint to the design, as a shell reads it."""
         file = f"{self.folder}/design.yaml" if self.folder else "design.yaml"
-        return shlex.join(["longattn", "convert", self.model, unused_name(f"{Path(self.model).name}-{self.length}"), "--config", file])
+        size = self.length if self.sizes is None else size_text(self.sizes[0].size)
+        return shlex.join(["longattn", "convert", self.model, unused_name(f"{Path(self.model).name}-{size}"), "--config", file])
 
     @property
     def loss_sentence(self) -> str:
@@ -104,6 +113,7 @@ class SearchResult:
             "text": self.text,
             "length": self.length,
             "compared_at": self.compared_at,
+            **({} if self.sizes is None else {"image_size": self.sizes[0].size, "compared_image_size": self.sizes[1].size}),
             **({} if self.budget is None else {"budget": str(self.budget)}),
             **({} if self.layers_kept is None else {"layers_kept": self.layers_kept, "importance": list(self.importance)}),
             "score": self.score,
@@ -134,15 +144,17 @@ class SearchResult:
         """The report as a page."""
         what, full = SCORES[self.score], self.full_seconds
         limit = f"{self.layers_kept} layers with the checkpoint's own attention" if self.budget is None else f"a budget of {self.budget}"
+        read, compared = f"with the text {self.text}", f"{self.compared_at:,} tokens"
+        if self.sizes is not None:
+            read, compared = f"by pictures ({self.text})", self.sizes[1].describe()
         lines = [
-            f"# A design for {self.model} at {self.length:,} tokens",
+            f"# A design for {self.model} at {self.target}",
             "",
             *(part for sentence in (self.reason, self.loss_sentence) if sentence for part in (sentence, "")),
             f"    {self.command}",
             "",
-            f"Searched under {limit}, with the text {self.text}. Costs are those of attention alone, for one sequence of {self.length:,} "
-            f"tokens; full attention in every layer takes {readable_seconds(full)}. The score is {what} at "
-            f"{self.compared_at:,} tokens.",
+            f"Searched under {limit}, {read}. Costs are those of attention alone, for one sequence of {self.length:,} "
+            f"tokens; full attention in every layer takes {readable_seconds(full)}. The score is {what} at {compared}.",
             "",
             *(f"- {note}" for note in self.notes),
             *([""] if self.notes else []),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..conversion.config import ConversionConfig
+from ..conversion.grid_sizes import size_text
 from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
@@ -26,7 +27,7 @@ from ..evaluation.layer_choice import layers_keep
 from ..evaluation.token_loss import LossChange
 from ..positions import widest_span
 from .budget import Budget
-from .candidates import FULL, read_candidates, unsuitable
+from .candidates import FULL, read_candidates, unsuitable, usual_candidates
 from .config import MODES, OBJECTIVES, PIECES, SCORE_NAMES, SearchConfig
 from .costs import LayerCosts
 from .design import CostedDesign, Design, unique
@@ -50,6 +51,7 @@ def search_design(
     *,
     budget: str | float | Budget = "0.25",
     length: int | None = None,
+    image_size: str | int | Sequence[int] | None = None,
     candidates: Sequence[str | Candidate] | None = None,
     mode: str = "mechanisms",
     score: str = "mass",
@@ -80,11 +82,13 @@ def search_design(
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
-        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of pictures a picture or
+            a folder of pictures (``Path``).
         output: the folder of the search, with report, picture and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
         budget: of the attention of all layers for one text: a share of full attention's time (0.25), seconds ("1.5s") or memory ("200MB");
             in the mode "full-layers" the number of layers that keep the checkpoint's attention.
         length: of the target, in tokens; the checkpoint's own if not given.
+        image_size: of the target's pictures, 1024, or height and width, "768x1024"; the checkpoint's own if not given.
         candidates: mechanisms such as ``"window:window=256"``; usual ones if not given. In the mode "full-layers" the one that the other
             layers run.
         mode: "mechanisms", or "full-layers" (after Li et al. 2025, arXiv 2512.20569: the layers whose restoration reduces the KL
@@ -94,9 +98,10 @@ def search_design(
         objective: of stage 2: "loss", masked or causal, at the target length, or "kl", the divergence from the checkpoint.
         workers: processes of stage 2; a script that asks for more than one needs ``if __name__ == "__main__":`` around the call.
         transfer_steps: attention transfer of candidates with parameters before they are judged, in optimiser steps.
-        pieces: of the text that are read, at most.
+        pieces: of the text that are read, or pictures, at most.
         queries: measured in each piece for captured mass.
-        compare_at: tokens at which candidates are judged; what the checkpoint was trained to read if not given.
+        compare_at: tokens at which candidates are judged; what the checkpoint was trained to read if not given. For pictures, pixels along
+            both axes; ``image_size`` if not given.
         positions: as in a conversion.
         seed: of stage 2's sampler.
         device: "cpu", "cuda" …; the accelerator if there is one.
@@ -125,12 +130,12 @@ def search_design(
     full_layers = mode == MODES[1]
     config = SearchConfig(
         model=str(model), text=text, budget=None if full_layers else Budget.read(budget),
-        full_layers=_count(budget) if full_layers else None, candidates=tuple(read_candidates(candidates)),
+        full_layers=_count(budget) if full_layers else None, candidates=None if candidates is None else tuple(read_candidates(candidates)),
         score="kl" if full_layers else score, objective=objective, trials=trials, workers=workers, transfer_steps=transfer_steps,
         pieces=pieces, queries=queries, compare_at=compare_at, seed=seed, device=str(chosen_device(device)),
-        conversion=ConversionConfig(max_length=length, positions=positions, revision=revision, token=token),
+        conversion=ConversionConfig(max_length=length, image_size=image_size, positions=positions, revision=revision, token=token),
     )  # fmt: skip
-    if full_layers and (candidates is None or len(config.candidates) != 1 or trials):
+    if full_layers and (config.candidates is None or len(config.candidates) != 1 or trials):
         raise OptionError("In the mode full-layers all other layers run one candidate, and there are no trials; give one --candidate.")
     opened = nullcontext(None) if output is None else opened_folder(output, config.settings(), resume=resume, overwrite=overwrite)
     with opened as folder:
@@ -156,7 +161,7 @@ class Search:
         self.config, self.folder, self.progress = config, folder, progress or silent
         self.model = config.open_model(source)
         self.length = config.length_compared(self.model)
-        self.text = config.searched_text(self.model)
+        self.text = config.inputs(self.model)
         self.notes: list[str] = []
         self.reasons: dict[str, str] = {}
         self.candidates: list[Candidate] = []
@@ -164,12 +169,16 @@ class Search:
     def run(self) -> SearchResult:
         """Measure candidates, choose a design, and try designs if there is a stage 2."""
         model, config = self.model, self.config
-        pieces = len(self.text.pieces(self.length, config.pieces))
+        pieces = len(self.text.pieces(self.length, config.pieces))  # type: ignore[arg-type]
         if config.trials and config.objective == "loss":
-            check_predicts_tokens(model)
-            pieces = min(pieces, len(self.text.pieces(model.length, config.pieces)))
+            if not model.predicts_tokens:
+                raise OptionError(
+                    f"{model.source.name!r} is a {model.original.architecture.source_class}, which predicts no tokens, so it has no "
+                    "held-out loss; add --objective kl."
+                )
+            pieces = min(pieces, len(self.text.pieces(model.length, config.pieces)))  # type: ignore[arg-type]
         if pieces < config.pieces:
-            self.notes.append(f"The text is enough for {pieces} of {config.pieces} pieces; a longer one gives a surer choice.")
+            self.notes.append(self.text.too_few(pieces, config.pieces))
         self.candidates = self._suitable()
         costs = self._measure_costs()
         folder = Path() if self.folder is None else self.folder.file(TRANSFER)
@@ -204,10 +213,10 @@ class Search:
         Raises:
             OptionError: one that the user named cannot run, or none is left.
         """
-        suitable, shape = [], self.model.original.shape
+        suitable, shape, sizes = [], self.model.original.shape, self.model.original.grid
         measured = self.config.full_layers is not None or (self.config.trials > 0 and self.config.objective == "loss")
-        for candidate in self.config.candidates:
-            why = unsuitable(candidate, shape.causal, self.model.length)
+        for candidate in usual_candidates(sizes) if self.config.candidates is None else self.config.candidates:
+            why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
                 raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
             untrained = "" if why else self.model.untrained_distances(candidate.sized(self.model.length, shape.heads, shape.head_dim))
@@ -222,17 +231,19 @@ class Search:
             suitable += [base[layer] for layer in sorted(self.model.named)]
         if not suitable:
             name, why = next(iter(self.reasons.items()))
+            span = widest_span(self.model.trained_length, causal=shape.causal)
+            example = f"window:window={span}" if sizes is None else f"window2d:window={min(sizes.old.grid.sizes)}"
             raise OptionError(
-                f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less, for example --candidate "
-                f"window:window={widest_span(self.model.trained_length, causal=shape.causal)}."
+                f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less, for example --candidate {example}."
             )
         return unique_candidates(suitable)
 
     def _measure_costs(self) -> CostTable:
-        model = self.model
+        model, sizes = self.model, self.model.original.grid
         base = list(model.base_design.layers) if self.config.full_layers is not None else []
         costs = LayerCosts(
-            model.original.shape, model.length, model.device, None if self.folder is None else self.folder.file(COSTS)
+            model.original.shape, model.length, model.device, None if self.folder is None else self.folder.file(COSTS),
+            None if sizes is None else sizes.new.grid,
         )  # fmt: skip
         memory = self.config.budget is not None and self.config.budget.of_memory
         measured = costs.measure(unique_candidates([*self.candidates, FULL, *base]), self.progress, memory)
@@ -335,28 +346,33 @@ class Search:
         self, chosen: CostedDesign, reason: str, costs: CostTable, table: ScoreTable, front: Sequence[CostedDesign],
         uniform: Sequence[CostedDesign], transferred: Transferred, tried: tuple[CostedDesign, ...] = (), **more: Any,
     ) -> SearchResult:  # fmt: skip
-        config, model = self.config, self.model
+        config, model, sizes = self.config, self.model, self.model.original.grid
+        compared = self.length if isinstance(self.length, int) else self.length.grid.length
         settings = {
             "max_length": config.conversion.max_length,
+            "image_size": None if config.conversion.image_size is None or sizes is None else size_text(sizes.new.size),
             "positions": None if config.conversion.positions == "auto" else config.conversion.positions,
         }
         rows = tuple(LayerRow(row, name) for row, name in zip(table.scores, chosen.design.names, strict=True))
         full = costs.costed(costs.uniform(FULL))
         change, no_loss = self._loss_change(chosen.design, transferred)
         return SearchResult(
-            model=config.model, text=self.text.name, length=model.length, compared_at=self.length, budget=config.budget, score=config.score,
+            model=config.model, text=self.text.name, length=model.length, compared_at=compared, budget=config.budget, score=config.score,
             full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason, front=tuple(front), uniform=tuple(uniform),
             rows=rows, costs={name: (cost.seconds, cost.bytes) for name, cost in costs.costs.items()}, reasons=self.reasons,
             machine=_machine(model.device), recipe=chosen.design.recipe(**settings), tried=tried, layers_kept=config.full_layers,
             notes=tuple(self.notes), loss_change=change, no_loss=no_loss, folder=None if self.folder is None else str(self.folder.path),
+            sizes=None if sizes is None or isinstance(self.length, int) else (sizes.new, self.length),
             **{"objective": config.objective if tried else None, **more},
         )  # fmt: skip
 
     def _loss_change(self, design: Design, transferred: Transferred) -> tuple[LossChange | None, str]:
         """How the loss at the target length changes with a design, and why that was not measured."""
+        if self.model.original.grid is not None:
+            return None, ""
         try:
             check_predicts_tokens(self.model)
-            inputs = self.text.predicted(self.model.length, self.config.pieces, causal=self.model.original.shape.causal)
+            inputs: Any = self.text.predicted(self.model.length, self.config.pieces, causal=self.model.original.shape.causal)  # type: ignore[arg-type]
             self.progress(f"held-out loss of {design}")
             measure = LossAgainstChunks(self.model, inputs)
             return measure(design.attention(), weights_of(design, transferred)), ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .design import CostedDesign, Design
 from .knapsack import Numbers, best_under_peak, front, thinned
 from .model import SearchedModel
 from .objectives import Divergence, Progress, divergence_by_layer
+from .pictures import SearchPictures
 from .texts import SearchText
 
 QUERIES = 512
@@ -37,11 +39,14 @@ class ScoreTable:
 
 
 def mass_table(
-    model: SearchedModel, text: SearchText, candidates: Sequence[Candidate], length: int, pieces: int, queries: int, progress: Progress
-) -> ScoreTable:
-    """Captured mass, from 0 to 1, mean over heads and pieces, in the checkpoint as it was trained."""
+    model: SearchedModel, text: SearchText | SearchPictures, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
+    progress: Progress,
+) -> ScoreTable:  # fmt: skip
+    """Captured mass, from 0 to 1, mean over heads and pieces of ``length`` tokens or pictures of this size, in the checkpoint as it was
+    trained."""
     masses, reasons = list[torch.Tensor](), dict[str, str]()
-    for number, piece in enumerate(text.pieces(length, pieces)):
+    of_text: Sequence[Any] = text.pieces(length, pieces)
+    for number, piece in enumerate(of_text):
         progress(f"captured mass, piece {number + 1}")
         measured = captured_mass(model.run_with(model.base_attention, short=True), piece, candidates, queries=queries, seed=number)
         reasons |= dict(measured.reasons)

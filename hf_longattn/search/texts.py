@@ -46,6 +46,14 @@ class SearchText:
             )
         return pieces
 
+    def arguments(self, piece: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """What the model is called with."""
+        return {"input_ids": piece[None].to(device)}
+
+    def too_few(self, pieces: int, wanted: int) -> str:
+        """The note on a choice by a short text."""
+        return f"The text is enough for {pieces} of {wanted} pieces; a longer one gives a surer choice."
+
     def masked(self, piece: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """The piece with masked tokens, and the labels, both ``(N,)``; see :func:`hf_longattn.data.masking.masked_tokens`."""
         return masked_tokens(piece, self.tokenizer, seed)

@@ -1,0 +1,95 @@
+"""Pictures that a model reads at the size for which it is converted, or at another one, as its image processor makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conversion.grid_sizes import GridSize, pixels
+from ..conversion.plan import ConversionPlan
+from ..conversion.processors import FILE, file_of_size, load_image_processor
+from ..data.photographs import photographs
+from ..data.pictures import picture_files, read_picture
+from ..errors import CheckpointError, GridError, OptionError
+
+
+class SearchPictures:
+    """Pictures as inputs of a model.
+
+    Args:
+        pictures: a picture or a folder of them; ``None`` for scikit-learn's photographs.
+        plan: of a conversion of the model.
+        count: pictures that will be read at most; of a larger folder, as many that lie evenly between its first and its last.
+    Raises:
+        DataError: there is no picture.
+        CheckpointError: the model has no image processor.
+        OptionError: something else than a path, or no photographs to take.
+    """
+
+    def __init__(self, pictures: object, plan: ConversionPlan, count: int) -> None:
+        assert plan.grid is not None
+        self.rule, self.config, self.folder = plan.grid.rule, plan.architecture.source_config, plan.source.folder
+        self.processor = load_image_processor(self.folder)
+        self._pieces: dict[GridSize, list[dict[str, Tensor]]] = {}
+        if self.processor is None:
+            raise CheckpointError(f"{plan.source.name!r} has no {FILE}, which says how it reads pictures; copy that of its original there.")
+        if isinstance(pictures, Path):
+            files = picture_files(pictures)
+            self.name = pictures.name
+            self.pictures: list[Any] = [read_picture({"path": str(file)}, str(file))[0] for file in _spread(files, count)]
+        elif pictures is None:
+            self.name = "scikit-learn's photographs"
+            self.pictures = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[:count]]
+            if not self.pictures:
+                raise OptionError("There are no pictures to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
+        else:
+            raise OptionError(f"{plan.source.name!r} reads pictures; give a picture or a folder of pictures as a Path instead of a text.")
+
+    def pieces(self, size: GridSize, count: int) -> list[dict[str, Tensor]]:
+        """Up to ``count`` pictures of this size, each as arguments of ``forward`` for one picture.
+
+        Raises:
+            GridError: the image processor makes pictures of another size.
+        """
+        if size not in self._pieces:
+            self._pieces[size] = [self._piece(picture, size) for picture in self.pictures]
+        return self._pieces[size][:count]
+
+    def _piece(self, picture: Any, size: GridSize) -> dict[str, Tensor]:
+        sized = type(self.processor).from_dict(file_of_size(self.folder, self.processor, size.size))  # type: ignore[union-attr]
+        values = torch.as_tensor(sized(images=picture, return_tensors="pt")[self.rule.input])
+        if tuple(values.shape[2:]) != size.size:
+            raise GridError(
+                f"The image processor in {str(self.folder)!r} makes pictures of {pixels(tuple(values.shape[2:]))} where "
+                f"{pixels(size.size)} are needed; set do_resize and size in its {FILE}."
+            )
+        return self.rule.arguments(self.config, values)
+
+    def predicted(self, size: GridSize, count: int, *, causal: bool) -> list[tuple[dict[str, Tensor], None]]:
+        """The pictures; everything that a head says of one is compared."""
+        return [(piece, None) for piece in self.pieces(size, count)]
+
+    def arguments(self, piece: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """What the model is called with."""
+        return {name: value.to(device) for name, value in piece.items()}
+
+    def too_few(self, pieces: int, wanted: int) -> str:
+        """The note on a choice by few pictures."""
+        return f"There are {pieces} of {wanted} pictures; more give a surer choice."
+
+
+def _spread(files: list[Path], count: int) -> list[Path]:
+    """At most ``count`` files, evenly spread."""
+    return files if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
+
+
+def pictures_digest(pictures: Path) -> str:
+    """Names and sizes of the files, by which a search that resumes knows them."""
+    return "\n".join(f"{file.name} {file.stat().st_size}" for file in picture_files(pictures))
+
+
+__all__: list[Any] = ["SearchPictures", "pictures_digest"]

@@ -1,0 +1,228 @@
+"""Searches for models of pictures: as for texts, by real pictures at the size of the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+import hf_longattn
+from hf_longattn.cli import main
+from hf_longattn.conversion import plan_conversion
+from hf_longattn.data.sources import DataError
+from hf_longattn.diagnostics import Candidate, captured_mass, diagnose_picture
+from hf_longattn.engines.common.grid import Grid
+from hf_longattn.errors import BackendError, CheckpointError, GridError, LengthError, LongAttentionError, OptionError
+from hf_longattn.families import FAMILIES
+from hf_longattn.search import choose_mechanisms, search_design
+from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
+from hf_longattn.search.costs import LayerCost, LayerCosts
+from hf_longattn.search.pictures import SearchPictures
+
+from ..modeling import grid_models
+
+Image: Any = pytest.importorskip("PIL.Image")
+VIT = "ViTForImageClassification"
+CANDIDATES = ["window2d:window=8", "window2d:window=4", "segmented:block_size=16,integration=pooled,order=tiles:4x4", "full"]
+COSTS = {"window2d:window=8": 0.2, "window2d:window=4": 0.1, CANDIDATES[2]: 0.15, "full": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs that do not depend on the machine."""
+
+    def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
+        assert self.grid is not None
+        return {str(candidate): LayerCost(COSTS.get(str(candidate), 0.5)) for candidate in candidates}
+
+    monkeypatch.setattr(LayerCosts, "measure", measure)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search") / "vit"
+    grid_models.saved("vit", VIT, folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        pixels = torch.randint(0, 256, (9, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+        (folder / f"part{number % 2}").mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).resize((90, 70)).save(folder / f"part{number % 2}" / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_auto_is_the_search_and_says_why(vit: Path, pictures: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_images": pictures}
+    report = hf_longattn.convert_checkpoint(vit, tmp_path / "long", choose=choose_mechanisms, **settings)
+    chosen = search_design(vit, pictures, budget="0.3", image_size=64).chosen
+    assert report.passed
+    assert hf_longattn.LongAttentionConfig.from_dict(report.plan["long_attention"]) == chosen.design.attention()
+    choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
+    assert choice["reason"].endswith("keeps the most of the layers' attention within 0.3 of full attention's time.")
+    assert (choice["pictures"], choice["compared_at"], choice["compared_image_size"]) == (pictures.name, 257, [64, 64])
+    assert report.config["search_images"] == pictures.name
+    model = hf_longattn.LongViTForImageClassification.from_pretrained(tmp_path / "long")
+    assert model.config.long_image_size == [64, 64]
+
+
+def test_without_pictures_photographs_are_taken(vit: Path) -> None:
+    pytest.importorskip("sklearn")
+    plan = plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", image_size="48x64")
+    assert plan.choice is not None
+    assert plan.choice["pictures"] == "scikit-learn's photographs"
+
+
+def test_the_mass_is_that_of_a_diagnosis(vit: Path, pictures: Path, tmp_path: Path) -> None:
+    photo = pictures / "part0" / "0.png"
+    result = search_design(vit, photo, candidates=CANDIDATES, image_size=32)
+    diagnosis = diagnose_picture(vit, photo, candidates=CANDIDATES)
+    for row, layer in zip(result.rows, diagnosis.layers, strict=True):
+        assert [row.scores[name] for name in CANDIDATES] == pytest.approx(layer.mass, abs=1e-5)
+    assert result.notes == ("There are 1 of 4 pictures; more give a surer choice.",)
+
+
+def test_the_commands(vit: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    output, candidates = tmp_path / "search", [word for text in CANDIDATES for word in ("--candidate", text)]
+    typed = ["search", str(vit), str(pictures), "--output", str(output), "--image-size", "64", *candidates]
+    assert _run(typed) == 0
+    assert "length 64 × 64 pixels, 257 tokens" in " ".join(capsys.readouterr().out.split())
+    assert yaml.safe_load((output / "design.yaml").read_text())["image_size"] == "64"
+    assert "by pictures (" in (output / "report.md").read_text()
+    report = json.loads((output / "report.json").read_text())
+    assert (report["image_size"], report["length"], report["command"].split()[-1]) == ([64, 64], 257, f"{output}/design.yaml")
+    assert _run([*typed, "--resume"]) == 0
+    assert json.loads((output / "report.json").read_text())["layers"] == report["layers"]
+    assert _run([*typed[: -len(candidates)], "--candidate", "full", "--resume"]) == 1
+    assert _run(["convert", str(vit), str(tmp_path / "long"), "--config", f"{output}/design.yaml", "--no-verify"]) == 0
+    model = hf_longattn.LongViTForImageClassification.from_pretrained(tmp_path / "long")
+    assert model.config.long_attention.to_dict() == report["long_attention"]
+
+
+def test_whole_designs_are_tried_by_their_divergence(vit: Path, pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    result = search_design(
+        vit, pictures, tmp_path / "search", image_size=64, candidates=CANDIDATES, trials=4, objective="kl", compare_at=48, pieces=2
+    )
+    assert result.sizes is not None
+    assert [size.size for size in result.sizes] == [(64, 64), (48, 48)]
+    assert result.tried
+    assert all(costed.loss is not None and costed.loss >= 0 for costed in result.tried)
+    kept = search_design(vit, pictures, image_size=64, candidates=CANDIDATES[1:2], mode="full-layers", budget=1, pieces=1)
+    assert sorted(name for name in kept.chosen.design.names) == ["full"] + ["window2d:window=4"] * 3
+    by_layer = search_design(vit, pictures, image_size=64, candidates=CANDIDATES, score="kl", pieces=1)
+    assert all(row.scores["full"] == pytest.approx(0, abs=1e-6) for row in by_layer.rows)
+
+
+@pytest.mark.parametrize("base", ["dinov2_with_registers", "dinov3_vit", "beit", "clip_vision_model"])
+def test_families(base: str, pictures: Path, tmp_path: Path) -> None:
+    grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / base)
+    result = search_design(tmp_path / base, pictures, image_size=64 if FAMILIES[base].grid.interpolates else 32, candidates=CANDIDATES)
+    assert all(0 < row.scores["window2d:window=4"] < row.scores["full"] == pytest.approx(1, abs=1e-5) for row in result.rows)
+
+
+def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
+    sizes = plan_conversion(vit, image_size=64).grid
+    usual = usual_candidates(sizes)
+    assert set(hf_longattn.list_mechanisms(grid=True)) | {"full"} <= {candidate.mechanism for candidate in usual}
+    assert usual[0] == Candidate("window2d", {"window": (8,)}) or str(usual[0]) == "window2d:window=8"
+    assert all(not candidate.by_user for candidate in usual)
+    assert {candidate.mechanism for candidate in usual if "order" in candidate.options} >= {"segmented", "bigbird", "block_top_k", "window"}
+    assert "more than the 8" in unsuitable(Candidate("neighborhood", {"kernel_size": 13}), False, sizes)
+    assert "sees neighbours along a text" in unsuitable(Candidate("window"), False, sizes)
+    assert unsuitable(FULL, False, sizes) == ""
+    assert "the model reads a text" in unsuitable(Candidate("axial"), False)
+
+
+def test_pictures_are_those_of_the_image_processor(vit: Path, pictures: Path) -> None:
+    plan = plan_conversion(vit, image_size="48x64")
+    assert plan.grid is not None
+    pieces = SearchPictures(pictures, plan, 3).pieces(plan.grid.new, 3)
+    sized = ViTImageProcessorPil.from_pretrained(vit, size={"height": 48, "width": 64})
+    files = sorted(pictures.rglob("*.png"))
+    for piece, file in zip(pieces, (files[0], files[2], files[5]), strict=True):
+        torch.testing.assert_close(piece["pixel_values"], sized(images=Image.open(file), return_tensors="pt")["pixel_values"])
+
+
+def test_costs_are_those_of_the_grid(vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    shape, device = plan_conversion(vit).shape, torch.device("cpu")
+    costs = LayerCosts(shape, 65, device, tmp_path / "costs.json", Grid((8, 8), 1))
+    assert costs.measure([Candidate("window2d"), Candidate("segmented", {"order": "tiles:4x4"})]).keys() >= {"window2d"}
+    assert LayerCosts(shape, 65, device, tmp_path / "costs.json", Grid((8, 8), 1)).known
+    assert not LayerCosts(shape, 65, device, tmp_path / "costs.json", Grid((4, 16), 1)).known
+    assert not LayerCosts(shape, 65, device, tmp_path / "costs.json").known
+
+
+REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
+    ({"text": "words " * 99}, OptionError, "give a picture or a folder of pictures"),
+    ({"text": Path("missing")}, DataError, "does not exist; give a picture, or a folder"),
+    ({"length": 512}, OptionError, "give the size as --image-size 1024"),
+    ({"image_size": 30}, GridError, "not a multiple of the patch's 4"),
+    ({"compare_at": 96}, LengthError, "pictures of up to 64 × 64 pixels"),
+    ({"compare_at": 33}, GridError, "not a multiple of the patch's 4"),
+    ({"candidates": ["window:window=8"]}, OptionError, "sees neighbours along a text"),
+    ({"candidates": ["neighborhood:kernel_size=13"]}, OptionError, "more than the 8"),
+    ({"candidates": ["window2d:window=16"], "positions": "tile"}, OptionError, "for example --candidate window2d:window=8"),
+    ({"trials": 2, "output": "search"}, OptionError, "add --objective kl"),
+    ({"transfer_steps": 2, "output": "search"}, OptionError, "leave --transfer-steps out"),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "sentence"), REFUSED, ids=[sentence for _, _, sentence in REFUSED])
+def test_refusals(
+    settings: dict[str, Any], error: type[LongAttentionError], sentence: str, vit: Path, pictures: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / settings["output"] if "output" in settings else None
+    values: dict[str, Any] = {"text": pictures, "image_size": None if "length" in settings else 64, **settings, "output": output}
+    with pytest.raises(error, match=sentence):
+        search_design(vit, **values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_or_pictures_for_the_wrong_model_are_refused(vit: Path, encoder: Path, text: Path, pictures: Path, tmp_path: Path) -> None:
+    for model, settings, sentence in (
+        (vit, {"search_text": text}, "give pictures as --search-images FOLDER"),
+        (encoder, {"search_images": pictures}, "give a text as --search-text"),
+    ):
+        with pytest.raises(OptionError, match=sentence):
+            hf_longattn.convert_checkpoint(model, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", **settings)
+    with pytest.raises(OptionError, match="are for --mechanism auto"):
+        plan_conversion(vit, image_size=64, search_images=pictures)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", search_images=tmp_path / "empty")
+    grid_models.saved("vit", VIT, tmp_path / "bare")
+    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
+        plan_conversion(tmp_path / "bare", choose=choose_mechanisms, mechanism="auto", search_images=pictures)
+    assert not (tmp_path / "long").exists()
+
+
+def test_the_mass_of_a_model_in_memory(vit: Path, tmp_path: Path) -> None:
+    model = hf_longattn.LongViTForImageClassification.from_pretrained(vit)
+    measured = captured_mass(model, {"pixel_values": torch.randn(1, 3, 40, 48)}, ["window2d:window=4", "full"], queries=1000)
+    assert measured.mass.shape == (4, model.config.num_attention_heads, 2)
+    assert measured.pairs[0] < measured.pairs[1] == measured.full_pairs == 121**2
+    grid_models.saved("vit_mae", "ViTMAEModel", tmp_path / "mae")
+    with pytest.raises(BackendError, match="leaves patches out by chance"):
+        captured_mass(hf_longattn.LongViTMAEModel.from_pretrained(tmp_path / "mae"), {}, ["full"])
+    with pytest.raises(BackendError, match="reads no pictures on a grid of patches"):
+        captured_mass(hf_longattn.LongBertModel(hf_longattn.LongBertConfig(num_hidden_layers=1)), {}, ["full"])
+
+
+def _run(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return int(ended.value.code or 0)
