@@ -14,6 +14,7 @@ from torch import Tensor
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError
 from ..mechanisms import Mechanism
+from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
 from ..modeling.grids import INTERPOLATE_ARGUMENT
 from ..private_apis import attention_implementation
@@ -29,8 +30,6 @@ from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference, part_to
 
 PROCESSED_PIXELS = 2**25
 """Most pixels of a picture that the image processor is tried on; for larger ones its settings are compared."""
-BODIES = ("Model", "Backbone")
-"""Endings of the classes without a head."""
 PHOTO_SIZE = (427, 640)
 """Height and width of a picture that the image processor has to resize."""
 
@@ -80,19 +79,19 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     at_old, at_new = inputs.at(old.size), inputs.at(new.size)
     expected = run_on_grid(part_to_compare(source, headless), at_old)
     resized = {INTERPOLATE_ARGUMENT: True} if sizes.rule.interpolates else {}
-    expected_new = _cells(run_on_grid(_body(source), {**at_new, **resized})) if grows else {}
-    crops = {} if why_no_crops else _crops_of_source(_body(source), at_new, sizes, new)
+    expected_new = _cells(run_on_grid(without_head(source), {**at_new, **resized})) if grows else {}
+    crops = {} if why_no_crops else _crops_of_source(without_head(source), at_new, sizes, new)
     del source
 
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
     covered = all(layer.covers(old.grid.length) for layer in mechanisms_on(old.grid, plan.attention, plan.shape))
     what = "hidden states (the source has no weights for its head)" if headless else "outputs"
     old_outputs = run_on_grid(part_to_compare(model, headless), at_old)
-    new_outputs = _cells(run_on_grid(_body(model), at_new)) if grows else _cells(old_outputs)
+    new_outputs = _cells(run_on_grid(without_head(model), at_new)) if grows else _cells(old_outputs)
     model.use_base_attention()
     full_old = {} if covered else run_on_grid(part_to_compare(model, headless), at_old)
     tiled = grows and plan.positions == TILE
-    full_new = {} if not grows or tiled else _cells(run_on_grid(_body(model), at_new))
+    full_new = {} if not grows or tiled else _cells(run_on_grid(without_head(model), at_new))
     model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
     del model
     if tiled:
@@ -128,11 +127,6 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
     values = {"image_size": list(new.size), "tokens": new.grid.length}
     return [*checks, Check("finite at the new size", PASSED if finite else FAILED, detail, values)]
-
-
-def _body(model: Any) -> Any:
-    """The model below its head; itself where it has none."""
-    return model if type(model).__name__.endswith(BODIES) else model.base_model
 
 
 def run_on_grid(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -186,7 +180,7 @@ def _interpolating(plan: ConversionPlan, result: Path, scratch: Path | None) -> 
     config.position_extension = INTERPOLATE
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch, config_instead=config)[0]
     model.use_base_attention()
-    return _body(model)
+    return without_head(model)
 
 
 # Windows of the old size with tiled positions, and no token that sees several of them: each is what the source computes of it alone.

@@ -28,7 +28,7 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.ordered import in_raster_order
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
-from ..modeling.family.definition import FAMILIES
+from ..modeling.family.definition import FAMILIES, without_head
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import check_interface
@@ -60,7 +60,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     """:func:`watched_stack` of a model that may read something else than text."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
-    stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model.base_model
+    stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not has_mechanisms(stack):
@@ -99,8 +99,8 @@ def grid_rule(stack: PreTrainedModel) -> GridRule:
         raise BackendError(f"{type(stack).__name__} reads no pictures on a grid of patches; give a text instead.")
     if rule.noise is not None:
         raise BackendError(
-            f"{type(stack).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model that was "
-            "fine-tuned from it, such as a ViTForImageClassification."
+            f"{type(stack).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model that "
+            "was fine-tuned from it, such as a ViTForImageClassification."
         )
     return rule
 

@@ -23,6 +23,8 @@ CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 """Endings of classes with one stack that predict the next token."""
 LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", *CAUSAL_LANGUAGE_MODELS, "DoubleHeadsModel")
 """Endings of classes with one stack that predict tokens."""
+WITHOUT_HEAD = ("Model", "Backbone")
+"""Endings of classes without a head."""
 ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification"), ("ForCausalLM",)
 """Endings of the classes of an encoder-decoder that have one stack."""
 PADDING = 1
@@ -88,6 +90,11 @@ class PositionTable:
     def matches(self, name: str) -> bool:
         """Whether the parameter called ``name`` is this table."""
         return re.search(self.pattern, name) is not None
+
+
+def without_head(model: Any) -> Any:
+    """The model below its head; itself where it has none, also where ``base_model`` is a part of it (DINOv3's layers)."""
+    return model if type(model).__name__.endswith(WITHOUT_HEAD) else model.base_model
 
 
 def encoder_decoder_tables(**options: Any) -> tuple[PositionTable, PositionTable]:
