@@ -106,7 +106,7 @@ class ConversionConfig(Settings):
     )
     budget: str | None = setting(
         None,
-        "With --mechanism auto: what attention may cost for a text of the maximum length, or a picture: a share of full attention's time "
+        "With --mechanism auto: what attention may cost for a text of the maximum length or a picture: a share of full attention's time "
         "(0.25), seconds (1.5s) or memory (200MB).",
         unset="0.25",
         planned=True,

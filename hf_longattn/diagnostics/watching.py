@@ -99,8 +99,8 @@ def grid_rule(stack: PreTrainedModel) -> GridRule:
         raise BackendError(f"{type(stack).__name__} reads no pictures on a grid of patches; give a text instead.")
     if rule.noise is not None:
         raise BackendError(
-            f"{type(stack).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model that "
-            "was fine-tuned from it, such as a ViTForImageClassification."
+            f"{type(stack).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model "
+            "that was fine-tuned from it, such as a ViTForImageClassification."
         )
     return rule
 
