@@ -41,8 +41,9 @@ def audit(
 ) -> None:
     """Measure how far tokens reach, and compare it with the config.
 
-    Tokens are replaced, and the outputs that change are compared with those that the config lets them reach, layer by layer where MODEL
-    itself is audited. Exits with 1 if they differ: a window was dropped or has another width, or an input was cut off.
+    Tokens, or patches of a picture, are replaced, and the outputs that change are compared with those that the config lets them reach,
+    layer by layer where MODEL itself is audited. Exits with 1 if they differ: a window was dropped or has another width, or an input was
+    cut off.
     """
     from ..audit import audit_reach
     from .show import show_audit

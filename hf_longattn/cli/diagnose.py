@@ -19,6 +19,8 @@ __all__ = ["diagnose"]
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the names of files that are read as pictures."""
 
+USUAL_DEPTHS = "0.1,0.5,0.9"
+
 
 def diagnose(
     model: Annotated[
@@ -27,7 +29,10 @@ def diagnose(
     ],
     text: Annotated[
         Path,
-        typer.Argument(metavar="TEXT", help="A UTF-8 text file, at least as long as the longest length; or a photo."),
+        typer.Argument(
+            metavar="TEXT",
+            help="A UTF-8 text file, at least as long as the longest length; for a model of pictures, a photo (.jpg, .png …).",
+        ),
     ],
     lengths: Annotated[
         str | None,
@@ -46,7 +51,7 @@ def diagnose(
         typer.Option(
             metavar="MECHANISM[:NAME=VALUE,...]",
             help="A mechanism to compare, for example window:window=512. Repeatable.",
-            show_default="all of them, with usual options",
+            show_default="all of them, with usual options; for a photo, those on a grid",
         ),
     ] = None,
     extend: Annotated[
@@ -76,17 +81,17 @@ def diagnose(
     ] = None,
     depths: Annotated[
         str, typer.Option(metavar="SHARE,...", help="Where the needle is planted, as shares of the text before it.")
-    ] = "0.1,0.5,0.9",
+    ] = USUAL_DEPTHS,
     no_needle: Annotated[bool, typer.Option("--no-needle", help="Plant no needle.")] = False,
     device: flags.Device = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Show how attention dilutes with length, head by head.
+    """Show how attention dilutes with length, head by head, or where it goes on a photo.
 
     Every layer is shown, with what mechanisms would keep of its attention. The numbers come from the model's own queries and keys. --html
-    writes a page with pictures that opens offline.
+    writes a page with pictures that opens offline: of a photo, what each layer attends to, drawn over it.
     """
     if (needle is None) != (question is None):
         raise typer.BadParameter("--needle and --question are given together.", param_hint="--needle")
@@ -102,7 +107,7 @@ def diagnose(
         _diagnose_picture(
             model, text, html=html, save=save, as_json=as_json, candidate=candidate, queries=queries, device=device, revision=revision,
             token=token, for_texts={"--lengths": lengths, "--extend": extend, "--mechanism": mechanism, "--needle": needle,
-                                    "--within-mechanism": within_mechanism, "--no-needle": no_needle},
+                                    "--within-mechanism": within_mechanism, "--no-needle": no_needle, "--depths": depths != USUAL_DEPTHS},
         )  # fmt: skip
         return
 
@@ -143,7 +148,7 @@ def _diagnose_picture(
     from .show_diagnosis import show_picture
 
     diagnosis = diagnose_picture(model, picture, candidates=settings.pop("candidate"), **settings)
-    _report(diagnosis, picture_page, lambda: show_picture(diagnosis), html=html, save=save, as_json=as_json)
+    _report(diagnosis, picture_page, lambda: show_picture(diagnosis, with_hint=html is None), html=html, save=save, as_json=as_json)
 
 
 def _report(

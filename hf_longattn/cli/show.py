@@ -84,14 +84,14 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
         terminal.print_json({**plan.to_dict(), "comparison": {**values, "mechanisms": [asdict(row) for row in rows]}})
         return
     show_plan(plan)
-    show_comparison(rows, headings, matrix_speed())
+    show_comparison(rows, headings, matrix_speed(), "sequence" if plan.grid is None else "picture")
 
 
-def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float) -> None:
-    """The cost of each mechanism, at the longest of the lengths where not all fit next to one another; then why others have none."""
+def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, unit: str = "sequence") -> None:
+    """Each mechanism's cost for one ``unit``, at the longest of the lengths where not all fit side by side; then why others have none."""
     console = terminal.console()
     shown = [index for index in SHOWN_LENGTHS if index < len(headings)] if len(headings) > len(SHOWN_LENGTHS) else range(len(headings))
-    tables = [_comparison(rows, headings, speed, shown[start:]) for start in range(len(shown))]
+    tables = [_comparison(rows, headings, speed, shown[start:], unit) for start in range(len(shown))]
     unbounded = console.options.update(max_width=10 * console.width)
     fitting = (table for table in tables if Measurement.get(console, unbounded, table).maximum <= console.width)
     console.print(next(fitting, tables[-1]), highlight=False)
@@ -100,10 +100,10 @@ def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], spee
             console.print(f"{row.mechanism}: {escape(row.refused)}", style="dim", highlight=False)
 
 
-def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, shown: Sequence[int]) -> Table:
+def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, shown: Sequence[int], unit: str) -> Table:
     counted = [row for row in rows if not row.refused]
     same = len({row.bytes for row in counted}) == 1  # an encoder has no cache, and its largest activation is not in attention
-    title = f"least seconds for one sequence through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
+    title = f"least seconds for one {unit} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
     table = _table([], title if same else f"{title} / memory besides the weights")
     table.add_column("mechanism", no_wrap=True)
     for index in shown:
@@ -139,7 +139,7 @@ def _grown(plan: Mapping[str, Any]) -> str:
 
 
 def show_costs(costs: Sequence[LengthCost]) -> None:
-    """Cost at each length, for one sequence."""
+    """Cost at each length, for one sequence or picture."""
     decodes = any(cost.cache_bytes is not None for cost in costs)
     pixels = [getattr(cost, "size", None) for cost in costs]
     headings = [
@@ -152,7 +152,8 @@ def show_costs(costs: Sequence[LengthCost]) -> None:
         "activations",
         *(["decode cache"] if decodes else []),
     ]
-    table = _table(headings, "operations and memory for one sequence, computed from the model's shape", justify="right")
+    unit = "picture" if any(pixels) else "sequence"
+    table = _table(headings, f"operations and memory for one {unit}, computed from the model's shape", justify="right")
     for cost, size_in_pixels in zip(costs, pixels, strict=True):
         row = [
             *([] if size_in_pixels is None else ["×".join(map(str, size_in_pixels))]),

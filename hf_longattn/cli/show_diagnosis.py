@@ -102,8 +102,8 @@ def _mechanisms(diagnosis: Diagnosis) -> Table:
     return table
 
 
-def show_picture(diagnosis: PictureDiagnosis) -> None:
-    """What each mechanism keeps of the attention on a picture, by layer."""
+def show_picture(diagnosis: PictureDiagnosis, with_hint: bool = True) -> None:
+    """What each mechanism keeps of the attention on a picture; ``with_hint``, how to see the layers."""
     console = terminal.console(width=WIDTH)
     size = " × ".join(map(str, diagnosis.pixels.shape[:2]))
     console.print(f"{diagnosis.model_class} on {escape(diagnosis.picture)}: {size} pixels, {diagnosis.grid}", style="bold", highlight=False)
@@ -121,4 +121,5 @@ def show_picture(diagnosis: PictureDiagnosis) -> None:
     console.print(table)
     for name, reason in diagnosis.reasons.items():
         console.print(f"{escape(name)}: {escape(reason)}", style="dim", highlight=False)
-    console.print("--html FILE draws the attention of every layer over the picture.", style="dim", highlight=False)
+    if with_hint:
+        console.print("--html FILE draws the attention of every layer over the picture.", style="dim", highlight=False)

@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import hf_longattn
 from hf_longattn.cli import app
+from hf_longattn.cli.show import print_plan
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
 from hf_longattn.conversion.processors import FILE, file_before, file_of_size, load_image_processor, picture_size
 from hf_longattn.data import photographs
@@ -251,6 +252,14 @@ def test_positions(settings: dict[str, Any], rule: str, warned: str, saved: Chec
     assert plan.positions == rule
     assert warned in " ".join(map(str, plan.warnings))
     assert bool(warned) == bool(plan.warnings)
+
+
+def test_a_printed_plan_counts_pictures(saved: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(plan_conversion(saved(), image_size=64), as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "for one picture, computed" in shown
+    assert "for one picture through the whole model" in shown
+    assert "sequence" not in shown
 
 
 def test_a_plan_counts_pairs_on_the_grid(saved: Checkpoint) -> None:

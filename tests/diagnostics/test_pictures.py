@@ -113,6 +113,7 @@ def test_the_command_draws_maps_over_the_photo(folder: Path, photo: Path, tmp_pa
     shown = " ".join(capsys.readouterr().out.split())
     assert "window2d:window=14" in shown
     assert "40 × 48 pixels" in shown
+    assert "--html FILE draws" not in shown
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/png;base64,') == 2
     numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
@@ -126,9 +127,10 @@ def test_refusals(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.Capt
     model = ViTForImageClassification.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
         diagnose_picture(ViTForImageClassification(model.config), photo)
-    with pytest.raises(SystemExit):
-        main(["diagnose", str(folder), str(photo), "--needle", "x", "--question", "y"])
-    assert "is for texts" in " ".join(capsys.readouterr().err.split())
+    for flags in (["--needle", "x", "--question", "y"], ["--depths", "0.2"]):
+        with pytest.raises(SystemExit):
+            main(["diagnose", str(folder), str(photo), *flags])
+        assert "is for texts" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(OptionError, match="sees neighbours along a text"):
         diagnose_picture(folder, photo, candidates=["window:window=8"])
     (tmp_path / "text.txt").write_text("words " * 100)
