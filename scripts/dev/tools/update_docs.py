@@ -26,7 +26,7 @@ from scripts.dev.benchmarks.report import markdown_table, memory_table, timing_t
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.same_precision import markdown as same_precision_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
-from scripts.dev.tools import api_reference, mechanism_pages
+from scripts.dev.tools import api_reference, grid_pictures, mechanism_pages
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
@@ -232,6 +232,11 @@ def study(name: str, markdown: Callable[[dict[str, Any]], str], command: str) ->
     return NOT_MEASURED.format(name, command) + "\n" if record is None else markdown(record)
 
 
+def study_page(name: str) -> str:
+    """The page of a study, as its command wrote it next to its JSON."""
+    return (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
+
+
 def left(table: str) -> str:
     """The table with all columns aligned left."""
     return table.replace("---:", "---")
@@ -260,6 +265,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "families": families,
     "speed-brief": partial(speed_in_brief, "attention-window-window512-fp32"),
     "quality-line": partial(quality_line, "qa"),
+    "seams": partial(study_page, "seams"),
     "reference": api_reference.reference,
     "commands": commands,
 }
@@ -285,9 +291,11 @@ def main(arguments: list[str] | None = None) -> int:
                 path.write_text(after, encoding="utf-8")
     pictures = ROOT / "docs" / "pictures"
     if check:
-        stale += [path for name in list_mechanisms() if not (path := pictures / mechanism_pages.picture_of(name)).exists()]
+        names = [*map(mechanism_pages.picture_of, list_mechanisms()), grid_pictures.FILE]
+        stale += [path for name in names if not (path := pictures / name).exists()]
     else:
         mechanism_pages.draw(pictures)
+        grid_pictures.draw(pictures / grid_pictures.FILE)
     print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
     return 1 if check and stale else 0
 
