@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 import hf_longattn
 from hf_longattn import attend, build_mechanism, list_mechanisms
@@ -153,6 +153,37 @@ def test_the_example_of_late_chunking_runs(small_models: None, capsys: pytest.Ca
     exec(compile(code, "embed.md", "exec"), names)
     assert "".join(chunk.text for chunk in names["chunks"]) == "A long document. " * 1000
     assert capsys.readouterr().out.startswith("A long document.")
+
+
+def test_the_code_about_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Pillow = pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "mlp_ratio": 1}
+    windows = {"mechanism": "window2d", "window": 14}
+    wide = {"image_size": 518, "patch_size": 14, "long_image_size": [756, 1008], "long_attention": {**windows, "window": 27}}
+    models = {
+        "google/vit-base-patch16-224": (ViTForImageClassification(ViTConfig(**sizes)), (224, 224)),
+        "vit-1024": (
+            hf_longattn.LongViTForImageClassification(
+                hf_longattn.LongViTConfig(**sizes, long_attention=windows, long_image_size=[1024, 1024], position_extension="tile")
+            ),
+            (1024, 1024),
+        ),
+        "dinov2-wide": (hf_longattn.LongDinov2Model(hf_longattn.LongDinov2Config(**sizes, **wide)), (756, 1008)),
+    }
+    for name, (model, (height, width)) in models.items():
+        model.save_pretrained(name)
+        ViTImageProcessorPil(size={"height": height, "width": width}).save_pretrained(name)
+    Pillow.effect_noise((300, 200), 80).save("photo.jpg")
+    names: dict[str, Any] = dict(zip("qkv", torch.randn(3, 1, 2, 1 + 64 * 64, 8).unbind(), strict=True))
+    shapes = []
+    for code in python_of(ROOT / "docs" / "how-to" / "images.md"):
+        exec(compile(code, "images.md", "exec"), names)
+        shapes.append(tuple(names["features"].shape) if "features" in names else ())
+    assert capsys.readouterr().out.startswith("LABEL_")
+    assert shapes[1] == (1, 16, 54, 72)
+    assert names["output"].shape == names["q"].shape
+    assert names["model"].config.long_image_size == [1024, 1024]
 
 
 def test_the_walks_through_the_code_name_what_is_there() -> None:
