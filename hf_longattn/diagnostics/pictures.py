@@ -17,10 +17,11 @@ from ..engines.common.grid import Grid
 from ..errors import CheckpointError
 from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.grid_config import refuse_line
+from ..modeling.grids import grid_rule
 from .candidates import Candidate, all_readings, read_candidates
 from .layer_attention import LayerAttention, RowSums, sampled_rows
 from .loading import load_for_diagnosis
-from .watching import grid_rule, run_stack, watched_layers, watched_on_grid, watching
+from .watching import run_stack, watched_layers, watched_on_grid, watching
 
 USUAL = (
     "window2d:window=14", "window2d:window=7", "local2d:radius=8", "neighborhood:kernel_size=17", "axial",

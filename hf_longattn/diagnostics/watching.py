@@ -28,11 +28,10 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.ordered import in_raster_order
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
-from ..modeling.family.definition import FAMILIES, without_head
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.definition import without_head
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import check_interface
-from ..modeling.grids import INTERPOLATE_ARGUMENT
+from ..modeling.grids import INTERPOLATE_ARGUMENT, grid_rule
 from ..modeling.inference.optimize import evaluating
 from ..private_apis import attention_implementation
 from .layer_attention import LayerAttention
@@ -85,24 +84,6 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
     rule = grid_rule(stack)
     grid = rule.of_size(stack.config, tuple(inputs[rule.input].shape[-len(rule.axes) :]))
     return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
-
-
-def grid_rule(stack: PreTrainedModel) -> GridRule:
-    """How a model of pictures cuts them into patches.
-
-    Raises:
-        BackendError: it reads no pictures on one grid of patches.
-    """
-    family = FAMILIES.get(getattr(stack.config, "base_model_type", stack.config.model_type))
-    rule = None if family is None else family.grid
-    if rule is None or rule.shapes is not None:
-        raise BackendError(f"{type(stack).__name__} reads no pictures on a grid of patches; give a text instead.")
-    if rule.noise is not None:
-        raise BackendError(
-            f"{type(stack).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model "
-            "that was fine-tuned from it, such as a ViTForImageClassification."
-        )
-    return rule
 
 
 def has_mechanisms(model: nn.Module) -> bool:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
-from ..errors import MaskError
+from ..errors import BackendError, MaskError
+from .family.definition import FAMILIES
 from .family.grid_config import TILE
-from .family.grid_rule import image_size
+from .family.grid_rule import GridRule, image_size
 from .mixin import LongAttentionMixin, LongBaseModelMixin
 
 INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
@@ -84,6 +85,24 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
             arguments[GRID] = grid
         with running_on(grid):
             return base_forward(self, **arguments)
+
+
+def grid_rule(model: Any) -> GridRule:
+    """How a model of pictures cuts them into patches.
+
+    Raises:
+        BackendError: it reads no pictures on one grid of patches.
+    """
+    family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
+    rule = None if family is None else family.grid
+    if rule is None or rule.shapes is not None:
+        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a text instead.")
+    if rule.noise is not None:
+        raise BackendError(
+            f"{type(model).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model "
+            "that was fine-tuned from it, such as a ViTForImageClassification."
+        )
+    return rule
 
 
 def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:

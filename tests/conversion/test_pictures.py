@@ -175,6 +175,33 @@ def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) ->
     assert len(classify(transformers.image_utils.PIL.Image.fromarray(photograph), top_k=2)) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        (VIT, "image-classification"),
+        ("Dinov2WithRegistersForImageClassification", "image-classification"),
+        ("Dinov2Model", "image-feature-extraction"),
+    ],
+)
+def test_pipelines_take_files_and_pictures_at_the_new_size(name: str, task: str, saved: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64", verify=False)
+    photograph = transformers.image_utils.PIL.Image.fromarray(photographs.photographs()[1].permute(1, 2, 0).numpy())
+    photograph.save(tmp_path / "photo.png")
+    run = pipeline(task, model=str(tmp_path / "long"))
+    of_file, of_picture = run(str(tmp_path / "photo.png")), run(photograph)
+    assert of_file == of_picture
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "long")(photograph, return_tensors="pt")
+    assert pixels["pixel_values"].shape == (1, 3, 48, 64)
+    with torch.no_grad():
+        outputs = run.model(**pixels)
+    if task == "image-classification":
+        best = of_file[0]
+        assert best["score"] == pytest.approx(float(outputs.logits.softmax(-1).max()), abs=1e-5)
+    else:
+        torch.testing.assert_close(torch.tensor(of_file), outputs.last_hidden_state, rtol=1e-5, atol=1e-6)
+        assert outputs.last_hidden_state.shape[1] == 1 + 12 * 16
+
+
 @pytest.mark.parametrize("name", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])
 def test_two_classes_of_one_task_load_by_the_one_that_was_saved(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(name), tmp_path / "long", image_size=64, verify=False)

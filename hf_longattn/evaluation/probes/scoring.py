@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.masking import mask_places
 from ...data.tokenization import special_ids
 from ...errors import LongAttentionError
-from ...modeling.family.definition import CAUSAL_LANGUAGE_MODELS
+from ...modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FAMILIES
 from ..qa_reader import QAReader, Span, whole
 from .task import ProbeSample, TokenSample
 
@@ -251,6 +251,12 @@ def head_of(model: Any) -> str:
         return "decoder"
     if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:
         return "encoder-decoder"
+    family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
+    if family is not None and family.grid is not None:
+        raise LongAttentionError(
+            f"A {name} reads pictures, and probes ask what lies where in a text; type longattn diagnose MODEL photo.jpg to see what its "
+            "patches attend to."
+        )
     raise LongAttentionError(
         f"A {name} has no head that a probe can ask; give a checkpoint with a language-model or question-answering head "
         "(…ForCausalLM, …ForMaskedLM, …ForConditionalGeneration or …ForQuestionAnswering)."

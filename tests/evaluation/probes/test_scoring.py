@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation.probes import (
@@ -168,3 +169,8 @@ def test_heads_are_told_by_their_class() -> None:
     assert head_of(small_decoder(mechanism="window")) == "decoder"
     with pytest.raises(LongAttentionError, match="BertForSequenceClassification has no head that a probe can ask"):
         head_of(small_encoder("SequenceClassification"))
+    vit = ViTForImageClassification(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    with pytest.raises(
+        LongAttentionError, match="reads pictures, and probes ask what lies where in a text"
+    ):
+        head_of(vit)

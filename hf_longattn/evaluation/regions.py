@@ -1,0 +1,158 @@
+"""Features of regions of a picture that know the rest of it: late pooling, as :mod:`.late_chunking` does for passages of a text.
+
+The whole picture is read in one pass, and the features of its patches are averaged box by box afterwards. Cutting a region out and reading
+it alone, as usual, loses what lies around it, and costs a pass for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..errors import BackendError, LongAttentionError
+from ..modeling.family.definition import without_head
+from ..modeling.grids import INTERPOLATE_ARGUMENT, grid_rule
+from ..modeling.inference.optimize import evaluating
+
+BOXES_AT_ONCE = 64
+"""Boxes that are pooled at a time, so that memory is linear in their number."""
+
+
+@torch.no_grad()
+def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor) -> Tensor:
+    """The features of the patches of each picture, ``(B, rows, columns, D)`` in the model's dtype.
+
+    Args:
+        model: of a family of pictures, long or not, with a head or without one, or a backbone, whose last feature map is taken.
+        inputs: ``pixel_values (B, channels, height, width)``, or what the image processor returns.
+    Raises:
+        BackendError: a model that reads no pictures on one grid of patches.
+        GridError: a size that is no multiple of the patch.
+    """
+    base: Any = without_head(model)
+    rule = grid_rule(base)
+    arguments = {rule.input: inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    pixels = arguments[rule.input].to(base.device, base.dtype)
+    grid = rule.of_size(base.config, tuple(pixels.shape[-len(rule.axes) :]))
+    resized = {INTERPOLATE_ARGUMENT: True} if rule.interpolates and not hasattr(base, "out_features") else {}
+    with evaluating(base):
+        outputs = base(**{rule.input: pixels}, **resized)
+    maps = getattr(outputs, "feature_maps", None)
+    if maps is None:
+        return outputs.last_hidden_state[:, grid.prefix :].unflatten(1, grid.sizes)
+    if tuple(maps[-1].shape[-2:]) != grid.sizes:
+        raise BackendError(
+            f"The last feature map of {type(base).__name__} is not one of its {' × '.join(map(str, grid.sizes))} patches; load it with "
+            "reshape_hidden_states=True and its last stage in out_features."
+        )
+    return maps[-1].movedim(1, -1)
+
+
+def region_features(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor] | Tensor,
+    boxes: Sequence[Any] | Tensor | None = None,
+    *,
+    tile: int | tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    normalize: bool = True,
+) -> list[Tensor]:
+    """Read every picture in one pass, and average the features of its patches in each box.
+
+    A patch that lies partly in a box counts by that part, so that the result is the mean of the features over the box's area.
+
+    Args:
+        model, inputs: as for :func:`dense_features`.
+        boxes: for each picture its boxes ``(n, 4)``, as ``(left, top, right, bottom)`` in pixels, ``right`` and ``bottom`` not included, as
+            torchvision has them; one tensor ``(n, 4)`` for all pictures alike.
+        tile: in place of boxes, the side of square tiles, or their height and width; those at the right and at the bottom may be smaller.
+            They come row by row.
+        size: height and width of the picture in which boxes and tiles are measured, if the image processor has resized it as a whole; by
+            default they are measured in its ``pixel_values``.
+        normalize: scale features to length 1.
+    Returns:
+        For each picture the features of its boxes, ``(n, D)``, fp32 on the CPU.
+    Raises:
+        LongAttentionError: boxes and tiles, neither of them, for another number of pictures, or outside of the picture.
+        BackendError, GridError: as for :func:`dense_features`.
+    """
+    if (boxes is None) == (tile is None):
+        raise LongAttentionError("Regions are boxes or tiles; give boxes=[[(left, top, right, bottom), …]], or tile=224.")
+    pixels = inputs if isinstance(inputs, Tensor) else inputs[grid_rule(without_head(model)).input]
+    height, width = tuple(pixels.shape[-2:]) if size is None else size
+    lists = _boxes(boxes, len(pixels)) if boxes is not None else [tile_boxes((height, width), tile)] * len(pixels)
+    for number, rows in enumerate(lists):
+        _check(rows, (height, width), number)
+    features = dense_features(model, inputs).float().cpu()
+    pooled = [_pool(picture, rows, (height, width)) for picture, rows in zip(features, lists, strict=True)]
+    return [F.normalize(regions, dim=-1) for regions in pooled] if normalize else pooled
+
+
+def tile_boxes(size: tuple[int, int], tile: int | tuple[int, int] | None) -> Tensor:
+    """The boxes ``(n, 4)`` of tiles that cover a picture of this height and width, row by row.
+
+    Raises:
+        LongAttentionError: a tile without pixels.
+    """
+    sides = (tile, tile) if isinstance(tile, int) else tuple(tile or ())
+    if len(sides) != 2 or min(sides) < 1:
+        raise LongAttentionError(f"A tile is {tile!r}, but must have pixels along both axes, for example 224, or (224, 448).")
+    (height, width), (rows, columns) = size, sides
+    return torch.tensor(
+        [
+            (left, top, min(left + columns, width), min(top + rows, height))
+            for top in range(0, height, rows)
+            for left in range(0, width, columns)
+        ],
+        dtype=torch.float64,
+    )
+
+
+def _boxes(boxes: Sequence[Any] | Tensor, pictures: int) -> list[Tensor]:
+    """The boxes of each picture, ``(n, 4)`` float64."""
+    same = isinstance(boxes, Tensor) and boxes.dim() == 2
+    lists = [torch.as_tensor(rows, dtype=torch.float64) for rows in ([boxes] * pictures if same else boxes)]
+    if len(lists) != pictures:
+        raise LongAttentionError(f"There are boxes for {len(lists)} pictures, but {pictures} pictures; give a list of boxes for each.")
+    lists = [rows.view(0, 4) if rows.numel() == 0 else rows for rows in lists]
+    wrong = next((rows for rows in lists if rows.dim() != 2 or rows.shape[1] != 4), None)
+    if wrong is not None:
+        raise LongAttentionError(
+            f"A box is (left, top, right, bottom), and a picture has a list of them, [(0, 0, 224, 224)]; the shape {tuple(wrong.shape)} is "
+            "something else."
+        )
+    return lists
+
+
+def _check(boxes: Tensor, size: tuple[int, int], picture: int) -> None:
+    (left, top, right, bottom), (height, width) = boxes.unbind(1), size
+    inside = (left >= 0) & (left < right) & (right <= width) & (top >= 0) & (top < bottom) & (bottom <= height)
+    if not inside.all():
+        box = tuple(round(value, 2) for value in boxes[~inside][0].tolist())
+        raise LongAttentionError(
+            f"Picture {picture} has {height} × {width} pixels (height × width) and no box {box}; give 0 <= left < right <= {width} and "
+            f"0 <= top < bottom <= {height}."
+        )
+
+
+def _pool(features: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Means ``(n, D)`` of features ``(rows, columns, D)`` over boxes in a picture of this height and width."""
+    rows = _shares(boxes[:, 1], boxes[:, 3], features.shape[0], size[0])
+    columns = _shares(boxes[:, 0], boxes[:, 2], features.shape[1], size[1])
+    pieces = zip(rows.to(features.dtype).split(BOXES_AT_ONCE), columns.to(features.dtype).split(BOXES_AT_ONCE), strict=True)
+    return torch.cat([torch.einsum("nr,rcd,nc->nd", of_rows, features, of_columns) for of_rows, of_columns in pieces])
+
+
+def _shares(start: Tensor, stop: Tensor, cells: int, pixels: int) -> Tensor:
+    """How much of the lines from ``start (n,)`` to ``stop (n,)`` lies in each of the cells of an axis, ``(n, cells)``; rows sum to 1."""
+    edges = torch.arange(cells + 1, dtype=torch.float64) * (pixels / cells)
+    inside = torch.minimum(stop[:, None], edges[1:]) - torch.maximum(start[:, None], edges[:-1])
+    return inside.clamp(min=0) / (stop - start)[:, None]
+
+
+__all__ = ["dense_features", "region_features", "tile_boxes"]
