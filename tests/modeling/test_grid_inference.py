@@ -45,6 +45,6 @@ def test_linear_layers_of_every_family(base: str, tmp_path: Path) -> None:
         assert rounding < 0.2 * wanted.norm()
         assert (of_int8.float() - wanted).norm() < 0.1 * wanted.norm() + 2 * rounding
     plain = outputs(load().optimize_for_inference("fp32"), inputs)
-    torch.testing.assert_close(plain, exact, rtol=1e-5, atol=1e-5)  # torch's own fused MultiheadAttention (SigLIP's pooling) needs no gradients
+    torch.testing.assert_close(plain, exact, rtol=1e-5, atol=1e-5)  # SigLIP's pooling is fused without gradients
     with pytest.raises(OptionError, match="leave it out"):
         load().optimize_for_inference("bf16", pack=True)
