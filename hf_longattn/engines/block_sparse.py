@@ -7,9 +7,12 @@ from torch import Tensor
 
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.dense import dense_attention, repeat_heads, same_dtype
+from .common.distance_term import DistanceTerm
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
+from .cpu.distance_band import cpu_distances, distances_forward
+from .cpu.flash import mask_dtype
 from .cuda.flex import flex_band
 from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, fastest_path
 
@@ -33,6 +36,8 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
     context = DispatchContext(device, q_len, kv_len, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
     path = choose("band", context)
+    if path != "cpu-distances":
+        call = with_terms_written_out(call)
     if path == "flex":
         out, path = attempt("band", context, flex_band, q, k, v, pattern, call)
         if out is not None:
@@ -49,18 +54,32 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
+    if isinstance(bias, DistanceTerm):
+        p, rows = bias.queries.to(mask_dtype(q)), bias.rows_in_band(left, right).to(mask_dtype(q))
+        q = q if bias.content is None else q + (bias.content[:, None] / scale).to(q.dtype)
+        distances = cpu_distances if _in_operator(q, k, v, p, rows) else distances_forward
+        return distances(q, k, v, p, rows, key_mask, left, right, scale)[0]
     terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
-    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, terms[0]))
-    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    run = cpu_band if recorded or graph else band_forward  # an operator's call takes a tenth of a millisecond
+    run = cpu_band if _in_operator(q, k, v, terms[0]) else band_forward
     return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
+
+
+def with_terms_written_out(call: AttentionCall) -> AttentionCall:
+    """The call with a score term that every engine reads."""
+    return call.replace(score_mod=call.score_mod.written_out()) if isinstance(call.score_mod, DistanceTerm) else call
+
+
+def _in_operator(*tensors: Tensor | None) -> bool:
+    """Whether a call is recorded as an operator, for gradients or a graph; one that is not takes a tenth of a millisecond less."""
+    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return recorded or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     """Softmax attention over all keys, as :func:`block_sparse_attention`; a score term by the kernel that adds it without N×N memory."""
     exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
     if call.score_mod is None or exporting:
-        return dense_attention(q, k, v, call)
+        return dense_attention(q, k, v, with_terms_written_out(call))
     return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
 
 

@@ -23,6 +23,7 @@ from ..naming import LOGGER
 from .common.batch import in_graph
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.derivatives import no_fused_kernels
+from .common.distance_term import DistanceTerm
 from .common.grid_bias import GridBias
 from .cpu.band import Plan, band_plan
 from .cuda.flex_kernel import NoKernel
@@ -85,10 +86,12 @@ class DispatchContext:
 
     @property
     def biased(self) -> bool:
-        """Whether the band kernel adds the score term without writing it out for all pairs: on the CPU, a bias by distance."""
+        """Whether the band kernel adds the score term without writing it out for all pairs: on the CPU, one by distance."""
         if self.call.score_mod is None or self.call.dropout or self.failed or self.few_pairs:
             return False
-        return isinstance(self.call.score_mod, DistanceBias) if self.device == "cpu" else _no_flex(self) is None
+        if self.device == "cpu":
+            return isinstance(self.call.score_mod, DistanceBias) or _no_cpu_distances(self) is None
+        return _no_flex(self) is None
 
     @functools.cached_property
     def plain_only(self) -> str | None:
@@ -162,6 +165,20 @@ def _no_cpu_kernel(context: DispatchContext, takes_bias: bool) -> str | None:
     if context.call.score_mod is not None and not (takes_bias and isinstance(context.call.score_mod, DistanceBias)):
         return "the fused kernel adds no score term other than a bias by distance" if takes_bias else "the fused kernel adds no score term"
     return "the bias of its tiles needs gradients" if context.learned_bias else None
+
+
+def _no_cpu_distances(context: DispatchContext) -> str | None:
+    if torch.compiler.is_exporting():
+        return NOT_IN_AN_EXPORTED_GRAPH
+    if context.device != "cpu":
+        return _not_on("cpu", context)
+    if not torch.compiler.is_compiling() and context.plain_only is not None:
+        return context.plain_only
+    if context.call.dropout:
+        return "the fused kernel has no dropout"
+    if not isinstance(context.call.score_mod, DistanceTerm):
+        return "the score term is not one of the query and the distance"
+    return None if context.call.global_mask is None else "global tokens are further away than the distances of the band"
 
 
 def _no_cpu_tiles(context: DispatchContext) -> str | None:
@@ -277,6 +294,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
         (DENSE, _band_leaves_keys_out),
         (DENSE_MASKED, _band_is_short),
         ("cpu-band", lambda context: _no_cpu_kernel(context, takes_bias=True)),
+        ("cpu-distances", _no_cpu_distances),
         ("flex", _no_flex),
         ("blockwise", _last),
     ),

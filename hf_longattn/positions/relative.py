@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.call import DistanceBias, ScoreMod, constant
-from ..engines.common.dense import wide
+from ..engines.common.call import DistanceBias, ScoreMod
+from ..engines.common.dense import repeat_heads, wide
+from ..engines.common.distance_term import DistanceTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 
@@ -96,35 +97,43 @@ class DistanceOnly(RelativePositions):
 
 
 class QueryDependent(RelativePositions):
-    """A term that depends on the query as well: one number per query and distance, looked up by the engines.
+    """A term that depends on the query as well: its product with a row of each distance.
 
-    Takes ``(B, H, Nq, W)`` memory for W distinct distances.
+    A band adds it in linear memory; other patterns take ``(B, H, Nq, W)`` memory for W distinct distances.
     """
 
     @abstractmethod
-    def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
-        """``(B, H, Nq, W)``, unscaled, for the distances -ahead, …, W - 1 - ahead, and ahead; larger distances use the last value."""
+    def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
+        """``(H or 1, W, D)``, of the device and dtype of ``like``, for the distances -ahead, …, W - 1 - ahead, and ahead; larger distances
+        use the last row."""
 
-    def by_key(self, k: Tensor) -> Tensor | None:
-        """A further term ``(B, H, Nk)``, unscaled, that depends on the key alone."""
+    def position_query(self, q: Tensor) -> Tensor:
+        """What is multiplied with the rows, ``(B, H, Nq, D)``, in single precision or more."""
+        return wide(q)
+
+    def content_query(self, like: Tensor) -> Tensor | None:
+        """``(H, D)``, which is multiplied with every key; ``None`` without such a term."""
         return None
 
     def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
-        table, ahead = self.by_distance(q, causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))))
+        queries, content = self.position_query(q), self.content_query(wide(k))
+        rows, ahead = self.rows(causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries)
+        table = queries @ rows.transpose(-1, -2)
         index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
-        terms, of_keys = table.gather(-1, index), self.by_key(k)
-        return (terms if of_keys is None else terms + of_keys[:, :, None]) * scale
+        terms = table.gather(-1, index)
+        if content is not None:
+            terms = terms + (repeat_heads(wide(k), len(content)) @ content[..., None]).transpose(-1, -2)
+        return terms * scale
+
+    def distance_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceTerm:
+        """:meth:`score_mod` in the form that a band adds in linear memory."""
+        queries = self.position_query(q) * scale
+        rows, ahead = self.rows(causal, span, queries)
+        content = self.content_query(wide(k))
+        return DistanceTerm(queries, rows, ahead, k, None if content is None else content * scale)
 
     def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
-        table, ahead = self.by_distance(q, causal, span)
-        of_keys, offset, factor = self.by_key(k), k.shape[2] - q.shape[2], constant(scale, q.device)
-
-        def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-            row = (q_idx - offset).clamp(0, table.shape[2] - 1)
-            term = table[b, h, row, (q_idx - kv_idx + ahead).clamp(0, table.shape[3] - 1)]
-            return score + factor * (term if of_keys is None else term + of_keys[b, h, kv_idx.clamp(0, of_keys.shape[2] - 1)])
-
-        return mod
+        return self.distance_term(q, k, causal, scale, span).written_out()
 
 
 def slopes(num_heads: int) -> Tensor:
@@ -213,7 +222,7 @@ class Shaw(QueryDependent):
         score(i, j) = q_i · (k_j + a_{clip(j - i, -clip, clip)}) · scale
 
     The embeddings a ``(2·clip + 1, D)`` are shared by the heads of a layer. Values are unchanged: the paper's ablation (table 4) finds no
-    gain from relative values in addition to relative keys. Takes ``(B, H, N, 2·clip + 1)`` memory, ``clip + 1`` when causal.
+    gain from relative values in addition to relative keys.
     """
 
     name = "shaw"
@@ -225,12 +234,11 @@ class Shaw(QueryDependent):
         super().__init__(num_heads, head_dim, hidden_size, settings)
         self.keys = nn.Parameter(torch.zeros(2 * self.values["clip"] + 1, head_dim))
 
-    def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
+    def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
         clip = self.values["clip"]
         back, ahead = min(clip, span[0]), min(clip, span[1])
-        rows = self.keys.flip(0)[clip - ahead : clip + back + 1]  # by query - key; row clip + d of the paper is key - query = d
-        q = wide(q)
-        return q @ rows.to(q.dtype).T, ahead
+        by_distance = self.keys.flip(0)[clip - ahead : clip + back + 1]  # query - key; row clip + d of the paper is key - query = d
+        return by_distance.to(like.dtype)[None], ahead
 
 
 class TransformerXL(QueryDependent):
@@ -240,8 +248,6 @@ class TransformerXL(QueryDependent):
 
     R is the sinusoid of the distance, as wide as the model; W_R maps it to the heads; u and v are a content and a position bias for each
     head. W_R, u and v are learned per layer. In the bidirectional form distances may be negative (Yang et al. 2019, XLNet).
-
-    Takes ``(B, H, N, W)`` memory for the W distances that the mechanism sees: its window, or all 2N - 1.
     """
 
     name = "transformer_xl"
@@ -255,16 +261,17 @@ class TransformerXL(QueryDependent):
         self.content = nn.Parameter(torch.zeros(num_heads, head_dim))
         self.position = nn.Parameter(torch.zeros(num_heads, head_dim))
 
-    def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
-        (back, ahead), q = span, wide(q)
-        distances = sinusoids_at(torch.arange(-ahead, back + 1, device=q.device), self.hidden_size).to(q.dtype)
-        projected = torch.einsum("wm,hdm->hdw", distances, self.projection.to(q.dtype))
-        return (q + self.position.to(q.dtype)[:, None]) @ projected, ahead
+    def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
+        back, ahead = span
+        distances = sinusoids_at(torch.arange(-ahead, back + 1, device=like.device), self.hidden_size).to(like.dtype)
+        return torch.einsum("wm,hdm->hwd", distances, self.projection.to(like.dtype)), ahead
 
-    def by_key(self, k: Tensor) -> Tensor:
-        k = wide(k)
-        grouped = self.content.to(k.dtype).unflatten(0, (k.shape[1], -1))  # the heads that share each key head
-        return torch.einsum("bgnd,ghd->bghn", k, grouped).flatten(1, 2)
+    def position_query(self, q: Tensor) -> Tensor:
+        q = wide(q)
+        return q + self.position.to(q.dtype)[:, None]
+
+    def content_query(self, like: Tensor) -> Tensor:
+        return self.content.to(like.dtype)
 
 
 RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL)}

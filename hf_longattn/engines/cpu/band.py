@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -254,7 +254,7 @@ class _BandSettings(NamedTuple):
         return bias if mask is None else mask + bias
 
 
-class _Item(NamedTuple):
+class Item(NamedTuple):
     """Rows of the batch that run together, all or one, without their outer padding; every tensor is a view ``(b, H, tokens, …)``."""
 
     by_query: tuple[slice, slice, slice]
@@ -293,15 +293,19 @@ class _Item(NamedTuple):
         return rows[(rows >= 0) & (rows < self.q_len)]
 
 
-def _items(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, band: _BandSettings, backward: bool = False
-) -> Iterator[_Item]:
-    """The batch without its outer padding; rows without a real token are skipped (their outputs are zeros)."""
+def items(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, in_blocks: Callable[[Item], bool]
+) -> Iterator[Item]:
+    """The batch without its outer padding; rows without a real token are skipped (their outputs are zeros).
+
+    Args:
+        in_blocks: whether an item's queries are cut into blocks, for which the rows of a batch run one by one.
+    """
     everything, kv_len, earlier = slice(None), k.shape[2], k.shape[2] - q.shape[2]
     if key_mask is None and global_mask is None:
         index = (everything, everything, everything)
-        item = _Item(by_query=index, by_key=index, shift=earlier, hole=None, globals=None, q=q, k=k, v=v)
-        if len(q) == 1 or not any(group.blocks > 1 for group in _plan(item, band, backward).groups):
+        item = Item(by_query=index, by_key=index, shift=earlier, hole=None, globals=None, q=q, k=k, v=v)
+        if len(q) == 1 or not in_blocks(item):
             yield item
             return
     for row in range(q.shape[0]):
@@ -312,21 +316,21 @@ def _items(
                 continue
             start, stop = int(real[0]), int(real[-1]) + 1
             if len(real) != stop - start:
-                hole = additive_mask(~key_mask[row, start:stop], band.dtype)[None, None]
+                hole = additive_mask(~key_mask[row, start:stop], mask_dtype(q))[None, None]
         first = max(start, earlier)
         if first >= stop:
             continue
         chosen = None if global_mask is None else global_mask[row, start:stop].nonzero()[:, 0]
         columns = chosen if chosen is not None and len(chosen) else None
         by_query, by_key = (at, everything, slice(first - earlier, stop - earlier)), (at, everything, slice(start, stop))
-        yield _Item(by_query, by_key, first - start, hole, columns, q[by_query], k[by_key], v[by_key])
+        yield Item(by_query, by_key, first - start, hole, columns, q[by_query], k[by_key], v[by_key])
 
 
 BandCall = tuple[Group, Tensor | None, Tensor | None]
 """Blocks of one call of the kernel, their mask and, for a bias, their distances."""
 
 
-def _band_calls(item: _Item, band: _BandSettings, plan: Plan) -> Sequence[BandCall]:
+def _band_calls(item: Item, band: _BandSettings, plan: Plan) -> Sequence[BandCall]:
     """The band as calls of the kernel."""
     if plan.dense:
         visible = visible_mask(item.q_len, item.kv_len, item.shift, band.pattern, item.globals, band.dtype)
@@ -359,16 +363,20 @@ def _unbiased_calls(plan: Plan, shift: int, band: _BandSettings) -> Iterator[Ban
             yield part, mask, None
 
 
-def _plan(item: _Item, band: _BandSettings, backward: bool = False) -> Plan:
+def _plan(item: Item, band: _BandSettings, backward: bool = False) -> Plan:
     sizes = (item.q_len, item.kv_len, item.shift, band.left, band.right)
     return band_plan(*sizes, item.q.dtype, torch.get_num_threads(), backward=backward, tokens=item.globals is not None)
+
+
+def _in_blocks(item: Item, band: _BandSettings, backward: bool = False) -> bool:
+    return any(group.blocks > 1 for group in _plan(item, band, backward).groups)
 
 
 ColumnCall = tuple[int, int, Tensor | None, Tensor | None]
 """First query row, last one + 1, mask and, for a bias, distances of a call over the global columns."""
 
 
-def _column_calls(item: _Item, columns: Tensor, band: _BandSettings) -> Sequence[ColumnCall]:
+def _column_calls(item: Item, columns: Tensor, band: _BandSettings) -> Sequence[ColumnCall]:
     """Stretches of query rows that need the global columns.
 
     Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
@@ -380,7 +388,7 @@ def _column_calls(item: _Item, columns: Tensor, band: _BandSettings) -> Sequence
     return [(first, last, band.add_bias(mask, distance), distance) for first, last, mask, distance in calls]
 
 
-def _find_column_calls(item: _Item, columns: Tensor, band: _BandSettings) -> Iterator[ColumnCall]:
+def _find_column_calls(item: Item, columns: Tensor, band: _BandSettings) -> Iterator[ColumnCall]:
     """:func:`_column_calls` with distances, and without the bias."""
     q_len, left, right = item.q_len, band.left, band.right
     start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + item.shift
@@ -404,7 +412,7 @@ def _find_column_calls(item: _Item, columns: Tensor, band: _BandSettings) -> Ite
         row = end
 
 
-def _row_mask(item: _Item, rows: Tensor, band: _BandSettings) -> tuple[Tensor | None, Tensor]:
+def _row_mask(item: Item, rows: Tensor, band: _BandSettings) -> tuple[Tensor | None, Tensor]:
     """Mask and distances of global query rows, which see every key but those in holes and, when causal, the future."""
     distance = (rows + item.shift)[:, None] - torch.arange(item.kv_len)[None]
     mask = None if item.hole is None else item.hole[:, :, None]
@@ -449,7 +457,7 @@ def band_forward(
     if key_mask is not None:
         out.zero_()
         lse.zero_()
-    for item in _items(q, k, v, key_mask, global_mask, band):
+    for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band)):
         plan = _plan(item, band)
         of_item, leaves_out_later = (out[item.by_query], lse[item.by_query]), item.causal(band, plan)
         for g, mask, _ in _band_calls(item, band, plan):
@@ -466,7 +474,7 @@ def band_forward(
     return out, lse
 
 
-def _globals_forward(item: _Item, columns: Tensor, band: _BandSettings, out: Tensor, lse: Tensor) -> None:
+def _globals_forward(item: Item, columns: Tensor, band: _BandSettings, out: Tensor, lse: Tensor) -> None:
     """Merge the global keys outside the band into the item's ``out`` and ``lse``, and overwrite the rows of the global queries."""
     keys, values = _take(item.k, columns), _take(item.v, columns)
     for first, last, mask, _ in _column_calls(item, columns, band):
@@ -529,7 +537,7 @@ def cpu_band_backward(
     band = _BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
     for x in (dq, dk, dv):
         x.zero_()
-    for item in _items(q, k, v, key_mask, global_mask, band, backward=True):
+    for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band, backward=True)):
         at, keys = item.by_query, item.by_key
         into = _BackwardState(grad[at], out[at], lse[at], dq[at], dk[keys], dv[keys], dbias if of_bias else None)
         plan = _plan(item, band, backward=True)
@@ -551,7 +559,7 @@ def cpu_band_backward(
     return dq, dk, dv, dbias
 
 
-def _rows_backward(item: _Item, rows: Tensor, band: _BandSettings, into: _BackwardState) -> _BackwardState:
+def _rows_backward(item: Item, rows: Tensor, band: _BandSettings, into: _BackwardState) -> _BackwardState:
     """The global rows; returned without the gradients of their outputs, since no other call computed these."""
     if not len(rows):
         return into
@@ -564,7 +572,7 @@ def _rows_backward(item: _Item, rows: Tensor, band: _BandSettings, into: _Backwa
     return into._replace(grad=into.grad.index_fill(2, rows, 0))
 
 
-def _columns_backward(item: _Item, columns: Tensor, band: _BandSettings, into: _BackwardState) -> None:
+def _columns_backward(item: Item, columns: Tensor, band: _BandSettings, into: _BackwardState) -> None:
     keys, values = _take(item.k, columns), _take(item.v, columns)
     for first, last, mask, distance in _column_calls(item, columns, band):
         grad, queries, out, lse, dq = (x[:, :, first:last] for x in (into.grad, item.q, into.out, into.lse, into.dq))

@@ -17,7 +17,7 @@ from ...engines.common.derivatives import no_fused_kernels
 from ...engines.common.shards import Locality
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
-from ...positions.relative import Span
+from ...positions.relative import QueryDependent, Span
 from ...private_apis import has_hooks
 from .base import Mechanism
 from .cost import KeptKeys
@@ -112,6 +112,14 @@ class SparseMechanism(MaskedMechanism):
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:
         """The band and the global rows and columns that the engine visits."""
+
+    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
+        if not isinstance(self.relative, QueryDependent) or call.score_mod is not None or self.pattern(call.causal).has_globals:
+            return super().with_relative(q, k, v, call)
+        if not self.only_pattern():
+            return super().with_relative(q, k, v, call)
+        span = self.span(q.shape[2], k.shape[2], call.causal)
+        return call.replace(score_mod=self.relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = self.resolve_globals(k, call)

@@ -1,0 +1,97 @@
+"""The path ``cpu-distances``: a band with a term of query and distance equals its plain form, in linear memory, gradients too."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import attend, build_mechanism
+from hf_longattn.engines.block_sparse import block_sparse_attention
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.call import AttentionCall, Pattern
+from hf_longattn.engines.common.distance_term import DistanceTerm
+from hf_longattn.engines.cpu.distance_band import distances_forward
+from hf_longattn.engines.dispatch import PathChoice, observe
+
+HEADS, WIDTH = 4, 16
+Leaves = tuple[Tensor, ...]
+
+
+def leaves_of(q_len: int, kv_len: int, features: int, table_heads: int, rows: int, *, dtype: torch.dtype = torch.float64) -> Leaves:
+    """q, k, v, p, r and c."""
+    shapes = [(2, HEADS, q_len, WIDTH), (2, 2, kv_len, WIDTH), (2, 2, kv_len, WIDTH)]
+    shapes += [(2, HEADS, q_len, features), (table_heads, rows, features), (HEADS, WIDTH)]
+    return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+
+
+def run(leaves: Leaves, pattern: Pattern, ahead: int, mask: Tensor | None, *, plain: bool) -> Tensor:
+    q, k, v, p, rows, content = leaves
+    term: Any = DistanceTerm(p, rows, ahead, k, content)
+    call = AttentionCall(pattern.causal, Batch.of(mask), scale=0.3, score_mod=term.written_out() if plain else term)
+    choices: list[PathChoice] = []
+    with observe(lambda _, choice: choices.append(choice)):
+        out = block_sparse_attention(q, k, v, pattern, call)
+    assert choices[-1].path == ("blockwise" if plain else "cpu-distances")
+    return out if mask is None else out * mask[:, None, -q.shape[2] :, None]
+
+
+BANDS = [(20, 7), (0, 30), (63, 0), (64, 64), (150, 149), (5, 400)]
+PADDING = ["none", "right", "inside"]
+
+
+@pytest.mark.parametrize(("band", "padding"), itertools.product(BANDS, PADDING))
+@pytest.mark.parametrize("q_len", [520, 133])
+def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int], padding: str, q_len: int) -> None:
+    left, right = band
+    leaves = leaves_of(q_len, 520, features=3, table_heads=1 if left % 2 else HEADS, rows=left + right + 1 - left // 3)
+    mask = None if padding == "none" else torch.ones(2, 520, dtype=torch.bool)
+    if mask is not None:
+        mask[0, slice(470, None) if padding == "right" else slice(390, 420)] = False
+    pattern = Pattern(left, right, causal=right == 0)
+    out, expected = (run(leaves, pattern, right, mask, plain=plain) for plain in (False, True))
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    weight = torch.randn_like(out)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_gradcheck() -> None:
+    leaves = leaves_of(270, 270, features=2, table_heads=HEADS, rows=9)
+    assert torch.autograd.gradcheck(lambda *x: run(x, Pattern(5, 3, False), 3, None, plain=False), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_is_near(dtype: torch.dtype) -> None:
+    leaves = leaves_of(300, 300, features=WIDTH, table_heads=HEADS, rows=41, dtype=torch.float32)
+    low = (*(x.detach().to(dtype).requires_grad_() for x in leaves[:3]), *leaves[3:])
+    out, expected = run(low, Pattern(20, 20, False), 20, None, plain=False), run(leaves, Pattern(20, 20, False), 20, None, plain=True)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=0)
+    for a, b in zip(*(torch.autograd.grad(x.float().sum(), y) for x, y in ((out, low), (expected, leaves))), strict=True):
+        assert (a.float() - b).norm() <= tolerance * b.norm() + 1e-4
+
+
+def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
+    q, k, v, p, rows, _ = (x.detach() for x in leaves_of(40, 40, features=2, table_heads=HEADS, rows=11))
+    k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    mask = torch.ones(2, 40, dtype=torch.bool)
+    mask[1] = False
+    together, _ = distances_forward(q, k, v, p, rows, None, 5, 5, 0.3)
+    padded, _ = distances_forward(q, k, v, p, rows, mask, 5, 5, 0.3)
+    torch.testing.assert_close(padded[0], together[0])
+    assert not padded[1].any()
+
+
+def test_a_mechanism_takes_it_and_compiles() -> None:
+    mechanism = build_mechanism("window", num_heads=HEADS, head_dim=WIDTH, hidden_size=64, left=40, right=9, relative="transformer_xl")
+    for parameter in mechanism.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = [torch.randn(1, HEADS, 400, WIDTH) for _ in range(3)]
+    compiled = torch.compile(lambda *x: attend(*x, mechanism), fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*x), attend(*x, mechanism), atol=1e-6, rtol=0)
