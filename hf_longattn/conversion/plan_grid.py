@@ -124,11 +124,6 @@ def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
 def _check_layer(architecture: Architecture, name: str, options: Mapping[str, Any], grid: Grid, layer: int) -> None:
     refuse_line(name, dict(options))
     mechanism = prototype(name, options)
-    if mechanism.recursion is not None or mechanism.remembers:
-        raise OptionError(
-            f"Mechanism {name!r} in layer {layer} reads one segment of a text after the other and remembers the earlier ones, and the "
-            "cells of a picture have no such order; choose a mechanism on a grid such as 'window2d'."
-        )
     if not grid.prefix and options.get("prefix_tokens") is not None:
         raise OptionError(
             f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "

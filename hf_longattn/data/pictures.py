@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from io import BytesIO
@@ -155,11 +156,15 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
 
     content, path = image.get("bytes"), image.get("path")
     if content is None and not (path and Path(path).is_file()):
-        raise DataError(f"the picture {name} does not exist; correct its path (in a table: relative to the table), or {otherwise}")
+        why = "is not a file" if path and Path(path).exists() else "does not exist"
+        raise DataError(f"the picture {name} {why}; correct its path (in a table: relative to the table), or {otherwise}")
     if not (Path(str(path)).stat().st_size if content is None else content):
         raise DataError(f"the picture {name} is empty; {otherwise}")
     try:
-        with Pillow.open(str(path) if content is None else BytesIO(content)) as opened:
+        with warnings.catch_warnings():  # Pillow's, of half the pixels that it refuses
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
+            opened = Pillow.open(str(path) if content is None else BytesIO(content))
+        with opened:
             opened.load()
             picture = ImageOps.exif_transpose(opened)
     except Pillow.DecompressionBombError as error:

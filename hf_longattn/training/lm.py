@@ -27,7 +27,7 @@ from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import load_model, loading
+from hf_longattn.training.loading import check_reads_text, load_model, loading
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
@@ -211,6 +211,7 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
     """
     with loading(name):
         config = AutoConfig.from_pretrained(name)
+        check_reads_text(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
         objective = _objective(config, tokenizer, name) if objective == "auto" else objective
         loader, names = _HEADS[objective]

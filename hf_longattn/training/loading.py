@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import logging
 
 from hf_longattn.data.tokenization import pad_with_end
@@ -72,6 +74,13 @@ def load_config(name: str, head: str, names: Any, otherwise: Mapping[str, Any] =
         advice = next((words for words, types in otherwise.items() if config.model_type in types), "take a model of another architecture")
         raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; {advice}")
     return config
+
+
+def check_reads_text(name: str) -> None:
+    """Raise :class:`CheckpointError` for a checkpoint of an architecture that reads pictures and has no tokenizer."""
+    kind = AutoConfig.from_pretrained(name).model_type
+    if kind in IMAGE_PROCESSOR_MAPPING_NAMES and kind not in TOKENIZER_MAPPING_NAMES:
+        raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads pictures; take a model of texts")
 
 
 def load_processing_class(loader: Any, name: str) -> Any:

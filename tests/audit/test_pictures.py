@@ -55,10 +55,9 @@ def test_a_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model_with({"mechanism": "window2d", "window": 4, "prefix_tokens": "none"}).save_pretrained(tmp_path / "long")
     model_with({"mechanism": "window2d", "window": 6, "prefix_tokens": "none"}).save_pretrained(tmp_path / "wider")
-    for name in ("long", "wider"):
-        export_checkpoint(tmp_path / name, tmp_path / f"{name}-graph")
-    assert audit_reach(tmp_path / "long", onnx=tmp_path / "long-graph").agrees
-    assert not audit_reach(tmp_path / "long", onnx=tmp_path / "wider-graph").agrees
+    export_checkpoint(tmp_path / "wider", tmp_path / "graph")
+    assert audit_reach(tmp_path / "wider", onnx=tmp_path / "graph").agrees
+    assert not audit_reach(tmp_path / "long", onnx=tmp_path / "graph").agrees
 
 
 def test_what_is_for_texts_is_refused() -> None:

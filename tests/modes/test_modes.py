@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.families import FAMILIES
 from hf_longattn.private_apis import cpu_computes_bf16
+from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.modes.cells import ROWS, Cell
 from tests.modes.ways import WAYS
 
@@ -53,7 +53,7 @@ def test_all_families(row: str, first: str, second: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", sorted({*FAMILIES} - {*ROWS}))
+@pytest.mark.parametrize("base", sorted({*TEXT_FAMILIES} - {*ROWS}))
 def test_each_way_alone_on_every_other_family(base: str) -> None:
     """No stored outcome: equal, refused, or not there."""
     for name in QUICK:

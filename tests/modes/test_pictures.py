@@ -139,7 +139,7 @@ class TestModesThatArePartsOfTexts:
 
     def test_segments(self, base: str) -> None:
         attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2, "order": "tiles:4x4"}
-        with pytest.raises(OptionError, match="'recurrent_memory' reads a text segment by segment, and a picture has no segments; choose"):
+        with pytest.raises(OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"):
             built(base, attention)
 
     def test_memory(self, base: str) -> None:

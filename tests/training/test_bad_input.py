@@ -154,3 +154,18 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
     assert "differs in shape from the student (kept_heads is {'0': 1}, not None)" in sentence(
         "linearise", [TEXT] * 4, "--teacher", str(pruned), "--max_length", "32"
     )
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_a_model_of_pictures_is_refused_where_texts_are_read(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+    if task == "embed":
+        pytest.importorskip("sentence_transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8, patch_size=4
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
+    rows = [{**ROWS[task], **({"id": str(number)} if task == "qa" else {})} for number in range(8)]
+    said = sentence(task, rows, "--model", str(tmp_path / "vit"))
+    assert re.search(r"vit' \(vit\) (has no (head|tokenizer|language-modelling head)|reads pixel_values)", said), said
+    assert not (tmp_path / "out").exists()

@@ -244,6 +244,7 @@ def truncated(form: str) -> bytes:
 BAD_PICTURES = {
     "half.jpg": (truncated("JPEG"), "is damaged; copy it again, or leave it out"),
     "half.png": (truncated("PNG"), "is damaged; copy it again, or leave it out"),
+    "large.png": (bomb(11_000), "is damaged; copy it again, or leave it out"),  # of more pixels than those of which Pillow warns
     "bomb.png": (bomb(), "has more than 178,956,970 pixels, Pillow's limit; scale it down"),
     "empty.png": (b"", "is empty; leave it out"),
     "text.png": (b"a text", "is not a picture, or of a format that Pillow does not read"),

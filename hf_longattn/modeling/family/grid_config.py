@@ -47,16 +47,15 @@ class LongGridConfig(LongEncoderConfig):
 
 
 def refuse_line(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text."""
-    kind = mechanism_class(mechanism)
-    if prototype(mechanism, options).recursion is not None:
+    """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text, or as segments of one."""
+    if mechanism_class(mechanism).reads_line and options.get(ORDER) is None:
         raise OptionError(
-            f"Mechanism {mechanism!r} reads a text segment by segment, and a picture has no segments; choose a mechanism on a grid such as "
-            "'window2d'."
+            f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example "
+            "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
         )
-    if not kind.reads_line or options.get(ORDER) is not None:
-        return
-    raise OptionError(
-        f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example "
-        "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
-    )
+    built = prototype(mechanism, options)
+    if built.recursion is not None or built.remembers:
+        raise OptionError(
+            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of a "
+            "picture have no such order; choose a mechanism on a grid such as 'window2d'."
+        )

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
-from hf_longattn.errors import OptionError, needs_extra
+from hf_longattn.errors import CheckpointError, OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
@@ -176,6 +176,12 @@ def embedding_trainer(
 
     with loading(model_args.model), without_load_report():
         model = SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32)
+    body = getattr(model[0], "auto_model", None)
+    if body is not None and body.main_input_name != "input_ids":
+        raise CheckpointError(
+            f"{model_args.model!r} ({body.config.model_type}) reads {body.main_input_name}, and embeddings are trained on texts; take a "
+            "model of texts"
+        )
     if data_args.max_length is not None:
         model.max_seq_length = data_args.max_length
     scored = "score" in data.column_names

@@ -42,7 +42,7 @@ from hf_longattn.modeling.attach.token_globals import carry_question, takes_glob
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import load_model, loading
+from hf_longattn.training.loading import check_reads_text, load_model, loading
 from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -384,6 +384,7 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer, which pads on the
     right, where answers keep their positions."""
     with loading(name):
+        check_reads_text(name)
         model = load_model(AutoModelForQuestionAnswering, name, elsewhere=("evidence.",))
         tokenizer = AutoTokenizer.from_pretrained(name)
         if getattr(model.config, "has_evidence_heads", False):
