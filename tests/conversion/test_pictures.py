@@ -341,7 +341,7 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, GridError, "has 3 numbers"),
     ({"image_size": 64, "mechanism": "longformer"}, OptionError, "neighbours along a text"),
     ({"image_size": 64, "mechanism": "infini"}, OptionError, "neighbours along a text"),
-    ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "raster"}}, OptionError, "reads a text segment by segment"),
+    ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "raster"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "positions": "rope:yarn"}, PositionError, "expected one of auto, tile, interpolate"),
     ({"image_size": 64, "positions": "alibi"}, PositionError, "does not apply to the positions of pictures"),

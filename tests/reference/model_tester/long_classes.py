@@ -168,7 +168,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS))
             self.model_tester = (PictureTester if reads_pictures else Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
-            heads = {"num_attention_heads": 4} if family.rope else {}
+            heads = {"num_attention_heads": 4} if family.rope or reads_pictures else {}
             self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=not reads_pictures, **{width: 32}, **heads)
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
