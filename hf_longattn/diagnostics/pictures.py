@@ -125,11 +125,11 @@ def diagnose_picture(
         BackendError: the model does not read pictures.
         OptionError, UnknownMechanismError, GridError: a candidate or a setting does not exist, or the picture's size does not fit.
     """
-    chosen = read_candidates(USUAL if candidates is None else candidates)
-    for candidate in chosen:
+    choices = read_candidates(USUAL if candidates is None else candidates)
+    for candidate in choices:
         refuse_line(candidate.mechanism, candidate.options)
     if candidates is None:
-        chosen = [replace(candidate, by_user=False) for candidate in chosen]
+        choices = [replace(candidate, by_user=False) for candidate in choices]
     if isinstance(model, nn.Module):
         network, name = model, str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
     else:
@@ -147,18 +147,18 @@ def diagnose_picture(
     _, arguments, grid = watched_on_grid(network, {rule.input: values})
     reasons: dict[str, str] = {}
     layers: dict[int, PictureLayer] = {}
-    pairs = [0] * len(chosen)
+    pairs = [0] * len(choices)
     rows = sampled_rows(grid.length, queries)
 
     def see(number: int, layer: LayerAttention) -> None:
         layer = replace(layer, call=layer.call.replace(grid=grid))
-        readings = all_readings(chosen, layer, number)
-        for index, (candidate, reading) in enumerate(zip(chosen, readings, strict=True)):
+        readings = all_readings(choices, layer, number)
+        for index, (candidate, reading) in enumerate(zip(choices, readings, strict=True)):
             if isinstance(reading, str):
                 reasons.setdefault(str(candidate), reading)
             else:
                 pairs[index] = candidate.build(layer, number).on(grid).pairs(grid.length, False)
-        sums = RowSums(layer.length, layer.heads, len(chosen))
+        sums = RowSums(layer.length, layer.heads, len(choices))
         sums.add(layer, rows, [None if isinstance(reading, str) else reading for reading in readings])
         mass = sums.mean()["captured"].mean(0)
         shares = tuple(float("nan") if isinstance(reading, str) else float(share) for reading, share in zip(readings, mass, strict=True))
@@ -168,7 +168,7 @@ def diagnose_picture(
         run_stack(stack, arguments)
     return PictureDiagnosis(
         model=name, model_class=type(network).__name__, picture=str(picture), pixels=_as_seen(values[0], processor), grid=grid,
-        queries=len(rows), candidates=tuple(chosen), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),
+        queries=len(rows), candidates=tuple(choices), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),
         reasons=reasons, layers=tuple(layers[number] for number in sorted(layers)),
     )  # fmt: skip
 

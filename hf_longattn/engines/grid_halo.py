@@ -190,26 +190,26 @@ def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.devic
         for axis, side in zip(windows, _sides(windows), strict=True)
     ]
     tiles = []
-    for chosen in itertools.product(*by_axis):
-        queries, keys = (_runs(cells, chosen, of_keys) for of_keys in (False, True))
+    for groups in itertools.product(*by_axis):
+        queries, keys = (_runs(cells, groups, of_keys) for of_keys in (False, True))
         bias = None
-        if any(group.seen for _, group in chosen):
-            seen = [_seen(group.seen, group.size, group.key_size, device)[None] for _, group in chosen]
+        if any(group.seen for _, group in groups):
+            seen = [_seen(group.seen, group.size, group.key_size, device)[None] for _, group in groups]
             bias = _tile_seen(seen)[None, None]
         tiles.append(GatherTile(queries, keys, bias=bias))
     return tuple(tiles)
 
 
-def _runs(cells: Tensor, chosen: Sequence[tuple], of_keys: bool) -> Tensor:
+def _runs(cells: Tensor, groups: Sequence[tuple], of_keys: bool) -> Tensor:
     """The positions of every tile of a group on each axis, ``(1, 1, tiles, T)``."""
-    rank = len(chosen)
-    for axis, (part, group) in enumerate(chosen):
+    rank = len(groups)
+    for axis, (part, group) in enumerate(groups):
         first, size = (group.key_first, group.key_size) if of_keys else (group.first, group.size)
         places = torch.arange(group.tiles)[:, None] * group.size + torch.arange(first, first + size)
         index = (part.residue + places * part.step).to(cells.device)
         cells = cells.index_select(2 * axis, index.flatten()).unflatten(2 * axis, tuple(index.shape))
     cells = cells.permute(*range(0, 2 * rank, 2), *range(1, 2 * rank, 2))
-    return cells.reshape(1, 1, math.prod(group.tiles for _, group in chosen), -1)
+    return cells.reshape(1, 1, math.prod(group.tiles for _, group in groups), -1)
 
 
 def _seen(ends: Sequence[tuple[int, int]], size: int, key_size: int, device: torch.device) -> Tensor:

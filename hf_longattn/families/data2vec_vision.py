@@ -83,10 +83,10 @@ class Data2VecVisionOnTheBackend(ReplacedModules):
     _requested: str | None = None
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        chosen = super().get_correct_attn_implementation(requested_attention, is_init_check)
+        implementation = super().get_correct_attn_implementation(requested_attention, is_init_check)
         if not is_init_check:
-            return chosen
-        self._requested = chosen
+            return implementation
+        self._requested = implementation
         setattr(self.config, BASE_ATTENTION, True)
         return "sdpa"
 

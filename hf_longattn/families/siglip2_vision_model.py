@@ -57,7 +57,7 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
         return torch.stack([torch.cat([table, table[:1].expand(max_length - len(table), -1)]) for table in tables])
 
     def _resized(self, table: Tensor, height: int, width: int) -> Tensor:
-        """As the base's, for one size that a graph knows."""
+        """Resize the table as the base does, for one size that a graph knows."""
         if self.config.position_extension == TILE:
             return tiled_cells(table[None], height, width).flatten(1, 2)
         cells = table.permute(2, 0, 1)[None]

@@ -51,8 +51,8 @@ class LongViTMAEConfig(LongGridConfig, ViTMAEConfig):
         super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        values, chosen = super().to_dict(), self.decoder_long_attention
-        return values if chosen is None else {**values, "decoder_long_attention": chosen.to_dict()}
+        values, attention = super().to_dict(), self.decoder_long_attention
+        return values if attention is None else {**values, "decoder_long_attention": attention.to_dict()}
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
@@ -76,16 +76,16 @@ class LongViTMAEAttention(ViTMAEAttention):
         on_grid = mechanism is not None and mechanism.reads_grid
         if places is None or not on_grid or attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        index, taken = places
+        index, mask = places
         length = kwargs[GRID].length
         if attention_mask is not None:
-            taken = attention_mask.new_zeros(index.shape[0], length).scatter(1, index, attention_mask)
+            mask = attention_mask.new_zeros(index.shape[0], length).scatter(1, index, attention_mask)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         qkv = (projection(hidden_states).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj))
         at = index[:, :, None, None]
         query, key, value = (x.new_zeros(x.shape[0], length, *x.shape[2:]).scatter(1, at.expand_as(x), x).transpose(1, 2) for x in qkv)
         dropout = self.attention_dropout if self.training else 0.0
-        output, weights = longattn_attention_forward(self, query, key, value, taken, scaling=self.scaling, dropout=dropout, **kwargs)
+        output, weights = longattn_attention_forward(self, query, key, value, mask, scaling=self.scaling, dropout=dropout, **kwargs)
         output = output.gather(1, at.expand(-1, -1, *output.shape[2:])).flatten(2)
         if weights is not None:
             weights = weights.gather(2, index[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))

@@ -9,9 +9,9 @@ and sees the cells whose numbers are equal on every axis. ``shift=alternate`` sh
 partial windows at the borders apart. An axis that one window covers is not shifted.
 
 Partial windows have their real cells only. Swin, ViTDet and SAM pad the grid with zeros after its last cells to whole windows instead,
-before queries, keys and values are projected; ``padding=zeros`` reproduces this. A cell of padding, at place x in the padded grid, is in
-the window that the formula says, its key and value are the biases of the projections, and it takes its share of the softmax of all cells
-of its window. Prefix tokens do not see it. Its key and value are parameters, initialised as copies of these biases.
+before queries, keys and values are projected; ``padding=zeros`` reproduces this. A cell of padding is in the window that the formula gives
+for its place in the padded grid, and takes its share of the softmax of all cells of that window. Its key and value are the biases of the
+projections, of which they are copies when the parameters are initialised. Prefix tokens do not see it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Window2dOptions(GridOptions):
     )
     padding: str = option(
         NONE,
-        "what fills up partial windows at the end of an axis: 'none': nothing, they have their real cells only; 'zeros': cells whose input "
+        "padding of partial windows at the end of an axis: 'none': they have their real cells only; 'zeros': cells whose input "
         "is zero, which take a share of the softmax, as in Swin, ViTDet and SAM",
         choices=(NONE, ZEROS),
     )
@@ -92,7 +92,7 @@ class Window2d(GridMechanism):
 
     @property
     def pads(self) -> bool:
-        """Whether partial windows are filled up."""
+        """Whether partial windows are padded."""
         return self.options.padding == ZEROS
 
     @property
@@ -151,7 +151,7 @@ class Window2d(GridMechanism):
 
     @property
     def mask_is_reach(self) -> bool:
-        return True  # what fills up a window is no token
+        return True  # a cell of padding is not a token
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self._dense_weights(q, k, call)[0]
@@ -162,7 +162,7 @@ class Window2d(GridMechanism):
         return out if of_padding is None else out + of_padding * self.pad_value[:, None].to(v.dtype)
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """The weights ``(B, H, N, N)`` of tokens, and those of all padding ``(B, H, N, 1)``, ``None`` where nothing is filled up."""
+        """The weights ``(B, H, N, N)`` of tokens, and those of all padding ``(B, H, N, 1)``, ``None`` where nothing is padded."""
         grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:

@@ -49,7 +49,7 @@ class LongGridMixin(LongAttentionMixin):
         return super()._run(base_forward, arguments)
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As the base's; layers that are computed again know the grid of their input."""
+        """Switch checkpointing on as the base does; layers that are computed again know the grid of their input."""
         super().activation_checkpointing_enable(*args, **kwargs)
         for module in self.modules():
             if (checkpoint := vars(module).get(CHECKPOINTING)) is not None:

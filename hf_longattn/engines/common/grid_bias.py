@@ -131,11 +131,12 @@ class GridBias:
         entries = self.entries(distances)
         if not grid.prefix:
             return score + self.table[h, entries]
-        reads, read = q_idx < grid.prefix, kv_idx < grid.prefix
+        from_prefix, to_prefix = q_idx < grid.prefix, kv_idx < grid.prefix
         if not self.has_prefix:
-            return score + self.table[h, entries].masked_fill(reads | read, 0)
+            return score + self.table[h, entries].masked_fill(from_prefix | to_prefix, 0)
         first = self.table.shape[1] - PREFIX_PAIRS
-        entries = torch.where(reads, torch.where(read, first + 2, first), torch.where(read, first + 1, entries))
+        of_prefix = torch.where(to_prefix, first + 2, first)
+        entries = torch.where(from_prefix, of_prefix, torch.where(to_prefix, first + 1, entries))
         return score + self.table[h, entries]
 
 

@@ -121,10 +121,10 @@ class GridMechanism(MaskedMechanism):
             seen = self.sees(grid, grid.places(q_idx), grid.places(kv_idx))
             if not prefix:
                 return seen
-            reads, read = q_idx < prefix, kv_idx < prefix
+            from_prefix, to_prefix = q_idx < prefix, kv_idx < prefix
             if mode == GLOBAL:
-                return seen | reads | read
-            return torch.where(reads, read if mode == NONE else reads, seen & ~read)
+                return seen | from_prefix | to_prefix
+            return torch.where(from_prefix, to_prefix if mode == NONE else from_prefix, seen & ~to_prefix)
 
         return mod
 

@@ -107,8 +107,10 @@ def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | No
     """``call`` of ``rows`` for the tokens at ``places (L,)``, of which those that are not ``filled (L,)`` are padding."""
 
     def of(mask: Tensor | None) -> Tensor | None:
-        chosen = None if mask is None else mask.index_select(1, places)
-        return chosen if chosen is None or filled is None else chosen & filled
+        if mask is None:
+            return None
+        reordered = mask.index_select(1, places)
+        return reordered if filled is None else reordered & filled
 
     mask, score_mod, constants = of(call.key_mask), call.score_mod, call.detached_kv
     if mask is None and filled is not None:

@@ -90,7 +90,7 @@ class ClassificationDataArguments(LabelledDataArguments):
 
     @property
     def reader(self) -> Texts | Pictures:
-        """What reads the data."""
+        """The reader of the data."""
         return PICTURES if self.images else TEXTS
 
 
@@ -251,7 +251,7 @@ TEXTS, PICTURES = Texts(), Pictures()
 
 
 def _reader_of(log: Mapping[str, Any]) -> Texts | Pictures:
-    """What read the data of a log's run."""
+    """The reader of the data of a log's run."""
     return PICTURES if PICTURES.unit + "s" in log else TEXTS
 
 
@@ -315,7 +315,7 @@ def _choices(logits: Any, labels: Tensor) -> Tensor:
 
 
 def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:
-    """What an evaluation during training logs beside the loss."""
+    """The scores that an evaluation during training logs in addition to the loss."""
     references = [{"label": label, "length": NO_LENGTH} for label in evaluation.label_ids.tolist()]
     scores = load_metric("long_classification").compute(predictions=evaluation.predictions.tolist(), references=references)
     return {name: scores[name] for name in ("accuracy", "macro_f1")}
