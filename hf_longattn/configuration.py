@@ -60,6 +60,11 @@ class LongAttentionConfig:
         name, options = self._without_override(index)
         return name, {**options, **override}
 
+    def same_layers(self, other: LongAttentionConfig, num_layers: int) -> bool:
+        """Whether each of the first ``num_layers`` layers has the same mechanism with the same options in force."""
+        pairs = ((self.for_layer(layer), other.for_layer(layer)) for layer in range(num_layers))
+        return all(a[0] == b[0] and check_options(*a) == check_options(*b) for a, b in pairs)
+
     def check_layers(self, num_layers: int) -> None:
         """Raise :class:`OptionError` when an override names a layer that the model does not have."""
         beyond = sorted(i for i in self.layers if i >= num_layers)

@@ -44,6 +44,11 @@ class AuditPictures:
                 "hf_longattn.explain(model, inputs) instead."
             )
         pictures = cls(rule, config)
+        if len(set(rule.layer_grids(config, pictures.grid))) > 1:
+            raise OptionError(
+                f"The layers of a {config.model_type!r} model are on different grids, which are not audited; look at "
+                "hf_longattn.explain(model, inputs) instead."
+            )
         if length is not None and length != pictures.grid.length:
             size = " × ".join(map(str, pictures.size))
             raise LengthError(f"A model of pictures is audited at the size that it was made for, {size} pixels; leave --length out.")

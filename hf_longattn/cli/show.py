@@ -77,7 +77,7 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
         headings = [f"{length // 1024}K" for length in LENGTHS]
     else:
         sizes = plan.grid.doublings(plan.architecture.source_config)
-        rows = compare_on_grids(plan.attention, plan.shape, [size.grid for size in sizes])
+        rows = compare_on_grids(plan.attention, plan.shape, sizes)
         values = {"lengths": [size.grid.length for size in sizes], "image_sizes": [list(size.size) for size in sizes]}
         headings = ["×".join(map(str, size.size)) for size in sizes]
     if as_json:

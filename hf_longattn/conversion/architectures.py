@@ -205,6 +205,9 @@ class PlainFamily(Family):
     def __post_init__(self) -> None:
         pass
 
+    def base_class(self, name: str) -> type[Any]:
+        return getattr(transformers, name)
+
 
 @dataclass(frozen=True)
 class GenericArchitecture(Architecture):
@@ -313,7 +316,7 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
 
     def fit(name: str) -> int:
         with checkpoint_errors(f"The source's config makes no valid {name}"), torch.device("meta"):
-            model: Any = getattr(transformers, name)(config)
+            model: Any = family.base_class(name)(config)
         prefix, tied = f"{model.base_model_prefix}.", set(model.all_tied_weights_keys or ())
         wanted = {key.removeprefix(prefix): tuple(value.shape) for key, value in model.state_dict().items() if key not in tied}
         shapes = {key.removeprefix(prefix): shape for key, shape in held.items()}

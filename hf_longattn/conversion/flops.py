@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -15,18 +16,20 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
-from ..engines.common.grid import Grid
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.registry import mechanism_from
-from ..modeling.attach.attention_sites import AttentionSite, attention_sites
+from ..modeling.attach.attention_sites import AttentionSite, attention_sites, input_width
 from .architectures import attached_mechanisms
+from .grid_sizes import GridSize
 
 Result = TypeVar("Result")
 
 FAR = 45 << 16
 """A length that is a multiple of most block and segment sizes."""
+NUMBER_OF_LAYER = re.compile(r".*\.\d+(?=\.)")
+"""The start of a module's name up to the last number, which is the layer's in its stage."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
@@ -44,6 +47,8 @@ class ModelShape:
     matrix_parameters: int  # weights that multiply every token: all matrices except the embeddings
     element_bytes: int
     cross_layers: int = 0  # layers of a decoder that keep keys and values of the whole text
+    layer_widths: tuple[int, ...] = ()  # of every layer, and its matrix parameters, where layers differ
+    layer_matrices: tuple[int, ...] = ()
 
     @property
     def token_bytes(self) -> int:
@@ -55,9 +60,11 @@ class ModelShape:
         """From a transformers config; for an encoder-decoder, the decoder if `causal`, else the encoder."""
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
-        hidden = config.hidden_size
+        hidden, layers = config.hidden_size, getattr(config, f"{stack}_layers", config.num_hidden_layers)
+        if not isinstance(heads, int):  # of every stage, the narrowest first
+            heads, hidden, layers = heads[0], config.embed_dim, sum(config.depths)
         return cls(
-            layers=getattr(config, f"{stack}_layers", config.num_hidden_layers),
+            layers=layers,
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or hidden // heads,
@@ -165,9 +172,19 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
     times = {id(p): count for layer, count in _shared_layers(sites).items() for p in skeleton.get_submodule(layer).parameters()}
     matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
-    return ModelShape.of(
+    shape = ModelShape.of(
         config, causal=causal, matrix_parameters=matrices, element_bytes=max(floating, default=4), cross_layers=len(crossing)
     )
+    encoding = [site for site in sites if not site.in_decoder]
+    widths = tuple(input_width(site.module) or shape.hidden for site in encoding)
+    return shape if len(set(widths)) < 2 else replace(shape, layer_widths=widths, layer_matrices=_layer_matrices(skeleton, encoding))
+
+
+def _layer_matrices(skeleton: nn.Module, sites: Iterable[AttentionSite]) -> tuple[int, ...]:
+    """The matrix parameters of the layer of every attention module."""
+    starts = [NUMBER_OF_LAYER.match(site.name) for site in sites]
+    layers = [skeleton.get_submodule(start[0]) for start in starts if start is not None]
+    return tuple(sum(p.numel() for p in layer.parameters() if p.ndim == 2) for layer in layers)
 
 
 def _shared_layers(sites: Iterable[AttentionSite]) -> Counter[str]:
@@ -245,10 +262,10 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     )
 
 
-def mechanisms_on(grid: Grid, attention: LongAttentionConfig, shape: ModelShape) -> list[Mechanism]:
-    """The mechanism of every layer, each for this grid and with the number of its layer."""
+def mechanisms_on(size: GridSize, attention: LongAttentionConfig, shape: ModelShape) -> list[Mechanism]:
+    """The mechanism of every layer, each for its grid and with the number of its layer."""
     layers = []
-    for number, mechanism in enumerate(layer_mechanisms(attention, shape, grid.length)):
+    for number, (mechanism, grid) in enumerate(zip(layer_mechanisms(attention, shape, size.grid.length), size.layers, strict=True)):
         bound = mechanism.on(grid)
         if bound is not mechanism:
             bound.layer = number
@@ -256,10 +273,30 @@ def mechanisms_on(grid: Grid, attention: LongAttentionConfig, shape: ModelShape)
     return layers
 
 
-def cost_on(grid: Grid, size: tuple[int, ...], attention: LongAttentionConfig, shape: ModelShape) -> SizeCost:
-    """:func:`cost_at` for one input of ``size`` pixels, whose tokens lie on this grid."""
-    cost = cost_at(grid.length, shape, mechanisms_on(grid, attention, shape))
-    return SizeCost(**vars(cost), size=size)
+def cost_on(size: GridSize, attention: LongAttentionConfig, shape: ModelShape) -> SizeCost:
+    """:func:`cost_at` for one input of a size in pixels."""
+    layers = mechanisms_on(size, attention, shape)
+    if not shape.layer_widths:
+        return SizeCost(**vars(cost_at(size.grid.length, shape, layers)), size=size.size)
+    costs = [
+        cost_at(grid.length, _of_width(shape, width, matrices), [layer])
+        for layer, grid, width, matrices in zip(layers, size.layers, shape.layer_widths, shape.layer_matrices, strict=True)
+    ]
+    return SizeCost(
+        length=size.grid.length,
+        attention_flops=sum(cost.attention_flops for cost in costs),
+        full_attention_flops=sum(cost.full_attention_flops for cost in costs),
+        other_flops=sum(cost.other_flops for cost in costs),
+        activation_bytes=max(cost.activation_bytes for cost in costs),
+        cache_bytes=None,
+        size=size.size,
+    )
+
+
+def _of_width(shape: ModelShape, width: int, matrices: int) -> ModelShape:
+    """The shape of one layer of another width."""
+    heads, inner = width // shape.head_dim, width * shape.intermediate // shape.hidden
+    return replace(shape, heads=heads, kv_heads=heads, hidden=width, intermediate=inner, matrix_parameters=matrices)
 
 
 def sizes_up_to(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -304,10 +341,10 @@ def compare_mechanisms(attention: LongAttentionConfig, shape: ModelShape, length
     return _costs(attention, names, lambda chosen: [cost_at(length, shape, _without_values(chosen, shape, length)) for length in lengths])
 
 
-def compare_on_grids(attention: LongAttentionConfig, shape: ModelShape, grids: Iterable[Grid]) -> list[MechanismCost]:
+def compare_on_grids(attention: LongAttentionConfig, shape: ModelShape, sizes: Iterable[GridSize]) -> list[MechanismCost]:
     """The planned attention, full attention, and every mechanism on a grid with its default options; counted from shapes."""
     names = ["full", *list_mechanisms(grid=True)]
-    return _costs(attention, names, lambda chosen: [cost_at(grid.length, shape, mechanisms_on(grid, chosen, shape)) for grid in grids])
+    return _costs(attention, names, lambda chosen: [cost_on(size, chosen, shape) for size in sizes])
 
 
 def _costs(

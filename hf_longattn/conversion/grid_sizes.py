@@ -16,10 +16,21 @@ SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
 
 @dataclass(frozen=True)
 class GridSize:
-    """An input of ``size`` pixels along each axis, and the grid of its tokens."""
+    """An input of ``size`` pixels along each axis, the grid of its tokens, and that of every layer."""
 
     size: tuple[int, ...]
     grid: Grid
+    layers: tuple[Grid, ...]
+
+    @classmethod
+    def of(cls, rule: GridRule, config: Any, size: tuple[int, ...]) -> GridSize:
+        """An input of a model with this config.
+
+        Raises:
+            GridError: an axis is no multiple of the patch.
+        """
+        grid = rule.of_size(config, size)
+        return cls(size, grid, tuple(rule.layer_grids(config, grid)))
 
     def describe(self) -> str:
         """For example "224 × 224 pixels, 197 tokens"."""
@@ -41,7 +52,7 @@ class GridPlan:
     def doublings(self, config: Any, count: int = 4) -> list[GridSize]:
         """Sizes at which mechanisms are compared: the old one of a model with this config, and its doublings."""
         sizes = [tuple(2**power * side for side in self.old.size) for power in range(count)]
-        return [GridSize(size, self.rule.of_size(config, size)) for size in sizes]
+        return [GridSize.of(self.rule, config, size) for size in sizes]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""

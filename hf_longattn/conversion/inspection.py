@@ -85,7 +85,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
-    grid = None if family.grid is None else GridSize(size := family.grid.sizes(config)[1], family.grid.of_size(config, size))
+    grid = None if family.grid is None else GridSize.of(family.grid, config, family.grid.sizes(config)[1])
     return Inspection(
         source=source,
         class_name=class_name,
@@ -108,7 +108,7 @@ def _costs(config: Any, family: Family, shape: ModelShape, mechanisms: tuple[Mec
     if family.grid is None:
         return tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, longest), longest))
     sizes = sizes_up_to(*family.grid.sizes(config))
-    return tuple(cost_on(family.grid.of_size(config, size), size, config.long_attention, shape) for size in sizes)
+    return tuple(cost_on(GridSize.of(family.grid, config, size), config.long_attention, shape) for size in sizes)
 
 
 def _short(source: Source) -> tuple[Any, str, Family, Any]:

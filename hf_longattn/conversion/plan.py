@@ -183,7 +183,7 @@ def _plan_on_grid(opened: Source, architecture: Architecture, request: Conversio
     sizes = grid_sizes(architecture, request)
     attention = grid_attention(architecture, request, sizes)
     base_shape = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
-    layers = mechanisms_on(sizes.new.grid, attention, base_shape)
+    layers = mechanisms_on(sizes.new, attention, base_shape)
     rule = grid_positions(request.positions, sizes, layers)
     config = architecture.long_config(attention, {"long_image_size": list(sizes.new.size)} if sizes.grows else {}, None, rule)
     if cast is not None:

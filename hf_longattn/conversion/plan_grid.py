@@ -72,13 +72,13 @@ def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPla
         )
     old = rule.sizes(config)[0]
     new = old if request.image_size is None else read_size(request.image_size, len(rule.axes))
-    sizes = GridPlan(rule, GridSize(old, rule.of_size(config, old)), GridSize(new, rule.of_size(config, new)))
+    sizes = GridPlan(rule, GridSize.of(rule, config, old), GridSize.of(rule, config, new))
     if any(after < before for after, before in zip(new, old, strict=True)):
         raise GridError(
             f"The source reads pictures of {pixels(old)} and conversion only enlarges them: {pixels(new)} are too few, give at least "
             f"--image-size {'x'.join(map(str, old))}."
         )
-    if sizes.grows and len(set(sizes.old.grid.sizes)) > 1:
+    if sizes.grows and rule.has_positions and len(set(sizes.old.grid.sizes)) > 1:
         raise PositionError(
             f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
             "transformers resizes square ones only; leave --image-size out."
@@ -87,8 +87,8 @@ def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPla
 
 
 def grid_attention(architecture: Architecture, request: ConversionConfig, sizes: GridPlan) -> LongAttentionConfig:
-    """The attention that was asked for; without any, windows of the source's size, which the family's mechanism has wherever no window
-    is given.
+    """The attention that was asked for; without any, that of the source where it is not full attention, or windows of the source's size,
+    which the family's mechanism has wherever no window is given.
 
     Raises:
         OptionError, GridError: a layer's mechanism is for texts, or its options make no sense on the grid.
@@ -96,16 +96,18 @@ def grid_attention(architecture: Architecture, request: ConversionConfig, sizes:
     kind: Any = architecture.family.config_class
     name, sides = kind.default_mechanism, sizes.old.grid.sizes
     default = {"window": list(sides) if len(set(sides)) > 1 else sides[0]}
+    named, own = request.mechanism is not None or bool(request.layers), architecture.family.own_attention
     if request.long_attention is not None:
         attention = request.attention()
+    elif own is not None and not named:
+        attention = request.attention(own(architecture.source_config))
     else:
-        named = request.mechanism is not None or bool(request.layers)
         values = (request if named else replace(request, mechanism=name)).attention().to_dict()
         attention = LongAttentionConfig.from_dict(_with_defaults(values, name, default))
-    attention.check_layers(architecture.source_config.num_hidden_layers)
-    for layer in range(architecture.source_config.num_hidden_layers):
+    attention.check_layers(len(sizes.new.layers))
+    for layer, grid in enumerate(sizes.new.layers):
         name, options = attention.for_layer(layer)
-        _check_layer(architecture, name, options, sizes.new.grid, layer)
+        _check_layer(architecture, name, options, grid, layer)
     return attention
 
 
@@ -148,6 +150,10 @@ def grid_positions(positions: str, sizes: GridPlan, layers: Sequence[Mechanism])
         raise PositionError(
             f"{positions!r} does not apply to the positions of pictures; expected one of {', '.join(known)}.{nearest(positions, known)}"
         )
+    if not sizes.rule.has_positions:
+        if positions != AUTO:
+            raise PositionError(f"--positions {positions} says what positions larger pictures have, but this model has none; leave it out.")
+        return INTERPOLATE
     if positions != AUTO:
         return positions
     return TILE if sizes.grows and all(fits_tiles(layer, sizes) for layer in layers) else INTERPOLATE
@@ -161,7 +167,7 @@ def fits_tiles(layer: Mechanism, sizes: GridPlan) -> bool:
 
 def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: GridPlan) -> list[PositionWarning]:
     """One warning for each mechanism for which the positions of larger pictures do not hold without training."""
-    if not sizes.grows:
+    if not sizes.grows or not sizes.rule.has_positions:
         return []
     old = " × ".join(map(str, sizes.old.grid.sizes))
     numbers: dict[tuple[str, bool], list[int]] = {}
@@ -208,4 +214,4 @@ def grid_costs(sizes: GridPlan, architecture: Architecture, attention: LongAtten
     """The costs at the old size, its doublings, and the new one."""
     config, rule = architecture.source_config, sizes.rule
     steps = sizes_up_to(sizes.old.size, sizes.new.size)
-    return tuple(cost_on(rule.of_size(config, size), size, attention, shape) for size in steps)
+    return tuple(cost_on(GridSize.of(rule, config, size), attention, shape) for size in steps)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
-from ..modeling.family.definition import Family, length_before_conversion
+from ..modeling.family.definition import Family, family_of, length_before_conversion
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
@@ -126,7 +125,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         config = _base_config(family, long_config, new_length, cast)
     config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class)
-    skeleton = _base_skeleton(source, base_class, config, long_skeleton)
+    skeleton = _base_skeleton(source, family, base_class, config, long_skeleton)
     restored = before if positions == RESTORED else None
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     full_shapes = whole_shapes(long_skeleton)
@@ -163,7 +162,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
 def _grid_before(rule: GridRule, long_config: Any) -> GridPlan:
     """The sizes of pictures of the long model, and of its position table, which the conversion left as it was."""
     trained, converted = rule.sizes(long_config)
-    old, new = (GridSize(size, rule.of_size(long_config, size)) for size in (converted, trained))
+    old, new = (GridSize.of(rule, long_config, size) for size in (converted, trained))
     return GridPlan(rule, old, new)
 
 
@@ -224,14 +223,14 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
     return plain
 
 
-def _base_skeleton(source: Source, base_class: str, config: Any, long_skeleton: nn.Module) -> nn.Module:
+def _base_skeleton(source: Source, family: Family, base_class: str, config: Any, long_skeleton: nn.Module) -> nn.Module:
     """The plain model without storage.
 
     Raises:
         CheckpointError: it has parameters that the Long model lacks.
     """
     with checkpoint_errors(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
-        skeleton: nn.Module = getattr(transformers, base_class)(config)
+        skeleton: nn.Module = family.base_class(base_class)(config)
     lacking = sorted(set(dict(skeleton.named_parameters())) - set(dict(long_skeleton.named_parameters())))
     if lacking:
         raise CheckpointError(
@@ -345,6 +344,12 @@ def _warnings(source: Source, base_class: str, long_config: Any, tensors: list[T
     if any(tensor.action == "changed" for tensor in tensors):
         sentences.append(f"A {base_class} has the same number of heads in all layers, so those that were pruned are there again, as zeros.")
     mechanisms = sorted({mechanism.name for mechanism in attached_mechanisms(skeleton).values()} - {"full"})
+    family, layers = family_of(long_config), long_config.num_hidden_layers
+    if family.own_attention is not None and long_config.long_attention.same_layers(family.own_attention(long_config), layers):
+        mechanisms = []
+    if family.base_classes is not None:
+        long_class = family.model_class(base_class).__name__
+        sentences.append(f"transformers builds a {base_class} only with a package that is gone; {long_class} reads it.")
     if mechanisms:
         sentences.append(f"The plain model has the attention of a {base_class} in place of {', '.join(mechanisms)}.")
     stacks = [long_config.long_attention, getattr(long_config, "decoder_long_attention", None)]
@@ -467,14 +472,15 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
 
 
 def _check_outputs(plan: RevertPlan, result: Path, inputs: VerificationInputs, scratch: Path | None) -> list[Check]:
-    name = "equal to the long model with full attention"
+    whole = f"the long model with {plan.architecture.family.base_attention_name}"
+    name = f"equal to {whole}"
     run, size = _runner(plan, inputs, scratch)
     expected, headless = _full_attention(plan, None, run, scratch)
     source = _as_before(plan)
     as_source = {} if source is None else _full_attention(plan, source, run, scratch)[0]
     plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
     of_plain = run(plain.base_model if headless else plain)
-    checks = [_compared(name, "the long model with full attention", expected, of_plain, size, plan.changed)]
+    checks = [_compared(name, whole, expected, of_plain, size, plan.changed)]
     if source is not None:
         reference = "the long model with full attention and the rotary positions that it was converted from"
         checks.append(_compared("equal to the model that was converted, with these weights", reference, as_source, of_plain, size, ""))

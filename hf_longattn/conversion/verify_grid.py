@@ -18,7 +18,7 @@ from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
 from ..modeling.grids import INTERPOLATE_ARGUMENT
 from ..private_apis import attention_implementation
-from .flops import cost_at, mechanisms_on
+from .flops import cost_on, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels
 from .model_loading import load_result, load_source, newly_initialised
 from .pictures import COLOURS, VerificationPictures
@@ -84,7 +84,12 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     del source
 
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-    covered = all(layer.covers(old.grid.length) for layer in mechanisms_on(old.grid, plan.attention, plan.shape))
+    covered = _computes_source(plan, old, mechanisms_on(old, plan.attention, plan.shape))
+    family, source_name = plan.architecture.family, "the source"
+    if family.base_classes is not None:  # transformers' class cannot be built
+        source_name = "the source, by the definition of its attention in plain operations,"
+    whole = family.base_attention_name
+    why_not = "the mechanism does not cover the picture" if family.own_attention is None else "the mechanism is another one"
     what = "hidden states (the source has no weights for its head)" if headless else "outputs"
     old_outputs = run_on_grid(part_to_compare(model, headless), at_old)
     new_outputs = _cells(run_on_grid(without_head(model), at_new)) if grows else _cells(old_outputs)
@@ -100,7 +105,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     def compare(name: str, at: GridSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = "") -> Check:
         largest, relative = difference(expected, measured)
         values = {"image_size": list(at.size), "tokens": at.grid.length, "outputs": sorted(expected), "max_abs_difference": largest}
-        detail = f"{how}: largest difference from the source {largest:.1e}"
+        detail = f"{how}: largest difference from {source_name} {largest:.1e}"
         return equality(name, detail, relative, values, why)
 
     checks = []
@@ -108,25 +113,33 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
         how = f"{what} at {old.describe()}, long attention"
         checks.append(compare("equal where the mechanism covers the input", old, how, expected, old_outputs))
     else:
-        how = f"{what} at {old.describe()}, full attention instead of the mechanism"
-        checks.append(compare("equal at the old size with full attention", old, how, expected, full_old))
+        how = f"{what} at {old.describe()}, {whole} instead of the mechanism"
+        checks.append(compare(f"equal at the old size with {whole}", old, how, expected, full_old))
         how = f"{what} at {old.describe()}, long attention"
-        checks.append(compare("at the old size", old, how, expected, old_outputs, "the mechanism does not cover the picture"))
+        checks.append(compare("at the old size", old, how, expected, old_outputs, why_not))
     if grows:
         shortened = "" if new.size == sizes.new.size else f" (of {pixels(sizes.new.size)}: a large model, a smaller picture)"
         where = f"hidden states at {new.describe()}{shortened}"
         resizing = f"{INTERPOLATE_ARGUMENT}=True" if sizes.rule.interpolates else "its resized position table"
-        how = f"{where}, full attention and interpolated positions, the source with {resizing}"
-        checks.append(compare("equal at the new size with full attention", new, how, expected_new, full_new))
-        exact = all(layer.covers(new.grid.length) for layer in layers) and not tiled
-        whys = ["the mechanism does not cover the picture"] * (not exact) + ["positions are tiled"] * tiled
-        how = f"{where}, long attention, the source with full attention and {resizing}"
+        resized_source = f"the source with {resizing}" if sizes.rule.has_positions else "the source"
+        how = f"{where}, {whole}{' and interpolated positions' if sizes.rule.has_positions else ''}, {resized_source}"
+        checks.append(compare(f"equal at the new size with {whole}", new, how, expected_new, full_new))
+        exact = _computes_source(plan, new, layers) and not tiled
+        whys = [why_not] * (not exact) + ["positions are tiled"] * tiled
+        how = f"{where}, long attention, the source with {whole}{f' and {resizing}' if sizes.rule.has_positions else ''}"
         checks.append(compare("at the new size", new, how, expected_new, new_outputs, " and ".join(whys)))
         checks.append(_check_crops(crops, new_outputs, sizes, new, why_no_crops))
     finite = all_finite(new_outputs)
     detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
     values = {"image_size": list(new.size), "tokens": new.grid.length}
     return [*checks, Check("finite at the new size", PASSED if finite else FAILED, detail, values)]
+
+
+def _computes_source(plan: ConversionPlan, size: GridSize, layers: Sequence[Mechanism]) -> bool:
+    """Whether these mechanisms compute the source's attention on an input of this size."""
+    if (own := plan.architecture.family.own_attention) is not None:
+        return plan.attention.same_layers(own(plan.architecture.source_config), len(size.layers))
+    return all(layer.covers(grid.length) for layer, grid in zip(layers, size.layers, strict=True))
 
 
 def run_on_grid(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -154,17 +167,17 @@ def _affordable(plan: ConversionPlan) -> _NewSize:
     assert sizes is not None
     config, rule, size = plan.architecture.source_config, sizes.rule, sizes.new.size
     while True:
-        grid = rule.of_size(config, size)
-        layers = mechanisms_on(grid, plan.attention, plan.shape)
-        why_no_crops = _why_no_crops(plan, grid, layers)
-        cost = cost_at(grid.length, plan.shape, layers)
+        reduced = GridSize.of(rule, config, size)
+        layers = mechanisms_on(reduced, plan.attention, plan.shape)
+        why_no_crops = _why_no_crops(plan, reduced.grid, layers)
+        cost = cost_on(reduced, plan.attention, plan.shape)
         full = cost.full_attention_flops + cost.other_flops
         flops = 2 * full + (1 if why_no_crops else 2) * cost.total_flops
         smaller = tuple(
             max(old, side // 2 // patch * patch) for side, old, patch in zip(size, sizes.old.size, rule.patch(config), strict=True)
         )
         if flops <= FLOPS_AT_NEW_LENGTH or smaller == size:
-            return _NewSize(GridSize(size, grid), layers, why_no_crops)
+            return _NewSize(reduced, layers, why_no_crops)
         size = smaller
 
 
@@ -192,6 +205,8 @@ def _why_no_crops(plan: ConversionPlan, grid: Grid, layers: Sequence[Mechanism])
     """Why the definition of these layers does not make patch features on `grid` equal to the source's on crops; empty if it does."""
     sizes = plan.grid
     assert sizes is not None
+    if not sizes.rule.has_positions:
+        return "convolutions between its stages mix the cells of neighbouring crops"
     if not sizes.rule.adds_positions:
         return "positions are more than a table that is added to the patches"
     if plan.positions != TILE:

@@ -83,6 +83,11 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
     stack = watched_layers(model)
     rule = grid_rule(stack)
     grid = rule.of_size(stack.config, tuple(inputs[rule.input].shape[-len(rule.axes) :]))
+    if len(set(rule.layer_grids(stack.config, grid))) > 1:
+        raise BackendError(
+            f"The layers of a {type(stack).__name__} are on different grids, which are not watched together; look at "
+            "hf_longattn.explain(model, inputs) instead."
+        )
     return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
 
 

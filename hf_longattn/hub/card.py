@@ -95,6 +95,11 @@ def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if value}
 
 
+def _layers(config: Mapping[str, Any]) -> int:
+    """The number of layers with attention, of all stages where a config counts those."""
+    return int(config.get("num_hidden_layers") or config.get("n_layer") or sum(config.get("depths") or [1]))
+
+
 def section(text: str, heading: str) -> str:
     """The text of a card under a heading of the second level."""
     match = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
@@ -160,7 +165,7 @@ def model_card(
         title=title,
         introduction=introduction or _introduction(architecture, base, attention, length, plan),
         **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
-        layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
+        layers=attention.table(_layers(config)) if attention else "",
         global_tokens=_global_tokens(folder, config),
         checks=[
             {**check, **{key: in_one_line(check[key]) for key in ("name", "status", "detail")}} for check in report.get("checks") or []
@@ -331,7 +336,7 @@ def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, lengt
         values = config_with_defaults(family, config)
         pixels = " × ".join(map(str, family.grid.sizes(values)[1]))
         limits = [f"It was made for pictures of {pixels} pixels. Other multiples of the patch run as well, but were not verified."]
-        if attention is not None:
+        if attention is not None and family.own_attention is None:
             limits.append(_full_attention_on_pictures(family.grid, values, attention))
     elif family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
         limits = [f"Inputs of more than {length:,} tokens are refused; truncate them."]

@@ -56,7 +56,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))
     classes = {}
     for base_name, long_name in {**family.parts, **family.heads}.items():
-        base = getattr(modeling_module(package) if base_name in family.parts else package, base_name)
+        base = getattr(modeling_module(package), base_name) if base_name in family.parts else family.base_class(base_name)
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))

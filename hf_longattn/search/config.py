@@ -106,7 +106,7 @@ class SearchConfig:
                 f"Candidates are compared on pictures of up to {pixels(sizes.new.size)}, which the result reads, not of {pixels(size)}; "
                 "change --compare-at, or leave it out."
             )
-        return GridSize(size, sizes.rule.of_size(model.original.architecture.source_config, size))
+        return GridSize.of(sizes.rule, model.original.architecture.source_config, size)
 
     def inputs(self, model: SearchedModel) -> SearchText | SearchPictures:
         """The text, tokenised as far as it is needed, or the pictures."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +26,10 @@ def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
     """A small model of the base, saved in ``folder``, in whose outputs positions and biases by distance show."""
     torch.manual_seed(0)
     config = small_picture_config(base, SHAPE, **values)
-    model: Any = getattr(importlib.import_module(FAMILIES[base].base_package), head)(config).eval()
+    model: Any = FAMILIES[base].base_class(head)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "bias_table" in name or "register_tokens" in name:
+            if "bias_table" in name or "rpb" in name or "register_tokens" in name:
                 nn.init.normal_(parameter)
             elif parameter.ndim == 2 and parameter.requires_grad:  # attention of an untrained model hardly shows in its outputs
                 parameter.mul_(4)

@@ -39,11 +39,15 @@ NEW_SIZES = ((32, 32), (48, 48), (40, 64))
 MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"mechanism": "neighborhood", "kernel_size": 5})
 
 
+FULL = [base for base in BASES if FAMILIES[base].own_attention is None]
+"""Bases with full attention; for the others there is a test in tests/families."""
+
+
 @pytest.mark.parametrize(("base", "head"), HEADS)
 @torch.no_grad()
 def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
-    model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"})
+    model = long_model(base, head, tmp_path, **({} if FAMILIES[base].own_attention else {"long_attention": {"mechanism": "full"}}))
     for size in filter(lambda size: reads(base, head, size), NEW_SIZES):
         inputs = inputs_of(base, size)
         outputs = tensors(plain(**inputs, **resized(base, size))), tensors(model(**inputs))
@@ -52,7 +56,7 @@ def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
-@pytest.mark.parametrize("base", [base for base in BASES if base != "data2vec-vision"])  # whose base takes no mask: the next test
+@pytest.mark.parametrize("base", [base for base in FULL if base != "data2vec-vision"])  # whose base takes no mask: the next test
 @torch.no_grad()
 def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
     head = base_model(base)
@@ -72,7 +76,7 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechan
     assert (tensors(plain(**inputs, **resized(base, (40, 64))))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
 
 
-@pytest.mark.parametrize("base", [base for base in BASES if base != "data2vec-vision"])
+@pytest.mark.parametrize("base", [base for base in FULL if base != "data2vec-vision"])
 @torch.no_grad()
 def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
     """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
@@ -102,7 +106,7 @@ def test_positions_are_repeated_along_both_axes() -> None:
     assert rows[2:].view(4, 5).tolist() == [[2, 3, 4, 2, 3], [5, 6, 7, 5, 6], [8, 9, 10, 8, 9], [2, 3, 4, 2, 3]]
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [base for base in BASES if base != "dinat"])  # which transformers does not compute again
 def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> None:
     head = base_model(base)
     saved(base, head, tmp_path)

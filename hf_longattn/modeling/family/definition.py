@@ -16,6 +16,7 @@ from ...naming import load_module, module_names
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from ...configuration import LongAttentionConfig
     from .grid_rule import GridRule
 
 MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
@@ -142,6 +143,9 @@ class Family:
     bodies: model classes of the base that hold its embeddings and layers themselves, besides the base model (``Dinov2Backbone``).
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
     grid: how the tokens of an input lie on a grid, in a family that does not read text.
+    base_classes: imports the base's model classes by name, where transformers' cannot be built with what can be installed; each is a
+        subclass of transformers' class of the same name.
+    own_attention: the mechanisms that equal the base's attention with a config, where that is not full attention.
     item_losses: model classes of the base, next to a decoder's language models, that hand ``num_items_in_batch`` on to their loss.
     """
 
@@ -158,6 +162,8 @@ class Family:
     bodies: tuple[str, ...] = ()
     mixin: type | None = None
     grid: GridRule | None = None
+    base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
+    own_attention: Callable[[Any], LongAttentionConfig] | None = None
     item_losses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -298,9 +304,19 @@ class Family:
         """The Long class ``name``, or that of the base class ``name``."""
         return getattr(importlib.import_module(self.module), {**self.heads, **self.parts}.get(name, name))
 
+    @property
+    def base_attention_name(self) -> str:
+        """What the base's attention is called where it takes a mechanism's place."""
+        return "full attention" if self.own_attention is None else "the attention of the base"
+
+    def base_class(self, name: str) -> type[Any]:
+        """The base's class ``name`` with a head, as it can be built."""
+        return getattr(importlib.import_module(self.base_package), name) if self.base_classes is None else self.base_classes()[name]
+
     def long_class_of(self, base: type) -> type[Any] | None:
         """The Long class made from ``base``, or ``None`` if that is not a model class of this family's base."""
-        known = base.__module__.startswith(f"{self.base_package}.") and base.__name__ in {**self.heads, **self.parts}
+        built = self.base_classes is not None and self.base_classes().get(base.__name__) is base
+        known = (built or base.__module__.startswith(f"{self.base_package}.")) and base.__name__ in {**self.heads, **self.parts}
         return self.model_class(base.__name__) if known else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ class GridRule:
     shapes: the argument of ``forward`` with the patches of every input along each axis, ``(B, axes)``, where the pixels are patches
         ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers says that every input has so many, and no padding.
     axes: names of the axes, the first one the slowest.
+    has_positions: whether the model has positions that are resized or tiled for larger inputs.
+    trained_pixels: the side of the inputs with which checkpoints were trained, where the config does not say it.
     square: heads of the base that put patches together to a square picture.
     trained_size: heads of the base that read the size of their pictures from the config.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
@@ -37,6 +39,8 @@ class GridRule:
     interpolates: bool = True
     noise: str | None = None
     adds_positions: bool = True
+    has_positions: bool = True
+    trained_pixels: int | None = None
     square: tuple[str, ...] = ()
     trained_size: tuple[str, ...] = ()
 
@@ -58,12 +62,20 @@ class GridRule:
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The size in pixels for which the position table was trained, and that for which the model was converted."""
-        table = getattr(config, "image_size", None)
+        table = getattr(config, "image_size", self.trained_pixels)
         if table is None and self.shapes is not None:  # any size is read; the table is a square
             table = round(config.num_patches ** (1 / len(self.axes))) * self.patch(config)[0]
         trained = image_size(table)
         converted = getattr(config, "long_image_size", None)
         return trained, trained if converted is None else image_size(converted)
+
+    def layers(self, config: Any) -> int:
+        """The number of layers with attention."""
+        return int(config.num_hidden_layers)
+
+    def layer_grids(self, config: Any, grid: Grid) -> list[Grid]:
+        """The grid of every layer of a model whose input has this one."""
+        return [grid] * self.layers(config)
 
     def longest(self, config: Any) -> int:
         """The number of tokens of the largest input for which a model with this config was made."""
@@ -144,6 +156,31 @@ class GridRule:
         grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
         fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
         return grids[0] if fills else grids
+
+
+@dataclass(frozen=True)
+class StagedGrid(GridRule):
+    """Stages of ``config.depths`` layers: each has half as many cells along each axis as the one before, rounded up, and the first as many
+    as patches, rounded up, since convolutions with padding make them.
+
+    least_sides: cells along each axis, for each layer, to which a smaller grid is padded.
+    """
+
+    least_sides: Callable[[Any], Sequence[int]] | None = None
+
+    def layers(self, config: Any) -> int:
+        return sum(config.depths)
+
+    def layer_grids(self, config: Any, grid: Grid) -> list[Grid]:
+        least = [1] * self.layers(config) if self.least_sides is None else self.least_sides(config)
+        stages = [stage for stage, depth in enumerate(config.depths) for _ in range(depth)]
+        return [
+            Grid(tuple(max(side, -(-size // 2**stage)) for size in grid.sizes), grid.prefix)
+            for stage, side in zip(stages, least, strict=True)
+        ]
+
+    def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
+        return Grid(tuple(-(-pixels // side) for pixels, side in zip(size, self.patch(config), strict=True)), self.prefix_of(config))
 
 
 def image_size(size: Any) -> tuple[int, ...]:

@@ -130,5 +130,8 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
     sizes |= {name: getattr(shape, size) for name, size in PICTURE_NAMES.items() if name in fields}
     sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
     sizes |= {"encoder_stride": patch, "out_indices": list(range(1, min(4, shape.layers) + 1))}
+    if "depths" in fields:  # two stages, each twice as wide as the one before
+        sizes |= {"embed_dim": shape.half, "depths": [shape.layers - 1, 1], "num_heads": [shape.heads // 2, shape.heads], "kernel_size": 3}
+        sizes |= {"dilations": [[2, *[1] * (shape.layers - 2)], [1]], "out_indices": [1, 2]}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})

@@ -165,7 +165,7 @@ def _positions(family: Family) -> str:
     if family.rope:
         return "rotary"
     if family.grid is not None:
-        return "of patches"
+        return "of patches" if family.grid.has_positions else "relative"
     kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
     kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
     return "; ".join(sorted(kinds)) or "relative"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
@@ -120,11 +119,11 @@ class PictureTester(Tester):
         config = small_picture_config(self.base, shape, self.patch_size, self.image_size // self.patch_size)
         if self.plain:
             return config
-        chosen = {"mechanism": "window2d", "window": 3}
+        family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window2d", "window": 3}
         if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
-            chosen = {"mechanism": "full"}
+            chosen = {"mechanism": "full"} if family.own_attention is None else family.own_attention(config)
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-        return long_families.FAMILIES[self.base].config_class(**values, long_attention=chosen)
+        return family.config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
         side, rule = self.image_size // self.patch_size, long_families.FAMILIES[self.base].grid
@@ -148,7 +147,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     @require_torch
     class FamilyTest(ModelTesterMixin, unittest.TestCase):
         all_model_classes = tuple(
-            getattr(transformers, name) if plain else family.model_class(name)
+            family.base_class(name) if plain else family.model_class(name)
             for name in family.heads
             if not name.endswith("Backbone")  # for which transformers has another suite
             if not family.two_stacks

@@ -1,0 +1,86 @@
+"""LongDinat: Dilated Neighborhood Attention Transformer (Hassani and Shi 2022), stages of layers on grids that halve. transformers' classes
+refuse to be built without a NATTEN that is gone; here its attention is the mechanism ``neighborhood`` with a bias by distance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.models.dinat.configuration_dinat import DinatConfig
+
+from ..configuration import LongAttentionConfig
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import LongGridConfig
+from ..modeling.family.grid_rule import StagedGrid
+from ..modeling.family.validation import refuse_scoreless
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object
+
+
+class LongDinatConfig(LongGridConfig, DinatConfig):
+    """DinatConfig with ``long_attention``; every layer is ``neighborhood`` with the config's kernel and the layer's dilation unless
+    another mechanism is given."""
+
+    model_type = "long_dinat"
+    attribute_map = {"num_attention_heads": "num_heads"}
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """The layers of all stages."""
+        return sum(self.depths)
+
+    def _attention_without_choice(self) -> LongAttentionConfig:
+        return own_attention(self)
+
+    @property
+    def _computes_as_base(self) -> bool:
+        return self.long_attention.same_layers(own_attention(self), self.num_hidden_layers)
+
+
+def own_attention(config: Any) -> LongAttentionConfig:
+    """The mechanisms equal to the attention of a DiNAT with this config."""
+    return LongAttentionConfig(
+        "neighborhood",
+        kernel_size=config.kernel_size,
+        layers={layer: {"dilation": dilation} for layer, dilation in enumerate(layer_dilations(config)) if dilation != 1},
+    )
+
+
+def least_sides(config: Any) -> list[int]:
+    """Cells along each axis to which the grid of every layer is padded with zeros where it has fewer."""
+    return [config.kernel_size * dilation for dilation in layer_dilations(config)]
+
+
+def layer_dilations(config: Any) -> list[int]:
+    """The dilation of every layer."""
+    return [dilation for stage, depth in zip(config.dilations, config.depths, strict=True) for dilation in stage[:depth]]
+
+
+def base_classes() -> dict[str, type[Any]]:
+    """transformers' classes, which can be built without NATTEN."""
+    from ..modeling.attach.dinat_base import DinatBackbone, DinatForImageClassification, DinatModel
+
+    return {kind.__name__: kind for kind in (DinatModel, DinatForImageClassification, DinatBackbone)}
+
+
+class DinatWithBias(_Base):
+    """Refuses mechanisms that the bias cannot be added to."""
+
+    def post_init(self) -> None:
+        super().post_init()
+        refuse_scoreless(self, "adds a bias by distance to its attention scores")
+
+
+FAMILY = Family(
+    LongDinatConfig,
+    bodies=("DinatBackbone",),
+    mixin=DinatWithBias,
+    grid=StagedGrid(interpolates=False, adds_positions=False, has_positions=False, trained_pixels=224, least_sides=least_sides),
+    base_classes=base_classes,
+    own_attention=own_attention,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())
