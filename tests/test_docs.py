@@ -148,11 +148,24 @@ def test_the_example_with_trainer_runs(small_models: None, monkeypatch: pytest.M
 
 
 def test_the_example_of_late_chunking_runs(small_models: None, capsys: pytest.CaptureFixture[str]) -> None:
-    [code] = python_of(ROOT / "docs" / "how-to" / "embed.md")
+    code, _ = python_of(ROOT / "docs" / "how-to" / "embed.md")
     names: dict[str, Any] = {}
     exec(compile(code, "embed.md", "exec"), names)
     assert "".join(chunk.text for chunk in names["chunks"]) == "A long document. " * 1000
     assert capsys.readouterr().out.startswith("A long document.")
+
+
+def test_the_example_of_regions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Pillow = pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    windows = {"mechanism": "window2d", "window": 14}
+    hf_longattn.LongViTModel(hf_longattn.LongViTConfig(**sizes, long_attention=windows)).save_pretrained("vit-1024")
+    ViTImageProcessorPil(size={"height": 1024, "width": 1024}).save_pretrained("vit-1024")
+    _, code = python_of(ROOT / "docs" / "how-to" / "embed.md")
+    names: dict[str, Any] = {"photo": Pillow.new("RGB", (640, 427), "teal")}
+    exec(compile(code, "embed.md", "exec"), names)
+    assert (names["boxes"].shape, names["tiles"].shape) == ((2, 16), (25, 16))
 
 
 def test_the_code_about_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
