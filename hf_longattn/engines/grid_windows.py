@@ -14,10 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .common.batch import in_graph
 from .common.call import AttentionCall
 from .common.dense import fused_attention
+from .common.derivatives import differentiated
 from .common.grid import Grid
 from .common.grid_bias import GridBias, tile_distances
+
+CALL_BYTES = 4 << 20
+"""Most bytes of q, and as many of k and v, whose windows are copied for one call where no gradients are recorded."""
 
 
 class Stretch(NamedTuple):
@@ -96,10 +101,55 @@ def window_attention(
     if shared:
         prefix = k[:, :, grid.prefix - shared : grid.prefix], v[:, :, grid.prefix - shared : grid.prefix]
     axes = [stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)]
-    cut = zip(*(_cut(x[:, :, grid.prefix :].unflatten(2, grid.sizes), axes) for x in (q, k, v)), strict=True)
-    outs = {region: _region(part, region, prefix, call) for region, part in zip(itertools.product(*axes), cut, strict=True)}
+    tensors = [x[:, :, grid.prefix :].unflatten(2, grid.sizes) for x in (q, k, v)]
+    recorded = differentiated(q, k, v) or (call.score_mod is not None and torch.is_grad_enabled())
+    if q.device.type == "cpu" and not recorded and not in_graph():
+        return _in_place(tensors, axes, prefix, call, of_prefix)
+    cut = zip(*(_cut(x, axes) for x in tensors), strict=True)
+    outs = {}
+    for region, part in zip(itertools.product(*axes), cut, strict=True):
+        out = _region(part, region, prefix, call, _bias(call, region, prefix), recorded=True)
+        outs[region] = out.reshape(out.shape[0], *(stretch.windows * stretch.size for stretch in region), *out.shape[-2:])
     cells = _assembled(outs, (), grid.rank).flatten(1, grid.rank)
     return (cells if of_prefix is None else torch.cat([of_prefix.transpose(1, 2), cells], 1)).transpose(1, 2)
+
+
+def _in_place(
+    tensors: Sequence[Tensor], axes: Sequence[Sequence[Stretch]], prefix: tuple[Tensor, Tensor] | None, call: AttentionCall,
+    of_prefix: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The output ``(B, H, N, D)`` for q, k and v, ``(B, H, *cells, D)``: of a few windows at a time, whose copies stay in the cache and
+    reuse each other's memory, written to their places."""
+    q, front = tensors[0], 0 if of_prefix is None else of_prefix.shape[2]
+    sizes = q.shape[2:-1]
+    out = None
+    for region in itertools.product(*axes):
+        bias = _bias(call, region, prefix)
+        for part in _few_windows(region, q.nbytes // math.prod(sizes)):
+            where = [stretch.cells for stretch in part]
+            of_part = _region([x[(slice(None), slice(None), *where)] for x in tensors], part, prefix, call, bias, recorded=False)
+            if out is None:  # in the dtype of the call, which is another one under autocast
+                out = of_part.new_empty(len(q), front + math.prod(sizes), q.shape[1], q.shape[-1])
+            target = out[:, front:].unflatten(1, sizes)[(slice(None), *where)]
+            for axis, stretch in reversed([*enumerate(part, 1)]):
+                target = target.unflatten(axis, (stretch.windows, stretch.size))
+            target.copy_(of_part)
+    assert out is not None
+    if of_prefix is not None:
+        out[:, :front] = of_prefix.transpose(1, 2)
+    return out.transpose(1, 2)
+
+
+def _few_windows(region: Sequence[Stretch], cell_bytes: int) -> Iterator[tuple[Stretch, ...]]:
+    """``region`` in parts of :data:`CALL_BYTES` or one window, as long as possible along the last axes."""
+    most = CALL_BYTES // (cell_bytes * math.prod(stretch.size for stretch in region))
+    parts: list[list[Stretch]] = []
+    for stretch in reversed(region):
+        first, windows, size = stretch
+        step = min(windows, max(1, most))
+        parts.insert(0, [Stretch(first + at * size, min(step, windows - at), size) for at in range(0, windows, step)])
+        most //= windows
+    yield from itertools.product(*parts)
 
 
 def _cut(x: Tensor, axes: Sequence[Sequence[Stretch]]) -> list[Tensor]:
@@ -111,37 +161,48 @@ def _cut(x: Tensor, axes: Sequence[Sequence[Stretch]]) -> list[Tensor]:
     return parts
 
 
-def _region(tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[Tensor, Tensor] | None, call: AttentionCall) -> Tensor:
-    """The output of the windows of a region for its part of q, k and v, ``(B, *cells, H, D)``."""
+def _region(
+    tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[Tensor, Tensor] | None, call: AttentionCall, bias: Tensor | None,
+    recorded: bool,
+) -> Tensor:  # fmt: skip
+    """The output of the windows of a region for its part of q, k and v, ``(B, windows, cells, windows, cells, …, H, D)``; ``recorded`` for
+    gradients or a graph, or not."""
     rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
     counts, sizes = [stretch.windows for stretch in region], [stretch.size for stretch in region]
     windows, tokens = math.prod(counts), math.prod(sizes)
     inner = [number for pair in zip(counts, sizes, strict=True) for number in pair]
     numbers, inside = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
 
-    def in_windows(x: Tensor) -> Tensor:
+    def in_windows(x: Tensor, shared: Tensor | None = None) -> Tensor:
         x = x.reshape(batch, x.shape[1], *inner, width).permute(0, *numbers, 1, *inside, 2 + 2 * rank)
-        return x.reshape(batch * windows, -1, tokens, width)
+        if shared is None:
+            return x.reshape(batch * windows, -1, tokens, width)
+        if recorded:
+            return torch.cat([shared.repeat_interleave(windows, 0), x.reshape(batch * windows, -1, tokens, width)], 2)
+        front = shared[(slice(None), *[None] * rank)].expand(-1, *counts, -1, -1, -1)
+        joined = x.new_empty(*front.shape[:-2], front.shape[-2] + tokens, width)
+        joined[..., : front.shape[-2], :] = front
+        joined[..., front.shape[-2] :, :].unflatten(-2, sizes).copy_(x)
+        return joined.flatten(0, rank)
 
-    q, k, v = (in_windows(x) for x in tensors)
-    if prefix is not None:
-        k, v = (torch.cat([shared.repeat_interleave(windows, 0), x], 2) for shared, x in zip(prefix, (k, v), strict=True))
-    out = fused_attention(q, k, v, attn_mask=_bias(call, sizes, prefix, q), dropout_p=call.dropout, scale=call.scale)
+    of_keys, of_values = prefix or (None, None)
+    q, k, v = in_windows(tensors[0]), in_windows(tensors[1], of_keys), in_windows(tensors[2], of_values)
+    mask = None if bias is None else bias.to(q.dtype).expand(q.shape[0], -1, -1, -1)
+    out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
-    out = out.permute(0, *axes, 1 + rank, 2 + 2 * rank)
-    return out.reshape(batch, *(stretch.windows * stretch.size for stretch in region), heads, width)
+    return out.permute(0, *axes, 1 + rank, 2 + 2 * rank)
 
 
-def _bias(call: AttentionCall, sizes: Sequence[int], prefix: tuple[Tensor, Tensor] | None, q: Tensor) -> Tensor | None:
-    """The bias of all windows of these sizes, ``(windows, H, tokens, prefix + tokens)``; ``None`` without one."""
+def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: tuple[Tensor, Tensor] | None) -> Tensor | None:
+    """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` without one."""
     if not isinstance(call.score_mod, GridBias):
         return None
-    bias = call.score_mod
+    bias, sizes = call.score_mod, [stretch.size for stretch in region]
+    tokens = math.prod(sizes)
     entries = bias.entries(tile_distances(sizes, sizes, (0,) * len(sizes), (1,) * len(sizes)))
-    term = bias.over(entries.reshape(q.shape[2], q.shape[2]))[None]
-    term = bias.with_prefix(term, 0 if prefix is None else prefix[0].shape[2])
-    return term.to(q.dtype).expand(q.shape[0], -1, -1, -1)
+    term = bias.over(entries.reshape(tokens, tokens))[None]
+    return bias.with_prefix(term, 0 if prefix is None else prefix[0].shape[2])
 
 
 def _assembled(outs: dict[tuple[Stretch, ...], Tensor], fixed: tuple[Stretch, ...], rank: int) -> Tensor:

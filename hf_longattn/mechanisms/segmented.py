@@ -263,7 +263,9 @@ def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tens
     length = tokens[0].shape[2]
     count = -(-length // size)
     real = torch.ones(1, length, dtype=torch.bool, device=tokens[0].device) if key_mask is None else key_mask
-    blocks = (F.pad(x, (0, 0, 0, count * size - length)).unflatten(2, (count, size)) for x in tokens)
+    if count * size > length:  # F.pad copies even where it adds nothing
+        tokens = tuple(F.pad(x, (0, 0, 0, count * size - length)) for x in tokens)
+    blocks = (x.unflatten(2, (count, size)) for x in tokens)
     return F.pad(real, (0, count * size - length)).unflatten(1, (count, size)), *blocks
 
 

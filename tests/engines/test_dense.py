@@ -17,7 +17,7 @@ from hf_longattn.engines.common.call import AttentionCall
 
 
 class KernelCalls(TorchFunctionMode):
-    """The keywords and the numbers of key heads of all calls of scaled_dot_product_attention."""
+    """The keywords and the numbers of queries and key heads of all calls of scaled_dot_product_attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class KernelCalls(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is F.scaled_dot_product_attention:
-            self.calls.append({**kwargs, "key_heads": args[1].shape[1]})
+            self.calls.append({**kwargs, "queries": args[0].shape[2], "key_heads": args[1].shape[1]})
         return function(*args, **kwargs or {})
 
 
@@ -68,3 +68,18 @@ def test_cached_keys_of_grouped_heads(q_len: int, monkeypatch: pytest.MonkeyPatc
     expected = module.attend_kept(*arguments)
     monkeypatch.setattr(dense, "groups_are_fused", lambda *_: False)
     torch.testing.assert_close(module.attend_kept(*arguments), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_one_query_is_computed_as_two_where_the_kernel_is_slow_for_one(dtype: torch.dtype, masked: bool, heads: int) -> None:
+    q, k, v = (torch.randn(2, count, length, 64) for count, length in ((4, 1), (heads, 300), (heads, 300)))
+    mask = torch.rand(2, 1, 1, 300) > 0.3 if masked else None
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask, enable_gqa=True)
+    with KernelCalls() as kernel:
+        out = dense.fused_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
+    assert len(kernel.calls) == 1
+    assert kernel.calls[0]["queries"] == (1 if dtype == torch.float32 else 2)
+    assert out.shape == (2, 4, 1, 64)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=0)

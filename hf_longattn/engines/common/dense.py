@@ -12,6 +12,9 @@ from torch import Tensor
 from .call import AttentionCall, MaskMod
 from .derivatives import no_fused_kernels, refuse_second_derivatives
 
+SLOW_ROWS = (torch.bfloat16, torch.float16)
+"""Dtypes in which the fused kernel of the CPU takes about twice as long for a single query as for two."""
+
 
 def dense_attention(
     q: Tensor,
@@ -68,6 +71,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
     heads, groups = q.shape[1], k.shape[1]
     if no_fused_kernels() is not None:
         return _plain_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask, **settings)
+    if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_ROWS and not torch.compiler.is_compiling():
+        return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
     if heads == groups or groups_are_fused(k, v, attn_mask):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=heads != groups, **settings)
         return refuse_second_derivatives(out)

@@ -1,0 +1,54 @@
+"""Windows by view: a few at a time without gradients, all at once with them; the numbers are the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_longattn import attend
+from hf_longattn.engines import grid_windows
+from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.common.grid_bias import GridBias
+
+FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]
+
+
+@pytest.mark.parametrize(("sizes", "options"), FORMS)
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("call_bytes", [1, 4096, 1 << 22])
+def test_a_few_windows_at_a_time_are_equal_to_all_at_once(
+    sizes: tuple[int, ...], options: dict[str, object], prefix: int, call_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_windows, "CALL_BYTES", call_bytes)
+    grid = Grid(sizes, prefix)
+    q, k, v = (torch.randn(2, 3, grid.length, 8) for _ in range(3))
+    together = attend(q.requires_grad_(), k, v, "window2d", grid=grid, **options)
+    with torch.no_grad():
+        in_parts = attend(q, k, v, "window2d", grid=grid, **options)
+    torch.testing.assert_close(in_parts, together.detach(), atol=1e-6, rtol=0)
+    assert in_parts.transpose(1, 2).is_contiguous()
+
+
+def test_every_window_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid_windows, "CALL_BYTES", 5 * 4 * 3 * 4)
+    region = (grid_windows.Stretch(2, 5, 2), grid_windows.Stretch(0, 7, 3))
+    parts = list(grid_windows._few_windows(region, cell_bytes=4))
+    cells = [(row, column) for part in parts for row in range(100)[part[0].cells] for column in range(100)[part[1].cells]]
+    assert sorted(cells) == [(row, column) for row in range(2, 12) for column in range(21)]
+    assert max(part[0].windows * part[1].windows for part in parts) > 1
+
+
+def test_under_autocast_the_output_has_its_dtype() -> None:
+    grid = Grid((12, 12), 1)
+    q, k, v = (torch.randn(1, 2, grid.length, 16) for _ in range(3))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert attend(q, k, v, "window2d", grid=grid, window=4).dtype == torch.bfloat16
+
+
+def test_a_bias_alone_can_be_trained() -> None:
+    grid = Grid((6, 9), 1)
+    q, k, v = (torch.randn(1, 2, grid.length, 8) for _ in range(3))
+    table = torch.randn(2, 7 * 7 + 3, requires_grad=True)
+    attend(q, k, v, "window2d", grid=grid, window=4, score_mod=GridBias(table, (4, 4))).sum().backward()
+    assert table.grad is not None
+    assert bool(table.grad.any())
