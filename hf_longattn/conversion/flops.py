@@ -373,9 +373,9 @@ def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: i
 
 
 @cache
-def matrix_speed(size: int = 1024, rounds: int = 5) -> float:
-    """Operations per second of this machine's matrix product in fp32, the best of some rounds: an upper bound for any model."""
-    a = torch.ones(size, size)
+def matrix_speed(size: int = 1024, rounds: int = 5, dtype: torch.dtype = torch.float32) -> float:
+    """Operations per second of this machine's matrix product, the best of some rounds: an upper bound for any model."""
+    a = torch.ones(size, size, dtype=dtype)
     a @ a
     best = float("inf")
     for _ in range(rounds):

@@ -32,6 +32,8 @@ TINY = {
     "against": "",
     "attention": "window:window=4",
     "mechanism": "window",
+    "sizes": "32",
+    "dtypes": "fp32",
     "output_dir": "OUT",
 }
 """Flags of the benchmark that make it short; the one that is driven comes after them and wins."""
@@ -63,9 +65,10 @@ FLAGS: list[Any] = [
 
 
 def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
-    """Whether it takes less than seconds: exports and compressions do not, nor does memory, which is measured in separate processes."""
+    """Whether it takes less than seconds: exports and compressions do not, nor do memory, which is measured in separate processes, and
+    models of pictures, whose layouts are all checked first."""
     exports = path in (("export",), ("compress",)) or (path[0] == "bench" and parameter.name == "onnx")
-    return not exports and "memory" not in (*path, parameter.name)
+    return not exports and not {"memory", "grid-models"}.intersection((*path, parameter.name))
 
 
 @pytest.fixture(scope="module")

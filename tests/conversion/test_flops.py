@@ -70,3 +70,4 @@ def test_every_mechanism_is_compared_at_1k_to_64k(name: str, built: Callable[[st
 
 def test_the_speed_of_this_machine_is_a_number_of_operations_a_second() -> None:
     assert matrix_speed(size=64, rounds=2) > 1e6
+    assert matrix_speed(size=64, rounds=2, dtype=torch.bfloat16) > 1e6

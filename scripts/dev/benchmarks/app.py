@@ -259,6 +259,35 @@ def grid(
 
 
 @app.command()
+def grid_models(
+    sizes: Annotated[str, typer.Option(help="Pixels along each axis of square pictures, separated by commas.")] = "1024,2048",
+    dtypes: Annotated[str, typer.Option(help="fp32, bf16 or both, separated by commas.")] = "fp32,bf16",
+    window: Annotated[int, typer.Option(min=1, max=MOST, help="Patches along each axis of a window.")] = 14,
+    heads: Heads = 12,
+    head_dim: HeadDim = 64,
+    batch: Batch = 1,
+    repeats: Repeats = 2,
+    memory: WithMemory = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what is stored.")] = False,
+    threads: Threads = None,
+    output_dir: OutputDir = Path("scripts/dev/results"),
+) -> None:
+    """A ViT of 12 layers on large pictures: layouts of windows and full layers against SDPA, with the bounds of their speed-up."""
+    from .case import Case
+    from .grid_models import grid_model_table, run_grid_models
+    from .run import set_threads
+
+    with refusals(output_dir):
+        set_threads(threads)
+        case = Case("window2d", {"window": window}, heads=heads, head_dim=head_dim, batch=batch)
+        chosen = [dtype.strip() for dtype in dtypes.split(",") if dtype.strip()]
+        output = output_dir / "grid_models"
+        record = run_grid_models(parse_lengths(sizes), chosen, case, output, repeats=repeats, memory=memory, again=again, log=typer.echo)
+        say(f"stored {output.with_suffix('.json')}")
+        typer.echo(grid_model_table(record))
+
+
+@app.command()
 def memory(
     mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as window:window=512. Repeatable.")],
     lengths: Lengths = "4K,16K,64K",

@@ -39,6 +39,10 @@ class Implementation(ABC):
     def forward(self) -> Tensor:
         """One forward pass."""
 
+    def warm_up(self, backward: bool) -> None:
+        """A pass after which lazy imports, compiled code and threads are there."""
+        self.run(backward)
+
     def run(self, backward: bool) -> Tensor:
         """What is timed: the forward pass alone without a graph, or the forward and the backward pass."""
         if not backward:
@@ -49,11 +53,12 @@ class Implementation(ABC):
         return output.detach()
 
 
-_IMPLEMENTATIONS: dict[str, dict[str, type[Implementation]]] = {"attention": {}, "model": {}}
+_IMPLEMENTATIONS: dict[str, dict[str, type[Implementation]]] = {"attention": {}, "model": {}, "image": {}}
 
 
 def register_implementation(kind: str, name: str) -> Callable[[type[Implementation]], type[Implementation]]:
-    """Register an implementation for ``--against NAME``; ``kind`` is ``attention`` or ``model``. Each name is registered once."""
+    """Register an implementation for ``--against NAME``; ``kind`` is ``attention``, ``model`` or ``image``. Each name is
+    registered once."""
 
     def add(cls: type[Implementation]) -> type[Implementation]:
         if name in _IMPLEMENTATIONS[kind]:

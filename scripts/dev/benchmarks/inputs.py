@@ -13,6 +13,10 @@ def build_inputs(kind: str, case: Case) -> Any:
         from . import attention  # noqa: F401
 
         return AttentionInputs(case)
+    if kind == "image":
+        from .grid_models import ImageInputs
+
+        return ImageInputs(case)
     from .models.inputs import ModelInputs
 
     return ModelInputs(case)

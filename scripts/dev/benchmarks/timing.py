@@ -31,17 +31,18 @@ REWARM_SECONDS = 1.0
 
 def time_in_turn(
     candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int, device: str = "cpu",
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter, warm: bool = True,
 ) -> list[Timing]:  # fmt: skip
     """Warm every implementation up once, then run A B C A B C …; a pass is timed with the device synchronised.
 
     Right before its timed pass an implementation runs once more untimed, if it takes less than :data:`REWARM_SECONDS`: otherwise it
     would pay for the caches and the memory that a heavier one before it has taken.
 
-    ``clock`` returns seconds: of the wall, or of the processor, which says more on a machine that others use.
+    ``clock`` returns seconds: of the wall, or of the processor, which says more on a machine that others use. Without ``warm`` every pass
+    is timed: one that takes a minute needs no other before it, if the caller has called :meth:`Implementation.warm_up`.
     """
-    rewarm = []
-    for candidate in candidates:
+    rewarm = [False] * (0 if warm else len(candidates))
+    for candidate in candidates if warm else ():
         start = time.perf_counter()
         candidate.run(backward)
         rewarm.append(time.perf_counter() - start < REWARM_SECONDS)

@@ -22,6 +22,7 @@ from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
 from scripts.dev.benchmarks.footprint import footprint_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
+from scripts.dev.benchmarks.grid_models import grid_model_table
 from scripts.dev.benchmarks.report import markdown_table, memory_table, timing_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.same_precision import markdown as same_precision_markdown
@@ -259,6 +260,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory-causal": partial(footprint, "memory-causal"),
     "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"),
     "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m scripts.dev.benchmarks.same_precision"),
+    "grid-models": partial(study, "grid_models", grid_model_table, "python -m scripts.dev.benchmarks grid-models"),
     "recipes": recipes,
     "conversions": conversions,
     "mechanism-options": mechanism_pages.sections,

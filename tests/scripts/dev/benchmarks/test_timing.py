@@ -9,22 +9,29 @@ from scripts.dev.benchmarks.implementations import Implementation
 from scripts.dev.benchmarks.timing import Timing, time_in_turn, times_faster
 
 
+def noted(called: str, calls: list[str]) -> Implementation:
+    class Noted(Implementation):
+        name = called
+
+        def forward(self) -> Tensor:
+            calls.append(called)
+            return torch.zeros(())
+
+    return Noted()
+
+
 def test_implementations_take_turns_and_each_timed_pass_follows_a_warm_one() -> None:
     calls: list[str] = []
-
-    def implementation(called: str) -> Implementation:
-        class Noted(Implementation):
-            name = called
-
-            def forward(self) -> Tensor:
-                calls.append(called)
-                return torch.zeros(())
-
-        return Noted()
-
-    timings = time_in_turn([implementation("a"), implementation("b")], 8, backward=False, repeats=2)
+    timings = time_in_turn([noted("a", calls), noted("b", calls)], 8, backward=False, repeats=2)
     assert calls == ["a", "b", *["a", "a", "b", "b"] * 2]
     assert [(timing.implementation, len(timing.rounds)) for timing in timings] == [("a", 2), ("b", 2)]
+
+
+def test_without_warm_passes_every_pass_is_timed() -> None:
+    calls: list[str] = []
+    timings = time_in_turn([noted("a", calls), noted("b", calls)], 8, backward=False, repeats=2, warm=False)
+    assert calls == ["a", "b"] * 2
+    assert all(len(timing.rounds) == 2 for timing in timings)
 
 
 def test_the_ratio_survives_a_machine_that_slows_down() -> None:

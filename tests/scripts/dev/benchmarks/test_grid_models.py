@@ -1,0 +1,68 @@
+"""Layouts of a ViT against SDPA: each is checked by its definition, then timed next to its bounds; what is stored is not measured again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_longattn.engines import grid_windows
+from hf_longattn.errors import LongAttentionError
+from scripts.dev.benchmarks import grid_models
+from scripts.dev.benchmarks.app import app
+from scripts.dev.benchmarks.case import Case
+from scripts.dev.benchmarks.implementations import build_implementation
+from scripts.dev.benchmarks.memory import Memory
+
+SMALL = Case("window2d", {"window": 4}, heads=2, head_dim=8)
+
+
+def test_the_command_stores_speed_bounds_and_memory_and_measures_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid_models, "MATRIX", 64)
+    shape = ["--window", "4", "--heads", "2", "--head-dim", "8", "--repeats", "1", "--dtypes", "fp32", "--output-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, ["grid-models", "--sizes", "320", *shape])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "grid_models.json").read_text())
+    assert (tmp_path / "grid_models.md").read_text() == grid_models.grid_model_table(record)
+    assert [check["implementation"] for check in record["checks"]] == ["full", *grid_models.LAYOUTS]
+    [entry] = record["results"]
+    rows = {layout["layout"]: layout for layout in entry["layouts"]}
+    assert list(rows) == ["sdpa", "no attention", *grid_models.LAYOUTS]
+    bounds = [rows[name]["flop_bound"] for name in ("sdpa", "windows, 4 full", "windows, 2 full", "windows")]
+    assert bounds[0] == 1
+    assert bounds == sorted(bounds)
+    monkeypatch.setattr(grid_models, "time_layouts", lambda *arguments: pytest.fail("times that are stored were measured again"))
+    monkeypatch.setattr(grid_models, "measure_memory", lambda kind, name, case: Memory(name, case.length, 1.0, 2.0))
+    assert CliRunner().invoke(app, ["grid-models", "--sizes", "320", "--memory", *shape]).exit_code == 0
+    [entry] = json.loads((tmp_path / "grid_models.json").read_text())["results"]
+    assert [layout["mebibytes"] for layout in entry["layouts"]] == [2.0] * len(entry["layouts"])
+
+
+def test_every_layout_has_its_own_outputs() -> None:
+    inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.CHECKED))
+    names = ("sdpa", grid_models.NOTHING, *grid_models.LAYOUTS)
+    states = {name: build_implementation(grid_models.KIND, name, inputs).run(False) for name in names}
+    for name, tensor in states.items():
+        for other, beside in states.items():
+            difference = float((tensor - beside).abs().max())
+            assert difference == 0 if name == other else difference > 10 * grid_models.TOLERANCE["fp32"], (name, other)
+
+
+def test_a_wrong_layout_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = grid_windows.fused_attention
+    monkeypatch.setattr(grid_windows, "fused_attention", lambda *args, **kwargs: fused(*args, **kwargs) * 1.1)
+    with pytest.raises(LongAttentionError, match=r"'windows, 4 full' differs from its definition by .* in fp32, so nothing was timed"):
+        grid_models.check_layouts(SMALL)
+
+
+REFUSED = [(["--sizes", "100"], "not a multiple of the patch"), (["--dtypes", ""], "No dtype"), (["--dtypes", "fp8"], "fp8")]
+
+
+@pytest.mark.parametrize(("words", "sentence"), REFUSED)
+def test_refusals_are_a_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["grid-models", *words, "--output-dir", str(tmp_path)])
+    assert done.exit_code == 1
+    assert sentence in done.output
+    assert not list(tmp_path.iterdir())
