@@ -40,7 +40,7 @@ KIND = "image"
 GRID_RULE: Any = FAMILY.grid
 PATCH, TRAINED = 16, 224
 """Pixels of a patch, and of the pictures for which the position table is made."""
-CHECKED = (20, 36)
+CHECKED_GRID = (20, 36)
 """The grid on which layouts are checked; no window divides its sides."""
 WARM_UP = (16, 16)
 """The grid of a first pass, after which lazy imports and threads are there."""
@@ -173,7 +173,7 @@ def check_layouts(case: Case) -> list[Check]:
     Raises:
         LongAttentionError: a layout differs.
     """
-    inputs = ImageInputs(case.on_grid(CHECKED))
+    inputs = ImageInputs(case.on_grid(CHECKED_GRID))
     checks = []
     for name in LAYOUT_CLASSES:
         candidate: Any = build_implementation(KIND, name, inputs)

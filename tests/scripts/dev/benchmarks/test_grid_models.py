@@ -41,7 +41,7 @@ def test_the_command_stores_speed_bounds_and_memory_and_measures_nothing_twice(t
 
 
 def test_every_layout_has_its_own_outputs() -> None:
-    inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.CHECKED))
+    inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.CHECKED_GRID))
     names = ("sdpa", grid_models.NOTHING, *grid_models.LAYOUTS)
     states = {name: build_implementation(grid_models.KIND, name, inputs).run(False) for name in names}
     for name, tensor in states.items():
