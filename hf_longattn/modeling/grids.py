@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from .mixin import LongAttentionMixin, LongBaseModelMixin
 INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
 TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "global_attention_mask", "memory", "memory_reset")
 """Arguments of Long models of texts, which a base of pictures would take among others and leave unread."""
+PATCH_MASK = "bool_masked_pos"
+"""The argument of heads that rebuild masked patches. Their loss reads the size of the picture from the config."""
 CHECKPOINTING = "_gradient_checkpointing_func"
 """The attribute by which transformers' layers know the function that computes them again for the backward pass."""
 
@@ -45,7 +48,10 @@ class LongGridMixin(LongAttentionMixin):
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: Any = self.family.grid
-        rule.check_head(type(self).__bases__[-1].__name__, self.config, arguments)
+        head, pixels = type(self).__bases__[-1].__name__, arguments.get(rule.input)
+        rule.check_head(head, self.config, arguments)
+        if head in rule.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
+            base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
         return super()._run(base_forward, arguments)
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
@@ -126,6 +132,20 @@ def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
         yield
     finally:
         RUNNING_GRID.reset(token)
+
+
+def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callable[..., Any]:
+    """``base_forward`` of a model whose config says that pictures have this size."""
+
+    def forward(model: Any, **arguments: Any) -> Any:
+        if size == image_size(model.config.image_size):
+            return base_forward(model, **arguments)
+        resized = copy.copy(model)  # with the same modules; the config is its own
+        resized.config = copy.copy(model.config)
+        resized.config.image_size = size[0]
+        return base_forward(resized, **arguments)
+
+    return forward
 
 
 def _on_the_same_grid(checkpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -268,6 +268,20 @@ def test_pictures_of_different_sizes_in_one_batch_are_those_alone(tmp_path: Path
                     torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("base", "head"), [("vit", "ViTForMaskedImageModeling"), ("deit", "DeiTForMaskedImageModeling")])
+def test_the_loss_of_masked_patches_is_that_of_the_picture(base: str, head: str, tmp_path: Path) -> None:
+    saved(base, head, tmp_path)
+    model = long_model(base, head, tmp_path, long_attention=WINDOWS)
+    pixels, mask = torch.randn(2, 3, 48, 48), torch.rand(2, 12 * 12) > 0.5
+    output = model(pixels, bool_masked_pos=mask)
+    hidden = mask.view(2, 12, 12).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].float()
+    expected = (hidden * (pixels - output.reconstruction).abs()).sum() / (hidden.sum() + 1e-5) / 3
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    assert model.config.image_size != 48
+
+
 @torch.no_grad()
 def test_the_decoder_of_a_masked_autoencoder_has_its_own_mechanism(tmp_path: Path) -> None:
     base, head = "vit_mae", "ViTMAEForPreTraining"
