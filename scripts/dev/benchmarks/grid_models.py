@@ -22,6 +22,7 @@ from transformers import AttentionInterface, ViTConfig, ViTModel
 
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.conversion.flops import SizeCost, cost_on, matrix_speed, model_shape
+from hf_longattn.conversion.grid_sizes import GridSize
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.families import LongViTConfig, LongViTModel
@@ -199,12 +200,13 @@ def _defined(candidate: Any, inputs: ImageInputs) -> Tensor:
 
 def costs(case: Case) -> dict[str, SizeCost]:
     """The operations of full attention in every layer and of every layout, for one picture of the case's size."""
-    grid, size = Grid(tuple(case.grid), prefix=1), tuple(PATCH * side for side in case.grid)
+    grid = Grid(tuple(case.grid), prefix=1)
+    size = GridSize(tuple(PATCH * side for side in case.grid), grid, (grid,) * case.layers)
     attention = {name: LAYOUT_CLASSES[name].attention(case) for name in (EVERY_LAYER_FULL, *LAYOUTS)}
     sizes = sizes_of(case)
     with torch.device("meta"):
         shape = model_shape(LongViTConfig(**sizes), long_vit(sizes, attention[EVERY_LAYER_FULL]), [case.torch_dtype])
-    return {name: cost_on(grid, size, chosen, shape) for name, chosen in attention.items()}
+    return {name: cost_on(size, chosen, shape) for name, chosen in attention.items()}
 
 
 def time_layouts(case: Case, repeats: int) -> list[dict[str, Any]]:
