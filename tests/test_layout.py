@@ -44,7 +44,7 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "report", "text", "tensor_files", "grid_sizes"),
+    ("config", "report", "text", "tensor_files", "tensor_names", "grid_sizes"),
     ("sources",),
     ("long_models",),
     ("architectures",),

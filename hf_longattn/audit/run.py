@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conversion.model_loading import check_complete, quiet_libraries
+from ..conversion.model_loading import quiet_libraries
 from ..conversion.pooling import sentence_pooling
 from ..conversion.sources.folder import has_safetensors, read_config
 from ..conversion.sources.hub import fetch_model
+from ..conversion.tensor_names import check_complete
 from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors
 from ..export.onnx import LONG_CONFIG

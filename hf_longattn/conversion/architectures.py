@@ -27,6 +27,7 @@ from ..reading import check_config, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source
 from .tensor_files import TensorHeader
+from .tensor_names import names_in_model
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 """Fields of a config that identify its model."""
@@ -312,16 +313,18 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
     Raises:
         CheckpointError: the config is invalid.
     """
-    held = {current_name(name): header.shape for name, header in tensors.items()}
 
     def fit(name: str) -> int:
         with checkpoint_errors(f"The source's config makes no valid {name}"), torch.device("meta"):
             model: Any = family.base_class(name)(config)
-        prefix, tied = f"{model.base_model_prefix}.", set(model.all_tied_weights_keys or ())
-        wanted = {key.removeprefix(prefix): tuple(value.shape) for key, value in model.state_dict().items() if key not in tied}
-        shapes = {key.removeprefix(prefix): shape for key, shape in held.items()}
-        taken = sum(shapes.get(key) == shape for key, shape in wanted.items())
-        return taken - (len(wanted) - taken)
+        expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        tied = set(model.all_tied_weights_keys or ())
+        taken: set[str] = set()
+        for file_name, tensor in names_in_model(tensors, model).items():
+            if tensor.key is None or expected[tensor.key] == tensors[file_name].shape:
+                taken.update(tensor.keys)
+        taken -= tied
+        return 2 * len(taken) - len(expected.keys() - tied)
 
     base = MODEL_MAPPING_NAMES[family.base_model_type]
     heads = sorted(family.heads.keys() - {base}, key=lambda name: (not name.endswith(FIRST[0]), not name.endswith(FIRST), name))

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from ..errors import CheckpointError, OptionError, checkpoint_errors, in_a_line
-from ..modeling.family.definition import Family
 from ..private_apis import auto_classes, replace_parameters, with_loader
 from .architectures import Architecture
 from .long_models.base import decoder_start
 from .report import MEASURED, SKIPPED, Check
 from .sources.base import Source, open_source
 from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
+from .tensor_names import check_complete, names_in_model
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
@@ -82,7 +81,7 @@ def load_source(
     if architecture.family.config_class.score_cap is not None:
         model_arguments["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, model_arguments)
-    check_complete(missing, model, source.folder, architecture.family)
+    check_complete(missing, model, str(source.folder), architecture.family)
     return model, missing
 
 
@@ -106,27 +105,6 @@ def _model_of(
     config = architecture.source_config if architecture.original_config is None else architecture.original_config
     arguments = {"config": config, "state_dict": {}, **model_arguments}  # transformers must not look for the weights itself
     return _load_from_files(model_class, None, source.folder, dtype, source.tensors, scratch, **arguments)
-
-
-def check_complete(missing: set[str], model: nn.Module, folder: str | Path, family: Family | None) -> None:
-    """Refuse missing weights, except those of a head, a pooler or computed tables.
-
-    Args:
-        missing: the parameters of ``model`` that ``folder`` lacks, as transformers names them.
-    Raises:
-        CheckpointError: there are others.
-    """
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    missing_in_base = missing if getattr(model, "base_model", model) is model else {name for name in missing if name.startswith(prefix)}
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    tables = {name: None if family is None else family.table(name) for name in missing_in_base}
-    computed = {name for name, table in tables.items() if table is not None and not table.learned}
-    lost = sorted(name for name in missing_in_base - tied - computed if "pooler" not in name)
-    if lost:
-        raise CheckpointError(
-            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {str(folder)!r}, the first is {lost[0]!r};"
-            " is every weight file there, and does its config.json belong to it?"
-        )
 
 
 def load_result(
@@ -348,13 +326,11 @@ class WeightsInFiles:
         return StoredTensor(header, getattr(torch, entry["dtype"]))
 
 
-def _needed(model: Any, names: Iterable[str], mapping: Sequence[Any]) -> set[str]:
+def _needed(model: Any, names: Collection[str], mapping: Sequence[Any]) -> set[str]:
     """The tensors whose values are needed for loading: buffers, those that others are computed from, and unknown names."""
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    state, buffers = model.state_dict(), {name for name, _ in model.named_buffers()}
-    renamed = {name: rename_source_key(name, renamings, converters, model.base_model_prefix, state) for name in names}
-    return {name for name, (target, pattern) in renamed.items() if pattern is not None or target not in state or target in buffers}
+    buffers = {name for name, _ in model.named_buffers()}
+    in_model = names_in_model(names, model, mapping)
+    return {name for name, tensor in in_model.items() if tensor.pattern or tensor.key is None or tensor.key in buffers}
 
 
 @dataclass

@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightConverter, rename_source_key
-from transformers.core_model_loading import WeightRenaming as RenamedWhileLoading
 
 from ..errors import ExportError, checkpoint_errors, defined_at
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
@@ -23,12 +20,13 @@ from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
 from .folders import open_for_writing, short_name, write_planned
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
-from .plan_tensors import ResultPlan, TensorPlan, model_key
+from .plan_tensors import ResultPlan, TensorPlan
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import refuse_adapter, with_kept_adapter
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
+from .tensor_names import ModelName, names_in_model
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from .verify import check_tensors, check_tokenizer, run_steps
@@ -38,7 +36,6 @@ NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
 """Tokens of the short input."""
 GENERATED = 12
-NO_SUCH_TENSOR = "the stock class has no such tensor"
 FLOPS = 5e11
 """Arithmetic of one pass over the long input: some seconds on two cores."""
 
@@ -85,23 +82,25 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    tensors, targets, renamings, full_shapes = [], set(), {}, whole_shapes(long_skeleton)
-    for name in source.tensors:
-        renamings[name] = tuple(_with_all_heads(renaming, full_shapes.get(name)) for renaming in twin.rename(current_name(name), model))
-        for renaming in renamings[name]:
-            planned, key = _planned(source, name, renaming, expected, skeleton)
-            tensors.append(planned)
-            targets.add(key)
+    tensors: list[TensorPlan] = []
+    supplied: set[str] = set()
+    full_shapes = whole_shapes(long_skeleton)
+    renamings = {
+        name: tuple(_with_all_heads(renaming, full_shapes.get(name)) for renaming in twin.rename(current_name(name), model))
+        for name in source.tensors
+    }
+    targets = {renaming.target for parts in renamings.values() for renaming in parts if renaming.target is not None}
+    names = names_in_model(targets, skeleton)
+    for name, parts in renamings.items():
+        for renaming in parts:
+            tensors.append(_planned(source, name, renaming, expected, names))
+            supplied.update(names[renaming.target].keys if renaming.target is not None else ())
     tied = {*(skeleton.all_tied_weights_keys or ()), *(long_skeleton.all_tied_weights_keys or ())}
-    added = twin.added(model)
-    if twin.twin_model_type(model) == model.base:
-        _keep_converted(tensors, targets, skeleton, model.base)
-        _keep_saved_names(tensors, targets, {name: shape for name, shape in expected.items() if name not in tied})
+    added = {tensor.key for tensor in names_in_model(twin.added(model), skeleton).values()}
     for name, shape in expected.items():
-        key = next((target for target in added if model_key(target, expected, skeleton) == name), None)
-        if name not in targets and key is not None:
+        if name not in supplied and name in added:
             tensors.append(TensorPlan(name, "added", _dtype(source), None, shape))
-        elif name not in targets and name not in tied and not _computed(name, skeleton, model):
+        elif name not in supplied and name not in tied and not _computed(name, skeleton, model):
             raise ExportError(
                 f"The native twin {choice.class_name} needs the tensor {name!r}, which a {class_name} does not have; export another head, "
                 f"or let added() of {type(twin).__name__} ({defined_at(type(twin))}) give its values."
@@ -121,35 +120,6 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         note=choice.note,
         renamings=renamings,
     )
-
-
-def _keep_converted(tensors: list[TensorPlan], targets: set[str | None], skeleton: Any, model_type: str) -> None:
-    """Keep tensors that transformers merges or splits while it loads the base: the experts of a mixture, fused projections."""
-    mapping = get_checkpoint_conversion_mapping(type(skeleton).__name__) or get_checkpoint_conversion_mapping(model_type) or []
-    renamings = [entry for entry in mapping if isinstance(entry, RenamedWhileLoading)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    state = skeleton.state_dict()
-    for index, tensor in enumerate(tensors):
-        if tensor.reason != NO_SUCH_TENSOR or tensor.header is None:
-            continue
-        target, pattern = rename_source_key(tensor.name, renamings, converters, skeleton.base_model_prefix, state)
-        converter = next((entry for entry in converters if pattern in entry.source_patterns), None)
-        parts = [target.replace(converter.target_patterns[0], part) for part in converter.target_patterns] if converter else [target]
-        if all(part in state for part in parts):
-            tensors[index] = TensorPlan(tensor.name, "kept", tensor.dtype, tensor.old_shape, tensor.old_shape, tensor.header)
-            targets.update(parts)
-
-
-def _keep_saved_names(tensors: list[TensorPlan], targets: set[str | None], missing: Mapping[str, tuple[int, ...]]) -> None:
-    """Keep tensors that transformers saves under other names than the model has (GPT-NeoX's embed_out), which the base reads as well."""
-    for index, tensor in enumerate(tensors):
-        if tensor.reason != NO_SUCH_TENSOR:
-            continue
-        kind, shape = tensor.name.rpartition(".")[2], tensor.old_shape
-        name = next((name for name in missing if name not in targets and missing[name] == shape and name.endswith(kind)), None)
-        if name is not None:
-            tensors[index] = TensorPlan(tensor.name, "kept", tensor.dtype, shape, shape, tensor.header)
-            targets.add(name)
 
 
 def _required(choice: TwinChoice, name: str) -> NativeTwin:
@@ -182,29 +152,28 @@ def _with_all_heads(renaming: WeightRenaming, shape: tuple[int, ...] | None) -> 
 
 
 def _planned(
-    source: Source, name: str, renaming: WeightRenaming, expected: Mapping[str, tuple[int, ...]], skeleton: nn.Module
-) -> tuple[TensorPlan, str | None]:
-    """What happens to one tensor, and its name in the twin's state."""
+    source: Source, name: str, renaming: WeightRenaming, expected: Mapping[str, tuple[int, ...]], names: Mapping[str, ModelName]
+) -> TensorPlan:
+    """What happens to one tensor; ``names``: of all tensors of the twin's files."""
     header = source.tensors[name]
     if renaming.target is None:
-        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason=renaming.reason), None
-    shape, key = header.shape, model_key(renaming.target, dict(expected), skeleton)
+        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason=renaming.reason)
+    if not names[renaming.target].exists:
+        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason="the stock class has no such tensor")
+    shape, key = header.shape, names[renaming.target].key
     if renaming.change is not None:
         shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
-    if key is None:
-        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason=NO_SUCH_TENSOR), None
-    if expected[key] != shape:
+    if key is not None and expected[key] != shape:
         raise ExportError(f"Tensor {name!r} of {source.name!r} would have the shape {shape}, but the native twin needs {expected[key]}.")
     action = "changed" if renaming.change is not None else "renamed" if renaming.target != name else "kept"
-    return TensorPlan(renaming.target, action, header.dtype, header.shape, shape, header, change=renaming.change), key
+    return TensorPlan(renaming.target, action, header.dtype, header.shape, shape, header, change=renaming.change)
 
 
 def added_to_twin(plan: TwinPlan) -> dict[str, Tensor]:
     """The values of the tensors that the long model lacks."""
     functions = plan.twin.added(plan.model)
-    state = {tensor.name: tensor.new_shape for tensor in plan.tensors}
-    skeleton = plan.twin.skeleton(plan.model)
-    keys = {model_key(name, state, skeleton) or name: function for name, function in functions.items()}
+    names = names_in_model(functions, plan.twin.skeleton(plan.model))
+    keys = {names[name].key: function for name, function in functions.items()}
     added = ((tensor.name, tensor.new_shape) for tensor in plan.tensors if tensor.action == "added")
     return {name: keys[name](shape) for name, shape in added if shape is not None}
 

@@ -143,13 +143,13 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
 
     tensors = plan_tensors(
         opened,
+        architecture,
         renamed,
         skeleton,
         {name: (table.leading(config), table.rows(config)) for name, table in tables.items()},
         length.old,
         cast,
         zeroed=planned.rule in DROPPED,
-        family=architecture.family,
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, length.new)
@@ -190,7 +190,7 @@ def _plan_on_grid(opened: Source, architecture: Architecture, request: Conversio
         config.dtype = cast
     skeleton = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: False)
-    tensors = plan_tensors(opened, renamed_tensors(opened, architecture), skeleton, {}, sizes.old.grid.length, cast)
+    tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sizes.old.grid.length, cast)
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     return ConversionPlan(
         source=opened,
@@ -288,7 +288,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
-    tensors = plan_tensors(source, renamed_tensors(source, architecture), skeleton, {}, length.old, cast)
+    tensors = plan_tensors(source, architecture, renamed_tensors(source, architecture), skeleton, {}, length.old, cast)
     shape = generic_shape(skeleton)
     warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new or None), length, causal=shape.causal)
     return ConversionPlan(

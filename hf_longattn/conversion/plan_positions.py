@@ -18,8 +18,9 @@ from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps
 from .architectures import Architecture
 from .config import ConversionConfig
 from .flops import ModelShape, layer_mechanisms
-from .plan_tensors import RenamedTensor, model_key
+from .plan_tensors import RenamedTensor
 from .sources.base import Source
+from .tensor_names import names_in_model
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,8 @@ def _shape_in_base(architecture: Architecture, name: str) -> tuple[int, ...] | N
         return None
     with checkpoint_errors(f"The source's config makes no valid {base_class}"), torch.device("meta"):
         base = getattr(transformers, base_class)(architecture.source_config)
-    state = base.state_dict()
-    key = model_key(name, state, base)
-    return None if key is None else tuple(state[key].shape)
+    key = names_in_model([name], base)[name].key
+    return None if key is None else tuple(base.state_dict()[key].shape)
 
 
 def _check_padding(source: Source, architecture: Architecture, rows: int) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, rename_source_key
 
 from ..errors import CheckpointError, nearest
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
@@ -20,6 +18,7 @@ from .grid_sizes import GridPlan
 from .long_models.base import WeightRenaming
 from .sources.base import Source
 from .tensor_files import TensorHeader
+from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
 
 def plan_tensors(
     source: Source,
+    architecture: Architecture,
     renamed: list[RenamedTensor],
     skeleton: Any,
     tables: dict[str, tuple[int, int]],
@@ -64,36 +64,36 @@ def plan_tensors(
     cast: torch.dtype | None,
     *,
     zeroed: bool = False,
-    family: Family | None = None,
 ) -> list[TensorPlan]:
     """Plan every tensor.
 
     Args:
-        source, renamed: the source, and its tensors from ``renamed_tensors``.
+        source, architecture, renamed: the source, its class, and its tensors from ``renamed_tensors``.
         skeleton: the result without storage.
         tables: name of a position table in the result -> (special rows, total rows).
         old_length: tokens the source takes.
         cast: the dtype of floating-point tensors; ``None`` keeps each one's.
         zeroed: set position tables to zero.
-        family: of the result; ``None`` where it has the source's class.
 
     Raises:
-        CheckpointError: a tensor's shape does not match the config.
+        CheckpointError: tensors and config do not belong together: a shape, missing tensors, or layers that the config does not have.
     """
     state = skeleton.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     floating = {name: tensor.is_floating_point() for name, tensor in state.items()}
     attached_prefixes = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
-    planned: list[TensorPlan] = []
-    sources: dict[str, RenamedTensor] = {}
-    keys = {tensor.header.name: None if tensor.target is None else model_key(tensor.target, expected, skeleton) for tensor in renamed}
+    names = names_in_model([tensor.target for tensor in renamed if tensor.target is not None], skeleton)
+    keys = {tensor.header.name: None if tensor.target is None else names[tensor.target].key for tensor in renamed}
     shared = {key: tensor.header.shared for tensor in renamed if (key := keys[tensor.header.name]) is not None and tensor.header.shared}
     old_rows = max((tensor.shape[0] for tensor in renamed if tensor.target in tables), default=old_length)
+    planned: list[TensorPlan] = []
+    sources: dict[str, RenamedTensor] = {}
+    unused: list[ModelName] = []
     for tensor in renamed:
         header = tensor.header
         dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
         key = keys[header.name]
-        reason = _why_dropped(tensor, key, {old_length, old_rows}) or _why_tied(key, shared, skeleton)
+        reason = _why_dropped(tensor, names.get(tensor.target or ""), {old_length, old_rows}) or _why_tied(key, shared, skeleton)
         if tensor.target is None or reason:
             planned.append(TensorPlan(header.name, "dropped", dtype, header.shape, None, header, reason=reason))
             continue
@@ -101,12 +101,12 @@ def plan_tensors(
         new_shape = (rows, *tensor.shape[1:]) if tensor.target in tables else tensor.shape
         if key is not None and expected[key] != new_shape:
             if tensor.shape[:1] == (old_rows,) and tensor.shape[1:] == expected[key][1:]:
-                _refuse_unmatched(family, header.name, [renamed_tensor.target or "" for renamed_tensor in renamed])
+                _refuse_unmatched(architecture.family, header.name, [renamed_tensor.target or "" for renamed_tensor in renamed])
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config requires"
                 f" {expected[key] if tensor.target not in tables else (header.shape[0], *expected[key][1:])}."
             )
-        if key is not None and floating[key] and not header.dtype.is_floating_point:
+        if any(floating[name] for name in names[tensor.target].keys if name in floating) and not header.dtype.is_floating_point:
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} holds {str(header.dtype).removeprefix('torch.')} numbers,"
                 " but its model requires floating-point ones; convert the checkpoint that it was quantised from."
@@ -117,36 +117,52 @@ def plan_tensors(
         planned.append(TensorPlan(tensor.target, action, dtype, header.shape, new_shape, header, offset, tensor.change))
         if key is not None:
             sources[key] = tensor
-    sources = {**_under_new_names([tensor for tensor in renamed if keys[tensor.header.name] is None], skeleton, expected), **sources}
+        elif not names[tensor.target].exists:
+            unused.append(names[tensor.target])
+    check_layers(unused, skeleton, source.name)
+    matched = {*sources, *_computed(source, renamed, names, skeleton, expected)}
+    tied = skeleton.all_tied_weights_keys
+    added = {name for name in expected if name.startswith(attached_prefixes) and name not in matched and name not in tied}
+    of_tied = {name for target, name in tied.items() if target in matched}
+    missing = {*expected} - matched - added - of_tied - {name for name, _ in skeleton.named_buffers()}
+    check_complete(missing, skeleton, source.name, architecture.family, architecture.source_class)
     for name, shape in expected.items():
-        if name not in sources and name.startswith(attached_prefixes) and name not in skeleton.all_tied_weights_keys:
+        if name in added:
             dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
             planned.append(_added(name, shape, dtype, skeleton, sources, cast))
     return planned
 
 
-def _under_new_names(tensors: list[RenamedTensor], skeleton: Any, expected: Mapping[str, Any]) -> dict[str, RenamedTensor]:
-    """The tensors that transformers itself renames while it loads them, as those of older ViTs, by their names in the model."""
-    mapping = get_model_conversion_mapping(skeleton) if tensors else []
-    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    names: dict[str, RenamedTensor] = {}
-    for tensor in tensors:
-        if tensor.target is not None:
-            name, computed = rename_source_key(tensor.target, renamings, converters, skeleton.base_model_prefix, expected)
-            if computed is None and name in expected:
-                names[name] = tensor
-    return names
+def _computed(
+    source: Source, renamed: list[RenamedTensor], names: Mapping[str, ModelName], skeleton: Any, expected: Mapping[str, tuple[int, ...]]
+) -> set[str]:
+    """The tensors of the result that transformers merges or splits from several of the source.
+
+    Raises:
+        CheckpointError: one gets another shape than the config requires.
+    """
+    shapes = {tensor.target: torch.empty(tensor.shape, dtype=tensor.header.dtype, device="meta") for tensor in renamed if tensor.target}
+    computed: set[str] = set()
+    for parts, values in converted(shapes, names, skeleton, source.name):
+        for name, value in values.items():
+            if name in expected and tuple(value.shape) != expected[name]:
+                which = f"Tensor {parts[0]!r}" if len(parts) == 1 else f"The {len(parts)} tensors from {parts[0]!r} to {parts[-1]!r}"
+                raise CheckpointError(
+                    f"{which} of {source.name!r} become {name!r} with the shape {tuple(value.shape)}, but its config requires"
+                    f" {expected[name]}."
+                )
+        computed |= values.keys()
+    return computed
 
 
-def _refuse_unmatched(family: Family | None, name: str, targets: list[str]) -> None:
+def _refuse_unmatched(family: Family, name: str, targets: list[str]) -> None:
     """Refuse a family with a position table that is none of the source's tensors; ``name`` is the tensor that did not grow.
 
     Raises:
         CheckpointError: no tensor matches the table's pattern.
     """
-    for table in () if family is None else family.position_tables:
-        if family is not None and table.learned and not any(table.matches(target) for target in targets):
+    for table in family.position_tables:
+        if table.learned and not any(table.matches(target) for target in targets):
             raise CheckpointError(
                 f'No tensor matches PositionTable(r"{table.pattern}") of the family {family.base_model_type!r}; if {name!r} is that table, '
                 f"correct the pattern in {family.module}."
@@ -175,13 +191,13 @@ def _added(
     return TensorPlan(name, "copied", cast or stored.header.dtype, stored.header.shape, shape, stored.header, change=change)
 
 
-def _why_dropped(tensor: RenamedTensor, key: str | None, lengths: set[int]) -> str:
+def _why_dropped(tensor: RenamedTensor, name: ModelName | None, lengths: set[int]) -> str:
     """Why a tensor is dropped; empty if it is not."""
-    if tensor.target is None:
+    if tensor.target is None or name is None:
         return tensor.reason or "the result does not need it"
-    if key is None and _is_length_buffer(tensor.shape, lengths):
+    if not name.exists and _is_length_buffer(tensor.shape, lengths):
         return "current models compute it"
-    if key is None and ".long_attention." in tensor.target:
+    if not name.exists and ".long_attention." in tensor.target:
         return "not a parameter of the chosen mechanism"
     return ""
 
@@ -190,15 +206,6 @@ def _why_tied(key: str | None, shared: dict[str, str], skeleton: Any) -> str:
     """Why a tensor that the file has under two names is dropped under this one; empty if it is not."""
     tied = skeleton.all_tied_weights_keys.get(key)
     return f"tied to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
-
-
-def model_key(name: str, expected: dict[str, Any], skeleton: nn.Module) -> str | None:
-    """The model's name for a tensor: the same, or with the base model's prefix added or removed."""
-    prefix = getattr(skeleton, "base_model_prefix", "")
-    for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
-        if candidate in expected:
-            return candidate
-    return None
 
 
 def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:

@@ -28,7 +28,7 @@ from .folders import open_for_writing, short_name, write_planned
 from .grid_sizes import GridPlan, GridSize
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
-from .plan_tensors import ResultPlan, TensorPlan, model_key, parse_dtype
+from .plan_tensors import ResultPlan, TensorPlan, parse_dtype
 from .processors import FILE, file_before
 from .report import (
     FAILED,
@@ -45,6 +45,7 @@ from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
+from .tensor_names import names_in_model
 from .text import VerificationText, verification_text
 from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
 from .verify_grid import run_on_grid
@@ -129,7 +130,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     restored = before if positions == RESTORED else None
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     full_shapes = whole_shapes(long_skeleton)
-    keys = {name: model_key(name, expected, skeleton) for name in source.tensors}
+    keys = {name: tensor.key for name, tensor in names_in_model(source.tensors, skeleton).items()}
     leading = {name: table.leading(long_config) for name, table in tables.items()}
     tensors = [
         _with_all_heads(source, name, full_shapes[name], cast)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.families import FAMILIES
-from scripts.dev.tools.small_models import language_model, small_config
+from scripts.dev.tools.small_models import Shape, language_model, small_config, small_picture_config
 
 Short = Callable[[str, str], Path]
 TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}
@@ -18,6 +18,11 @@ NOT_AS_IT_IS = ("nystromformer",)
 def config_of(base: str) -> Any:
     """A small config with fewer keys than queries, where the architecture has that, and with full attention."""
     return small_config(base, num_key_value_heads=2, attention_type="original_full", **TOKENS)
+
+
+def source_config(base: str) -> Any:
+    """A small config of any base, of texts or of pictures."""
+    return config_of(base) if FAMILIES[base].grid is None else small_picture_config(base, Shape(layers=4))
 
 
 def head_of(base: str, ending: str = "") -> str:

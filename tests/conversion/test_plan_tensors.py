@@ -1,0 +1,153 @@
+"""A plan compares every tensor of a file with the model's class, whatever name the file gives it, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion.tensor_names import names_in_model
+from hf_longattn.errors import CheckpointError
+from hf_longattn.families import FAMILIES
+from scripts.dev.tools.small_models import NAMES
+
+from .every_family import config_of, source_config
+
+ANY_SIZE = ("siglip2_vision_model",)
+"""Bases that are not converted, since their pictures have any size."""
+HEADS = [(base, head) for base, family in FAMILIES.items() if base not in ANY_SIZE for head in family.heads]
+FIRST_HEADS = dict(reversed(HEADS))
+INNER = (*NAMES["inner"], "n_inner", "mlp_ratio")
+"""What configs call the width of the feed-forward layers, or its ratio to the model's."""
+
+
+def saved(base: str, head: str, folder: Path) -> Path:
+    FAMILIES[base].base_class(head)(source_config(base)).save_pretrained(folder)
+    return folder
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def refusal(folder: Path) -> str:
+    """The sentence of the plan, which a conversion says as well."""
+    with pytest.raises(CheckpointError) as planned:
+        plan_conversion(folder, mechanism="full")
+    with pytest.raises(CheckpointError) as converted:
+        convert_checkpoint(folder, folder.parent / "long", mechanism="full")
+    assert str(converted.value) == str(planned.value)
+    return str(planned.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "head"),
+    [pytest.param(base, head, marks=() if FIRST_HEADS[base] == head else pytest.mark.slow) for base, head in HEADS],
+)
+def test_every_tensor_of_a_file_is_compared(base: str, head: str, tmp_path: Path) -> None:
+    """Every one becomes a parameter or buffer, is a part of one, or is dropped for a reason; none is compared with nothing."""
+    folder = saved(base, head, tmp_path / "short")
+    plan = plan_conversion(folder, mechanism="full")
+    from_file = [tensor for tensor in plan.tensors if tensor.action not in ("added", "copied")]
+    assert {tensor.header.name for tensor in from_file if tensor.header is not None} == plan.source.tensors.keys()
+    assert all(tensor.reason for tensor in from_file if tensor.action == "dropped")
+    written = [tensor.name for tensor in from_file if tensor.action != "dropped"]
+    names = names_in_model(written, plan.architecture.skeleton(plan.config))
+    assert [name for name in written if not names[name].exists] == []
+
+    values = json.loads((folder / "config.json").read_text())
+    sizes = {name: values[name] for name in INNER if name in values} or {"n_inner": None}
+    width = values.get("n_embd", values.get("hidden_size"))  # without a size of their own, inner layers are four times as wide
+    change_config(folder, **{name: 8 * width if size is None else 2 * size for name, size in sizes.items()})
+    with pytest.raises(CheckpointError, match=r"^(Tensor|The \d+ tensors from) '.* shape .*, but its config requires \("):
+        plan_conversion(folder, mechanism="full")
+
+
+LAYERS = [
+    ("bert", "BertForMaskedLM", "num_hidden_layers"),
+    ("llama", "LlamaForCausalLM", "num_hidden_layers"),
+    ("gpt2", "GPT2LMHeadModel", "n_layer"),
+    ("bart", "BartForConditionalGeneration", "encoder_layers"),
+    ("bart", "BartForConditionalGeneration", "decoder_layers"),
+    ("t5", "T5ForConditionalGeneration", "num_layers"),
+    ("t5", "T5ForConditionalGeneration", "num_decoder_layers"),
+    ("opt", "OPTForCausalLM", "num_hidden_layers"),
+    ("mixtral", "MixtralForCausalLM", "num_hidden_layers"),
+    ("vit", "ViTForImageClassification", "num_hidden_layers"),
+    ("vit_mae", "ViTMAEForPreTraining", "decoder_num_hidden_layers"),
+]
+
+
+@pytest.mark.parametrize(("base", "head", "field"), LAYERS)
+def test_a_file_with_more_or_fewer_layers_than_the_config_is_refused(base: str, head: str, field: str, tmp_path: Path) -> None:
+    folder = saved(base, head, tmp_path / "short")
+    count = json.loads((folder / "config.json").read_text())[field]
+    change_config(folder, **{field: count + 2})
+    if base != "vit_mae":  # its decoder is a head, which may be new
+        assert re.match(rf"\d+ tensors that a {head} needs are missing in ", refusal(folder))
+    change_config(folder, **{field: count - 1})
+    assert re.search(rf"has tensors of layer {count - 1} \(.*\), but {field} is {count - 1}; correct its config\.json", refusal(folder))
+
+
+def test_layers_that_are_missing_among_others_are_counted(checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint("BertForMaskedLM")
+    change_config(folder, num_hidden_layers=4)
+    assert refusal(folder).startswith("32 tensors that a BertForMaskedLM needs are missing in ")
+    weights = load_file(folder / "model.safetensors")
+    extra = {name.replace("layer.1.", f"layer.{number}."): value for name, value in weights.items() for number in (1, 2, 3)}
+    save_file({name: value.clone() for name, value in extra.items()}, folder / "model.safetensors", {"format": "pt"})
+    change_config(folder, num_hidden_layers=2)
+    assert "has tensors of the layers 2 to 3 (bert.encoder.layer), but num_hidden_layers is 2;" in refusal(folder)
+
+
+def test_tensors_that_a_class_does_not_read_are_kept(tmp_path: Path) -> None:
+    """A pooler and the head of another objective, next to a class without them."""
+    folder = saved("bert", "BertForPreTraining", tmp_path / "short")
+    change_config(folder, architectures=["BertForMaskedLM"])
+    plan = plan_conversion(folder, mechanism="full")
+    assert {"bert.pooler.dense.weight", "cls.seq_relationship.weight"} <= {
+        tensor.name for tensor in plan.tensors if tensor.action == "kept"
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "body", "head"), [("bert", "BertModel", "BertForMaskedLM"), ("vit", "ViTModel", "ViTForImageClassification")]
+)
+def test_a_head_may_be_new(base: str, body: str, head: str, tmp_path: Path) -> None:
+    folder = saved(base, body, tmp_path / "short")
+    change_config(folder, architectures=[head])
+    assert plan_conversion(folder, mechanism="full").architecture.source_class == head
+
+
+def test_experts_are_counted_and_compared_one_by_one(tmp_path: Path) -> None:
+    """A file holds every expert's matrices, which the class has as one tensor."""
+    folder = saved("mixtral", "MixtralForCausalLM", tmp_path / "short")
+    experts = config_of("mixtral").num_local_experts
+    weights = load_file(folder / "model.safetensors")
+    rows = next(value for name, value in weights.items() if name.endswith("experts.1.w2.weight"))
+    for name, sentence in {
+        "experts.1.w2.weight": rf"^The {experts - 1} tensors from .* become 'model\.layers\.0\.mlp\.experts\.down_proj' with the shape",
+        "experts.0.w1.weight": r"^The \d+ tensors from .* become 'model\.layers\.0\.mlp\.experts\.gate_up_proj' with the shape|cannot make",
+    }.items():
+        fewer = {key: value for key, value in weights.items() if not (key.endswith(name) and ".0." in key.partition("experts")[0])}
+        save_file(fewer, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(CheckpointError, match=sentence):
+            plan_conversion(folder, mechanism="full")
+    uneven = {key: torch.zeros(rows.shape[0], 2) if key.endswith("experts.1.w2.weight") else value for key, value in weights.items()}
+    save_file(uneven, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"^transformers cannot make 'model\.layers\.0\.mlp\.experts\.down_proj' from .*: "):
+        plan_conversion(folder, mechanism="full")
+
+
+def test_a_class_that_the_config_does_not_name_is_told_by_renamed_tensors(tmp_path: Path) -> None:
+    folder = saved("vit", "ViTForImageClassification", tmp_path / "short")
+    change_config(folder, architectures=None)
+    assert plan_conversion(folder, mechanism="full").architecture.source_class == "ViTForImageClassification"
