@@ -73,11 +73,14 @@ def load_source(
     Raises:
         CheckpointError: it does not load, or weights below its head are missing.
     """
+    import transformers
+
     model_arguments: dict[str, Any] = {}
     if architecture.converter is not None:
         model_class, model_arguments = architecture.converter.source_model(architecture.original_config, architecture.source_class)
     else:
-        model_class = architecture.family.base_class(architecture.source_class)
+        family, name = architecture.family, architecture.source_class
+        model_class = family.base_class(name) if name in family.heads else getattr(transformers, name)  # a twin's, of another base
     if architecture.family.config_class.score_cap is not None:
         model_arguments["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, model_arguments)
