@@ -1,9 +1,9 @@
-"""`longattn probe MODEL`: what a checkpoint can retrieve from a text, and from how far."""
+"""`longattn probe MODEL`: what a checkpoint can retrieve from a text, and from how far; of a model of pictures, how far patches reach."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,16 @@ from . import options as flags
 
 __all__ = ["probe"]
 
+USUAL_LENGTHS = "512,1K,2K,4K"
+USUAL_CHOICES = 8
+
 
 def probe(
-    model: Annotated[str, flags.model_argument("A checkpoint with a language-model or question-answering head")],
+    model: Annotated[str, flags.model_argument("A checkpoint with a language-model or question-answering head, or a model of pictures")],
+    picture: Annotated[
+        Path | None,
+        typer.Argument(metavar="PHOTO", help="For a model of pictures, a photo (.jpg, .png …).", show_default=False),
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -23,7 +30,7 @@ def probe(
             show_default="niah_single_1, niah_multikey_2, passkey, induction",
         ),
     ] = None,
-    lengths: Annotated[str, typer.Option(help="Tokens of a text with its answer, separated by commas; 4K is 4,096.")] = "512,1K,2K,4K",
+    lengths: Annotated[str, typer.Option(help="Tokens of a text with its answer, separated by commas; 4K is 4,096.")] = USUAL_LENGTHS,
     depths: Annotated[
         str | None,
         typer.Option(
@@ -31,7 +38,7 @@ def probe(
             show_default="anywhere",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Texts of each task, length and depth.")] = 20,
+    samples: Annotated[int, typer.Option(min=1, help="Texts of each task, length and depth; patches replaced in each photo.")] = 20,
     mode: Annotated[
         str | None,
         typer.Option(
@@ -39,8 +46,19 @@ def probe(
             show_default="by the head: span, likelihood for masked models, else generate",
         ),
     ] = None,
-    choices: Annotated[int, typer.Option(min=2, help="Answers compared by likelihood; half of them at least are wrong.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the texts.")] = 0,
+    choices: Annotated[int, typer.Option(min=2, help="Answers compared by likelihood; half of them at least are wrong.")] = USUAL_CHOICES,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="In place of PHOTO, a folder of photos; eight are read at most.", show_default=False),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(metavar="PIXELS", help="Size of the photos: 1024, or height and width, 768x1024.", show_default="the checkpoint's"),
+    ] = None,
+    no_baseline: Annotated[
+        bool, typer.Option("--no-baseline", help="Leave out the same with full attention, of a converted model of pictures.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the texts, or of the patches.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
     save: Annotated[
         Path | None,
@@ -58,8 +76,21 @@ def probe(
 ) -> None:
     """Ask a checkpoint what lies far back in long texts.
 
-    RULER's synthetic tasks, passkey retrieval, associative recall, induction and copying, at several lengths.
+    RULER's synthetic tasks, passkey retrieval, associative recall, induction and copying, at several lengths. A model of pictures is given
+    a photo: patches are replaced one at a time, and the change of the features is printed by distance (effective receptive field).
     """
+    for_pictures = {"--image-size": image_size, "--no-baseline": no_baseline}
+    if picture is not None or images is not None:
+        for_texts = {"--task": task, "--lengths": lengths != USUAL_LENGTHS, "--depths": depths, "--mode": mode,
+                     "--choices": choices != USUAL_CHOICES, "--plot": plot}  # fmt: skip
+        if picture is not None and images is not None:
+            raise typer.BadParameter("is given in place of PHOTO, not with it; leave one of them out.", param_hint="--images")
+        _refuse(for_texts, "is for texts, but a photo was given; leave it out.")
+        settings = {"image_size": image_size, "samples": samples, "baseline": not no_baseline, "seed": seed, "revision": revision}
+        _probe_pictures(model, picture or images, dtype=dtype, save=save, as_json=as_json, token=token, **settings)
+        return
+    _refuse(for_pictures, "is for models of pictures; give a photo after MODEL, or --images FOLDER, or leave it out.")
+
     import json
 
     from ..conversion.model_loading import quiet_libraries
@@ -106,3 +137,33 @@ def probe(
     for path in (save, plot):
         if path is not None:
             say(f"written: {path}")
+
+
+def _refuse(options: dict[str, Any], sentence: str) -> None:
+    if chosen := [flag for flag, value in options.items() if value]:
+        raise typer.BadParameter(sentence, param_hint=chosen[0])
+
+
+def _probe_pictures(model: str, pictures: Path | None, *, dtype: str, save: Path | None, as_json: bool, **settings: Any) -> None:
+    """How far the patches of a model of pictures depend on one another."""
+    import json
+
+    from ..conversion.plan_tensors import parse_dtype
+    from ..diagnostics import measure_receptive_field
+    from .show import show_receptive_field
+    from .terminal import print_json, progress, say
+
+    assert pictures is not None
+    if save is not None:
+        check_new_file(save)
+    weights = parse_dtype(dtype)
+    with progress() as show:
+        field = measure_receptive_field(model, pictures, dtype=weights, progress=show, **settings)
+    if save is not None:
+        write_text(save, json.dumps(field.to_dict(), indent=1, ensure_ascii=False) + "\n", overwrite=False)
+    if as_json:
+        print_json(field.to_dict())
+        return
+    show_receptive_field(field)
+    if save is not None:
+        say(f"written: {save}")

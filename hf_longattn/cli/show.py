@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..audit import ReachAudit
     from ..conversion import ConversionPlan, ConversionReport, Inspection
     from ..conversion.flops import LengthCost, MechanismCost
+    from ..diagnostics import ReceptiveField
     from ..evaluation.probes import ProbeCell, ProbeReport
     from ..export import CompressionReport, ExportReport
     from ..mechanisms import MechanismInfo
@@ -276,6 +277,33 @@ def show_probe(report: ProbeReport) -> None:
         by_chance = [f"{row[-1].chance:.0f}"] if row[-1].chance is not None else [""] * chances
         table.add_row(task, *where, *(f"{cell.score:.0f} ± {cell.error:.0f}" for cell in row), *by_chance)
     console.print(table)
+
+
+def show_receptive_field(field: ReceptiveField) -> None:
+    """How much features change by distance from a patch that was replaced, and how far that reaches."""
+    console = terminal.console()
+    photos = f"{len(field.pictures)} pictures" if len(field.pictures) > 1 else "".join(field.pictures)
+    console.print(
+        _facts(
+            ("model", f"{field.model}  ({field.model_class})"),
+            ("layers", ", ".join(field.mechanisms) or "as the base attends"),
+            ("read", f"{photos}: {' × '.join(map(str, field.image_size))} pixels, {field.grid}"),
+            ("replaced", f"{field.samples} patches of each picture, one at a time, by patches of the same picture"),
+        )
+    )
+    runs = [changes for changes in (field.measured, field.full) if changes is not None]
+    table = _table(
+        ["patches away", "pairs", "change", *(["full attention"] if field.full is not None else [])],
+        "change of the last hidden states ÷ their norm, mean",
+        justify="right",
+    )
+    table.columns[0].justify = "left"
+    for rows in zip(*(changes.bins() for changes in runs), strict=True):
+        table.add_row(str(rows[0]), f"{rows[0].pairs:,}", *(f"{row.change:.3g}" for row in rows))
+    if field.grid.prefix:
+        table.add_row(field.prefix_name, f"{field.measured.prefix_pairs:,}", *(f"{changes.prefix_change:.3g}" for changes in runs))
+    console.print(table)
+    console.print(field.conclusion(), highlight=False)
 
 
 ASKED = {

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, checkpoint_errors
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, GridError, checkpoint_errors
 from ..reading import read_json_object
 from .grid_sizes import pixels
 
@@ -33,6 +36,34 @@ def load_image_processor(folder: Path) -> Any | None:
     read_json_object(folder / FILE)  # refuses a damaged file in its own words
     with checkpoint_errors(f"The image processor of {str(folder)!r} cannot be loaded"):
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def check_processor(processor: Any | None, name: str) -> Any:
+    """The image processor of the model called ``name``.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    if processor is None:
+        raise CheckpointError(f"{name!r} has no {FILE}, which says how it reads pictures; copy that of its original there.")
+    return processor
+
+
+def sized_pixels(processor: Any, folder: Path, picture: Any, size: tuple[int, ...], name: str) -> Tensor:
+    """A picture of ``size``, height and width, as a checkpoint's processor makes it: its value of this ``name``, ``(1, channels, …)``.
+
+    Raises:
+        CheckpointError: the processor resizes pictures in a way that has no such size.
+        GridError: the processor makes pictures of another size.
+    """
+    sized = type(processor).from_dict(file_of_size(folder, processor, size))
+    values = torch.as_tensor(sized(images=picture, return_tensors="pt")[name])
+    if tuple(values.shape[2:]) != size:
+        raise GridError(
+            f"The image processor in {str(folder)!r} makes pictures of {pixels(tuple(values.shape[2:]))} where {pixels(size)} are needed; "
+            f"set do_resize and size in its {FILE}."
+        )
+    return values
 
 
 def picture_size(processor: Any) -> tuple[int, int] | None:

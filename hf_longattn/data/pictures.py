@@ -101,11 +101,16 @@ def picture_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{str(path)!r} does not exist; give a picture, or a folder of pictures")
+        raise DataError(f"{str(path)!r} does not exist; give a picture, or a folder of pictures ({', '.join(SUFFIXES[:4])} …)")
     files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
     if not files:
         raise DataError(f"the folder {str(path)!r} holds no pictures ({', '.join(SUFFIXES[:4])} …)")
     return files
+
+
+def evenly_spread(files: list[Path], count: int) -> list[Path]:
+    """At most ``count`` of the files, evenly spread from the first to the last."""
+    return files if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
 
 
 def _as_pictures(data: Dataset, column: str, source: str) -> Dataset:

@@ -8,6 +8,7 @@ loading     the checkpoint, with more positions if asked
 measure     all of it together
 diagnosis   the result: numbers, conclusion, recommendation, JSON
 pictures    the same for a model of pictures: its attention on one picture, and what mechanisms on the grid would keep
+receptive_field  how far a model of pictures looks: features that change when patches are replaced
 page        the result as one HTML page, by a template; charts draws its pictures
 """
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from .pictures import PictureDiagnosis as PictureDiagnosis
     from .pictures import diagnose_picture as diagnose_picture
     from .pictures import picture_page as picture_page
+    from .receptive_field import ReceptiveField as ReceptiveField
+    from .receptive_field import measure_receptive_field as measure_receptive_field
     from .texts import Needle as Needle
 
 __getattr__, __all__ = public_names(
@@ -40,6 +43,7 @@ __getattr__, __all__ = public_names(
         "diagnosis": ("Diagnosis", "LayerDiagnosis", "LengthDiagnosis", "Recommendation"),
         "page": ("html_page",),
         "pictures": ("PictureDiagnosis", "diagnose_picture", "picture_page"),
+        "receptive_field": ("ReceptiveField", "measure_receptive_field"),
         "texts": ("Needle",),
     },
 )

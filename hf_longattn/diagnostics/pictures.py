@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import load_image_processor
+from ..conversion.processors import check_processor, load_image_processor
 from ..data.pictures import read_picture
 from ..engines.common.grid import Grid
-from ..errors import CheckpointError
 from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.grid_config import refuse_line
 from ..modeling.grids import grid_rule
@@ -138,10 +137,7 @@ def diagnose_picture(
         processor = load_image_processor(loaded.source.folder) if processor is None else processor
     stack: Any = watched_layers(network)
     rule = grid_rule(stack)
-    if processor is None:
-        raise CheckpointError(
-            f"{name!r} has no preprocessor_config.json, which says how it reads pictures; copy that of its original there."
-        )
+    processor = check_processor(processor, name)
     image = read_picture({"path": str(picture)}, str(picture), otherwise="give another file")[0]
     values = processor(images=image, return_tensors="pt")[rule.input].to(stack.device, stack.dtype)
     _, arguments, grid = watched_on_grid(network, {rule.input: values})

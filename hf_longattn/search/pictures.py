@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion.grid_sizes import GridSize, pixels
+from ..conversion.grid_sizes import GridSize
 from ..conversion.plan import ConversionPlan
-from ..conversion.processors import FILE, file_of_size, load_image_processor
+from ..conversion.processors import check_processor, load_image_processor, sized_pixels
 from ..data.photographs import photographs
-from ..data.pictures import picture_files, read_picture
-from ..errors import CheckpointError, GridError, OptionError
+from ..data.pictures import evenly_spread, picture_files, read_picture
+from ..errors import OptionError
 
 
 class SearchPictures:
@@ -33,14 +33,12 @@ class SearchPictures:
     def __init__(self, pictures: object, plan: ConversionPlan, count: int) -> None:
         assert plan.grid is not None
         self.rule, self.config, self.folder = plan.grid.rule, plan.architecture.source_config, plan.source.folder
-        self.processor = load_image_processor(self.folder)
+        self.processor = check_processor(load_image_processor(self.folder), plan.source.name)
         self._pieces: dict[GridSize, list[dict[str, Tensor]]] = {}
-        if self.processor is None:
-            raise CheckpointError(f"{plan.source.name!r} has no {FILE}, which says how it reads pictures; copy that of its original there.")
         if isinstance(pictures, Path):
             files = picture_files(pictures)
             self.name = pictures.name
-            self.pictures: list[Any] = [read_picture({"path": str(file)}, str(file))[0] for file in _spread(files, count)]
+            self.pictures: list[Any] = [read_picture({"path": str(file)}, str(file))[0] for file in evenly_spread(files, count)]
         elif pictures is None:
             self.name = "scikit-learn's photographs"
             self.pictures = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[:count]]
@@ -60,13 +58,7 @@ class SearchPictures:
         return self._pieces[size][:count]
 
     def _piece(self, picture: Any, size: GridSize) -> dict[str, Tensor]:
-        sized = type(self.processor).from_dict(file_of_size(self.folder, self.processor, size.size))  # type: ignore[union-attr]
-        values = torch.as_tensor(sized(images=picture, return_tensors="pt")[self.rule.input])
-        if tuple(values.shape[2:]) != size.size:
-            raise GridError(
-                f"The image processor in {str(self.folder)!r} makes pictures of {pixels(tuple(values.shape[2:]))} where "
-                f"{pixels(size.size)} are needed; set do_resize and size in its {FILE}."
-            )
+        values = sized_pixels(self.processor, self.folder, picture, size.size, self.rule.input)
         return self.rule.arguments(self.config, values)
 
     def predicted(self, size: GridSize, count: int, *, causal: bool) -> list[tuple[dict[str, Tensor], None]]:
@@ -80,11 +72,6 @@ class SearchPictures:
     def too_few(self, pieces: int, wanted: int) -> str:
         """The note on a choice by few pictures."""
         return f"There are {pieces} of {wanted} pictures; more give a surer choice."
-
-
-def _spread(files: list[Path], count: int) -> list[Path]:
-    """At most ``count`` files, evenly spread."""
-    return files if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
 
 
 def pictures_digest(pictures: Path) -> str:

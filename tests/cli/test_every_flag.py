@@ -101,8 +101,9 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
                 "repo": "writer/x",
                 "name": "window",
                 "text": places["FILE"],
+                "picture": None,  # with it, flags for texts are refused
             }
-            typed.append({**filled, **driven}.get(parameter.name, parameter.name))
+            typed += [value] if (value := {**filled, **driven}.get(parameter.name, parameter.name)) is not None else []
         elif path[0] == "bench" and parameter.name in TINY:
             typed += [parameter.opts[0], TINY[parameter.name].replace("OUT", str(out))]
     if path[0] == "export":
