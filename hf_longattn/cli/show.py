@@ -294,7 +294,7 @@ def show_receptive_field(field: ReceptiveField) -> None:
     runs = [changes for changes in (field.measured, field.full) if changes is not None]
     table = _table(
         ["patches away", "pairs", "change", *(["full attention"] if field.full is not None else [])],
-        "change of the last hidden states ÷ their norm, mean",
+        "mean change of features ÷ their norm",
         justify="right",
     )
     table.columns[0].justify = "left"
