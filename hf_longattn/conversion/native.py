@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, checkpoint_errors, defined_at
+from ..modeling.family.definition import without_head
+from ..modeling.grids import INTERPOLATE_ARGUMENT
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from .architectures import Architecture, current_name, read_long
-from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
+from .flops import ModelShape, cost_at, cost_on, layer_mechanisms, model_shape
 from .folders import open_for_writing, short_name, write_planned
+from .grid_sizes import GridPlan, GridSize, pixels
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
+from .pictures import VerificationPictures
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
 from .sources.base import ResultInfo, Source, open_source
@@ -27,10 +31,11 @@ from .sources.peft import refuse_adapter, with_kept_adapter
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import ModelName, names_in_model
-from .text import VerificationText, excerpt, load_tokenizer, verification_text
+from .text import VerificationText, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
-from .verify import check_tensors, check_tokenizer, run_steps
-from .verify_outputs import GRADIENT_LENGTH, gradients, length_from_files, probe_outputs
+from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
+from .verify_grid import float_tensors, run_on_grid
+from .verify_outputs import GRADIENT_LENGTH, difference, gradients, gradients_of_outputs, length_from_files, probe_outputs
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
@@ -115,11 +120,18 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         positions="kept",
         tensors=tuple(tensors),
         max_shard_size=None,
+        grid=_grid_of(model),
         model=model,
         twin=twin,
         note=choice.note,
         renamings=renamings,
     )
+
+
+def _grid_of(model: LongModel) -> GridPlan | None:
+    """The sizes for which the position table was trained and the model was converted; ``None`` for a model of texts."""
+    rule = model.family.grid
+    return None if rule is None else GridPlan(rule, *(GridSize.of(rule, model.config, size) for size in rule.sizes(model.config)))
 
 
 def _required(choice: TwinChoice, name: str) -> NativeTwin:
@@ -222,21 +234,21 @@ def export_native(
             refuse_adapter(opened)  # it has the long model's names
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
-        text, origin = verification_text(None)
-        words = VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(opened.folder), plan.config.vocab_size)
+        inputs = verification_inputs(plan, *verification_text(None))
         twin_class = plan.architecture.source_class
+        longest = f"{plan.new_length:,} tokens" if plan.grid is None else plan.new_input
         return write_planned(
             plan,
             ResultInfo(target, twin_class, "transformers", plan.new_length),
             added=added_to_twin(plan),
-            verify=lambda stage: verify_twin(plan, stage, words, progress) if verify else [],
-            verified_on=words.describe() if verify else None,
+            verify=lambda stage: verify_twin(plan, stage, inputs, progress) if verify else [],
+            verified_on=inputs.describe() if verify else None,
             earlier_checks=() if converted is None else converted.checks,
             next_step=lambda checks: None if converted is None else converted.next_step,
             settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
             report_file=NATIVE_REPORT,
             clock=clock,
-            introduction=f"A `{twin_class}` for inputs of up to {plan.new_length:,} tokens, which computes what the long model "
+            introduction=f"A `{twin_class}` for inputs of up to {longest}, which computes what the long model "
             f"`{short_name(opened, made_from)}` does, made by `longattn export --format native`.",
             made_from=made_from,
             overwrite=overwrite,
@@ -247,18 +259,18 @@ def export_native(
 # The comparison of a twin with its long model.
 
 
-def verify_twin(plan: TwinPlan, result: Path, text: VerificationText, progress: StageProgress | None = None) -> list[Check]:
-    """Check the written folder `result`: every tensor, the tokenizer, outputs, gradients and generated tokens."""
+def verify_twin(plan: TwinPlan, result: Path, inputs: VerificationInputs, progress: StageProgress | None = None) -> list[Check]:
+    """Check the written folder `result`: every tensor, the tokenizer or image processor, outputs, gradients and generated tokens."""
     opened = open_source(result)
     running = choose_running(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Callable[[], list[Check]]] = [
             lambda: check_tensors(plan, opened),
-            lambda: check_tokenizer(plan, result, text),
+            lambda: check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
         if not running.why_not:
-            steps.append(lambda: _check_outputs(plan, opened, text, scratch))
+            steps.append(lambda: CHECKS_BY_INPUT[type(inputs)](plan, opened, inputs, scratch))
         return run_steps(steps, progress)
 
 
@@ -332,6 +344,56 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     checks = [_compared(length, probe, *both) for (length, probe), *both in zip(probes, expected, of_twin, strict=True)]
     checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
     return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
+
+
+def _picture_sizes(plan: TwinPlan) -> list[GridSize]:
+    """The sizes at which pictures are compared: of the position table, one that its windows need not divide, and, where that takes some
+    seconds, the one of the conversion."""
+    grid, config = plan.grid, plan.model.config
+    assert grid is not None
+    patch = grid.rule.patch(config)
+    uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(grid.old.size, patch, strict=True)))
+    sizes = [grid.old, GridSize.of(grid.rule, config, uneven)]
+    if grid.grows and cost_on(grid.new, config.long_attention, plan.shape).total_flops <= FLOPS:
+        sizes.append(grid.new)
+    return sizes
+
+
+def _check_pictures(plan: TwinPlan, opened: Source, pictures: VerificationPictures, scratch: Path | None) -> list[Check]:
+    grid, why_not = plan.grid, _why_no_gradients(plan, scratch)
+    assert grid is not None
+    sizes = _picture_sizes(plan)
+    resized = {INTERPOLATE_ARGUMENT: True} if grid.rule.interpolates else {}
+
+    def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        part = without_head(model) if headless else model
+        at_old = pictures.at(grid.old.size)
+        step_gradients = {} if why_not else gradients_of_outputs(part, float_tensors(part(**at_old, return_dict=True)))
+        outputs = [run_on_grid(part, {**at_old, "output_hidden_states": True})]
+        for size in sizes[1:]:
+            outputs.append(run_on_grid(without_head(model), {**pictures.at(size.size), **resized, "output_hidden_states": True}))
+        return outputs, step_gradients
+
+    long: Any
+    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
+    headless = newly_initialised(missing, long)
+    expected, long_gradients = run(long, headless)
+    del long
+    of_twin, twin_gradients = run(load_source(opened, plan.architecture, None, scratch)[0], headless)
+    checks = []
+    for size, wanted, measured in zip(sizes, expected, of_twin, strict=True):
+        largest, relative = difference(wanted, measured)
+        values = {"image_size": list(size.size), "tokens": size.grid.length, "max_abs_difference": largest}
+        detail = f"outputs and all hidden states at {size.describe()}: largest difference {largest:.1e}"
+        checks.append(equality(f"equal to the long model at {pixels(size.size)}", detail, relative, values))
+    checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
+    return checks
+
+
+CHECKS_BY_INPUT: dict[type, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {
+    VerificationText: _check_outputs,
+    VerificationPictures: _check_pictures,
+}
 
 
 def _as_configured(model: Any) -> None:

@@ -70,8 +70,8 @@ def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPla
             f"A {architecture.source_class} reads pictures of any size as lists of patches, so that there is no size to convert; load it "
             f"with hf_longattn.{architecture.long_class}.from_pretrained, which takes long_attention."
         )
-    old = rule.sizes(config)[0]
-    new = old if request.image_size is None else read_size(request.image_size, len(rule.axes))
+    old, read = rule.sizes(config)
+    new = read if request.image_size is None else read_size(request.image_size, len(rule.axes))
     sizes = GridPlan(rule, GridSize.of(rule, config, old), GridSize.of(rule, config, new))
     if any(after < before for after, before in zip(new, old, strict=True)):
         raise GridError(

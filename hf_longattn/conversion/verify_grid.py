@@ -145,7 +145,11 @@ def _computes_source(plan: ConversionPlan, size: GridSize, layers: Sequence[Mech
 def run_on_grid(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """All floating-point tensors that one forward pass returns, by name, the maps of a backbone as well."""
     with torch.no_grad():
-        returned = model(**inputs, return_dict=True)
+        return float_tensors(model(**inputs, return_dict=True))
+
+
+def float_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All floating-point tensors of a model's outputs by name, those in tuples as well."""
     maps = {
         f"{name}[{index}]": entry for name, entries in returned.items() if isinstance(entries, tuple) for index, entry in enumerate(entries)
     }
@@ -205,8 +209,8 @@ def _why_no_crops(plan: ConversionPlan, grid: Grid, layers: Sequence[Mechanism])
     """Why the definition of these layers does not make patch features on `grid` equal to the source's on crops; empty if it does."""
     sizes = plan.grid
     assert sizes is not None
-    if not sizes.rule.has_positions:
-        return "convolutions between its stages mix the cells of neighbouring crops"
+    if sizes.rule.why_no_crops:
+        return sizes.rule.why_no_crops
     if not sizes.rule.adds_positions:
         return "positions are more than a table that is added to the patches"
     if plan.positions != TILE:

@@ -459,11 +459,19 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
 def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Collection[str] = ()) -> dict[str, Tensor]:
     """Gradients of every parameter by name, of the mean sine of all outputs but ``without`` at real tokens, which needs no labels."""
     returned = model(**_forpart_to_compare(model, inputs), return_dict=True)
-    terms = [
-        probe.rows(name, value).float().sin().mean()
-        for name, value in returned.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and value.requires_grad and name not in without
-    ]
+    return gradients_of_outputs(
+        model,
+        {
+            name: probe.rows(name, value)
+            for name, value in returned.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and name not in without
+        },
+    )
+
+
+def gradients_of_outputs(model: Any, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of every parameter by name, of the mean sine of all ``outputs``."""
+    terms = [value.float().sin().mean() for value in outputs.values() if value.requires_grad]
     model.zero_grad(set_to_none=True)
     torch.stack(terms).sum().backward()
     by_name = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -78,7 +78,14 @@ FAMILY = Family(
     LongDinatConfig,
     bodies=("DinatBackbone",),
     mixin=DinatWithBias,
-    grid=StagedGrid(interpolates=False, adds_positions=False, has_positions=False, trained_pixels=224, least_sides=least_sides),
+    grid=StagedGrid(
+        interpolates=False,
+        adds_positions=False,
+        has_positions=False,
+        why_no_crops="convolutions between its stages mix the cells of neighbouring crops",
+        trained_pixels=224,
+        least_sides=least_sides,
+    ),
     base_classes=base_classes,
     own_attention=own_attention,
 )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,9 @@ from ..options import Options, option
 from .common.on_grid import GridMechanism, GridOptions, Places
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over
+
+PaddingOfLayer = Callable[[], tuple[Tensor | None, Tensor | None]]
+"""Computes the key and the value ``(H · D,)`` of a cell of padding; ``None`` is zero."""
 
 NONE, ZEROS = "none", "zeros"
 
@@ -66,6 +70,7 @@ class Window2d(GridMechanism):
     options_type = Window2dOptions
     sample: ClassVar[dict[str, Any]] = {"window": 4}
     options: Window2dOptions
+    padding_of_layer: PaddingOfLayer | None = None
 
     @classmethod
     def covering_grid(cls, grid: Grid) -> dict[str, Any]:
@@ -82,13 +87,26 @@ class Window2d(GridMechanism):
         """Set the key and the value of padding to those of projections without a bias; in a model they become copies of the layer's
         biases (:attr:`copies`)."""
         super().reset_parameters(generator)
-        if self.pads:
+        if self.pads and self.padding_of_layer is None:
             nn.init.zeros_(self.pad_key)
             nn.init.zeros_(self.pad_value)
 
     @property
     def per_head_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("pad_key", "pad_value") if self.pads else ()
+        return ("pad_key", "pad_value") if self.pads and self.padding_of_layer is None else ()
+
+    def take_padding_from(self, layer: PaddingOfLayer) -> None:
+        """Compute the key and the value of padding by ``layer`` in every call, in place of parameters."""
+        self.padding_of_layer, self.copies = layer, {}
+        del self.pad_key, self.pad_value
+
+    def padding_rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The key and the value ``(H, D)`` of a cell of padding."""
+        if self.padding_of_layer is None:
+            return self.pad_key, self.pad_value
+        shape = self.num_heads, self.head_dim
+        key, value = (like.new_zeros(shape) if row is None else row.view(shape) for row in self.padding_of_layer())
+        return key, value
 
     @property
     def pads(self) -> bool:
@@ -129,8 +147,9 @@ class Window2d(GridMechanism):
         if larger == grid:
             return self._attend(q, k, v, grid, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        queries = padded(q, grid, larger, torch.zeros_like(self.pad_key))
-        keys, values = padded(k, grid, larger, self.pad_key), padded(v, grid, larger, self.pad_value)
+        pad_key, pad_value = self.padding_rows(k)
+        queries = padded(q, grid, larger, torch.zeros_like(pad_key))
+        keys, values = padded(k, grid, larger, pad_key), padded(v, grid, larger, pad_value)
         mask = call.key_mask
         if mask is not None:
             mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
@@ -159,7 +178,7 @@ class Window2d(GridMechanism):
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         of_tokens, of_padding = self._dense_weights(q, k, self.with_dense_terms(q, k, call))
         out = of_tokens @ repeat_heads(v, q.shape[1])
-        return out if of_padding is None else out + of_padding * self.pad_value[:, None].to(v.dtype)
+        return out if of_padding is None else out + of_padding * self.padding_rows(v)[1][:, None].to(v.dtype)
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """The weights ``(B, H, N, N)`` of tokens, and those of all padding ``(B, H, N, 1)``, ``None`` where nothing is padded."""
@@ -171,7 +190,7 @@ class Window2d(GridMechanism):
         places = places[(places >= torch.tensor(grid.sizes, device=q.device)).any(1)]
         tokens = torch.arange(grid.length, device=q.device)[:, None]
         queries, fillers = grid.places(tokens), places.unbind(1)
-        scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
+        scores = (q @ self.padding_rows(q)[0][..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
         scores = scores.expand(-1, -1, -1, len(places))
         if isinstance(call.score_mod, GridBias):
             term = call.score_mod.over(call.score_mod.entries([query - filler for query, filler in zip(queries, fillers, strict=True)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,8 @@ from hf_longattn.cli.show import print_plan
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
 from hf_longattn.conversion.processors import FILE, file_before, file_of_size, load_image_processor, picture_size
 from hf_longattn.data import photographs
-from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
+from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError, PositionError
+from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.recipes import read_recipe
@@ -107,9 +109,24 @@ def test_every_family_of_pictures(base: str, tmp_path: Path) -> None:
     assert report.passed
     whole = FAMILIES[base].base_attention_name
     assert checks["equal where the mechanism covers the input"] == checks[f"equal at the new size with {whole}"] == "passed"
-    with pytest.warns(UserWarning, match="in place of window2d" if FAMILIES[base].own_attention is None else "a package that is gone"):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    sentences = " ".join(str(warning.message) for warning in warned)
+    assert ("in place of window2d" in sentences) == (FAMILIES[base].own_attention is None)
+    assert ("a package that is gone" in sentences) == (FAMILIES[base].base_classes is not None)
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == (tmp_path / head / "model.safetensors").read_bytes()
+
+
+def test_a_native_twin_reads_pictures(saved: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(saved(), tmp_path / "long", mechanism="full", image_size=(48, 64))
+    report = export_native(tmp_path / "long", tmp_path / "twin")
+    checks = statuses(report)
+    assert report.plan["class"] == VIT
+    assert checks["equal to the long model at 48 × 64 pixels"] == checks["equal gradients"] == checks["image processor"] == "passed"
+    convert_checkpoint(saved(), tmp_path / "tiled", mechanism="full", image_size=(48, 64), positions="tile")
+    with pytest.raises(ExportError, match="Its positions are tiled, and a plain ViTForImageClassification interpolates them"):
+        export_native(tmp_path / "tiled", tmp_path / "other")
 
 
 def test_a_model_of_lists_of_patches_has_no_size(tmp_path: Path) -> None:

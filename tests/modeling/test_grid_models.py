@@ -230,7 +230,7 @@ def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_p
         remove_unused_columns=False, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     Step(model, arguments, train_dataset=rows).train()
-    projections = [name for name in before if "q_proj.weight" in name or "query.weight" in name]
+    projections = [name for name in before if name.endswith(("q_proj.weight", "query.weight", "qkv.weight"))]
     assert projections
     assert not [name for name in projections if torch.equal(before[name], model.get_parameter(name))]
 

@@ -22,6 +22,7 @@ from ...errors import RegistrationError, check_registration, defined_at, nearest
 from ...mechanisms import Mechanism
 from ...mechanisms.common.registry import prototype
 from ...modeling.family.definition import FAMILIES, Family
+from ...modeling.family.grid_config import TILE
 from ...modeling.family.sliding_window import with_base_windows
 from ...naming import load_module, module_names
 from ..architectures import NAMES, OWN_FIELDS
@@ -279,6 +280,13 @@ def decoder_refusal(model: LongModel) -> str | None:
         if not is_full(mechanism, True):
             return f"Decoder layer {index} has {mechanism.name!r}, and stock decoders beside an encoder have full attention."
     return None
+
+
+def tiled_refusal(model: LongModel) -> str | None:
+    """Why positions that are tiled over larger pictures are not the stock ones, which are interpolated."""
+    if model.family.grid is None or not model.family.grid.has_positions or model.config.position_extension != TILE:
+        return None
+    return f"Its positions are tiled, and a plain {model.head} interpolates them; convert with --positions interpolate."
 
 
 def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:

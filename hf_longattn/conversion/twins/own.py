@@ -12,7 +12,7 @@ from ...mechanisms.shifted_window import ShiftedWindow
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..long_models.base import WeightRenaming
-from .base import LongModel, NativeTwin, band_refusal, decoder_refusal, one_width, register_twin
+from .base import LongModel, NativeTwin, band_refusal, decoder_refusal, one_width, register_twin, tiled_refusal
 
 NOT_FULL = frozenset(("nystromformer",))
 """Bases whose own attention is another one."""
@@ -27,14 +27,14 @@ class OwnTwin(NativeTwin):
     rank = 10
 
     def takes(self, model: LongModel) -> bool:
-        return model.base not in NOT_FULL
+        return model.base not in NOT_FULL and model.family.own_attention is None
 
     def twin_model_type(self, model: LongModel) -> str:
         return model.base
 
     def refusal(self, model: LongModel) -> str | None:
         reason, lookbacks = band_refusal(model)
-        reason = reason or decoder_refusal(model) or _lengths_differ(model)
+        reason = reason or decoder_refusal(model) or _lengths_differ(model) or tiled_refusal(model)
         return reason or _windows(model, lookbacks)[0]
 
     def note(self, model: LongModel) -> str:

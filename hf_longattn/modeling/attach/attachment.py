@@ -33,6 +33,8 @@ from .weights import share_parameters
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
+ADAPTING_METHOD = "adapt_mechanism"
+"""The method of a family's attention module that gets every mechanism before it is attached."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
 
 
@@ -81,6 +83,8 @@ def attach_mechanisms(
             _hook_once(site.module, pass_layer_input)
         mechanism = _placed_like(mechanism, site.module)
         copy_projections(site.module, mechanism)
+        if (adapt := getattr(site.module, ADAPTING_METHOD, None)) is not None:
+            adapt(mechanism)
         site.put(mechanism)
         if causal and not site.cross:
             _hook_once(site.module, pass_cache_layer)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+IMAGE_SIZE = "image_size"
+"""The config's field with the size of its inputs."""
+
+
 @dataclass(frozen=True)
 class GridRule:
     """The grid of a model's input, which its patch embedding cuts into patches that do not overlap.
@@ -23,6 +27,10 @@ class GridRule:
         ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers says that every input has so many, and no padding.
     axes: names of the axes, the first one the slowest.
     has_positions: whether the model has positions that are resized or tiled for larger inputs.
+    why_no_crops: why the patches of a crop have other features alone than in the picture, whatever the mechanism is; empty where they
+        have the same.
+    table_size: the config's field with the size of the inputs for which the position table was trained; where it is not
+        ``image_size``, the model was trained further on inputs of that size.
     trained_pixels: the side of the inputs with which checkpoints were trained, where the config does not say it.
     square: heads of the base that put patches together to a square picture.
     trained_size: heads of the base that read the size of their pictures from the config.
@@ -40,6 +48,8 @@ class GridRule:
     noise: str | None = None
     adds_positions: bool = True
     has_positions: bool = True
+    why_no_crops: str = ""
+    table_size: str = IMAGE_SIZE
     trained_pixels: int | None = None
     square: tuple[str, ...] = ()
     trained_size: tuple[str, ...] = ()
@@ -62,11 +72,13 @@ class GridRule:
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The size in pixels for which the position table was trained, and that for which the model was converted."""
-        table = getattr(config, "image_size", self.trained_pixels)
+        table = getattr(config, self.table_size, self.trained_pixels)
         if table is None and self.shapes is not None:  # any size is read; the table is a square
             table = round(config.num_patches ** (1 / len(self.axes))) * self.patch(config)[0]
         trained = image_size(table)
         converted = getattr(config, "long_image_size", None)
+        if converted is None and self.table_size != IMAGE_SIZE:
+            converted = [max(sides) for sides in zip(trained, image_size(config.image_size), strict=True)]
         return trained, trained if converted is None else image_size(converted)
 
     def layers(self, config: Any) -> int:

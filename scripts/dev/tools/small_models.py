@@ -133,5 +133,8 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
     if "depths" in fields:  # two stages, each twice as wide as the one before
         sizes |= {"embed_dim": shape.half, "depths": [shape.layers - 1, 1], "num_heads": [shape.heads // 2, shape.heads], "kernel_size": 3}
         sizes |= {"dilations": [[2, *[1] * (shape.layers - 2)], [1]], "out_indices": [1, 2]}
+    if "window_block_indices" in fields:  # windows that do not divide the grid
+        sizes |= {"pretrain_image_size": patch * side, "window_size": 3, "window_block_indices": list(range(0, shape.layers, 2))}
+        sizes |= {"residual_block_indices": [shape.layers - 1]}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})

@@ -1,0 +1,141 @@
+"""LongVitDet: ViTDet (Li et al. 2022), a plain ViT as the backbone of a detector, with windows in most layers and full attention in a few.
+transformers' windows are the mechanism ``window2d`` with ``padding=zeros``; those of other mechanisms take their place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.models.vitdet.configuration_vitdet import VitDetConfig
+from transformers.models.vitdet.modeling_vitdet import VitDetAttention, VitDetEmbeddings, window_partition, window_unpartition
+
+from ..backend import BACKEND, longattn_attention_forward
+from ..configuration import LongAttentionConfig
+from ..engines.common.grid import Grid
+from ..errors import OptionError
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.window2d import ZEROS, Window2d
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import AttentionNames, Family
+from ..modeling.family.grid_config import TILE, LongGridConfig
+from ..modeling.family.grid_rule import GridRule
+from ..modeling.grids import tiled_cells
+from ..private_apis import attention_implementation
+
+NOT_ADOPTED = {
+    ("use_relative_position_embeddings", True): (
+        "ViTDet's decomposed relative positions, which depend on the queries, are not adopted; use transformers' class, or a checkpoint "
+        "without them."
+    ),
+    ("use_absolute_position_embeddings", False): (
+        "transformers builds no ViTDet without its position table; use a checkpoint that has one."
+    ),
+}
+"""Field of a config and value -> why it is refused."""
+
+
+class LongVitDetConfig(LongGridConfig, VitDetConfig):
+    """VitDetConfig with ``long_attention``; unless another mechanism is given, layers in ``window_block_indices`` have windows of
+    ``window_size`` and the others full attention.
+
+    pretrain_image_size: the base's, unchanged: the size of the pictures for which the position table was trained.
+    """
+
+    model_type = "long_vitdet"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, bool) and (name, value) in NOT_ADOPTED:
+            raise OptionError(f"The config says {name}={value}, and {NOT_ADOPTED[name, value]}")
+        super().__setattr__(name, value)
+
+    def _attention_without_choice(self) -> LongAttentionConfig:
+        return own_attention(self)
+
+    @property
+    def _computes_as_base(self) -> bool:
+        return self.long_attention.same_layers(own_attention(self), self.num_hidden_layers)
+
+
+def own_attention(config: Any) -> LongAttentionConfig:
+    """The mechanisms equal to the attention of a ViTDet with this config."""
+    windowed = sorted(set(config.window_block_indices) & set(range(config.num_hidden_layers))) if config.window_size else []
+    windows = {"mechanism": "window2d", "window": config.window_size, "padding": ZEROS}
+    return LongAttentionConfig("full", layers={layer: dict(windows) for layer in windowed})
+
+
+class LongVitDetEmbeddings(VitDetEmbeddings):
+    """VitDetEmbeddings whose position table can be repeated along both axes instead of interpolated."""
+
+    config: Any
+
+    def get_absolute_positions(self, abs_pos_embeddings: Tensor, has_cls_token: bool, height: int, width: int) -> Tensor:
+        """The table ``(1, 1 + n·n, C)`` for ``height`` × ``width`` cells: ``(1, height, width, C)``."""
+        if self.config.position_extension != TILE:
+            return super().get_absolute_positions(abs_pos_embeddings, has_cls_token, height, width)
+        cells = abs_pos_embeddings[:, 1:] if has_cls_token else abs_pos_embeddings
+        side = round(cells.shape[1] ** 0.5)
+        return tiled_cells(cells.unflatten(1, (side, side)), height, width)
+
+
+class LongVitDetAttention(VitDetAttention):
+    """VitDetAttention with a mechanism on the whole grid; for other attention implementations it makes the windows, not its layer."""
+
+    config: Any
+    is_causal = False
+    window_size: int
+
+    def forward(self, hidden_state: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
+        """``hidden_state (B, height, width, C)`` to the same shape, and the weights if they are asked for."""
+        if attention_implementation(self.config) != BACKEND:
+            if not self.window_size:
+                return super().forward(hidden_state, output_attentions)
+            windows, padded = window_partition(hidden_state, self.window_size)
+            output, *weights = super().forward(windows, output_attentions)
+            return (window_unpartition(output, self.window_size, padded, tuple(hidden_state.shape[1:-1])), *weights)
+        grid = Grid(tuple(hidden_state.shape[1:-1]))
+        projected = self.qkv(hidden_state.flatten(1, 2)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind()
+        output, weights = longattn_attention_forward(
+            self, query, key, value, None, scaling=self.scale, grid=grid, output_attentions=output_attentions
+        )
+        output = self.proj(output.flatten(2)).unflatten(1, grid.sizes)
+        return (output, weights) if output_attentions and weights is not None else (output,)
+
+    def adapt_mechanism(self, mechanism: Mechanism) -> None:
+        """Windows take the padding's key and value from the projections, so that training changes them as in the base."""
+        if isinstance(mechanism, Window2d) and mechanism.pads:
+            mechanism.take_padding_from(self.padding)
+
+    def padding(self) -> tuple[Tensor | None, Tensor | None]:
+        """The key and the value ``(H · D,)`` of a cell whose input is zero; ``None`` without biases."""
+        bias = self.qkv.bias
+        return (None, None) if bias is None else tuple(bias.chunk(3)[1:])
+
+
+class VitDetOnTheBackend(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    _supports_attention_backend = True
+    replaced = {VitDetEmbeddings: LongVitDetEmbeddings, VitDetAttention: LongVitDetAttention}
+
+    def adapt_module(self, name: str, module: Any) -> None:
+        if isinstance(module, LongVitDetAttention):
+            layer: Any = self.get_submodule(name.rpartition(".")[0])
+            module.window_size, layer.window_size = layer.window_size, 0
+
+
+FAMILY = Family(
+    LongVitDetConfig,
+    bodies=("VitDetBackbone",),
+    mixin=VitDetOnTheBackend,
+    attention=AttentionNames(fused="qkv", split=lambda attention, parameter: parameter.chunk(3), output="proj"),
+    grid=GridRule(
+        interpolates=False,
+        table_size="pretrain_image_size",
+        why_no_crops="its outputs are maps, in which residual blocks mix the cells of neighbouring crops",
+    ),
+    own_attention=own_attention,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

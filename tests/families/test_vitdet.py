@@ -1,0 +1,222 @@
+"""LongVitDet: windows padded with zeros in some layers and full attention in the others, as transformers' ViTDet computes them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments, VitDetBackbone, VitDetConfig, VitDetModel
+
+import hf_longattn
+from hf_longattn.conversion import convert_checkpoint, plan_conversion, revert_checkpoint
+from hf_longattn.errors import ExportError, OptionError
+from hf_longattn.export import export_native
+from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 4, "image_size": 32, "pretrain_image_size": 32,
+    "window_size": 3, "window_block_indices": [0, 2], "residual_block_indices": [1], "mlp_ratio": 2,
+}  # fmt: skip
+HEADS = {"VitDetModel": VitDetModel, "VitDetBackbone": VitDetBackbone}
+PICTURES = [(32, 32), (24, 36), (28, 40), (64, 52), (8, 8)]
+"""The size of pre-training; one that windows divide, two that they do not, and one that is smaller than a window."""
+
+
+def saved(folder: Path, head: str = "VitDetModel", **values: Any) -> Any:
+    """A small checkpoint whose every parameter shows in its outputs."""
+    torch.manual_seed(0)
+    outputs = {"out_indices": [1, 2, 4]} if head == "VitDetBackbone" else {}
+    model: Any = HEADS[head](VitDetConfig(**{**SIZES, **outputs, **values})).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return model
+
+
+def maps(outputs: Any) -> list[torch.Tensor]:
+    """The maps of features and the hidden states."""
+    return [*getattr(outputs, "feature_maps", [outputs[0]]), *outputs.hidden_states]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size", PICTURES, ids=str)
+@pytest.mark.parametrize("values", [{}, {"qkv_bias": False}], ids=["biases", "no biases"])
+def test_states_and_gradients_are_transformers(head: str, size: tuple[int, int], values: dict[str, Any], tmp_path: Path) -> None:
+    """With the mechanisms and with the attention of the base, those of biases included, which padding shares with its layer."""
+    theirs = saved(tmp_path, head, **values).double()
+    ours: Any = getattr(hf_longattn, f"Long{head}").from_pretrained(tmp_path).double().eval()
+    assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == {
+        name: tensor.shape for name, tensor in theirs.state_dict().items()
+    }
+    pixels = torch.randn(2, 3, *size, dtype=torch.double)
+    wanted = maps(theirs(pixels, output_hidden_states=True))
+    sum(state.sin().mean() for state in wanted).backward()
+    gradients = dict(theirs.named_parameters())
+    for implementation in ("longattn", "eager"):
+        if implementation == "eager":
+            ours.use_base_attention()
+        ours.zero_grad()
+        states = maps(ours(pixels, output_hidden_states=True))
+        sum(state.sin().mean() for state in states).backward()
+        for state, expected in zip(states, wanted, strict=True):
+            torch.testing.assert_close(state, expected)
+        for name, parameter in ours.named_parameters():
+            torch.testing.assert_close(parameter.grad, gradients[name].grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_default_layers(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = hf_longattn.LongVitDetModel.from_pretrained(tmp_path)
+    assert [layer.name for layer in layer_mechanisms(model)] == ["window2d", "full", "window2d", "full"]
+    assert model.config._computes_as_base
+    other = hf_longattn.LongVitDetModel.from_pretrained(tmp_path, long_attention={"mechanism": "neighborhood", "kernel_size": 3})
+    assert {layer.name for layer in layer_mechanisms(other)} == {"neighborhood"}
+    assert not other.config._computes_as_base
+
+
+@torch.no_grad()
+def test_a_copy_has_the_padding_of_its_own_layers(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = hf_longattn.LongVitDetModel.from_pretrained(tmp_path).eval()
+    pixels = torch.randn(1, 3, 32, 32)
+    before, other = model(pixels).last_hidden_state, copy.deepcopy(model)
+    for layer in other.encoder.layer:
+        layer.attention.qkv.bias.add_(1.0)
+    torch.testing.assert_close(model(pixels).last_hidden_state, before, rtol=0, atol=0)
+    changed = other(pixels).last_hidden_state
+    other.use_base_attention()
+    torch.testing.assert_close(changed, other(pixels).last_hidden_state)
+
+
+@torch.no_grad()
+def test_tiled_positions_repeat(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = hf_longattn.LongVitDetModel.from_pretrained(tmp_path, position_extension="tile")
+    embeddings: Any = model.embeddings
+    table = embeddings.position_embeddings[0, 1:].view(8, 8, -1)
+    tiled = embeddings.get_absolute_positions(embeddings.position_embeddings, True, 10, 16)
+    torch.testing.assert_close(tiled[0, :8, 8:], table)
+    torch.testing.assert_close(tiled[0, 8:, :8], table[:2])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_converted_verified_loaded_and_reverted(head: str, tmp_path: Path) -> None:
+    source, long, back = tmp_path / "source", tmp_path / "long", tmp_path / "back"
+    plain = saved(source, head)
+    report = convert_checkpoint(source, long, image_size="40x64")
+    assert report.passed
+    checks = {check.name: check for check in report.checks}
+    for name in ("equal where the mechanism covers the input", "equal at the new size with the attention of the base", "at the new size"):
+        assert checks[name].status == "passed"
+    assert report.plan["tensor_counts"]["kept"] == sum(report.plan["tensor_counts"].values())
+    assert (report.plan["old_grid"], report.plan["new_grid"]) == ([8, 8], [10, 16])
+    auto: Any = hf_longattn.LongVitDetBackbone if head == "VitDetBackbone" else AutoModel
+    model = auto.from_pretrained(long).eval()
+    assert type(model) is getattr(hf_longattn, f"Long{head}")
+    pixels = torch.randn(1, 3, 40, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels)[0], plain(pixels)[0])
+    revert_checkpoint(long, back)
+    for file in ("model.safetensors", "config.json"):
+        assert (back / file).read_bytes() == (source / file).read_bytes()
+
+
+def test_a_detector_keeps_its_size(tmp_path: Path) -> None:
+    """Of a checkpoint trained further on larger pictures, the position table is smaller than the grid."""
+    saved(tmp_path / "source", image_size=64)
+    plan = plan_conversion(tmp_path / "source")
+    assert plan.grid is not None
+    assert (plan.grid.old.size, plan.grid.new.size, plan.positions) == ((32, 32), (64, 64), "interpolate")
+
+
+def test_a_step_of_training(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = hf_longattn.LongVitDetModel.from_pretrained(tmp_path)
+
+    class WithLoss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: torch.Tensor, labels: Any = None) -> Any:
+            return {"loss": self.model(pixel_values).last_hidden_state.sin().mean()}
+
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=4, learning_rate=1e-2, report_to=[], use_cpu=True, save_strategy="no",
+        remove_unused_columns=False, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(WithLoss(), arguments, train_dataset=[{"pixel_values": torch.randn(3, 40, 56), "labels": 0} for _ in range(4)]).train()
+    assert not [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_its_twin_is_transformers_vitdet(head: str, tmp_path: Path) -> None:
+    """With other windows than the source's, in other layers, at a larger size."""
+    plain = saved(tmp_path / "source", head)
+    layers = "1=window2d:window=4,padding=zeros;3=window2d:window=4,padding=zeros"
+    convert_checkpoint(tmp_path / "source", tmp_path / "long", mechanism="full", layers=layers, image_size=44, positions="interpolate")
+    report = export_native(tmp_path / "long", tmp_path / "twin")
+    assert report.passed
+    assert report.plan["class"] == head
+    checks = {check.name: check.status for check in report.checks}
+    assert checks["equal gradients"] == "passed"
+    assert len([name for name in checks if name.startswith("equal to the long model at")]) >= 2
+    twin: Any = HEADS[head].from_pretrained(tmp_path / "twin").eval()
+    config = twin.config
+    assert type(config) is VitDetConfig
+    assert (config.window_size, list(config.window_block_indices), list(config.residual_block_indices)) == (4, [1, 3], [1])
+    assert "long_attention" not in json.loads((tmp_path / "twin" / "config.json").read_text())
+    long: Any = getattr(hf_longattn, f"Long{head}").from_pretrained(tmp_path / "long").eval()
+    pixels = torch.randn(1, 3, 36, 48)
+    with torch.no_grad():
+        states = [maps(model(pixels, output_hidden_states=True)) for model in (twin, long, plain)]
+    for ours, theirs in zip(*states[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(states[1][-1], states[2][-1], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        (
+            {"mechanism": "window2d", "window": 4},
+            "Layer 0 has 'window2d' with window=.*, and a ViTDet has .*with window=4 and padding=zeros alone",
+        ),
+        ({"mechanism": "window2d", "window": [4, 2], "padding": "zeros"}, "Layer 0 has windows of 4 × 2 cells"),
+        ({"mechanism": "window2d", "window": 4, "padding": "zeros", "shift": "alternate"}, "Layer 0 has 'window2d' with .*shift=alternate"),
+        ({"mechanism": "neighborhood", "kernel_size": 3}, "Layer 0 has 'neighborhood', and no stock architecture has the mechanism"),
+        (
+            {"mechanism": "window2d", "window": 4, "padding": "zeros", "layers": {"2": {"window": 3}}},
+            "Layer 2 has another window than layer 0",
+        ),
+    ],
+)
+def test_without_a_twin(chosen: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    saved(tmp_path / "source")
+    convert_checkpoint(tmp_path / "source", tmp_path / "long", long_attention=chosen, verify=False)
+    with pytest.raises(ExportError, match=reason):
+        export_native(tmp_path / "long", tmp_path / "twin")
+    assert not (tmp_path / "twin").exists()
+
+
+def test_relative_positions_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "source", use_relative_position_embeddings=True)
+    refused = pytest.raises(OptionError, match="decomposed relative positions, which depend on the queries, are not adopted; use transf")
+    with refused:
+        plan_conversion(tmp_path / "source")
+    with refused:
+        plan_conversion(tmp_path / "source", mechanism="window2d")
+    with refused:
+        convert_checkpoint(tmp_path / "source", tmp_path / "long")
+    assert not (tmp_path / "long").exists()
+    with refused:
+        hf_longattn.LongVitDetModel.from_pretrained(tmp_path / "source")
+    with refused:
+        AutoConfig.for_model("long_vitdet", use_relative_position_embeddings=True)
+    with pytest.raises(OptionError, match="transformers builds no ViTDet without its position table"):
+        hf_longattn.LongVitDetConfig(use_absolute_position_embeddings=False)
