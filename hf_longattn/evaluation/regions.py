@@ -31,7 +31,7 @@ def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor
         model: of a family of pictures, long or not, with a head or without one, or a backbone, whose last feature map is taken.
         inputs: ``pixel_values (B, channels, height, width)``, or what the image processor returns.
     Raises:
-        BackendError: a model that reads no pictures on one grid of patches.
+        BackendError: a model that reads no pictures on one grid of patches, or whose layers are on several.
         GridError: a size that is no multiple of the patch.
     """
     base: Any = without_head(model)
@@ -39,12 +39,17 @@ def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor
     arguments = {rule.input: inputs} if isinstance(inputs, Tensor) else dict(inputs)
     pixels = arguments[rule.input].to(base.device, base.dtype)
     grid = rule.of_size(base.config, tuple(pixels.shape[-len(rule.axes) :]))
+    if len(set(rule.layer_grids(base.config, grid))) > 1:
+        raise BackendError(
+            f"The layers of a {type(base).__name__} are on different grids, so that its patches have no features in the last one; take a "
+            "model whose layers are on one grid, such as a ViT."
+        )
     resized = {INTERPOLATE_ARGUMENT: True} if rule.interpolates and not hasattr(base, "out_features") else {}
     with evaluating(base):
         outputs = base(**{rule.input: pixels}, **resized)
     maps = getattr(outputs, "feature_maps", None)
     if maps is None:
-        return outputs.last_hidden_state[:, grid.prefix :].unflatten(1, grid.sizes)
+        return rule.features(outputs.last_hidden_state, grid)
     if tuple(maps[-1].shape[-2:]) != grid.sizes:
         raise BackendError(
             f"The last feature map of {type(base).__name__} is not one of its {' × '.join(map(str, grid.sizes))} patches; load it with "

@@ -65,9 +65,14 @@ def own_attention(config: Any) -> LongAttentionConfig:
 
 
 class LongVitDetEmbeddings(VitDetEmbeddings):
-    """VitDetEmbeddings whose position table can be repeated along both axes instead of interpolated."""
+    """VitDetEmbeddings that take pixels in fp32 in every precision, as those of ViT do, and whose position table can be repeated along both
+    axes instead of interpolated."""
 
     config: Any
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """``pixel_values (B, channels, height, width)`` to maps ``(B, D, rows, columns)``."""
+        return super().forward(pixel_values.to(self.projection.weight.dtype))
 
     def get_absolute_positions(self, abs_pos_embeddings: Tensor, has_cls_token: bool, height: int, width: int) -> Tensor:
         """The table ``(1, 1 + n·n, C)`` for ``height`` × ``width`` cells: ``(1, height, width, C)``."""
@@ -133,6 +138,7 @@ FAMILY = Family(
     grid=GridRule(
         interpolates=False,
         table_size="pretrain_image_size",
+        returns_maps=True,
         why_no_crops="its outputs are maps, in which residual blocks mix the cells of neighbouring crops",
     ),
     own_attention=own_attention,

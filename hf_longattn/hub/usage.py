@@ -121,7 +121,7 @@ print(classify(image, top_k=1))
 """
 _PICTURE_STATES = """\
 with torch.no_grad():
-    states = model(**inputs).last_hidden_state  # prefix tokens: {prefix}; then {rows} × {columns} patches
+    states = model(**inputs).last_hidden_state  # {layout}
 print(states.shape)
 """
 _PICTURE_MAPS = """\
@@ -431,7 +431,9 @@ def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name:
     size = rule.sizes(values)[1]
     grid = rule.of_size(values, size)
     body = (_PICTURE if processed else _PIXELS) + head.code + (_PIPELINE if classifies else "")
-    code = body.format(height=size[0], width=size[1], prefix=grid.prefix, rows=grid.sizes[0], columns=grid.sizes[1])
+    patches = f"{grid.sizes[0]} × {grid.sizes[1]} patches"
+    layout = f"a map of {patches}" if rule.returns_maps else f"prefix tokens: {grid.prefix}; then {patches}"
+    code = body.format(height=size[0], width=size[1], layout=layout)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
 
 

@@ -78,14 +78,17 @@ def test_a_region_knows_the_rest_of_the_picture(model: Any) -> None:
     assert model.training is False
 
 
-@pytest.mark.parametrize("base", [base for base in grid_models.BASES if FAMILIES[base].grid.shapes is None and base != "vit_mae"])
+@pytest.mark.parametrize(
+    "base", [base for base in grid_models.BASES if FAMILIES[base].grid.shapes is None and base not in ("vit_mae", "dinat")]
+)
 def test_families_and_backbones(base: str, tmp_path: Path) -> None:
     family, size = FAMILIES[base], SIZE if FAMILIES[base].grid.interpolates else (32, 32)
     pixels = torch.randn(1, 3, *size)
     heads = [grid_models.base_model(base), *[head for head in family.heads if head.endswith("Backbone")]]
     for head in heads:
         plain = grid_models.saved(base, head, tmp_path / head)
-        model = grid_models.long_model(base, head, tmp_path / head, long_attention={"mechanism": "full"})
+        chosen = {"long_attention": {"mechanism": "full"}} if family.own_attention is None else {}
+        model = grid_models.long_model(base, head, tmp_path / head, **chosen)
         features = dense_features(model, pixels)
         assert features.shape[:3] == (1, size[0] // PATCH, size[1] // PATCH)
         if head.endswith("Backbone"):
@@ -93,6 +96,12 @@ def test_families_and_backbones(base: str, tmp_path: Path) -> None:
                 torch.testing.assert_close(features, model(pixels).feature_maps[-1].movedim(1, -1))
         else:
             torch.testing.assert_close(features, dense_features(plain, pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_on_different_grids(tmp_path: Path) -> None:
+    grid_models.saved("dinat", "DinatModel", tmp_path)
+    with pytest.raises(BackendError, match="The layers of a LongDinatModel are on different grids"):
+        dense_features(grid_models.long_model("dinat", "DinatModel", tmp_path), torch.randn(1, 3, 32, 32))
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

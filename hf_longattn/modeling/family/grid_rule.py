@@ -29,6 +29,7 @@ class GridRule:
     has_positions: whether the model has positions that are resized or tiled for larger inputs.
     why_no_crops: why the patches of a crop have other features alone than in the picture, whatever the mechanism is; empty where they
         have the same.
+    returns_maps: whether states are maps ``(B, D, height, width)`` rather than rows ``(B, N, D)``.
     table_size: the config's field with the size of the inputs for which the position table was trained; where it is not
         ``image_size``, the model was trained further on inputs of that size.
     trained_pixels: the side of the inputs with which checkpoints were trained, where the config does not say it.
@@ -49,6 +50,7 @@ class GridRule:
     adds_positions: bool = True
     has_positions: bool = True
     why_no_crops: str = ""
+    returns_maps: bool = False
     table_size: str = IMAGE_SIZE
     trained_pixels: int | None = None
     square: tuple[str, ...] = ()
@@ -135,6 +137,10 @@ class GridRule:
                     f"resize it, for example to {nearest}."
                 )
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
+
+    def features(self, states: Tensor, grid: Grid) -> Tensor:
+        """The states of the base on ``grid`` by cell, without those of the prefix: ``(B, height, width, D)``."""
+        return states.movedim(1, -1) if self.returns_maps else states[:, grid.prefix :].unflatten(1, grid.sizes)
 
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`GridError` for a picture that the base's class ``head`` does not read."""

@@ -140,7 +140,7 @@ def config_stub(family: Family) -> tuple[str, set[tuple[str, str]]]:
 def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
     model = family.model_class(name)
     ours = [parent for parent in model.__bases__ if parent.__module__ == "hf_longattn.modeling.mixin"]
-    base = next(parent for parent in model.__bases__ if parent.__module__.startswith("transformers.models."))
+    base = next(parent for parent in model.__mro__ if parent.__module__.startswith("transformers.models."))
     signature = inspect.signature(model.forward)
     base_arguments = {
         name: f"{'Any' if parameter.annotation is parameter.empty else shown(parameter.annotation)}"
