@@ -25,6 +25,7 @@ from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, mechanisms_on, model_shape
 from .model_loading import quiet_libraries
 from .plan_grid import (
+    computes_source,
     grid_attention,
     grid_costs,
     grid_positions,
@@ -185,6 +186,7 @@ def _plan_on_grid(opened: Source, architecture: Architecture, request: Conversio
     base_shape = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
     layers = mechanisms_on(sizes.new, attention, base_shape)
     rule = grid_positions(request.positions, sizes, layers)
+    unchanged = computes_source(architecture, rule, attention, sizes)
     config = architecture.long_config(attention, {"long_image_size": list(sizes.new.size)} if sizes.grows else {}, None, rule)
     if cast is not None:
         config.dtype = cast
@@ -205,7 +207,7 @@ def _plan_on_grid(opened: Source, architecture: Architecture, request: Conversio
         position_change="",
         shape=shape,
         costs=grid_costs(sizes, architecture, attention, shape),
-        warnings=tuple(grid_warnings(rule, attention, layers, sizes)),
+        warnings=() if unchanged else tuple(grid_warnings(rule, attention, layers, sizes)),
         grid=sizes,
         files=processor_files(opened, architecture, sizes),
     )

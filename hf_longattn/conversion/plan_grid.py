@@ -192,6 +192,13 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
     return warnings
 
 
+def computes_source(architecture: Architecture, positions: str, attention: LongAttentionConfig, sizes: GridPlan) -> bool:
+    """Whether the result has the source's own attention and positions at the size of the pictures that the source reads."""
+    own, config = architecture.family.own_attention, architecture.source_config
+    unchanged = own is not None and positions == INTERPOLATE and sizes.new.size == sizes.rule.sizes(config)[1]
+    return unchanged and own is not None and attention.same_layers(own(config), len(sizes.new.layers))
+
+
 def processor_files(source: Source, architecture: Architecture, sizes: GridPlan) -> dict[str, dict[str, Any]]:
     """The file of the image processor for pictures of the new size; none where the source has none.
 

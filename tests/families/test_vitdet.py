@@ -131,6 +131,8 @@ def test_a_detector_keeps_its_size(tmp_path: Path) -> None:
     plan = plan_conversion(tmp_path / "source")
     assert plan.grid is not None
     assert (plan.grid.old.size, plan.grid.new.size, plan.positions) == ((32, 32), (64, 64), "interpolate")
+    assert not plan.warnings
+    assert plan_conversion(tmp_path / "source", image_size=96).warnings
 
 
 def test_a_step_of_training(tmp_path: Path) -> None:
