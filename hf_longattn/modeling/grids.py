@@ -102,7 +102,8 @@ def grid_rule(model: Any) -> GridRule:
     family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
     rule = None if family is None else family.grid
     if rule is None or rule.shapes is not None:
-        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a text instead.")
+        instead = "give a text instead" if rule is None else "its pictures are rows of patches with their shapes; give a model of pictures"
+        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; {instead}.")
     if rule.noise is not None:
         raise BackendError(
             f"{type(model).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model "

@@ -48,6 +48,8 @@ class Task(abc.ABC):
     """Whether every patch has a label."""
     easy_first: ClassVar[bool] = False
     """Whether a model starts with pictures of the easier form alone."""
+    easy_share: ClassVar[float] = 0.0
+    """Share of the easier form with which the training of a small model begins; it falls to none by half of the time."""
     patch: ClassVar[int] = CELL
 
     @abc.abstractmethod

@@ -185,6 +185,8 @@ def pretrained(task: Task, args: argparse.Namespace, seed: int) -> dict[str, Any
                 print(f"two signs from step {len(losses)} on", flush=True)
             if len(losses) % 100 == 0:
                 print(f"step {len(losses)}: loss {np.mean(losses[-100:]):.3f}, {100 * progress():.0f} % of the time", flush=True)
+            if task.easy_share:
+                easy = task.easy_share * max(0.0, 1 - 2 * progress())
             halved = progress() < args.halved
             size, count = (args.short_size // 2, 2 * args.short_batch) if halved else (args.short_size, args.short_batch)
             drawn += count
