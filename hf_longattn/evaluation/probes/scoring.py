@@ -254,8 +254,8 @@ def head_of(model: Any) -> str:
     family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
     if family is not None and family.grid is not None:
         raise LongAttentionError(
-            f"A {name} reads pictures, and probes ask what lies where in a text; to measure how far its patches depend on one another, type "
-            "longattn probe MODEL photo.jpg."
+            f"A {name} reads pictures, and probes ask what lies where in a text; to measure how far its patches depend on one another, "
+            "type longattn probe MODEL photo.jpg."
         )
     raise LongAttentionError(
         f"A {name} has no head that a probe can ask; give a checkpoint with a language-model or question-answering head "
