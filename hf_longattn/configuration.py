@@ -101,12 +101,13 @@ class LongAttentionConfig:
         return cls(**values)
 
     def table(self, num_layers: int) -> str:
-        """One line per run of equal layers, with every option in force."""
+        """One line per run of equal layers, with every option in force; those that are none are left out."""
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)
             full, infos = check_options(name, options), {info.name: info for info in mechanism_class(name).options_type.infos()}
-            text = f"{name:<14}" + "  ".join(f"{key}={_readable(value, infos[key])}" for key, value in full.to_dict().items())
+            in_force = {key: value for key, value in full.to_dict().items() if value is not None}
+            text = f"{name:<14}" + "  ".join(f"{key}={_readable(value, infos[key])}" for key, value in in_force.items())
             if rows and rows[-1][2] == text:
                 rows[-1] = (rows[-1][0], index, text)
             else:

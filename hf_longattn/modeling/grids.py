@@ -83,6 +83,10 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         grid = grid_of_input(self, arguments)
+        rule: Any = self.family.grid
+        pixels = arguments.get(rule.input)
+        if pixels is not None and pixels.is_floating_point():  # some bases convert pictures to their dtype, others fail
+            arguments[rule.input] = pixels.to(self.dtype)
         if not self.runs_mechanisms:
             return base_forward(self, **arguments)
         if self._collects_attentions(arguments):

@@ -88,6 +88,7 @@ ALWAYS: dict[str, Pairs] = {
     "adaptive_span": lambda o, h, i, j, causal: (i - j).abs() <= (o.max_span if o.init_span is None else o.init_span) - 1,
     "bigbird": bigbird,
     "block_top_k": lambda o, h, i, j, causal: near_blocks(o.block_size, i, j, before=0),
+    "chunked": lambda o, h, i, j, causal: near_blocks(o.chunk_size, i, j, before=o.left_chunks),
     "fixed": lambda o, h, i, j, causal: near_blocks(o.block_size, i, j, before=0) | (j % o.block_size >= o.block_size - o.num_summary),
     "full": lambda o, h, i, j, causal: torch.ones_like(i == j),
     "hierarchical": lambda o, h, i, j, causal: near_blocks(o.block_size, i, j, before=1, after=1),

@@ -440,7 +440,3 @@ def command(args: argparse.Namespace, tasks: Sequence[type[Task]]) -> str:
             shown = [":".join(map(str, item)) if isinstance(item, Stage) else str(item) for item in values]
             words.append(f"--{name.replace('_', '-')} {' '.join(shown)}")
     return " ".join(["python -m", args.module, *words])
-
-
-if __name__ == "__main__":
-    sys.exit("Run one of the studies: python -m scripts.dev.studies.far_digits")

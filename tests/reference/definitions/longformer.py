@@ -34,11 +34,13 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
 
 
 def sees(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
-    window = module.options.window
+    o = module.options
     tokens = global_tokens(module, k, padding_mask, global_mask)
+    back = o.left if o.left is not None else o.window - 1 if causal else o.window // 2
+    ahead = 0 if causal else o.window // 2 if o.right is None else o.right
 
     def seen(b: int, h: int, i: int, j: int) -> bool:
-        near = 0 <= i - j < window if causal else abs(i - j) <= window // 2
+        near = j - ahead <= i <= j + back
         return near or tokens[b][i] or tokens[b][j]
 
     return seen
@@ -56,6 +58,8 @@ def global_tokens(module: nn.Module, k: Tensor, padding_mask: Tensor | None, glo
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {
         "window": 2 * random.randint(1, max(1, length // 3)),
+        "left": random.choice((None, None, random.randint(0, length))),
+        "right": random.choice((None, None, random.randint(0, length))),
         "global_tokens": tuple(sorted(random.sample(range(length), random.randint(0, min(3, length))))),
         "separate_global": random.random() < 0.3,
     }

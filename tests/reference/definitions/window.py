@@ -1,7 +1,7 @@
 """Sliding window: Beltagy et al. 2020, Longformer, section 3.1 (window of w/2 tokens on each side; dilation d: gaps of d between its keys).
 
 Causal: Jiang et al. 2023, Mistral 7B, section 2: the last w tokens, i - w < j <= i. Sinks: Xiao et al. 2023, StreamingLLM, section 3.2:
-the first tokens are seen by everyone besides.
+the first tokens are seen by everyone besides. ``left`` and ``right``: so many keys on each side, as NeMo's ``att_context_size``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def sees(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None
     def seen(b: int, h: int, i: int, j: int) -> bool:
         dilation = dilations[h % len(dilations)]
         steps = (i - j) // dilation
-        near = (i - j) % dilation == 0 and (0 <= steps < options.window if causal else abs(steps) <= options.window // 2)
+        back = options.window - 1 if causal else options.window // 2
+        back = back if options.left is None else options.left
+        ahead = 0 if causal else options.window // 2 if options.right is None else options.right
+        near = (i - j) % dilation == 0 and -ahead <= steps <= back
         return near or j - starts[b] < options.num_sinks
 
     return seen
@@ -37,6 +40,8 @@ def sees(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {
         "window": 2 * random.randint(1, max(1, length // 2)),
+        "left": random.choice((None, None, random.randint(0, length))),
+        "right": random.choice((None, None, random.randint(0, length))),
         "num_sinks": random.choice((0, 0, 1, 4)),
         "dilation": random.choice(((1,), (1,), (2,), (3,))),
     }
