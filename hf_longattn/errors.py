@@ -42,6 +42,10 @@ class GridError(LongAttentionError):
     """A grid that is missing, or that does not fit its input or the mechanism."""
 
 
+class AudioError(LongAttentionError):
+    """Sound that cannot be read, or that a model cannot hear as it is: another sampling rate, several channels, silence."""
+
+
 class PositionError(LongAttentionError):
     """A position table or rotary setting that cannot be extended as requested."""
 
@@ -87,6 +91,7 @@ class HubError(LongAttentionError):
 
 
 EXTRAS: dict[str, dict[str, str]] = {
+    "audio": {"jiwer": "jiwer>=4.0", "scipy": "scipy>=1.15", "soundfile": "soundfile>=0.13"},
     "compress": {"torchao": "torchao>=0.18"},
     "fla": {"fla": "flash-linear-attention>=0.3; platform_system == 'Linux'"},
     "gguf": {"gguf": "gguf>=0.17"},

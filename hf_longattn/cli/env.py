@@ -17,6 +17,7 @@ from .terminal import print_json, say
 
 REQUIRED = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "typer")
 PURPOSES = {
+    "audio": "`longattn train ctc`, `longattn train classify --audio`, and sound files wherever they are read",
     "compress": "`longattn compress --method int8` and other methods of torchao",
     "fla": "faster linear attention on CUDA",
     "gguf": "reading and writing .gguf files",

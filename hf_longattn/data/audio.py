@@ -1,0 +1,206 @@
+"""Sound: read as a whole, as samples at the rate that a model reads, or refused with one sentence.
+
+Files are read by soundfile (WAV, FLAC, OGG, MP3, AIFF …); neither torchaudio nor torchcodec is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_longattn.errors import AudioError, in_a_line, needs_extra
+
+EXTRA = "audio"
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
+"""Endings of the names of files that are read as sound."""
+SAMPLES_PER_BLOCK = 1 << 20
+"""Samples read at a time, so that memory is bounded by what a file holds and not by what its header says."""
+CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""What libsndfile notes of a WAV, AIFF or AU file whose header says another number of bytes than it has."""
+UNKNOWN_SIZE = 0x7FFF0000
+"""Sizes in headers of WAV files from here on are written by programs that do not know the length, such as those that write to a pipe."""
+UNKNOWN_COUNT = 1 << 60
+"""Samples from here on are what libsndfile says of a length that is not known."""
+LEAST_MISSING = 0.01
+"""Seconds that may lack at the end of a file that is not called cut: encoders count in frames."""
+Samples: TypeAlias = NDArray[np.float32]
+Sound: TypeAlias = str | PathLike[str] | bytes | Mapping[str, Any] | NDArray[Any]
+
+
+def read_audio(
+    source: Sound, sampling_rate: int, *, name: str = "", resample: bool = False, mono: bool = False, otherwise: str = "leave it out"
+) -> Samples:
+    """One utterance as the samples that a model's feature extractor takes.
+
+    Args:
+        source: a path; the bytes of a file; a cell of ``datasets.Audio``, decoded (``array`` and ``sampling_rate``) or not (``path`` or
+            ``bytes``); or an array of samples at ``sampling_rate``, (samples,), (samples, channels) or (channels, samples). Whole numbers
+            in an array are divided by the largest of their type, as in a file.
+        sampling_rate: samples a second that the model reads, ``feature_extractor.sampling_rate``.
+        name: what a message calls it; default: its path.
+        resample: convert it from another sampling rate, by ``scipy.signal.resample_poly``.
+        mono: take the mean of its channels.
+        otherwise: what a message advises where nothing else helps.
+
+    Returns:
+        The samples, (samples,), in float32.
+
+    Raises:
+        MissingExtraError: soundfile is not installed, or scipy where it is needed.
+        AudioError: it does not exist, is empty, damaged, cut or not sound; has another sampling rate or several channels, unless these are
+            converted; holds values that are not finite; or is silent.
+    """
+    name = name or (f"{str(source)!r}" if isinstance(source, (str, PathLike)) else _cell_name(source))
+    samples, rate = _decoded(source, sampling_rate, name, otherwise)
+    samples = _one_channel(samples, name, mono)
+    check_samples(samples, rate, name, otherwise)
+    if rate == sampling_rate:
+        return samples
+    if not resample:
+        raise AudioError(
+            f"{name} has {rate:,} samples a second, but the model reads {sampling_rate:,}; resample it (in Python resample=True, on the "
+            f"command line --resample, or ffmpeg -i FILE -ar {sampling_rate} OUT.wav)"
+        )
+    return resampled(samples, rate, sampling_rate)
+
+
+def resampled(samples: Samples, rate: int, new_rate: int) -> Samples:
+    """Samples (N,) at ``rate`` a second as (⌈N · new_rate / rate⌉,) at ``new_rate``, by a polyphase filter.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
+    """
+    with needs_extra(EXTRA):
+        from scipy.signal import resample_poly
+
+    divisor = math.gcd(rate, new_rate)
+    return np.asarray(resample_poly(samples, new_rate // divisor, rate // divisor), np.float32)
+
+
+def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leave it out") -> None:
+    """Refuse samples (N,) that no model can hear anything in.
+
+    Raises:
+        AudioError: there are none, some are not finite, or all are the same.
+    """
+    if not samples.size:
+        raise AudioError(f"{name} holds no samples; {otherwise}")
+    finite = np.isfinite(samples)
+    if not finite.all():
+        second = int(np.argmin(finite)) / rate
+        raise AudioError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}")
+    if samples.min() == samples.max():
+        raise AudioError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}")
+
+
+def audio_files(path: Path) -> list[Path]:
+    """The sound files of a folder and of those in it, in the order of their names; a file alone.
+
+    Raises:
+        AudioError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise AudioError(f"{str(path)!r} does not exist; give a sound file, or a folder of them ({', '.join(SUFFIXES[:3])} …)")
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    if not files:
+        raise AudioError(f"the folder {str(path)!r} holds no sound files ({', '.join(SUFFIXES[:3])} …)")
+    return files
+
+
+def _cell_name(source: Any) -> str:
+    """What a message calls a sound without a name."""
+    path = source.get("path") if isinstance(source, Mapping) else None
+    return f"{path!r}" if path else "the sound"
+
+
+def _decoded(source: Sound, sampling_rate: int, name: str, otherwise: str) -> tuple[NDArray[Any], int]:
+    """Samples with or without an axis of channels, and their rate."""
+    if isinstance(source, Mapping):
+        if source.get("array") is not None:
+            return _from_array(source["array"], name), int(source.get("sampling_rate") or sampling_rate)
+        content, path = source.get("bytes"), source.get("path")
+        if content is None and not path:
+            raise AudioError(f"{name} has neither bytes nor a path nor an array; {otherwise}")
+        return _from_file(Path(str(path)) if content is None else content, name, otherwise)
+    if isinstance(source, (str, PathLike)):
+        return _from_file(Path(source), name, otherwise)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_file(bytes(source), name, otherwise)
+    return _from_array(source, name), sampling_rate
+
+
+def _from_array(values: Any, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.dtype.kind == "i":
+        array = array / -float(np.iinfo(array.dtype).min)
+    if array.dtype.kind != "f" or array.ndim not in (1, 2):
+        raise AudioError(
+            f"{name} is an array of {array.dtype} with the shape {tuple(array.shape)}; give floats or signed whole numbers, (samples,) or "
+            "(samples, channels)"
+        )
+    return (array.T if array.ndim == 2 and array.shape[0] < array.shape[1] else array).astype(np.float32)
+
+
+def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples, int]:
+    """The samples of a file, (samples, channels), and their rate."""
+    with needs_extra(EXTRA):
+        import soundfile
+
+    if isinstance(source, Path) and not source.is_file():
+        why = "is not a file" if source.exists() else "does not exist"
+        raise AudioError(f"{name} {why}; correct its path, or {otherwise}")
+    if not (source.stat().st_size if isinstance(source, Path) else source):
+        raise AudioError(f"{name} is empty; {otherwise}")
+    try:
+        with soundfile.SoundFile(source if isinstance(source, Path) else BytesIO(source)) as file:
+            rate, frames, notes = file.samplerate, file.frames, file.extra_info
+            blocks = []
+            while len(block := file.read(SAMPLES_PER_BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = in_a_line(error).rpartition(">: ")[2]
+        raise AudioError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}") from error
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
+    _check_not_cut(len(samples), frames, rate, notes, name, otherwise)
+    return samples, rate
+
+
+def _check_not_cut(count: int, frames: int, rate: int, notes: str, name: str, otherwise: str) -> None:
+    """Refuse a file that holds fewer samples than its header says. A FLAC may say 0 where its length is not known.
+
+    Raises:
+        AudioError: it does.
+    """
+    sizes = CUT_DATA.search(notes)
+    total = frames
+    if sizes and int(sizes[1]) < UNKNOWN_SIZE:
+        total = round(count * int(sizes[1]) / max(1, int(sizes[2])))
+    if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:
+        raise AudioError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}")
+
+
+def _one_channel(samples: NDArray[Any], name: str, mono: bool) -> Samples:
+    """Samples (N,) of (N,) or (N, channels).
+
+    Raises:
+        AudioError: there are several channels, and their mean is not wanted.
+    """
+    if samples.ndim == 1:
+        return samples
+    channels = samples.shape[1]
+    if channels > 1 and not mono:
+        raise AudioError(
+            f"{name} has {channels} channels, and a model hears one; mix them (in Python mono=True, on the command line --mono, or "
+            "ffmpeg -i FILE -ac 1 OUT.wav)"
+        )
+    return samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)

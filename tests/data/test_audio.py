@@ -1,0 +1,176 @@
+"""Sound as a model reads it: every form that utterances come in, and bad input in a sentence."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets import Audio, Dataset
+from numpy.testing import assert_allclose, assert_array_equal
+
+from hf_longattn.data.audio import audio_files, read_audio
+from hf_longattn.errors import AudioError, MissingExtraError
+
+RATE = 16_000
+
+
+def tone(seconds: float = 0.5, rate: int = RATE, pitch: float = 440.0) -> np.ndarray[Any, Any]:
+    """A tone with a little noise, (samples,)."""
+    noise = np.random.default_rng(0).normal(scale=0.01, size=int(seconds * rate))
+    return (0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate) + noise).astype(np.float32)
+
+
+def encoded(samples: Any, rate: int = RATE, form: str = "WAV", subtype: str | None = None) -> bytes:
+    """The bytes of a sound file."""
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, rate, format=form, subtype=subtype)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("form", "subtype", "error"), [("WAV", "FLOAT", 0), ("WAV", "PCM_16", 1e-4), ("FLAC", "PCM_16", 1e-4)])
+def test_files_bytes_cells_and_arrays_are_the_same_samples(form: str, subtype: str, error: float, tmp_path: Path) -> None:
+    samples = tone()
+    path = tmp_path / f"tone.{form.lower()}"
+    path.write_bytes(encoded(samples, form=form, subtype=subtype))
+    sources = (path, str(path), path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)})
+    for source in sources:
+        heard = read_audio(source, RATE)
+        assert heard.dtype == np.float32
+        assert_allclose(heard, samples, atol=error)
+    assert_array_equal(read_audio(samples, RATE), samples)
+    assert_array_equal(read_audio({"array": samples.tolist(), "sampling_rate": RATE, "path": None}, RATE), samples)
+
+
+@pytest.mark.parametrize("form", ["OGG", "MP3"])
+def test_compressed_files_are_read(form: str) -> None:
+    heard = read_audio(encoded(tone(2), form=form), RATE)
+    spectrum = np.abs(np.fft.rfft(heard[: 2 * RATE]))
+    assert len(heard) == 2 * RATE
+    assert abs(spectrum.argmax() / 2 - 440) < 1
+
+
+def test_a_column_of_datasets_is_read_without_its_decoder(tmp_path: Path) -> None:
+    path = tmp_path / "tone.flac"
+    path.write_bytes(encoded(tone(), form="FLAC"))
+    column = Dataset.from_dict({"audio": [str(path)]}).cast_column("audio", Audio(decode=False))
+    assert_allclose(read_audio(column[0]["audio"], RATE), tone(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32])
+def test_whole_numbers_are_scaled_as_in_a_file(kind: Any) -> None:
+    samples = np.array([np.iinfo(kind).min, 0, np.iinfo(kind).max // 2 + 1], kind)
+    assert_array_equal(read_audio(samples, RATE), np.array([-1, 0, 0.5], np.float32))
+
+
+def test_another_sampling_rate_is_resampled_if_wanted() -> None:
+    sound = encoded(tone(1, 44_100), 44_100)
+    with pytest.raises(AudioError, match=r"44,100 samples a second, but the model reads 16,000; resample it \(.* --resample, or ffmpeg"):
+        read_audio(sound, RATE)
+    heard = read_audio(sound, RATE, resample=True)
+    assert len(heard) == RATE
+    assert abs(np.abs(np.fft.rfft(heard)).argmax() - 440) <= 1
+    with pytest.raises(AudioError, match="8,000 samples a second"):
+        read_audio({"array": tone(1, 8_000), "sampling_rate": 8_000}, RATE)
+
+
+def test_several_channels_are_mixed_if_wanted() -> None:
+    left, right = tone(pitch=300), tone(pitch=500)
+    for source in (encoded(np.stack([left, right], 1), subtype="FLOAT"), np.stack([left, right], 1), np.stack([left, right])):
+        with pytest.raises(AudioError, match=r"the sound has 2 channels, .* --mono"):
+            read_audio(source, RATE)
+        assert_allclose(read_audio(source, RATE, mono=True), (left + right) / 2, atol=1e-7)
+    assert_array_equal(read_audio(left[None], RATE), left)
+
+
+def not_finite(value: float) -> np.ndarray[Any, Any]:
+    samples = tone()
+    samples[RATE // 4] = value
+    return samples
+
+
+WHOLE = {form: encoded(tone(2), form=form) for form in ("WAV", "FLAC", "OGG", "MP3", "AIFF")}
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (not_finite(np.nan), "the sound has values that are not finite, the first at second 0.25"),
+        (not_finite(np.inf), "not finite"),
+        (encoded(not_finite(np.nan), subtype="FLOAT"), "not finite"),
+        (np.zeros(RATE), "silent: all of its 1.00 seconds have the value 0"),
+        (np.full(RATE, 0.25), "silent"),
+        (encoded(np.zeros(RATE)), "silent"),
+        (np.zeros(0), "holds no samples"),
+        (encoded(np.zeros(0)), "holds no samples"),
+        (b"", "the sound is empty"),
+        (b"no sound at all " * 100, "not a sound file"),
+        (WHOLE["WAV"][: len(WHOLE["WAV"]) // 2], r"is cut: it ends after 1\.0 of 2\.0 seconds"),
+        (WHOLE["AIFF"][: len(WHOLE["AIFF"]) // 2], "is cut: it ends after 1.0 of 2.0 seconds"),
+        (WHOLE["MP3"][: len(WHOLE["MP3"]) // 2], "is cut"),
+        (WHOLE["FLAC"][: len(WHOLE["FLAC"]) // 2], "damaged, cut or not a sound file"),
+        (WHOLE["FLAC"][:60], "damaged, cut or not a sound file"),
+        (WHOLE["OGG"][: len(WHOLE["OGG"]) // 2], "holds no samples"),
+        ({"bytes": None, "path": None}, "neither bytes nor a path"),
+        (np.zeros((2, 3, 4)), r"an array of float64 with the shape \(2, 3, 4\)"),
+        (np.array(["a"]), "an array of"),
+        (Path("/nowhere/tone.wav"), "'/nowhere/tone.wav' does not exist; correct its path"),
+        (Path("/"), "is not a file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_sound_is_refused_in_a_sentence(source: Any, sentence: str) -> None:
+    with pytest.raises(AudioError, match=sentence) as error:
+        read_audio(source, RATE)
+    assert "\n" not in str(error.value)
+
+
+def test_a_message_names_the_sound_and_says_what_else_to_do() -> None:
+    with pytest.raises(AudioError, match=r"row 3 of speech.jsonl is empty; remove the row$"):
+        read_audio(b"", RATE, name="row 3 of speech.jsonl", otherwise="remove the row")
+
+
+def test_a_header_that_does_not_know_the_length_is_no_cut() -> None:
+    """Programs that write to a pipe leave the largest number there."""
+    sound = bytearray(encoded(tone()))
+    place = sound.index(b"data") + 4
+    sound[place : place + 4] = sound[4:8] = b"\xff" * 4
+    assert len(read_audio(bytes(sound), RATE)) == len(tone())
+
+
+def test_a_header_takes_no_memory() -> None:
+    """A FLAC of half a second whose header tells of weeks is cut, not allocated."""
+    sound = bytearray(encoded(tone(), form="FLAC"))
+    sound[21] |= 0x0F  # the upper four bits of 36 that count the samples
+    with pytest.raises(AudioError):
+        read_audio(bytes(sound), RATE)
+
+
+@pytest.mark.parametrize("package", ["soundfile", "scipy.signal"])
+def test_a_package_that_is_not_installed_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = encoded(tone(1, 8_000), 8_000)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'hf-longattn\[audio\]'"):
+        read_audio(sound, RATE, resample=True)
+
+
+def test_sound_files_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b/2.flac", "a.WAV", ".hidden.wav", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert audio_files(tmp_path) == [tmp_path / "a.WAV", tmp_path / "b/2.flac"]
+    assert audio_files(tmp_path / "a.WAV") == [tmp_path / "a.WAV"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AudioError, match="holds no sound files"):
+        audio_files(tmp_path / "empty")
+    with pytest.raises(AudioError, match="does not exist"):
+        audio_files(tmp_path / "nowhere")
+
+
+def test_tensors_are_arrays() -> None:
+    assert_array_equal(read_audio(torch.from_numpy(tone()), RATE), tone())  # type: ignore[arg-type]
