@@ -153,29 +153,28 @@ def _not_on(device: str, context: DispatchContext) -> str | None:
     return None if context.device == device else "the tensors are on another device"
 
 
-def _no_cpu_kernel(context: DispatchContext, takes_bias: bool) -> str | None:
-    if torch.compiler.is_exporting() and takes_bias:
+def _no_fused_cpu(context: DispatchContext, exports: bool = False) -> str | None:
+    """Why PyTorch's fused kernel for the CPU does not run, whatever the score term; ``exports``: whether it has a form for exported graphs."""
+    if torch.compiler.is_exporting() and not exports:
         return NOT_IN_AN_EXPORTED_GRAPH
     if context.device != "cpu":
         return _not_on("cpu", context)
     if not torch.compiler.is_compiling() and context.plain_only is not None:
         return context.plain_only
-    if context.call.dropout:
-        return "the fused kernel has no dropout"
+    return "the fused kernel has no dropout" if context.call.dropout else None
+
+
+def _no_cpu_kernel(context: DispatchContext, takes_bias: bool) -> str | None:
+    if (why := _no_fused_cpu(context, exports=not takes_bias)) is not None:
+        return why
     if context.call.score_mod is not None and not (takes_bias and isinstance(context.call.score_mod, DistanceBias)):
         return "the fused kernel adds no score term other than a bias by distance" if takes_bias else "the fused kernel adds no score term"
     return "the bias of its tiles needs gradients" if context.learned_bias else None
 
 
 def _no_cpu_distances(context: DispatchContext) -> str | None:
-    if torch.compiler.is_exporting():
-        return NOT_IN_AN_EXPORTED_GRAPH
-    if context.device != "cpu":
-        return _not_on("cpu", context)
-    if not torch.compiler.is_compiling() and context.plain_only is not None:
-        return context.plain_only
-    if context.call.dropout:
-        return "the fused kernel has no dropout"
+    if (why := _no_fused_cpu(context)) is not None:
+        return why
     if not isinstance(context.call.score_mod, DistanceTerm):
         return "the score term is not one of the query and the distance"
     return None if context.call.global_mask is None else "global tokens are further away than the distances of the band"
@@ -232,13 +231,7 @@ def _no_halo(context: DispatchContext) -> str | None:
 
 
 def _no_cpu_halo(context: DispatchContext) -> str | None:
-    if torch.compiler.is_exporting():
-        return NOT_IN_AN_EXPORTED_GRAPH
-    if context.device != "cpu":
-        return _not_on("cpu", context)
-    if (why := no_fused_kernels()) is not None:
-        return why
-    return "the fused kernel has no dropout" if context.call.dropout else _no_halo(context)
+    return _no_fused_cpu(context) or _no_halo(context)
 
 
 def _no_lines(context: DispatchContext) -> str | None:

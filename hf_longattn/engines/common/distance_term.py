@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .call import ScoreMod
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistanceTerm:
@@ -36,7 +38,7 @@ class DistanceTerm:
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.written_out()(score, b, h, q_idx, kv_idx)
 
-    def written_out(self) -> Any:
+    def written_out(self) -> ScoreMod:
         """The term as a ``score_mod`` that looks up p_i · r_d, which takes ``(B, H, Nq, W)`` memory, and c · k_j."""
         by_distance, by_key = self.queries @ self.table.transpose(-1, -2), self._by_key()
         offset, ahead = self.keys.shape[2] - self.queries.shape[2], self.ahead
