@@ -65,14 +65,9 @@ def own_attention(config: Any) -> LongAttentionConfig:
 
 
 class LongVitDetEmbeddings(VitDetEmbeddings):
-    """VitDetEmbeddings that take pixels in fp32 in every precision, as those of ViT do, and whose position table can be repeated along both
-    axes instead of interpolated."""
+    """VitDetEmbeddings whose position table can be repeated along both axes instead of interpolated."""
 
     config: Any
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """``pixel_values (B, channels, height, width)`` to maps ``(B, D, rows, columns)``."""
-        return super().forward(pixel_values.to(self.projection.weight.dtype))
 
     def get_absolute_positions(self, abs_pos_embeddings: Tensor, has_cls_token: bool, height: int, width: int) -> Tensor:
         """The table ``(1, 1 + n·n, C)`` for ``height`` × ``width`` cells: ``(1, height, width, C)``."""
