@@ -27,7 +27,7 @@ class GridSize:
         """An input of a model with this config.
 
         Raises:
-            GridError: an axis is no multiple of the patch.
+            GridError: an axis is not a multiple of the patch.
         """
         grid = rule.of_size(config, size)
         return cls(size, grid, tuple(rule.layer_grids(config, grid)))

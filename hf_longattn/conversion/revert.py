@@ -473,15 +473,15 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
 
 
 def _check_outputs(plan: RevertPlan, result: Path, inputs: VerificationInputs, scratch: Path | None) -> list[Check]:
-    whole = f"the long model with {plan.architecture.family.base_attention_name}"
-    name = f"equal to {whole}"
+    long_base = f"the long model with {plan.architecture.family.base_attention_name}"
+    name = f"equal to {long_base}"
     run, size = _runner(plan, inputs, scratch)
     expected, headless = _full_attention(plan, None, run, scratch)
     source = _as_before(plan)
     as_source = {} if source is None else _full_attention(plan, source, run, scratch)[0]
     plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
     of_plain = run(plain.base_model if headless else plain)
-    checks = [_compared(name, whole, expected, of_plain, size, plan.changed)]
+    checks = [_compared(name, long_base, expected, of_plain, size, plan.changed)]
     if source is not None:
         reference = "the long model with full attention and the rotary positions that it was converted from"
         checks.append(_compared("equal to the model that was converted, with these weights", reference, as_source, of_plain, size, ""))

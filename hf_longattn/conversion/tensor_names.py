@@ -54,7 +54,7 @@ def names_in_model(names: Collection[str], model: Any, mapping: Sequence[Any] | 
     """The names in ``model`` of tensors in a file, as transformers finds them.
 
     Args:
-        names: all tensors of the file: some old names are only told by others.
+        names: all tensors of the file, since some old names are recognised by the presence of others.
         model: it needs no storage.
         mapping: the renamings and converters, if they are not those of the model's class.
     """

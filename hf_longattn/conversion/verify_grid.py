@@ -88,7 +88,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     family, source_name = plan.architecture.family, "the source"
     if family.base_classes is not None:  # transformers' class cannot be built
         source_name = "the source, by the definition of its attention in plain operations,"
-    whole = family.base_attention_name
+    full_attention = family.base_attention_name
     why_not = "the mechanism does not cover the picture" if family.own_attention is None else "the mechanism is another one"
     what = "hidden states (the source has no weights for its head)" if headless else "outputs"
     old_outputs = run_on_grid(part_to_compare(model, headless), at_old)
@@ -113,8 +113,8 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
         how = f"{what} at {old.describe()}, long attention"
         checks.append(compare("equal where the mechanism covers the input", old, how, expected, old_outputs))
     else:
-        how = f"{what} at {old.describe()}, {whole} instead of the mechanism"
-        checks.append(compare(f"equal at the old size with {whole}", old, how, expected, full_old))
+        how = f"{what} at {old.describe()}, {full_attention} instead of the mechanism"
+        checks.append(compare(f"equal at the old size with {full_attention}", old, how, expected, full_old))
         how = f"{what} at {old.describe()}, long attention"
         checks.append(compare("at the old size", old, how, expected, old_outputs, why_not))
     if grows:
@@ -122,11 +122,11 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
         where = f"hidden states at {new.describe()}{shortened}"
         resizing = f"{INTERPOLATE_ARGUMENT}=True" if sizes.rule.interpolates else "its resized position table"
         resized_source = f"the source with {resizing}" if sizes.rule.has_positions else "the source"
-        how = f"{where}, {whole}{' and interpolated positions' if sizes.rule.has_positions else ''}, {resized_source}"
-        checks.append(compare(f"equal at the new size with {whole}", new, how, expected_new, full_new))
+        how = f"{where}, {full_attention}{' and interpolated positions' if sizes.rule.has_positions else ''}, {resized_source}"
+        checks.append(compare(f"equal at the new size with {full_attention}", new, how, expected_new, full_new))
         exact = _computes_source(plan, new, layers) and not tiled
         whys = [why_not] * (not exact) + ["positions are tiled"] * tiled
-        how = f"{where}, long attention, the source with {whole}{f' and {resizing}' if sizes.rule.has_positions else ''}"
+        how = f"{where}, long attention, the source with {full_attention}{f' and {resizing}' if sizes.rule.has_positions else ''}"
         checks.append(compare("at the new size", new, how, expected_new, new_outputs, " and ".join(whys)))
         checks.append(_check_crops(crops, new_outputs, sizes, new, why_no_crops))
     finite = all_finite(new_outputs)

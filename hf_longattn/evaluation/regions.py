@@ -32,7 +32,7 @@ def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor
         inputs: ``pixel_values (B, channels, height, width)``, or what the image processor returns.
     Raises:
         BackendError: a model that reads no pictures on one grid of patches, or whose layers are on several.
-        GridError: a size that is no multiple of the patch.
+        GridError: a size that is not a multiple of the patch.
     """
     base: Any = without_head(model)
     rule = grid_rule(base)

@@ -85,7 +85,7 @@ class SearchConfig:
 
         Raises:
             LengthError: ``compare_at`` is more than that.
-            GridError: it is no multiple of the patch.
+            GridError: it is not a multiple of the patch.
         """
         if model.original.grid is not None:
             return self._size_compared(model.original.grid, model)

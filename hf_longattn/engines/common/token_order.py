@@ -14,10 +14,10 @@ from .grid import Grid, check_order
 
 
 def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
-    """The positions of a grid's tokens in ``order``, ``(L,)`` int64 with the prefix in front; -1 for a place that no token fills.
+    """The positions of a grid's tokens in ``order``, ``(L,)`` int64 with the prefix in front; -1 for an empty place.
 
     Every tile has the same number of places, so that blocks of that size are tiles. Where the grid is not a multiple of the tile, the tiles
-    at its border have places that no token fills. The prefix has tiles of its own.
+    at its border have empty places. The prefix has tiles of its own.
     """
     return BYTE_CACHE.get(("token order", grid, order, device), lambda: _token_order(grid, order).to(device))
 

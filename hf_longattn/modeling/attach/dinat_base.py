@@ -110,7 +110,7 @@ def _neighbours(cells: int, kernel: int, dilation: int, device: torch.device) ->
 
 
 def encoder_without_natten(config: Any) -> nn.Module:
-    """DinatEncoder with :class:`NeighborhoodAttention`, which has no state of its own."""
+    """DinatEncoder with :class:`NeighborhoodAttention` in every layer."""
     encoder = stock.DinatEncoder(config)
     for module in encoder.modules():
         if type(module) is stock.NeighborhoodAttention:
