@@ -23,7 +23,7 @@ from ..conversion.tensor_names import check_complete
 from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors
 from ..export.onnx import LONG_CONFIG
-from ..modeling.family.definition import FAMILIES
+from ..modeling.family.definition import FAMILIES, model_name
 from ..modeling.family.validation import known_length
 from ..modeling.generic import load_generic
 from ..reading import check_name, is_generic, named_class, plain_names
@@ -106,7 +106,7 @@ def audit_reach(
     weights = onnx is None and url is None
     if isinstance(model, nn.Module):
         loaded, config = model, model.config
-        name = str(getattr(config, "name_or_path", "")) or type(model).__name__
+        name = model_name(model)
         folder = Path(name) if Path(name).is_dir() else None
     else:
         name = str(model)

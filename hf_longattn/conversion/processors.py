@@ -6,7 +6,7 @@ kept in it for the way back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def load_image_processor(folder: Path) -> Any | None:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def check_processor(processor: Any | None, name: str) -> Any:
+def required_processor(processor: Any | None, name: str) -> Any:
     """The image processor of the model called ``name``.
 
     Raises:
@@ -49,21 +49,22 @@ def check_processor(processor: Any | None, name: str) -> Any:
     return processor
 
 
-def sized_pixels(processor: Any, folder: Path, picture: Any, size: tuple[int, ...], name: str) -> Tensor:
-    """A picture of ``size``, height and width, as a checkpoint's processor makes it: its value of this ``name``, ``(1, channels, …)``.
+def sized_pixels(processor: Any, folder: Path, pictures: Sequence[Any], size: tuple[int, ...], name: str) -> Tensor:
+    """Pictures of ``size``, height and width, as a checkpoint's processor makes them: its values of this ``name``, ``(B, channels, …)``.
 
     Raises:
         CheckpointError: the processor resizes pictures in a way that has no such size.
         GridError: the processor makes pictures of another size.
     """
     sized = type(processor).from_dict(file_of_size(folder, processor, size))
-    values = torch.as_tensor(sized(images=picture, return_tensors="pt")[name])
-    if tuple(values.shape[2:]) != size:
+    values = [torch.as_tensor(sized(images=picture, return_tensors="pt")[name]) for picture in pictures]
+    sizes = [tuple(picture.shape[2:]) for picture in values]
+    if wrong := [picture_size for picture_size in sizes if picture_size != size]:
         raise GridError(
-            f"The image processor in {str(folder)!r} makes pictures of {pixels(tuple(values.shape[2:]))} where {pixels(size)} are needed; "
+            f"The image processor in {str(folder)!r} makes pictures of {pixels(wrong[0])} where {pixels(size)} are needed; "
             f"set do_resize and size in its {FILE}."
         )
-    return values
+    return torch.cat(values)
 
 
 def picture_size(processor: Any) -> tuple[int, int] | None:

@@ -183,6 +183,11 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
     return _in_rgb(picture, name)
 
 
+def read_picture_file(file: Path) -> Picture:
+    """The picture in a file that the user names; see :func:`read_picture`."""
+    return read_picture({"path": str(file)}, str(file), otherwise="give another file")[0]
+
+
 def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
     """A picture in RGB, on white where it is transparent, and whether it is transparent anywhere.
 

@@ -22,7 +22,7 @@ from ..engines.common.grid import Grid
 from ..errors import LengthError, LongAttentionError, OptionError
 from ..evaluation.token_loss import LossChange, token_losses
 from ..mechanisms.common.layout import full_pairs
-from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
+from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input, model_name
 from ..modeling.mixin import LongAttentionMixin
 from ..staging import unused_name
 from .candidates import Candidate, all_readings, read_candidates, usual_candidates
@@ -125,8 +125,7 @@ def diagnose(
     if isinstance(model, nn.Module):
         if extend is not None or mechanism is not None:
             raise OptionError("Positions are extended while a checkpoint is loaded; give its name instead of a model, or leave extend out.")
-        network = model
-        name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
+        network, name = model, model_name(model)
     else:
         loaded = load_for_diagnosis(model, lengths, extend=extend, mechanism=mechanism, device=device, revision=revision, token=token)
         network, name, tokenizer = loaded.model, str(model), loaded.tokenizer if tokenizer is None else tokenizer

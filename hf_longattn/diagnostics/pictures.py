@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import check_processor, load_image_processor
-from ..data.pictures import read_picture
+from ..conversion.processors import load_image_processor, required_processor
+from ..data.pictures import read_picture_file
 from ..engines.common.grid import Grid
 from ..mechanisms.common.layout import full_pairs
+from ..modeling.family.definition import model_name
 from ..modeling.family.grid_config import refuse_line
 from ..modeling.grids import grid_rule
 from .candidates import Candidate, all_readings, read_candidates
@@ -119,7 +120,7 @@ def diagnose_picture(
         device, revision, token: as for :func:`diagnose`.
     Raises:
         MissingExtraError: Pillow is not installed.
-        DataError: the file cannot be read as a picture: see :func:`read_picture`.
+        DataError: the file cannot be read as a picture: see :func:`read_picture_file`.
         CheckpointError: the checkpoint cannot be loaded, or has no image processor.
         BackendError: the model does not read pictures.
         OptionError, UnknownMechanismError, GridError: a candidate or a setting does not exist, or the picture's size does not fit.
@@ -130,15 +131,15 @@ def diagnose_picture(
     if candidates is None:
         choices = [replace(candidate, by_user=False) for candidate in choices]
     if isinstance(model, nn.Module):
-        network, name = model, str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
+        network, name = model, model_name(model)
     else:
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model, str(model)
         processor = load_image_processor(loaded.source.folder) if processor is None else processor
     stack: Any = watched_layers(network)
     rule = grid_rule(stack)
-    processor = check_processor(processor, name)
-    image = read_picture({"path": str(picture)}, str(picture), otherwise="give another file")[0]
+    processor = required_processor(processor, name)
+    image = read_picture_file(picture)
     values = processor(images=image, return_tensors="pt")[rule.input].to(stack.device, stack.dtype)
     _, arguments, grid = watched_on_grid(network, {rule.input: values})
     reasons: dict[str, str] = {}

@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from ..configuration import LongAttentionConfig
 from ..conversion.grid_sizes import read_size
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import check_processor, load_image_processor, sized_pixels
+from ..conversion.processors import load_image_processor, required_processor, sized_pixels
 from ..conversion.sources.base import open_source
-from ..data.pictures import evenly_spread, picture_files, read_picture
+from ..data.pictures import evenly_spread, picture_files, read_picture_file
 from ..engines.common.grid import Grid
 from ..errors import BackendError, GridError, OptionError
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
-from ..modeling.attach.attention_sites import attention_sites
-from ..modeling.family.definition import FAMILIES
+from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
+from ..modeling.family.definition import FAMILIES, model_name
 from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 from .loading import load_for_diagnosis
@@ -209,10 +209,10 @@ def measure_receptive_field(
     if isinstance(model, nn.Module):
         if files or image_size is not None:
             raise OptionError("A model in memory is probed with pixels; give processor(images=…, return_tensors='pt')['pixel_values'].")
-        network, name = model, str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
+        network, name = model, model_name(model)
     else:
         _check_family(model, revision, token)
-        images = [read_picture({"path": str(file)}, str(file), otherwise="give another file.")[0] for file in files]
+        images = [read_picture_file(file) for file in files]
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
         if files:
@@ -316,13 +316,9 @@ def _relative_change(after: Tensor, before: Tensor) -> Tensor:
 @contextlib.contextmanager
 def full_attention(stack: nn.Module) -> Iterator[None]:
     """Within the context all layers of a Long model run full attention, with the same weights and positions."""
-    layers = [(site, site.mechanism) for site in attention_sites(stack)]
-    attach_mechanisms(stack, LongAttentionConfig(FULL))
-    try:
+    with mechanisms_restored(attention_sites(stack)):
+        attach_mechanisms(stack, LongAttentionConfig(FULL))
         yield
-    finally:
-        for site, mechanism in layers:
-            site.put(mechanism)
 
 
 def _check_family(model: str | Path, revision: str | None, token: str | bool | None) -> None:
@@ -341,8 +337,8 @@ def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_
     rule, config = grid_rule(watched_layers(network)), network.config
     size = rule.sizes(config)[1] if image_size is None else read_size(image_size, len(rule.axes))
     rule.of_size(config, size)
-    processor = check_processor(load_image_processor(folder), name)
-    return torch.cat([sized_pixels(processor, folder, image, size, rule.input) for image in images])
+    processor = required_processor(load_image_processor(folder), name)
+    return sized_pixels(processor, folder, images, size, rule.input)
 
 
 __all__ = ["DistanceBin", "FeatureChanges", "ReceptiveField", "measure_receptive_field"]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..conversion.grid_sizes import GridSize
 from ..conversion.plan import ConversionPlan
-from ..conversion.processors import check_processor, load_image_processor, sized_pixels
+from ..conversion.processors import load_image_processor, required_processor, sized_pixels
 from ..data.photographs import photographs
-from ..data.pictures import evenly_spread, picture_files, read_picture
+from ..data.pictures import evenly_spread, picture_files, read_picture_file
 from ..errors import OptionError
 
 
@@ -33,12 +33,12 @@ class SearchPictures:
     def __init__(self, pictures: object, plan: ConversionPlan, count: int) -> None:
         assert plan.grid is not None
         self.rule, self.config, self.folder = plan.grid.rule, plan.architecture.source_config, plan.source.folder
-        self.processor = check_processor(load_image_processor(self.folder), plan.source.name)
+        self.processor = required_processor(load_image_processor(self.folder), plan.source.name)
         self._pieces: dict[GridSize, list[dict[str, Tensor]]] = {}
         if isinstance(pictures, Path):
             files = picture_files(pictures)
             self.name = pictures.name
-            self.pictures: list[Any] = [read_picture({"path": str(file)}, str(file))[0] for file in evenly_spread(files, count)]
+            self.pictures: list[Any] = [read_picture_file(file) for file in evenly_spread(files, count)]
         elif pictures is None:
             self.name = "scikit-learn's photographs"
             self.pictures = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[:count]]
@@ -54,12 +54,9 @@ class SearchPictures:
             GridError: the image processor makes pictures of another size.
         """
         if size not in self._pieces:
-            self._pieces[size] = [self._piece(picture, size) for picture in self.pictures]
+            values = sized_pixels(self.processor, self.folder, self.pictures, size.size, self.rule.input)
+            self._pieces[size] = [self.rule.arguments(self.config, picture) for picture in values.split(1)]
         return self._pieces[size][:count]
-
-    def _piece(self, picture: Any, size: GridSize) -> dict[str, Tensor]:
-        values = sized_pixels(self.processor, self.folder, picture, size.size, self.rule.input)
-        return self.rule.arguments(self.config, values)
 
     def predicted(self, size: GridSize, count: int, *, causal: bool) -> list[tuple[dict[str, Tensor], None]]:
         """The pictures; everything that a head says of one is compared."""
@@ -77,6 +74,3 @@ class SearchPictures:
 def pictures_digest(pictures: Path) -> str:
     """Names and sizes of the files, by which a search that resumes knows them."""
     return "\n".join(f"{file.name} {file.stat().st_size}" for file in picture_files(pictures))
-
-
-__all__: list[Any] = ["SearchPictures", "pictures_digest"]

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.tokenization import special_ids
 from ...errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest
 from ...hub_errors import check_saved_model
+from ...modeling.family.definition import model_name
 from ...modeling.family.validation import known_length
 from ...modeling.generic import check_read_alone
 from ...modeling.inference.optimize import evaluating
@@ -195,7 +196,7 @@ class Asker:
             return
         longest = known_length(config, self.tokenizer, self.model)
         if longest is not None and length > longest:
-            name = str(getattr(config, "name_or_path", "")) or type(self.model).__name__
+            name = model_name(self.model)
             raise LengthError(
                 f"{name!r} reads {longest:,} tokens, not {length:,}; give smaller --lengths, or convert it (longattn convert SRC DST "
                 f"--max-length {length})."
@@ -281,7 +282,7 @@ def _opened(
 ) -> tuple[Any, Any, str]:
     """The model with its head, its tokenizer and its name."""
     if isinstance(model, torch.nn.Module):
-        name = str(getattr(model.config, "name_or_path", "")) or type(model).__name__
+        name = model_name(model)
         if tokenizer is None:
             raise OptionError("A model in memory is asked with its tokenizer; give tokenizer=AutoTokenizer.from_pretrained(…).")
         return model, tokenizer, name

@@ -98,6 +98,11 @@ def without_head(model: Any) -> Any:
     return model if type(model).__name__.endswith(WITHOUT_HEAD) else model.base_model
 
 
+def model_name(model: Any) -> str:
+    """What a message or a report calls a model in memory: the folder or the Hub name that it was loaded from, or else its class."""
+    return str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
+
+
 def encoder_decoder_tables(**options: Any) -> tuple[PositionTable, PositionTable]:
     """The tables ``embed_positions`` of an encoder and of a decoder, with the same ``options``."""
     encoder, decoder = (rf"{stack}\.embed_positions\.weight$" for stack in ("encoder", "decoder"))

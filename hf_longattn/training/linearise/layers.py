@@ -18,7 +18,7 @@ from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.evaluation.layer_choice import KeptLayers, choose_layers, number_of_layers
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attach.attachment import attach_mechanisms
-from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites
+from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites, mechanisms_restored
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.linearise.matching import Batch, own_attention, own_softmax
 from hf_longattn.training.linearise.teacher import places_of_predictions, predictions_at
@@ -85,16 +85,14 @@ def restore_softmax(model: PreTrainedModel, layers: Collection[int]) -> None:
 @contextmanager
 def with_softmax(model: PreTrainedModel, layers: Collection[int]) -> Iterator[None]:
     """Within the context these layers run softmax attention."""
-    placed = {layer: (site, _mechanism(site)) for layer, site in own_sites(model).items() if layer in layers}
-    for site, mechanism in placed.values():
-        softmax = own_softmax(model.config, site.layer, mechanism)
-        softmax.layer, softmax.is_cross_attention = mechanism.layer, mechanism.is_cross_attention
-        site.put(softmax)
-    try:
+    sites = [site for layer, site in own_sites(model).items() if layer in layers]
+    with mechanisms_restored(sites):
+        for site in sites:
+            mechanism = _mechanism(site)
+            softmax = own_softmax(model.config, site.layer, mechanism)
+            softmax.layer, softmax.is_cross_attention = mechanism.layer, mechanism.is_cross_attention
+            site.put(softmax)
         yield
-    finally:
-        for site, mechanism in placed.values():
-            site.put(mechanism)
 
 
 @torch.no_grad()

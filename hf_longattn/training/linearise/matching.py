@@ -22,7 +22,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from hf_longattn.modeling.attach.attention_sites import attention_sites
+from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.trainer import standard_error_of_batches
@@ -195,14 +195,12 @@ def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator
         site.mechanism_name: Matching(student, own_softmax(model.config, site.layer, student), factors or Factors(), bool(parameters))
         for site, student, parameters in zip(sites, students, learning, strict=True)
     }
-    for site in sites:
-        site.put(placed[site.mechanism_name])
     try:
-        with without_cache(model):
+        with mechanisms_restored(sites), without_cache(model):
+            for site in sites:
+                site.put(placed[site.mechanism_name])
             yield placed
     finally:
-        for site, student in zip(sites, students, strict=True):
-            site.put(student)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(taking[name])
 
