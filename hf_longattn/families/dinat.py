@@ -32,13 +32,6 @@ class LongDinatConfig(LongGridConfig, DinatConfig):
         """The layers of all stages."""
         return sum(self.depths)
 
-    def _attention_without_choice(self) -> LongAttentionConfig:
-        return own_attention(self)
-
-    @property
-    def _computes_as_base(self) -> bool:
-        return self.long_attention.same_layers(own_attention(self), self.num_hidden_layers)
-
 
 def own_attention(config: Any) -> LongAttentionConfig:
     """The mechanisms equal to the attention of a DiNAT with this config."""

@@ -49,13 +49,6 @@ class LongVitDetConfig(LongGridConfig, VitDetConfig):
             raise OptionError(f"The config says {name}={value}, and {NOT_ADOPTED[name, value]}")
         super().__setattr__(name, value)
 
-    def _attention_without_choice(self) -> LongAttentionConfig:
-        return own_attention(self)
-
-    @property
-    def _computes_as_base(self) -> bool:
-        return self.long_attention.same_layers(own_attention(self), self.num_hidden_layers)
-
 
 def own_attention(config: Any) -> LongAttentionConfig:
     """The mechanisms equal to the attention of a ViTDet with this config."""
