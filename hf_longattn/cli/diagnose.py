@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,7 +113,7 @@ def diagnose(
     from ..diagnostics import html_page
     from ..diagnostics.texts import NEEDLE, QUESTION, Needle, read_depths, read_lengths
     from .show_diagnosis import show_diagnosis
-    from .terminal import progress
+    from .terminal import progress, report_results
 
     planted = None if no_needle else Needle(needle or NEEDLE, question or QUESTION, read_depths(depths))
     with progress() as show:
@@ -134,7 +132,10 @@ def diagnose(
             token=token,
             progress=show,
         )
-    _report(diagnosis, html_page, lambda: show_diagnosis(diagnosis, text), html=html, save=save, as_json=as_json)
+    report_results(
+        diagnosis, lambda: show_diagnosis(diagnosis, text), save=save, as_json=as_json,
+        page=html, draw=lambda file: write_text(file, html_page(diagnosis), overwrite=False),
+    )  # fmt: skip
 
 
 def _diagnose_picture(
@@ -146,25 +147,10 @@ def _diagnose_picture(
 
     from ..diagnostics import diagnose_picture, picture_page
     from .show_diagnosis import show_picture
+    from .terminal import report_results
 
     diagnosis = diagnose_picture(model, picture, candidates=settings.pop("candidate"), **settings)
-    _report(diagnosis, picture_page, lambda: show_picture(diagnosis, with_hint=html is None), html=html, save=save, as_json=as_json)
-
-
-def _report(
-    diagnosis: Any, page: Callable[[Any], str], show: Callable[[], None], *, html: Path | None, save: Path | None, as_json: bool
-) -> None:
-    """Write the page and the numbers into the files of --html and --save, and print the diagnosis."""
-    from .terminal import print_json, say
-
-    if html is not None:
-        write_text(html, page(diagnosis), overwrite=False)
-    if save is not None:
-        write_text(save, json.dumps(diagnosis.to_dict(), ensure_ascii=False) + "\n", overwrite=False)
-    if as_json:
-        print_json(diagnosis.to_dict())
-        return
-    show()
-    for file in (html, save):
-        if file is not None:
-            say(f"written: {file}")
+    report_results(
+        diagnosis, lambda: show_picture(diagnosis, with_hint=html is None), save=save, as_json=as_json,
+        page=html, draw=lambda file: write_text(file, picture_page(diagnosis), overwrite=False),
+    )  # fmt: skip

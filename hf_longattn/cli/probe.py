@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..staging import check_new_file, write_text
+from ..staging import check_new_file
 from . import options as flags
 
 __all__ = ["probe"]
@@ -91,23 +91,20 @@ def probe(
         return
     _refuse(for_pictures, "is for models of pictures; give a photo after MODEL, or --images FOLDER, or leave it out.")
 
-    import json
-
     from ..conversion.model_loading import quiet_libraries
     from ..conversion.plan_tensors import parse_dtype
     from ..diagnostics.texts import read_depths, read_lengths
     from ..evaluation.probes import probe_model
     from ..evaluation.probes.run import TASKS
+    from .plot import check_image, draw_probe
     from .show import probe_progress, show_probe
-    from .terminal import print_json, say
+    from .terminal import report_results
 
     for path in (save, plot):
         if path is not None:
             check_new_file(path)
     weights = parse_dtype(dtype)
     if plot is not None:
-        from .plot import check_image
-
         check_image(plot)
     with quiet_libraries(), probe_progress(as_json) as progress:
         report = probe_model(
@@ -124,19 +121,7 @@ def probe(
             token=token,
             progress=progress,
         )
-    if save is not None:
-        write_text(save, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", overwrite=False)
-    if plot is not None:
-        from .plot import draw_probe
-
-        draw_probe(report, plot)
-    if as_json:
-        print_json(report.to_dict())
-        return
-    show_probe(report)
-    for path in (save, plot):
-        if path is not None:
-            say(f"written: {path}")
+    report_results(report, lambda: show_probe(report), save=save, as_json=as_json, page=plot, draw=lambda file: draw_probe(report, file))
 
 
 def _refuse(options: dict[str, Any], sentence: str) -> None:
@@ -146,12 +131,10 @@ def _refuse(options: dict[str, Any], sentence: str) -> None:
 
 def _probe_pictures(model: str, pictures: Path | None, *, dtype: str, save: Path | None, as_json: bool, **settings: Any) -> None:
     """How far the patches of a model of pictures depend on one another."""
-    import json
-
     from ..conversion.plan_tensors import parse_dtype
     from ..diagnostics import measure_receptive_field
     from .show import show_receptive_field
-    from .terminal import print_json, progress, say
+    from .terminal import progress, report_results
 
     assert pictures is not None
     if save is not None:
@@ -159,11 +142,4 @@ def _probe_pictures(model: str, pictures: Path | None, *, dtype: str, save: Path
     weights = parse_dtype(dtype)
     with progress() as show:
         field = measure_receptive_field(model, pictures, dtype=weights, progress=show, **settings)
-    if save is not None:
-        write_text(save, json.dumps(field.to_dict(), indent=1, ensure_ascii=False) + "\n", overwrite=False)
-    if as_json:
-        print_json(field.to_dict())
-        return
-    show_receptive_field(field)
-    if save is not None:
-        say(f"written: {save}")
+    report_results(field, lambda: show_receptive_field(field), save=save, as_json=as_json)

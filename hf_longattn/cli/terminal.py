@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -14,6 +15,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ..errors import CONTROL, visible
+from ..staging import write_text
 
 
 class SafeConsole(Console):
@@ -49,6 +51,31 @@ def progress() -> Iterator[Callable[[str], None]]:
 def say(*lines: object, stderr: bool = False, end: str = "\n") -> None:
     """Print lines as they are, which are not wrapped: paths, and what is to be typed."""
     print(visible("\n".join(map(str, lines))), file=sys.stderr if stderr else sys.stdout, end=end)
+
+
+def report_results(
+    results: Any,
+    show: Callable[[], None],
+    *,
+    save: Path | None,
+    as_json: bool,
+    page: Path | None = None,
+    draw: Callable[[Path], None] | None = None,
+) -> None:
+    """Write the numbers of ``results`` into the file ``save`` and what ``draw`` makes of them into ``page``, and print them: as JSON, or by
+    ``show`` and with the names of both files."""
+    numbers = results.to_dict()
+    if save is not None:
+        write_text(save, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", overwrite=False)
+    if page is not None and draw is not None:
+        draw(page)
+    if as_json:
+        print_json(numbers)
+        return
+    show()
+    for file in (save, page):
+        if file is not None:
+            say(f"written: {file}")
 
 
 def print_json(value: Any) -> None:
