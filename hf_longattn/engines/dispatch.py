@@ -154,7 +154,10 @@ def _not_on(device: str, context: DispatchContext) -> str | None:
 
 
 def _no_fused_cpu(context: DispatchContext, exports: bool = False) -> str | None:
-    """Why PyTorch's fused kernel for the CPU does not run, whatever the score term; ``exports``: whether it has a form for exported graphs."""
+    """Why PyTorch's fused kernel for the CPU does not run, whatever the score term.
+
+    exports: whether there is a form for exported graphs.
+    """
     if torch.compiler.is_exporting() and not exports:
         return NOT_IN_AN_EXPORTED_GRAPH
     if context.device != "cpu":
