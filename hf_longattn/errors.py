@@ -38,6 +38,10 @@ class LengthError(LongAttentionError):
     """A sequence length that a model or mechanism does not support."""
 
 
+class StreamError(LongAttentionError):
+    """A model or mechanism that cannot read a stream, a piece of a stream that does not fit, or a state that is not the stream's."""
+
+
 class GridError(LongAttentionError):
     """A grid that is missing, or that does not fit its input or the mechanism."""
 

@@ -30,6 +30,7 @@ LAYERS = (
     ("backend",),
     ("modeling",),
     ("families",),
+    ("streaming",),
     ("data",),
     ("evaluation",),
     ("conversion", "training", "hub"),

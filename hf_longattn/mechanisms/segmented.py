@@ -215,7 +215,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.block_size
         seen = (self._neighbours + 1) * size - 1
-        return None if self.summarises else Locality(seen, 0 if causal else seen, size)
+        return None if self.summarises else Locality(seen, 0 if causal else seen, size, by_block=True)
 
     @property
     def _neighbours(self) -> int:

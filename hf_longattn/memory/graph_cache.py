@@ -135,7 +135,7 @@ class KeptKeysLayer(GraphLayer):
         seen = seen + started.long().sum(1)
         k, v = torch.cat([self.state[KEY], k], 2), torch.cat([self.state[VALUE], v], 2)
         position = torch.cat([self.state[POSITION], torch.where(real, new, -1)], 1)
-        out = mechanism.attend_kept(q, k, v, new.clamp(min=0), position, position >= 0, call)
+        out = mechanism.attend_kept(q, k, v, new.clamp(min=0), position, position >= 0, call.replace(causal=True))
         visible_later = mechanism.kept(position, seen[:, None])
         if visible_later is None:
             return out, {KEY: k, VALUE: v, POSITION: position, SEEN: seen}

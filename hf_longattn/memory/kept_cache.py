@@ -77,6 +77,7 @@ class KeptLayer(StartsLayer):
             real = real & call.key_mask.gather(1, columns.clamp(min=0))
         q_positions = torch.arange(self.seen - q.shape[2], self.seen, device=q.device) - self.starts[:, None]
         positions = (q_positions, k_positions, real)
+        call = call.replace(causal=True)
         out = mechanism.attend_kept(q, k, v, *positions, call)
         if not weights_wanted:
             return out, None

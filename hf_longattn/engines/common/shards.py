@@ -32,11 +32,23 @@ class Locality:
     """A token's output depends on nothing but the tokens from ``back`` before it to ``ahead`` after it.
 
     period: the output stays the same when tokens are counted from another one, as long as their numbers differ by a multiple of this.
+    by_block: whether tokens are in blocks of ``period``, and all tokens of a block see the same keys ahead, up to the end of a block.
     """
 
     back: int
     ahead: int
     period: int = 1
+    by_block: bool = False
+
+    def final(self, seen: int) -> int:
+        """How many outputs no later token changes, after ``seen`` tokens."""
+        if not self.by_block or not self.ahead:
+            return max(0, seen - self.ahead)
+        return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
+
+    def first(self, output: int) -> int:
+        """The first token on which the outputs from ``output`` on depend, from which tokens may be counted."""
+        return max(0, output - self.back) // self.period * self.period
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -69,7 +69,7 @@ class MaskedMechanism(Mechanism):
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
-        """Causal attention over keys that a cache has kept.
+        """Attention over keys that a cache or a stream has kept.
 
         Args:
             q: ``(B, H, Nq, D)`` at ``q_positions (B, Nq)``.
@@ -77,23 +77,24 @@ class MaskedMechanism(Mechanism):
         Returns:
             ``(B, H, Nq, D)``.
         """
-        seen = self.kept_visible(q_positions, k_positions, real)
+        seen = self.kept_visible(q_positions, k_positions, real, call.causal)
         dtype = q.dtype
         if self.relative is not None:
             distance = q_positions[:, :, None] - k_positions[:, None, :]
-            term = self.relative.term(q, k, distance, True, call.scale_for(self.head_dim))
+            term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
             wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
             seen = torch.where(seen, term.to(wide), torch.finfo(wide).min)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
         out = fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
         return out.to(dtype)
 
-    def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
+    def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
         """The kept keys that each query sees, ``(B, H or 1, Nq, S)`` bool."""
         b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
         h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
-        return self.mask_mod(True, None)(b, h, rows, columns) & (columns <= rows) & real[:, None, None, :]
+        seen = self.mask_mod(causal, None)(b, h, rows, columns) & real[:, None, None, :]
+        return seen & (columns <= rows) if causal else seen
 
 
 class SparseMechanism(MaskedMechanism):

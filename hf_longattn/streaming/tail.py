@@ -1,0 +1,41 @@
+"""The last part of a sequence that arrives piece by piece."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Tail:
+    """The tokens from number ``start`` on of a sequence that grows, along axis ``dim``.
+
+    tensor: these tokens; ``None`` before the first piece.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim, self.start = dim, 0
+        self.tensor: Tensor | None = None
+
+    @property
+    def stop(self) -> int:
+        """The number of tokens so far."""
+        return self.start + (0 if self.tensor is None else self.tensor.shape[self.dim])
+
+    def append(self, piece: Tensor) -> None:
+        """Add the next tokens."""
+        self.tensor = piece if self.tensor is None else torch.cat([self.tensor, piece], self.dim)
+
+    def between(self, first: int, stop: int) -> Tensor:
+        """The tokens from number ``first`` to before number ``stop``, a view."""
+        assert self.tensor is not None
+        return self.tensor.narrow(self.dim, first - self.start, stop - first)
+
+    def drop(self, first: int) -> None:
+        """Keep the tokens from number ``first`` on, in memory of their own."""
+        if self.tensor is not None and first > self.start:
+            self.tensor = self.between(first, self.stop).clone()
+            self.start = first
+
+    def load(self, tensor: Tensor | None, start: int) -> None:
+        """Replace the tokens."""
+        self.tensor, self.start = tensor, start
