@@ -24,7 +24,10 @@ from transformers import PreTrainedConfig
 from hf_longattn import errors
 from hf_longattn import private_apis as apis
 
-TABLES = ("tokenizer_overrides", "awq_scales", "response_templates", "standalone_encoders", "prompt_adapters", "expert_adapters")
+TABLES = (
+    *("tokenizer_overrides", "awq_scales", "response_templates", "standalone_encoders", "prompt_adapters", "expert_adapters"),
+    *("feature_inputs", "logits_inputs"),
+)
 """Tables by model type."""
 INSTANCES = (
     *("has_hooks", "attention_implementation", "parameter_dict", "tied_weights", "set_implementation", "target_modules"),

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+DOCSTRING_OF_SOUND = """{base} with the mechanisms of ``config.long_attention``.
+
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
+the attention of {base} instead.
+"""
 DOCSTRING = """{base} with the mechanisms of ``config.long_attention``.
 
 ``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
@@ -43,13 +48,18 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     from .attach.weights import inherit_renaming, register_loading
+    from .audio import LongAudioMixin, LongAudioModelMixin
     from .grids import LongGridMixin, LongGridModelMixin
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
 
     package = importlib.import_module(family.base_package)
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
     parts = family.stacks or family.inner  # which run instead of the base model
-    usual, base_mixin = (LongAttentionMixin, LongBaseModelMixin) if family.grid is None else (LongGridMixin, LongGridModelMixin)
+    usual, base_mixin = LongAttentionMixin, LongBaseModelMixin
+    if family.grid is not None:
+        usual, base_mixin = LongGridMixin, LongGridModelMixin
+    elif family.audio is not None:
+        usual, base_mixin = LongAudioMixin, LongAudioModelMixin
     mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.bodies), base_mixin)
     of_stacks = (LongBaseModelMixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
@@ -84,7 +94,9 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers looks for the latter among the direct bases
     namespace: dict[str, Any] = {
         "__module__": family.module,
-        "__doc__": DOCSTRING.format(base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""),
+        "__doc__": (DOCSTRING if family.audio is None else DOCSTRING_OF_SOUND).format(
+            base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""
+        ),
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,

@@ -120,7 +120,7 @@ class LongAttentionMixin(_Base):
         missing = set() if missing_keys is None else missing_keys
         initialised = missing & set(shared_parameters(self).values())
         missing -= initialised
-        super().tie_weights(missing_keys, recompute_mapping)
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)  # by name: Wav2Vec2ForCTC takes no others
         missing |= initialised
 
     def after_class_swap(self) -> None:
@@ -363,14 +363,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         Raises:
             MaskError, LengthError: one sentence each.
         """
-        if arguments.get("global_attention_mask") is not None and self.runs_mechanisms:
-            length = arguments["global_attention_mask"].shape[-1]
-            if not any(mechanism.takes_globals or mechanism.covers(length) for mechanism in with_members(layer_mechanisms(self))):
-                raise MaskError(
-                    "global_attention_mask was given, but no layer of this model takes global tokens "
-                    f"(its mechanism is {self.config.long_attention.mechanism!r}); "
-                    "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
-                )
+        self.check_globals(arguments)
         if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
             self.rule_out_packing(arguments)
         if self.runs_mechanisms:
@@ -381,6 +374,17 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             )
         if self.position_table is not None and (self.recursion is None or not self.runs_mechanisms):
             check_length(self.position_table, self.config, arguments)
+
+    def check_globals(self, arguments: dict[str, Any]) -> None:
+        """Raise :class:`MaskError` for a ``global_attention_mask`` that no layer takes."""
+        if arguments.get("global_attention_mask") is not None and self.runs_mechanisms:
+            length = arguments["global_attention_mask"].shape[-1]
+            if not any(mechanism.takes_globals or mechanism.covers(length) for mechanism in with_members(layer_mechanisms(self))):
+                raise MaskError(
+                    "global_attention_mask was given, but no layer of this model takes global tokens "
+                    f"(its mechanism is {self.config.long_attention.mechanism!r}); "
+                    "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
+                )
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """The ``position_ids`` ``(B, N)`` that the model gives the tokens of a call without them."""
@@ -442,8 +446,7 @@ class LongStackMixin(LongDecoderMixin):
 
 def with_long_arguments(base_forward: Any) -> Any:
     """``base_forward`` with our arguments in its signature, since Trainer drops columns that it does not find there."""
-    signature = inspect.signature(base_forward)
-    names = [name for name in signature.parameters if name != "self"]
+    names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
     @functools.wraps(base_forward)
     def forward(
@@ -470,9 +473,14 @@ def with_long_arguments(base_forward: Any) -> Any:
         outputs = self._run(base_forward, arguments)
         return with_auxiliary_loss(self, outputs, arguments) if self.training and self.runs_mechanisms else outputs
 
-    parameters = list(signature.parameters.values())
+    return with_keywords_of(forward, base_forward)
+
+
+def with_keywords_of(forward: Any, base_forward: Any) -> Any:
+    """``forward`` whose signature is that of ``base_forward`` with its own keyword arguments."""
+    parameters = list(inspect.signature(base_forward).parameters.values())
     long_parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()
     added = [parameter for parameter in long_parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
-    forward.__signature__ = signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])  # type: ignore[attr-defined]
+    forward.__signature__ = inspect.signature(base_forward).replace(parameters=[*parameters[:last], *added, *parameters[last:]])
     return forward

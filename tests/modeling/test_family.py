@@ -22,7 +22,9 @@ def test_the_families() -> None:
         assert family.base_model_type == name
         assert family.config_class.model_type == f"long_{name}"
         assert family.module == f"hf_longattn.families.{name.replace('-', '_')}"
-        assert [bool(family.position_tables), family.rope, family.relative, family.grid is not None].count(True) == 1
+        assert [bool(family.position_tables), family.rope, family.relative, family.grid is not None, family.audio is not None].count(
+            True
+        ) == 1
 
 
 def test_every_head_of_the_base_is_there() -> None:

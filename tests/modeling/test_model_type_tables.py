@@ -32,6 +32,8 @@ ENTERED = {
     "transformers/cli/serving/utils.py": "transformers.cli.serving.utils",
     "transformers/integrations/awq.py": "transformers.integrations.awq",
     "transformers/models/auto/auto_mappings.py": "transformers.models.auto.configuration_auto",
+    "transformers/models/auto/feature_extraction_auto.py": "transformers.models.auto.feature_extraction_auto",
+    "transformers/models/auto/processing_auto.py": "transformers.models.auto.processing_auto",
     "transformers/models/auto/image_processing_auto.py": "transformers.models.auto.image_processing_auto",
     "transformers/models/auto/modeling_auto.py": "transformers.models.auto.modeling_auto",
     "transformers/models/auto/tokenization_auto.py": "transformers.models.auto.tokenization_auto",
@@ -116,6 +118,8 @@ BUT = {
     ("transformers.models.auto.modeling_auto", "MODEL_FOR_DECISION_MAPPING_NAMES"): {"qwen2"},
     ("transformers.models.auto.configuration_auto", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME"): set(FAMILIES),
     ("transformers.models.auto.image_processing_auto", "MISSING_IMAGE_PROCESSOR_MAPPING_NAMES"): set(FAMILIES),
+    ("transformers.models.auto.feature_extraction_auto", "MISSING_FEATURE_EXTRACTOR_MAPPING_NAMES"): set(FAMILIES),
+    ("transformers.models.auto.processing_auto", "MISSING_PROCESSOR_MAPPING_NAMES"): set(FAMILIES),
 }
 """(module, table) -> bases whose Long types need not be there: GPT-2, which peft asks for by name; architectures that model types are
 mapped to; a head of another model; transformers' own packages; names that are entered into the table next to them."""

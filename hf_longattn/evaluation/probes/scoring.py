@@ -257,6 +257,8 @@ def head_of(model: Any) -> str:
             f"A {name} reads pictures, and probes ask what lies where in a text; to measure how far its patches depend on one another, "
             "type longattn probe MODEL photo.jpg."
         )
+    if family is not None and family.audio is not None:
+        raise LongAttentionError(f"A {name} reads sound, and probes ask what lies where in a text; give a checkpoint that reads text.")
     raise LongAttentionError(
         f"A {name} has no head that a probe can ask; give a checkpoint with a language-model or question-answering head "
         "(…ForCausalLM, …ForMaskedLM, …ForConditionalGeneration or …ForQuestionAnswering)."

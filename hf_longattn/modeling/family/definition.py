@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from ...configuration import LongAttentionConfig
+    from .audio_rule import AudioRule
     from .grid_rule import GridRule
 
 MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
@@ -147,7 +148,8 @@ class Family:
     sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models.
     bodies: model classes of the base that hold its embeddings and layers themselves, besides the base model (``Dinov2Backbone``).
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
-    grid: how the tokens of an input lie on a grid, in a family that does not read text.
+    grid: how the tokens of an input lie on a grid, in a family that reads pictures.
+    audio: how sound becomes frames, in a family that reads sound.
     base_classes: imports the base's model classes by name, where transformers' cannot be built with what can be installed; each is a
         subclass of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention with a config, where that is not full attention.
@@ -167,6 +169,7 @@ class Family:
     bodies: tuple[str, ...] = ()
     mixin: type | None = None
     grid: GridRule | None = None
+    audio: AudioRule | None = None
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
     item_losses: tuple[str, ...] = ()
@@ -232,6 +235,11 @@ class Family:
         names = self.classes or dir(importlib.import_module(self.base_package))
         prefix = long_prefix(self.base_model_type)
         return {name: f"{prefix}{name}" for name in names if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the input is the tokens of a text, rather than a picture or sound."""
+        return self.grid is None and self.audio is None
 
     @property
     def two_stacks(self) -> bool:

@@ -62,6 +62,22 @@ def register_image_processors() -> None:
         _enter(table, long=False)
 
 
+def register_feature_extractors() -> None:
+    """``AutoFeatureExtractor`` loads the feature extractor of the base for a Long model, where the files do not name one."""
+    from transformers.models.auto import feature_extraction_auto
+
+    for table in lazy_mappings(feature_extraction_auto):
+        _enter(table, long=False)
+
+
+def register_processors() -> None:
+    """``AutoProcessor`` loads the processor of the base for a Long model, where the files do not name one."""
+    from transformers.models.auto import processing_auto
+
+    for table in lazy_mappings(processing_auto):
+        _enter(table, long=False)
+
+
 def _families() -> ModuleType:
     """The module with every ``Long…`` name."""
     return importlib.import_module(f"{PACKAGE}.families")
@@ -120,11 +136,14 @@ def register_response_templates() -> None:
 
 
 def register_standalone_encoders() -> None:
-    """sentence-transformers loads the encoder of a Long encoder-decoder by its Long class.
+    """sentence-transformers loads the encoder of a Long encoder-decoder by its Long class, and reads a Long model of sound as its base.
 
     It takes the first entry whose config class fits, which would be the base's, with full attention.
     """
-    table = model_type_table("standalone_encoders", sys.modules["sentence_transformers.base.modules.transformer"]) or []
+    transformer = sys.modules["sentence_transformers.base.modules.transformer"]
+    for name in ("feature_inputs", "logits_inputs"):
+        _enter_types(model_type_table(name, transformer))
+    table = model_type_table("standalone_encoders", transformer) or []
     for config_class, _, name in list(table):
         for base in family_names([config_class.model_type]):
             family = FAMILIES[base]
@@ -144,6 +163,8 @@ TABLES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.modeling_auto": register_models,
     "transformers.models.auto.tokenization_auto": register_tokenizers,
     "transformers.models.auto.image_processing_auto": register_image_processors,
+    "transformers.models.auto.feature_extraction_auto": register_feature_extractors,
+    "transformers.models.auto.processing_auto": register_processors,
     "transformers.modeling_utils": register_attention,
     "transformers.integrations.awq": register_awq,
     "transformers.cli.serving.utils": register_response_templates,

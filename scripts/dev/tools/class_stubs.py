@@ -139,7 +139,7 @@ def config_stub(family: Family) -> tuple[str, set[tuple[str, str]]]:
 
 def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
     model = family.model_class(name)
-    ours = [parent for parent in model.__bases__ if parent.__module__ == "hf_longattn.modeling.mixin"]
+    ours = [parent for parent in model.__bases__ if parent.__module__.startswith("hf_longattn.modeling.")]
     base = next(parent for parent in model.__mro__ if parent.__module__.startswith("transformers.models."))
     signature = inspect.signature(model.forward)
     base_arguments = {
@@ -149,10 +149,11 @@ def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
         if name not in ("self", *LONG_ARGUMENTS) and parameter.kind is not parameter.VAR_KEYWORD
     }
     passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    keywords = {**LONG_ARGUMENTS, **({name: kind for name, kind in ANY_FORWARD.items() if name not in base_arguments} if passes_on else {})}
+    long_arguments = {name: kind for name, kind in LONG_ARGUMENTS.items() if name in signature.parameters}
+    keywords = {**long_arguments, **({name: kind for name, kind in ANY_FORWARD.items() if name not in base_arguments} if passes_on else {})}
     arguments = [
         *(f"{name}: {rest}" for name, rest in base_arguments.items()),
-        "*",
+        *(["*"] if keywords else []),
         *(f"{name}: {kind} = None" for name, kind in keywords.items()),
     ]
     output, needed = output_class(signature.return_annotation, base)
@@ -166,7 +167,11 @@ def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
         f"    def forward(self, {', '.join(arguments)}) -> {output}: ...",
         "    __call__ = forward",
     ]
-    return "\n".join(lines) + "\n", {(base.__module__, base.__name__), *needed, *(("..modeling.mixin", parent.__name__) for parent in ours)}
+    return "\n".join(lines) + "\n", {
+        (base.__module__, base.__name__),
+        *needed,
+        *((parent.__module__.replace("hf_longattn", ".", 1), parent.__name__) for parent in ours),
+    }
 
 
 def docstring(documented: Any) -> str:

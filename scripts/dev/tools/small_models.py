@@ -59,7 +59,7 @@ NAMES = {
     "routed": ("num_experts_per_tok",),
 }
 """Size -> the fields of configs that hold it."""
-TEXT_FAMILIES = {base: family for base, family in FAMILIES.items() if family.grid is None}
+TEXT_FAMILIES = {base: family for base, family in FAMILIES.items() if family.reads_text}
 """The families whose input is tokens of a text, by their base."""
 PICTURE_NAMES = {
     "decoder_hidden_size": "width",
@@ -73,6 +73,16 @@ PICTURES: dict[str, Any] = {
     "layer_scale_init_value": 0.5, "layerscale_value": 0.5, "num_register_tokens": 3,
 }  # fmt: skip
 """What models of pictures have whose defaults would leave a part out, or let it hardly show."""
+SOUNDS: dict[str, Any] = {
+    "feat_extract_norm": "layer", "num_labels": 5, "classifier_proj_size": 8, "num_codevector_groups": 2, "codevector_dim": 16,
+    "proj_codevector_dim": 16, "xvector_output_dim": 8, "tdnn_dim": [16, 16, 16], "tdnn_kernel": [5, 3, 1], "tdnn_dilation": [1, 2, 1],
+    "num_conv_pos_embedding_groups": 4, "num_codevectors_per_group": 8, "num_clusters": 8, "num_ctc_classes": 8,
+    "mask_time_prob": 0.0, "apply_spec_augment": False, "ctc_zero_infinity": True,
+    **dict.fromkeys(
+        ("layerdrop", "hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout"), 0.0
+    ),
+}  # fmt: skip
+"""What small models of sound have: no chance, and sizes that fit their width."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
 """Endings of the classes that predict tokens, the one first that an architecture is known for."""
 
@@ -138,3 +148,20 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
         sizes |= {"residual_block_indices": [shape.layers - 1]}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})
+
+
+def small_audio_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
+    """The config of a base that reads sound, in which a frame takes 400 samples and the next one starts 320 later, as in the large models,
+    without dropout; every frame is computed from its own samples alone.
+
+    Args:
+        values: values of further fields, of which those are taken that the architecture has.
+    """
+    fields = CONFIG_MAPPING[base]().to_dict()
+    named = {name: size for size, names in NAMES.items() for name in names}
+    sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
+    if "conv_dim" in fields:
+        sizes["conv_dim"] = [shape.half] * len(fields["conv_dim"])
+    sizes |= {"vocab_size": shape.vocabulary, "num_feat_extract_layers": len(fields.get("conv_dim", ()))}
+    known = {**fields, "num_labels": 0}
+    return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **SOUNDS, **values}.items() if name in known})

@@ -1,0 +1,31 @@
+"""LongData2VecAudio: data2vec for speech (Baevski et al. 2022), sound through convolutions to frames of 20 ms, positions by
+several convolutions over them."""
+
+from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, adapted
+from ..modeling.family.definition import Family
+
+
+class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
+    """Data2VecAudioConfig with ``long_attention``."""
+
+    model_type = "long_data2vec-audio"
+
+
+FAMILY = Family(
+    LongData2VecAudioConfig,
+    package="data2vec",
+    classes=(
+        "Data2VecAudioForAudioFrameClassification",
+        "Data2VecAudioForCTC",
+        "Data2VecAudioForSequenceClassification",
+        "Data2VecAudioForXVector",
+        "Data2VecAudioModel",
+    ),
+    audio=AudioRule(outputs=adapted),
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

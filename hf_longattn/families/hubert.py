@@ -1,0 +1,19 @@
+"""LongHubert: HuBERT (Hsu et al. 2021), sound through convolutions to frames of 20 ms, positions by a convolution over them."""
+
+from transformers.models.hubert.configuration_hubert import HubertConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, normalised_over_time
+from ..modeling.family.definition import Family
+
+
+class LongHubertConfig(LongAudioConfig, HubertConfig):
+    """HubertConfig with ``long_attention``."""
+
+    model_type = "long_hubert"
+
+
+FAMILY = Family(LongHubertConfig, audio=AudioRule(why_chunks_differ=normalised_over_time, hands_keywords_down=False))
+
+__getattr__ = lazy_classes(FAMILY, globals())

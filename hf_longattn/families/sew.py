@@ -1,0 +1,27 @@
+"""LongSEW: Squeezed and Efficient Wav2vec (Wu et al. 2021), attention on every second frame of 20 ms."""
+
+from typing import Any
+
+from transformers.models.sew.configuration_sew import SEWConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, convolved, normalised_over_time
+from ..modeling.family.definition import Family
+
+
+class LongSEWConfig(LongAudioConfig, SEWConfig):
+    """SEWConfig with ``long_attention``."""
+
+    model_type = "long_sew"
+    context_frames = 256
+
+
+def squeezed(config: Any, length: int) -> int:
+    """The frames on which the layers run: means of ``config.squeeze_factor`` frames of the convolutions."""
+    return convolved(config, length) // config.squeeze_factor
+
+
+FAMILY = Family(LongSEWConfig, audio=AudioRule(frames=squeezed, outputs=convolved, why_chunks_differ=normalised_over_time))
+
+__getattr__ = lazy_classes(FAMILY, globals())

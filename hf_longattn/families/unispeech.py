@@ -1,0 +1,19 @@
+"""LongUniSpeech: UniSpeech (Wang et al. 2021), wav2vec 2.0 pre-trained with transcripts as well."""
+
+from transformers.models.unispeech.configuration_unispeech import UniSpeechConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, adapted, normalised_over_time
+from ..modeling.family.definition import Family
+
+
+class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):
+    """UniSpeechConfig with ``long_attention``."""
+
+    model_type = "long_unispeech"
+
+
+FAMILY = Family(LongUniSpeechConfig, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time))
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,19 @@
+"""LongUniSpeechSat: UniSpeech-SAT (Chen et al. 2021), HuBERT pre-trained to tell speakers apart."""
+
+from transformers.models.unispeech_sat.configuration_unispeech_sat import UniSpeechSatConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, adapted, normalised_over_time
+from ..modeling.family.definition import Family
+
+
+class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
+    """UniSpeechSatConfig with ``long_attention``."""
+
+    model_type = "long_unispeech-sat"
+
+
+FAMILY = Family(LongUniSpeechSatConfig, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time))
+
+__getattr__ = lazy_classes(FAMILY, globals())

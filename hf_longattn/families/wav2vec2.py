@@ -1,0 +1,19 @@
+"""LongWav2Vec2: wav2vec 2.0 (Baevski et al. 2020), sound through convolutions to frames of 20 ms, positions by a convolution over them."""
+
+from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, adapted, normalised_over_time
+from ..modeling.family.definition import Family
+
+
+class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config):
+    """Wav2Vec2Config with ``long_attention``."""
+
+    model_type = "long_wav2vec2"
+
+
+FAMILY = Family(LongWav2Vec2Config, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time))
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,65 @@
+"""What a Long model class of sound adds to its base: checks of the input, and global frames."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..backend import COLLECT_WEIGHTS
+from ..engines.common.batch import in_graph
+from ..errors import MaskError
+from .family.audio_rule import AudioRule
+from .mixin import LongAttentionMixin, LongBaseModelMixin, with_keywords_of
+from .run.losses import with_auxiliary_loss
+
+GLOBAL_MASK = "global_attention_mask"
+TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
+"""Arguments of Long models of texts, which a base of sound would take among others and leave unread."""
+
+
+class LongAudioMixin(LongAttentionMixin):
+    """Comes before the base's model class and makes it a Long class of sound."""
+
+    @staticmethod
+    def with_arguments(base_forward: Any) -> Any:
+        """``base_forward`` with its arguments by name, and ``global_attention_mask (B, frames)``."""
+        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+
+        @functools.wraps(base_forward)
+        def forward(self: Any, *args: Any, global_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+            for name in TEXT_ARGUMENTS:
+                if kwargs.pop(name, None) is not None:
+                    raise MaskError(f"{name} is for texts, but {type(self).__name__} reads {self.main_input_name}; leave {name} out.")
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            if global_attention_mask is not None:
+                if not self.family.audio.hands_keywords_down:
+                    raise MaskError(
+                        f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global frames by "
+                        "the mechanism's option, for example global_tokens=0."
+                    )
+                arguments[GLOBAL_MASK] = global_attention_mask
+            outputs = self._run(base_forward, arguments)
+            return with_auxiliary_loss(self, outputs, arguments) if self.training and self.runs_mechanisms else outputs
+
+        return with_keywords_of(forward, base_forward)
+
+
+class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
+    """Comes before the base model: checks its input, and asks its attention modules for weights."""
+
+    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        rule: AudioRule = self.family.audio  # type: ignore[assignment]
+        rule.check(self.config, arguments, values=not in_graph())
+        if (sound := arguments.get(rule.input)) is not None:
+            arguments[rule.input] = sound.to(self.dtype)  # as a feature extractor makes it, in fp32
+        if not self.runs_mechanisms:
+            arguments.pop(GLOBAL_MASK, None)
+            return base_forward(self, **arguments)
+        self.check_globals(arguments)
+        if rule.hands_keywords_down and self._collects_attentions(arguments):
+            arguments[COLLECT_WEIGHTS] = True
+        return base_forward(self, **arguments)

@@ -1,0 +1,64 @@
+"""The config of a Long model whose input is sound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...configuration import LongAttentionConfig
+from ...errors import OptionError
+from ...mechanisms.common.registry import prototype
+from ...options import ORDER
+from .config import LongEncoderConfig
+
+
+class LongAudioConfig(LongEncoderConfig):
+    """Comes before the base's config class: ``class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config)``.
+
+    long_attention: as in a text model; by default a ``window`` of :attr:`context_frames` on each side.
+    long_audio_seconds: duration of the sound for which the model was converted. Longer ones are read as well, as far as the model has
+        positions.
+    """
+
+    default_mechanism = "window"
+    context_frames: ClassVar[int] = 512
+    """Frames that a frame sees on each side by default: 10.24 s, as NeMo's ``att_context_size=[128, 128]`` of 80 ms each."""
+
+    if TYPE_CHECKING:
+        long_audio_seconds: float | None
+    else:
+        long_audio_seconds = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        seconds = kwargs.pop("long_audio_seconds", None)
+        if seconds is not None and not (isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0):
+            raise OptionError(f"long_audio_seconds is {seconds!r}, but must be a number of seconds above 0, for example 600.")
+        self.long_audio_seconds = seconds
+        super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "long_attention":
+            for layer in range(self.num_hidden_layers):
+                refuse_reading(*self.long_attention.for_layer(layer))
+
+    @classmethod
+    def default_attention(cls) -> LongAttentionConfig:
+        return LongAttentionConfig("window", left=cls.context_frames, right=cls.context_frames)
+
+
+def refuse_reading(mechanism: str, options: dict[str, Any]) -> None:
+    """Raise :class:`OptionError` for a mechanism that needs what sound has not: segments with a memory, tokens with ids, or a grid."""
+    built = prototype(mechanism, options)
+    instead = "choose for example 'window', or 'chunked' for what is computed chunk by chunk."
+    if built.recursion is not None or built.remembers:
+        raise OptionError(
+            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but frames of a sound "
+            f"see what comes after them; {instead}"
+        )
+    if built.needs_grid or options.get(ORDER) is not None:
+        raise OptionError(f"Mechanism {mechanism!r} with these options reads a picture's patches, but a sound is one line; {instead}")
+    if built.token_rule is not None:
+        raise OptionError(
+            f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have none; name them by "
+            "position, for example with global_tokens=0."
+        )

@@ -1,0 +1,168 @@
+"""How sound becomes the tokens of a model's layers, which are frames: a stretch of samples, or of rows of a spectrogram, each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import AudioError, MaskError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASK = "attention_mask"
+"""The argument of ``forward`` with 1 for every sample, or row of features, that is not padding."""
+
+
+def convolved(config: Any, length: int) -> int:
+    """The frames of ``length`` samples after the convolutions without padding of ``config.conv_kernel`` and ``config.conv_stride``."""
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        length = (length - kernel) // stride + 1
+    return length
+
+
+def adapted(config: Any, length: int) -> int:
+    """The rows of the last hidden state for ``length`` samples: frames, fewer after Wav2Vec2's adapter."""
+    frames = convolved(config, length)
+    for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
+        frames = (frames - 1) // config.adapter_stride + 1
+    return frames
+
+
+def normalised_over_time(config: Any) -> str:
+    """What a feature encoder with a norm over the whole sound does; empty with a norm over the channels of each frame."""
+    if config.feat_extract_norm != "group":
+        return ""
+    return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
+
+
+@dataclass(frozen=True)
+class AudioRule:
+    """The sound that a model reads, and the frames on which its attention runs.
+
+    input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``; ``N`` is called its length.
+    rate: samples, or rows of features, in a second.
+    sampling_rate: samples in a second of the recording from which a feature extractor makes the input.
+    features: the number of features of a row with a config; ``None`` for samples.
+    frames: ``(config, length) -> frames``, the tokens of the layers with attention, at most; at least one is computed.
+    outputs: ``(config, length) ->`` rows of the last hidden state, where they are not one for each frame.
+    longest: the most frames for which the model has positions with a config; ``None`` where nothing limits them.
+    why_chunks_differ: why the frames of a chunk have other features alone than in the whole sound before any attention; empty where they
+        have the same, but for the convolutions at its ends.
+    hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
+    """
+
+    input: str = "input_values"
+    rate: int = 16_000
+    sampling_rate: int = 16_000
+    features: Callable[[Any], int] | None = None
+    frames: Callable[[Any, int], int] = convolved
+    outputs: Callable[[Any, int], int] | None = None
+    longest: Callable[[Any], int | None] = lambda config: None
+    why_chunks_differ: Callable[[Any], str] = lambda config: ""
+    hands_keywords_down: bool = True
+
+    @property
+    def unit(self) -> str:
+        """What the input is counted in."""
+        return "samples" if self.features is None else "rows of features"
+
+    def layers(self, config: Any) -> int:
+        """The number of layers with attention."""
+        return int(config.num_hidden_layers)
+
+    def length(self, seconds: float) -> int:
+        """The length of an input of this many seconds."""
+        return round(seconds * self.rate)
+
+    def seconds(self, length: int) -> float:
+        """The duration of an input of this length."""
+        return length / self.rate
+
+    def output_rows(self, config: Any, length: int) -> int:
+        """The rows of the last hidden state for an input of this length."""
+        return (self.frames if self.outputs is None else self.outputs)(config, length)
+
+    def length_of(self, config: Any, frames: int) -> int:
+        """The shortest input with so many frames."""
+        low, high = 0, 1
+        while self.frames(config, high) < frames:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.frames(config, middle) >= frames else (middle, high)
+        return high
+
+    def frames_per_second(self, config: Any) -> float:
+        """The frames of a second of sound, in a long one."""
+        hour = self.length(3600)
+        return self.frames(config, hour) / self.seconds(hour)
+
+    def seeded(self, config: Any, seconds: float) -> Tensor:
+        """An input of this many seconds, the same at every call: normal random numbers ``(1, N)``, or ``(1, N, F)``."""
+        import torch
+
+        length = max(self.length(seconds), self.length_of(config, 1))
+        shape = (length,) if self.features is None else (length, self.features(config))
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+
+    def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
+        """The arguments of ``forward`` for ``sound (B, N, …)``, the sound first; with a mask where ``lengths`` of the rows are given."""
+        import torch
+
+        if lengths is None:
+            return {self.input: sound}
+        return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
+
+    def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
+        """Raise for an input that the model cannot read, or of which it would take padding for sound.
+
+        Args:
+            values: whether the values of a mask are known (not in a graph).
+
+        Raises:
+            AudioError: a wrong shape or type, or a sound too short for one frame, or too long for the positions.
+            MaskError: a mask that does not fit, or with padding before the sound.
+        """
+        sound = arguments.get(self.input)
+        if sound is None:
+            return
+        axes = "(batch, samples)" if self.features is None else "(batch, rows, features)"
+        if sound.dim() != (2 if self.features is None else 3):
+            raise AudioError(f"{self.input} has shape {tuple(sound.shape)}, but must be {axes}; mix stereo down to one channel.")
+        if not sound.is_floating_point():
+            raise AudioError(
+                f"{self.input} are {str(sound.dtype).removeprefix('torch.')} numbers; give floats as the model's feature extractor does."
+            )
+        length, least = sound.shape[1], self.length_of(config, 1)
+        if length < least:
+            raise AudioError(
+                f"The sound has {length} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a longer sound, or "
+                "pad it with zeros."
+            )
+        longest = self.longest(config)
+        if longest is not None and self.frames(config, length) > longest:
+            most = self.seconds(self.length_of(config, longest + 1) - 1)
+            raise AudioError(
+                f"The sound takes {self.seconds(length):,.1f} seconds, but the model has positions for {most:,.1f}; convert the checkpoint "
+                "for a longer --audio-seconds, or cut the sound."
+            )
+        mask = arguments.get(MASK)
+        if mask is None:
+            return
+        if mask.shape != sound.shape[:2]:
+            raise MaskError(
+                f"{MASK} has shape {tuple(mask.shape)}, but must be (batch, {self.unit}) = {tuple(sound.shape[:2])}, with 1 for sound; "
+                "take it from the feature extractor with return_attention_mask=True."
+            )
+        if not values:
+            return
+        real = mask != 0
+        if bool((real[:, 1:] > real[:, :-1]).any()):
+            raise MaskError(f'{MASK} has padding before sound, but padding must come after it; pad with padding_side="right".')
+        if bool((shortest := real.sum(1).min()) < least):
+            raise AudioError(
+                f"A sound of the batch has {int(shortest)} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); leave it "
+                "out, or pad it with zeros and a mask of 1."
+            )

@@ -1,0 +1,68 @@
+"""Small models of sound and their inputs, for the tests of every family that reads sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
+from scripts.dev.tools.small_models import Shape, small_audio_config
+from tests.modeling.grid_models import base_model, seeing, tensors
+
+__all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model", "saved", "seeing", "small_model", "tensors"]
+
+BASES = [name for name in FAMILIES if FAMILIES[name].audio is not None]
+HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
+SHAPE = Shape(layers=2, inner=64)
+SECONDS = (1.2, 0.7)
+"""Duration of each sound of a batch, the longest first."""
+
+
+def small_model(base: str, head: str, **values: Any) -> Any:
+    """A small model of the base in whose outputs attention shows."""
+    torch.manual_seed(0)
+    model: Any = FAMILIES[base].base_class(head)(small_audio_config(base, SHAPE, **values)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2 and parameter.requires_grad:
+                parameter.mul_(4)
+    return model
+
+
+def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
+    """:func:`small_model`, saved in ``folder``."""
+    model = small_model(base, head, **values)
+    model.save_pretrained(folder)
+    return model
+
+
+def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
+    return FAMILIES[base].model_class(head).from_pretrained(folder, **config).eval()
+
+
+def inputs_of(base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Sounds of these durations as one batch with padding after the shorter ones, and its mask where they differ."""
+    rule: Any = FAMILIES[base].audio
+    lengths = [rule.length(duration) for duration in seconds]
+    features = () if rule.features is None else (rule.features(small_audio_config(base, SHAPE)),)
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randn(length, *features, generator=generator, dtype=dtype) for length in lengths]
+    return rule.arguments(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths if len({*lengths}) > 1 else None)
+
+
+def frames_of(base: str, seconds: float) -> int:
+    """The frames on which the layers of a small model run."""
+    rule: Any = FAMILIES[base].audio
+    return rule.frames(small_audio_config(base, SHAPE), rule.length(seconds))
+
+
+def defined(model: Any, frames: int) -> list[Tensor]:
+    """What every layer of a Long model sees, ``(frames, frames)`` bool each."""
+    index = torch.arange(frames)
+    zero = torch.zeros((), dtype=torch.long)
+    masks = [mechanism.mask_mod(False, None)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model)]
+    return [torch.as_tensor(mask).broadcast_to(frames, frames) for mask in masks]

@@ -1,0 +1,307 @@
+"""Long models of sound: equal to their base with full attention, equal to the base under their definition as a dense mask, and linear."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.auto import modeling_auto
+
+from hf_longattn.errors import AudioError, MaskError, OptionError
+from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.audio import TEXT_ARGUMENTS
+from tests.grids import grid
+from tests.modeling.audio_models import (
+    BASES,
+    HEADS,
+    SECONDS,
+    base_model,
+    defined,
+    frames_of,
+    inputs_of,
+    long_model,
+    saved,
+    seeing,
+    tensors,
+)
+from tests.modeling.test_grid_models import always_tuple, auto_classes
+
+BAND = {"mechanism": "window", "left": 9, "right": 4}
+MECHANISMS = (
+    BAND,
+    {"mechanism": "longformer", "window": 8, "global_tokens": "none"},
+    {"mechanism": "chunked", "chunk_size": 8, "left_chunks": 1},
+)
+QUICK_HEADS = grid(HEADS, lambda base, head: base == "wav2vec2" or head == base_model(base))
+NOISY = "ForPreTraining"
+"""The ending of heads that draw random numbers in every call."""
+
+
+def real(base: str, model: Any, output: Tensor, rows: tuple[float, ...] = SECONDS) -> list[Tensor]:
+    """The rows of an output by frames without those of padding; an output by sounds as it is."""
+    rule: Any = FAMILIES[base].audio
+    counts = [rule.output_rows(model.config, rule.length(seconds)) for seconds in rows]
+    if output.dim() < 2 or output.shape[1] != counts[0]:
+        return [output]
+    return [row[:count] for row, count in zip(output, counts, strict=True)]
+
+
+@pytest.mark.parametrize(("base", "head"), QUICK_HEADS)
+@torch.no_grad()
+def test_full_attention_is_the_base(base: str, head: str, tmp_path: Path) -> None:
+    plain = saved(base, head, tmp_path)
+    model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"})
+    inputs = inputs_of(base)
+    outputs = []
+    for each in (plain, model):
+        torch.manual_seed(0)
+        outputs.append(tensors(each(**inputs)))
+    for of_base, of_long in zip(*outputs, strict=True):
+        for row, expected in zip(real(base, model, of_long), real(base, model, of_base), strict=True):
+            torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
+@pytest.mark.parametrize("base", BASES)
+def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
+    """Outputs and gradients of every parameter, in float64, with a padded batch."""
+    head = base_model(base)
+    plain = saved(base, head, tmp_path).double()
+    model = long_model(base, head, tmp_path, long_attention=mechanism).double()
+    inputs = inputs_of(base, dtype=torch.float64)
+    with seeing(plain, *defined(model, frames_of(base, SECONDS[0]))):
+        expected = real(base, model, plain(**inputs).last_hidden_state)
+    states = real(base, model, model(**inputs).last_hidden_state)
+    for row, of_base in zip(states, expected, strict=True):
+        torch.testing.assert_close(row, of_base, rtol=1e-9, atol=1e-9)
+    for rows in (states, expected):
+        sum(row.square().mean() for row in rows).backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, rtol=1e-7, atol=1e-9, msg=name)
+    with torch.no_grad():
+        full = real(base, model, plain(**inputs).last_hidden_state)
+    assert (full[0] - expected[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("base", [base for base in BASES if base != "data2vec-audio"])  # whose base convolves padding into sound
+@torch.no_grad()
+def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> None:
+    saved(base, base_model(base), tmp_path)
+    model = long_model(base, base_model(base), tmp_path, long_attention=BAND).double()
+    inputs, rule = inputs_of(base, dtype=torch.float64), FAMILIES[base].audio
+    together = real(base, model, model(**inputs).last_hidden_state)
+    for row, (states, seconds) in enumerate(zip(together, SECONDS, strict=True)):
+        alone = model(inputs[rule.input][row : row + 1, : rule.length(seconds)]).last_hidden_state[0]
+        torch.testing.assert_close(states[: len(alone)], alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("base", BASES)
+@torch.no_grad()
+def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) -> None:
+    """Frames farther from a changed sample than all layers and convolutions reach are unchanged, bit for bit."""
+    saved(base, base_model(base), tmp_path, num_conv_pos_embeddings=5 if base == "data2vec-audio" else 8, conv_pos_kernel_size=5)
+    model = long_model(base, base_model(base), tmp_path, long_attention={"mechanism": "window", "left": 6, "right": 2})
+    rule: Any = FAMILIES[base].audio
+    sound = rule.seeded(model.config, 4)
+    changed = sound.clone()
+    changed[:, rule.length(2)] += 100
+    moved = (model(sound).last_hidden_state != model(changed).last_hidden_state).any(-1)[0].nonzero().flatten()
+    places, rows = moved / rule.output_rows(model.config, sound.shape[1]) * 4, 1 / rule.frames_per_second(model.config)
+    assert 2 - places.min() <= (2 * 2 + 12) * rows
+    assert places.max() - 2 <= (2 * 6 + 12) * rows
+    assert places.max() - 2 > 2 - places.min()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("base", BASES)
+def test_gradient_checkpointing_changes_nothing(base: str, reentrant: bool, tmp_path: Path) -> None:
+    saved(base, base_model(base), tmp_path)
+    grads = []
+    for settings in (None, {"use_reentrant": reentrant}):
+        model = long_model(base, base_model(base), tmp_path, long_attention=BAND).train()
+        if settings is not None:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        model(**inputs_of(base)).last_hidden_state.square().mean().backward()
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, msg=name)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for value in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(value, Tensor):
+                self.elements = max(self.elements, value.untyped_storage().nbytes() // value.element_size())
+        return output
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("base", BASES)
+def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
+    """Forward and backward; twice the sound makes no tensor more than twice as large."""
+    saved(base, base_model(base), tmp_path, conv_dim=[4] * len(FAMILIES[base].config_class().conv_dim))
+    model = long_model(base, base_model(base), tmp_path, long_attention=BAND)
+    largest = []
+    for seconds in (20, 40):
+        with Largest() as mode:
+            model(**inputs_of(base, (seconds, seconds / 2) if masked else (seconds,))).last_hidden_state.sum().backward()
+        largest.append(mode.elements)
+    assert largest[1] < 2.1 * largest[0]
+    assert largest[1] < 2 * frames_of(base, 40) ** 2  # of four heads
+
+
+@pytest.mark.parametrize(("base", "head"), QUICK_HEADS)
+@torch.no_grad()
+def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
+    saved(base, head, tmp_path / "short")
+    model = long_model(base, head, tmp_path / "short", long_attention=BAND, long_audio_seconds=600)
+    model.save_pretrained(tmp_path / "long")
+    inputs = inputs_of(base)
+    torch.manual_seed(0)
+    expected = tensors(model(**inputs))
+    tables = [table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
+    names = {name for table in tables for name in always_tuple(table.get(base))}
+    automatic = auto_classes(model)
+    assert bool(automatic) == (head in names)
+    for auto_class in automatic:
+        loaded = auto_class.from_pretrained(str(tmp_path / "long")).eval()
+        assert type(loaded) is type(model)
+        assert loaded.config.long_audio_seconds == 600
+        torch.manual_seed(0)
+        for of_loaded, of_model in zip(tensors(loaded(**inputs)), expected, strict=True):
+            torch.testing.assert_close(of_loaded, of_model)
+
+
+@torch.no_grad()
+def test_global_frames(tmp_path: Path) -> None:
+    """A mask of frames, and the mechanism's own global tokens, make frames that see all others and are seen by all."""
+    saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path)
+    options = {"mechanism": "longformer", "window": 4, "global_tokens": "none"}
+    model = long_model("wav2vec2", "Wav2Vec2ForCTC", tmp_path, long_attention=options)
+    by_option = long_model("wav2vec2", "Wav2Vec2ForCTC", tmp_path, long_attention={**options, "global_tokens": [3]})
+    inputs = inputs_of("wav2vec2")
+    frames = torch.zeros(2, frames_of("wav2vec2", SECONDS[0]), dtype=torch.long)
+    frames[:, 3] = 1
+    found = model(**inputs, global_attention_mask=frames).logits
+    torch.testing.assert_close(found, by_option(**inputs).logits)
+    assert (found - model(**inputs).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("base", BASES)
+@torch.no_grad()
+def test_attentions_and_states_are_returned(base: str, tmp_path: Path) -> None:
+    saved(base, base_model(base), tmp_path)
+    model = long_model(base, base_model(base), tmp_path, long_attention=BAND)
+    frames = frames_of(base, SECONDS[0])
+    output = model(**inputs_of(base, SECONDS[:1]), output_attentions=True, output_hidden_states=True)
+    assert len(output.attentions) == model.config.num_hidden_layers
+    for weights, visible in zip(output.attentions, defined(model, frames), strict=True):
+        assert not weights[..., ~visible].any()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    assert len(output.hidden_states) == model.config.num_hidden_layers + 1
+
+
+@pytest.mark.parametrize("base", BASES)
+@torch.no_grad()
+def test_the_base_s_attention_again(base: str, tmp_path: Path) -> None:
+    plain = saved(base, base_model(base), tmp_path)
+    model = long_model(base, base_model(base), tmp_path, long_attention=BAND)
+    model.use_base_attention()
+    torch.testing.assert_close(model(**inputs_of(base)).last_hidden_state, plain(**inputs_of(base)).last_hidden_state)
+
+
+@pytest.mark.parametrize("base", ["wav2vec2", "sew"])
+def test_frames_are_counted_as_the_base_counts_them(base: str) -> None:
+    rule: Any = FAMILIES[base].audio
+    config = FAMILIES[base].config_class()
+    assert rule.frames_per_second(config) == pytest.approx(50 if base == "wav2vec2" else 25, rel=1e-4)
+    for frames in (1, 2, 50, 15_000):
+        length = rule.length_of(config, frames)
+        assert rule.frames(config, length) == frames
+        assert rule.frames(config, length - 1) < frames
+
+
+def test_the_default_is_a_window_of_ten_seconds_on_each_side() -> None:
+    for base in BASES:
+        name, options = FAMILIES[base].config_class().long_attention.for_layer(0)
+        assert name == "window"
+        assert options["left"] == options["right"]
+        rule: Any = FAMILIES[base].audio
+        assert options["left"] / rule.frames_per_second(FAMILIES[base].config_class()) == pytest.approx(10.24, rel=1e-3)
+
+
+class TestRefusals:
+    @pytest.fixture(scope="class")
+    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Any:
+        folder = tmp_path_factory.mktemp("model")
+        saved("wav2vec2", "Wav2Vec2ForCTC", folder)
+        return long_model("wav2vec2", "Wav2Vec2ForCTC", folder, long_attention=BAND)
+
+    def test_too_short(self, model: Any) -> None:
+        with pytest.raises(AudioError, match=r"has 399 samples, but a frame takes 400 \(0.025 s\)"):
+            model(torch.randn(1, 399))
+        assert model(torch.randn(1, 400)).logits.shape[1] == 1
+
+    def test_stereo(self, model: Any) -> None:
+        with pytest.raises(AudioError, match=r"shape \(1, 2, 16000\), but must be \(batch, samples\); mix stereo down to one channel"):
+            model(torch.randn(1, 2, 16_000))
+
+    def test_integers(self, model: Any) -> None:
+        with pytest.raises(AudioError, match="input_values are int16 numbers; give floats as the model's feature extractor does"):
+            model(torch.zeros(1, 16_000, dtype=torch.int16))
+
+    def test_a_mask_of_frames(self, model: Any) -> None:
+        with pytest.raises(MaskError, match=r"has shape \(1, 49\), but must be \(batch, samples\) = \(1, 16000\)"):
+            model(torch.randn(1, 16_000), attention_mask=torch.ones(1, 49))
+
+    def test_padding_before_the_sound(self, model: Any) -> None:
+        mask = torch.ones(1, 16_000)
+        mask[:, :500] = 0
+        with pytest.raises(MaskError, match='padding before sound, but padding must come after it; pad with padding_side="right"'):
+            model(torch.randn(1, 16_000), attention_mask=mask)
+
+    @pytest.mark.parametrize("samples", [0, 300])
+    def test_a_row_without_a_frame(self, model: Any, samples: int) -> None:
+        mask = torch.ones(2, 16_000)
+        mask[1, samples:] = 0
+        with pytest.raises(AudioError, match=f"sound of the batch has {samples} samples, but a frame takes 400"):
+            model(torch.randn(2, 16_000), attention_mask=mask)
+
+    @pytest.mark.parametrize("name", TEXT_ARGUMENTS)
+    def test_arguments_of_texts(self, model: Any, name: str) -> None:
+        with pytest.raises(MaskError, match=f"{name} is for texts, but LongWav2Vec2ForCTC reads input_values; leave {name} out"):
+            model(torch.randn(1, 16_000), **{name: torch.zeros(1, 49)})
+
+    def test_global_frames_that_the_base_loses(self, tmp_path: Path) -> None:
+        saved("hubert", "HubertForCTC", tmp_path)
+        model = long_model("hubert", "HubertForCTC", tmp_path, long_attention={"mechanism": "longformer"})
+        with pytest.raises(MaskError, match=r"does not hand global_attention_mask down to its layers.*global_tokens=0"):
+            model(torch.randn(1, 16_000), global_attention_mask=torch.ones(1, 49))
+
+    @pytest.mark.parametrize(
+        ("attention", "message"),
+        [
+            ({"mechanism": "recurrent_memory"}, "one segment of a text after the other.*'chunked'"),
+            ({"mechanism": "transformer_xl"}, "causal|one segment of a text after the other"),
+            ({"mechanism": "window2d"}, "reads a picture's patches, but a sound is one line; choose"),
+            ({"mechanism": "window", "order": "hilbert"}, "reads a picture's patches, but a sound is one line; choose"),
+            ({"mechanism": "longformer", "global_token_ids": [5]}, "global tokens by their ids, but frames of a sound have none"),
+        ],
+    )
+    def test_mechanisms_for_something_else(self, attention: dict[str, Any], message: str) -> None:
+        with pytest.raises(OptionError, match=message):
+            FAMILIES["wav2vec2"].config_class(long_attention=attention)
+
+    @pytest.mark.parametrize("seconds", [0, -1, "ten", True])
+    def test_a_duration_that_is_none(self, seconds: Any) -> None:
+        with pytest.raises(OptionError, match="must be a number of seconds above 0, for example 600"):
+            FAMILIES["wav2vec2"].config_class(long_audio_seconds=seconds)
