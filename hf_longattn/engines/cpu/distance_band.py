@@ -18,7 +18,7 @@ from torch import Tensor
 from ...naming import OPERATORS
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .band import Group, Item, groups, items
-from .flash import MASKED, empty_results, flash, score_gradient, token_major
+from .flash import MASKED, empty_results, flash, token_major
 
 QUERIES_PER_BLOCK, QUERIES_PER_CALL = 64, 512
 """Blocks of 64 queries are the fastest of 32 to 256 with windows of 256 keys; more queries in a call are no faster."""
@@ -42,41 +42,40 @@ class _Terms(NamedTuple):
         first = max(0, before - group.block + 1)
         return cls(group, first, min(left + right + 1, before + group.width) - first, before - first)
 
-    @property
-    def stored(self) -> int:
-        """Numbers in a stored row: the terms, and as many as there are queries that hide pairs."""
-        return self.rows + self.group.block
-
-    def new(self, p: Tensor, value: float) -> Tensor:
-        """Stored rows ``(b, H, block, stored)`` for blocks ``p (b, H, block, F)``, all ``value``."""
-        return p.new_full((*p.shape[:3], self.stored), value)
+    def new(self, like: Tensor, blocks: int, beyond: float) -> Tensor:
+        """Stored rows ``(H, blocks, block, rows + block)`` for queries ``like (H, …)``: places for the terms, and ``beyond`` in as many
+        numbers after them as there are queries."""
+        stored = like.new_empty(like.shape[0], blocks, self.group.block, self.rows + self.group.block)
+        stored[..., self.rows :] = beyond
+        return stored
 
     def table(self, rows: Tensor) -> Tensor:
         """These of ``rows (H or 1, w, F)``."""
         return rows[:, self.first : self.first + self.rows]
 
-    def masks(self, stored: Tensor) -> Tensor:
-        """The pairs ``(b, H, block, width)`` of stored rows, a view."""
-        of_block, of_head, row, _ = stored.stride()
-        return stored.as_strided((*stored.shape[:3], self.group.width), (of_block, of_head, row - 1, 1), self.skipped)
+    def add_products(self, stored: Tensor, p: Tensor, rows: Tensor) -> None:
+        """Fill the terms of stored rows by those of queries ``p (H, blocks * block, F)``."""
+        torch.bmm(p, self.table(rows).mT, out=stored.flatten(1, 2)[..., : self.rows])
 
-
-def _calls(item: Item, left: int, right: int) -> Iterator[_Terms]:
-    for group in groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK):
-        for part in group.parts(QUERIES_PER_CALL // QUERIES_PER_BLOCK):
-            yield _Terms.of(part, item.shift, left, right)
-
-
-def _mask(terms: _Terms, item: Item, p: Tensor, rows: Tensor) -> Tensor:
-    """The additive masks of the blocks ``p (b, H, block, F)`` of one call, ``(b, H, block, width)``."""
-    stored = terms.new(p, MASKED)
-    stored[..., : terms.rows].copy_(p @ terms.table(rows).transpose(-1, -2))
-    mask = terms.masks(stored)
-    return mask if item.hole is None else mask + terms.group.keys(item.hole)[:, :, None]
+    def pairs(self, stored: Tensor) -> Tensor:
+        """The pairs ``(blocks, H, block, width)`` of stored rows, a view."""
+        heads, blocks, block, _ = stored.shape
+        of_head, of_block, row, _ = stored.stride()
+        return stored.as_strided((blocks, heads, block, self.group.width), (of_block, of_head, row - 1, 1), self.skipped)
 
 
 def _items(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Iterator[Item]:
     return items(q, k, v, key_mask, None, lambda item: item.q_len > QUERIES_PER_BLOCK)
+
+
+def _groups(item: Item, left: int, right: int) -> Iterator[Group]:
+    return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
+
+
+def _queries_by_head(group: Group, x: Tensor) -> Tensor:
+    """The queries of a group, of ``x (b, H, Nq, F)``, as ``(H, queries of all blocks, F)``."""
+    queries = x.narrow(2, group.first, group.blocks * group.block)
+    return queries[0] if len(x) == 1 else queries.transpose(0, 1).flatten(1, 2)
 
 
 def distances_forward(
@@ -96,14 +95,22 @@ def distances_forward(
     if key_mask is not None:
         out.zero_()
         lse.zero_()
+    by_head = rows.expand(p.shape[1], -1, -1)
     for item in _items(q, k, v, key_mask):
         of_item = out[item.by_query], lse[item.by_query]
-        for terms in _calls(item, left, right):
-            group = terms.group
-            mask = _mask(terms, item, group.queries(p[item.by_query]), rows)
-            parts = flash(group.queries(item.q), group.keys(item.k), group.keys(item.v), attn_mask=mask, scale=scale)
-            for result, part in zip(of_item, parts, strict=True):
-                group.queries(result).copy_(part)
+        for whole_group in _groups(item, left, right):
+            stored: Tensor | None = None
+            for group in whole_group.parts(QUERIES_PER_CALL // QUERIES_PER_BLOCK):
+                terms, of_p = _Terms.of(group, item.shift, left, right), p[item.by_query]
+                blocks = max(group.blocks, len(of_p))
+                if stored is None or stored.shape[1] != blocks:
+                    stored = terms.new(of_p[0], blocks, MASKED)
+                terms.add_products(stored, _queries_by_head(group, of_p), by_head)
+                mask = terms.pairs(stored)
+                mask = mask if item.hole is None else mask + group.keys(item.hole)[:, :, None]
+                parts = flash(group.queries(item.q), group.keys(item.k), group.keys(item.v), attn_mask=mask, scale=scale)
+                for result, part in zip(of_item, parts, strict=True):
+                    group.queries(result).copy_(part)
         if item.hole is not None:
             of_item[0].masked_fill_(item.padding_rows(item.hole), 0)
     return out, lse
@@ -112,31 +119,79 @@ def distances_forward(
 cpu_distances = torch.library.custom_op(f"{OPERATORS}::cpu_distances", distances_forward, mutates_args=(), device_types="cpu")
 
 
+class _BackwardState(NamedTuple):
+    """What the backward pass of one sequence reads, and where it adds gradients up, in the dtype of the products.
+
+    Of distances, ``(H, w, F)``: rows and drows. Of queries, ``(H, Nq, …)``: grad, the gradients g of the outputs o; q, p; lse and sums
+    ``(H, Nq, 1)``, the log-sum-exps and g·o; dq, dp. Of keys, ``(H, Nk, …)``: hole ``(1, 1, Nk)``, k, v; dk, dv.
+    """
+
+    rows: Tensor
+    drows: Tensor
+    hole: Tensor | None
+    grad: Tensor
+    q: Tensor
+    p: Tensor
+    lse: Tensor
+    sums: Tensor
+    k: Tensor
+    v: Tensor
+    dq: Tensor
+    dp: Tensor
+    dk: Tensor
+    dv: Tensor
+
+    def add_block(self, terms: _Terms, scale: float, scores: Tensor, of_scores: Tensor) -> None:
+        """The gradients of one block. Products write where they are read: scores to the terms, their gradients to those of the terms.
+
+        Args:
+            scores, of_scores: stored rows ``(H, 1, block, …)``; those of gradients are zeros wherever no pair is.
+        """
+        group = terms.group
+        queries, keys = slice(group.first, group.first + group.block), slice(group.start, group.start + group.width)
+        grad, q, p, lse, sums = (x[:, queries] for x in (self.grad, self.q, self.p, self.lse, self.sums))
+        k, v, rows = self.k[:, keys], self.v[:, keys], terms.table(self.rows)
+        terms.add_products(scores, p, self.rows)
+        of_pairs = terms.pairs(scores)[0].baddbmm_(q, k.mT, alpha=scale)
+        if self.hole is not None:
+            of_pairs = of_pairs + self.hole[..., keys]
+        weights = (of_pairs - lse).exp_()
+        gradient = torch.mul((grad @ v.mT).sub_(sums), weights, out=terms.pairs(of_scores)[0])
+        of_terms = of_scores[:, 0, :, : terms.rows]
+        self.dv[:, keys].baddbmm_(weights.mT, grad)
+        self.dk[:, keys].baddbmm_(gradient.mT, q, alpha=scale)
+        self.dq[:, queries].baddbmm_(gradient, k, alpha=scale)
+        self.dp[:, queries].baddbmm_(of_terms, rows)
+        terms.table(self.drows).baddbmm_(of_terms.mT, p)
+
+
 @torch.library.custom_op(f"{OPERATORS}::cpu_distances_backward", mutates_args=(), device_types="cpu")
 def cpu_distances_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, rows: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None,
     left: int, right: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`cpu_distances` with respect to q, k, v, p and rows, in time and memory linear in the number of tokens."""
-    dq, dk, dv, dp = (x.zero_() for x in (*token_major(q.dtype, q), *token_major(lse.dtype, k, v), *token_major(p.dtype, p)))
-    drows = rows.new_zeros(p.shape[1], *rows.shape[1:])
+    dtype = lse.dtype
+    dq, dk, dv, dp = (x.zero_() for x in (*token_major(dtype, q, k, v), *token_major(p.dtype, p)))
+    by_head = rows.expand(p.shape[1], -1, -1)
+    drows = rows.new_zeros(by_head.shape)
     for item in _items(q, k, v, key_mask):
-        at, keys = item.by_query, item.by_key
-        of_out = grad[at] if item.hole is None else grad[at].masked_fill(item.padding_rows(item.hole), 0)
-        for terms in _calls(item, left, right):
-            group, of_p = terms.group, terms.group.queries(p[at])
-            of_block, queries, keys_of_block = group.queries(of_out), group.queries(item.q), group.keys(item.k)
-            inputs = of_block, queries, keys_of_block, group.keys(item.v), group.queries(out[at]), group.queries(lse[at])
-            gradient, weights = score_gradient(_mask(terms, item, of_p, rows), scale, *inputs)
-            stored, dtype = terms.new(of_p, 0.0), gradient.dtype
-            of_scores, of_terms = terms.masks(stored).copy_(gradient), stored[..., : terms.rows]
-            group.queries(dp[at]).copy_(of_terms @ terms.table(rows))
-            terms.table(drows).add_((of_terms.mT @ of_p).sum(0))
-            group.queries(dq[at]).copy_((of_scores @ keys_of_block.to(dtype)).mul_(scale))
-            group.add_to_keys(dk[keys], of_scores.mT @ queries.to(dtype))
-            group.add_to_keys(dv[keys], weights.mT @ of_block.to(dtype))
+        queries, keys = item.by_query, item.by_key
+        of_out = grad[queries].to(dtype)
+        of_out = of_out if item.hole is None else of_out.masked_fill(item.padding_rows(item.hole), 0)
+        sums = (of_out * out[queries]).sum(-1, keepdim=True)
+        tensors = of_out, item.q.to(dtype), p[queries], lse[queries][..., None], sums, item.k.to(dtype), item.v.to(dtype)
+        gradients = dq[queries], dp[queries], dk[keys], dv[keys]
+        hole = None if item.hole is None else item.hole[0]
+        for row in range(len(item.q)):
+            state = _BackwardState(by_head, drows, hole, *(x[row] for x in (*tensors, *gradients)))
+            for group in _groups(item, left, right):
+                terms = _Terms.of(group, item.shift, left, right)
+                scores, of_scores = terms.new(state.p, 1, MASKED), terms.new(state.p, 1, 0.0).zero_()
+                for block in group.parts(1):
+                    state.add_block(terms._replace(group=block), scale, scores, of_scores)
     drows = drows if len(rows) == len(drows) else drows.sum(0, keepdim=True)
-    return dq, dk.mul_(scale).to(k.dtype), dv.to(v.dtype), dp, drows
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dp, drows
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
