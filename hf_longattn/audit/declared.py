@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -176,6 +177,8 @@ class DeclaredReach:
         self.names = [site.name for site in sites]
         self.outside: list[LayerReach] = []
         """The reach of what mixes tokens outside the modules of ``names``."""
+        self.before = [] if pictures is None or not any(pictures.overlap) else [self._overlap(pictures)]
+        """The reach of what mixes tokens before the first layer."""
         text = getattr(stack, "config", config).get_text_config()
         windows = named_windows(text)
         if getattr(config, "long_attention", None) is not None:
@@ -189,7 +192,7 @@ class DeclaredReach:
 
     def of_stack(self) -> StackReach:
         """The reach of all layers together."""
-        return StackReach([*self.layers, *self.outside], None if self.pictures is None else ~self.pictures.prefix)
+        return StackReach([*self.before, *self.layers, *self.outside], None if self.pictures is None else ~self.pictures.prefix)
 
     def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
         """The reach of modules of the stack, in the order of their calls, by what attention they contain."""
@@ -225,6 +228,19 @@ class DeclaredReach:
             else:
                 self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
         return self._built[key]
+
+    def _overlap(self, pictures: AuditPictures) -> LayerReach:
+        """The pairs of a patch and those after it whose first pixels it reads."""
+        grid = pictures.grid
+
+        def reads(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            visible: Any = (row >= grid.prefix) & (column >= grid.prefix)
+            for of_row, of_column, patches in zip(grid.places(row), grid.places(column), pictures.overlap, strict=True):
+                visible = visible & (of_column - of_row >= 0) & (of_column - of_row <= patches)
+            return visible | (row == column)
+
+        ahead = sum(patches * math.prod(grid.sizes[axis + 1 :]) for axis, patches in enumerate(pictures.overlap))
+        return LayerReach("patches that overlap", self.length, True, False, 0, ahead, self._nowhere, reads)
 
     @torch.no_grad()
     def _on_grid(self, mechanism: Mechanism, grid: Grid) -> LayerReach:

@@ -1,11 +1,12 @@
-"""Pictures as the audit replaces them: every patch has a number, which stands for its pixels, as a token's id stands for a word."""
+"""Pictures and spectrograms as the audit replaces them: every patch has a number, which stands for its pixels, as a token's id stands for a
+word; for its first pixels, where patches overlap."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
@@ -23,9 +24,11 @@ class AuditPictures:
         self.rule, self.config = rule, config
         self.size = rule.sizes(config)[1]
         self.grid: Grid = rule.of_size(config, self.size)
-        self.patch, self.channels = rule.patch(config), config.num_channels
+        self.step, self.channels = rule.step(config), rule.channels(config)
+        self.overlap = tuple(-(-side // step) - 1 for side, step in zip(rule.patch(config), self.step, strict=True))
+        """How many patches before it read the pixels of a patch, along each axis."""
         generator = torch.Generator().manual_seed(0)
-        self.values = torch.randn(DIFFERENT_PATCHES, self.channels, *self.patch, generator=generator)
+        self.values = torch.randn(DIFFERENT_PATCHES, self.channels, *self.step, generator=generator)
         self.numbers = torch.arange(DIFFERENT_PATCHES)
 
     @classmethod
@@ -50,10 +53,12 @@ class AuditPictures:
                 "hf_longattn.explain(model, inputs) instead."
             )
         if length is not None and length != pictures.grid.length:
-            size = " × ".join(map(str, pictures.size))
-            raise LengthError(f"A model of pictures is audited at the size that it was made for, {size} pixels; leave --length out.")
+            size = rule.describe(pictures.size)
+            raise LengthError(f"A model of {rule.noun}s is audited at the size that it was made for, {size}; leave --length out.")
         if url is not None:
-            raise OptionError("Servers of embeddings take texts, not pictures; leave --url out, or give the model's graph: --onnx FILE.")
+            raise OptionError(
+                f"Servers of embeddings take texts, not {rule.noun}s; leave --url out, or give the model's graph: --onnx FILE."
+            )
         return pictures
 
     @property
@@ -64,7 +69,10 @@ class AuditPictures:
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
         """The model's input for the patches with ``numbers (N,)``; those of the prefix are ignored."""
         rank = self.grid.rank
-        patches = self.values[numbers[self.grid.prefix :]].view(*self.grid.sizes, self.channels, *self.patch)
+        patches = self.values[numbers[self.grid.prefix :]].view(*self.grid.sizes, self.channels, *self.step)
         axes = [side for axis in range(rank) for side in (axis, rank + 1 + axis)]
-        pixels = patches.permute(rank, *axes).reshape(1, self.channels, *self.size)
-        return {self.rule.input: pixels}
+        sides = [cells * step for cells, step in zip(self.grid.sizes, self.step, strict=True)]
+        pixels = patches.permute(rank, *axes).reshape(1, self.channels, *sides)
+        rest = [after - before for before, after in zip(sides, self.size, strict=True)]  # of the last patches
+        padding = [side for after in reversed(rest) for side in (0, after)]
+        return {self.rule.input: self.rule.arguments(self.config, nn.functional.pad(pixels, padding))[self.rule.input]}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..evaluation.probes import ProbeCell, ProbeReport
     from ..export import CompressionReport, ExportReport
     from ..mechanisms import MechanismInfo
+    from ..modeling.family.grid_rule import GridRule
     from ..recipes import Recipe
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
@@ -62,7 +63,7 @@ def show_plan(plan: ConversionPlan) -> None:
         console.print(plan.config.decoder_attention.table(plan.config.decoder_layers), highlight=False)
     if plan.costs:
         console.print()
-        show_costs(plan.costs)
+        show_costs(plan.costs, None if plan.grid is None else plan.grid.rule)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -79,13 +80,13 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     else:
         sizes = plan.grid.doublings(plan.architecture.source_config)
         rows = compare_on_grids(plan.attention, plan.shape, sizes)
-        values = {"lengths": [size.grid.length for size in sizes], "image_sizes": [list(size.size) for size in sizes]}
+        values = {"lengths": [size.grid.length for size in sizes], f"{plan.grid.rule.size_name}s": [list(size.size) for size in sizes]}
         headings = ["×".join(map(str, size.size)) for size in sizes]
     if as_json:
         terminal.print_json({**plan.to_dict(), "comparison": {**values, "mechanisms": [asdict(row) for row in rows]}})
         return
     show_plan(plan)
-    show_comparison(rows, headings, matrix_speed(), "sequence" if plan.grid is None else "picture")
+    show_comparison(rows, headings, matrix_speed(), "sequence" if plan.grid is None else plan.grid.rule.noun)
 
 
 def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, unit: str = "sequence") -> None:
@@ -135,16 +136,19 @@ def _grown(plan: Mapping[str, Any]) -> str:
     if "new_image_size" in plan:
         before, after = ("×".join(map(str, plan[name])) for name in ("old_image_size", "new_image_size"))
         return f"{before} → {after} pixels, {old:,} → {new:,} tokens"
+    if "new_spectrogram_size" in plan:
+        before, after = (f"{plan[name][1]:,}" for name in ("old_spectrogram_size", "new_spectrogram_size"))
+        return f"{before} → {after} frames, {old:,} → {new:,} tokens"
     length = f"{new} tokens" if new else "any number of tokens"
     return f"{old} → {length}" if old else length
 
 
-def show_costs(costs: Sequence[LengthCost]) -> None:
-    """Cost at each length, for one sequence or picture."""
+def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> None:
+    """Cost at each length for one sequence, or at each size for an input on a grid."""
     decodes = any(cost.cache_bytes is not None for cost in costs)
-    pixels = [getattr(cost, "size", None) for cost in costs]
+    sizes = [getattr(cost, "size", None) for cost in costs]
     headings = [
-        *(["pixels"] if any(pixels) else []),
+        *([] if rule is None else [rule.units]),
         "tokens",
         "attention",
         "full attention",
@@ -153,11 +157,14 @@ def show_costs(costs: Sequence[LengthCost]) -> None:
         "activations",
         *(["decode cache"] if decodes else []),
     ]
-    unit = "picture" if any(pixels) else "sequence"
-    table = _table(headings, f"operations and memory for one {unit}, computed from the model's shape", justify="right")
-    for cost, size_in_pixels in zip(costs, pixels, strict=True):
+    table = _table(
+        headings,
+        f"operations and memory for one {'sequence' if rule is None else rule.noun}, computed from the model's shape",
+        justify="right",
+    )
+    for cost, sides in zip(costs, sizes, strict=True):
         row = [
-            *([] if size_in_pixels is None else ["×".join(map(str, size_in_pixels))]),
+            *([] if sides is None else ["×".join(map(str, sides))]),
             f"{cost.length:,}",
             flops(cost.attention_flops),
             flops(cost.full_attention_flops),
@@ -387,7 +394,7 @@ def show_inspection(model: Inspection) -> None:
     console.print()
     if model.states:
         console.print(_state_table(model), highlight=False)
-    show_costs(model.costs)
+    show_costs(model.costs, model.rule)
 
 
 def _state_table(model: Inspection) -> Table:

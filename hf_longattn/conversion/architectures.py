@@ -39,6 +39,7 @@ OWN_FIELDS = (
     "global_token_ids",
     "max_decoder_position_embeddings",
     "long_image_size",
+    "long_max_length",
     "extended_from",
     KEPT_HEADS,
 )

@@ -104,6 +104,14 @@ class ConversionConfig(Settings):
         metavar="PIXELS",
         planned=True,
     )
+    audio_seconds: float | None = setting(
+        None,
+        "Length of its sounds: 30.",
+        unset="the source's",
+        unit="seconds",
+        type=float,
+        planned=True,
+    )
     budget: str | None = setting(
         None,
         "With --mechanism auto: what attention may cost for a text of the maximum length or a picture: a share of full attention's time "

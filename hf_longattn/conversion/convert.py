@@ -16,7 +16,6 @@ from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_planned
-from .grid_sizes import pixels
 from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
@@ -140,7 +139,7 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     if plan.grid is not None:
         if plan.architecture.source_class.endswith("ForImageClassification"):
             return _command("classify", "--images", "--data", "YOUR_PICTURES", output="trained")
-        return {"advice": f"fine-tune {{model}} with transformers' Trainer on pictures of {pixels(plan.grid.new.size)}"}
+        return {"advice": f"fine-tune {{model}} with transformers' Trainer on {plan.grid.rule.noun}s of {plan.grid.new.words}"}
     head = plan.architecture.source_class
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else _command(*hint, output="trained")

@@ -16,11 +16,12 @@ SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
 
 @dataclass(frozen=True)
 class GridSize:
-    """An input of ``size`` pixels along each axis, the grid of its tokens, and that of every layer."""
+    """An input of ``size`` pixels along each axis, the grid of its tokens, that of every layer, and the size in words."""
 
     size: tuple[int, ...]
     grid: Grid
     layers: tuple[Grid, ...]
+    words: str = ""
 
     @classmethod
     def of(cls, rule: GridRule, config: Any, size: tuple[int, ...]) -> GridSize:
@@ -30,11 +31,11 @@ class GridSize:
             GridError: an axis is not a multiple of the patch.
         """
         grid = rule.of_size(config, size)
-        return cls(size, grid, tuple(rule.layer_grids(config, grid)))
+        return cls(size, grid, tuple(rule.layer_grids(config, grid)), rule.describe(size))
 
     def describe(self) -> str:
         """For example "224 × 224 pixels, 197 tokens"."""
-        return f"{pixels(self.size)}, {self.grid.length:,} tokens"
+        return f"{self.words}, {self.grid.length:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,16 @@ class GridPlan:
 
     def doublings(self, config: Any, count: int = 4) -> list[GridSize]:
         """Sizes at which mechanisms are compared: the old one of a model with this config, and its doublings."""
-        sizes = [tuple(2**power * side for side in self.old.size) for power in range(count)]
+        sizes = [self.old.size]
+        while len(sizes) < count:
+            sizes.append(self.rule.doubled(sizes[-1]))
         return [GridSize.of(self.rule, config, size) for size in sizes]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {
-            "old_image_size": list(self.old.size),
-            "new_image_size": list(self.new.size),
+            f"old_{self.rule.size_name}": list(self.old.size),
+            f"new_{self.rule.size_name}": list(self.new.size),
             "old_grid": list(self.old.grid.sizes),
             "new_grid": list(self.new.grid.sizes),
             "prefix_tokens": self.new.grid.prefix,

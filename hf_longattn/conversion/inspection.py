@@ -9,6 +9,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import Family
+from ..modeling.family.grid_rule import GridRule
 from ..modeling.inference.pruning import KEPT_HEADS
 from .architectures import find_architecture, read_long
 from .flops import (
@@ -47,12 +48,18 @@ class Inspection:
     kept_heads: dict[str, int] = field(default_factory=dict)
     """Number of heads of the layers whose heads were pruned (of keys and values, where queries share them)."""
     grid: GridSize | None = None
-    """The size of the pictures that a model of pictures was made for."""
+    """The size of the pictures or spectrograms that a model of such inputs was made for."""
+    rule: GridRule | None = None
+    """How inputs of such a model lie on a grid."""
 
     @property
     def longest_input(self) -> str:
         """The longest input, in words."""
-        return f"up to {self.max_length:,} tokens" if self.grid is None else f"pictures of {self.grid.describe()}"
+        return (
+            f"up to {self.max_length:,} tokens"
+            if self.grid is None or self.rule is None
+            else f"{self.rule.noun}s of {self.grid.describe()}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -66,7 +73,11 @@ class Inspection:
             "kept_heads": self.kept_heads,
             "causal": self.causal,
             "max_length": self.max_length,
-            **({} if self.grid is None else {"image_size": list(self.grid.size), "grid": list(self.grid.grid.sizes)}),
+            **(
+                {}
+                if self.grid is None or self.rule is None
+                else {self.rule.size_name: list(self.grid.size), "grid": list(self.grid.grid.sizes)}
+            ),
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "costs": [asdict(cost) for cost in self.costs],
@@ -99,6 +110,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         states=tuple(decode_states(mechanisms, shape, max_length)) if shape.causal else (),
         costs=_costs(config, family, shape, mechanisms, max_length),
         grid=grid,
+        rule=family.grid,
         kept_heads=dict(getattr(config, KEPT_HEADS, None) or {}),
     )
 

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, checkpoint_errors, defined_at
 from ..modeling.family.definition import without_head
-from ..modeling.grids import INTERPOLATE_ARGUMENT
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, cost_on, layer_mechanisms, model_shape
 from .folders import open_for_writing, short_name, write_planned
-from .grid_sizes import GridPlan, GridSize, pixels
+from .grid_sizes import GridPlan, GridSize
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
-from .pictures import VerificationPictures
+from .pictures import VerificationPictures, VerificationSpectrograms
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
 from .sources.base import ResultInfo, Source, open_source
@@ -351,6 +350,8 @@ def _picture_sizes(plan: TwinPlan) -> list[GridSize]:
     seconds, the one of the conversion."""
     grid, config = plan.grid, plan.model.config
     assert grid is not None
+    if grid.rule.resizes == "none":
+        return [grid.old]
     patch = grid.rule.patch(config)
     uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(grid.old.size, patch, strict=True)))
     sizes = [grid.old, GridSize.of(grid.rule, config, uneven)]
@@ -363,7 +364,6 @@ def _check_pictures(plan: TwinPlan, opened: Source, pictures: VerificationPictur
     grid, why_not = plan.grid, _why_no_gradients(plan, scratch)
     assert grid is not None
     sizes = _picture_sizes(plan)
-    resized = {INTERPOLATE_ARGUMENT: True} if grid.rule.interpolates else {}
 
     def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         part = without_head(model) if headless else model
@@ -371,7 +371,8 @@ def _check_pictures(plan: TwinPlan, opened: Source, pictures: VerificationPictur
         step_gradients = {} if why_not else gradients_of_outputs(part, float_tensors(part(**at_old, return_dict=True)))
         outputs = [run_on_grid(part, {**at_old, "output_hidden_states": True})]
         for size in sizes[1:]:
-            outputs.append(run_on_grid(without_head(model), {**pictures.at(size.size), **resized, "output_hidden_states": True}))
+            with grid.rule.resized(without_head(model), size.size) as resized:
+                outputs.append(run_on_grid(without_head(model), {**pictures.at(size.size), **resized, "output_hidden_states": True}))
         return outputs, step_gradients
 
     long: Any
@@ -383,9 +384,9 @@ def _check_pictures(plan: TwinPlan, opened: Source, pictures: VerificationPictur
     checks = []
     for size, wanted, measured in zip(sizes, expected, of_twin, strict=True):
         largest, relative = difference(wanted, measured)
-        values = {"image_size": list(size.size), "tokens": size.grid.length, "max_abs_difference": largest}
+        values = {grid.rule.size_name: list(size.size), "tokens": size.grid.length, "max_abs_difference": largest}
         detail = f"outputs and all hidden states at {size.describe()}: largest difference {largest:.1e}"
-        checks.append(equality(f"equal to the long model at {pixels(size.size)}", detail, relative, values))
+        checks.append(equality(f"equal to the long model at {size.words}", detail, relative, values))
     checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
     return checks
 
@@ -393,6 +394,7 @@ def _check_pictures(plan: TwinPlan, opened: Source, pictures: VerificationPictur
 CHECKS_BY_INPUT: dict[type, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {
     VerificationText: _check_outputs,
     VerificationPictures: _check_pictures,
+    VerificationSpectrograms: _check_pictures,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..data.photographs import NAMES, photographs
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_rule import PIXELS, GridRule
+from .processors import load_image_processor
 
-PIXELS = "pixel_values"
 COLOURS = 3
 
 
@@ -46,3 +47,19 @@ class VerificationPictures:
     def describe(self) -> str:
         """What the inputs are, for a report."""
         return f"scikit-learn's photograph {NAMES[0]}" if self.photographs else f"seeded pictures, since {self.why_seeded}"
+
+
+class VerificationSpectrograms(VerificationPictures):
+    """Seeded inputs of any length for a model that reads spectrograms."""
+
+    def describe(self) -> str:
+        return "seeded spectrograms"
+
+
+def inputs_on_grid(rule: GridRule, config: Any, folder: Path) -> VerificationPictures:
+    """The inputs to verify a model with; ``folder`` has its image processor, if it has one."""
+    if rule.input != PIXELS:
+        return VerificationSpectrograms(rule, config)
+    processor = load_image_processor(folder)
+    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+    return VerificationPictures(rule, config, mean, std)

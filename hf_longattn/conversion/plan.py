@@ -187,7 +187,7 @@ def _plan_on_grid(opened: Source, architecture: Architecture, request: Conversio
     layers = mechanisms_on(sizes.new, attention, base_shape)
     rule = grid_positions(request.positions, sizes, layers)
     unchanged = computes_source(architecture, rule, attention, sizes)
-    config = architecture.long_config(attention, {"long_image_size": list(sizes.new.size)} if sizes.grows else {}, None, rule)
+    config = architecture.long_config(attention, sizes.rule.fields_of_size(sizes.new.size) if sizes.grows else {}, None, rule)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
@@ -281,8 +281,9 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
             "leave them out."
         )
     architecture = generic_architecture(source)
-    if request.image_size is not None:
-        raise OptionError(f"--generic cannot change the size of the pictures of a {architecture.source_class}; leave --image-size out.")
+    for flag, size in {"--image-size": request.image_size, "--audio-seconds": request.audio_seconds}.items():
+        if size is not None:
+            raise OptionError(f"--generic cannot change the size of the inputs of a {architecture.source_class}; leave {flag} out.")
     counted = isinstance(getattr(architecture.source_config, "num_hidden_layers", None), int)
     windows = own_windows(architecture.source_config) if counted else []
     attention = with_own_windows(request.attention() if request.names_attention else None, windows)

@@ -17,12 +17,13 @@ from ..errors import CheckpointError, GridError, OptionError, PositionError, nea
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
+from ..modeling.family.grid_rule import PIXELS
 from .architectures import Architecture
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, SizeCost, cost_on, sizes_up_to
 from .grid_sizes import GridPlan, GridSize, pixels, read_size
 from .plan_positions import PositionWarning
-from .processors import FILE, file_of_size, load_image_processor, picture_size
+from .processors import FILE, file_of_size, file_with, load_feature_extractor, load_image_processor, picture_size
 from .sources.base import Source
 
 TEXT_SETTINGS = {
@@ -33,27 +34,40 @@ TEXT_SETTINGS = {
     "verify_text": "--verify-text is a text",
     "init_from_text": "--init-from-text runs the source on a text",
 }
-"""Settings that a model of pictures has no use for, and why."""
-INSTEAD = {"max_length": "; give the size as --image-size 1024", "search_text": "; give pictures as --search-images FOLDER"}
-"""What to type in their place, where something takes it."""
+"""Settings that a model of inputs on a grid has no use for, and why."""
+SIZE_SETTINGS = {
+    "image_size": "--image-size is the size of pictures",
+    "audio_seconds": "--audio-seconds is the length of sounds",
+    "search_images": "--search-images are pictures",
+}
+"""Settings that are for other models than those of texts, and why."""
+SIZES = {"--image-size": "give the size as --image-size 1024", "--audio-seconds": "give the length as --audio-seconds 30"}
+"""What to type for the size of a model's inputs."""
+INSTEAD = {"search_text": "give pictures as --search-images FOLDER", "search_images": "give a text as --search-text"}
+"""What to type in place of a setting."""
 
 
 def refuse_text_settings(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for a setting that does not apply to a model of pictures."""
-    for name, why in TEXT_SETTINGS.items():
+    """Raise :class:`OptionError` for a setting that does not apply to a model of inputs on this grid."""
+    rule = architecture.family.grid
+    assert rule is not None
+    pictures = rule.input == PIXELS
+    other_size = "audio_seconds" if pictures else "image_size"
+    for name, why in {**TEXT_SETTINGS, other_size: SIZE_SETTINGS[other_size]}.items():
         if getattr(request, name) is not None:
-            instead = INSTEAD.get(name, ", leave it out")
-            raise OptionError(f"{why}, but a {architecture.source_class} reads pictures{instead}.")
+            sized = name in ("max_length", other_size)
+            instead = SIZES[rule.size_flag] if sized else INSTEAD.get(name, "leave it out") if pictures else "leave it out"
+            raise OptionError(f"{why}, but a {architecture.source_class} reads {rule.noun}s; {instead}.")
+    if request.mechanism == AUTO and not pictures:
+        raise OptionError(f"--mechanism auto compares mechanisms on texts and pictures, not on {rule.noun}s; name one, such as window2d.")
 
 
 def refuse_picture_settings(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for a size of pictures, or pictures, where the model reads text."""
-    if request.search_images is not None:
-        raise OptionError(f"--search-images are pictures, but a {architecture.source_class} reads text; give a text as --search-text.")
-    if request.image_size is not None:
-        raise OptionError(
-            f"--image-size is the size of pictures, but a {architecture.source_class} reads text; give its length as --max-length 4096."
-        )
+    """Raise :class:`OptionError` for a size of pictures or sounds, or pictures, where the model reads text."""
+    for name, why in SIZE_SETTINGS.items():
+        if getattr(request, name) is not None:
+            instead = INSTEAD.get(name, "give its length as --max-length 4096")
+            raise OptionError(f"{why}, but a {architecture.source_class} reads text; {instead}.")
 
 
 def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPlan:
@@ -72,13 +86,15 @@ def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPla
         )
     old, read = rule.sizes(config)
     new = read if request.image_size is None else read_size(request.image_size, len(rule.axes))
+    if request.audio_seconds is not None:
+        new = rule.of_seconds(config, request.audio_seconds)
     sizes = GridPlan(rule, GridSize.of(rule, config, old), GridSize.of(rule, config, new))
     if any(after < before for after, before in zip(new, old, strict=True)):
         raise GridError(
-            f"The source reads pictures of {pixels(old)} and conversion only enlarges them: {pixels(new)} are too few, give at least "
-            f"--image-size {'x'.join(map(str, old))}."
+            f"The source reads {rule.noun}s of {rule.describe(old)} and conversion only enlarges them: {rule.describe(new)} are too few, "
+            f"give at least {rule.size_flag} {rule.typed(old)}."
         )
-    if sizes.grows and rule.has_positions and len(set(sizes.old.grid.sizes)) > 1:
+    if sizes.grows and rule.has_positions and rule.resizes == "square" and len(set(sizes.old.grid.sizes)) > 1:
         raise PositionError(
             f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
             "transformers resizes square ones only; leave --image-size out."
@@ -148,11 +164,14 @@ def grid_positions(positions: str, sizes: GridPlan, layers: Sequence[Mechanism])
     known = (AUTO, TILE, INTERPOLATE)
     if positions not in known:
         raise PositionError(
-            f"{positions!r} does not apply to the positions of pictures; expected one of {', '.join(known)}.{nearest(positions, known)}"
+            f"{positions!r} does not apply to the positions of {sizes.rule.noun}s; expected one of {', '.join(known)}."
+            f"{nearest(positions, known)}"
         )
     if not sizes.rule.has_positions:
         if positions != AUTO:
-            raise PositionError(f"--positions {positions} says what positions larger pictures have, but this model has none; leave it out.")
+            raise PositionError(
+                f"--positions {positions} says what positions larger {sizes.rule.noun}s have, but this model has none; leave it out."
+            )
         return INTERPOLATE
     if positions != AUTO:
         return positions
@@ -200,11 +219,21 @@ def computes_source(architecture: Architecture, positions: str, attention: LongA
 
 
 def processor_files(source: Source, architecture: Architecture, sizes: GridPlan) -> dict[str, dict[str, Any]]:
-    """The file of the image processor for pictures of the new size; none where the source has none.
+    """The file of the image processor or the feature extractor for inputs of the new size; none where the source has none.
 
     Raises:
-        CheckpointError: it makes pictures that the source cannot read, or of no certain size.
+        CheckpointError: it makes inputs that the source cannot read, or of no certain size.
     """
+    if made := sizes.rule.extractor_fields(sizes.old.size):
+        extractor = load_feature_extractor(source.folder)
+        for name, value in made.items() if extractor is not None else ():
+            if getattr(extractor, name, value) != value:
+                raise CheckpointError(
+                    f"The feature extractor of {source.name!r} says {name}={getattr(extractor, name)}, but its config.json says {value}; "
+                    f"correct {name} in {FILE}, or in config.json."
+                )
+        changed = sizes.rule.extractor_fields(sizes.new.size)
+        return {FILE: file_with(source.folder, extractor, changed)} if sizes.grows and extractor is not None else {}
     processor = load_image_processor(source.folder)
     if processor is None:
         return {}

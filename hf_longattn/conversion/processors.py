@@ -1,4 +1,4 @@
-"""The image processor of a checkpoint: the size of the pictures that it makes, and its file with another one.
+"""The image processor or the feature extractor of a checkpoint: the size of the inputs that it makes, and its file with another one.
 
 Only the size is changed in the file, in the form that it has there (height and width, or the shortest edge and a crop), and what it was is
 kept in it for the way back.
@@ -36,6 +36,21 @@ def load_image_processor(folder: Path) -> Any | None:
     read_json_object(folder / FILE)  # refuses a damaged file in its own words
     with checkpoint_errors(f"The image processor of {str(folder)!r} cannot be loaded"):
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_feature_extractor(folder: Path) -> Any | None:
+    """The feature extractor in a checkpoint folder, as transformers loads it; ``None`` where it has none.
+
+    Raises:
+        CheckpointError: there is one, and transformers cannot load it.
+    """
+    from transformers import AutoFeatureExtractor
+
+    if not (folder / FILE).is_file():
+        return None
+    read_json_object(folder / FILE)  # refuses a damaged file in its own words
+    with checkpoint_errors(f"The feature extractor of {str(folder)!r} cannot be loaded"):
+        return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def required_processor(processor: Any | None, name: str) -> Any:
@@ -100,8 +115,15 @@ def file_of_size(folder: Path, processor: Any, size: tuple[int, ...]) -> dict[st
         changed["size"] = dict(zip(("height", "width"), (round(side * ratio) for side, ratio in sides), strict=True))
     elif resized:  # the crop lies in the resized picture, whichever side is the shorter
         changed["size"] = {"shortest_edge": round(resized["shortest_edge"] * max(ratios))}
+    return file_with(folder, processor, changed)
+
+
+def file_with(folder: Path, processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the file of an image processor or a feature extractor with other values of these fields, and what they were."""
+    values, changed = read_json_object(folder / FILE), dict(fields)
     if not any(values.get(name) for name in TYPE_FIELDS):  # transformers looks it up by the model type, which is another one now
-        changed[TYPE_FIELDS[0]] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
+        field = TYPE_FIELDS["ImageProcessor" not in type(processor).__name__]
+        changed[field] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
     before = {name: values.get(name) for name in changed}
     return {**values, **changed, FIELD_BEFORE: before} if changed else values
 

@@ -13,15 +13,14 @@ from torch import Tensor
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..positions import keeps_old_rows
 from .model_loading import Running, choose_running
-from .pictures import VerificationPictures
+from .pictures import VerificationPictures, VerificationSpectrograms, inputs_on_grid
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
-from .processors import load_image_processor
 from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, SKIPPED, Check
 from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, excerpt, load_tokenizer
-from .verify_grid import check_on_grid, check_processor
+from .verify_grid import check_extractor, check_on_grid, check_processor
 from .verify_loss import LOSS, LossCheck
 from .verify_outputs import check_generic, check_outputs, choose_lengths, why_no_gradients
 from .writing import source_values
@@ -64,9 +63,7 @@ def verification_inputs(plan: ResultPlan, text: str, origin: str) -> Verificatio
     if plan.grid is None:
         vocabulary = getattr(config.get_text_config(), "vocab_size", 2)  # a model of images has none
         return VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(folder), vocabulary)
-    processor = load_image_processor(folder)
-    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-    return VerificationPictures(plan.grid.rule, config, mean, std)
+    return inputs_on_grid(plan.grid.rule, config, folder)
 
 
 def check_reader(plan: ResultPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
@@ -269,4 +266,5 @@ class InputChecks:
 CHECKS: dict[type, InputChecks] = {
     VerificationText: InputChecks(check_tokenizer, _text_steps),
     VerificationPictures: InputChecks(check_processor, _grid_steps),
+    VerificationSpectrograms: InputChecks(check_extractor, _grid_steps),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..errors import CheckpointError
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
-from ..modeling.grids import INTERPOLATE_ARGUMENT
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT
 from ..private_apis import attention_implementation
 from .flops import cost_on, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels
@@ -24,7 +25,7 @@ from .model_loading import load_result, load_source, newly_initialised
 from .pictures import COLOURS, VerificationPictures
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .processors import FILE, load_image_processor, picture_size
+from .processors import FILE, load_feature_extractor, load_image_processor, picture_size
 from .report import FAILED, PASSED, SKIPPED, Check, equality
 from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference, part_to_compare
 
@@ -64,6 +65,28 @@ def _processed(processor: Any, size: tuple[int, ...]) -> Tensor:
     return processor(images=picture, return_tensors="pt")["pixel_values"]
 
 
+def check_extractor(plan: ResultPlan, result: Path, inputs: VerificationPictures) -> list[Check]:
+    """The written feature extractor gives inputs of the new size, however long a sound is."""
+    name, grid = "feature extractor", plan.grid
+    assert grid is not None
+    rule, size = grid.rule, grid.new.size
+    extractor = load_feature_extractor(result)
+    if extractor is None:
+        return [Check(name, SKIPPED, f"the source has no feature extractor, so make inputs of {rule.describe(size)} as it was trained")]
+    rate = extractor.sampling_rate
+    sounds = [torch.zeros(samples).numpy() for samples in (rate, rate * (2 + size[-1] // FRAMES_PER_SECOND))]
+    try:
+        made = [rule.size_of(extractor(sound, sampling_rate=rate, return_tensors="pt")[rule.input]) for sound in sounds]
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        return [Check(name, FAILED, f"the feature extractor of the result does not run: {error}")]
+    wrong = [sizes for sizes in made if sizes != size]
+    if wrong:
+        problem = f"the feature extractor makes inputs of {rule.describe(wrong[0])} instead of {rule.describe(size)}; correct {FILE}"
+        return [Check(name, FAILED, problem)]
+    detail = f"sounds of {' and '.join(f'{len(sound) / rate:g} s' for sound in sounds)} become inputs of {rule.describe(size)}"
+    return [Check(name, PASSED, detail, {rule.size_name: list(size)})]
+
+
 def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictures, scratch: Path | None = None) -> list[Check]:
     """All checks of outputs; the two models are never in memory together.
 
@@ -78,8 +101,10 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     headless = newly_initialised(missing, source)
     at_old, at_new = inputs.at(old.size), inputs.at(new.size)
     expected = run_on_grid(part_to_compare(source, headless), at_old)
-    resized = {INTERPOLATE_ARGUMENT: True} if sizes.rule.interpolates else {}
-    expected_new = _cells(run_on_grid(without_head(source), {**at_new, **resized})) if grows else {}
+    expected_new: dict[str, Tensor] = {}
+    if grows:
+        with sizes.rule.resized(without_head(source), new.size) as resized:
+            expected_new = _cells(run_on_grid(without_head(source), {**at_new, **resized}))
     crops = {} if why_no_crops else _crops_of_source(without_head(source), at_new, sizes, new)
     del source
 
@@ -89,7 +114,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     if family.base_classes is not None:  # transformers' class cannot be built
         source_name = "the source, by the definition of its attention in plain operations,"
     full_attention = family.base_attention_name
-    why_not = "the mechanism does not cover the picture" if family.own_attention is None else "the mechanism is another one"
+    why_not = f"the mechanism does not cover the {sizes.rule.noun}" if family.own_attention is None else "the mechanism is another one"
     what = "hidden states (the source has no weights for its head)" if headless else "outputs"
     old_outputs = run_on_grid(part_to_compare(model, headless), at_old)
     new_outputs = _cells(run_on_grid(without_head(model), at_new)) if grows else _cells(old_outputs)
@@ -104,7 +129,8 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
 
     def compare(name: str, at: GridSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = "") -> Check:
         largest, relative = difference(expected, measured)
-        values = {"image_size": list(at.size), "tokens": at.grid.length, "outputs": sorted(expected), "max_abs_difference": largest}
+        size = {sizes.rule.size_name: list(at.size), "tokens": at.grid.length}
+        values = {**size, "outputs": sorted(expected), "max_abs_difference": largest}
         detail = f"{how}: largest difference from {source_name} {largest:.1e}"
         return equality(name, detail, relative, values, why)
 
@@ -118,7 +144,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
         how = f"{what} at {old.describe()}, long attention"
         checks.append(compare("at the old size", old, how, expected, old_outputs, why_not))
     if grows:
-        shortened = "" if new.size == sizes.new.size else f" (of {pixels(sizes.new.size)}: a large model, a smaller picture)"
+        shortened = "" if new.size == sizes.new.size else f" (of {sizes.new.words}: a large model, a smaller {sizes.rule.noun})"
         where = f"hidden states at {new.describe()}{shortened}"
         resizing = f"{INTERPOLATE_ARGUMENT}=True" if sizes.rule.interpolates else "its resized position table"
         resized_source = f"the source with {resizing}" if sizes.rule.has_positions else "the source"
@@ -131,7 +157,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
         checks.append(_check_crops(crops, new_outputs, sizes, new, why_no_crops))
     finite = all_finite(new_outputs)
     detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
-    values = {"image_size": list(new.size), "tokens": new.grid.length}
+    values = {sizes.rule.size_name: list(new.size), "tokens": new.grid.length}
     return [*checks, Check("finite at the new size", PASSED if finite else FAILED, detail, values)]
 
 
@@ -238,14 +264,16 @@ def _crops_of_source(base: Any, inputs: Mapping[str, Tensor], sizes: GridPlan, n
     def cells_only(module: Any, args: Any, output: Any) -> Any:
         return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
 
-    (name, pixel_values), (height, width) = next(iter(inputs.items())), sizes.old.size
+    rule, (name, pixels_of_all) = sizes.rule, next(iter(inputs.items()))
+    sides = [cells * step for cells, step in zip(sizes.old.grid.sizes, rule.step(base.config), strict=True)]
     hook = base.embeddings.register_forward_hook(cells_only)
     try:
         crops: dict[tuple[int, ...], Tensor] = {}
-        for row in range(new.size[0] // height):
-            for column in range(new.size[1] // width):
-                crop = pixel_values[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
-                crops[row, column] = run_on_grid(base, {name: crop})["last_hidden_state"]
+        windows = [range(after // before) for after, before in zip(new.grid.sizes, sizes.old.grid.sizes, strict=True)]
+        for place in itertools.product(*windows):
+            corner = tuple(number * side for number, side in zip(place, sides, strict=True))
+            crop = rule.crop(pixels_of_all, corner, sizes.old.size)
+            crops[place] = run_on_grid(base, {name: crop})["last_hidden_state"]
         return crops
     finally:
         hook.remove()
@@ -269,7 +297,7 @@ def _check_crops(
     )
     detail = (
         f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(crops)} crops of "
-        f"{pixels(sizes.old.size)}: largest difference {largest:.1e}"
+        f"{sizes.old.words}: largest difference {largest:.1e}"
     )
-    values = {"crops": len(crops), "image_size": list(new.size), "max_abs_difference": largest}
+    values = {"crops": len(crops), sizes.rule.size_name: list(new.size), "max_abs_difference": largest}
     return equality(CROPS, detail, relative, values)

@@ -29,9 +29,10 @@ from ..mechanisms.common.ordered import in_raster_order
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.family.definition import without_head
+from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import check_interface
-from ..modeling.grids import INTERPOLATE_ARGUMENT, grid_rule
+from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 from ..private_apis import attention_implementation
 from .layer_attention import LayerAttention

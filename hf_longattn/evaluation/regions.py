@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from ..errors import BackendError, LongAttentionError
 from ..modeling.family.definition import without_head
-from ..modeling.grids import INTERPOLATE_ARGUMENT, grid_rule
+from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
+from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 
 BOXES_AT_ONCE = 64

@@ -20,9 +20,8 @@ from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from ..conversion.folders import short_name, write_folder
 from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
-from ..conversion.pictures import VerificationPictures
+from ..conversion.pictures import VerificationPictures, inputs_on_grid
 from ..conversion.pooling import sentence_pooling, write_for_servers
-from ..conversion.processors import load_image_processor
 from ..conversion.report import FAILED, Check, versions
 from ..conversion.sources.base import ResultInfo, Source
 from ..conversion.sources.peft import refuse_adapter
@@ -32,6 +31,7 @@ from ..conversion.text import VerificationText, load_tokenizer, verification_tex
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES
 from ..modeling.family.definition import family_of, family_with
+from ..modeling.family.grid_rule import PIXELS
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..private_apis import auto_mapping
@@ -41,7 +41,7 @@ from .decoder import DecoderGraph
 from .graphs import ExportedGraph, onnx_runner, runner
 from .int8 import INT8_FILE, measure, quantise
 from .model_graph import ModelGraph, example_inputs
-from .picture_graph import PictureGraph
+from .picture_graph import PictureGraph, SpectrogramGraph
 
 TASKS = {**AUTO_CLASSES, WITH_PAST: "AutoModelForCausalLM", "text2text-generation": "AutoModelForSeq2SeqLM"}
 """The Hub's names of tasks, and the Auto class of each."""
@@ -149,8 +149,10 @@ def export_checkpoint(
     if image_size is not None:
         if global_attention_mask:
             raise ExportError("The graph of a model of pictures is written without global_attention_mask; leave global_attention_mask out.")
-        words = _pictures(loaded, source)
-        graph = PictureGraph(loaded, words, image_size)
+        rule = family_of(loaded.config).grid
+        assert rule is not None
+        words = inputs_on_grid(rule, loaded.config, source.folder)
+        graph = (PictureGraph if rule.input == PIXELS else SpectrogramGraph)(loaded, words, image_size)
     else:
         words = VerificationText(*verification_text(None), load_tokenizer(source.folder), loaded.config.vocab_size)
         if task == WITH_PAST:
@@ -196,15 +198,6 @@ def export_checkpoint(
         needed_bytes=(14 if int8 else 5) * sum(p.numel() for p in loaded.parameters()),  # the quantiser writes its input anew
         overwrite=overwrite,
     )
-
-
-def _pictures(model: Any, source: Source) -> VerificationPictures:
-    """What a graph of a model of pictures is compared on."""
-    processor = load_image_processor(source.folder)
-    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-    rule = family_of(model.config).grid
-    assert rule is not None
-    return VerificationPictures(rule, model.config, mean, std)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:

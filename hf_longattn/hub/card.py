@@ -31,11 +31,13 @@ from .usage import (
     HEADS,
     PICTURE_HEADS,
     RERANKER,
+    SOUND_HEADS,
     class_to_load,
     config_with_defaults,
     grid_family,
     head_of,
     next_step,
+    reads_pictures,
     sentence_kind,
     tokens_of,
     usage_section,
@@ -188,8 +190,9 @@ def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
     kind = sentence_kind(folder)
     if kind is not None:
         return "text-ranking" if kind == RERANKER else "sentence-similarity"
-    pictures = grid_family(config) is not None
-    head = head_of(class_to_load(folder, named_class(config, "AutoModel")), PICTURE_HEADS if pictures else HEADS)
+    family = grid_family(config)
+    heads = HEADS if family is None else PICTURE_HEADS if reads_pictures(family) else SOUND_HEADS
+    head = head_of(class_to_load(folder, named_class(config, "AutoModel")), heads)
     return None if head is None else head.task
 
 
@@ -282,6 +285,8 @@ REPORT_FIELDS: dict[str, Any] = {
         "positions!": TEXT,
         "old_image_size": [NATURAL],
         "new_image_size": [NATURAL],
+        "old_spectrogram_size": [NATURAL],
+        "new_spectrogram_size": [NATURAL],
     },
     "checks": [{"name!": TEXT, "status!": TEXT, "detail!": TEXT, "values": _VALUES}],
     "versions": "an object of text",
@@ -315,6 +320,9 @@ def _introduction(architecture: str, base: str | None, attention: LongAttentionC
     if plan.get("new_image_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
         grown = f", enlarged from pictures of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
+    elif plan.get("new_spectrogram_size"):
+        before, after = (f"{plan[size][-1]:,}" for size in ("old_spectrogram_size", "new_spectrogram_size"))
+        grown = f", extended from spectrograms of {before} to {after} frames ({plan['old_length']:,} to {length:,} tokens)"
     elif plan and not plan["new_length"]:  # a plain class without a maximum length
         grown = ""
     positions = f" (positions: {plan['positions']})" if plan else ""
@@ -334,9 +342,10 @@ def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, lengt
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
     if family is not None and family.grid is not None:
         values = config_with_defaults(family, config)
-        pixels = " × ".join(map(str, family.grid.sizes(values)[1]))
-        limits = [f"It was made for pictures of {pixels} pixels. Other multiples of the patch run as well, but were not verified."]
-        if attention is not None and family.own_attention is None:
+        rule = family.grid
+        others = "Other multiples of the patch" if reads_pictures(family) else "Other lengths"
+        limits = [f"It was made for {rule.noun}s of {rule.describe(rule.sizes(values)[1])}. {others} run as well, but were not verified."]
+        if attention is not None and family.own_attention is None and reads_pictures(family):
             limits.append(_full_attention_on_pictures(family.grid, values, attention))
     elif family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
         limits = [f"Inputs of more than {length:,} tokens are refused; truncate them."]

@@ -16,6 +16,7 @@ from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND, PIXELS
 from ..reading import is_generic, named_class, plain_names, read_json_object
 
 _QA = """
@@ -109,6 +110,13 @@ inputs = processor(image, return_tensors="pt")
 """
 _PIXELS = """
 inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # pictures, normalised as the model was trained
+"""
+_SOUND = """
+sound = torch.randn({samples}).numpy()  # or yours at {rate:,} samples a second: soundfile.read("sound.wav", dtype="float32")[0]
+inputs = extractor(sound, sampling_rate={rate}, return_tensors="pt")
+"""
+_SPECTROGRAM = """
+inputs = {{"{input}": torch.randn({shape})}}  # spectrograms, normalised as the model was trained
 """
 _PICTURE_CLASS = """\
 with torch.no_grad():
@@ -234,13 +242,22 @@ PICTURE_HEADS = {
     "Model": Head("AutoModel", "image-feature-extraction", _PICTURE_STATES),
 }
 """The same for models of pictures."""
+SOUND_HEADS = {
+    "ForAudioClassification": Head("AutoModelForAudioClassification", "audio-classification", _PICTURE_CLASS),
+    "Model": Head("AutoModel", "feature-extraction", _PICTURE_STATES),
+}
+"""The same for models of sounds."""
 AUTO_CLASSES = {
-    head.task: head.auto_class for head in (*HEADS.values(), *PICTURE_HEADS.values()) if head.auto_class and head.task is not None
+    head.task: head.auto_class
+    for head in (*HEADS.values(), *PICTURE_HEADS.values(), *SOUND_HEADS.values())
+    if head.auto_class and head.task is not None
 }
 """The Hub's name of a task -> the Auto class that loads its models."""
 
 PREPROCESSOR = "preprocessor_config.json"
 """The file of an image processor."""
+SAMPLING_RATE = 16_000
+"""Samples a second where a feature extractor does not say."""
 GRAPHS = ("model.onnx", "model.pt2")
 EXPORT_REPORT = "export_report.json"
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -331,7 +348,7 @@ def snippet(
         body = (_RANKING if kind == RERANKER else _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
     if (grid := grid_family(config)) is not None:
-        return picture_usage(grid, folder, config, name, trusts_code=trusts_code)
+        return (picture_usage if reads_pictures(grid) else spectrogram_usage)(grid, folder, config, name, trusts_code=trusts_code)
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
     marks_question = config.get("question_separator_id") is not None  # the model makes the question global by itself
     return usage(
@@ -407,6 +424,37 @@ def grid_family(config: Mapping[str, Any]) -> Family | None:
     """The family of a model of pictures, long or not, from its config; ``None`` for a model of text."""
     family = FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
     return None if family is None or family.grid is None else family
+
+
+def reads_pictures(family: Family) -> bool:
+    """Whether inputs on a grid are pictures, rather than spectrograms."""
+    return family.grid is not None and family.grid.input == PIXELS
+
+
+def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
+    """The snippet of a model of spectrograms; arguments as for :func:`snippet`."""
+    head = head_of(named_class(config, "AutoModel"), SOUND_HEADS)
+    if head is None:
+        return None
+    ours, processed = "long_attention" in config and not trusts_code, (folder / PREPROCESSOR).is_file()
+    names = sorted([*(["AutoFeatureExtractor"] if processed else []), head.auto_class])
+    lines = ["import torch", *([IMPORT_LINE] if ours else []), f"from transformers import {', '.join(names)}", ""]
+    lines += [f"extractor = AutoFeatureExtractor.from_pretrained({_quoted(name)})"] if processed else []
+    lines += [f"model = {head.auto_class}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()", ""]
+    values, rule = config_with_defaults(family, config), family.grid
+    assert rule is not None
+    size = rule.sizes(values)[1]
+    grid = rule.of_size(values, size)
+    rate = int(read_json_object(folder / PREPROCESSOR).get("sampling_rate", SAMPLING_RATE)) if processed else SAMPLING_RATE
+    body = (_SOUND if processed else _SPECTROGRAM) + head.code
+    code = body.format(
+        samples=f"{rate} * {size[1]} // {FRAMES_PER_SECOND}",
+        rate=rate,
+        input=rule.input,
+        shape=f"1, {size[1]}, {size[0]}",
+        layout=f"prefix tokens: {grid.prefix}; then {grid.sizes[0]} × {grid.sizes[1]} patches of frequency and time",
+    )
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
 
 
 def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:

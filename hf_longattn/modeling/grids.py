@@ -17,10 +17,9 @@ from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, MaskError
 from .family.definition import FAMILIES
 from .family.grid_config import TILE
-from .family.grid_rule import GridRule, image_size
+from .family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from .mixin import LongAttentionMixin, LongBaseModelMixin
 
-INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
 TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "global_attention_mask", "memory", "memory_reset")
 """Arguments of Long models of texts, which a base of pictures would take among others and leave unread."""
 PATCH_MASK = "bool_masked_pos"
@@ -105,6 +104,8 @@ def grid_rule(model: Any) -> GridRule:
     """
     family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
     rule = None if family is None else family.grid
+    if rule is not None and rule.input != PIXELS:
+        raise BackendError(f"{type(model).__name__} reads {rule.noun}s, not pictures; give a model of pictures.")
     if rule is None or rule.shapes is not None:
         instead = "give a text instead" if rule is None else "its pictures are rows of patches with their shapes; give a model of pictures"
         raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; {instead}.")

@@ -101,8 +101,11 @@ def test_a_model_converts_verifies_and_reverts(name: str, saved: Checkpoint, tmp
 def test_every_family_of_pictures(base: str, tmp_path: Path) -> None:
     head = sorted(FAMILIES[base].heads)[0]
     grid_models.saved(base, head, tmp_path / head)
-    size = 64 if FAMILIES[base].grid.trained_pixels is None else 256  # some configs do not say that of the source
-    report = convert_checkpoint(tmp_path / head, tmp_path / "long", image_size=size)
+    rule: Any = FAMILIES[base].grid
+    size = {"image_size": 64 if rule.trained_pixels is None else 256}  # some configs do not say that of the source
+    if base in grid_models.SPECTROGRAMS:
+        size = {"audio_seconds": 0.64}
+    report = convert_checkpoint(tmp_path / head, tmp_path / "long", **size)
     checks = statuses(report)
     example = (tmp_path / "long" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     exec(compile(example, "card", "exec"), {})

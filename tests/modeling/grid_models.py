@@ -11,15 +11,20 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from hf_longattn.engines.common.grid import Grid
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from scripts.dev.tools.small_models import Shape, small_picture_config
 
 BASES = [name for name in FAMILIES if FAMILIES[name].grid is not None]
+SPECTROGRAMS = [name for name in BASES if FAMILIES[name].grid.noun == "spectrogram"]
+"""Bases whose only axis that grows is time; a picture's width stands for the number of frames."""
 HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
 SHAPE = Shape(layers=4, inner=64)
 PATCH, SIDE = 4, 8
 """Pixels of a patch, and patches along each axis of the picture for which the small models are made."""
+BINS = 32
+"""Mel bins and frames of the spectrogram for which the small models are made."""
 
 
 def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
@@ -29,7 +34,7 @@ def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
     model: Any = FAMILIES[base].base_class(head)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "bias_table" in name or "rpb" in name or "register_tokens" in name:
+            if "bias_table" in name or "rpb" in name or "register_tokens" in name or (base in SPECTROGRAMS and "position" in name):
                 nn.init.normal_(parameter)
             elif parameter.ndim == 2 and parameter.requires_grad:  # attention of an untrained model hardly shows in its outputs
                 parameter.mul_(4)
@@ -44,6 +49,8 @@ def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
 def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
     """Pictures of this many pixels, as the base reads them."""
     generator = torch.Generator().manual_seed(seed)
+    if base in SPECTROGRAMS:
+        return {"input_values": torch.randn(batch, size[1], BINS, generator=generator)}
     pixels = torch.randn(batch, 3, *size, generator=generator)
     rows, columns = size[0] // PATCH, size[1] // PATCH
     if FAMILIES[base].grid.shapes is not None:
@@ -51,6 +58,11 @@ def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed:
     if base == "vit_mae":
         return {"pixel_values": pixels, "noise": torch.rand(batch, rows * columns, generator=generator)}
     return {"pixel_values": pixels}
+
+
+def grid_of(base: str, config: Any, size: tuple[int, int]) -> Grid:
+    """The grid of pictures of this many pixels."""
+    return FAMILIES[base].grid.of_size(config, (BINS, size[1]) if base in SPECTROGRAMS else size)
 
 
 def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
@@ -68,6 +80,8 @@ def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
 def reads(base: str, head: str, size: tuple[int, int]) -> bool:
     """Whether the base's head reads pictures of this size."""
     rule: Any = FAMILIES[base].grid
+    if rule.resizes == "none" and size[1] != BINS:
+        return False
     if head in rule.trained_size:
         return size == (PATCH * SIDE, PATCH * SIDE)
     return size[0] == size[1] or head not in rule.square

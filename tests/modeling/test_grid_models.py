@@ -21,8 +21,10 @@ from tests.grids import grid
 from tests.modeling.grid_models import (
     BASES,
     HEADS,
+    SPECTROGRAMS,
     base_model,
     defined,
+    grid_of,
     inputs_of,
     long_model,
     patches,
@@ -62,21 +64,21 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechan
     head = base_model(base)
     plain = saved(base, head, tmp_path)
     model = long_model(base, head, tmp_path, long_attention=mechanism)
-    inputs = inputs_of(base, (40, 64))
-    grid = Grid((10, 16), FAMILIES[base].grid.prefix_of(model.config))
+    size = (40, 64) if reads(base, head, (40, 64)) else (32, 32)
+    inputs, grid = inputs_of(base, size), grid_of(base, model.config, size)
     masks = defined(model, grid)
     if base == "vit_mae":  # the patches that are left, in the base's order
         cells = inputs["noise"].argsort(1)[:, : grid.cells // 4] + 1
         places = torch.cat([torch.zeros(2, 1, dtype=torch.long), cells], 1)
         masks = [torch.stack([mask[row][:, row] for row in places])[:, None] for mask in masks]
     with seeing(plain, *masks):
-        expected = tensors(plain(**inputs, **resized(base, (40, 64))))
+        expected = tensors(plain(**inputs, **resized(base, size)))
     for of_base, of_long in zip(expected, tensors(model(**inputs)), strict=True):
         torch.testing.assert_close(of_long, of_base, rtol=1e-4, atol=1e-4)
-    assert (tensors(plain(**inputs, **resized(base, (40, 64))))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
+    assert (tensors(plain(**inputs, **resized(base, size)))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
 
 
-@pytest.mark.parametrize("base", [base for base in FULL if base != "data2vec-vision"])
+@pytest.mark.parametrize("base", [base for base in FULL if base not in ("data2vec-vision", *SPECTROGRAMS)])  # for which there is a test
 @torch.no_grad()
 def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
     """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
@@ -117,7 +119,8 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
             model.activation_checkpointing_enable(settings)
         embedded: Any = model.get_input_embeddings()
         if settings is not None and settings["use_reentrant"]:  # whose inputs must need gradients
-            inputs["pixel_values"] = inputs["pixel_values"].requires_grad_()
+            name = FAMILIES[base].grid.input
+            inputs[name] = inputs[name].requires_grad_()
         torch.manual_seed(0)
         tensors(model(**inputs))[0].square().mean().backward()
         grads.append(next(embedded.parameters()).grad)
@@ -168,7 +171,8 @@ def auto_classes(model: Any) -> list[Any]:
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
     attention = {**WINDOWS, "window": 3, "shift": "alternate"}
-    model = long_model(base, head, tmp_path / "short", long_attention=attention, long_image_size=[40, 48])
+    size = FAMILIES[base].grid.fields_of_size((40, 48))
+    model = long_model(base, head, tmp_path / "short", long_attention=attention, **size)
     model.save_pretrained(tmp_path / "long")
     inputs = inputs_of(base, (40, 48) if reads(base, head, (40, 48)) else (32, 32))
     expected = tensors(model(**inputs))
@@ -183,7 +187,7 @@ def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) 
         else:
             loaded = auto_class.from_pretrained(str(tmp_path / "long")).eval()
         assert type(loaded) is type(model)
-        assert loaded.config.long_image_size == [40, 48]
+        assert {name: getattr(loaded.config, name) for name in size} == size
         for of_loaded, of_model in zip(tensors(loaded(**inputs)), expected, strict=True):
             torch.testing.assert_close(of_loaded, of_model)
 
@@ -210,13 +214,13 @@ def always_tuple(entry: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("base", BASES)
 def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_path: Path) -> None:
     heads = FAMILIES[base].heads
-    head = next((head for head in heads if head.endswith(("ForImageClassification", "ForPreTraining"))), None)
+    head = next((head for head in heads if head.endswith(("ForImageClassification", "ForPreTraining", "ForAudioClassification"))), None)
     if head is None:  # towers and backbones have no loss: that of the model's output takes its place
         head = base_model(base)
     saved(base, head, tmp_path / "short")
     model = long_model(base, head, tmp_path / "short", long_attention={**WINDOWS, "window": 3}).train()
     rows = [{name: value[0] for name, value in inputs_of(base, (40, 48), batch=1, seed=seed).items()} for seed in range(4)]
-    if "ForImageClassification" in head:
+    if head.endswith(("ForImageClassification", "ForAudioClassification")):
         rows = [{**row, "labels": seed} for seed, row in enumerate(rows)]
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 

@@ -130,11 +130,14 @@ class TestModesThatArePartsOfTexts:
         assert {mode for pair in MEETINGS for mode in pair} == {"sharding", "packing", "segments", "memory"}
 
     def test_sharding(self, base: str) -> None:
-        with pytest.raises(OptionError, match="reads pixel_values, which cannot be split along a sequence"), sequence_parallel(built(base)):
+        with (
+            pytest.raises(OptionError, match=f"reads {FAMILIES[base].grid.input}, which cannot be split along a sequence"),
+            sequence_parallel(built(base)),
+        ):
             pass
 
     def test_packing(self, base: str) -> None:
-        with pytest.raises(OptionError, match="reads pixel_values, which have no padding; leave it out"):
+        with pytest.raises(OptionError, match=f"reads {FAMILIES[base].grid.input}, which have no padding; leave it out"):
             built(base).optimize_for_inference("fp32", pack=True)
 
     def test_segments(self, base: str) -> None:
@@ -149,6 +152,6 @@ class TestModesThatArePartsOfTexts:
     def test_arguments_of_texts(self, base: str) -> None:
         model, inputs = built(base), inputs_of(base)
         for name in TEXT_ARGUMENTS:
-            with pytest.raises(MaskError, match=f"{name} is for texts, but Long.* reads pixel_values; leave {name} out"):
+            with pytest.raises(MaskError, match=f"{name} is for texts, but Long.* reads {FAMILIES[base].grid.input}; leave {name} out"):
                 model(**inputs, **{name: torch.zeros(2, 64, dtype=torch.long)})
             model(**inputs, **{name: None})

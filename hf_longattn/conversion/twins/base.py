@@ -283,7 +283,11 @@ def decoder_refusal(model: LongModel) -> str | None:
 
 
 def tiled_refusal(model: LongModel) -> str | None:
-    """Why positions that are tiled over larger pictures are not the stock ones, which are interpolated."""
+    """Why positions of larger inputs are not the stock ones: these are interpolated, or none."""
+    rule = model.family.grid
+    if rule is not None and rule.resizes == "none" and len({*rule.sizes(model.config)}) > 1:
+        old = rule.describe(rule.sizes(model.config)[0])
+        return f"A plain {model.head} reads {rule.noun}s of {old} only; it has no positions for longer ones."
     if model.family.grid is None or not model.family.grid.has_positions or model.config.position_extension != TILE:
         return None
     return f"Its positions are tiled, and a plain {model.head} interpolates them; convert with --positions interpolate."

@@ -425,7 +425,7 @@ def length_before_conversion(config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
         return None
-    long_fields = ("max_decoder_position_embeddings", "long_image_size")
+    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_max_length")
     values = {name: value for name, value in config.to_dict().items() if name not in long_fields}
     length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
     return length if isinstance(length, int) else None

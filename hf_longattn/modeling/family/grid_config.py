@@ -39,9 +39,13 @@ class LongGridConfig(LongEncoderConfig):
         extension = kwargs.setdefault("position_extension", INTERPOLATE)
         if extension not in (INTERPOLATE, TILE):
             raise OptionError(f"position_extension is {extension!r}, but must be {INTERPOLATE!r} or {TILE!r} for a model of pictures.")
-        size = kwargs.pop("long_image_size", None)
-        self.long_image_size = None if size is None else list(image_size(size))
+        self._take_size(kwargs)
         super().__post_init__(**kwargs)
+
+    def _take_size(self, values: dict[str, Any]) -> None:
+        """Set the size for which the model was converted; ``values``, the other fields, lose it."""
+        size = values.pop("long_image_size", None)
+        self.long_image_size = None if size is None else list(image_size(size))
 
     def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
         own_attention = family_of(self).own_attention

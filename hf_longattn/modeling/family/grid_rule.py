@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...engines.common.grid import Grid
 from ...errors import GridError
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PIXELS = "pixel_values"
 IMAGE_SIZE = "image_size"
 """The config's field with the size of its inputs."""
+INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
+"""The argument of ``forward`` by which a base resizes its position table."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,16 @@ class GridRule:
     noise: the argument of ``forward`` with a random number for each patch, ``(B, patches)``, by which the base leaves some out (ViT-MAE).
     adds_positions: whether positions are a table added to the patches and nothing else, so that the base computes the patches of a crop
         alone, without its prefix tokens.
+    resizes: which inputs of another size than the table's the base reads: ``"square"``, of any size where the table is a square, or
+        ``"none"``.
+    noun: what an input is called.
+    size_name: what its size is called in reports.
+    size_flag: how users give its size to a conversion.
+    units: what its size counts.
     """
 
     prefix: int | Callable[[Any], int] = 0
-    input: str = "pixel_values"
+    input: str = PIXELS
     shapes: str | None = None
     axes: tuple[str, ...] = ("height", "width")
     interpolates: bool = True
@@ -55,6 +65,11 @@ class GridRule:
     trained_pixels: int | None = None
     square: tuple[str, ...] = ()
     trained_size: tuple[str, ...] = ()
+    resizes: Literal["square", "none"] = "square"
+    noun: str = "picture"
+    size_name: str = IMAGE_SIZE
+    size_flag: str = "--image-size"
+    units: str = "pixels"
 
     def prefix_of(self, config: Any) -> int:
         """The number of tokens before the patches with this config."""
@@ -71,6 +86,57 @@ class GridRule:
         if len(sides) != len(self.axes) or not all(isinstance(side, int) and side > 0 for side in sides):
             raise GridError(f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis.")
         return sides
+
+    def step(self, config: Any) -> tuple[int, ...]:
+        """Pixels from one patch to the next along each axis."""
+        return self.patch(config)
+
+    def channels(self, config: Any) -> int:
+        """Numbers of a pixel."""
+        return int(config.num_channels)
+
+    def describe(self, size: tuple[int, ...]) -> str:
+        """A size in words, for example "768 × 1024 pixels"."""
+        return f"{' × '.join(map(str, size))} pixels"
+
+    def typed(self, size: tuple[int, ...]) -> str:
+        """A size as it is typed after :attr:`size_flag`, for example "768x1024"."""
+        return "x".join(map(str, size))
+
+    def doubled(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Twice the size along each axis that can grow."""
+        return tuple(2 * side for side in size)
+
+    def extractor_fields(self, size: tuple[int, ...]) -> dict[str, Any]:
+        """The fields of the feature extractor's file that say how large inputs it makes; none where an image processor makes them."""
+        return {}
+
+    @contextmanager
+    def resized(self, base: Any, size: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+        """The model of transformers below its head reads inputs of this size, larger than its position table's, with these arguments."""
+        yield {INTERPOLATE_ARGUMENT: True} if self.interpolates else {}
+
+    def fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any]:
+        """The fields of a Long config that was made for inputs of this size, larger than the position table's."""
+        return {"long_image_size": list(size)}
+
+    def of_seconds(self, config: Any, seconds: float) -> tuple[int, ...]:
+        """The size of the input for a sound of so many seconds.
+
+        Raises:
+            GridError: inputs are not sounds.
+        """
+        raise GridError(f"{seconds:g} seconds were given, but the model reads {self.noun}s; give their size as {self.size_flag}.")
+
+    def size_of(self, pixels: Tensor) -> tuple[int, ...]:
+        """The size of the inputs of ``forward``."""
+        return tuple(pixels.shape[-len(self.axes) :])
+
+    def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        """The part of this ``size`` of inputs of ``forward``, from ``corner`` on."""
+        for axis, (start, side) in enumerate(zip(corner, size, strict=True)):
+            pixels = pixels.narrow(axis - len(size), start, side)
+        return pixels
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The size in pixels for which the position table was trained, and that for which the model was converted."""
@@ -99,7 +165,7 @@ class GridRule:
         """An input of this many pixels, the same at every call: normal random numbers ``(1, channels, …)``."""
         import torch
 
-        return torch.randn(1, config.num_channels, *size, generator=torch.Generator().manual_seed(0))
+        return torch.randn(1, self.channels(config), *size, generator=torch.Generator().manual_seed(0))
 
     def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
         """The arguments of ``forward`` for ``pixels (B, channels, …)``, the pixels first; noise that the base would draw is seeded."""
@@ -165,7 +231,7 @@ class GridRule:
         if pixels is None or (self.shapes is not None and arguments.get(self.shapes) is None):
             return None
         if self.shapes is None:
-            return self.of_size(config, tuple(pixels.shape[-len(self.axes) :]))
+            return self.of_size(config, self.size_of(pixels))
         prefix = self.prefix_of(config)
         if isinstance(arguments[self.shapes], tuple):
             grid = Grid(arguments[self.shapes], prefix)
@@ -199,6 +265,98 @@ class StagedGrid(GridRule):
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
         return Grid(tuple(-(-pixels // side) for pixels, side in zip(size, self.patch(config), strict=True)), self.prefix_of(config))
+
+
+FRAMES_PER_SECOND = 100
+"""Frames of a spectrogram: transformers' feature extractors of such models move their window by 10 ms."""
+
+
+@dataclass(frozen=True)
+class SpectrogramGrid(GridRule):
+    """The grid of a spectrogram ``(B, frames, mel bins)`` whose patches overlap: frequency is the first axis, time the second, and a patch
+    begins every ``frequency_stride`` mel bins and every ``time_stride`` frames. Sizes are ``(mel bins, frames)``; only the second grows.
+    """
+
+    input: str = "input_values"
+    axes: tuple[str, ...] = ("frequency", "time")
+    interpolates: bool = False
+    resizes: Literal["square", "none"] = "none"
+    noun: str = "spectrogram"
+    size_name: str = "spectrogram_size"
+    size_flag: str = "--audio-seconds"
+    units: str = "mel bins × frames"
+
+    def step(self, config: Any) -> tuple[int, ...]:
+        return config.frequency_stride, config.time_stride
+
+    def channels(self, config: Any) -> int:
+        return 1
+
+    def describe(self, size: tuple[int, ...]) -> str:
+        return f"{size[1]:,} frames ({self.typed(size)} s)"
+
+    def typed(self, size: tuple[int, ...]) -> str:
+        return f"{size[1] / FRAMES_PER_SECOND:g}"
+
+    def doubled(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return size[0], 2 * size[1]
+
+    def extractor_fields(self, size: tuple[int, ...]) -> dict[str, Any]:
+        return {"max_length": size[1]}
+
+    @contextmanager
+    def resized(self, base: Any, size: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+        """The base adds its table to the patches whatever its length; within, that is the table stretched along time, row by row."""
+        import torch
+        from torch import nn
+        from torch.nn.functional import interpolate
+
+        embeddings, (rows, columns) = base.embeddings, self.of_size(base.config, size).sizes
+        table = embeddings.position_embeddings
+        prefix = self.prefix_of(base.config)
+        cells = interpolate(table[0, prefix:].unflatten(0, (rows, -1)).mT, columns, mode="linear").mT.flatten(0, 1)
+        embeddings.position_embeddings = nn.Parameter(torch.cat([table[0, :prefix], cells])[None])
+        try:
+            yield {}
+        finally:
+            embeddings.position_embeddings = table
+
+    def fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any]:
+        return {"long_max_length": size[1]}
+
+    def size_of(self, pixels: Tensor) -> tuple[int, ...]:
+        return pixels.shape[-1], pixels.shape[-2]
+
+    def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        return super().crop(pixels.mT, corner, size).mT
+
+    def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        converted = getattr(config, "long_max_length", None)
+        return (config.num_mel_bins, config.max_length), (config.num_mel_bins, converted or config.max_length)
+
+    def of_seconds(self, config: Any, seconds: float) -> tuple[int, ...]:
+        return config.num_mel_bins, round(seconds * FRAMES_PER_SECOND)
+
+    def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
+        """The grid of a spectrogram of this many mel bins and frames; frames after the last whole patch are not read.
+
+        Raises:
+            GridError: another number of mel bins than the model's, or fewer frames than a patch.
+        """
+        if size[0] != config.num_mel_bins:
+            raise GridError(
+                f"The input has {size[0]} mel bins, but the model reads {config.num_mel_bins}; give input_values (B, frames, mel bins) as "
+                "its feature extractor makes them."
+            )
+        sides, steps = self.patch(config), self.step(config)
+        if size[1] < sides[1]:
+            raise GridError(f"The input has {size[1]} frames, fewer than the {sides[1]} of a patch; give a longer sound, or pad it.")
+        cells = [(bins - side) // step + 1 for bins, side, step in zip(size, sides, steps, strict=True)]
+        return Grid(tuple(cells), self.prefix_of(config))
+
+    def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
+        """The arguments of ``forward`` for spectrograms ``(B, 1, mel bins, frames)``."""
+        return {self.input: pixels[:, 0].mT.contiguous()}
 
 
 def image_size(size: Any) -> tuple[int, ...]:

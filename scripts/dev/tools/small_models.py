@@ -146,6 +146,9 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
     if "window_block_indices" in fields:  # windows that do not divide the grid
         sizes |= {"pretrain_image_size": patch * side, "window_size": 3, "window_block_indices": list(range(0, shape.layers, 2))}
         sizes |= {"residual_block_indices": [shape.layers - 1]}
+    if "frequency_stride" in fields:  # of a spectrogram, whose patches overlap
+        sizes |= {"frequency_stride": patch * 3 // 4, "time_stride": patch * 3 // 4}
+        sizes |= {"num_mel_bins": patch * side, "max_length": patch * side}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})
 

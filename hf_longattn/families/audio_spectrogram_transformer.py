@@ -1,0 +1,78 @@
+"""LongAST: Audio Spectrogram Transformer (Gong et al. 2021), patches of a spectrogram that overlap, after a class and a distillation token.
+A spectrogram is a grid of frequency and time; its position table, which transformers cannot resize, is extended along time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers.models.audio_spectrogram_transformer.configuration_audio_spectrogram_transformer import ASTConfig
+from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTEmbeddings
+
+from ..errors import OptionError
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import TILE, LongGridConfig
+from ..modeling.family.grid_rule import SpectrogramGrid
+from ..modeling.grids import tiled_cells
+
+
+class LongASTConfig(LongGridConfig, ASTConfig):
+    """ASTConfig with ``long_attention``.
+
+    max_length: the base's, unchanged: the frames of the spectrograms for which the position table was trained.
+    long_max_length: the frames of the spectrograms for which the model was converted. Others are read as well.
+    position_extension: what the positions of a longer spectrogram are: ``"interpolate"``, the table stretched along time, linearly as the
+        authors' code does (ast_models.py), or ``"tile"``, the table repeated along time.
+    """
+
+    model_type = "long_audio-spectrogram-transformer"
+
+    if TYPE_CHECKING:
+        long_max_length: int | None
+    else:
+        long_max_length = None
+
+    def _take_size(self, values: dict[str, Any]) -> None:
+        frames = values.pop("long_max_length", None)
+        if frames is not None and (not isinstance(frames, int) or isinstance(frames, bool) or frames < 1):
+            raise OptionError(f"long_max_length is {frames!r}, but must be a number of frames, for example 3000 for 30 seconds.")
+        self.long_max_length = frames
+
+
+class LongASTEmbeddings(ASTEmbeddings):
+    """ASTEmbeddings for spectrograms of any length. A shorter one has the first positions of the table."""
+
+    def forward(self, input_values: Tensor) -> Tensor:
+        """``input_values (B, frames, mel bins)`` to ``(B, N, D)``."""
+        rows, columns = self.get_shape(self.config)
+        patches = self.patch_embeddings(input_values)
+        tokens = [token.expand(patches.shape[0], -1, -1) for token in (self.cls_token, self.distillation_token)]
+        return self.dropout(torch.cat([*tokens, patches], 1) + self.positions(rows, columns, patches.shape[1] // rows))
+
+    def positions(self, rows: int, columns: int, length: int) -> Tensor:
+        """The table ``(1, 2 + rows · columns, D)`` for ``rows`` × ``length`` patches."""
+        table = self.position_embeddings
+        if length == columns:
+            return table
+        prefix = table.shape[1] - rows * columns
+        cells = table[:, prefix:].unflatten(1, (rows, columns))
+        if length < columns or self.config.position_extension == TILE:
+            cells = tiled_cells(cells, rows, length)
+        else:
+            cells = interpolate(cells.movedim(-1, 1), (rows, length), mode="bilinear").movedim(1, -1)
+        return torch.cat([table[:, :prefix], cells.flatten(1, 2)], 1)
+
+
+class ASTOfAnyLength(ReplacedModules):
+    """Replaces the base's embeddings by the class above."""
+
+    replaced = {ASTEmbeddings: LongASTEmbeddings}
+
+
+FAMILY = Family(LongASTConfig, mixin=ASTOfAnyLength, grid=SpectrogramGrid(prefix=2))
+
+__getattr__ = lazy_classes(FAMILY, globals())
