@@ -71,6 +71,10 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers:AutoModel._model_mapping",
     ),
     "load_weights": ("transformers:PreTrainedModel._load_pretrained_model",),
+    "output_frames": (
+        "transformers:Wav2Vec2PreTrainedModel._get_feat_extract_output_lengths",
+        "transformers:ParakeetPreTrainedModel._get_subsampling_output_length",
+    ),
     "set_implementation": ("transformers:PreTrainedModel._can_set_attn_implementation",),
     "gguf_readers": (f"{GGUF}TENSOR_PROCESSORS", f"{GGUF}TensorProcessor", f"{GGUF}get_gguf_hf_weights_map"),
     "context_parallel": ("accelerate:Accelerator._prepare_cp",),
@@ -424,6 +428,21 @@ def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:
         warn_missing("tied_weights")
         return
     model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}
+
+
+def output_frames(model: Any, length: int) -> int:
+    """The frames for which a model of speech has logits, for an input of ``length`` samples or rows of features.
+
+    Raises:
+        BackendError: the model does not tell.
+    """
+    import torch
+
+    for where in PRIVATE_APIS["output_frames"]:
+        count = getattr(model, where.rpartition(".")[2], None)
+        if count is not None:
+            return int(count(torch.tensor([length]))[0])
+    raise missing("output_frames")
 
 
 def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:

@@ -30,7 +30,7 @@ TABLES = (
 )
 """Tables by model type."""
 INSTANCES = (
-    *("has_hooks", "attention_implementation", "parameter_dict", "tied_weights", "set_implementation", "target_modules"),
+    *("has_hooks", "attention_implementation", "parameter_dict", "tied_weights", "set_implementation", "target_modules", "output_frames"),
     *TABLES,
 )
 """APIs that are tried on an object without the name; of the others the name itself is removed."""
@@ -128,6 +128,7 @@ USES: dict[str, Callable[[], Any]] = {
     "initialised": lambda: None,
     "tied_weights": lambda: apis.tie_parameters(types.SimpleNamespace(), {}),
     "lazy_mapping": auto_tables,
+    "output_frames": lambda: apis.output_frames(types.SimpleNamespace(), 1),
     "load_weights": lambda: apis.with_loader(transformers.BertModel, print),
     "set_implementation": lambda: apis.can_set_implementation(types.SimpleNamespace()),
     "gguf_readers": apis.gguf_readers,

@@ -108,6 +108,7 @@ COMMANDS = [
     *((f"train {task} --model nowhere", list(EXTRAS[extra])[-1]) for task in task_names() for extra in load_task(task).extras),
     ("train classify --images --model nowhere --output out --data nothing", "PIL"),
     ("train classify --images --augmentation flip --model nowhere --output out --data nothing", "torchvision"),
+    ("train classify --audio --model nowhere --output out --data nothing", "soundfile"),
     ("train mlm --model nowhere --output out --text nothing --use_peft", "peft"),
     ("train linearise --model nowhere --output out --text nothing --rate_trials 2", "optuna"),
 ]

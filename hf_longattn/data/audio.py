@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+from datasets import Audio, Dataset
 from numpy.typing import NDArray
+from torch import Tensor
 
+from hf_longattn.data.files import FileKind, load_labelled_files
 from hf_longattn.errors import AudioError, in_a_line, needs_extra
 
 EXTRA = "audio"
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
 """Endings of the names of files that are read as sound."""
+RECORDINGS = FileKind("recording", "audio", Audio(decode=False), SUFFIXES, "--audio-column")
 SAMPLES_PER_BLOCK = 1 << 20
 """Samples read at a time, so that memory is bounded by what a file holds and not by what its header says."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -29,6 +35,8 @@ UNKNOWN_SIZE = 0x7FFF0000
 """Sizes in headers of WAV files from here on are written by programs that do not know the length, such as those that write to a pipe."""
 UNKNOWN_COUNT = 1 << 60
 """Samples from here on are what libsndfile says of a length that is not known."""
+ROWS_PER_SECOND = 100
+"""Rows of a spectrogram in a second, by AST's feature extractor."""
 LEAST_MISSING = 0.01
 """Seconds that may lack at the end of a file that is not called cut: encoders count in frames."""
 Samples: TypeAlias = NDArray[np.float32]
@@ -102,19 +110,102 @@ def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leav
 
 
 def audio_files(path: Path) -> list[Path]:
-    """The sound files of a folder and of those in it, in the order of their names; a file alone.
+    """The recordings of a folder and of those in it, in the order of their names; a file alone.
 
     Raises:
-        AudioError: there is none.
+        DataError: there is none.
     """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise AudioError(f"{str(path)!r} does not exist; give a sound file, or a folder of them ({', '.join(SUFFIXES[:3])} …)")
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
-    if not files:
-        raise AudioError(f"the folder {str(path)!r} holds no sound files ({', '.join(SUFFIXES[:3])} …)")
-    return files
+    return RECORDINGS.files(path)
+
+
+def load_labelled_recordings(source: str, *, split: str = "train", audio_column: str = "audio", label_column: str = "label") -> Dataset:
+    """Read where recordings are, and the names of their labels; the recordings themselves are read by :func:`read_audio`.
+
+    Args:
+        source, split, audio_column, label_column: see :func:`~hf_longattn.data.files.load_labelled_files`.
+
+    Returns:
+        A dataset with the columns ``audio`` (path or bytes), ``label`` (text) and ``name``, which is what a message calls the recording.
+
+    Raises:
+        DataError: the source cannot be read, a column is missing or does not hold sound, or a row has no label or no recording.
+    """
+    return load_labelled_files(RECORDINGS, source, split=split, column=audio_column, label_column=label_column)
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """How recordings become the inputs of a model.
+
+    extractor: the model's feature extractor.
+    resample, mono: see :func:`read_audio`.
+    """
+
+    extractor: Any
+    resample: bool = False
+    mono: bool = False
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples a second that the model reads."""
+        return int(self.extractor.sampling_rate)
+
+    @property
+    def most_samples(self) -> int | None:
+        """The samples to which the extractor cuts or fills up every recording (Whisper's, AST's); ``None`` where it keeps them whole."""
+        if hasattr(self.extractor, "n_samples"):
+            return int(self.extractor.n_samples)
+        rows = getattr(self.extractor, "max_length", None)
+        return None if rows is None else rows * self.sampling_rate // ROWS_PER_SECOND
+
+    def samples(self, row: Mapping[str, Any]) -> Samples:
+        """The samples of a row with ``audio`` and ``name``.
+
+        Raises:
+            AudioError: as :func:`read_audio`.
+        """
+        return read_audio(row["audio"], self.sampling_rate, name=row["name"], resample=self.resample, mono=self.mono)
+
+    def inputs(self, sounds: Sequence[Samples]) -> dict[str, Tensor]:
+        """The arguments of a model, padded after the sound, as the feature extractor makes them."""
+        padding = {"padding": True} if self.most_samples is None else {}
+        return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **padding))
+
+    def length(self, sound: Samples) -> int:
+        """The length of a model's input for a sound: samples, or rows of features."""
+        inputs = self.inputs([sound])
+        mask = inputs.get("attention_mask")
+        return int(mask.sum()) if mask is not None else next(iter(inputs.values())).shape[1]
+
+
+def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
+    """Rows with ``length``, the samples of each recording, all of which are heard once, so that a bad one is refused before the training.
+
+    Raises:
+        AudioError: as :func:`read_audio`.
+    """
+    return data.add_column("length", [len(hearing.samples(row)) for row in data.select_columns(["audio", "name"])])
+
+
+class RecordingCollator:
+    """Batches of recordings and labels: what the feature extractor makes of whole recordings, padded, and ``labels (B,)``.
+
+    Args:
+        hearing: how recordings become inputs.
+        names: of the labels, in the order of their numbers.
+    """
+
+    def __init__(self, hearing: Hearing, names: Sequence[str]) -> None:
+        self.hearing, self.numbers = hearing, {name: number for number, name in enumerate(names)}
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The batch of rows of :func:`load_labelled_recordings`.
+
+        Raises:
+            AudioError: a recording cannot be read.
+        """
+        labels = torch.tensor([self.numbers[row["label"]] for row in features])
+        return {**self.hearing.inputs([self.hearing.samples(row) for row in features]), "labels": labels}
 
 
 def _cell_name(source: Any) -> str:

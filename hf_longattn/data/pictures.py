@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Image
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from pyarrow.compute import struct_field
 from torch import Tensor
 from transformers.utils import logging
 
 from hf_longattn.data.batching import CountedPasses
-from hf_longattn.data.sources import (
-    DataError,
-    check_column,
-    label_folders,
-    label_reader,
-    read_source,
-    saved_by_datasets,
-)
+from hf_longattn.data.files import FileKind, load_labelled_files
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, needs_extra
 from hf_longattn.naming import LOGGER
 
@@ -39,7 +32,8 @@ AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
 EXTRA = "images"
 SUFFIXES = tuple(ImageFolder.EXTENSIONS)
 """Endings of the names of files that are read as pictures."""
-LABELLED_PICTURES = Features({"image": Image(decode=False), "label": Value("string"), "name": Value("string")})
+PICTURES = FileKind("picture", "image", Image(decode=False), SUFFIXES, "--image-column")
+LABELLED_PICTURES = PICTURES.labelled
 SIXTEEN_BIT_MODE, MODES_WITHOUT_RANGE = "I;16", ("I", "F")
 """Modes of Pillow: grey values of 16 bits, and values of which no file says what is white."""
 logger = logging.get_logger(LOGGER)
@@ -49,12 +43,7 @@ def load_labelled_pictures(source: str, *, split: str = "train", image_column: s
     """Read where pictures are, and the names of their labels; the pictures themselves are read by :func:`read_picture`.
 
     Args:
-        source: a folder with one sub-folder of pictures per label, or such a folder for each split (``photos/train/cat/1.jpg``), as
-            ``datasets`` reads an ``imagefolder``; or a table, a folder written by ``datasets``, or a name on the Hub:
-            see :func:`read_source`.
-        split: which split, if the source has several.
-        image_column: the column of pictures: of ``datasets.Image``, of bytes, or of paths relative to the table.
-        label_column: names, whole numbers or ``datasets.ClassLabel``.
+        source, split, image_column, label_column: see :func:`~hf_longattn.data.files.load_labelled_files`.
 
     Returns:
         A dataset with the columns ``image`` (path or bytes), ``label`` (text) and ``name``, which is what a message calls the picture.
@@ -62,34 +51,7 @@ def load_labelled_pictures(source: str, *, split: str = "train", image_column: s
     Raises:
         DataError: the source cannot be read, a column is missing or does not hold pictures, or a row has no label or no picture.
     """
-    path = Path(source)
-    if path.is_dir() and not saved_by_datasets(path):
-        return _picture_folder(path, split)
-    data = read_source(source, split)
-    check_column(data, image_column, source, "--image-column")
-    check_column(data, label_column, source, "--label-column")
-    name = label_reader(data.features[label_column], label_column, source)
-    labels = [name(value, row) for row, value in enumerate(data[label_column])]
-    pictures = _as_pictures(data, image_column, source)
-    names = []
-    for row, (place, is_missing) in enumerate(_paths(pictures)):
-        if is_missing:
-            raise DataError(f"row {row + 1} of {source} has no picture in the column {image_column!r}; leave such rows out")
-        names.append(place if place and Path(place).is_absolute() else f"row {row + 1} of {source}")
-    return pictures.add_column("label", labels).add_column("name", names)
-
-
-def _picture_folder(path: Path, split: str) -> Dataset:
-    """One picture per file, labelled by its sub-folder. Where the folder has a folder for each split, that of ``split`` is read."""
-    split_folder = path / split
-    root = split_folder if split_folder.is_dir() and any(child.is_dir() for child in split_folder.iterdir()) else path
-    files, labels = [], []
-    for folder in label_folders(root, "pictures"):
-        pictures = picture_files(folder)
-        files += [str(file) for file in pictures]
-        labels += [folder.name] * len(pictures)
-    images = [{"path": file, "bytes": None} for file in files]
-    return Dataset.from_dict({"image": images, "label": labels, "name": files}, features=LABELLED_PICTURES)
+    return load_labelled_files(PICTURES, source, split=split, column=image_column, label_column=label_column)
 
 
 def picture_files(path: Path) -> list[Path]:
@@ -98,43 +60,12 @@ def picture_files(path: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{str(path)!r} does not exist; give a picture, or a folder of pictures ({', '.join(SUFFIXES[:4])} …)")
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
-    if not files:
-        raise DataError(f"the folder {str(path)!r} holds no pictures ({', '.join(SUFFIXES[:4])} …)")
-    return files
+    return PICTURES.files(path)
 
 
 def evenly_spread(files: list[Path], count: int) -> list[Path]:
     """At most ``count`` of the files, evenly spread from the first to the last."""
     return files if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
-
-
-def _as_pictures(data: Dataset, column: str, source: str) -> Dataset:
-    """The column of pictures alone, as ``image``, without decoding it.
-
-    Raises:
-        DataError: the column holds something else.
-    """
-    feature = data.features[column]
-    pictures = data.select_columns([column]).rename_columns({} if column == "image" else {column: "image"})
-    kind = getattr(feature, "dtype", "a list")
-    if kind in ("string", "large_string"):
-        folder = Path(source).resolve().parent
-        places = [None if place is None else {"path": str(folder / place), "bytes": None} for place in data[column]]
-        return Dataset.from_dict({"image": places}, features=Features({"image": Image(decode=False)}))
-    if not isinstance(feature, Image) and kind not in ("binary", "large_binary"):
-        raise DataError(f"the column {column!r} of {source} holds {kind}, not pictures; name another with --image-column")
-    return pictures.cast_column("image", Image(decode=False))
-
-
-def _paths(pictures: Dataset) -> list[tuple[str | None, bool]]:
-    """The path of each picture that lies in a file, and whether there is none at all; bytes are not read."""
-    column = pictures.with_format("arrow")[:]["image"]
-    return list(zip(struct_field(column, "path").to_pylist(), column.is_null().to_pylist(), strict=True))
 
 
 def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[Picture, bool]:

@@ -15,6 +15,7 @@ from datasets import Audio, Dataset
 from numpy.testing import assert_allclose, assert_array_equal
 
 from hf_longattn.data.audio import audio_files, read_audio
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import AudioError, MissingExtraError
 
 RATE = 16_000
@@ -166,9 +167,9 @@ def test_sound_files_of_a_folder(tmp_path: Path) -> None:
     assert audio_files(tmp_path) == [tmp_path / "a.WAV", tmp_path / "b/2.flac"]
     assert audio_files(tmp_path / "a.WAV") == [tmp_path / "a.WAV"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AudioError, match="holds no sound files"):
+    with pytest.raises(DataError, match="holds no recordings"):
         audio_files(tmp_path / "empty")
-    with pytest.raises(AudioError, match="does not exist"):
+    with pytest.raises(DataError, match="does not exist; give a recording"):
         audio_files(tmp_path / "nowhere")
 
 

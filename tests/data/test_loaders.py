@@ -22,6 +22,7 @@ from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.parsing import build_arguments
 from tests.training.conftest import FAST, checkpoint
+from tests.training.speech import speech_checkpoint, spoken
 
 WORDS = ("tree", "file", "node", "path", "line", "code", "name", "type")
 BATCHES = 4
@@ -117,6 +118,13 @@ def several(models: Models, folder: Path) -> dict[str, Any]:
     return {"model": models.long("mlm"), "tasks": tasks, "validation": [f"topic={classes}", f"names={words}", f"ask={asked}"]}
 
 
+def speech(models: Models, folder: Path) -> dict[str, Any]:
+    """Recordings of several lengths."""
+    data = write(spoken(folder, ROWS * BATCHES), folder / "data.jsonl")
+    place = models.folder / "ctc"
+    return {"model": speech_checkpoint(place), "data": [data], "validation": data, "validation_split": "train"}
+
+
 DISTILLED = {"transfer_steps": 1, "finetune_steps": 1, "held_out_inputs": 2, "mechanism": "hedgehog"}
 SETTINGS: dict[str, Callable[[Models, Path], dict[str, Any]]] = {
     "qa": lambda models, folder: {**labelled(questions)(models, folder), "stride": 16},
@@ -129,6 +137,7 @@ SETTINGS: dict[str, Callable[[Models, Path], dict[str, Any]]] = {
     "embed": labelled(pairs),
     "multitask": several,
     "linearise": lambda models, folder: {**plain("mlm")(models, folder), "model": models.short("mlm"), **DISTILLED},
+    "ctc": speech,
     "distill": lambda models, folder: {**plain("mlm")(models, folder), "method": "tinybert", "teacher": models.short("mlm")},
 }
 """What each task of `longattn train` is given."""
@@ -241,7 +250,7 @@ def test_distillation_reads_text_as_language_models_do(name: str, models: Models
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("name", ["qa", "classify", "tokens", "choice", "seq2seq"])
+@pytest.mark.parametrize("name", ["qa", "classify", "tokens", "choice", "seq2seq", "ctc"])
 def test_no_row_comes_twice_and_none_is_lost(name: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(name, models, tmp_path / "run", monkeypatch)
     collated: list[str] = []

@@ -19,6 +19,7 @@ from hf_longattn.cli.train import train
 from hf_longattn.errors import CheckpointError
 from hf_longattn.tasks import task_names
 from tests.training.conftest import checkpoint
+from tests.training.speech import speech_checkpoint, spoken
 from tests.training.test_seq2seq import bart
 from tests.unsupported import ENCODER
 
@@ -35,11 +36,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "multitask": {"text": "a tree", "label": "plant"},
     "linearise": TEXT,
     "distill": TEXT,
+    "ctc": {"audio": "00.wav", "text": "ab"},
 }
 """A good row of each task's data."""
 LEFT_OUT = {
     "qa": "context", "classify": "label", "tokens": "ner_tags", "choice": "choices", "mlm": "text", "clm": "text", "seq2seq": "summary",
-    "embed": "positive", "multitask": "label", "linearise": "text", "distill": "text",
+    "embed": "positive", "multitask": "label", "linearise": "text", "distill": "text", "ctc": "text",
 }  # fmt: skip
 """A column without which it cannot be learnt."""
 WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -54,6 +56,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     "multitask": [({"label": None}, "a class is a name or a whole number")],
     "linearise": [({"text": 5}, "not text")],
     "distill": [({"text": 5}, "not text")],
+    "ctc": [({"text": 5}, "not text"), ({"text": ""}, "has no transcript"), ({"audio": "none.wav"}, "none.wav does not exist")],
 }
 """Values that a column must not hold, and a part of the sentence."""
 
@@ -81,7 +84,7 @@ def refusal(task: str, line: list[str], folder: Path, capsys: pytest.CaptureFixt
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     encoder, decoder = (checkpoint(kind, folder / kind, tokenizer) for kind in ("mlm", "clm"))
-    return {**dict.fromkeys(ROWS, encoder), "clm": decoder, "seq2seq": bart(folder, tokenizer)}
+    return {**dict.fromkeys(ROWS, encoder), "clm": decoder, "seq2seq": bart(folder, tokenizer), "ctc": speech_checkpoint(folder / "ctc")}
 
 
 @pytest.fixture
@@ -90,6 +93,8 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
 
     def run(name: str, source: str | list[dict[str, Any]], *more: str) -> str:
         flag = "--text" if name in ("mlm", "clm", "linearise", "distill") else "--tasks" if name == "multitask" else "--data"
+        if name == "ctc":
+            spoken(tmp_path, 1)
         needed = {"linearise": ["--mechanism", "hedgehog"], "distill": ["--method", "logits", "--teacher", models[name]]}.get(name, [])
         file = source if isinstance(source, str) else written(source, tmp_path)
         sources = [f"one=classify:{file}", f"two=classify:{file}"] if name == "multitask" else [file]

@@ -31,6 +31,7 @@ from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from tests.training.conftest import checkpoint
+from tests.training.speech import SAMPLES_PER_FRAME, sentences, speech_checkpoint, spoken
 from tests.training.test_seq2seq import bart
 
 WORDS = ("tree", "file", "node", "path")
@@ -51,6 +52,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "multitask": CLASSES,
     "linearise": TEXT,
     "distill": TEXT,
+    "ctc": [{"audio": f"{number:02}.wav", "text": text} for number, text in enumerate(sentences(20))],
 }  # fmt: skip
 """Rows to learn from, by the titles of tasks."""
 
@@ -156,13 +158,18 @@ def updates_are_merged(run: Run, plain: Run) -> None:
     assert set(written) == set(load_file(plain.folder / "model.safetensors"))
 
 
+def cells_of(batch: dict[str, Any]) -> int:
+    """The tokens or frames of a batch, with padding."""
+    return batch["input_ids"].numel() if "input_ids" in batch else batch["input_values"].numel() // SAMPLES_PER_FRAME
+
+
 def longest(run: Run) -> int:
     """The tokens of the longest row that was trained on."""
     return max(ids.shape[-1] for batch in run.batches for name, ids in batch.items() if name.endswith("input_ids"))
 
 
 def budgeted(run: Run, _: Run) -> None:
-    sizes = [(batch["input_ids"].numel(), len(batch["input_ids"])) for batch in run.batches]
+    sizes = [(cells_of(batch), len(batch["labels"])) for batch in run.batches]
     assert sizes
     assert all(cells <= BUDGET or rows == 1 for cells, rows in sizes), sizes
     assert any(rows > 1 for _, rows in sizes), sizes
@@ -208,11 +215,11 @@ OPTIONS = {
     "fp16": Option("--fp16", refused={"": "fp16 needs an accelerator"}),
     "neftune": Option(
         "--neftune_noise_alpha 5", lambda run, plain: holds(run.losses != plain.losses),
-        refused=dict.fromkeys(("embed", "linearise", "seq2seq"), "neftune_noise_alpha has no effect"), shared=True,
+        refused=dict.fromkeys(("embed", "linearise", "seq2seq", "ctc"), "neftune_noise_alpha has no effect"), shared=True,
     ),
     "label_smoothing": Option(
         "--label_smoothing_factor 0.5", lambda run, plain: holds(run.losses != plain.losses),
-        refused=dict.fromkeys(("qa", "embed", "multitask", "linearise", "distill"), "label_smoothing_factor has no effect"),
+        refused=dict.fromkeys(("qa", "embed", "multitask", "linearise", "distill", "ctc"), "label_smoothing_factor has no effect"),
         shared=True,
     ),
     "gradient_checkpointing": Option(
@@ -239,7 +246,10 @@ OPTIONS = {
     "dtype": Option("--dtype bfloat16", lambda run, plain: holds(
         {tensor.dtype for tensor in load_file(run.folder / "model.safetensors").values()} == {torch.bfloat16}
     ), shared=True),
-    "max_length": Option("--max_length 20 --packing false", lambda run, plain: holds(longest(run) <= 20 < longest(plain))),
+    "max_length": Option(
+        "--max_length 20 --packing false", lambda run, plain: holds(longest(run) <= 20 < longest(plain)),
+        refused={"ctc": "max_length cuts texts"},
+    ),
     "total_batch_size": Option("--total_batch_size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches)), shared=True),
     "overwrite": Option("--overwrite", shared=True),
     "model": Option(
@@ -284,6 +294,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         **encoder,
         "clm": long["clm", "window"],
         "seq2seq": bart(folder, tokenizer),
+        "ctc": speech_checkpoint(folder / "ctc"),
         "linearise": long["mlm", "hedgehog"],
         "short": short["mlm"],
     }
@@ -334,6 +345,9 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         data_args = load_task(task).arguments[1]
         flag = next(name for name in source if name in {each.name for each in dataclasses.fields(data_args)})
         typed = ["--model", models[task], f"--{flag}", *source[flag], "--output", str(tmp_path / output), *LINE.split()]
+        if task == "ctc":  # recordings are kept whole
+            spoken(tmp_path, len(DATA[task]))
+            del typed[(place := typed.index("--max_length")) : place + 2]
         if "--total_batch_size" in words:  # in place of this
             del typed[(place := typed.index("--gradient_accumulation_steps")) : place + 2]
         typed += [*STEPS.get(task, ["--max_steps", "2", "--learning_rate", "1e-3"]), *FITTING.get(task, [])]

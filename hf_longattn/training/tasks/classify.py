@@ -1,4 +1,4 @@
-"""Fine-tune to classify long documents, or large pictures (--images)."""
+"""Fine-tune to classify long documents, large pictures (--images) or long recordings (--audio)."""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
@@ -10,17 +10,22 @@ from typing import Any, ClassVar, NamedTuple
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
+    AutoFeatureExtractor,
     AutoImageProcessor,
+    AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     EvalPrediction,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from hf_longattn.data.audio import EXTRA as AUDIO_EXTRA
+from hf_longattn.data.audio import Hearing, RecordingCollator, load_labelled_recordings, with_lengths
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
@@ -44,21 +49,28 @@ from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
-OF_TEXTS, OF_PICTURES = ("text_column", "packing", "max_length"), ("image_column", "augmentation")
-"""Options that only texts have, and only pictures."""
+OPTIONS_OF = {
+    "texts": ("text_column", "packing", "max_length"),
+    "pictures": ("image_column", "augmentation"),
+    "recordings": ("audio_column", "resample", "mono"),
+}
+"""Options that only one kind of data has."""
+FLAGS = {"pictures": "images", "recordings": "audio"}
+"""The option that says that the data are of a kind; texts have none."""
 NO_LENGTH = -1
 """The length of a picture, and of a document whose length is not known, for the metric."""
 
 
 @dataclass
 class ClassificationDataArguments(LabelledDataArguments):
-    """Documents or pictures to classify."""
+    """Documents, pictures or recordings to classify."""
 
     shape: ClassVar[str] = "a labelled file"
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
-        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label (of pictures with --images), "
+        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label (of pictures with --images, of "
+        "recordings with --audio), "
         "a folder written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     images: bool = argument(False, "Classify pictures, with a model that reads them (ViT, DeiT, DINOv2 …), short or converted.")
@@ -66,6 +78,10 @@ class ClassificationDataArguments(LabelledDataArguments):
     augmentation: str = argument(
         "", "Random changes of the pictures in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
     )
+    audio: bool = argument(False, "Classify recordings, with a model that hears them (Wav2Vec2, HuBERT, AST …), short or converted.")
+    audio_column: str = argument("audio", "The column that holds the recordings, or their paths relative to the table.")
+    resample: bool = argument(False, "Convert recordings of another sampling rate to the model's.")
+    mono: bool = argument(False, "Mix the channels of recordings with several.")
     text_column: str = argument("text", "The column that holds the text.")
     label_column: str = argument("label", "The column that holds the label: a name or a whole number.")
     validation: str = argument(
@@ -77,29 +93,34 @@ class ClassificationDataArguments(LabelledDataArguments):
 
     def check(self) -> None:
         super().check()
-        unused = next((name for name in (OF_TEXTS if self.images else OF_PICTURES) if name in self.explicit), None)
-        if unused is not None:
-            advice = "texts; leave it out, or leave --images out" if self.images else "pictures; add --images"
-            raise OptionError(f"{unused} is an option for {advice}")
-        column = "image_column" if self.images else "text_column"
+        if self.images and self.audio:
+            raise OptionError("images and audio are two kinds of data; leave one of both out")
+        kind = self.reader.kind
+        for other, names in OPTIONS_OF.items():
+            if other != kind and (unused := next((name for name in names if name in self.explicit), None)) is not None:
+                advice = f"add --{FLAGS[other]}" if other in FLAGS else f"leave it out, or leave --{FLAGS[kind]} out"
+                raise OptionError(f"{unused} is an option for {other}; {advice}")
+        column = self.reader.column
         if getattr(self, column) == self.label_column:
             raise OptionError(f"{column} and label_column are both {self.label_column!r}; name two columns")
         check_augmentation(self.augmentation)
         if self.images:
             check_extra(EXTRA, "PIL", *(["torchvision"] if self.augmentation not in ("", "none") else []))
+        if self.audio:
+            check_extra(AUDIO_EXTRA, "soundfile", *(["scipy"] if self.resample else []))
 
     @property
-    def reader(self) -> Texts | Pictures:
+    def reader(self) -> Reader:
         """The reader of the data."""
-        return PICTURES if self.images else TEXTS
+        return PICTURES if self.images else RECORDINGS if self.audio else TEXTS
 
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of classification."""
 
-    per_device_train_batch_size: int = batch_size_argument(2, "Documents or pictures per forward pass and process.")
-    per_device_eval_batch_size: int = argument(2, "Documents or pictures per forward pass and process in evaluation.")
+    per_device_train_batch_size: int = batch_size_argument(2, "Documents, pictures or recordings per forward pass and process.")
+    per_device_eval_batch_size: int = argument(2, "Documents, pictures or recordings per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
 
@@ -113,7 +134,7 @@ def finetune_classification(
     """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
-        The log, as written to ``training_log.json``: arguments, versions, classes, how many documents or pictures there are, scores on the
+        The log, as written to ``training_log.json``: arguments, versions, classes, how many rows there are of each part, scores on the
         held-out ones before and after, Trainer's history. Of several processes only the first has the scores.
     """
     run = prepare_run(model_args, data_args, training_args)
@@ -161,12 +182,11 @@ class Inputs(NamedTuple):
 class Texts:
     """Documents, and models that read them."""
 
-    unit, content = "document", "text"
+    kind, unit, content, column = "texts", "document", "text", "text_column"
 
     def load_start(self, name: str) -> tuple[Any, Any]:
         """Config and tokenizer of a checkpoint."""
-        otherwise = {"it reads pictures: add --images": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES}
-        return load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise)
+        return load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
 
     def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
         """The model with a head for these classes."""
@@ -203,12 +223,11 @@ class Texts:
 class Pictures:
     """Pictures, and models that read them."""
 
-    unit = content = "picture"
+    kind, unit, content, column = "pictures", "picture", "picture", "image_column"
 
     def load_start(self, name: str) -> tuple[Any, Any]:
         """Config and image processor of a checkpoint."""
-        otherwise = {"it reads texts: leave --images out": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
-        config = load_config(name, "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, otherwise)
+        config = load_config(name, "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
         return config, load_processing_class(AutoImageProcessor, name)
 
     def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
@@ -247,16 +266,79 @@ class Pictures:
         return [f"{counted(transparent, 'picture')} with transparent parts, which are shown on white"] if transparent else []
 
 
-TEXTS, PICTURES = Texts(), Pictures()
+class Recordings:
+    """Recordings, and models that hear them."""
+
+    kind, unit, content, column = "recordings", "recording", "recording", "audio_column"
+
+    def load_start(self, name: str) -> tuple[Any, Any]:
+        """Config and feature extractor of a checkpoint."""
+        config = load_config(name, "audio classification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
+        return config, load_processing_class(AutoFeatureExtractor, name)
+
+    def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
+        """The model with a head for these classes."""
+        return load_head(AutoModelForAudioClassification, name, None, **classes)
+
+    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
+        """The recordings of a source, with the names of their labels."""
+        return load_labelled_recordings(source, split=split, audio_column=args.audio_column, label_column=args.label_column)
+
+    def inputs(
+        self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
+    ) -> Inputs:
+        """What the feature extractor makes of whole recordings; those of similar length share a batch.
+
+        Raises:
+            AudioError: a recording cannot be read.
+            OptionError: an option that counts tokens.
+        """
+        if training_args.tokens_per_batch:
+            raise OptionError("tokens_per_batch counts the tokens of texts; give --batch_size for recordings instead")
+        hearing = Hearing(processor, args.resample, args.mono)
+        train_rows, held_out = (with_lengths(data, hearing) for data in rows)
+        longest = max(map(max, (train_rows["length"], held_out["length"]))) / hearing.sampling_rate
+        most = hearing.most_samples
+        cut = 0 if most is None else sum(length > most for data in (train_rows, held_out) for length in data["length"])
+        counts = {"train": len(train_rows), "held_out": len(held_out), "cut": cut}
+        log = {
+            "longest_seconds": longest, "read_seconds": None if most is None else most / hearing.sampling_rate, "recordings": counts,
+        }  # fmt: skip
+        collator = RecordingCollator(hearing, names)
+        return Inputs(train_rows, held_out, collator, collator, log)
+
+    def described(self, log: Mapping[str, Any]) -> str:
+        """What a card says about the inputs of a run."""
+        return f"the longest of {log['longest_seconds']:.1f} seconds ({log['recordings']['cut']:,} recordings were cut)"
+
+    def notes(self, log: Mapping[str, Any]) -> list[str]:
+        """What is printed about them at the end of a run."""
+        cut = log["recordings"]["cut"]
+        return [f"{counted(cut, 'recording')} longer than the {log['read_seconds']:g} seconds of the model's input, cut"] if cut else []
 
 
-def _reader_of(log: Mapping[str, Any]) -> Texts | Pictures:
+Reader = Texts | Pictures | Recordings
+TEXTS, PICTURES, RECORDINGS = Texts(), Pictures(), Recordings()
+READS = {
+    "texts": ("it reads texts: leave --{flag} out", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    "pictures": ("it reads pictures: add --images", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    "recordings": ("it hears recordings: add --audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
+}
+"""What to say of a model of another kind of data, and the types of such models."""
+
+
+def otherwise_of(kind: str) -> dict[str, Any]:
+    """What to do with models of other kinds of data than ``kind``."""
+    return {words.format(flag=FLAGS.get(kind)): types for other, (words, types) in READS.items() if other != kind}
+
+
+def _reader_of(log: Mapping[str, Any]) -> Reader:
     """The reader of the data of a log's run."""
-    return PICTURES if PICTURES.unit + "s" in log else TEXTS
+    return next(reader for reader in (PICTURES, RECORDINGS, TEXTS) if f"{reader.unit}s" in log)
 
 
 class ClassificationTrainer(TimedTrainer):
-    """Trains on packed rows or padded ones, or on pictures, and scores documents by their length."""
+    """Trains on packed rows or padded ones, on pictures or recordings, and scores documents by their length."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if "lengths" not in inputs:
@@ -276,10 +358,10 @@ class ClassificationTrainer(TimedTrainer):
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents or pictures to train on and those to evaluate on: see :func:`held_back`.
+    """The documents, pictures or recordings to train on and those to evaluate on: see :func:`held_back`.
 
     Raises:
-        DataError: as :func:`load_labelled` and :func:`load_labelled_pictures`; or fewer than two classes.
+        DataError: as :func:`load_labelled`, :func:`load_labelled_pictures` and :func:`load_labelled_recordings`; or fewer than two classes.
         OptionError: too few rows to hold some back.
     """
     reader = args.reader

@@ -1,0 +1,137 @@
+"""Rows of files, pictures or recordings, with or without a label: where they are is read here, and what is in them by ``pictures`` and
+``audio``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value
+from pyarrow.compute import struct_field
+
+from hf_longattn.data.sources import DataError, check_column, label_folders, label_reader, read_source, saved_by_datasets
+
+CELL = {"bytes": Value("binary"), "path": Value("string")}
+"""A file in a row, as ``datasets.Image`` and ``datasets.Audio`` store it; the latter's own cells cannot be written without torchcodec."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What the files of some rows are.
+
+    unit: "picture", "recording"; with an s for several.
+    column: their column in the rows that are returned.
+    feature: what a column of ``datasets`` with such files has, ``datasets.Image(decode=False)`` or ``datasets.Audio(decode=False)``.
+    suffixes: endings of the names of such files.
+    option: names a column of the user's data on the command line.
+    """
+
+    unit: str
+    column: str
+    feature: Any
+    suffixes: tuple[str, ...]
+    option: str
+
+    @property
+    def labelled(self) -> Features:
+        """The columns of :func:`load_labelled_files`."""
+        return Features({self.column: CELL, "label": Value("string"), "name": Value("string")})
+
+    def files(self, path: Path) -> list[Path]:
+        """The files of this kind in a folder and in those in it, in the order of their names; a file alone.
+
+        Raises:
+            DataError: there is none.
+        """
+        if path.is_file():
+            return [path]
+        endings = f"({', '.join(self.suffixes[:4])} …)"
+        if not path.is_dir():
+            raise DataError(f"{str(path)!r} does not exist; give a {self.unit}, or a folder of {self.unit}s {endings}")
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in self.suffixes and not file.name.startswith(".")]
+        if not files:
+            raise DataError(f"the folder {str(path)!r} holds no {self.unit}s {endings}")
+        return files
+
+
+def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str, label_column: str) -> Dataset:
+    """Read where files are, and the names of their labels.
+
+    Args:
+        source: a folder with one sub-folder of files per label, or such a folder for each split (``photos/train/cat/1.jpg``), as
+            ``datasets`` reads an ``imagefolder`` or ``audiofolder``; or a table, a folder written by ``datasets``, or a name on the Hub:
+            see :func:`read_source`.
+        split: which split, if the source has several.
+        column: the column of files: of the kind's feature, of bytes, or of paths relative to the table.
+        label_column: names, whole numbers or ``datasets.ClassLabel``.
+
+    Returns:
+        A dataset with the columns ``kind.column`` (path or bytes), ``label`` (text) and ``name``, which is what a message calls the file.
+
+    Raises:
+        DataError: the source cannot be read, a column is missing or does not hold such files, or a row has no label or no file.
+    """
+    path = Path(source)
+    if path.is_dir() and not saved_by_datasets(path):
+        return _labelled_folder(kind, folder_of_split(path, split))
+    data = read_source(source, split)
+    check_column(data, column, source, kind.option)
+    check_column(data, label_column, source, "--label-column")
+    name = label_reader(data.features[label_column], label_column, source)
+    labels = [name(value, row) for row, value in enumerate(data[label_column])]
+    return file_rows(kind, data, column, source).add_column("label", labels).select_columns([kind.column, "label", "name"])
+
+
+def folder_of_split(path: Path, split: str) -> Path:
+    """The folder of a split in a folder that has one for each; else the folder itself."""
+    split_folder = path / split
+    return split_folder if split_folder.is_dir() and any(child.is_dir() for child in split_folder.iterdir()) else path
+
+
+def _labelled_folder(kind: FileKind, root: Path) -> Dataset:
+    """One row per file, labelled by its sub-folder."""
+    files, labels = [], []
+    for folder in label_folders(root, f"{kind.unit}s"):
+        paths = kind.files(folder)
+        files += [str(file) for file in paths]
+        labels += [folder.name] * len(paths)
+    cells = [{"path": file, "bytes": None} for file in files]
+    return Dataset.from_dict({kind.column: cells, "label": labels, "name": files}, features=kind.labelled)
+
+
+def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Dataset:
+    """The files of a column, as ``kind.column`` without decoding them, and what a message calls each, as ``name``.
+
+    Args:
+        source: what the data were read from; paths are relative to its folder.
+
+    Raises:
+        DataError: the column holds something else, or a row has none.
+    """
+    files = _as_files(kind, data, column, source)
+    cells = files.with_format("arrow")[:][kind.column]
+    names = []
+    for row, (place, is_missing) in enumerate(zip(struct_field(cells, "path").to_pylist(), cells.is_null().to_pylist(), strict=True)):
+        if is_missing:
+            raise DataError(f"row {row + 1} of {source} has no {kind.unit} in the column {column!r}; leave such rows out")
+        names.append(place if place and Path(place).is_absolute() else f"row {row + 1} of {source}")
+    return files.add_column("name", names)
+
+
+def _as_files(kind: FileKind, data: Dataset, column: str, source: str) -> Dataset:
+    """The column of files alone, as ``kind.column``, without decoding it.
+
+    Raises:
+        DataError: the column holds something else.
+    """
+    feature = data.features[column]
+    files = data.select_columns([column]).rename_columns({} if column == kind.column else {column: kind.column})
+    held = getattr(feature, "dtype", "a list")
+    if held in ("string", "large_string"):
+        folder = Path(source).resolve().parent
+        places = [None if place is None else {"path": str(folder / place), "bytes": None} for place in data[column]]
+        return Dataset.from_dict({kind.column: places}, features=Features({kind.column: CELL}))
+    if not isinstance(feature, type(kind.feature)) and held not in ("binary", "large_binary"):
+        raise DataError(f"the column {column!r} of {source} holds {held}, not {kind.unit}s; name another with {kind.option}")
+    return files.cast_column(kind.column, kind.feature).cast_column(kind.column, CELL)

@@ -1,0 +1,234 @@
+"""Utterances with their transcripts, for connectionist temporal classification (CTC): where they are, the tokens of what is said, and
+batches of both."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Value
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer
+
+from hf_longattn.data.audio import RECORDINGS, Hearing
+from hf_longattn.data.files import CELL, file_rows
+from hf_longattn.data.sources import DataError, check_column, named_columns, read_source, saved_by_datasets
+from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.errors import OptionError
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Tables of a folder of recordings, as ``datasets`` reads an ``audiofolder``."""
+COLUMNS = {
+    "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
+    "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
+}
+"""Columns that are taken without being named: those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo's manifests."""
+CASES: dict[str, Callable[[str], str]] = {"keep": str, "lower": str.lower, "upper": str.upper}
+"""What becomes of the letters of transcripts."""
+UNKNOWN = ("refuse", "drop")
+"""What becomes of characters of transcripts that the vocabulary lacks."""
+MOST_NAMED = 20
+"""Characters that a message names."""
+PADDING, UNKNOWN_TOKEN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
+"""Tokens of a new vocabulary: CTC's blank, which also pads, what it lacks, and the space between words."""
+
+
+def load_transcribed(source: str, *, split: str = "train", audio_column: str = "", text_column: str = "") -> Dataset:
+    """Read where utterances are, and what is said in them; the sound itself is read by :func:`read_audio`.
+
+    Args:
+        source: a folder with ``metadata.csv``, ``.jsonl`` or ``.parquet`` (``file_name`` and ``transcription``, as ``datasets`` reads an
+            ``audiofolder``); a folder of recordings, each with a .txt file of the same name; either for each split, in a folder of its
+            name; or a table, a folder written by ``datasets``, or a name on the Hub: see :func:`read_source`.
+        split: which split, if the source has several.
+        audio_column: the column of recordings: ``datasets.Audio``, bytes, or paths relative to the table; "" = the first of
+            ``COLUMNS["audio"]`` that there is.
+        text_column: the column of transcripts; "" = the first of ``COLUMNS["text"]``.
+
+    Returns:
+        A dataset with the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, which is what a message calls a row.
+
+    Raises:
+        DataError: the source cannot be read, a column is missing or holds something else, or a row has no recording or no transcript.
+    """
+    path = Path(source)
+    if path.is_dir() and not saved_by_datasets(path):
+        roots = [path / split, path] if (path / split).is_dir() else [path]
+        table = next((root / name for root in roots for name in METADATA if (root / name).is_file()), None)
+        if table is None:
+            return _files_with_texts(roots[0])
+        source = str(table)
+    data = read_source(source, split)
+    columns = named_columns(data, COLUMNS, {"audio": audio_column, "text": text_column}, source)
+    if missing := next((role for role in COLUMNS if role not in columns), None):
+        raise DataError(
+            f"{source} has the columns {', '.join(data.column_names)}, and none of them is called {', '.join(COLUMNS[missing])}; name the "
+            f"one with {'recordings' if missing == 'audio' else 'transcripts'} by --{missing}-column"
+        )
+    check_column(data, columns["text"], source, "--text-column", text=True)
+    rows = file_rows(RECORDINGS, data, columns["audio"], source)
+    return _with_texts(rows, data[columns["text"]], "leave such rows out")
+
+
+def _files_with_texts(root: Path) -> Dataset:
+    """The recordings of a folder, each with the text of the .txt file that has its name."""
+    files = RECORDINGS.files(root)
+    if bare := [file for file in files if not file.with_suffix(".txt").is_file()]:
+        raise DataError(
+            f"{str(root)!r} has no {METADATA[0]}, and {len(bare):,} of its {len(files):,} recordings have no transcript, the first "
+            f"{str(bare[0])!r}; write {bare[0].with_suffix('.txt').name} next to it, or {METADATA[0]} with file_name,transcription"
+        )
+    cells = [{"path": str(file), "bytes": None} for file in files]
+    features = Features({"audio": CELL, "name": Value("string")})
+    rows = Dataset.from_dict({"audio": cells, "name": [cell["path"] for cell in cells]}, features=features)
+    texts = [file.with_suffix(".txt").read_text(encoding="utf-8", errors="replace") for file in files]
+    return _with_texts(rows, texts, "leave such recordings out")
+
+
+def _with_texts(rows: Dataset, texts: Sequence[str | None], otherwise: str) -> Dataset:
+    """Rows with their transcripts, whose white space becomes single spaces.
+
+    Raises:
+        DataError: one is empty, or there are no rows.
+    """
+    lines = [" ".join((text or "").split()) for text in texts]
+    if not lines:
+        raise DataError("there are no utterances in the data; give others")
+    if "" in lines:
+        raise DataError(f"{rows['name'][lines.index('')]} has no transcript; {otherwise}")
+    return rows.add_column("text", lines)
+
+
+def rewritten(text: str, case: str) -> str:
+    """A transcript with its letters in one case.
+
+    Raises:
+        OptionError: there is no such case.
+    """
+    if case not in CASES:
+        raise OptionError(f"letter_case must be one of {', '.join(CASES)}, not {case!r}")
+    return CASES[case](text)
+
+
+def without_unknown(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, unknown: str) -> list[str]:
+    """Transcripts of characters that the vocabulary has.
+
+    Args:
+        unknown: "refuse", or "drop", which leaves such characters out.
+
+    Raises:
+        DataError: some transcripts have other characters, and they are to be refused; or nothing else.
+    """
+    counts = Counter(character for text in texts for character in set(text))
+    lacking = sorted(character for character in counts if not knows(tokenizer, character))
+    if not lacking:
+        return list(texts)
+    if unknown == "refuse":
+        named = " ".join(map(repr, lacking[:MOST_NAMED]))
+        others = f" and {len(lacking) - MOST_NAMED} others" if len(lacking) > MOST_NAMED else ""
+        cases = (case for case in CASES if all(knows(tokenizer, CASES[case](character)) for character in lacking))
+        fitting = next(cases, None)
+        advice = f"add --letter-case {fitting}" if fitting else "add --unknown-characters drop, or --new-vocabulary for a new one"
+        raise DataError(
+            f"transcripts have characters that the vocabulary lacks: {named}{others} (first in {_first(texts, lacking)!r}); {advice}"
+        )
+    table = str.maketrans(dict.fromkeys(lacking, ""))
+    cleaned = [" ".join(text.translate(table).split()) for text in texts]
+    if "" in cleaned:
+        raise DataError(f"the transcript {texts[cleaned.index('')]!r} has no character of the vocabulary; leave its row out")
+    return cleaned
+
+
+def _first(texts: Sequence[str], characters: Sequence[str], limit: int = 40) -> str:
+    """The beginning of the first text with one of the characters."""
+    text = next(text for text in texts if set(text) & set(characters))
+    return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def knows(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
+    """Whether a vocabulary can write a character."""
+    ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(character))
+    return None not in ids and tokenizer.unk_token_id not in ids
+
+
+def character_tokenizer(texts: Sequence[str]) -> Wav2Vec2CTCTokenizer:
+    """A new vocabulary of all characters of some transcripts, sorted, with a space between words, an unknown token and CTC's blank."""
+    characters = sorted({character for text in texts for character in text} - {" "})
+    if WORD_DELIMITER in characters:
+        raise DataError(f"transcripts contain {WORD_DELIMITER!r}, which in a vocabulary is the space between words; leave it out of them")
+    vocabulary = {token: number for number, token in enumerate([PADDING, UNKNOWN_TOKEN, WORD_DELIMITER, *characters])}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "vocab.json")
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        tokens = {"unk_token": UNKNOWN_TOKEN, "pad_token": PADDING, "word_delimiter_token": WORD_DELIMITER}
+        return Wav2Vec2CTCTokenizer(str(path), bos_token=None, eos_token=None, **tokens)
+
+
+def frames_needed(labels: Sequence[int]) -> int:
+    """The frames without which CTC has no path for some labels: one for each, and a blank between two that are equal."""
+    return len(labels) + sum(first == second for first, second in pairwise(labels))
+
+
+def to_utterances(
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    hearing: Hearing,
+    frames: Callable[[int], int],
+    most_seconds: float | None = None,
+) -> tuple[Dataset, dict[str, list[str]]]:
+    """Listen to every utterance once, so that a bad one is refused before the training, and count its frames.
+
+    Args:
+        data: rows of :func:`load_transcribed`.
+        frames: the frames of a model for a length of its input.
+        most_seconds: longer ones are left out; ``None`` = no limit.
+
+    Returns:
+        The rows with ``labels``, ``length`` (frames) and ``seconds``; and the names of those that are left out: under "seconds" the longer
+        ones, and under "transcript" those whose transcript is longer than CTC can write in their frames, for which the loss is infinite.
+
+    Raises:
+        AudioError: as :func:`read_audio`.
+    """
+    labels = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in data["text"]]
+    lengths, seconds, keep = [], [], []
+    left_out: dict[str, list[str]] = {"seconds": [], "transcript": []}
+    for number, row in enumerate(data.select_columns(["audio", "name"])):
+        sound = hearing.samples(row)
+        lengths.append(max(0, frames(hearing.length(sound))))
+        seconds.append(len(sound) / hearing.sampling_rate)
+        if most_seconds is not None and seconds[-1] > most_seconds:
+            left_out["seconds"].append(row["name"])
+        elif frames_needed(labels[number]) > lengths[-1]:
+            left_out["transcript"].append(row["name"])
+        else:
+            keep.append(number)
+    rows = data.add_column("labels", labels).add_column("length", lengths).add_column("seconds", seconds)
+    return rows.select(keep), left_out
+
+
+class UtteranceCollator:
+    """Batches of utterances: what the feature extractor makes of them, padded, and ``labels (B, T)``, padded with -100.
+
+    Args:
+        hearing: how recordings become inputs.
+    """
+
+    def __init__(self, hearing: Hearing) -> None:
+        self.hearing = hearing
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The batch of rows of :func:`to_utterances`.
+
+        Raises:
+            AudioError: a recording cannot be read.
+        """
+        labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in features]
+        padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        return {**self.hearing.inputs([self.hearing.samples(row) for row in features]), "labels": padded}

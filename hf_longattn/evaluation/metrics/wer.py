@@ -1,0 +1,53 @@
+"""Word and character error rates of transcripts, by jiwer's definition: the substitutions, deletions and insertions of all transcripts,
+divided by the words, or characters, of the references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import datasets
+import evaluate
+
+from hf_longattn.errors import needs_extra
+from hf_longattn.evaluation.summaries import ratio_and_error
+
+_KWARGS = """
+predictions, references: list of texts.
+Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se), word_accuracy (100 - wer), and n, the number
+of texts. Case and punctuation count; white space does not.
+"""
+EXAMPLE = (["a red fox"], ["a red fox"], "word_accuracy")
+"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
+
+
+class Wer(evaluate.Metric):
+    """``evaluate.Metric`` with one predicted and one reference text each."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return error_rates(predictions, references)
+
+
+def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """``wer`` and ``cer`` in per cent, their standard errors, ``word_accuracy`` and the number of texts, ``n``.
+
+    Raises:
+        MissingExtraError: jiwer is not installed.
+    """
+    with needs_extra("audio"):
+        from jiwer import process_characters, process_words
+
+    scores: dict[str, float] = {}
+    for name, process in (("wer", process_words), ("cer", process_characters)):
+        pairs = []
+        for prediction, reference in zip(predictions, references, strict=True):
+            counts = process(reference, prediction)
+            wrong = counts.substitutions + counts.deletions
+            pairs.append((wrong + counts.insertions, wrong + counts.hits))
+        rate, error = ratio_and_error(pairs)
+        scores |= {name: 100 * rate, f"{name}_se": 100 * error}
+    return {**scores, "word_accuracy": 100 - scores["wer"], "word_accuracy_se": scores["wer_se"], "n": len(predictions)}

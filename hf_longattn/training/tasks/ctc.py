@@ -1,0 +1,286 @@
+"""Fine-tune to transcribe speech by connectionist temporal classification.
+
+Utterances are read whole, however long; those of similar length share a batch.
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import transformers
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForCTC,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Wav2Vec2Processor,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import logging
+
+from hf_longattn.data.audio import EXTRA, Hearing
+from hf_longattn.data.sources import DataError, held_back
+from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.data.transcripts import (
+    UNKNOWN,
+    UtteranceCollator,
+    character_tokenizer,
+    load_transcribed,
+    rewritten,
+    to_utterances,
+    without_unknown,
+)
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.evaluation import load_metric
+from hf_longattn.naming import LOGGER
+from hf_longattn.private_apis import output_frames
+from hf_longattn.tasks import Task
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.loading import load_config, load_head, load_processing_class
+from hf_longattn.training.results import counted, held_out_in_words, plain_scores, score_in_words, steps_of
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_loop import prepare_run, save_run, train
+
+LOWER_IS_BETTER = ("wer", "cer")
+logger = logging.get_logger(LOGGER)
+
+
+@dataclass
+class CTCModelArguments(ModelArguments):
+    """What a training starts from, and what of it is trained."""
+
+    freeze_feature_encoder: bool = argument(
+        True, "Do not train the convolutions over samples, where the model has some; turn it off to train from random weights."
+    )
+
+
+@dataclass
+class CTCDataArguments(LabelledDataArguments):
+    """Utterances with transcripts, and how they become inputs."""
+
+    shape: ClassVar[str] = "a table of recordings and transcripts"
+
+    data: list[str] = argument(
+        [], "Files, folders or names on the Hub, one or several: a folder with metadata.csv or .jsonl (file_name, transcription), a folder "
+        "of recordings with a .txt file each, a .csv, .tsv, .jsonl or .parquet file, a folder written by datasets, the name of a dataset "
+        "on the Hub (NAME:SUBSET)."
+    )  # fmt: skip
+    audio_column: str = argument(
+        "", "The column that holds the recordings, or their paths relative to the table; default: audio, file_name, audio_filepath, path."
+    )
+    text_column: str = argument(
+        "", "The column that holds the transcripts; default: transcription, text, sentence, transcript or normalized_text."
+    )
+    resample: bool = argument(False, "Convert recordings of another sampling rate to the model's.")
+    mono: bool = argument(False, "Mix the channels of recordings with several.")
+    letter_case: str = argument("keep", "Letters of the transcripts: keep, lower or upper.")
+    unknown_characters: str = argument("refuse", "Characters of the transcripts that the vocabulary lacks: refuse or drop.")
+    new_vocabulary: bool = argument(
+        False, "Make a new vocabulary of the characters of the transcripts, and a new head, for a model that has none or another one."
+    )
+    max_seconds: float | None = argument(None, "Leave out longer recordings; default: all are kept whole.")
+    max_length: int | None = argument(None, "Not for speech: recordings are kept whole; see max_seconds.")
+
+    def check(self) -> None:
+        super().check()
+        if self.max_length is not None:
+            raise OptionError("max_length cuts texts, and a transcript cannot be cut with its recording; give --max_seconds instead")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise OptionError(f"max_seconds must be above 0, not {self.max_seconds:g}")
+        rewritten("", self.letter_case)
+        if self.unknown_characters not in UNKNOWN:
+            raise OptionError(f"unknown_characters must be one of {', '.join(UNKNOWN)}, not {self.unknown_characters!r}")
+        if self.new_vocabulary and self.unknown_characters != "refuse":
+            raise OptionError("unknown_characters is of a model's vocabulary, and a new one has all characters; leave one of both out")
+        if self.audio_column and self.audio_column == self.text_column:
+            raise OptionError(f"audio_column and text_column are both {self.audio_column!r}; name two columns")
+
+
+@dataclass
+class CTCTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of transcription."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ("neftune_noise_alpha", "label_smoothing_factor")
+
+    per_device_train_batch_size: int = batch_size_argument(4, "Utterances per forward pass and process.")
+    per_device_eval_batch_size: int = argument(4, "Utterances per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
+    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+    learning_rate: float = argument(1e-4, "Highest learning rate (wav2vec 2.0, appendix B: 5e-5 to 1e-4 after pre-training).")
+    tokens_per_batch: int = argument(0, "Frames of a training batch, rows × longest, in place of a number of utterances; 0 = off.")
+
+    greater_is_better: bool | None = argument(None, "Whether the metric for the best model is a score; default: not for loss, wer and cer.")
+
+    def check(self) -> None:
+        super().check()
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if metric in LOWER_IS_BETTER and self.greater_is_better is None:
+            self.greater_is_better = False
+
+
+CTC = (CTCModelArguments, CTCDataArguments, CTCTrainingArguments)
+
+
+def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, training_args: CTCTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, how many utterances and seconds there are, which were left out,
+        the loss and the error rates on held-out ones before and after, Trainer's history.
+    """
+    run = prepare_run(model_args, data_args, training_args)
+    config = load_config(model_args.model, "transcribing speech by CTC", MODEL_FOR_CTC_MAPPING_NAMES)
+    extractor = load_processing_class(AutoFeatureExtractor, model_args.model)
+    parts = read_utterances(data_args, training_args.seed)
+    tokenizer = vocabulary(model_args.model, config, data_args, [text for part in parts for text in part["text"]])
+    cleaned = [with_texts(part, without_unknown(part["text"], tokenizer, data_args.unknown_characters)) for part in parts]
+    model = load_ctc(model_args, tokenizer, data_args.new_vocabulary)
+    hearing = Hearing(extractor, data_args.resample, data_args.mono)
+    (rows, left_out), (held_out, held_left_out) = (
+        to_utterances(part, tokenizer, hearing, lambda length: output_frames(model, length), data_args.max_seconds) for part in cleaned
+    )
+    for name, part in ((", ".join(data_args.data), rows), (data_args.validation or ", ".join(data_args.data), held_out)):
+        if not len(part):
+            raise DataError(f"no utterance of {name} can be used: all are longer than max_seconds, or too short for their transcripts")
+    training_args.remove_unused_columns = False
+    trainer = TimedTrainer(
+        model,
+        training_args,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=processor_of(config, extractor, tokenizer),
+        data_collator=UtteranceCollator(hearing),
+        preprocess_logits_for_metrics=best_tokens,
+        compute_metrics=error_rates_by(tokenizer, held_out["length"]),
+        max_minutes=training_args.max_minutes,
+    )
+    before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
+    after = plain_scores(trainer.evaluate())
+    log = {
+        "vocabulary": len(tokenizer),
+        "utterances": {"train": len(rows), "held_out": len(held_out)},
+        "seconds": {"train": sum(rows["seconds"]), "held_out": sum(held_out["seconds"]), "longest": max(rows["seconds"])},
+        "left_out": {reason: names + held_left_out[reason] for reason, names in left_out.items()},
+        "held_out": {"before": before, "after": after},
+    }
+    return save_run(trainer, run, log, describe_ctc)
+
+
+def read_utterances(args: CTCDataArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """The utterances to train on and those to evaluate on: see :func:`held_back`.
+
+    Raises:
+        DataError: as :func:`load_transcribed`.
+        OptionError: too few rows to hold some back.
+    """
+
+    def read(source: str, split: str) -> Dataset:
+        rows = load_transcribed(source, split=split, audio_column=args.audio_column, text_column=args.text_column)
+        return with_texts(rows, [rewritten(text, args.letter_case) for text in rows["text"]])
+
+    return held_back(args, read, seed)
+
+
+def with_texts(rows: Dataset, texts: Sequence[str]) -> Dataset:
+    """Rows with other transcripts."""
+    return rows.remove_columns("text").add_column("text", list(texts))
+
+
+def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, texts: Sequence[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, or a new one of characters.
+
+    Raises:
+        CheckpointError: it has none, or one whose padding is not the blank of the model's head.
+    """
+    if args.new_vocabulary:
+        return character_tokenizer(texts)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # what is missing or damaged raises errors of many kinds
+        raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one of the transcripts") from error
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != config.pad_token_id or len(tokenizer) > config.vocab_size:
+        raise CheckpointError(
+            f"the vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of its head "
+            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts"
+        )
+    return tokenizer
+
+
+def processor_of(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The processor of a model's architecture, of its feature extractor and a tokenizer."""
+    name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix("long_"))
+    return (Wav2Vec2Processor if name is None else getattr(transformers, name))(extractor, tokenizer)
+
+
+def load_ctc(args: CTCModelArguments, tokenizer: PreTrainedTokenizerBase, is_new: bool) -> PreTrainedModel:
+    """The model, with a new head for a new vocabulary; its loss is the mean over utterances of the loss by label."""
+    head = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} if is_new else {}
+    model = load_head(AutoModelForCTC, args.model, None, ctc_loss_reduction="mean", **head)
+    if args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()
+    return model
+
+
+def best_tokens(logits: Any, labels: Tensor) -> Tensor:
+    """The token of each frame, (B, frames)."""
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+
+def error_rates_by(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """What computes the error rates of an evaluation, of rows in their order.
+
+    Args:
+        lengths: the frames of each row; those after them are padding.
+    """
+
+    def compute(evaluation: EvalPrediction) -> dict[str, float]:
+        frames = [row[:length] for row, length in zip(np.asarray(evaluation.predictions), lengths, strict=True)]
+        predictions = tokenizer.batch_decode([row[row != IGNORED] for row in frames])
+        labels = [row[row != IGNORED] for row in np.asarray(evaluation.label_ids)]
+        references = tokenizer.batch_decode(labels, group_tokens=False)
+        return load_metric("wer").compute(predictions=predictions, references=references)
+
+    return compute
+
+
+def describe_ctc(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    seconds = log["seconds"]
+    return (
+        f"{steps_of(log)} with `longattn train ctc` on {counted(log['utterances']['train'], 'utterance')} of "
+        f"{', '.join(log['settings']['data'])}, {seconds['train'] / 3600:.2f} hours, the longest of {seconds['longest']:.0f} seconds. "
+        f"{ctc_scores(log).capitalize()}."
+    )
+
+
+def ctc_scores(log: dict[str, Any]) -> str:
+    """The error rates of a log in words."""
+    return held_out_in_words(
+        log["held_out"], lambda scores: f"{score_in_words(scores, 'wer')}, {score_in_words(scores, 'cer')}", "utterance"
+    )
+
+
+def ctc_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    notes = {"seconds": "longer than max_seconds", "transcript": "too short for their transcripts, which CTC cannot write in their frames"}
+    left_out = [
+        f"left out, since {'it is' if len(names) == 1 else 'they are'} {notes[reason]}: {counted(len(names), 'utterance')}, "
+        f"the first {names[0]}"
+        for reason, names in log["left_out"].items()
+        if names
+    ]
+    return "\n".join([ctc_scores(log), *left_out])
+
+
+TASK = Task(arguments=CTC, train=finetune_ctc, result=ctc_result, extras=(EXTRA,))

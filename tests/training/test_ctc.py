@@ -1,0 +1,357 @@
+"""Speech in training: transcripts of every source, what the model is fed, a run that resumes, bad input in a sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets import Audio, Dataset, Features, Value
+from transformers import (
+    ASTFeatureExtractor,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    AutoModelForCTC,
+    AutoProcessor,
+    PreTrainedTokenizerBase,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WhisperFeatureExtractor,
+)
+
+from hf_longattn.cli.train import train
+from hf_longattn.data.audio import Hearing, load_labelled_recordings
+from hf_longattn.data.sources import DataError
+from hf_longattn.data.transcripts import (
+    UtteranceCollator,
+    character_tokenizer,
+    frames_needed,
+    knows,
+    load_transcribed,
+    to_utterances,
+    without_unknown,
+)
+from hf_longattn.errors import AudioError, CheckpointError, LongAttentionError, OptionError
+from hf_longattn.evaluation import load_metric
+from hf_longattn.private_apis import output_frames
+from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
+from hf_longattn.training.tasks.ctc import CTC, finetune_ctc
+from tests.training.conftest import FAST, checkpoint
+from tests.training.speech import RATE, SECONDS, SHAPE, sentences, speech, speech_checkpoint, spoken
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 recordings with metadata.csv, as ``datasets`` reads an audiofolder."""
+    folder = tmp_path_factory.mktemp("speech")
+    lines = [f"{row['audio']},{row['text']}" for row in spoken(folder, 24)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,transcription", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny Wav2Vec2 that knows the letters a and b, "ctc", and one without a vocabulary and a head, "headless"."""
+    folder = tmp_path_factory.mktemp("models")
+    model = speech_checkpoint(folder / "ctc")
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder / "headless")
+    Wav2Vec2Model(Wav2Vec2Config(**SHAPE)).save_pretrained(folder / "headless")
+    return {"ctc": model, "headless": str(folder / "headless")}
+
+
+def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
+    """The arguments of a run; ``data`` is a folder or a list of sources."""
+    sources = data if isinstance(data, list) else [str(data)]
+    return build_arguments(CTC, **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
+
+
+def test_a_model_learns_to_transcribe(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+    run = {"max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "freeze_feature_encoder": False}
+    log = finetune_ctc(*settings(models["ctc"], tmp_path / "out", recordings, validation=str(recordings), validation_split="train", **run))
+    assert log["utterances"] == {"train": 24, "held_out": 24}
+    assert log["seconds"]["longest"] == pytest.approx(11 * SECONDS)
+    assert log["held_out"]["after"]["loss"] < 0.5 * log["held_out"]["before"]["loss"]
+    assert log["held_out"]["after"]["cer"] < 20 < log["held_out"]["before"]["cer"]
+    model, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
+    inputs = processor(speech("ab ba", 99), sampling_rate=RATE, return_tensors="pt")
+    assert set(processor.batch_decode(model(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "with `longattn train ctc` on 24 utterances of" in card
+    assert "type: wer" in card
+
+
+def test_a_new_vocabulary_for_a_model_without_a_head(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no vocabulary; add --new-vocabulary"):
+        finetune_ctc(*settings(models["headless"], tmp_path / "out", recordings))
+    log = finetune_ctc(*settings(models["headless"], tmp_path / "out", recordings, new_vocabulary=True))
+    model, processor = AutoModelForCTC.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
+    assert log["vocabulary"] == model.config.vocab_size == 5
+    assert processor.tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3, "b": 4}
+    assert model.config.pad_token_id == processor.tokenizer.pad_token_id == 0
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+    def run(name: str, **changes: Any) -> None:
+        steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_before_training": False, "learning_rate": 1e-3}
+        finetune_ctc(*settings(models["headless"], tmp_path / name, recordings, new_vocabulary=True, **{**steps, **changes}))
+
+    run("whole")
+    run("stopped")
+    (tmp_path / "stopped" / "checkpoint-6").rename(tmp_path / "put away")
+    run("stopped", resume=True)
+    weights = [AutoModelForCTC.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_command_prints_error_rates_and_what_was_left_out(
+    recordings: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "speech").mkdir()
+    for number, text in enumerate(sentences(8)):
+        soundfile.write(tmp_path / "speech" / f"{number}.flac", speech(text, number), RATE)
+        (tmp_path / "speech" / f"{number}.txt").write_text(text if number else "ab" * 200)
+    line = ["--model", models["ctc"], "--data", str(tmp_path / "speech"), "--validation", str(recordings), "--validation_split", "train"]
+    line += ["--output", str(tmp_path / "out"), "--max_steps", "1", "--threads", "1", "--max_seconds", "0.5"]
+    assert train("ctc", line) == 0
+    said = capsys.readouterr().err
+    assert "word error rate" in said
+    assert "utterances)" in said
+    assert "too short for their transcripts, which CTC cannot write in their frames: 1 utterance, the first" in said
+    assert "0.flac" in said
+    assert "left out, since they are longer than max_seconds" in said
+
+
+def test_utterances_of_every_source(recordings: Path, tmp_path: Path) -> None:
+    files = sorted(recordings.glob("*.wav"))
+    texts = sentences(24)
+    table = Dataset.from_dict({"path": [str(file.relative_to(recordings)) for file in files], "sentence": texts})
+    table.to_csv(str(recordings / "table.csv"), index=False)
+    manifest = [{"audio_filepath": str(file), "text": text, "duration": 1.0} for file, text in zip(files, texts, strict=True)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    encoded = [{"path": None, "bytes": file.read_bytes()} for file in files]
+    features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}, "text": Value("string")})
+    stored = Dataset.from_dict({"audio": encoded, "text": texts}, features=features).cast_column("audio", Audio())
+    stored.save_to_disk(str(tmp_path / "saved"))
+    stored.to_parquet(str(tmp_path / "data.parquet"))
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "train").symlink_to(recordings)
+    (tmp_path / "pairs").mkdir()
+    for file, text in zip(files, texts, strict=True):
+        (tmp_path / "pairs" / file.name).symlink_to(file)
+        (tmp_path / "pairs" / file.with_suffix(".txt").name).write_text(f" {text.replace(' ', chr(10))}\n")
+    sources = [recordings, tmp_path / "parts", recordings / "table.csv", tmp_path / "manifest.jsonl", tmp_path / "saved"]
+    for source in [*sources, tmp_path / "data.parquet", tmp_path / "pairs"]:
+        rows = load_transcribed(str(source))
+        assert rows["text"][:] == texts, source
+        for row, file in zip(rows, files, strict=True):
+            expected = soundfile.read(file, dtype="float32")[0]
+            np.testing.assert_array_equal(Hearing(Wav2Vec2FeatureExtractor()).samples(row), expected)
+    named = load_transcribed(str(tmp_path / "manifest.jsonl"), audio_column="audio_filepath", text_column="text")
+    assert named["text"][:] == texts
+    (recordings / "table.csv").unlink()
+
+
+def test_the_model_is_fed_what_the_processor_makes(recordings: Path, models: dict[str, str]) -> None:
+    """As in transformers' example: the feature extractor pads the sound, and labels are padded with -100; a row's length is that of its
+    logits."""
+    processor, model = AutoProcessor.from_pretrained(models["ctc"]), AutoModelForCTC.from_pretrained(models["ctc"]).eval()
+    hearing = Hearing(processor.feature_extractor)
+    rows, left_out = to_utterances(
+        load_transcribed(str(recordings)), processor.tokenizer, hearing, lambda length: output_frames(model, length)
+    )
+    assert left_out == {"seconds": [], "transcript": []}
+    batch = UtteranceCollator(hearing)([rows[0], rows[3]])
+    sounds = [soundfile.read(rows[number]["audio"]["path"], dtype="float32")[0] for number in (0, 3)]
+    expected = processor(sounds, sampling_rate=RATE, padding=True, return_tensors="pt")
+    torch.testing.assert_close(batch["input_values"], expected["input_values"], rtol=0, atol=0)
+    assert torch.equal(batch["attention_mask"], expected["attention_mask"])
+    labels = processor.tokenizer(sentences(4)[0])["input_ids"]
+    assert batch["labels"][0].tolist() == labels + [-100] * (batch["labels"].shape[1] - len(labels))
+    assert model(**batch).logits.shape[1] == rows[3]["length"]
+    assert processor.tokenizer.decode([label for label in batch["labels"][1] if label >= 0], group_tokens=False) == rows[3]["text"]
+
+
+def test_a_transcript_that_ctc_cannot_write_is_left_out_and_not_an_infinite_loss(models: dict[str, str], tmp_path: Path) -> None:
+    assert frames_needed([3, 3, 4]) == 4
+    assert frames_needed([]) == 0
+    processor, model = AutoProcessor.from_pretrained(models["ctc"]), AutoModelForCTC.from_pretrained(models["ctc"])
+    soundfile.write(tmp_path / "short.wav", speech("a"), RATE)
+    frames = output_frames(model, len(speech("a")))
+    hearing, kept = Hearing(processor.feature_extractor), []
+    for letters in (frames // 2, frames // 2 + 1, frames):
+        (tmp_path / "short.txt").write_text("a" * letters)
+        rows, left_out = to_utterances(
+            load_transcribed(str(tmp_path)), processor.tokenizer, hearing, lambda length: output_frames(model, length)
+        )
+        kept.append(len(rows))
+        assert len(left_out["transcript"]) == 1 - len(rows)
+        if len(rows):
+            assert torch.isfinite(model(**UtteranceCollator(hearing)([rows[0]])).loss)
+    assert kept[0] == 1
+    assert kept[-1] == 0
+
+
+def test_letters_and_unknown_characters(models: dict[str, str]) -> None:
+    tokenizer = AutoProcessor.from_pretrained(models["ctc"]).tokenizer
+    assert [knows(tokenizer, character) for character in "ab cA"] == [True, True, True, False, False]
+    assert without_unknown(["ab ba"], tokenizer, "refuse") == ["ab ba"]
+    with pytest.raises(DataError, match=r"lacks: '!' 'c' \(first in 'ab c'\); add --unknown-characters drop"):
+        without_unknown(["ab", "ab c", "a!"], tokenizer, "refuse")
+    with pytest.raises(DataError, match=r"lacks: 'A' 'B' .*; add --letter-case lower$"):
+        without_unknown(["AB"], tokenizer, "refuse")
+    assert without_unknown(["ab, c ba!"], tokenizer, "drop") == ["ab ba"]
+    with pytest.raises(DataError, match="'cd' has no character of the vocabulary"):
+        without_unknown(["cd"], tokenizer, "drop")
+    with pytest.raises(DataError, match="is the space between words"):
+        character_tokenizer(["a|b"])
+
+
+def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    text_model = checkpoint("mlm", tmp_path / "text", tokenizer)
+
+    def folder(name: str, sound: Any, rate: int = RATE, text: str | None = "ab", form: str = "WAV") -> list[str]:
+        path = tmp_path / name
+        path.mkdir()
+        for number in range(3):
+            soundfile.write(path / f"{number}.wav", speech("ab"), RATE)
+            (path / f"{number}.txt").write_text("ab")
+        stream = io.BytesIO()
+        soundfile.write(stream, sound, rate, format=form)
+        (path / f"bad.{form.lower()}").write_bytes(stream.getvalue()[: 2000 if form == "FLAC" else None])
+        if text is not None:
+            (path / "bad.txt").write_text(text)
+        return [str(path)]
+
+    (tmp_path / "texts.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "gap.csv").write_text(f"audio,text\n{recordings}/00.wav,ab\n,ab\n")
+    (tmp_path / "untold.csv").write_text(f"audio,text\n{recordings}/00.wav,ab\n{recordings}/01.wav,\n")
+    (tmp_path / "gone.csv").write_text("audio,text\nnone.wav,ab\nnone.wav,ab\n")
+    (tmp_path / "numbers.csv").write_text("audio,text\n1,ab\n2,ab\n")
+    cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
+        (AudioError, "bad.wav.* has 8,000 samples a second.*--resample", {"data": folder("rate", speech("ab"), 8000)}),
+        (AudioError, "bad.wav.* has 2 channels.*--mono", {"data": folder("stereo", np.stack([speech("ab")] * 2, 1))}),
+        (AudioError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
+        (AudioError, "bad.wav.* holds no samples", {"data": folder("none", np.zeros(0))}),
+        (AudioError, "bad.flac.* is damaged, cut", {"data": folder("cut", speech("ab" * 50), form="FLAC")}),
+        (DataError, "lacks: 'c'", {"data": folder("unknown", speech("ab"), text="abc")}),
+        (DataError, "bad.wav has no transcript", {"data": folder("empty", speech("ab"), text="")}),
+        (
+            DataError,
+            "1 of its 4 recordings have no transcript.*write bad.txt",
+            {"data": folder("bare", speech("ab"), text=None)},
+        ),
+        (DataError, "columns a, b, and none of them is called audio, file_name.*--audio-column", {"data": [str(tmp_path / "texts.csv")]}),
+        (DataError, "not 'sound'; name one with --audio-column", {"audio_column": "sound"}),
+        (DataError, "row 2 of .*gap.csv has no recording", {"data": [str(tmp_path / "gap.csv")]}),
+        (DataError, "01.wav has no transcript; leave such rows out", {"data": [str(tmp_path / "untold.csv")]}),
+        (AudioError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
+        (DataError, "'audio' of .* holds int64, not recordings", {"data": [str(tmp_path / "numbers.csv")]}),
+        (DataError, "no utterance of .* can be used", {"max_seconds": 1e-3}),
+        (CheckpointError, r"\(bert\) has no head for transcribing speech", {"model": text_model}),
+        (OptionError, "max_length cuts texts.*--max_seconds", {"max_length": 64}),
+        (OptionError, "max_seconds must be above 0", {"max_seconds": 0.0}),
+        (OptionError, "letter_case must be one of keep, lower, upper, not 'title'", {"letter_case": "title"}),
+        (OptionError, "unknown_characters must be one of refuse, drop", {"unknown_characters": "keep"}),
+        (OptionError, "a new one has all characters", {"unknown_characters": "drop", "new_vocabulary": True}),
+        (OptionError, "audio_column and text_column are both 'x'", {"audio_column": "x", "text_column": "x"}),
+    ]
+    for error, words, changes in cases:
+        with pytest.raises(error, match=words) as refused:
+            finetune_ctc(*settings(**{"model": models["ctc"], "output": tmp_path / "o", "data": recordings, **changes}))
+        assert "\n" not in str(refused.value)
+        assert not (tmp_path / "o").exists()
+
+
+def test_error_rates_are_jiwers() -> None:
+    predictions, references = ["a b c", "", "d"], ["a x c d", "e", "d"]
+    scores = load_metric("wer").compute(predictions=predictions, references=references)
+    import jiwer
+
+    assert scores["wer"] == pytest.approx(100 * jiwer.wer(references, predictions))
+    assert scores["cer"] == pytest.approx(100 * jiwer.cer(references, predictions))
+    assert scores["n"] == 3
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 recordings with one sub-folder per class."""
+    folder = tmp_path_factory.mktemp("tones")
+    for letter in "ab":
+        (folder / letter).mkdir()
+        for number in range(12):
+            soundfile.write(folder / letter / f"{number}.wav", speech(letter * (2 + number % 3), number), RATE)
+    return folder
+
+
+class TestClasses:
+    """`longattn train classify --audio`."""
+
+    def settings(self, model: str, output: Path, data: Any, **changes: Any) -> Any:
+        """The arguments of a run on recordings."""
+        values = {"model": model, "output_dir": str(output), "data": [str(data)], "audio": True, **FAST, "max_steps": 2, **changes}
+        return build_arguments(CLASSIFICATION, **values)
+
+    def test_a_model_learns_two_tones(self, tones: Path, models: dict[str, str], tmp_path: Path) -> None:
+        run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 4}
+        log = finetune_classification(*self.settings(models["headless"], tmp_path / "out", tones, **run))
+        assert log["classes"] == ["a", "b"]
+        assert log["recordings"] == {"train": 22, "held_out": 2, "cut": 0}
+        assert log["longest_seconds"] == pytest.approx(4 * SECONDS)
+        assert log["held_out"]["after"]["accuracy"] == 100.0
+        model = AutoModelForAudioClassification.from_pretrained(tmp_path / "out").eval()
+        extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+        inputs = extractor(speech("bbb", 99), sampling_rate=RATE, return_tensors="pt")
+        assert model.config.id2label[int(model(**inputs).logits.argmax())] == "b"
+        assert "on 22 recordings of" in (tmp_path / "out" / "README.md").read_text()
+
+    def test_recordings_of_a_table_and_of_the_hub(self, tones: Path, tmp_path: Path) -> None:
+        files = sorted(tones.rglob("*.wav"))
+        Dataset.from_dict({"audio": [str(file) for file in files], "label": [file.parent.name for file in files]}).to_csv(
+            str(tmp_path / "table.csv"), index=False
+        )
+        for source in (tones, tmp_path / "table.csv"):
+            rows = load_labelled_recordings(str(source))
+            assert rows["label"][:] == [file.parent.name for file in files]
+            assert [row["path"] for row in rows["audio"]] == [str(file) for file in files]
+
+    def test_a_fixed_input_says_how_many_were_cut(self, tones: Path) -> None:
+        """AST's and Whisper's feature extractors fill up or cut every recording."""
+        fixed, free = Hearing(ASTFeatureExtractor(max_length=16, num_mel_bins=8)), Hearing(Wav2Vec2FeatureExtractor())
+        assert (fixed.most_samples, Hearing(WhisperFeatureExtractor()).most_samples, free.most_samples) == (2560, 480_000, None)
+        assert fixed.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 16, 8)
+        assert free.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 3200)
+
+    def test_bad_input_is_a_sentence(self, tones: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        text_model = checkpoint("mlm", tmp_path / "text", tokenizer)
+        (tmp_path / "texts.csv").write_text("text,label\na,1\nb,2\n")
+        (tmp_path / "flat").mkdir()
+        for letter in "ab":
+            (tmp_path / "silent" / letter).mkdir(parents=True)
+            for number in range(2):
+                soundfile.write(tmp_path / "silent" / letter / f"{number}.wav", np.zeros(2000), RATE)
+        texts = {"audio": False, "data": [str(tmp_path / "texts.csv")]}
+        cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
+            (CheckpointError, r"\(bert\) has no head for audio classification; it reads texts: leave --audio out", {"model": text_model}),
+            (CheckpointError, r"\(wav2vec2\) has no head for text classification; it hears recordings: add --audio", texts),
+            (CheckpointError, r"\(wav2vec2\) has no head for image .*: add --audio", {"audio": False, "images": True}),
+            (OptionError, "audio_column is an option for recordings; add --audio", {**texts, "audio_column": "sound"}),
+            (OptionError, "packing is an option for texts; leave it out, or leave --audio out", {"packing": True}),
+            (OptionError, "augmentation is an option for pictures; add --images", {"augmentation": "flip"}),
+            (OptionError, "images and audio are two kinds of data", {"images": True}),
+            (OptionError, "tokens_per_batch counts the tokens of texts", {"tokens_per_batch": 64}),
+            (OptionError, "audio_column and label_column are both 'label'", {"audio_column": "label"}),
+            (DataError, "has no sub-folders; every label needs one, with its recordings", {"data": [str(tmp_path / "flat")]}),
+            (AudioError, ".wav is silent", {"data": [str(tmp_path / "silent")]}),
+        ]
+        for error, words, changes in cases:
+            arguments = {"model": models["headless"], "output": tmp_path / "o", "data": tones, **changes}
+            with pytest.raises(error, match=words):
+                finetune_classification(*self.settings(**{**arguments, **({} if "data" not in changes else {"data": changes["data"][0]})}))
+            assert not (tmp_path / "o").exists()
