@@ -58,7 +58,7 @@ class LongGridMixin(LongAttentionMixin):
         super().activation_checkpointing_enable(*args, **kwargs)
         for module in self.modules():
             if (checkpoint := vars(module).get(CHECKPOINTING)) is not None:
-                setattr(module, CHECKPOINTING, _on_the_same_grid(checkpoint))
+                setattr(module, CHECKPOINTING, CheckpointOnGrid(checkpoint))
 
 
 class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
@@ -154,20 +154,21 @@ def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callabl
     return forward
 
 
-def _on_the_same_grid(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """``checkpoint(layer, *inputs)``, whose layers run on the grid of now whenever they are run again."""
+class CheckpointOnGrid:
+    """A checkpointing function of transformers, ``checkpoint(layer, *inputs)``, whose layers run on the grid of now whenever they are run
+    again."""
 
-    @functools.wraps(checkpoint)
-    def checkpoint_on_grid(layer: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
+    def __init__(self, checkpoint: Callable[..., Any]) -> None:
+        self.checkpoint = checkpoint
+
+    def __call__(self, layer: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
         grid = RUNNING_GRID.get()
 
         def layer_on_grid(*inputs: Any, **keywords: Any) -> Any:
             with running_on(grid):
                 return layer(*inputs, **keywords)
 
-        return checkpoint(layer_on_grid, *inputs, **settings)
-
-    return checkpoint_on_grid
+        return self.checkpoint(layer_on_grid, *inputs, **settings)
 
 
 @functools.cache
@@ -177,7 +178,17 @@ def _tiled(embeddings: Any) -> Any:
     def interpolate_pos_encoding(self: Any, patches: Tensor, height: int, width: int) -> Tensor:
         return tiled_positions(_table(self), self.patch_size, height, width)
 
-    return type(embeddings.__name__, (embeddings,), {INTERPOLATE_ARGUMENT: interpolate_pos_encoding, "__module__": embeddings.__module__})
+    namespace = {
+        INTERPOLATE_ARGUMENT: interpolate_pos_encoding,
+        "__module__": embeddings.__module__,
+        "__reduce_ex__": lambda self, protocol: (_empty_tiled, (embeddings,), vars(self)),  # pickle would look for the class in its module
+    }
+    return type(embeddings.__name__, (embeddings,), namespace)
+
+
+def _empty_tiled(embeddings: Any) -> Any:
+    """An instance of :func:`_tiled` without its state, which pickle sets."""
+    return object.__new__(_tiled(embeddings))
 
 
 def _table(embeddings: Any) -> Tensor:
