@@ -64,9 +64,27 @@ def run_on_grids(
         peaks = [measure_memory("attention", name, of_line.on_grid((side, side)).at(backward=True)) for side in sides]
         growth = exponent(peaks)
         results[line] |= {"mebibytes": [round(peak.extra, 1) for peak in peaks], "exponent": None if growth is None else round(growth, 3)}
+        if (divided := sides_of_whole_windows(of_line, sides)) is not None:
+            results[line]["whole_windows"] = whole_window_memory(of_line, divided)
         log(f"{line:<60} {results[line]['mebibytes']} MiB, N^{results[line]['exponent']}")
     about = {key: value for key, value in dataclasses.asdict(case).items() if key in ("heads", "head_dim", "dtype", "batch", "seed")}
     return {"machine": machine(), "kind": "grid", "clock": "processor", "case": about, "sides": list(sides), "results": [*results.values()]}
+
+
+def sides_of_whole_windows(case: Case, sides: Sequence[int]) -> list[int] | None:
+    """The next smaller sides that the mechanism's windows divide; ``None`` where they divide all, or it has no windows without overlap."""
+    windows = getattr(case.build().options, "window", None)
+    if not isinstance(windows, tuple) or not any(side % window for side in sides for window in windows):
+        return None
+    return [side - side % math.lcm(*windows) for side in sides]
+
+
+def whole_window_memory(case: Case, sides: Sequence[int]) -> dict[str, Any]:
+    """Peak memory of a forward and backward pass on grids without partial windows, and the exponent with which it grows."""
+    peaks = [measure_memory("attention", "longattn", case.on_grid((side, side)).at(backward=True)) for side in sides]
+    growth = exponent(peaks)
+    mebibytes = [round(peak.extra, 1) for peak in peaks]
+    return {"sides": list(sides), "mebibytes": mebibytes, "exponent": None if growth is None else round(growth, 3)}
 
 
 def _case_of(line: str, case: Case) -> Case:
@@ -125,4 +143,18 @@ def grid_table(record: dict[str, Any]) -> str:
             growth = result["exponent"]
             row += [*(f"{size:,.0f}" for size in result["mebibytes"]), "–" if growth is None else f"{growth:.2f}"]
         rows.append(row)
-    return markdown_table(header, rows) + "\n"
+    return markdown_table(header, rows) + "\n" + _about_partial_windows(record)
+
+
+def _about_partial_windows(record: dict[str, Any]) -> str:
+    """What the memory is where no window is partial, for the mechanisms that have partial ones in the table."""
+    measured = {result["mechanism"]: result["whole_windows"] for result in record["results"] if "whole_windows" in result}
+    if not measured:
+        return ""
+    lines = [
+        f"- `{mechanism}`: {' and '.join(f'{size:,.0f} MiB on {side}×{side}' for side, size in zip(entry['sides'], entry['mebibytes'], strict=True))}"
+        f" ({entry['mebibytes'][-1] * 1024 / entry['sides'][-1] ** 2:.1f} KiB a cell), exponent {entry['exponent']:.2f}"
+        for mechanism, entry in measured.items()
+    ]
+    about = "Windows that do not divide a grid take less memory on it: copies of partial windows are freed before those of whole ones are "
+    return f"\n{about}made. Where they divide it:\n\n" + "\n".join(lines) + "\n"

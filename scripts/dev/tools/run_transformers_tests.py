@@ -1,4 +1,5 @@
-"""Run transformers' own model test suite (ModelTesterMixin, from the pinned sdist) on the Long families and store the table.
+"""Run transformers' own model test suite (ModelTesterMixin, and BackboneTesterMixin on backbones, from the pinned sdist) on the Long
+families and store the table.
 
     python -m scripts.dev.tools.run_transformers_tests                       all families
     python -m scripts.dev.tools.run_transformers_tests bert gpt2 --jobs 2    some of them
@@ -37,6 +38,8 @@ from scripts.dev import ROOT
 OURS = ROOT / "tests" / "reference" / "model_tester"
 CACHE = Path.home() / ".cache" / "hf_longattn"
 FAMILIES = tuple(families.FAMILIES)
+BACKBONE = "backbone "
+"""Comes before the names of the tests of backbones, of which one may have the name of a test of models."""
 REPLACEMENTS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
@@ -102,7 +105,9 @@ def table(report: Path) -> dict[str, dict]:
     """Counts, failures and reasons of skips for every family."""
     result: dict[str, dict] = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        family = case.get("classname", "").rsplit(".", 1)[-1].removesuffix("Test").lower()
+        name = case.get("classname", "").rsplit(".", 1)[-1].removesuffix("Test").lower()
+        family = name.removesuffix(BACKBONE.strip())
+        suite = "" if family == name else BACKBONE
         family = family.replace("long", "long_", 1).removeprefix("plain")
         entry = result.setdefault(family, {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "skips": Counter()})
         skipped = case.find("skipped")
@@ -111,7 +116,7 @@ def table(report: Path) -> dict[str, dict]:
             entry["skips"][skipped.get("message") or "no reason given"] += 1
         elif case.find("failure") is not None or case.find("error") is not None:
             entry["failed"] += 1
-            entry["failures"].append(case.get("name"))
+            entry["failures"].append(f"{suite}{case.get('name')}")
         else:
             entry["passed"] += 1
     for entry in result.values():
@@ -127,9 +132,15 @@ def compare_with_bases(result: dict[str, dict], folder: Path, module: Path) -> N
             continue
         with tempfile.TemporaryDirectory() as temporary:
             report = Path(temporary) / "report.xml"
-            run(folder, module, [base], True, 1, report, [f"(Plain{base.capitalize()}Test and {test})" for test in entry["failures"]])
+            run(folder, module, [base], True, 1, report, [name_on_base(base, test) for test in entry["failures"]])
             plain = table(report).get(base, {"failures": []})
         entry["failures_of_base"] = sorted(set(entry["failures"]) & set(plain["failures"]))
+
+
+def name_on_base(base: str, test: str) -> str:
+    """A test that failed, as pytest's ``-k`` finds it on the base's plain classes."""
+    name = test.removeprefix(BACKBONE)
+    return f"(Plain{base.capitalize()}{BACKBONE.strip().capitalize() if name != test else ''}Test and {name})"
 
 
 def failed_here(entry: dict[str, Any]) -> list[str]:
@@ -146,7 +157,7 @@ def failures(entry: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, dict], version: str) -> str:
     lines = [
-        f"# transformers {version}: ModelTesterMixin on the Long families",
+        f"# transformers {version}: ModelTesterMixin on the Long families, BackboneTesterMixin on their backbones",
         "",
         "Written by `python -m scripts.dev.tools.run_transformers_tests`.",
         "",

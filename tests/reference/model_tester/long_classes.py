@@ -14,13 +14,16 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
+from hf_longattn.modeling.family.grid_rule import StagedGrid
 from scripts.dev.tools.small_models import Shape, small_picture_config, small_values
 
+from ...test_backbone_common import BackboneTesterMixin
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
 
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
 SHAPE = Shape(width=32, layers=2, heads=4, inner=37, tokens=512, vocabulary=99)
+BACKBONE = "Backbone"
 FOUR_LAYERS = ("beit", "data2vec-vision")
 """Bases whose heads for segmentation read four of them."""
 TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "decoder_start_token_id": 2}
@@ -56,6 +59,11 @@ ANY_IMPLEMENTATION = (
 mechanisms are the base's attention."""
 ALL_LAYERS_SLIDE = ("mistral",)
 """Bases whose default is a window in every layer, which these keep where nothing is chosen."""
+
+
+def is_backbone(head: str) -> bool:
+    """Whether the class is a backbone, for which transformers has another suite."""
+    return head.endswith(BACKBONE)
 
 
 class Tester:
@@ -149,26 +157,27 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         all_model_classes = tuple(
             family.base_class(name) if plain else family.model_class(name)
             for name in family.heads
-            if not name.endswith("Backbone")  # for which transformers has another suite
+            if not is_backbone(name)
             if not family.two_stacks
             or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
         )
         is_encoder_decoder = family.two_stacks
         test_resize_embeddings = family.grid is None
+        additional_model_inputs = () if family.grid is None or family.grid.shapes is None else ("pixel_attention_mask", family.grid.shapes)
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.grid is None  # a mask token has none without masks
 
         def setUp(self) -> None:
             reads_pictures = family.grid is not None
             reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
-            reasons |= SKIPPED["pictures"] if reads_pictures else {}
-            if self._testMethodName in reasons:
-                self.skipTest(f"skip list: {reasons[self._testMethodName]}")
+            skip_for_a_reason(self, reasons | (SKIPPED["pictures"] if reads_pictures else {}))
             if self._testMethodName.startswith(NEEDS_LOSS):
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS))
             self.model_tester = (PictureTester if reads_pictures else Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
-            heads = {"num_attention_heads": 4} if family.rope or reads_pictures else {}
-            self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=not reads_pictures, **{width: 32}, **heads)
+            values = {width: 32, **({"num_attention_heads": 4} if family.rope or reads_pictures else {})}
+            if isinstance(family.grid, StagedGrid):  # whose stages have widths, heads and layers of their own
+                values = {"embed_dim": 32, "common_properties": ["patch_size", "num_channels"]}
+            self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=not reads_pictures, **values)
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""
@@ -202,6 +211,33 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     return FamilyTest
 
 
+def make_backbone(base: str, *, plain: bool) -> type[unittest.TestCase]:
+    """transformers' suite of backbones on the Long ones of a family that has some, or on the base's own for comparison."""
+    family = long_families.FAMILIES[base]
+
+    @require_torch
+    class BackboneTest(BackboneTesterMixin, unittest.TestCase):
+        all_model_classes = tuple(
+            family.base_class(name) if plain else family.model_class(name) for name in family.heads if is_backbone(name)
+        )
+        config_class = family.base_config_class if plain else family.config_class
+
+        def setUp(self) -> None:
+            skip_for_a_reason(self, SKIPPED.get(f"{base} backbone", {}))
+            self.model_tester = PictureTester(self, base, plain)
+
+    BackboneTest.__name__ = BackboneTest.__qualname__ = f"{'Plain' if plain else 'Long'}{base.capitalize()}{BACKBONE}Test"
+    return BackboneTest
+
+
+def skip_for_a_reason(case: unittest.TestCase, reasons: dict[str, str]) -> None:
+    """Skip a test whose name has a reason."""
+    if case._testMethodName in reasons:
+        case.skipTest(f"skip list: {reasons[case._testMethodName]}")
+
+
 PLAIN = (False, True) if os.environ["LONGATTN_WITH_BASE"] == "1" else (False,)
-CASES = [make(base, plain=plain) for base in os.environ["LONGATTN_FAMILIES"].split(",") for plain in PLAIN]
+BASES = os.environ["LONGATTN_FAMILIES"].split(",")
+CASES = [make(base, plain=plain) for base in BASES for plain in PLAIN]
+CASES += [make_backbone(base, plain=plain) for base in BASES for plain in PLAIN if any(map(is_backbone, long_families.FAMILIES[base].heads))]
 globals().update({case.__name__: case for case in CASES})

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hf_longattn.errors import LongAttentionError
+from scripts.dev import RESULTS
 from scripts.dev.benchmarks import on_grids
 from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.attention.ours import Ours
@@ -34,3 +35,14 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ours, "forward", lambda self: forward(self) * 1.01)
     with pytest.raises(LongAttentionError, match="nothing was timed"):
         on_grids.run_on_grids(["axial"], [16], Case(heads=2, head_dim=16), repeats=1)
+
+
+def test_memory_is_measured_without_partial_windows_too() -> None:
+    for options, sides in (({"window": 14}, [56, 126]), ({"window": (4, 6)}, [60, 120]), ({"window": 16}, None)):
+        assert on_grids.sides_of_whole_windows(Case("window2d", options), [64, 128]) == sides
+    assert on_grids.sides_of_whole_windows(Case("local2d", {"radius": 3}), [64, 128]) is None
+    record = json.loads((RESULTS / "grid.json").read_text())
+    whole = {result["mechanism"]: result["whole_windows"]["exponent"] for result in record["results"] if "whole_windows" in result}
+    assert set(whole) == {"window2d:window=14", "window2d:window=14,shift=alternate"}
+    assert all(f"`{mechanism}`: " in on_grids.grid_table(record) for mechanism in whole)
+    assert (RESULTS / "grid.md").read_text() == on_grids.grid_table(record)

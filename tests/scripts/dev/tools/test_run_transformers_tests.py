@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers
 
-from scripts.dev.tools.run_transformers_tests import failed_here, failures, markdown, store
+from scripts.dev.tools.run_transformers_tests import failed_here, failures, markdown, name_on_base, store, table
 
 
 def entry(passed: int) -> dict[str, Any]:
@@ -29,6 +29,19 @@ def test_a_failure_that_the_base_shares_is_told_apart() -> None:
     assert failed_here(shared) == ["test_b"]
     assert failures(shared) == " (test_a, as in the base, test_b)"
     assert "| long_bert | 5 | 2 (test_a, as in the base, test_b) | 1 |" in markdown({"long_bert": shared}, "5.0")
+
+
+def test_backbones_are_counted_with_their_family_and_their_tests_told_apart(tmp_path: Path) -> None:
+    cases = [("LongBeitTest", "test_config", ""), ("LongBeitBackboneTest", "test_config", "<failure/>"), ("PlainBeitTest", "test_a", "")]
+    rows = "".join(f'<testcase classname="tests.models.{kind}" name="{name}">{inner}</testcase>' for kind, name, inner in cases)
+    (tmp_path / "report.xml").write_text(f"<testsuites><testsuite>{rows}</testsuite></testsuites>")
+    result = table(tmp_path / "report.xml")
+    assert {name: (counts["passed"], counts["failures"]) for name, counts in result.items()} == {
+        "long_beit": (1, ["backbone test_config"]),
+        "beit": (1, []),
+    }
+    assert name_on_base("beit", "backbone test_config") == "(PlainBeitBackboneTest and test_config)"
+    assert name_on_base("beit", "test_config") == "(PlainBeitTest and test_config)"
 
 
 def test_those_of_another_transformers_do_not(tmp_path: Path) -> None:
