@@ -295,12 +295,16 @@ def show_receptive_field(field: ReceptiveField) -> None:
             ("model", f"{field.model}  ({field.model_class})"),
             ("layers", ", ".join(field.mechanisms) or "as the base attends"),
             ("read", f"{photos}: {' × '.join(map(str, field.image_size))} pixels, {field.grid}"),
-            ("replaced", f"{field.samples} patches of each picture, one at a time, by patches of the same picture"),
+            (
+                "replaced",
+                f"{field.samples} patches of {' × '.join(map(str, field.patch))} pixels in each picture, one at a time, by patches of the "
+                "same picture",
+            ),
         )
     )
     runs = [changes for changes in (field.measured, field.full) if changes is not None]
     table = _table(
-        ["patches away", "pairs", "change", *(["full attention"] if field.full is not None else [])],
+        ["patches away", "pairs", "change", *([field.base_attention] if field.full is not None else [])],
         "mean change of features ÷ their norm",
         justify="right",
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
@@ -20,6 +21,7 @@ from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.text import load_tokenizer
 from ..errors import LengthError, OptionError, checkpoint_errors
+from ..modeling.family.definition import FAMILIES
 from ..modeling.generic import load_generic
 from ..naming import CONVERSION_REPORT
 from ..reading import is_generic, read_json_object
@@ -100,7 +102,11 @@ def _load(source: Source) -> nn.Module:
     with checkpoint_errors(f"transformers cannot load {source.name!r}"):
         if is_generic(source.config):
             return load_generic(source.folder, dtype=torch.float32)
-        return source.finish(source.load(AutoModel, dtype=torch.float32))
+        family = FAMILIES.get(str(source.config.get("model_type")))
+        model_class: Any = AutoModel
+        if family is not None and family.base_classes is not None:  # transformers' class cannot be built
+            model_class = family.base_class(MODEL_MAPPING_NAMES[family.base_model_type])
+        return source.finish(source.load(model_class, dtype=torch.float32))
 
 
 def length_error(name: str, length: int, limit: int) -> LengthError:

@@ -9,7 +9,8 @@ token q for the picture x, and x[p ← s] the picture whose patch p shows what i
 
 averaged over all pairs (p, q) of one distance, which is the greatest difference of their rows or columns (Chebyshev's), over random p
 and s. Both pictures are read in batches of one shape, so that features that do not depend on p come out with the same bits and
-their change is exactly 0.
+their change is exactly 0. Where layers are on grids that halve (DiNAT), a patch is a cell of the last one. Models that leave patches out by
+noise (ViT-MAE) read all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..conversion.grid_sizes import read_size
@@ -35,11 +37,12 @@ from ..errors import BackendError, GridError, OptionError
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
-from ..modeling.family.definition import FAMILIES, model_name
-from ..modeling.grids import grid_rule
+from ..modeling.family.definition import FAMILIES, model_name, without_head
+from ..modeling.family.grid_rule import GridRule
+from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
 from .loading import load_for_diagnosis
-from .watching import has_mechanisms, watched_layers, watched_on_grid
+from .watching import has_mechanisms
 
 PICTURES = 8
 """Pictures of a folder that are read at most."""
@@ -49,6 +52,7 @@ SHARE = 0.1
 TOKENS_AT_ONCE = 1 << 14
 """Tokens of a batch, unless one picture has more."""
 FULL = "full"
+FULL_ATTENTION, OWN_ATTENTION = "full attention", "the base's attention"
 
 Replacement = tuple[int, int]
 """The number of a patch in raster order, and that of the patch whose pixels take its place."""
@@ -105,9 +109,11 @@ class ReceptiveField:
     """The effective receptive field of a model of pictures.
 
     pictures: names of the files; empty for pixels. image_size: height and width that the model read.
-    grid: of its tokens. mechanisms: of its layers, without repetitions; empty for a model with its base's attention.
+    grid: of its features. patch: pixels of a cell of that grid along each axis.
+    mechanisms: of its layers, without repetitions; empty for a model with its base's attention.
     samples: patches replaced in each picture. share: see :meth:`FeatureChanges.reach`.
-    measured: what the model does. full: the same weights with full attention in all layers, if that is something else.
+    measured: what the model does. full: the same weights with the base's attention, if that is something else; full attention in most
+        families, and called ``base_attention``.
     """
 
     model: str
@@ -115,12 +121,14 @@ class ReceptiveField:
     pictures: tuple[str, ...]
     image_size: tuple[int, ...]
     grid: Grid
+    patch: tuple[int, ...]
     mechanisms: tuple[str, ...]
     samples: int
     seed: int
     share: float
     measured: FeatureChanges
     full: FeatureChanges | None
+    base_attention: str = FULL_ATTENTION
 
     @property
     def prefix_name(self) -> str:
@@ -134,7 +142,7 @@ class ReceptiveField:
             f"{self.measured.reach(self.share)} patches away is replaced"
         )
         if self.full is not None:
-            said += f", {self.full.reach(self.share)} with full attention"
+            said += f", {self.full.reach(self.share)} with {self.base_attention}"
         if self.measured.furthest < max(self.grid.sizes) - 1:
             said += f". Nothing changes further than {self.measured.furthest} patches away"
         return f"{said}."
@@ -147,6 +155,7 @@ class ReceptiveField:
             "pictures": list(self.pictures),
             "image_size": list(self.image_size),
             "grid": list(self.grid.sizes),
+            "patch": list(self.patch),
             "prefix_tokens": self.grid.prefix,
             "mechanisms": list(self.mechanisms),
             "samples": self.samples,
@@ -165,6 +174,7 @@ class ReceptiveField:
                 }
                 for name, changes in (("measured", self.measured), ("full", self.full))
             },
+            "base_attention": self.base_attention,
         }
 
 
@@ -188,10 +198,11 @@ def measure_receptive_field(
     Args:
         model: a checkpoint of a family of pictures, long or not (a folder or a Hub repository id), or a model in memory.
         pictures: a photo, or a folder of them, of which up to :data:`PICTURES` are read, evenly spread; or pixels as the image processor
-            makes them, ``(B, channels, height, width)``, which a model in memory needs.
+            makes them, ``(B, channels, height, width)``, which a model in memory needs, also where it reads them as lists of patches.
         image_size: of files, in pixels: 1024, or "768x1024"; by default the size for which the model was made.
         samples: patches that are replaced in each picture, one at a time.
-        baseline: measure a Long model with full attention in all layers as well, which costs what full attention costs.
+        baseline: measure a Long model with the attention of its base as well, which is full attention in most families and costs what
+            that costs.
         seed: of the patches.
         dtype: of weights and features; float32 if not given.
         device, revision, token: as for :func:`diagnose`.
@@ -200,7 +211,7 @@ def measure_receptive_field(
         MissingExtraError: Pillow is not installed.
         DataError: there is no picture, or a file cannot be read as one.
         CheckpointError: the checkpoint cannot be loaded, or has no image processor.
-        BackendError: a model of texts, or one whose layers are not all on one grid of patches.
+        BackendError: a model of texts, or a backbone.
         OptionError, GridError: a setting is out of range, or the size does not fit the model.
     """
     if samples < 1:
@@ -218,20 +229,22 @@ def measure_receptive_field(
         if files:
             pictures = _pixels(network, loaded.source.folder, name, images, image_size)
     assert isinstance(pictures, Tensor)
-    stack: Any = watched_layers(network)
+    stack = stack_of_layers(network)
     values = pictures.to(stack.device, stack.dtype)
-    grid = watched_on_grid(network, {grid_rule(stack).input: values})[2]
+    rule, grid = features_grid(stack, values)
     replaced = [random_replacements(grid, samples, f"{seed} {number}") for number in range(len(values))]
     measured = feature_changes(network, values, replaced, progress)
     mechanisms = [site.mechanism for site in attention_sites(stack)] if has_mechanisms(stack) else []
     names = tuple(dict.fromkeys(str(mechanism.name) for mechanism in mechanisms if isinstance(mechanism, Mechanism)))
-    full = None
-    if baseline and set(names) - {FULL}:
-        with full_attention(stack):
+    own, full = family_of(stack).own_attention, None
+    of_base = LongAttentionConfig(FULL) if own is None else own(stack.config)
+    if baseline and mechanisms and not stack.config.long_attention.same_layers(of_base, rule.layers(stack.config)):
+        with attention_of(stack, of_base):
             full = feature_changes(network, values, replaced, progress)
     return ReceptiveField(
         model=name, model_class=type(network).__name__, pictures=tuple(map(str, files)), image_size=tuple(values.shape[2:]), grid=grid,
-        mechanisms=names, samples=len(replaced[0]), seed=seed, share=SHARE, measured=measured, full=full,
+        patch=rule.output_cell(stack.config), mechanisms=names, samples=len(replaced[0]), seed=seed, share=SHARE, measured=measured,
+        full=full, base_attention=FULL_ATTENTION if own is None else OWN_ATTENTION,
     )  # fmt: skip
 
 
@@ -263,24 +276,25 @@ def feature_changes(
         BackendError: it reads no pictures on one grid of patches.
         GridError: a picture whose size does not fit.
     """
-    rule = grid_rule(watched_layers(model))
-    stack, arguments, grid = watched_on_grid(model, {rule.input: values})
-    sides = rule.patch(stack.config)
+    stack = stack_of_layers(model)
+    rule, grid = features_grid(stack, values)
+    sides, tokens = rule.output_cell(stack.config), rule.of_size(stack.config, tuple(values.shape[2:])).length
     cells = torch.stack(torch.meshgrid(*map(torch.arange, grid.sizes), indexing="ij"), -1).flatten(0, -2)
     sums, furthest = torch.zeros(max(grid.sizes), dtype=torch.float64), 0
     counts, prefix_sum = torch.zeros(max(grid.sizes), dtype=torch.int64), 0.0
-    done, total, at_once = 0, sum(map(len, replaced)), max(1, TOKENS_AT_ONCE // grid.length)
+    done, total, at_once = 0, sum(map(len, replaced)), max(1, TOKENS_AT_ONCE // tokens)
 
     def features(batch: Tensor) -> Tensor:
-        states = stack(**{**arguments, rule.input: batch}).last_hidden_state
-        grid.check(states.shape[1])
-        return states
+        return rule.rows(stack(**rule.arguments_for_all(stack.config, batch)).last_hidden_state, grid)
 
-    def place(patch: int) -> tuple[slice, ...]:
-        starts = zip(cells[patch].tolist(), sides, strict=True)
-        return slice(None), *(slice(cell * side, (cell + 1) * side) for cell, side in starts)
+    def show_at(patch: int, source: int, row: Tensor) -> None:
+        """Give ``patch`` of the picture ``row`` the pixels of ``source``, as far as both reach where a border cuts them off."""
+        starts = [[cell * side for cell, side in zip(cells[number].tolist(), sides, strict=True)] for number in (patch, source)]
+        extents = [min(side, size - max(ends)) for side, size, *ends in zip(sides, row.shape[1:], *starts, strict=True)]
+        target, shown = ([slice(at, at + extent) for at, extent in zip(start, extents, strict=True)] for start in starts)
+        row[(slice(None), *target)] = row[(slice(None), *shown)].clone()
 
-    with evaluating(stack):
+    with evaluating(stack), rule.leaving_nothing_out(stack):
         for picture, replacements in zip(values, replaced, strict=True):
             before: dict[int, Tensor] = {}
             for start in range(0, len(replacements), at_once):
@@ -290,7 +304,7 @@ def feature_changes(
                     before[len(part)] = features(batch)
                 batch = batch.clone()
                 for row, (patch, source) in zip(batch, part, strict=True):
-                    row[place(patch)] = picture[place(source)]
+                    show_at(patch, source, row)
                 change = _relative_change(features(batch), before[len(part)]).cpu()
                 prefix_sum += float(change[:, : grid.prefix].sum())
                 for row, (patch, _) in zip(change[:, grid.prefix :], part, strict=True):
@@ -313,11 +327,32 @@ def _relative_change(after: Tensor, before: Tensor) -> Tensor:
     return change / size.clamp(min=torch.finfo(torch.float64).tiny)
 
 
+def stack_of_layers(model: Any) -> Any:
+    """The model of pictures below its head."""
+    if not isinstance(model, PreTrainedModel):
+        raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
+    return without_head(model)
+
+
+def features_grid(stack: Any, values: Tensor) -> tuple[GridRule, Grid]:
+    """How a model of pictures cuts ``values (B, channels, height, width)`` into patches, and the grid of its features.
+
+    Raises:
+        BackendError: it reads no pictures, or is a backbone.
+        GridError: a picture whose size does not fit.
+    """
+    rule: Any = family_of(stack).grid
+    if hasattr(stack, "out_features"):
+        kind = type(stack).__name__
+        raise BackendError(f"A {kind} returns feature maps of several layers; probe {kind.replace('Backbone', 'Model')} instead.")
+    return rule, rule.output_grid(stack.config, rule.of_size(stack.config, tuple(values.shape[2:])))
+
+
 @contextlib.contextmanager
-def full_attention(stack: nn.Module) -> Iterator[None]:
-    """Within the context all layers of a Long model run full attention, with the same weights and positions."""
+def attention_of(stack: nn.Module, attention: LongAttentionConfig) -> Iterator[None]:
+    """Within the context the layers of a Long model run these mechanisms, with the same weights and positions."""
     with mechanisms_restored(attention_sites(stack)):
-        attach_mechanisms(stack, LongAttentionConfig(FULL))
+        attach_mechanisms(stack, attention)
         yield
 
 
@@ -334,10 +369,16 @@ def _check_family(model: str | Path, revision: str | None, token: str | bool | N
 
 def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_size: Any | None) -> Tensor:
     """Pictures as the model reads them at this size, ``(B, channels, height, width)``."""
-    rule, config = grid_rule(watched_layers(network)), network.config
+    stack = stack_of_layers(network)
+    rule, config = family_of(stack).grid, stack.config
+    assert rule is not None
     size = rule.sizes(config)[1] if image_size is None else read_size(image_size, len(rule.axes))
     rule.of_size(config, size)
     processor = required_processor(load_image_processor(folder), name)
+    if rule.shapes is not None:
+        settings = {"do_resize": False, "max_num_patches": rule.of_size(config, size).cells, "return_tensors": "pt"}
+        patches = [processor(images=image.resize(size[::-1], processor.resample), **settings)[rule.input] for image in images]
+        return rule.pixels_of(config, torch.cat(patches), size)
     return sized_pixels(processor, folder, images, size, rule.input)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, MaskError
-from .family.definition import FAMILIES
+from .family.definition import FAMILIES, Family
 from .family.grid_config import TILE
 from .family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from .mixin import LongAttentionMixin, LongBaseModelMixin
@@ -96,19 +96,32 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
             return base_forward(self, **arguments)
 
 
+def family_of(model: Any) -> Family:
+    """The family of a model of pictures, long or not.
+
+    Raises:
+        BackendError: it reads no pictures on a grid of patches.
+    """
+    family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
+    if family is None or family.grid is None:
+        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a text instead.")
+    if family.grid.input != PIXELS:
+        raise BackendError(f"{type(model).__name__} reads {family.grid.noun}s, not pictures; give a model of pictures.")
+    return family
+
+
 def grid_rule(model: Any) -> GridRule:
-    """How a model of pictures cuts them into patches.
+    """How a model of pictures cuts them into patches, all of which are on one grid in every call.
 
     Raises:
         BackendError: it reads no pictures on one grid of patches.
     """
-    family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
-    rule = None if family is None else family.grid
-    if rule is not None and rule.input != PIXELS:
-        raise BackendError(f"{type(model).__name__} reads {rule.noun}s, not pictures; give a model of pictures.")
-    if rule is None or rule.shapes is not None:
-        instead = "give a text instead" if rule is None else "its pictures are rows of patches with their shapes; give a model of pictures"
-        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; {instead}.")
+    rule: Any = family_of(model).grid
+    if rule.shapes is not None:
+        raise BackendError(
+            f"{type(model).__name__} reads no pictures on a grid of patches; its pictures are rows of patches with their shapes; give a "
+            "model of pictures."
+        )
     if rule.noise is not None:
         raise BackendError(
             f"{type(model).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model "

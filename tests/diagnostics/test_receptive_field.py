@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_longattn import families
@@ -136,15 +138,58 @@ def test_full_attention_is_measured_next_to_it_and_the_layers_run_their_mechanis
     )
 
 
-@pytest.mark.parametrize("base", ["dinov2_with_registers", "dinov3_vit", "beit", "siglip_vision_model"])
+@pytest.mark.parametrize("base", [base for base in grid_models.BASES if base != "siglip2_vision_model"])
 def test_families_short_and_of_larger_pictures(base: str, photos: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     for size in (None, "48x64"):
         field = measure_receptive_field(tmp_path, photos / "0.png", samples=3, image_size=size)
         assert field.image_size == ((48, 64) if size else field.image_size)
-        assert field.measured.furthest == max(field.grid.sizes) - 1
+        assert field.grid.sizes == tuple(side // cell for side, cell in zip(field.image_size, field.patch, strict=True))
+        assert field.measured.furthest == max(field.grid.sizes) - 1 or base == "dinat"  # which looks around
         assert (field.measured.prefix_change is None) == (field.grid.prefix == 0)
+
+
+def test_pictures_as_lists_of_patches(photos: Path, tmp_path: Path) -> None:
+    """SigLIP 2's, which are the photo at the size that is probed; pixels in memory are the same picture."""
+    base = "siglip2_vision_model"
+    grid_models.saved(base, grid_models.base_model(base), tmp_path)
+    processor = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=7)
+    processor.save_pretrained(tmp_path)
+    field = measure_receptive_field(tmp_path, photos / "0.png", samples=3, image_size="48x64")
+    assert (field.image_size, field.grid, field.measured.furthest) == ((48, 64), Grid((12, 16)), 15)
+    picture = Image.open(photos / "0.png").resize((64, 48), processor.resample)
+    values = (torch.tensor(np.asarray(picture)) / 255 - 0.5) / 0.5
+    model = grid_models.long_model(base, grid_models.base_model(base), tmp_path, long_attention={"mechanism": "local2d", "radius": 2})
+    same = measure_receptive_field(model, values.permute(2, 0, 1)[None], samples=3)
+    assert same.full is not None
+    assert same.full.changes == pytest.approx(field.measured.changes, rel=1e-4)
+    assert same.measured.furthest == 2 * grid_models.SHAPE.layers
+
+
+def test_a_masked_autoencoder_reads_all_patches_and_leaves_them_out_again_afterwards(tmp_path: Path) -> None:
+    grid_models.saved("vit_mae", "ViTMAEForPreTraining", tmp_path)
+    model = grid_models.long_model("vit_mae", "ViTMAEForPreTraining", tmp_path, long_attention={"mechanism": "window2d", "window": 3})
+    inputs = grid_models.inputs_of("vit_mae", (36, 36))
+    before = model(**inputs).loss
+    field = measure_receptive_field(model, inputs["pixel_values"], samples=5, baseline=False)
+    assert (field.grid, sum(field.measured.pairs)) == (Grid((9, 9), prefix=1), 2 * 5 * 81)
+    assert torch.equal(model(**inputs).loss, before)
+
+
+def test_cells_of_the_last_stage_and_the_attention_of_the_base(tmp_path: Path) -> None:
+    """A DiNAT's: each stage halves the grid; partial cells at borders are exchanged as far as both reach."""
+    grid_models.saved("dinat", "DinatModel", tmp_path)
+    model = grid_models.long_model("dinat", "DinatModel", tmp_path)
+    values = torch.randn(2, 3, 132, 100, generator=torch.Generator().manual_seed(0))
+    field = measure_receptive_field(model, values, samples=6)
+    assert (field.grid, field.patch, field.full) == (Grid((17, 13)), (8, 8), None)
+    assert field.measured.changes[0] > 0 == field.measured.changes[-1]
+    other = grid_models.long_model("dinat", "DinatModel", tmp_path, long_attention={"mechanism": "window2d", "window": 4})
+    compared = measure_receptive_field(other, values, samples=6)
+    assert (compared.full, compared.base_attention) == (field.measured, "the base's attention")
+    with pytest.raises(BackendError, match="A LongDinatBackbone returns feature maps of several layers; probe LongDinatModel instead"):
+        measure_receptive_field(grid_models.long_model("dinat", "DinatBackbone", tmp_path), values)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

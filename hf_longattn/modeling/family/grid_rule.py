@@ -19,6 +19,10 @@ IMAGE_SIZE = "image_size"
 """The config's field with the size of its inputs."""
 INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
 """The argument of ``forward`` by which a base resizes its position table."""
+PADDING_ARGUMENT = "pixel_attention_mask"
+"""The argument of ``forward`` with the patches that are real, ``(B, patches)``, of models that take the shapes of their inputs."""
+MASK_RATIO = "mask_ratio"
+"""The config's field with the share of patches that the base leaves out by noise."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,43 @@ class GridRule:
             arguments[self.noise] = torch.rand(len(pixels), cells, generator=torch.Generator().manual_seed(0))
         return arguments
 
+    def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
+        """The arguments of ``forward`` of the base, or of its Long class, by which it reads every patch of ``pixels (B, channels, …)`` in
+        raster order, whatever their size; noise takes effect while nothing is left out (:meth:`leaving_nothing_out`)."""
+        import torch
+
+        grid = self.of_size(config, tuple(pixels.shape[-len(self.axes) :]))
+        if self.shapes is not None:
+            shapes = torch.tensor([grid.sizes] * len(pixels), device=pixels.device)
+            real = torch.ones(len(pixels), grid.cells, dtype=torch.long, device=pixels.device)
+            return {self.input: self._patches(pixels, grid.sizes), self.shapes: shapes, PADDING_ARGUMENT: real}
+        arguments: dict[str, Any] = {self.input: pixels}
+        if self.interpolates:
+            arguments[INTERPOLATE_ARGUMENT] = True
+        if self.noise is not None:
+            arguments[self.noise] = torch.arange(float(grid.cells), device=pixels.device).expand(len(pixels), -1)
+        return arguments
+
+    @contextmanager
+    def leaving_nothing_out(self, model: Any) -> Iterator[None]:
+        """Within the context, a model that leaves patches out by noise reads all of them."""
+        configs = {id(module.config): module.config for module in model.modules() if hasattr(getattr(module, "config", None), MASK_RATIO)}
+        ratios = [(config, config.mask_ratio) for config in configs.values()] if self.noise is not None else []
+        for config, _ in ratios:
+            config.mask_ratio = 0.0
+        try:
+            yield
+        finally:
+            for config, ratio in ratios:
+                config.mask_ratio = ratio
+
+    def pixels_of(self, config: Any, patches: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Patches ``(B, patches, D)`` of inputs of this many pixels, put together: ``(B, channels, …)``."""
+        grid, rank = self.of_size(config, size), len(self.axes)
+        cells = patches.unflatten(2, (*self.patch(config), -1)).unflatten(1, grid.sizes)
+        axes = [axis for pair in zip(range(1, 1 + rank), range(1 + rank, 1 + 2 * rank), strict=True) for axis in pair]
+        return cells.permute(0, 1 + 2 * rank, *axes).reshape(len(patches), -1, *size)
+
     def _patches(self, pixels: Tensor, sizes: tuple[int, ...]) -> Tensor:
         """Inputs ``(B, channels, …)`` as ``(B, patches, D)``, the channels of a pixel next to one another as processors write them."""
         rank = len(sizes)
@@ -204,9 +245,23 @@ class GridRule:
                 )
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
 
+    def output_cell(self, config: Any) -> tuple[int, ...]:
+        """Pixels of a cell of the last layer's grid along each axis."""
+        return self.patch(config)
+
+    def output_grid(self, config: Any, grid: Grid) -> Grid:
+        """The grid of the states that the base returns for an input on ``grid``."""
+        return grid
+
+    def rows(self, states: Tensor, grid: Grid) -> Tensor:
+        """The states of the base on the grid of its outputs by token: ``(B, N, D)``."""
+        rows = states.movedim(1, -1).flatten(1, -2) if self.returns_maps else states
+        grid.check(rows.shape[1])
+        return rows
+
     def features(self, states: Tensor, grid: Grid) -> Tensor:
-        """The states of the base on ``grid`` by cell, without those of the prefix: ``(B, height, width, D)``."""
-        return states.movedim(1, -1) if self.returns_maps else states[:, grid.prefix :].unflatten(1, grid.sizes)
+        """The states of the base on the grid of its outputs by cell, without those of the prefix: ``(B, height, width, D)``."""
+        return self.rows(states, grid)[:, grid.prefix :].unflatten(1, grid.sizes)
 
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`GridError` for a picture that the base's class ``head`` does not read."""
@@ -262,6 +317,15 @@ class StagedGrid(GridRule):
             Grid(tuple(max(side, -(-size // 2**stage)) for size in grid.sizes), grid.prefix)
             for stage, side in zip(stages, least, strict=True)
         ]
+
+    def output_cell(self, config: Any) -> tuple[int, ...]:
+        return tuple(side * 2 ** (len(config.depths) - 1) for side in self.patch(config))
+
+    def output_grid(self, config: Any, grid: Grid) -> Grid:
+        return Grid(tuple(-(-size // 2 ** (len(config.depths) - 1)) for size in grid.sizes), grid.prefix)
+
+    def rows(self, states: Tensor, grid: Grid) -> Tensor:
+        return super().rows(states.flatten(1, -2), grid)  # (B, height, width, D)
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
         return Grid(tuple(-(-pixels // side) for pixels, side in zip(size, self.patch(config), strict=True)), self.prefix_of(config))

@@ -151,10 +151,11 @@ def _about_partial_windows(record: dict[str, Any]) -> str:
     measured = {result["mechanism"]: result["whole_windows"] for result in record["results"] if "whole_windows" in result}
     if not measured:
         return ""
-    lines = [
-        f"- `{mechanism}`: {' and '.join(f'{size:,.0f} MiB on {side}×{side}' for side, size in zip(entry['sides'], entry['mebibytes'], strict=True))}"
-        f" ({entry['mebibytes'][-1] * 1024 / entry['sides'][-1] ** 2:.1f} KiB a cell), exponent {entry['exponent']:.2f}"
-        for mechanism, entry in measured.items()
-    ]
+    lines = []
+    for mechanism, entry in measured.items():
+        pairs = zip(entry["sides"], entry["mebibytes"], strict=True)
+        sizes = " and ".join(f"{size:,.0f} MiB on {side}×{side}" for side, size in pairs)
+        of_cell = entry["mebibytes"][-1] * 1024 / entry["sides"][-1] ** 2
+        lines.append(f"- `{mechanism}`: {sizes} ({of_cell:.1f} KiB a cell), exponent {entry['exponent']:.2f}")
     about = "Windows that do not divide a grid take less memory on it: copies of partial windows are freed before those of whole ones are "
     return f"\n{about}made. Where they divide it:\n\n" + "\n".join(lines) + "\n"

@@ -239,5 +239,6 @@ def skip_for_a_reason(case: unittest.TestCase, reasons: dict[str, str]) -> None:
 PLAIN = (False, True) if os.environ["LONGATTN_WITH_BASE"] == "1" else (False,)
 BASES = os.environ["LONGATTN_FAMILIES"].split(",")
 CASES = [make(base, plain=plain) for base in BASES for plain in PLAIN]
-CASES += [make_backbone(base, plain=plain) for base in BASES for plain in PLAIN if any(map(is_backbone, long_families.FAMILIES[base].heads))]
+WITH_BACKBONE = [base for base in BASES if any(map(is_backbone, long_families.FAMILIES[base].heads))]
+CASES += [make_backbone(base, plain=plain) for base in WITH_BACKBONE for plain in PLAIN]
 globals().update({case.__name__: case for case in CASES})
