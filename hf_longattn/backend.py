@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -46,6 +47,8 @@ COLLECT_WEIGHTS = "attention_weights"
 """The keyword that asks for attention weights: layers that are computed again for the backward pass do not know who collects them."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
+STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None] = ContextVar("streamed keys", default=None)
+"""In a layer that reads a stream: new keys and values -> those with the earlier ones that its queries see."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, where layers share an attention module."""
 logger = logging.get_logger(LOGGER)
@@ -142,6 +145,8 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
+    if not torch.compiler.is_dynamo_compiling() and (with_earlier := STREAMED_KEYS.get()) is not None:
+        key, value = with_earlier(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
         mask = mechanism.fused_mask(key, causal)

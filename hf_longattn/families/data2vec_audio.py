@@ -1,18 +1,26 @@
 """LongData2VecAudio: data2vec for speech (Baevski et al. 2022), sound through convolutions to frames of 20 ms, positions by
 several convolutions over them."""
 
+from typing import Any
+
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import Convolution, StreamRule, unpadded_convolutions
 
 
 class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
     """Data2VecAudioConfig with ``long_attention``."""
 
     model_type = "long_data2vec-audio"
+
+
+def position_convolutions(config: Any) -> list[Convolution]:
+    """Several convolutions over frames, one after the other."""
+    return [Convolution.centred(config.conv_pos_kernel_size)] * config.num_conv_pos_embeddings
 
 
 FAMILY = Family(
@@ -25,7 +33,7 @@ FAMILY = Family(
         "Data2VecAudioForXVector",
         "Data2VecAudioModel",
     ),
-    audio=AudioRule(outputs=adapted),
+    audio=AudioRule(outputs=adapted, stream=StreamRule(unpadded_convolutions, ("encoder", position_convolutions))),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -6,6 +6,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_over_time
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import WAV2VEC2_STREAM
 
 
 class LongHubertConfig(LongAudioConfig, HubertConfig):
@@ -14,6 +15,8 @@ class LongHubertConfig(LongAudioConfig, HubertConfig):
     model_type = "long_hubert"
 
 
-FAMILY = Family(LongHubertConfig, audio=AudioRule(why_chunks_differ=normalised_over_time, hands_keywords_down=False))
+FAMILY = Family(
+    LongHubertConfig, audio=AudioRule(why_chunks_differ=normalised_over_time, hands_keywords_down=False, stream=WAV2VEC2_STREAM)
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

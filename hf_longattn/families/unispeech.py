@@ -6,6 +6,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted, normalised_over_time
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import WAV2VEC2_STREAM
 
 
 class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):
@@ -14,6 +15,6 @@ class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):
     model_type = "long_unispeech"
 
 
-FAMILY = Family(LongUniSpeechConfig, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time))
+FAMILY = Family(LongUniSpeechConfig, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time, stream=WAV2VEC2_STREAM))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -6,6 +6,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted, normalised_over_time
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import WAV2VEC2_STREAM
 
 
 class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
@@ -14,6 +15,6 @@ class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
     model_type = "long_unispeech-sat"
 
 
-FAMILY = Family(LongUniSpeechSatConfig, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time))
+FAMILY = Family(LongUniSpeechSatConfig, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time, stream=WAV2VEC2_STREAM))
 
 __getattr__ = lazy_classes(FAMILY, globals())

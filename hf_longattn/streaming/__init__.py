@@ -2,4 +2,4 @@
 
 from ..lazy import public_names
 
-__getattr__, __all__ = public_names(__name__, {"attention": ("AttentionStream",)})
+__getattr__, __all__ = public_names(__name__, {"attention": ("AttentionStream",), "model": ("Stream",), "transcript": ("LiveTranscript",)})

@@ -11,6 +11,8 @@ from ...errors import AudioError, MaskError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .stream_rule import StreamRule
+
 MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every sample, or row of features, that is not padding."""
 
@@ -51,6 +53,7 @@ class AudioRule:
     why_chunks_differ: why the frames of a chunk have other features alone than in the whole sound before any attention; empty where they
         have the same, but for the convolutions at its ends.
     hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
+    stream: how far its parts look along time, where :class:`hf_longattn.streaming.Stream` can read a stream with it.
     """
 
     input: str = "input_values"
@@ -62,6 +65,7 @@ class AudioRule:
     longest: Callable[[Any], int | None] = lambda config: None
     why_chunks_differ: Callable[[Any], str] = lambda config: ""
     hands_keywords_down: bool = True
+    stream: StreamRule | None = None
 
     @property
     def unit(self) -> str:

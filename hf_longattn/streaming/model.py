@@ -1,0 +1,373 @@
+"""A model that reads a stream: samples arrive piece by piece, and frames leave as soon as nothing that comes later can change them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import AudioError, StreamError
+from ..modeling.attach.attention_sites import mechanisms_on
+from ..modeling.family.definition import FAMILIES
+from ..modeling.family.stream_rule import StreamRule
+from ..naming import BACKEND
+from ..private_apis import attention_implementation
+from ..staging import staged_file
+from .attention import check_like, check_next, locality_of
+from .stages import HIDDEN, RUNNING, NothingFinal, Run, Stage, hook
+from .tail import Tail
+
+DEFAULT_FRAMES = 16
+"""Frames of a chunk where no mechanism has chunks."""
+FORMAT = "hf_longattn stream 1"
+UNREAD_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Fields of a config that change no frame; the dtype is compared by itself."""
+WAITING, POSITIONS = "waiting", "positions"
+"""Names in a state: the input that is no whole chunk yet, and where every stage stands."""
+
+
+class Stream:
+    """A model of sound over a live stream, with memory that does not grow.
+
+    The stream runs the model's own forward on a chunk at a time. Every layer keeps the keys and values, or the frames, that later ones
+    need, so nothing is computed twice but the frames that wait for what is ahead of them. Frames equal those of one pass over the whole
+    sound up to rounding. They have the same bits however the stream is cut into pieces, and whether or not it was stopped and resumed.
+
+    Args:
+        model: a Long model of sound in eval mode whose mechanisms see neighbours only (``window``, ``chunked``), without a head or with one
+            that gives every frame an output (``ForCTC``, ``ForAudioFrameClassification``).
+        chunk: samples (or rows of features) computed at a time, a multiple of those of a frame; by default 16 frames, or the chunk of
+            the mechanism ``chunked``.
+    Raises:
+        StreamError: the model looks at the whole sound, or the chunk does not fit.
+    """
+
+    def __init__(self, model: Any, *, chunk: int | None = None) -> None:
+        self.model, self._rule, self._stream_rule = model, *_rules(model)
+        self._stages = _stages(model, self._stream_rule)
+        self.stride = self._stages[0].section.stride
+        """Samples (or rows of features) from one frame to the next."""
+        periods = [stage.local.period for stage in self._stages if stage.local is not None]
+        self.chunk = self._check_chunk((max(periods) if max(periods) > 1 else DEFAULT_FRAMES) * self.stride if chunk is None else chunk)
+        self._waiting = Tail(1)
+        self.finished = self._interrupted = False
+        self._empty = self._probe()
+        for stage in self._stages[1:]:
+            assert stage.module is not None
+            hook(stage.module)
+
+    @property
+    def seen(self) -> int:
+        """Samples (or rows of features) so far."""
+        return self._waiting.stop
+
+    @property
+    def frames(self) -> int:
+        """Frames that have left so far."""
+        return self._stages[-1].done
+
+    @property
+    def lookahead(self) -> int:
+        """The most frames after a frame that must be there before it is final, over all layers."""
+        seen, period, most = 0, max(stage.local.period for stage in self._stages if stage.local is not None), 0
+        first = 2 * sum(stage.local.back + stage.local.ahead for stage in self._stages if stage.local is not None) // period * period
+        for frame in range(first, first + period):
+            seen = max(seen, frame)
+            while self._final(seen) <= frame:
+                seen += 1
+            most = max(most, seen - frame - 1)
+        return most
+
+    def _final(self, seen: int) -> int:
+        for stage in self._stages[1:]:
+            seen = stage.section.final(seen)
+        return seen
+
+    @property
+    def delay(self) -> float:
+        """The longest time in seconds from a sample to the frame that starts with it: :attr:`lookahead`, a chunk and a frame."""
+        first = self._rule.length_of(self.model.config, 1)
+        return float(self._rule.seconds(self.lookahead * self.stride + self.chunk - self.stride + first))
+
+    def feed(self, sound: Tensor | np.ndarray, *, start: int | None = None) -> Tensor:
+        """The frames that have become final.
+
+        Args:
+            sound: the next samples ``(B, n)``, or ``(n,)`` for one row, or rows of features ``(B, n, F)``, as the model's forward takes
+                them; n ≥ 0.
+            start: the number of the first of these samples, to be checked against :attr:`seen`.
+        Returns:
+            ``(B, m, width)``: the model's logits, or its last hidden state where it has no head, of the next m frames; m may be 0.
+        Raises:
+            StreamError: the piece does not follow the one before, or the stream is finished.
+            AudioError: a wrong shape, or samples that are no numbers.
+        """
+        self._check_next(start)
+        self._waiting.append(self._check_sound(sound))
+        outs = []
+        while self._waiting.stop - self._waiting.start >= self.chunk:
+            first = self._waiting.start
+            outs.append(self._step(self._waiting.between(first, first + self.chunk), ends=False))
+            self._waiting.drop(first + self.chunk)
+        return self._joined(outs)
+
+    def finish(self) -> Tensor:
+        """The remaining frames ``(B, m, width)``: the sound ends here.
+
+        Raises:
+            StreamError: the stream is finished, or too short for one frame.
+        """
+        self._check_next(None)
+        if self._waiting.tensor is None or self._rule.frames(self.model.config, self.seen) < 1:
+            least = self._rule.length_of(self.model.config, 1)
+            raise StreamError(f"The stream ends after {self.seen} {self._rule.unit}, but a frame takes {least}; feed more of it first.")
+        out = self._step(self._waiting.tensor, ends=True)
+        self._waiting.drop(self.seen)
+        self.finished = True
+        return self._joined([out])
+
+    def reset(self) -> None:
+        """Begin a new stream."""
+        for stage in self._stages:
+            stage.done = 0
+            for tail in stage.tails.values():
+                tail.load(None, 0)
+        self._waiting.load(None, 0)
+        self.finished = self._interrupted = False
+
+    def _step(self, piece: Tensor, ends: bool) -> Tensor | None:
+        """The final outputs after the next input, if there are any."""
+        self._interrupted = True
+        out: Tensor | None = copy_context().run(self._run, piece, ends)
+        self._interrupted = False
+        return out
+
+    @torch.no_grad()
+    def _run(self, piece: Tensor, ends: bool) -> Tensor | None:
+        run = Run(self._stages, ends)
+        RUNNING.set(run)
+        joined = self._stages[0].take(piece, ends)
+        if joined is None and not ends:
+            return None
+        if joined is None:  # the last frames wait in the layers; what they are called with is cut off
+            joined = self._silence(piece)
+        try:
+            out = _of_frames(self.model(**{self._rule.input: joined}))
+        except NothingFinal:
+            return None
+        return self._stages[-1].give(out)
+
+    def _silence(self, like: Tensor) -> Tensor:
+        """The shortest input of the model, zeros like ``like (B, n, …)``."""
+        return like.new_zeros(len(like), self._rule.length_of(self.model.config, 1), *like.shape[2:])
+
+    def _probe(self) -> Tensor:
+        """No frames ``(1, 0, width)``, in the dtype of the outputs.
+
+        Raises:
+            StreamError: the model's outputs are not by frames.
+        """
+        config = self.model.config
+        silence = self._rule.seeded(config, self._rule.seconds(self._rule.length_of(config, 3))).to(self.model.device)
+        with torch.no_grad():
+            out = _of_frames(self.model(**{self._rule.input: silence}))
+        if out is None or out.dim() != 3 or out.shape[1] != 3:
+            raise StreamError(
+                f"{type(self.model).__name__} has no output for every frame, but for the whole sound, which a stream never has; use the "
+                "model without a head, or one with ForCTC or ForAudioFrameClassification."
+            )
+        return out[:, :0].clone()
+
+    def _joined(self, outs: list[Tensor | None]) -> Tensor:
+        parts = [out for out in outs if out is not None]
+        rows = 1 if self._waiting.tensor is None else len(self._waiting.tensor)
+        return torch.cat(parts, 1) if parts else self._empty.expand(rows, -1, -1).clone()
+
+    def _check_next(self, start: int | None) -> None:
+        self._check_whole()
+        if self.model.training:
+            raise StreamError("The model is in training mode, in which frames depend on chance; call model.eval() first.")
+        check_next(self.finished, start, self.seen, self._rule.unit.removesuffix("s").replace("rows of feature", "row"))
+
+    def _check_sound(self, sound: Tensor | np.ndarray) -> Tensor:
+        """A piece as the model takes it."""
+        piece = torch.as_tensor(sound)
+        piece = piece[None] if piece.dim() == 1 and self._rule.features is None else piece
+        width = None if self._rule.features is None else self._rule.features(self.model.config)
+        if piece.dim() != (2 if width is None else 3) or (width is not None and piece.shape[2] != width) or not piece.is_floating_point():
+            axes = "samples (B, n) or (n,)" if width is None else f"features (B, n, {width})"
+            raise AudioError(f"A piece of the stream is {tuple(piece.shape)} {piece.dtype}, but must be {axes} of floats.")
+        if not bool(torch.isfinite(piece).all()):
+            raise AudioError(
+                f"A piece of the stream has values that are not finite after {self.seen} {self._rule.unit}; replace them by zeros."
+            )
+        piece = piece.to(self.model.device, self.model.dtype)
+        check_like(piece, self._waiting.tensor, 1, self._rule.input)
+        return piece
+
+    def _check_chunk(self, chunk: int) -> int:
+        unit, rest = self._rule.unit, chunk % self.stride if isinstance(chunk, int) else 1
+        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1 or rest:
+            nearest = max(1, round(chunk / self.stride)) * self.stride if isinstance(chunk, int | float) else DEFAULT_FRAMES * self.stride
+            raise StreamError(
+                f"A chunk of {chunk!r} {unit} is not a whole number of frames of {self.stride} {unit}; for example chunk={nearest}."
+            )
+        return chunk
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state as tensors: what the stages keep, and the input that is no whole chunk yet."""
+        self._check_whole()
+        rows = [[tail.start, tail.stop, stage.done] for stage in self._stages for tail in stage.tails.values()]
+        position = [self._waiting.start, self._waiting.stop, int(self.finished)]
+        tensors = {POSITIONS: torch.tensor([position, *rows])}
+        for name, tail in self._tails().items():
+            if tail.tensor is not None:
+                tensors[name] = tail.tensor.contiguous()
+        return tensors
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state of a stream of the same model with the same chunk.
+
+        Raises:
+            StreamError: it is not the state of such a stream.
+        """
+        tails, positions = self._tails(), state.get(POSITIONS)
+        if positions is None or positions.shape != (len(tails), 3) or positions.is_floating_point() or {*state} - {POSITIONS, *tails}:
+            raise StreamError("This is not the state of a stream of this model; load it into a Stream of the model that it was saved with.")
+        rows = dict(zip(tails, positions.tolist(), strict=True))
+        for name, (start, stop, _) in rows.items():
+            length = state[name].shape[tails[name].dim] if name in state else 0
+            if length != stop - start:
+                raise StreamError(f"The state is damaged: {name!r} has {length} tokens and should have {stop - start}; save it anew.")
+        for name, tail in tails.items():
+            kept = state.get(name)
+            tail.load(None if kept is None else kept.to(self.model.device, self.model.dtype), rows[name][0])
+        for number, stage in enumerate(self._stages):
+            stage.done = rows[f"{number}.{HIDDEN}"][2]
+        self.finished, self._interrupted = bool(rows[WAITING][2]), False
+
+    def save(self, file: str | Path) -> None:
+        """Write the state to a safetensors file, which says for which model and chunk it is."""
+        write_state(file, self.state_dict(), self.about())
+
+    def load(self, file: str | Path) -> None:
+        """Go on from a file that :meth:`save` wrote, in this process or another one, with the same weights.
+
+        Raises:
+            StreamError: it is not such a file, or that of another model or chunk.
+        """
+        self.load_state_dict(read_state(file, self.about()))
+
+    def about(self) -> dict[str, Any]:
+        """What must be equal in the stream that goes on from a state: the model's class, config (a hash) and dtype, and the chunk."""
+        settings = {name: value for name, value in self.model.config.to_dict().items() if name not in UNREAD_FIELDS}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+        return {"model": type(self.model).__name__, "config": digest[:16], "dtype": str(self.model.dtype), "chunk": self.chunk}
+
+    @property
+    def reads_samples(self) -> bool:
+        """Whether the input is samples; otherwise it is rows of features."""
+        return self._rule.features is None
+
+    def _check_whole(self) -> None:
+        if self._interrupted:
+            raise StreamError("The stream was interrupted while it computed; load a state that was saved before, or call reset().")
+
+    def _tails(self) -> dict[str, Tail]:
+        """Everything that is kept, by the names in a state."""
+        kept = {f"{number}.{name}": tail for number, stage in enumerate(self._stages) for name, tail in stage.tails.items()}
+        return {WAITING: self._waiting, **kept}
+
+
+def write_state(file: str | Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write a state to a safetensors file with a description of its stream."""
+    with staged_file(Path(file)) as path:
+        save_file({name: x.cpu() for name, x in state.items()}, path, {"format": FORMAT, "stream": json.dumps(about)})
+
+
+def read_state(file: str | Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file that :func:`write_state` wrote.
+
+    Raises:
+        StreamError: it is not such a file, or that of a stream with another description.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        saved = json.loads(metadata["stream"]) if metadata.get("format") == FORMAT else None
+    except (SafetensorError, OSError, ValueError, KeyError):
+        saved = None
+    if not isinstance(saved, dict):
+        raise StreamError(f"{str(file)!r} is not the saved state of a stream; give a file that save wrote.")
+    for name, value in about.items():
+        if saved.get(name) != value:
+            raise StreamError(
+                f"The stream was saved with {name} {saved.get(name)!r:.80}, but this one has {value!r:.80}; load it into a stream of the "
+                "same model with the same chunk."
+            )
+    return state
+
+
+def _rules(model: Any) -> tuple[Any, StreamRule]:
+    """How the model reads sound, and how far its parts look along time."""
+    config = getattr(model, "config", None)
+    family = FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
+    audio = None if family is None else family.audio
+    if audio is None or audio.stream is None:
+        raise StreamError(
+            f"{type(model).__name__} has no way to read a stream; use a model of sound that has, such as LongWav2Vec2ForCTC, or "
+            "AttentionStream for a model of your own."
+        )
+    if why := audio.why_chunks_differ(config):
+        raise StreamError(
+            f"{type(model).__name__} needs the whole sound: {why}; use a checkpoint with a norm over the channels of each frame "
+            "(feat_extract_norm='layer'), such as those of wav2vec2-large-lv60 and XLS-R."
+        )
+    length = audio.length(60)
+    if audio.output_rows(config, length) != audio.frames(config, length):
+        raise StreamError(f"{type(model).__name__} has fewer last states than frames (add_adapter); use a checkpoint without an adapter.")
+    if attention_implementation(config) != BACKEND:
+        raise StreamError(
+            f"{type(model).__name__} runs its base's attention, which sees the whole sound; set its mechanisms to work by "
+            f"model.set_attn_implementation({BACKEND!r})."
+        )
+    return audio, audio.stream
+
+
+def _stages(model: Any, rule: StreamRule) -> list[Stage]:
+    """The stages of a model, from its input to its last layer."""
+    base, config = model.base_model, model.config
+    stages = [Stage(None, rule.front(config))]
+    if rule.encoder is not None:
+        name, sections = rule.encoder
+        stages.append(Stage(base.get_submodule(name), sections(config)))
+    for number, layer in enumerate(base.get_submodule(rule.layers)):
+        stages.append(Stage(layer, rule.inside(config), locality_of(_mechanism(model, layer, number), causal=False)))
+    return stages
+
+
+def _mechanism(model: Any, layer: nn.Module, number: int) -> Any:
+    """The mechanism of a layer."""
+    for module in layer.modules():
+        if mechanisms := mechanisms_on(module):
+            return next(iter(mechanisms.values()))
+    raise StreamError(
+        f"Layer {number} of {type(model).__name__} has no mechanism, so that its attention sees the whole sound; convert the checkpoint "
+        "with --mechanism window or chunked, or call hf_longattn.enable_long_attention."
+    )
+
+
+def _of_frames(outputs: Any) -> Any:
+    """The logits of a model's outputs, or its last hidden state."""
+    logits = getattr(outputs, "logits", None)
+    return getattr(outputs, "last_hidden_state", None) if logits is None else logits

@@ -1,0 +1,136 @@
+"""A model as stages between which frames pass. Each keeps the last of what it was given, and hands on what has become final."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backend import STREAMED_KEYS
+from ..engines.common.shards import Locality
+from ..modeling.family.stream_rule import Attention, Chain, Section
+from .tail import Tail
+
+HIDDEN, KEYS, VALUES = "hidden", "keys", "values"
+"""What a stage keeps, by the names in a stream's state."""
+
+
+class NothingFinal(Exception):
+    """A stage has nothing to hand on yet, so the layers after it need not run."""
+
+
+class Stage:
+    """A part of a model from the input of one module to that of the next stage.
+
+    It is run on its last inputs and the new ones, as if they were a sequence. What that gets wrong, because earlier inputs are missing or
+    later ones may come, is cut off.
+
+    module: whose input is the stage's; ``None`` for the model's own.
+    section: how far it looks along time; attention, whose keys and values are kept instead of its inputs, first.
+    local: how far its attention sees; ``None`` where there is none.
+    """
+
+    def __init__(self, module: nn.Module | None, sections: Sequence[Section], local: Locality | None = None) -> None:
+        self.module, self.local = module, local
+        self.after = Chain(tuple(sections))
+        self.section = Chain((Attention(local), *sections)) if local is not None else self.after
+        self.tails = {HIDDEN: Tail(1), **({KEYS: Tail(2), VALUES: Tail(2)} if local is not None else {})}
+        self.done = 0
+        """Outputs handed on."""
+        self._until, self._idle = 0, False
+
+    @property
+    def seen(self) -> int:
+        """Inputs so far."""
+        return self.tails[HIDDEN].stop
+
+    def take(self, new: Tensor, ends: bool) -> Tensor | None:
+        """The input to run on; ``None`` where nothing has become final.
+
+        Args:
+            new: ``(B, n, …)``, the next inputs.
+            ends: whether they are the last ones.
+        """
+        hidden = self.tails[HIDDEN]
+        hidden.append(new)
+        self._until = self.section.total(self.seen) if ends else self.section.final(self.seen)
+        self._idle = self._until == self.done
+        return None if self._idle else hidden.tensor
+
+    def with_earlier(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """New keys and values ``(B, H, n, D)`` after those that were kept."""
+        if self._idle or self.local is None:
+            return keys, values
+        start = self.tails[HIDDEN].start
+        whole = []
+        for name, new in ((KEYS, keys), (VALUES, values)):
+            tail = self.tails[name]
+            tail.append(new[:, :, tail.stop - start :])
+            whole.append(tail.between(self.local.first(start), tail.stop))
+        return whole[0], whole[1]
+
+    def give(self, out: Tensor) -> Tensor:
+        """What has become final of the outputs ``(B, m, …)`` of the run; then what no later output needs is dropped."""
+        if self._idle:
+            return out[:, :0]
+        first = self.tails[HIDDEN].start // self.section.stride
+        piece = out[:, self.done - first : self._until - first]
+        self.done = self._until
+        self.tails[HIDDEN].drop(min(self.after.first(self.done), self.seen))
+        if self.local is not None:
+            for name in (KEYS, VALUES):
+                self.tails[name].drop(self.local.first(self.tails[HIDDEN].start))
+        return piece
+
+
+class Run:
+    """The stages of a model while a piece passes through it.
+
+    stages: from the input to the last layer.
+    ends: whether the piece is the last one.
+    """
+
+    def __init__(self, stages: Sequence[Stage], ends: bool) -> None:
+        self.stages, self.ends = stages, ends
+        self._by_module = {id(stage.module): (before, stage) for before, stage in itertools.pairwise(stages)}
+
+    def enter(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        """The frames on which the stage of ``module`` runs, from its input, which is the output of the stage before.
+
+        Raises:
+            NothingFinal: no output of the stage has become final.
+        """
+        before, stage = self._by_module[id(module)]
+        joined = stage.take(before.give(hidden), self.ends)
+        STREAMED_KEYS.set(stage.with_earlier)
+        if joined is not None:
+            return joined
+        if self.ends:  # something to run on, all of which is cut off
+            return hidden[:, :1]
+        raise NothingFinal
+
+
+RUNNING: ContextVar[Run | None] = ContextVar("running stream", default=None)
+"""The stages of the stream that runs in this thread."""
+HOOKED = "_reads_streams"
+"""The attribute of a module with the hook."""
+
+
+def hook(module: nn.Module) -> None:
+    """Have ``module`` run on the frames of a stage while a stream runs; without a stream it does what it always did."""
+    if HOOKED not in module.__dict__:
+        module.__dict__[HOOKED] = True
+        module.register_forward_pre_hook(_enter, with_kwargs=True)
+
+
+def _enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    run = None if torch.compiler.is_compiling() else RUNNING.get()
+    if run is None:
+        return None
+    if args:
+        return (run.enter(module, args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": run.enter(module, kwargs["hidden_states"])}

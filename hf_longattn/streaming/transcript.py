@@ -1,0 +1,101 @@
+"""What is said, as text while it is being said: greedy CTC decoding of a stream's frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import StreamError
+from .model import Stream, read_state, write_state
+
+CONTEXT = 16
+"""Labels before the new ones that the tokenizer decodes with them."""
+EPSILON = 1e-7
+"""What transformers' feature extractors of samples add to the variance."""
+LABELS = "labels"
+"""The name in a state of the last label of a frame, and the last labels of the transcript."""
+
+
+class LiveTranscript:
+    """The transcript of a live stream by a CTC model, one sequence: ``print(live.feed(samples), end="")``.
+
+    Args:
+        model: a model for CTC that reads streams, see :class:`Stream`.
+        processor: its processor or tokenizer; the blank is the tokenizer's padding token, as in the training of transformers' CTC models.
+        chunk: as :class:`Stream`.
+        normalise: mean and standard deviation of the recordings, in place of those of each utterance, which nobody knows before its end.
+    Raises:
+        StreamError: the model cannot read a stream, or the feature extractor normalises utterances and ``normalise`` is not given.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, chunk: int | None = None, normalise: tuple[float, float] | None = None) -> None:
+        extractor = getattr(processor, "feature_extractor", None)
+        if getattr(extractor, "do_normalize", False) and normalise is None:
+            raise StreamError(
+                f"{type(extractor).__name__} scales every utterance by its own mean and deviation (do_normalize), which a stream does not "
+                "know; give those of a similar recording, for example normalise=(0.0, 0.05)."
+            )
+        if normalise is not None and not normalise[1] > 0:
+            raise StreamError(f"normalise is {normalise!r}, but must be a mean and a standard deviation above 0; for example (0.0, 0.05).")
+        self.stream, self.normalise = Stream(model, chunk=chunk), normalise
+        self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        self._blank = self.tokenizer.pad_token_id
+        self._last: int = self._blank
+        self._labels: list[int] = []
+
+    def feed(self, sound: Tensor | np.ndarray, *, start: int | None = None) -> str:
+        """The text that has become final, which follows that of the call before.
+
+        Arguments and errors are those of :meth:`Stream.feed`, for one row.
+        """
+        piece = torch.as_tensor(sound)
+        if piece.dim() == (2 if self.stream.reads_samples else 3) and len(piece) != 1:
+            raise StreamError(f"A live transcript is of one sequence, but the piece has {len(piece)} rows; make a LiveTranscript for each.")
+        if self.normalise is not None:
+            mean, deviation = self.normalise
+            piece = (piece - mean) / (deviation**2 + EPSILON) ** 0.5
+        return self._text(self.stream.feed(piece, start=start))
+
+    def finish(self) -> str:
+        """The rest of the text: the sound ends here."""
+        return self._text(self.stream.finish())
+
+    def _text(self, logits: Tensor) -> str:
+        """The text of the next frames ``(1, m, labels)``."""
+        new = []
+        for label in logits[0].argmax(-1).tolist():
+            if label not in (self._last, self._blank):
+                new.append(label)
+            self._last = label
+        before = self._decoded(self._labels)
+        self._labels += new
+        text = self._decoded(self._labels)[len(before) :]
+        del self._labels[:-CONTEXT]
+        return text
+
+    def _decoded(self, labels: list[int]) -> str:
+        return str(self.tokenizer.decode(labels, group_tokens=False, clean_up_tokenization_spaces=False)) if labels else ""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state as tensors: the stream's, and the last labels."""
+        return {**self.stream.state_dict(), LABELS: torch.tensor([self._last, *self._labels])}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state; errors as :meth:`Stream.load_state_dict`."""
+        if LABELS not in state:
+            raise StreamError("This is the state of a stream without its transcript; load it into a Stream.")
+        self.stream.load_state_dict({name: x for name, x in state.items() if name != LABELS})
+        self._last, *self._labels = state[LABELS].tolist()
+
+    def save(self, file: str | Path) -> None:
+        """Write the state to a safetensors file, as :meth:`Stream.save`."""
+        write_state(file, self.state_dict(), self.stream.about())
+
+    def load(self, file: str | Path) -> None:
+        """Go on from a file that :meth:`save` wrote; errors as :meth:`Stream.load`."""
+        self.load_state_dict(read_state(file, self.stream.about()))
