@@ -68,6 +68,7 @@ PUBLIC_NAMES = {
     ),
     "diagnostics": ("Diagnosis", "diagnose"),
     "evaluation.probes": ("ProbeReport", "probe_model"),
+    "evaluation.transcription": ("Transcript", "transcribe"),
     "explain": ("Explanation", "explain"),
     "errors": ("LongAttentionError",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
