@@ -33,6 +33,7 @@ TINY = {
     "attention": "window:window=4",
     "mechanism": "window",
     "sizes": "32",
+    "sides": "8",
     "dtypes": "fp32",
     "output_dir": "OUT",
 }
