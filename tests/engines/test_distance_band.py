@@ -88,11 +88,12 @@ def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
     assert not padded[1].any()
 
 
-def test_a_mechanism_takes_it_and_compiles() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_mechanism_takes_it_and_compiles(backend: str) -> None:
     mechanism = build_mechanism("window", num_heads=HEADS, head_dim=WIDTH, hidden_size=64, left=40, right=9, relative="transformer_xl")
     for parameter in mechanism.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = [torch.randn(1, HEADS, 400, WIDTH) for _ in range(3)]
-    compiled = torch.compile(lambda *x: attend(*x, mechanism), fullgraph=True)
+    compiled = torch.compile(lambda *x: attend(*x, mechanism), fullgraph=True, backend=backend)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*x), attend(*x, mechanism), atol=1e-6, rtol=0)
