@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,12 +20,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from tests import grids
+
 if TYPE_CHECKING:
     from tests.hub_state import Hub
 
 pytest.register_assert_rewrite("tests.modeling.encoder_decoder_contract")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    grids.ONLY_QUICK = config.option.markexpr == "not slow"
 
 
 def pytest_collection_finish() -> None:
@@ -137,10 +145,21 @@ def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture(scope="session")
 def decoder_graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A decoder and its graph with a cache (:func:`tests.export.decoder_graph.export_decoder`), which nothing changes."""
+    """A decoder and its graph with a cache (:func:`tests.export.decoder_graph.export_decoder`), which nothing changes; made once for all
+    workers."""
     from tests.export.decoder_graph import export_decoder
 
-    return export_decoder(tmp_path_factory.mktemp("decoder"))
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whose folders lie in that of the run
+        place = place.parent
+    with (place / "decoder.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = place / "decoder.json"
+        if not done.exists():
+            (place / "decoder").mkdir()
+            done.write_text(json.dumps([str(path) for path in export_decoder(place / "decoder")]), encoding="utf-8")
+        source, graph = map(Path, json.loads(done.read_text(encoding="utf-8")))
+    return source, graph
 
 
 @pytest.fixture(autouse=True)

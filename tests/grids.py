@@ -1,4 +1,5 @@
-"""Which cells of a grid the quick tests run: every pair of values once; the product of all axes is for `make test-slow`."""
+"""What the quick tests run: of a grid every pair of values once, of drawn examples a half; the product of all axes and all examples are for
+`make test-slow`."""
 
 from __future__ import annotations
 
@@ -7,6 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+ONLY_QUICK = False
+"""Whether slow tests are left out of this run; :func:`tests.conftest.pytest_configure` says it."""
 
 
 def all_pairs(*sizes: int) -> list[tuple[int, ...]]:
@@ -61,3 +66,8 @@ def pairwise(*axes: Sequence[Any], fully: Callable[..., bool] = lambda *cell: Fa
 def quickly(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     """The parameters of one axis; those that are not in ``quick`` are for `make test-slow`."""
     return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
+
+
+def drawn(count: int, **more: Any) -> settings:
+    """hypothesis' settings for ``count`` examples, always the same; of them the quick tests try the first half."""
+    return settings(max_examples=(count + 1) // 2 if ONLY_QUICK else count, deadline=None, derandomize=True, **more)

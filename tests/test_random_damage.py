@@ -7,13 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.damage import MODELS, SHARDED, contents, join, make_checkpoint, parts, refused_or_whole, weights
+from tests.grids import drawn
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(-3, 130) | st.floats() | st.text(max_size=8),
@@ -29,8 +29,8 @@ def wholes() -> Iterator[dict[str, Path]]:
         yield {name: make_checkpoint(name, Path(folder) / name) for name in MODELS}
 
 
-def examples(count: int) -> Callable[[Any], Any]:
-    return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+def examples(count: int) -> settings:
+    return drawn(count, database=None, suppress_health_check=list(HealthCheck))
 
 
 def tried(whole: Path, damage: Callable[[Path], object]) -> None:

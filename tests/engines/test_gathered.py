@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +16,7 @@ from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cpu.gathered import cpu_gathered, flat_rules
 from hf_longattn.engines.gathered import gathered_attention
+from tests.grids import drawn
 
 BATCH, HEADS, WIDTH = 2, 3, 8
 
@@ -104,7 +105,7 @@ def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float64, stored: 
 
 
 @pytest.mark.parametrize("path", [gathered_attention, plain_gathered])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@drawn(40)
 @given(case=parts_and_mask(), stored=st.sampled_from(["heads", "tokens", "slices"]))
 def test_output_and_gradients_equal_the_pairs_counted_one_by_one(path, case, stored: str) -> None:
     parts, mask, q_len, kv_len = case

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.grids import drawn
 
 HEADS, WIDTH, LENGTH = 2, 4, 41
 Pairs = Callable[[Any, Any, Any, Any, bool], Tensor]
@@ -151,7 +152,7 @@ def of_selected_blocks(module: Mechanism) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ALWAYS)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@drawn(60)
 @given(data=st.data())
 def test_what_the_help_says_is_visible_is(name: str, causal: bool, data: st.DataObject) -> None:
     options = data.draw(options_of(name))
