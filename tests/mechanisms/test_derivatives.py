@@ -17,7 +17,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.errors import DerivativeError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from tests.grids import quickly
+from tests.grids import grid, quickly
 
 STOPPED = "transformer_xl without gradients into its memory"
 OPTIONS = {
@@ -28,11 +28,17 @@ FORMS = [(name, causal) for causal in (False, True) for name in OPTIONS if mecha
 LENGTHS = (11, 290)
 """With a mask over all pairs, and beyond the pairs for which one is taken."""
 Inputs = tuple[Tensor, ...]
-pytestmark = [
-    pytest.mark.parametrize(("name", "causal"), FORMS, ids=str),
-    # torch.vmap maps some operations one entry after the other, and moves axes
-    pytest.mark.filterwarnings("ignore:There is a performance drop", r"ignore:torch\.searchsorted\(\)"),
-]
+# torch.vmap maps some operations one entry after the other, and moves axes
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop", r"ignore:torch\.searchsorted\(\)")
+
+
+def forms(turn: int) -> pytest.MarkDecorator:
+    """Every form; of a mechanism with two, the quick tests take one, the other with another ``turn``."""
+    return pytest.mark.parametrize(
+        ("name", "causal"),
+        grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or ([*OPTIONS].index(name) + causal) % 2 == turn),
+        ids=str,
+    )
 
 
 class Case:
@@ -87,6 +93,7 @@ def assert_equal(outs: Inputs, expected: Inputs) -> None:
         torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-7)
 
 
+@forms(0)
 @pytest.mark.parametrize("padded", quickly(LENGTHS, LENGTHS[1:]), ids="{} left-padded".format)
 def test_forward_mode(name: str, causal: bool, padded: int) -> None:
     """With padding on the left at one length, and whole sequences at the other."""
@@ -100,6 +107,7 @@ def test_forward_mode(name: str, causal: bool, padded: int) -> None:
         assert_equal((case.fast(*case.inputs),), (case.defined(*case.inputs),))
 
 
+@forms(1)
 def test_gradients_by_torch_func_and_for_each_example(name: str, causal: bool) -> None:
     for length in LENGTHS:
         case = Case(name, causal, length)
@@ -114,6 +122,7 @@ def test_gradients_by_torch_func_and_for_each_example(name: str, causal: bool) -
             assert_equal(tuple(x[1] for x in mapped), torch.func.grad(case.fast, (0, 1, 2))(*others))
 
 
+@forms(0)
 def test_second_derivatives(name: str, causal: bool) -> None:
     for length in LENGTHS:
         case = Case(name, causal, length)
@@ -127,6 +136,7 @@ def test_second_derivatives(name: str, causal: bool) -> None:
             assert_equal(outs, expected)
 
 
+@forms(1)
 def test_many_gradients_at_once(name: str, causal: bool) -> None:
     """By torch.func, and by autograd's own vmap, which knows few operations."""
     case = Case(name, causal, LENGTHS[1])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_longattn import (
@@ -28,6 +28,7 @@ from hf_longattn import (
 )
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.grids import drawn, grid
 
 HEADS, HEAD_DIM = 2, 4
 WIDTH = HEADS * HEAD_DIM
@@ -85,10 +86,13 @@ def assert_right(module: Mechanism) -> None:
             torch.testing.assert_close(out, reference_attend(q, k, v, module, causal=causal, **more), atol=1e-8, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=lambda value: str(value))
-def test_one_option_out_of_its_range(name: str, option: str) -> None:
-    for value in ODD:
-        for others in ({}, mechanism_class(name).sample):
+@pytest.mark.parametrize(
+    ("name", "option", "turn"), grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]), ids=str
+)
+def test_one_option_out_of_its_range(name: str, option: str, turn: int) -> None:
+    """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other half."""
+    for number, value in enumerate(ODD):
+        for others in (({}, mechanism_class(name).sample)[(number + turn) % 2],):
             if (module := built(name, {**others, option: value})) is not None:
                 assert_right(module)
 
@@ -110,7 +114,7 @@ VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3
 
 
 @pytest.mark.parametrize("name", list_mechanisms())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@drawn(40)
 @given(st.data())
 def test_several_options_out_of_their_range(name: str, data: st.DataObject) -> None:
     known = [option.name for option in mechanism_info(name).options]
@@ -119,7 +123,7 @@ def test_several_options_out_of_their_range(name: str, data: st.DataObject) -> N
         assert_right(module)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@drawn(200)
 @given(st.sampled_from(list_mechanisms()), st.integers(-3, 70), st.integers(-3, 70), st.integers(-3, 200), st.integers(-3, 200))
 @example("window", 0, 8, 0, 0)
 def test_a_layer_of_an_impossible_shape_is_refused(name: str, heads: int, head_dim: int, hidden_size: int, max_length: int) -> None:

@@ -33,43 +33,53 @@ CASES += grid(
     ((*form, given) for form in REGISTRY for given in ENDS),
     lambda name, options, causal, given: (list_mechanisms().index(name) + causal) % 2 == ENDS.index(given),
 )
+
+
+def in_turn(causal: bool, cases: list[Case]) -> list[Any]:
+    """The cases of one form; the quick tests take every second one of them, and the others in the other form."""
+    return [pytest.param(*case, marks=pytest.mark.slow if (number + causal) % 2 else ()) for number, case in enumerate(cases)]
+
+
 W = {"window": 32}
 HEADS = "0=window:window=32;1=linear;2=longformer:window=16;3=lsg:block_size=16,sparse_block_size=16"
 L = {**W, "global_tokens": ()}
 for causal in (True, False):
-    CASES += [
-        ("window", W, causal, {"padding": "left"}),
-        ("window", W, causal, {"documents": True}),
-        ("window", {"window": 250}, causal, {}),
-        ("window", {"left": 90, "right": 20}, causal, {"padding": "left"}),
-        ("window", {"window": 2000}, causal, {}),
-        ("window", {**W, "num_sinks": 4}, causal, {}),
-        ("window", {**W, "num_sinks": 4}, causal, {"padding": "right"}),
-        ("window", {"window": 16, "dilation": [1, 1, 2, 3]}, causal, {}),
-        ("window", {"window": 16, "dilation": [1, 1, 2, 3], "num_sinks": 4}, causal, {}),
-        ("union", {"of": "window:window=16,dilation=1+1+2+3,num_sinks=4+strided:stride=16"}, causal, {}),
-        ("window", {**W, "relative": "alibi"}, causal, {}),
-        ("longformer", W, causal, {"globals": True}),
-        ("longformer", W, causal, {"globals": True, "padding": "right"}),
-        ("longformer", L, causal, {}),
-        ("longformer", W, causal, {"globals": True, "scores": True}),
-        ("window", W, causal, {"scores": True}),
-        *(
-            ("lsg", {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4, "selection": how}, causal, {"globals": True})
-            for how in ("strided", "block_strided", "max_norm", "average_pooling", "lsh")
-        ),
-        ("lsg", {"block_size": 16, "sparse_block_size": 32, "sparsity_factor": 2}, causal, {"padding": "right"}),
-        ("union", {"of": "window:window=8+longformer:window=32,global_tokens=0+5"}, causal, {}),
-        ("union", {"of": "segmented:block_size=24+longformer:window=32,global_tokens=0+5"}, causal, {"padding": "right"}),
-        ("per_head", {"heads": HEADS}, causal, {}),
-        ("longformer", {**W, "separate_global": True}, causal, {"globals": True}),
-        ("segmented", {"block_size": 24, "integration": "previous"}, causal, {}),
-        ("segmented", {"block_size": 24, "integration": "none"}, causal, {"padding": "right"}),
-        ("hybrid", {"window": 100}, causal, {}),
-        ("hybrid", {"window": 16, "features": "taylor"}, causal, {"padding": "right"}),
-        ("linear", {}, causal, {"padding": "left"}),
-        ("performer", {}, causal, {"padding": "left"}),
-    ]
+    CASES += in_turn(
+        causal,
+        [
+            ("window", W, causal, {"padding": "left"}),
+            ("window", W, causal, {"documents": True}),
+            ("window", {"window": 250}, causal, {}),
+            ("window", {"left": 90, "right": 20}, causal, {"padding": "left"}),
+            ("window", {"window": 2000}, causal, {}),
+            ("window", {**W, "num_sinks": 4}, causal, {}),
+            ("window", {**W, "num_sinks": 4}, causal, {"padding": "right"}),
+            ("window", {"window": 16, "dilation": [1, 1, 2, 3]}, causal, {}),
+            ("window", {"window": 16, "dilation": [1, 1, 2, 3], "num_sinks": 4}, causal, {}),
+            ("union", {"of": "window:window=16,dilation=1+1+2+3,num_sinks=4+strided:stride=16"}, causal, {}),
+            ("window", {**W, "relative": "alibi"}, causal, {}),
+            ("longformer", W, causal, {"globals": True}),
+            ("longformer", W, causal, {"globals": True, "padding": "right"}),
+            ("longformer", L, causal, {}),
+            ("longformer", W, causal, {"globals": True, "scores": True}),
+            ("window", W, causal, {"scores": True}),
+            *(
+                ("lsg", {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4, "selection": how}, causal, {"globals": True})
+                for how in ("strided", "block_strided", "max_norm", "average_pooling", "lsh")
+            ),
+            ("lsg", {"block_size": 16, "sparse_block_size": 32, "sparsity_factor": 2}, causal, {"padding": "right"}),
+            ("union", {"of": "window:window=8+longformer:window=32,global_tokens=0+5"}, causal, {}),
+            ("union", {"of": "segmented:block_size=24+longformer:window=32,global_tokens=0+5"}, causal, {"padding": "right"}),
+            ("per_head", {"heads": HEADS}, causal, {}),
+            ("longformer", {**W, "separate_global": True}, causal, {"globals": True}),
+            ("segmented", {"block_size": 24, "integration": "previous"}, causal, {}),
+            ("segmented", {"block_size": 24, "integration": "none"}, causal, {"padding": "right"}),
+            ("hybrid", {"window": 100}, causal, {}),
+            ("hybrid", {"window": 16, "features": "taylor"}, causal, {"padding": "right"}),
+            ("linear", {}, causal, {"padding": "left"}),
+            ("performer", {}, causal, {"padding": "left"}),
+        ],
+    )
 CASES += [
     ("transformer_xl", {"segment_length": 24, "memory_length": 40}, True, {}),
     ("delta", {"expand": 2}, True, {"padding": "left"}),
@@ -81,31 +91,34 @@ CASES += [
 D, LEFT, G = {"documents": True}, {"padding": "left"}, {"globals": True}
 L8 = {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4}
 for causal in (True, False):  # whole sequences of some of the heads
-    CASES += [
-        *(
-            (name, dict(mechanism_class(name).sample), causal, given)
-            for name in ("top_k", "fixed", "segmented", "lsh", "bigbird")
-            for given in (D, LEFT)
-        ),
-        ("full", {}, causal, {"scores": True}),
-        ("strided", {"columns": "absolute"}, causal, {"scores": True}),
-        ("bigbird", {"block_size": 8, "num_random_blocks": 2}, causal, {**G, "padding": "right"}),
-        ("routing", {"num_clusters": 6, "window_per_cluster": 48, "router": "learned"}, causal, LEFT),
-        ("synthesizer", {"variant": "factorized_dense+random+dot_product", "max_length": 331}, causal, D),
-        ("window", {**W, "num_sinks": 4}, causal, D),
-        ("union", {"of": "window:window=9+strided:stride=16"}, causal, {}),
-        ("longformer", W, causal, {**G, **D}),
-        ("longformer", W, causal, LEFT),
-        ("lsg", L8, causal, D),
-        ("lsg", {**L8, "block_offset": 5}, causal, {}),
-        ("segmented", {"block_size": 24}, causal, LEFT),
-        ("linear", {}, causal, D),
-        ("hedgehog", {}, causal, D),
-        ("performer", {}, causal, D),
-        ("hybrid", {"window": 16}, causal, D),
-        ("cosformer", {}, causal, LEFT),
-        ("top_k", {"num_keys": 8, "relative": "alibi"}, causal, {}),
-    ]
+    CASES += in_turn(
+        causal,
+        [
+            *(
+                (name, dict(mechanism_class(name).sample), causal, given)
+                for name in ("top_k", "fixed", "segmented", "lsh", "bigbird")
+                for given in (D, LEFT)
+            ),
+            ("full", {}, causal, {"scores": True}),
+            ("strided", {"columns": "absolute"}, causal, {"scores": True}),
+            ("bigbird", {"block_size": 8, "num_random_blocks": 2}, causal, {**G, "padding": "right"}),
+            ("routing", {"num_clusters": 6, "window_per_cluster": 48, "router": "learned"}, causal, LEFT),
+            ("synthesizer", {"variant": "factorized_dense+random+dot_product", "max_length": 331}, causal, D),
+            ("window", {**W, "num_sinks": 4}, causal, D),
+            ("union", {"of": "window:window=9+strided:stride=16"}, causal, {}),
+            ("longformer", W, causal, {**G, **D}),
+            ("longformer", W, causal, LEFT),
+            ("lsg", L8, causal, D),
+            ("lsg", {**L8, "block_offset": 5}, causal, {}),
+            ("segmented", {"block_size": 24}, causal, LEFT),
+            ("linear", {}, causal, D),
+            ("hedgehog", {}, causal, D),
+            ("performer", {}, causal, D),
+            ("hybrid", {"window": 16}, causal, D),
+            ("cosformer", {}, causal, LEFT),
+            ("top_k", {"num_keys": 8, "relative": "alibi"}, causal, {}),
+        ],
+    )
 CASES += [
     ("nystrom", {"num_landmarks": 16, "conv_kernel": 7}, False, D),
     ("linformer", {"rank": 16, "sharing": "none"}, False, LEFT),
@@ -115,18 +128,21 @@ CASES += [
 ]
 T = {"contents": True}
 for causal in (True, False):
-    CASES += [
-        *(
-            (name, options, causal, {**T, **given})
-            for given in ({}, {"padding": "right"})
-            for name, options in (
-                ("window", W),
-                ("per_head", {"heads": "2=window:window=32;1,3=segmented:block_size=24;window:window=16,dilation=2"}),
-                ("union", {"of": "window:window=9+strided:stride=16"}),
-            )
-        ),
-        ("per_head", {"heads": "2=window:window=32;window:window=16"}, causal, {**T, "padding": "left"}),
-    ]
+    CASES += in_turn(
+        causal,
+        [
+            *(
+                (name, options, causal, {**T, **given})
+                for given in ({}, {"padding": "right"})
+                for name, options in (
+                    ("window", W),
+                    ("per_head", {"heads": "2=window:window=32;1,3=segmented:block_size=24;window:window=16,dilation=2"}),
+                    ("union", {"of": "window:window=9+strided:stride=16"}),
+                )
+            ),
+            ("per_head", {"heads": "2=window:window=32;window:window=16"}, causal, {**T, "padding": "left"}),
+        ],
+    )
 BATCH, HEADS_PER_LAYER, LENGTH, HEAD_DIM, HIDDEN_SIZE = 2, 4, 331, 8, 32
 TOLERANCE = 1e-8
 

@@ -45,11 +45,17 @@ def model(base: str, form: str, kind: str) -> Any:
 
 
 KINDS = [*RELATIVE]
-CASES = grid(
-    itertools.product(FORMS, KINDS, DECODERS),
-    lambda form, kind, base: base == DECODERS[0] or kind == KINDS[[*FORMS].index(form) % len(KINDS)],
-)
-"""Every kind on one base; on the other, the kinds in turn."""
+
+
+def quick(form: str, kind: str, base: str) -> bool:
+    """Every kind with `window` on one base; with other forms every second kind, the bases in turn."""
+    of_form, of_kind = [*FORMS].index(form), KINDS.index(kind)
+    if form == "window":
+        return base == DECODERS[0]
+    return (of_form + of_kind) % 2 == 0 and base == DECODERS[(of_form + of_kind // 2) % len(DECODERS)]
+
+
+CASES = grid(itertools.product(FORMS, KINDS, DECODERS), quick)
 
 
 @pytest.mark.parametrize(("form", "kind", "base"), CASES)

@@ -44,6 +44,8 @@ DRAWN = grid(
 )
 """Every form in short cases; in one of the long ones, which take most of the time, and a mechanism with two forms in both."""
 SCORED_FORMS = [(name, causal) for name, causal in FORMS if any(option.name == "relative" for option in mechanism_info(name).options)]
+RELATIVE = ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl"]
+"""Every form with two of them, `window` with all; slow tests have all with every form."""
 STATEFUL = [name for name, causal in FORMS if causal and build_mechanism(name, num_heads=1, head_dim=4, max_length=64).stateful]
 
 
@@ -62,8 +64,14 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
     assert_is_definition(module, definition_of(name).define, q, k, v, arguments)
 
 
-@pytest.mark.parametrize("relative", ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl"])
-@pytest.mark.parametrize(("name", "causal"), SCORED_FORMS, ids=form)
+@pytest.mark.parametrize(
+    ("name", "causal", "relative"),
+    grid(
+        [(*scored, relative) for scored in SCORED_FORMS for relative in RELATIVE],
+        lambda name, causal, relative: name == "window" or (SCORED_FORMS.index((name, causal)) + RELATIVE.index(relative)) % 2 == 0,
+    ),
+    ids=form,
+)
 def test_relative_positions_are_their_definitions(name: str, causal: bool, relative: str) -> None:
     """A relative term is added to the scores before anything else that is done to them."""
     module, q, k, v, arguments = draw_case(name, causal, relative, {"relative": relative})
