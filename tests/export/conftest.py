@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import hf_longattn.families as families
@@ -16,6 +17,21 @@ from ..conversion.conftest import built, checkpoint
 __all__ = ["LENGTH", "built", "checkpoint", "saved"]
 
 LENGTH = 1024
+
+
+@pytest.fixture
+def programs_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that an export has read back from its file, to verify it, is what the test gets; reading takes as long as exporting."""
+    load, programs = torch.export.load, list[torch.export.ExportedProgram]()
+
+    def load_once(file: Any, **settings: Any) -> torch.export.ExportedProgram:
+        if not programs:
+            programs.append(load(file, **settings))
+        return programs[0]
+
+    monkeypatch.setattr(torch.export, "load", load_once)
+
+
 OWN_LENGTH = {"cosformer": {"max_length": LENGTH}, "linformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}}
 
 

@@ -43,6 +43,7 @@ def test_onnx_is_equal_at_three_lengths_with_padding(small: Path, tmp_path: Path
     assert json.loads((tmp_path / "graph" / "export_report.json").read_text())["opset"] == report.opset
 
 
+@pytest.mark.usefixtures("programs_loaded_once")
 def test_a_torch_graph_needs_nothing_of_ours_and_takes_global_tokens_when_asked_for(small: Path, tmp_path: Path) -> None:
     report = export_checkpoint(small, tmp_path / "graph", format="torch", global_attention_mask=True)
     assert report.inputs == ("input_ids", "attention_mask", "global_attention_mask")
@@ -76,20 +77,20 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path,
         with pytest.raises(ExportError, match=sentence):
             export_checkpoint(small, target, **arguments)
     with pytest.raises(ExportError, match="No layer of this model takes global tokens"):
-        export_checkpoint(saved(tmp_path / "window", "window"), target, global_attention_mask=True)
+        export_checkpoint(saved(tmp_path / "plain", "full"), target, global_attention_mask=True)
     with pytest.raises(ExportError, match="data-dependent control flow and cannot be exported"):
         export_checkpoint(saved(tmp_path / "hierarchical", "hierarchical"), target)
     monkeypatch.setattr(graphs, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="differs from the model"):
-        export_checkpoint(tmp_path / "window", target, format="torch")
+        export_checkpoint(tmp_path / "plain", target, format="torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs the packages 'onnx', .* type pip install 'hf-longattn\[onnx\]'"):
         export_checkpoint(small, target)
-    assert {path.name for path in tmp_path.iterdir()} == {"long", "window", "hierarchical"}
+    assert {path.name for path in tmp_path.iterdir()} == {"long", "plain", "hierarchical"}
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = saved(tmp_path / "long", "window", "gpt2", "LongGPT2LMHeadModel")
+    source = saved(tmp_path / "long", "full", "gpt2", "LongGPT2LMHeadModel")
     with pytest.raises(SystemExit) as ended:
         main(["export", str(source), str(tmp_path / "graph"), "--format", "torch", "--json"])
     assert not ended.value.code
@@ -122,13 +123,13 @@ def test_an_encoder_and_its_decoder(tmp_path: Path) -> None:
     assert "decoder_input_ids" in report.inputs
 
 
-def sentence_encoder(folder: Path) -> Path:
-    """A window of 64 for 1,024 tokens in a BERT of one layer with random weights, as sentence-transformers saves it."""
+def sentence_encoder(folder: Path, small: Path | None = None) -> Path:
+    """A checkpoint as sentence-transformers saves it; by default a BERT of one layer for 1,024 tokens with a window of 64."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     from sentence_transformers.base.modules import Transformer
 
-    small = saved(folder / "small", "window", window=64)
+    small = saved(folder / "small", "window", window=64) if small is None else small
     with_tokenizer(small)
     chosen = [Transformer(str(small)), modules.Pooling(32, "mean"), modules.Normalize()]
     sentence_transformers.SentenceTransformer(modules=chosen).save(str(folder / "encoder"))
@@ -171,9 +172,10 @@ class OnnxStandIn:
     __call__ = forward
 
 
+@pytest.mark.usefixtures("programs_loaded_once")
 def test_types_of_tokens_are_an_input_and_servers_are_told_the_shorter_limit_of_the_tokenizer(tmp_path: Path) -> None:
     """Types are an input even if the tokenizer does not know the text."""
-    encoder = sentence_encoder(tmp_path)
+    encoder = sentence_encoder(tmp_path, saved(tmp_path / "small", "full"))
     settings = json.loads((encoder / "tokenizer_config.json").read_text())
     (encoder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": LENGTH // 2}))
     assert export_checkpoint(encoder, tmp_path / "graph", format="torch").inputs == ("input_ids", "attention_mask", "token_type_ids")
