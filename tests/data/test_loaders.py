@@ -214,22 +214,38 @@ def of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return use
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, *OTHERS])
+COUNTED_OR_STREAMED = ("tokens", "clm --segments")
+"""Tasks of which one process alone is seen with workers, too: rows that are counted, and a stream."""
+
+
+@pytest.mark.parametrize(
+    ("name", "several_workers"),
+    [
+        *((name, (1, 2) if name in COUNTED_OR_STREAMED else ()) for name in [*SETTINGS, *OTHERS]),
+        *(pytest.param(name, (2,), marks=pytest.mark.slow) for name in [*SETTINGS, *OTHERS] if name not in COUNTED_OR_STREAMED),
+    ],
+    ids=str,
+)
 def test_workers_and_processes_share_the_batches(
-    name: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_two: Callable[[int], None]
+    name: str,
+    several_workers: tuple[int, ...],
+    models: Models,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    of_two: Callable[[int], None],
 ) -> None:
     if name.startswith("embed"):
         pytest.importorskip("sentence_transformers")
     trainer = trainer_of(name, models, tmp_path / "alone", monkeypatch)
     endless = not hasattr(trainer.train_dataset, "__len__")
     alone = batches(trainer, 0, 2 * BATCHES if endless else None)
-    for workers in (1, 2) if name in ("tokens", "clm --segments") else (2,):  # in one process alone: rows that are counted, and a stream
+    for workers in several_workers:
         assert batches(trainer, workers, 2 * BATCHES if endless else None) == alone, f"{workers} workers"
     shared = []
     for rank in range(2):
         of_two(rank)
         other = trainer_of(name, models, tmp_path / f"rank{rank}", monkeypatch)
-        shared.append(batches(other, 2 * rank, BATCHES if endless else None))
+        shared.append(batches(other, 2 * rank, BATCHES if endless else None))  # the second process has two workers
     assert len(shared[0]) == len(shared[1])
     if name == "clm --segments":  # a row of a batch is a stream of documents: two processes have twice as many
         monkeypatch.undo()
