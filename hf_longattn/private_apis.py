@@ -84,6 +84,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "standalone_encoders": ("sentence_transformers.base.modules.transformer:_ENCODER_ONLY_MODELS",),
     "feature_inputs": ("sentence_transformers.base.modules.transformer:_FEATURE_EXTRACTION_EDGE_CASES",),
     "logits_inputs": ("sentence_transformers.base.modules.transformer:_FILL_MASK_EDGE_CASES",),
+    "generating_inputs": ("sentence_transformers.base.modules.transformer:_TEXT_GENERATION_EDGE_CASES",),
     "prompt_adapters": ("peft.tuners.adaption_prompt.config:TRANSFORMERS_MODEL_CONFIG",),
     "expert_adapters": ("peft.utils.transformers_weight_conversion:_MODEL_TO_CONVERSION_PATTERN",),
     "target_modules": ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),

@@ -23,15 +23,18 @@ from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.reading import generic_names
 from tests.trained import tokenizer_of
-from tests.unsupported import DECODER, ENCODER_DECODER, IMAGES, OWN_ATTENTION, ROTARY, SLIDING, SPEECH, TEXT_AND_IMAGES
+from tests.unsupported import DECODER, ENCODER_DECODER, IMAGES, OWN_ATTENTION, ROTARY, SLIDING, SPECTROGRAMS, SPEECH, TEXT_AND_IMAGES
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
 PICTURE = {**IMAGE, "image_size": [32, 32], "use_mid_position_embeddings": False}
-SOUND = {
+TWO_STACKS = {
     "vocab_size": 200, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_source_positions": 60, "num_mel_bins": 8, "pad_token_id": 1, "bos_token_id": 0,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0,
     "eos_token_id": 2, "decoder_start_token_id": 2,
+}  # fmt: skip
+SOUND = {
+    "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "max_source_positions": 60, "num_mel_bins": 8,
 }  # fmt: skip
 SAMPLES = {"conv_dim": [16] * 3, "conv_stride": [5, 4, 4], "conv_kernel": [10, 4, 4], "num_conv_pos_embedding_groups": 2}
 DETECTOR = f"{IMAGES}ForObjectDetection"
@@ -39,8 +42,9 @@ IMAGE_TYPE, OWN_ATTENTION_TYPE = (getattr(transformers, f"{name}Config").model_t
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     DETECTOR: (f"{IMAGES}Config", PICTURE, 2),
     f"{TEXT_AND_IMAGES}Model": (f"{TEXT_AND_IMAGES}Config", {"text_config": TEXT, "vision_config": IMAGE}, 4),
-    f"{ENCODER_DECODER}ForConditionalGeneration": (f"{ENCODER_DECODER}Config", SOUND, 6),
-    f"{SPEECH}Model": (f"{SPEECH}Config", {**TEXT, **SAMPLES, "num_conv_pos_embeddings": 8}, 2),
+    f"{ENCODER_DECODER}ForConditionalGeneration": (f"{ENCODER_DECODER}Config", TWO_STACKS, 6),
+    SPECTROGRAMS: (f"{SPECTROGRAMS}Config", SOUND, 2),
+    f"{SPEECH}Model": (f"{SPEECH}Config", {**TEXT, **SAMPLES, "num_conv_pos_embeddings": 8, "position_embeddings_type": None}, 2),
     f"{DECODER}ForCausalLM": (f"{DECODER}Config", TEXT, 2),
     f"{ROTARY}ForCausalLM": (f"{ROTARY}Config", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
 }

@@ -141,7 +141,7 @@ def register_standalone_encoders() -> None:
     It takes the first entry whose config class fits, which would be the base's, with full attention.
     """
     transformer = sys.modules["sentence_transformers.base.modules.transformer"]
-    for name in ("feature_inputs", "logits_inputs"):
+    for name in ("feature_inputs", "logits_inputs", "generating_inputs"):
         _enter_types(model_type_table(name, transformer))
     table = model_type_table("standalone_encoders", transformer) or []
     for config_class, _, name in list(table):

@@ -1,0 +1,144 @@
+"""LongWhisper: Whisper (Radford et al. 2022), whose encoder reads spectrograms of exactly 30 seconds; here of any length, since its
+positions are sinusoids, which continue. The decoder, with full attention and a position table, stays as it is."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, gelu
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.configuration_whisper import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration, sinusoids
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from ..configuration import LongAttentionConfig
+from ..errors import AudioError
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.definition import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object
+
+ROWS_PER_FRAME = 2
+"""Rows of a spectrogram that the second convolution makes one frame of."""
+ROWS_PER_SECOND = 100
+
+
+class LongWhisperConfig(LongAudioConfig, WhisperConfig):
+    """WhisperConfig with ``long_attention``, of the encoder; the decoder has full attention.
+
+    max_source_positions: the base's, unchanged: the frames for which the encoder's position table was made.
+    """
+
+    model_type = "long_whisper"
+
+    @property
+    def decoder_attention(self) -> LongAttentionConfig:
+        """The attention of the decoder's self-attention."""
+        return LongAttentionConfig("full")
+
+
+@dataclass(frozen=True)
+class WhisperRule(AudioRule):
+    """Spectrograms ``(B, mel bins, rows)``, of as many rows as the table has positions for, or more."""
+
+    def durations(self, config: Any) -> tuple[float, float]:
+        trained = config.max_source_positions * ROWS_PER_FRAME / ROWS_PER_SECOND
+        converted = getattr(config, "long_audio_seconds", None)
+        return trained, trained if converted is None else converted
+
+    def seeded(self, config: Any, seconds: float) -> Tensor:
+        """``(1, mel bins, rows)``."""
+        return super().seeded(config, seconds).mT.contiguous()
+
+    def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
+        """As the base's; a mask is not for the encoder, which reads padding as the silence that it is."""
+        sound = arguments.get(self.input)
+        if sound is None:
+            return
+        if sound.dim() != 3 or sound.shape[1] != config.num_mel_bins:
+            raise AudioError(
+                f"{self.input} has shape {tuple(sound.shape)}, but must be (batch, {config.num_mel_bins} mel bins, rows) as the model's "
+                "feature extractor makes it."
+            )
+        super().check(config, {self.input: sound.mT}, values=values)
+
+
+class EncoderOfAnyLength(WhisperEncoder):
+    """WhisperEncoder without its check for 30 seconds."""
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
+        """``input_features (B, mel bins, rows)`` to states ``(B, frames, D)``; the mask is not read, as in the base."""
+        states = gelu(self.conv2(gelu(self.conv1(input_features)))).mT
+        states = dropout(states + positions(self.embed_positions.weight, states.shape[1]), self.dropout, self.training)
+        for layer in self.layers:
+            if not (self.training and self.layerdrop and torch.rand([]) < self.layerdrop):
+                states = layer(states, None, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(states))
+
+
+def positions(table: Tensor, frames: int) -> Tensor:
+    """The first positions ``(frames, D)``: those of ``table``, which is not trained, then sinusoids."""
+    table, (rows, width) = table.detach(), table.shape
+    if frames <= rows:
+        return table[:frames]
+    return torch.cat([table, sinusoids(frames, width)[rows:].to(table)])
+
+
+class WhisperOfAnyLength(_Base):
+    """The encoder and what generates read as many seconds at a time as the model was converted for."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, WhisperForConditionalGeneration):
+            cls.generate = _in_longer_segments(cls.generate)
+
+    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+        of_any_length = isinstance(self, WhisperEncoder)
+        return super()._run(EncoderOfAnyLength.forward if of_any_length else base_forward, arguments)
+
+
+def _in_longer_segments(generate: Any) -> Any:
+    """``generate``, which splits a sound into segments of as many frames as the encoder's table has."""
+
+    @functools.wraps(generate)
+    def generate_in_longer_segments(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seconds = self.config.long_audio_seconds
+        if seconds is None:
+            return generate(self, *args, **kwargs)
+        longer = copy.copy(self)  # with the same modules; the config is its own
+        longer.config = copy.copy(self.config)
+        longer.config.max_source_positions = RULE.frames(self.config, RULE.length(seconds))
+        return generate(longer, *args, **kwargs)
+
+    return generate_in_longer_segments
+
+
+RULE = WhisperRule(
+    input="input_features",
+    rate=ROWS_PER_SECOND,
+    features=lambda config: config.num_mel_bins,
+    frames=lambda config, rows: (rows - 1) // ROWS_PER_FRAME + 1,
+    why_chunks_differ=lambda config: "the feature extractor clamps a spectrogram at its own maximum less 8",
+)
+FAMILY = Family(
+    LongWhisperConfig,
+    classes=("WhisperForAudioClassification", "WhisperForConditionalGeneration", "WhisperModel"),
+    mixin=WhisperOfAnyLength,
+    audio=RULE,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,155 @@
+"""Whisper's encoder with mechanisms, on spectrograms of any length; its decoder stays the base's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import WhisperConfig, WhisperForAudioClassification, WhisperForConditionalGeneration, WhisperModel
+
+from hf_longattn import explain
+from hf_longattn.errors import AudioError, OptionError
+from hf_longattn.families import FAMILIES, LongWhisperConfig
+from hf_longattn.modeling.attach.attention_sites import attention_sites
+from tests.modeling.audio_models import defined, long_model, seeing, tensors
+
+SIZES = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 99, "num_mel_bins": 16, "max_source_positions": 50,
+    "max_target_positions": 40, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2, "decoder_start_token_id": 3,
+    "begin_suppress_tokens": None, "init_std": 0.3, "classifier_proj_size": 8,
+}  # fmt: skip
+HEADS: tuple[type[Any], ...] = (WhisperModel, WhisperForConditionalGeneration, WhisperForAudioClassification)
+BAND = {"mechanism": "window", "left": 9, "right": 4}
+ROWS = 2 * SIZES["max_source_positions"]  # type: ignore[operator]
+
+
+def save(folder: Path, head: type[Any] = WhisperForConditionalGeneration, **config: Any) -> Any:
+    torch.manual_seed(0)
+    model = head(WhisperConfig(**{**SIZES, **config})).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def of(head: type[Any], folder: Path, **config: Any) -> Any:
+    return long_model("whisper", head.__name__, folder, **config)
+
+
+def inputs_of(head: type[Any], rows: int = ROWS) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"input_features": torch.randn(2, 16, rows, generator=generator)}
+    decodes = head is not WhisperForAudioClassification
+    return {**inputs, **({"decoder_input_ids": torch.tensor([[3, 5, 6], [3, 7, 8]])} if decodes else {})}
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
+@torch.no_grad()
+def test_full_attention_is_the_base_in_all_outputs(head: type[Any], tmp_path: Path) -> None:
+    for values in ({}, {"use_weighted_layer_sum": True}):
+        plain, model = save(tmp_path, head, **values), of(head, tmp_path, long_attention={"mechanism": "full"})
+        for settings in ({}, {"output_hidden_states": True}):
+            for of_long, of_base in zip(*(tensors(each(**inputs_of(head), **settings)) for each in (model, plain)), strict=True):
+                torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(tmp_path: Path) -> None:
+    """Outputs and gradients of the encoder and the decoder, in float64."""
+    plain, model = (each.double() for each in (save(tmp_path), of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND)))
+    inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs_of(type(plain)).items()}
+    with seeing(plain.model.encoder, *defined(model.model.encoder, 50)):
+        expected = plain(**inputs).logits
+        expected.square().mean().backward()
+    logits = model(**inputs).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    logits.square().mean().backward()
+    of_base = dict(plain.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, of_base[name].grad, rtol=1e-7, atol=1e-9)
+
+
+@torch.no_grad()
+def test_longer_spectrograms_are_a_base_made_for_them(tmp_path: Path) -> None:
+    """A WhisperModel of more positions has sinusoids from its first to its last."""
+    plain = save(tmp_path, WhisperModel)
+    model = of(WhisperModel, tmp_path, long_attention={"mechanism": "full"})
+    longer = WhisperModel(WhisperConfig(**{**SIZES, "max_source_positions": 116})).eval()
+    tables = {"encoder.embed_positions.weight": longer.encoder.embed_positions.weight}
+    longer.load_state_dict({**plain.state_dict(), **tables})
+    for of_long, of_base in zip(*(tensors(each(**inputs_of(WhisperModel, 232))) for each in (model, longer)), strict=True):
+        torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-5)
+    states = model(**inputs_of(WhisperModel, 61)).encoder_last_hidden_state
+    assert states.shape == (2, 31, 32)
+
+
+def rows_of(input_features: Tensor, **kwargs: Any) -> int:
+    return input_features.shape[-1]
+
+
+@torch.no_grad()
+def test_what_is_generated_is_read_at_once(tmp_path: Path) -> None:
+    plain = save(tmp_path)
+    model = of(type(plain), tmp_path, long_attention={"mechanism": "full"})
+    features = inputs_of(type(plain))["input_features"]
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    assert model.generate(features, **settings).equal(plain.generate(features, **settings))
+    longer = of(type(plain), tmp_path, long_attention=BAND, long_audio_seconds=2)
+    read: list[int] = []
+    longer.model.encoder.register_forward_pre_hook(lambda module, args, kwargs: read.append(rows_of(*args, **kwargs)), with_kwargs=True)
+    longer.generate(torch.randn(2, 16, 200), **settings)
+    assert set(read) == {200}
+    assert longer.config.max_source_positions == 50
+
+
+@torch.no_grad()
+def test_the_decoder_and_cross_attention_are_full(tmp_path: Path) -> None:
+    save(tmp_path)
+    model = of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND)
+    names = {(site.in_decoder, site.cross): site.mechanism.name for site in attention_sites(model)}
+    assert names == {(False, False): "window", (True, False): "full", (True, True): "full"}
+    assert "window" in str(explain(model, inputs_of(WhisperForConditionalGeneration)))
+
+
+@torch.no_grad()
+def test_one_graph_for_any_length(tmp_path: Path) -> None:
+    save(tmp_path, WhisperForAudioClassification)
+    model = of(WhisperForAudioClassification, tmp_path, long_attention=BAND)
+    inputs = inputs_of(WhisperForAudioClassification, 160)
+    expected = model(**inputs).logits
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+    exported = torch.export.export(model, (), kwargs=inputs).module()
+    torch.testing.assert_close(exported(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
+    save(tmp_path / "short")
+    model = of(WhisperForConditionalGeneration, tmp_path / "short", long_attention=BAND, long_audio_seconds=2)
+    model.save_pretrained(tmp_path / "long")
+    loaded = of(WhisperForConditionalGeneration, tmp_path / "long")
+    assert (loaded.config.long_audio_seconds, loaded.config.max_source_positions) == (2, 50)
+    inputs = inputs_of(WhisperForConditionalGeneration, 200)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("shape", [(16, 100), (1, 100, 16), (1, 15, 100)])
+    def test_an_input_that_is_no_spectrogram_of_this_model(self, shape: tuple[int, ...], tmp_path: Path) -> None:
+        save(tmp_path, WhisperForAudioClassification)
+        model = of(WhisperForAudioClassification, tmp_path)
+        with pytest.raises(
+            AudioError, match=r"input_features has shape .*, but must be \(batch, 16 mel bins, rows\) as the model's feature"
+        ):
+            model(torch.randn(shape))
+
+    def test_mechanisms_of_texts_and_pictures(self) -> None:
+        for mechanism in ("window2d", "recurrent_memory"):
+            with pytest.raises(OptionError, match="choose for example 'window'"):
+                LongWhisperConfig(**SIZES, long_attention={"mechanism": mechanism})
+
+    def test_the_decoder_alone_is_no_long_model(self) -> None:
+        assert "WhisperForCausalLM" not in FAMILIES["whisper"].heads
