@@ -66,7 +66,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
 def with_terms_written_out(call: AttentionCall) -> AttentionCall:
     """The call with a score term that every engine reads."""
-    return call.replace(score_mod=call.score_mod.written_out()) if isinstance(call.score_mod, DistanceTerm) else call
+    return call.replace(score_mod=call.score_mod.written_out) if isinstance(call.score_mod, DistanceTerm) else call
 
 
 def _in_operator(*tensors: Tensor | None) -> bool:

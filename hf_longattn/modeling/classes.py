@@ -60,7 +60,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         usual, base_mixin = LongGridMixin, LongGridModelMixin
     elif family.audio is not None:
         usual, base_mixin = LongAudioMixin, LongAudioModelMixin
-    mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
+    mixins: dict[str, type] = {base_model: usual if parts or family.holds_encoder else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.bodies), base_mixin)
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))

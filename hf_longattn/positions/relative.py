@@ -133,7 +133,7 @@ class QueryDependent(RelativePositions):
         return DistanceTerm(queries, rows, ahead, k, None if content is None else content * scale)
 
     def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
-        return self.distance_term(q, k, causal, scale, span).written_out()
+        return self.distance_term(q, k, causal, scale, span).written_out
 
 
 def slopes(num_heads: int) -> Tensor:

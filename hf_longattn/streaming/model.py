@@ -164,6 +164,11 @@ class Stream:
             out = _of_frames(self.model(**{self._rule.input: joined}))
         except NothingFinal:
             return None
+        if run.entered != len(self._stages) - 1:
+            raise StreamError(
+                f"{run.entered} of {len(self._stages) - 1} layers of {type(self.model).__name__} read the stream; pass the model as it is "
+                "without torch.compile."
+            )
         return self._stages[-1].give(out)
 
     def _silence(self, like: Tensor) -> Tensor:
@@ -328,11 +333,8 @@ def _rules(model: Any) -> tuple[Any, StreamRule]:
             f"{type(model).__name__} has no way to read a stream; use a model of sound that has, such as LongWav2Vec2ForCTC, or "
             "AttentionStream for a model of your own."
         )
-    if why := audio.why_chunks_differ(config):
-        raise StreamError(
-            f"{type(model).__name__} needs the whole sound: {why}; use a checkpoint with a norm over the channels of each frame "
-            "(feat_extract_norm='layer'), such as those of wav2vec2-large-lv60 and XLS-R."
-        )
+    if why := audio.stream.refusal(config):
+        raise StreamError(f"{type(model).__name__} needs the whole sound: {why}.")
     length = audio.length(60)
     if audio.output_rows(config, length) != audio.frames(config, length):
         raise StreamError(f"{type(model).__name__} has fewer last states than frames (add_adapter); use a checkpoint without an adapter.")

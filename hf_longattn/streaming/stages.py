@@ -96,6 +96,8 @@ class Run:
 
     def __init__(self, stages: Sequence[Stage], ends: bool) -> None:
         self.stages, self.ends = stages, ends
+        self.entered = 0
+        """Stages that ran."""
         self._by_module = {id(stage.module): (before, stage) for before, stage in itertools.pairwise(stages)}
 
     def enter(self, module: nn.Module, hidden: Tensor) -> Tensor:
@@ -105,6 +107,7 @@ class Run:
             NothingFinal: no output of the stage has become final.
         """
         before, stage = self._by_module[id(module)]
+        self.entered += 1
         joined = stage.take(before.give(hidden), self.ends)
         STREAMED_KEYS.set(stage.with_earlier)
         if joined is not None:

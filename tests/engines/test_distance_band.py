@@ -31,7 +31,7 @@ def leaves_of(q_len: int, kv_len: int, features: int, table_heads: int, rows: in
 def run(leaves: Leaves, pattern: Pattern, ahead: int, mask: Tensor | None, *, plain: bool) -> Tensor:
     q, k, v, p, rows, content = leaves
     term: Any = DistanceTerm(p, rows, ahead, k, content)
-    call = AttentionCall(pattern.causal, Batch.of(mask), scale=0.3, score_mod=term.written_out() if plain else term)
+    call = AttentionCall(pattern.causal, Batch.of(mask), scale=0.3, score_mod=term.written_out if plain else term)
     choices: list[PathChoice] = []
     with observe(lambda _, choice: choices.append(choice)):
         out = block_sparse_attention(q, k, v, pattern, call)

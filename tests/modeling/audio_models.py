@@ -15,9 +15,11 @@ from tests.modeling.grid_models import base_model, seeing, tensors
 
 __all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model", "saved", "seeing", "small_model", "tensors"]
 
-BASES = [name for name in FAMILIES if FAMILIES[name].audio is not None and not FAMILIES[name].two_stacks]
-"""Encoders alone; Whisper has tests of its own in tests/families."""
-HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
+FAMILIES_OF_SOUND = [name for name in FAMILIES if FAMILIES[name].audio is not None and not FAMILIES[name].two_stacks]
+"""Encoders; Whisper has tests of its own in tests/families."""
+BASES = [name for name in FAMILIES_OF_SOUND if not FAMILIES[name].holds_encoder]
+"""Families with a model below their heads."""
+HEADS = [(base, head) for base in FAMILIES_OF_SOUND for head in FAMILIES[base].heads]
 SHAPE = Shape(layers=2, inner=64)
 SECONDS = (1.2, 0.7)
 """Duration of each sound of a batch, the longest first."""
@@ -52,7 +54,10 @@ def inputs_of(base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dt
     features = () if rule.features is None else (rule.features(small_audio_config(base, SHAPE)),)
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(length, *features, generator=generator, dtype=dtype) for length in lengths]
-    return rule.arguments(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths if len({*lengths}) > 1 else None)
+    inputs: dict[str, Tensor] = rule.arguments(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths if len({*lengths}) > 1 else None)
+    if FAMILIES[base].base_config_class.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.arange(5).expand(len(rows), 5)
+    return inputs
 
 
 def frames_of(base: str, seconds: float) -> int:

@@ -317,6 +317,31 @@ def test_what_needs_the_whole_sound_is_refused() -> None:
         stream.feed(sound())
 
 
+def test_compiled_layers_are_refused() -> None:
+    model = model_of()
+    stream = Stream(model)
+    for layer in model.base_model.encoder.layers:
+        layer.compile(backend="eager")
+    with pytest.raises(StreamError, match=r"of 3 layers of LongWav2Vec2ForCTC read the stream; pass the model as it is without"):
+        stream.feed(sound())
+
+
+def test_an_optimised_model_streams() -> None:
+    model, x = model_of(), sound()
+    model.optimize_for_inference()
+    torch.testing.assert_close(streamed(Stream(model), x, 2_222), whole(model, x), atol=2e-2, rtol=0)  # its linear layers are in bf16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_streams(dtype: torch.dtype) -> None:
+    model, x = model_of(), sound()
+    expected, half = whole(model, x), model.to(dtype)
+    out = streamed(Stream(half), x, 2_222)
+    assert out.dtype == dtype
+    error, of_one_pass = ((y.float() - expected).abs().mean() for y in (out, whole(half, x)))
+    assert error < 1.5 * of_one_pass
+
+
 def test_states_of_others_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "state.safetensors"
     stream = Stream(model_of())

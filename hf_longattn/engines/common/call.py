@@ -118,6 +118,26 @@ class DistanceBias:
         total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
 
 
+class BatchTerm(ABC):
+    """A ``score_mod`` that holds numbers of the tokens of a whole batch."""
+
+    @abstractmethod
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """The score with the term, as every ``score_mod``."""
+
+    @abstractmethod
+    def of_heads(self, heads: Sequence[int]) -> BatchTerm:
+        """The term of some heads, renumbered from 0."""
+
+    @abstractmethod
+    def of_sequence(self, row: int, start: int, stop: int) -> BatchTerm:
+        """The term of the keys ``start … stop - 1`` of one row, and of the queries among them."""
+
+    @abstractmethod
+    def rolled(self, start: Tensor) -> BatchTerm:
+        """The term of rows that are rolled to the left by ``start (B,)``, with as many queries as keys."""
+
+
 class TokenTerm(ABC):
     """A ``score_mod`` made of some tokens' queries and keys, to be rebuilt for those of another part of the sequence."""
 
@@ -164,7 +184,7 @@ def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch
     """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``; terms that are objects stay of their class."""
     if isinstance(score_mod, TokenTerm):
         return score_mod.of_heads(heads, device)
-    if score_mod is None or isinstance(score_mod, DistanceBias | GridBias):
+    if score_mod is None or isinstance(score_mod, DistanceBias | BatchTerm | GridBias):
         return None if score_mod is None else score_mod.of_heads(heads)
     numbers = _numbers(tuple(heads), device)
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers[h], q_idx, kv_idx)
@@ -437,6 +457,8 @@ def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | N
     """``score_mod`` for the indices of a sequence that is alone."""
     if isinstance(score_mod, GridBias):
         return score_mod.on(grid)
+    if isinstance(score_mod, BatchTerm):
+        return score_mod.of_sequence(*span[:3])
     if score_mod is None or isinstance(score_mod, DistanceBias) or span[:2] == (0, 0):
         return score_mod
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + span.row, h, q_idx + span.start, kv_idx + span.start)
@@ -448,7 +470,9 @@ def _rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Atten
     start, length = first_real(batch.mask), k.shape[2]
     missing = length - q.shape[2]
     score_mod, hidden, detached_kv = call.score_mod, call.hidden_states, call.detached_kv
-    if score_mod is not None and not isinstance(score_mod, DistanceBias | GridBias):
+    if isinstance(score_mod, BatchTerm):
+        score_mod = score_mod.rolled(start)
+    elif score_mod is not None and not isinstance(score_mod, DistanceBias | GridBias):
         inner = score_mod  # takes the index before rolling, also of padding that wrapped around to the end
 
         def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

@@ -9,18 +9,22 @@ DeBERTa's content-to-position term and WavLM's gated biases (p_i a gate, r_d a n
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .call import ScoreMod
+from .batch import roll_left
+from .call import BatchTerm, ScoreMod
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DistanceTerm:
+class DistanceTerm(BatchTerm):
     """A ``score_mod`` of the query and the distance. The CPU's band engine adds it to its blocks, in memory linear in the tokens; any
-    other calls :meth:`written_out`.
+    other calls :attr:`written_out`.
 
     queries: p, ``(B, H, Nq, F)``, times the factor on q·k.
     table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; those beyond have the first or the last row.
@@ -36,8 +40,25 @@ class DistanceTerm:
     content: Tensor | None = None
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.written_out()(score, b, h, q_idx, kv_idx)
+        return self.written_out(score, b, h, q_idx, kv_idx)
 
+    def of_heads(self, heads: Sequence[int]) -> DistanceTerm:
+        chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
+        table = self.table if len(self.table) == 1 else self.table[chosen]
+        keys = self.keys[:, [head // sharing for head in chosen]]  # one for each head
+        return DistanceTerm(self.queries[:, chosen], table, self.ahead, keys, None if self.content is None else self.content[chosen])
+
+    def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
+        missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)
+        queries = self.queries[at, :, max(0, start - missing) : max(0, stop - missing)]
+        return dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop])
+
+    def rolled(self, start: Tensor) -> DistanceTerm:
+        missing = self.keys.shape[2] - self.queries.shape[2]
+        queries = F.pad(self.queries, (0, 0, missing, 0)) if missing else self.queries
+        return dataclasses.replace(self, queries=roll_left(queries, start), keys=roll_left(self.keys, start))
+
+    @functools.cached_property
     def written_out(self) -> ScoreMod:
         """The term as a ``score_mod`` that looks up p_i · r_d, which takes ``(B, H, Nq, W)`` memory, and c · k_j."""
         by_distance, by_key = self.queries @ self.table.transpose(-1, -2), self._by_key()

@@ -17,6 +17,11 @@ MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every sample, or row of features, that is not padding."""
 
 
+def encoder_config(config: Any) -> Any:
+    """The config of the layers with attention: that of the encoder inside, where it has its own (Parakeet's heads)."""
+    return getattr(config, "encoder_config", config)
+
+
 def convolved(config: Any, length: int) -> int:
     """The frames of ``length`` samples after the convolutions without padding of ``config.conv_kernel`` and ``config.conv_stride``."""
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -74,7 +79,7 @@ class AudioRule:
 
     def layers(self, config: Any) -> int:
         """The number of layers with attention."""
-        return int(config.num_hidden_layers)
+        return int(encoder_config(config).num_hidden_layers)
 
     def length(self, seconds: float) -> int:
         """The length of an input of this many seconds."""

@@ -150,6 +150,8 @@ class Family:
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
     grid: how the tokens of an input lie on a grid, in a family that reads pictures.
     audio: how sound becomes frames, in a family that reads sound.
+    holds_encoder: whether the layers with attention are those of an encoder of another family, whose config is the field
+        ``encoder_config`` (Parakeet's heads).
     base_classes: imports the base's model classes by name, where transformers' cannot be built with what can be installed; each is a
         subclass of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention with a config, where that is not full attention.
@@ -170,6 +172,7 @@ class Family:
     mixin: type | None = None
     grid: GridRule | None = None
     audio: AudioRule | None = None
+    holds_encoder: bool = False
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
     item_losses: tuple[str, ...] = ()
@@ -203,7 +206,7 @@ class Family:
         if config.__dict__.get("model_type") != f"long_{base}":
             return f"{name} needs model_type = 'long_{base}'."
         fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        if not (self.rope or self.relative or self.position_tables) and "max_position_embeddings" in fields:
+        if not (self.rope or self.relative or self.position_tables or self.audio) and "max_position_embeddings" in fields:
             return (
                 f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
                 r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
@@ -234,7 +237,11 @@ class Family:
         """Name of every model class of the base -> name of its Long class, known without importing them."""
         names = self.classes or dir(importlib.import_module(self.base_package))
         prefix = long_prefix(self.base_model_type)
-        return {name: f"{prefix}{name}" for name in names if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
+        return {name: f"{prefix}{name}" for name in names if self._is_model(name) and "pretrained" not in name.lower()}
+
+    def _is_model(self, name: str) -> bool:
+        """Whether the base's class ``name`` is a model of its own; an encoder is where the family says so (Parakeet's)."""
+        return bool(MODEL_NAME.search(name)) or (name in self.classes and name.endswith("Encoder"))
 
     @property
     def reads_text(self) -> bool:
@@ -243,8 +250,8 @@ class Family:
 
     @property
     def two_stacks(self) -> bool:
-        """Whether the base is an encoder and a decoder."""
-        return bool(getattr(self.base_config_class, "is_encoder_decoder", False))
+        """Whether the base is an encoder and a decoder with attention; a transducer's decoder has none."""
+        return bool(getattr(self.base_config_class, "is_encoder_decoder", False)) and not self.holds_encoder
 
     @cached_property
     def stacks(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...engines.common.shards import Locality
+from .audio_rule import normalised_over_time
 
 
 class Section(Protocol):
@@ -116,12 +117,14 @@ class StreamRule:
         sections of that, with a config (``"encoder"``, a convolution over frames as positions); ``None`` where nothing does.
     layers: the name of the list of layers in the base, whose first argument is frames.
     inside: the sections of a layer after its attention, with a config.
+    refusal: why the base needs the whole sound with a config, and what to use instead; empty where it does not.
     """
 
     front: Callable[[Any], Sequence[Section]]
     encoder: tuple[str, Callable[[Any], Sequence[Section]]] | None = None
     layers: str = "encoder.layers"
     inside: Callable[[Any], Sequence[Section]] = lambda config: ()
+    refusal: Callable[[Any], str] = lambda config: ""
 
 
 def unpadded_convolutions(config: Any) -> list[Convolution]:
@@ -134,5 +137,11 @@ def position_convolution(config: Any) -> list[Convolution]:
     return [Convolution.centred(config.num_conv_pos_embeddings)]
 
 
-WAV2VEC2_STREAM = StreamRule(unpadded_convolutions, ("encoder", position_convolution))
+def normalised_feature_encoder(config: Any) -> str:
+    """Why some of them need the whole sound."""
+    why, instead = normalised_over_time(config), "use a checkpoint with a norm over the channels of each frame (feat_extract_norm='layer')"
+    return why and f"{why}; {instead}, such as those of wav2vec2-large-lv60 and XLS-R"
+
+
+WAV2VEC2_STREAM = StreamRule(unpadded_convolutions, ("encoder", position_convolution), refusal=normalised_feature_encoder)
 """The rule of wav2vec 2.0 and of what has its modules."""

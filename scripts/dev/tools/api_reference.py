@@ -13,6 +13,7 @@ MODULES = {
     "hf_longattn": "The package",
     "hf_longattn.hub": "Hub",
     "hf_longattn.training": "Training",
+    "hf_longattn.streaming": "Streaming",
 }
 """Every module whose ``__all__`` is documented, and its heading."""
 SECTION = re.compile(r"^(Args|Returns|Raises|Attributes|Yields):\s*(.*)$")

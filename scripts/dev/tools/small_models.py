@@ -77,9 +77,10 @@ SOUNDS: dict[str, Any] = {
     "feat_extract_norm": "layer", "num_labels": 5, "classifier_proj_size": 8, "num_codevector_groups": 2, "codevector_dim": 16,
     "proj_codevector_dim": 16, "xvector_output_dim": 8, "tdnn_dim": [16, 16, 16], "tdnn_kernel": [5, 3, 1], "tdnn_dilation": [1, 2, 1],
     "num_conv_pos_embedding_groups": 4, "num_codevectors_per_group": 8, "num_clusters": 8, "num_ctc_classes": 8,
+    "num_mel_bins": 16, "subsampling_conv_channels": 4, "decoder_hidden_size": 16, "blank_token_id": 98, "pad_token_id": 98,
     "mask_time_prob": 0.0, "apply_spec_augment": False, "ctc_zero_infinity": True,
     **dict.fromkeys(
-        ("layerdrop", "hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout"), 0.0
+        ("layerdrop", "dropout", "hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout"), 0.0
     ),
 }  # fmt: skip
 """What small models of sound have: no chance, and sizes that fit their width."""
@@ -166,5 +167,7 @@ def small_audio_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
     if "conv_dim" in fields:
         sizes["conv_dim"] = [shape.half] * len(fields["conv_dim"])
     sizes |= {"vocab_size": shape.vocabulary, "num_feat_extract_layers": len(fields.get("conv_dim", ()))}
+    if "encoder_config" in fields:
+        sizes["encoder_config"] = small_audio_config(fields["encoder_config"]["model_type"], shape, **values).to_dict()
     known = {**fields, "num_labels": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **SOUNDS, **values}.items() if name in known})

@@ -1,0 +1,21 @@
+"""LongParakeetForCTC: FastConformer (:mod:`.parakeet_encoder`) with a head that spells what it hears (Graves et al. 2006, CTC)."""
+
+from transformers.models.parakeet.configuration_parakeet import ParakeetCTCConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.held_encoder import LongHeldEncoderConfig
+from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
+
+
+class LongParakeetCTCConfig(LongHeldEncoderConfig, ParakeetCTCConfig):
+    """ParakeetCTCConfig with ``long_attention`` of its encoder."""
+
+    model_type = "long_parakeet_ctc"
+    encoder_class = LongParakeetEncoderConfig
+    sub_configs_defaults = {"encoder_config": LongParakeetEncoderConfig}
+
+
+FAMILY = Family(LongParakeetCTCConfig, package="parakeet", classes=("ParakeetForCTC",), holds_encoder=True, audio=PARAKEET)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,159 @@
+"""LongParakeetEncoder: NVIDIA's FastConformer (Rekesh et al. 2023), frames of 80 ms, with Transformer-XL's relative positions.
+
+The base hands a bias of all queries and keys to its attention, and a mask of frames × frames to its layers. Here the mechanism takes the
+bias as a term of the query and the distance, and layers get the padding alone. What a window sees is NeMo's ``att_context_size``:
+``[128, 128]`` is ``left=128, right=128``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.parakeet.configuration_parakeet import ParakeetEncoderConfig
+from transformers.models.parakeet.modeling_parakeet import (
+    ParakeetEncoderAttention,
+    ParakeetEncoderConvolutionModule,
+    ParakeetEncoderRelPositionalEncoding,
+    ParakeetEncoderSubsamplingConv2D,
+)
+
+from ..backend import BACKEND, longattn_attention_forward
+from ..engines.common.distance_term import DistanceTerm
+from ..modeling.attach.custom_attention import OnTheBackend
+from ..modeling.attach.frame_padding import FramePadding
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, encoder_config
+from ..modeling.family.definition import Family
+from ..private_apis import attention_implementation
+
+ROWS_PER_STRETCH = 4096
+"""Rows of features whose convolutions are computed at a time without gradients: those of an hour at once would take 15 GB."""
+KERNEL, STRIDE = 3, 2
+"""Of the convolutions that are computed in stretches, as in all checkpoints."""
+
+
+class LongParakeetEncoderConfig(LongAudioConfig, ParakeetEncoderConfig):
+    """ParakeetEncoderConfig with ``long_attention``; by default NeMo's ``att_context_size=[128, 128]``."""
+
+    model_type = "long_parakeet_encoder"
+    context_frames = 128
+
+
+def subsampled(config: Any, length: int) -> int:
+    """The frames of ``length`` rows of features."""
+    config = encoder_config(config)
+    kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
+    for _ in range(int(math.log2(config.subsampling_factor))):
+        length = (length + (kernel - 1) // 2 * 2 - kernel) // stride + 1
+    return length
+
+
+class LongParakeetPositions(ParakeetEncoderRelPositionalEncoding):
+    """Sinusoids of all distances, the same for all rows of a batch."""
+
+    config: Any
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``(1, 2 N - 1, C)``, for the distances N - 1, …, 1 - N; for other attention implementations ``(B, 2 N - 1, C)``."""
+        return super().forward(hidden_states[:1] if attention_implementation(self.config) == BACKEND else hidden_states)
+
+
+class LongParakeetConvolution(ParakeetEncoderConvolutionModule):
+    """ParakeetEncoderConvolutionModule that reads the padding alone."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None) -> Tensor:
+        if isinstance(attention_mask, FramePadding):
+            attention_mask = None if attention_mask.mask is None else attention_mask.frames[:, None, None]
+        return super().forward(hidden_states, attention_mask)
+
+
+class LongParakeetSubsampling(ParakeetEncoderSubsamplingConv2D):
+    """ParakeetEncoderSubsamplingConv2D that computes long inputs in stretches, where no gradients are wanted.
+
+    A frame depends on 2 f - 1 rows with a factor of f, so a stretch begins with the f rows of the frame before it, which is left out.
+    """
+
+    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        rows, factor = input_features.shape[1], self.stride**self.num_layers
+        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if recorded or rows <= ROWS_PER_STRETCH or (self.kernel_size, self.stride) != (KERNEL, STRIDE):
+            return super().forward(input_features, attention_mask)
+        size = ROWS_PER_STRETCH // factor * factor
+        stretches = []
+        for first in range(0, rows, size):
+            at = slice(max(0, first - factor), first + size)
+            mask = None if attention_mask is None else attention_mask[:, at]
+            stretches.append(super().forward(input_features[:, at], mask)[:, int(first > 0) :])
+        return torch.cat(stretches, 1)
+
+
+class LongParakeetAttention(ParakeetEncoderAttention):
+    """The projections of ParakeetEncoderAttention with the mechanism."""
+
+    long_attention: Any
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: Tensor | None, attention_mask: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """``hidden_states (B, N, C)``, positions ``(1, 2 N - 1, C)`` and :class:`FramePadding` to ``(B, N, C)`` and the weights."""
+        if attention_implementation(self.config) != BACKEND or position_embeddings is None:
+            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        length = hidden_states.shape[1]
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        back, ahead = self.long_attention.span(length, length, False)
+        near = position_embeddings[0, length - 1 - back : length + ahead].flip(0)  # of the distances -ahead, …, back
+        table = self.relative_k_proj(near).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+        term = DistanceTerm((query + self.bias_v[:, None]) * self.scaling, table, ahead, key)
+        output, weights = longattn_attention_forward(
+            self,
+            query + self.bias_u[:, None],
+            key,
+            value,
+            None if attention_mask is None else attention_mask.mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            position_bias=term,
+            **kwargs,
+        )
+        return self.o_proj(output.flatten(2)), weights
+
+
+class ParakeetOnTheBackend(OnTheBackend):
+    """Replaces modules of the base by the classes above."""
+
+    hands_globals_down = True
+    replaced = {
+        ParakeetEncoderAttention: LongParakeetAttention,
+        ParakeetEncoderConvolutionModule: LongParakeetConvolution,
+        ParakeetEncoderRelPositionalEncoding: LongParakeetPositions,
+        ParakeetEncoderSubsamplingConv2D: LongParakeetSubsampling,
+    }
+
+    def _get_output_attention_mask(self, attention_mask: Tensor, target_length: int | None = None) -> Any:
+        frames = super()._get_output_attention_mask(attention_mask, target_length)
+        return FramePadding.of(frames) if attention_implementation(self.config) == BACKEND else frames
+
+
+def normalised_features(config: Any) -> str:
+    """Why the features of a chunk differ from those of the whole sound."""
+    return "its feature extractor normalises every feature over the whole sound"
+
+
+PARAKEET = AudioRule(
+    input="input_features",
+    rate=100,
+    features=lambda config: int(encoder_config(config).num_mel_bins),
+    frames=subsampled,
+    why_chunks_differ=normalised_features,
+)
+"""Rows of log-mel features, 100 in a second, of which eight make a frame."""
+FAMILY = Family(LongParakeetEncoderConfig, package="parakeet", classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, audio=PARAKEET)
+
+__getattr__ = lazy_classes(FAMILY, globals())

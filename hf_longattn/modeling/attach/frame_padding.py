@@ -1,0 +1,44 @@
+"""The padding of frames in place of the masks of frames × frames that bases of sound make from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function
+
+from ...backend import longattn_mask
+
+
+@dataclass(frozen=True)
+class FramePadding:
+    """Stands for the base's mask ``(B, 1, frames, frames)``, which it makes from ``frames (B, N)`` by the operations below.
+
+    mask: ``frames`` as the attention takes it; ``None`` where all are real.
+    """
+
+    frames: Tensor
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, frames: Tensor) -> FramePadding:
+        """For ``frames (B, N)``, True = real."""
+        batch, length = frames.shape
+        mask = longattn_mask(batch, length, length, mask_function=bidirectional_mask_function, attention_mask=frames)
+        return cls(frames, mask)
+
+    def unsqueeze(self, dim: int) -> FramePadding:
+        return self
+
+    def expand(self, *sizes: int) -> FramePadding:
+        return self
+
+    def transpose(self, first: int, second: int) -> FramePadding:
+        return self
+
+    def __and__(self, other: FramePadding) -> FramePadding:
+        return self
+
+    def int(self) -> Tensor:
+        """``frames`` as numbers, for the output."""
+        return self.frames.int()

@@ -1,0 +1,58 @@
+"""The config of a Long model whose layers with attention are those of an encoder with a config of its own (Parakeet's heads)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ...configuration import LongAttentionConfig
+from .audio_config import LongAudioConfig
+
+ENCODER = "encoder_config"
+"""The field of such a config with that of the encoder."""
+
+
+class LongHeldEncoderConfig(LongAudioConfig):
+    """Comes before the base's config class: ``class LongParakeetCTCConfig(LongHeldEncoderConfig, ParakeetCTCConfig)``.
+
+    long_attention: that of the encoder, which in memory has a Long config with the same value; its values in files are the base's.
+    """
+
+    encoder_class: ClassVar[type[LongAudioConfig]]
+    """The Long config of the encoder."""
+    encoder_fields: ClassVar[tuple[str, ...]] = (
+        "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size",
+    )  # fmt: skip
+    """Fields of the encoder's config that are read as the model's."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        held = getattr(self, ENCODER)
+        if held is not None and not isinstance(held, dict | self.encoder_class):
+            setattr(self, ENCODER, held.to_dict())
+        super().__post_init__(**kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).encoder_fields and ENCODER in self.__dict__:
+            return getattr(self.__dict__[ENCODER], name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).encoder_fields:
+            setattr(self.__dict__[ENCODER], name, value)
+            return
+        super().__setattr__(name, value)
+        if name == "long_attention":
+            self.__dict__[ENCODER].long_attention = self.long_attention
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        base: Any = self.encoder_class.__bases__[-1]
+        fields = base().to_dict()
+        values[ENCODER] = {name: value for name, value in values[ENCODER].items() if name in fields} | {"model_type": base.model_type}
+        return values
+
+    def _attention_without_choice(self) -> LongAttentionConfig:
+        return self.__dict__[ENCODER].long_attention
+
+    @classmethod
+    def default_attention(cls) -> LongAttentionConfig:
+        return cls.encoder_class.default_attention()
