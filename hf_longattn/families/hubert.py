@@ -4,9 +4,9 @@ from transformers.models.hubert.configuration_hubert import HubertConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, normalised_over_time
+from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import WAV2VEC2_STREAM
+from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
 
 
 class LongHubertConfig(LongAudioConfig, HubertConfig):

@@ -6,8 +6,9 @@ from transformers.models.sew.configuration_sew import SEWConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, convolved, normalised_over_time
+from ..modeling.family.audio_rule import AudioRule, convolved
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import normalised_over_time
 
 
 class LongSEWConfig(LongAudioConfig, SEWConfig):

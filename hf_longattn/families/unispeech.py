@@ -4,9 +4,9 @@ from transformers.models.unispeech.configuration_unispeech import UniSpeechConfi
 
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, adapted, normalised_over_time
+from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import WAV2VEC2_STREAM
+from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
 
 
 class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):

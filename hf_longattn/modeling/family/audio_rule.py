@@ -37,13 +37,6 @@ def adapted(config: Any, length: int) -> int:
     return frames
 
 
-def normalised_over_time(config: Any) -> str:
-    """What a feature encoder with a norm over the whole sound does; empty with a norm over the channels of each frame."""
-    if config.feat_extract_norm != "group":
-        return ""
-    return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
-
-
 @dataclass(frozen=True)
 class AudioRule:
     """The sound that a model reads, and the frames on which its attention runs.

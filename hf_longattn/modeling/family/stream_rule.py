@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...engines.common.shards import Locality
-from .audio_rule import normalised_over_time
 
 
 class Section(Protocol):
@@ -135,6 +134,13 @@ def unpadded_convolutions(config: Any) -> list[Convolution]:
 def position_convolution(config: Any) -> list[Convolution]:
     """Their convolution over frames, which tells positions."""
     return [Convolution.centred(config.num_conv_pos_embeddings)]
+
+
+def normalised_over_time(config: Any) -> str:
+    """What a feature encoder with a norm over the whole sound does; empty with a norm over the channels of each frame."""
+    if config.feat_extract_norm != "group":
+        return ""
+    return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
 
 
 def normalised_feature_encoder(config: Any) -> str:
