@@ -102,7 +102,7 @@ def converted(
 
 
 def check_complete(missing: Collection[str], model: nn.Module, file: str, family: Family | None, class_name: str = "") -> None:
-    """Refuse missing weights, except those of a head, a pooler or computed tables.
+    """Refuse missing weights, except those of a head, a pooler or computed tables; of a head, too, where the file has some of its layers.
 
     Args:
         missing: the parameters of ``model`` that ``file`` lacks, by their names in the model.
@@ -116,12 +116,24 @@ def check_complete(missing: Collection[str], model: nn.Module, file: str, family
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     tables = {name: None if family is None else family.table(name) for name in in_base}
     computed = {name for name, table in tables.items() if table is not None and not table.learned}
-    lost = sorted(name for name in {*in_base} - tied - computed if "pooler" not in name)
+    lost = sorted({name for name in {*in_base} - tied - computed if "pooler" not in name} | _of_begun_lists({*missing} - tied, model))
     if lost:
         raise CheckpointError(
             f"{len(lost)} tensors that a {class_name or type(model).__name__} needs are missing in {file!r}, the first is {lost[0]!r};"
             " is every weight file there, and does its config.json belong to it?"
         )
+
+
+def _of_begun_lists(missing: Collection[str], model: nn.Module) -> set[str]:
+    """The missing parameters of a model that belong to lists of layers of which others are there (the decoder of a ViT-MAE)."""
+    there = [name for name in model.state_dict() if name not in missing]
+    begun = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and any(_within(path, there))]
+    return {name for path in begun for name in _within(path, missing)}
+
+
+def _within(path: str, names: Iterable[str]) -> Iterator[str]:
+    """The parameters of a module at ``path``, among ``names``."""
+    return (name for name in names if name.startswith(f"{path}."))
 
 
 def check_layers(names: Iterable[ModelName], model: Any, file: str) -> None:
@@ -156,6 +168,8 @@ def _layers_field(config: Any, path: str, count: int) -> str:
     fields = {
         "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
         "encoder": ("encoder_layers",),
+        "albert_layers": ("inner_group_num",),
+        "layer_groups": ("num_hidden_groups",),
         "": ("num_hidden_layers",),
     }
     values = config.to_dict()

@@ -12,6 +12,7 @@ from transformers.models.albert.configuration_albert import AlbertConfig
 from transformers.models.albert.modeling_albert import AlbertAttention, AlbertTransformer
 
 from ..backend import LAYER_INDEX
+from ..errors import OptionError
 from ..modeling.attach.attention_sites import SERVED_LAYERS_ATTRIBUTE
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
@@ -39,9 +40,18 @@ class LongAlbertTransformer(AlbertTransformer):
         return BaseModelOutput(last_hidden_state=states)
 
     def note_layers(self) -> None:
-        """Tell every attention module which layers use it."""
+        """Tell every attention module which layers use it.
+
+        Raises:
+            OptionError: no layer uses a group, since there are more groups than layers.
+        """
         for number, group in enumerate(self.albert_layer_groups):
             served = tuple(layer for layer in range(self.config.num_hidden_layers) if self.group_of(layer) == number)
+            if not served:
+                raise OptionError(
+                    f"The config says num_hidden_layers={self.config.num_hidden_layers} and num_hidden_groups="
+                    f"{self.config.num_hidden_groups}, so that no layer has the weights of group {number}; correct its config.json."
+                )
             for attention in (module for module in group.modules() if isinstance(module, AlbertAttention)):
                 setattr(attention, SERVED_LAYERS_ATTRIBUTE, served)
 

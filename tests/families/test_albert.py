@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import transformers
 
 import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.adapters import projections
 from hf_longattn.training.linearise.matching import matching
 from tests.reference.small_models import pair, plain_model, tokens
@@ -30,6 +31,14 @@ def test_groups_and_what_is_repeated_inside_them(shape: dict[str, int]) -> None:
     plain, longer = pair("albert", None, {"mechanism": "full"}, **shape)
     with torch.no_grad():
         assert torch.equal(plain(tokens()).last_hidden_state, longer(tokens()).last_hidden_state)
+
+
+def test_groups_that_no_layer_uses_are_refused(tmp_path: Path) -> None:
+    plain_model("albert", num_hidden_groups=3, num_hidden_layers=3).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 2}))
+    with pytest.raises(OptionError, match="num_hidden_layers=2 and num_hidden_groups=3, so that no layer has the weights of group 2; corr"):
+        plan_conversion(tmp_path, mechanism="window")
 
 
 def test_mechanisms_that_learn_have_parameters_for_every_layer(tmp_path: Path) -> None:
