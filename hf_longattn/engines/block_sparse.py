@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .common.axis_term import AxisTerm
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.dense import dense_attention, repeat_heads, same_dtype
 from .common.distance_term import DistanceTerm
@@ -78,7 +79,7 @@ def _in_operator(*tensors: Tensor | None) -> bool:
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     """Softmax attention over all keys, as :func:`block_sparse_attention`; a score term by the kernel that adds it without N×N memory."""
     exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
-    if call.score_mod is None or exporting:
+    if call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting:
         return dense_attention(q, k, v, with_terms_written_out(call))
     return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
 

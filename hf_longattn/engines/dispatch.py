@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..naming import LOGGER
+from .common.axis_term import AxisTerm
 from .common.batch import in_graph
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.derivatives import no_fused_kernels
@@ -224,7 +225,9 @@ def fla_installed() -> bool:
 
 
 def _no_windows(context: DispatchContext) -> str | None:
-    return "padding lies between the cells" if context.call.key_mask is not None else _no_halo(context)
+    if context.call.key_mask is not None:
+        return "padding lies between the cells"
+    return None if isinstance(context.call.score_mod, AxisTerm) else _no_halo(context)
 
 
 def _no_halo(context: DispatchContext) -> str | None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .common.axis_term import AxisTerm, with_features
 from .common.batch import in_graph
 from .common.call import AttentionCall
 from .common.dense import fused_attention
@@ -92,7 +93,7 @@ def window_attention(
         q, k, v: ``(B, H, N, D)`` of the grid's tokens.
         window, shift: cells along each axis; windows are numbered by ``(cell + shift) // window``.
         shared: prefix tokens, the last ones, that every cell sees: 0, or all.
-        call: its scale and dropout, and a :class:`GridBias`.
+        call: its scale and dropout, and a :class:`GridBias` or an :class:`AxisTerm`.
         of_prefix: the output of the prefix tokens, ``(B, H, prefix, D)``, where there are any.
     Returns:
         ``(B, H, N, D)``, stored token-major, so that merging the heads is free.
@@ -187,8 +188,11 @@ def _region(
 
     of_keys, of_values = prefix or (None, None)
     q, k, v = in_windows(tensors[0]), in_windows(tensors[1], of_keys), in_windows(tensors[2], of_values)
-    mask = None if bias is None else bias.to(q.dtype).expand(q.shape[0], -1, -1, -1)
-    out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
+    mask, scale = None if bias is None else bias.to(q.dtype).expand(q.shape[0], -1, -1, -1), call.scale
+    if isinstance(call.score_mod, AxisTerm):
+        scale = call.scale_for(width)
+        q, k, v = with_features(q, k, v, call.score_mod.tables, sizes, scale, shared=0 if of_keys is None else of_keys.shape[2])
+    out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=scale)[..., :width]
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
     return out.permute(0, *axes, 1 + rank, 2 + 2 * rank)

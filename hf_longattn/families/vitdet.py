@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import interpolate
 from transformers.models.vitdet.configuration_vitdet import VitDetConfig
 from transformers.models.vitdet.modeling_vitdet import VitDetAttention, VitDetEmbeddings, window_partition, window_unpartition
 
 from ..backend import BACKEND, longattn_attention_forward
 from ..configuration import LongAttentionConfig
+from ..engines.common.axis_term import AxisTerm
 from ..engines.common.grid import Grid
 from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
@@ -20,14 +22,11 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import AttentionNames, Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.validation import refuse_scoreless
 from ..modeling.grids import tiled_cells
 from ..private_apis import attention_implementation
 
 NOT_ADOPTED = {
-    ("use_relative_position_embeddings", True): (
-        "ViTDet's decomposed relative positions, which depend on the queries, are not adopted; use transformers' class, or a checkpoint "
-        "without them."
-    ),
     ("use_absolute_position_embeddings", False): (
         "transformers builds no ViTDet without its position table; use a checkpoint that has one."
     ),
@@ -89,11 +88,21 @@ class LongVitDetAttention(VitDetAttention):
         grid = Grid(tuple(hidden_state.shape[1:-1]))
         projected = self.qkv(hidden_state.flatten(1, 2)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = projected.permute(2, 0, 3, 1, 4).unbind()
+        relative = AxisTerm(query, self.relative_tables(grid), grid) if self.use_relative_position_embeddings else None
         output, weights = longattn_attention_forward(
-            self, query, key, value, None, scaling=self.scale, grid=grid, output_attentions=output_attentions
+            self, query, key, value, None, scaling=self.scale, grid=grid, position_bias=relative, output_attentions=output_attentions
         )
         output = self.proj(output.flatten(2)).unflatten(1, grid.sizes)
         return (output, weights) if output_attentions and weights is not None else (output,)
+
+    def relative_tables(self, grid: Grid) -> tuple[Tensor, ...]:
+        """The rows ``(2·n - 1, D)`` for the distances along each axis: of a layer that has windows in the base as they are, otherwise
+        interpolated to the cells of the grid, as the base does.
+        """
+        tables = self.rel_pos_h, self.rel_pos_w
+        if self.window_size:
+            return tables
+        return tuple(interpolated_rows(table, 2 * size - 1) for table, size in zip(tables, grid.sizes, strict=True))
 
     def adapt_mechanism(self, mechanism: Mechanism) -> None:
         """Windows take the padding's key and value from the projections, so that training changes them as in the base."""
@@ -106,6 +115,13 @@ class LongVitDetAttention(VitDetAttention):
         return (None, None) if bias is None else tuple(bias.chunk(3)[1:])
 
 
+def interpolated_rows(table: Tensor, count: int) -> Tensor:
+    """``table (n, D)`` with ``count`` rows, as transformers' ViTDet resizes tables of relative positions."""
+    if table.shape[0] == count:
+        return table
+    return interpolate(table.t()[None], size=count, mode="linear")[0].t()
+
+
 class VitDetOnTheBackend(ReplacedModules):
     """Replaces modules of the base by the classes above."""
 
@@ -116,6 +132,11 @@ class VitDetOnTheBackend(ReplacedModules):
         if isinstance(module, LongVitDetAttention):
             layer: Any = self.get_submodule(name.rpartition(".")[0])
             module.window_size, layer.window_size = layer.window_size, 0
+
+    def post_init(self) -> None:
+        super().post_init()
+        if self.config.use_relative_position_embeddings:
+            refuse_scoreless(self, "adds relative positions to its attention scores")
 
 
 FAMILY = Family(

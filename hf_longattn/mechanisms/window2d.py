@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..engines.common.axis_term import AxisTerm
 from ..engines.common.call import AttentionCall, GatherTile, ScoreMod
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
@@ -153,7 +154,7 @@ class Window2d(GridMechanism):
         mask = call.key_mask
         if mask is not None:
             mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
-        of_larger = call.with_mask(mask).replace(grid=larger, score_mod=_on_padded(call.score_mod, grid, larger, q.device))
+        of_larger = call.with_mask(mask).replace(grid=larger, score_mod=_on_padded(call.score_mod, queries, grid, larger))
         out = cropped(self._attend(queries, keys, values, larger, of_larger), grid, larger)
         if not grid.prefix:
             return out
@@ -195,6 +196,8 @@ class Window2d(GridMechanism):
         if isinstance(call.score_mod, GridBias):
             term = call.score_mod.over(call.score_mod.entries([query - filler for query, filler in zip(queries, fillers, strict=True)]))
             scores = scores + term.masked_fill(tokens < grid.prefix, 0)
+        if isinstance(call.score_mod, AxisTerm):
+            scores = scores + call.score_mod.with_keys_at(fillers)
         seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
         of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
         visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)
@@ -231,12 +234,15 @@ class Window2d(GridMechanism):
         return sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid)))
 
 
-def _on_padded(score_mod: ScoreMod | None, grid: Grid, larger: Grid, device: torch.device) -> ScoreMod | None:
-    """A score term for a grid with the padding of ``larger``, which has distances, but is at no position of the sequence."""
+def _on_padded(score_mod: ScoreMod | None, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod | None:
+    """A score term for a grid with the padding of ``larger``, whose ``queries (B, H, N, D)`` these are; padding has distances, but is at no
+    position of the sequence."""
+    if isinstance(score_mod, AxisTerm):
+        return score_mod.of(queries, larger)
     if score_mod is None or isinstance(score_mod, GridBias):
         return None if score_mod is None else score_mod.on(larger)
-    positions = torch.arange(grid.length, device=device).view(1, 1, -1, 1)
-    positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=device)).flatten()
+    positions = torch.arange(grid.length, device=queries.device).view(1, 1, -1, 1)
+    positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=queries.device)).flatten()
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         query, key = positions[q_idx], positions[kv_idx]

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments, VitDetBackbone, VitDetConfig, VitDetModel
+from transformers import AutoModel, Trainer, TrainingArguments, VitDetBackbone, VitDetConfig, VitDetModel
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, revert_checkpoint
+from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import ExportError, OptionError
 from hf_longattn.export import export_native
+from hf_longattn.families.vitdet import interpolated_rows
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
 
 SIZES: dict[str, Any] = {
@@ -22,6 +24,7 @@ SIZES: dict[str, Any] = {
     "window_size": 3, "window_block_indices": [0, 2], "residual_block_indices": [1], "mlp_ratio": 2,
 }  # fmt: skip
 HEADS = {"VitDetModel": VitDetModel, "VitDetBackbone": VitDetBackbone}
+RELATIVE = {"use_relative_position_embeddings": True}
 PICTURES = [(32, 32), (24, 36), (28, 40), (64, 52), (8, 8)]
 """The size of pre-training; one that windows divide, two that they do not, and one that is smaller than a window."""
 
@@ -44,7 +47,7 @@ def maps(outputs: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("size", PICTURES, ids=str)
-@pytest.mark.parametrize("values", [{}, {"qkv_bias": False}], ids=["biases", "no biases"])
+@pytest.mark.parametrize("values", [{}, {"qkv_bias": False}, RELATIVE], ids=["biases", "no biases", "relative positions"])
 def test_states_and_gradients_are_transformers(head: str, size: tuple[int, int], values: dict[str, Any], tmp_path: Path) -> None:
     """With the mechanisms and with the attention of the base, those of biases included, which padding shares with its layer."""
     theirs = saved(tmp_path, head, **values).double()
@@ -206,19 +209,84 @@ def test_without_a_twin(chosen: dict[str, Any], reason: str, tmp_path: Path) -> 
     assert not (tmp_path / "twin").exists()
 
 
-def test_relative_positions_are_refused(tmp_path: Path) -> None:
-    saved(tmp_path / "source", use_relative_position_embeddings=True)
-    refused = pytest.raises(OptionError, match="decomposed relative positions, which depend on the queries, are not adopted; use transf")
-    with refused:
-        plan_conversion(tmp_path / "source")
-    with refused:
-        plan_conversion(tmp_path / "source", mechanism="window2d")
-    with refused:
-        convert_checkpoint(tmp_path / "source", tmp_path / "long")
-    assert not (tmp_path / "long").exists()
-    with refused:
-        hf_longattn.LongVitDetModel.from_pretrained(tmp_path / "source")
-    with refused:
-        AutoConfig.for_model("long_vitdet", use_relative_position_embeddings=True)
+def test_without_its_position_table(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="transformers builds no ViTDet without its position table"):
         hf_longattn.LongVitDetConfig(use_absolute_position_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"mechanism": "neighborhood", "kernel_size": 3}, {"mechanism": "window2d", "window": 5}, {"mechanism": "full"}]
+)
+@torch.no_grad()
+def test_relative_positions_of_other_mechanisms(chosen: dict[str, Any], tmp_path: Path) -> None:
+    """A layer that had windows keeps its rows, of which further distances have the last; the others interpolate theirs to the grid."""
+    saved(tmp_path, **RELATIVE)
+    model = hf_longattn.LongVitDetModel.from_pretrained(tmp_path, long_attention=chosen).double().eval()
+    for layer in (0, 1):
+        attention: Any = model.encoder.layer[layer].attention
+        states = torch.randn(1, 10, 7, 24, dtype=torch.double)
+        query, key, value = attention.qkv(states).view(1, 70, 3, 2, 12).permute(2, 0, 3, 1, 4)
+        scores = query @ key.mT * attention.scale
+        for axis, (size, table) in enumerate(zip((10, 7), (attention.rel_pos_h, attention.rel_pos_w), strict=True)):
+            rows = table if layer == 0 else interpolated_rows(table, 2 * size - 1)
+            most = len(rows) // 2
+            for i in range(70):
+                for j in range(70):
+                    distance = divmod(i, 7)[axis] - divmod(j, 7)[axis]
+                    scores[0, :, i, j] += query[0, :, i] @ rows[most + min(most, max(-most, distance))]
+        mechanism = layer_mechanisms(model)[layer]
+        seen = (
+            mechanism.on(Grid((10, 7))).mask_mod(False, None)(0, 0, torch.arange(70)[:, None], torch.arange(70))
+            if mechanism.reads_grid
+            else True
+        )
+        expected = scores.masked_fill(~torch.as_tensor(seen), -torch.inf).softmax(-1) @ value
+        expected = attention.proj(expected.transpose(1, 2).flatten(2)).unflatten(1, (10, 7))
+        torch.testing.assert_close(attention(states)[0], expected)
+
+
+def test_relative_positions_converted_reverted_and_in_a_twin(tmp_path: Path) -> None:
+    source, long = tmp_path / "source", tmp_path / "long"
+    plain = saved(source, **RELATIVE)
+    assert convert_checkpoint(source, long, image_size="40x64").passed
+    revert_checkpoint(long, tmp_path / "back")
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    layers = "0=window2d:window=2,padding=zeros;2=window2d:window=2,padding=zeros"
+    convert_checkpoint(source, tmp_path / "other", mechanism="full", layers=layers, image_size=44, positions="interpolate")
+    for folder, window in ((long, 3), (tmp_path / "other", 2)):
+        report = export_native(folder, folder.with_suffix(".twin"))
+        assert report.passed
+        assert {check.name: check.status for check in report.checks}["equal gradients"] == "passed"
+        twin: Any = VitDetModel.from_pretrained(folder.with_suffix(".twin")).eval()
+        assert twin.config.window_size == window
+        pixels = torch.randn(1, 3, 36, 48)
+        with torch.no_grad():
+            assert torch.allclose(twin(pixels)[0], plain(pixels)[0], atol=1e-4) == (window == 3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ({}, "Layer 0 has full attention, and its relative positions are those of a ViTDet with windows there"),
+        (
+            {layer: {"mechanism": "window2d", "window": 3, "padding": "zeros"} for layer in range(3)},
+            "Layer 1 has windows, and its relative",
+        ),
+        (
+            {layer: {"mechanism": "window2d", "window": 4, "padding": "zeros"} for layer in (0, 2)},
+            "Layer 0 has windows of 4 cells, and its",
+        ),
+    ],
+)
+def test_relative_positions_without_a_twin(layers: dict[int, Any], reason: str, tmp_path: Path) -> None:
+    saved(tmp_path / "source", **RELATIVE)
+    attention = {"mechanism": "full", "layers": layers}
+    convert_checkpoint(tmp_path / "source", tmp_path / "long", long_attention=attention, verify=False)
+    with pytest.raises(ExportError, match=reason):
+        export_native(tmp_path / "long", tmp_path / "twin")
+
+
+def test_relative_positions_need_scores(tmp_path: Path) -> None:
+    saved(tmp_path, **RELATIVE)
+    with pytest.raises(OptionError, match="adds relative positions to its attention scores"):
+        hf_longattn.LongVitDetModel.from_pretrained(tmp_path, long_attention={"mechanism": "linear"})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.window2d import ZEROS, Window2d
+from ..long_models.base import WeightRenaming
 from .base import LongModel, NativeTwin, described, is_full, register_twin, tiled_refusal
+
+RELATIVE_TABLE = re.compile(r"\.layer\.(\d+)\.attention\.rel_pos_[hw]$")
 
 
 @register_twin("vitdet")
@@ -19,13 +23,41 @@ class VitDetTwin(NativeTwin):
     rank = 10
 
     def refusal(self, model: LongModel) -> str | None:
-        return tiled_refusal(model) or _windows(model)[0]
+        reason, windows = _windows(model)
+        return tiled_refusal(model) or reason or _relative_positions(model, windows)
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         windows = _windows(model)[1]
         fields: dict[str, Any] = {"window_size": next(iter(windows.values()), 0), "window_block_indices": list(windows)}
         read = getattr(model.config, "long_image_size", None)
+        if model.config.use_relative_position_embeddings:  # whose tables are for the image size of the config, and are interpolated from it
+            read = None
         return {**model.values(), **fields, **({} if read is None else {"image_size": read})}
+
+    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+        """Tables of relative positions have rows for the distances within a window alone."""
+        table, (_, windows) = RELATIVE_TABLE.search(name), _windows(model)
+        surplus = 0 if table is None else model.config.window_size - windows.get(int(table[1]), model.config.window_size)
+        return (WeightRenaming(name, (lambda rows: rows[surplus:-surplus]) if surplus else None),)
+
+
+def _relative_positions(model: LongModel, windows: dict[int, int]) -> str | None:
+    """Why the tables of relative positions, which are for windows in some layers and for the picture in the others, do not fit a ViTDet
+    with these windows; ``None`` if they do, or there are none."""
+    config = model.config
+    if not config.use_relative_position_embeddings:
+        return None
+    for index in range(config.num_hidden_layers):
+        had = bool(config.window_size) and index in config.window_block_indices
+        if had != (index in windows):
+            now, before = ("full attention", "windows") if had else ("windows", "full attention")
+            return f"Layer {index} has {now}, and its relative positions are those of a ViTDet with {before} there."
+        if had and windows[index] > config.window_size:
+            return (
+                f"Layer {index} has windows of {windows[index]} cells, and its relative positions are those of a ViTDet with windows of "
+                f"{config.window_size}."
+            )
+    return None
 
 
 def _windows(model: LongModel) -> tuple[str | None, dict[int, int]]:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import GridError, MaskError
+from .axis_term import AxisTerm
 from .batch import Batch, SequenceSpan, first_real, in_graph, roll_left, wrapped
 from .byte_cache import BYTE_CACHE
 from .grid import Grid
@@ -184,7 +185,7 @@ def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch
     """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``; terms that are objects stay of their class."""
     if isinstance(score_mod, TokenTerm):
         return score_mod.of_heads(heads, device)
-    if score_mod is None or isinstance(score_mod, DistanceBias | BatchTerm | GridBias):
+    if score_mod is None or isinstance(score_mod, DistanceBias | BatchTerm | GridBias | AxisTerm):
         return None if score_mod is None else score_mod.of_heads(heads)
     numbers = _numbers(tuple(heads), device)
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers[h], q_idx, kv_idx)

@@ -69,7 +69,7 @@ PICTURE_NAMES = {
 }
 """Fields of the decoder of masked autoencoders -> size."""
 PICTURES: dict[str, Any] = {
-    "num_labels": 5, "use_mask_token": True, "use_relative_position_bias": True,
+    "num_labels": 5, "use_mask_token": True, "use_relative_position_bias": True, "use_relative_position_embeddings": True,
     "layer_scale_init_value": 0.5, "layerscale_value": 0.5, "num_register_tokens": 3,
 }  # fmt: skip
 """What models of pictures have whose defaults would leave a part out, or let it hardly show."""
