@@ -162,12 +162,17 @@ def character_tokenizer(texts: Sequence[str]) -> Wav2Vec2CTCTokenizer:
     characters = sorted({character for text in texts for character in text} - {" "})
     if WORD_DELIMITER in characters:
         raise DataError(f"transcripts contain {WORD_DELIMITER!r}, which in a vocabulary is the space between words; leave it out of them")
-    vocabulary = {token: number for number, token in enumerate([PADDING, UNKNOWN_TOKEN, WORD_DELIMITER, *characters])}
+    return ctc_tokenizer(characters)
+
+
+def ctc_tokenizer(tokens: Sequence[str]) -> Wav2Vec2CTCTokenizer:
+    """A tokenizer of CTC's blank, an unknown token, a space between words, and ``tokens``, numbered in this order."""
+    vocabulary = {token: number for number, token in enumerate([PADDING, UNKNOWN_TOKEN, WORD_DELIMITER, *tokens])}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "vocab.json")
         path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        tokens = {"unk_token": UNKNOWN_TOKEN, "pad_token": PADDING, "word_delimiter_token": WORD_DELIMITER}
-        return Wav2Vec2CTCTokenizer(str(path), bos_token=None, eos_token=None, **tokens)
+        special = {"unk_token": UNKNOWN_TOKEN, "pad_token": PADDING, "word_delimiter_token": WORD_DELIMITER}
+        return Wav2Vec2CTCTokenizer(str(path), bos_token=None, eos_token=None, **special)
 
 
 def frames_needed(labels: Sequence[int]) -> int:

@@ -21,16 +21,16 @@ from transformers import (
 from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError, CheckpointError, OptionError
 from hf_longattn.evaluation.transcription import Transcript, ctc_words, samples_per_frame, transcribe
-from tests.training.speech import RATE, SAMPLES_PER_FRAME, speech, speech_checkpoint
+from tests.training.speech import RATE, SAMPLES_PER_FRAME, long_speech_checkpoint, speech, speech_checkpoint
 
 LONG = speech("ab ba abab bb " * 8)
 """Five and a half seconds."""
 
 
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    """A tiny model with random weights, its processor, and transformers' pipeline of both."""
-    folder = speech_checkpoint(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=[speech_checkpoint, long_speech_checkpoint], ids=["short", "long"])
+def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """A tiny model with random weights, short and with a window, its processor, and transformers' pipeline of both."""
+    folder = request.param(tmp_path_factory.mktemp("model"))
     model, processor = AutoModelForCTC.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     asr = pipeline(
         "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
@@ -81,6 +81,14 @@ def test_a_token_for_each_frame(reader: tuple[Any, Any, Any]) -> None:
     inputs = processor(LONG, sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
         assert list(transcribe(model, processor, LONG).tokens) == model(**inputs).logits[0].argmax(-1).tolist()
+
+
+def test_a_window_over_everything_is_full_attention(tmp_path: Path) -> None:
+    """What the model with the whole sound in its window writes is what the short one writes."""
+    covering = {"mechanism": "window", "left": 2000, "right": 2000}
+    folders = [speech_checkpoint(tmp_path / "short"), long_speech_checkpoint(tmp_path / "long", **covering)]
+    models, processor = [AutoModelForCTC.from_pretrained(folder) for folder in folders], AutoProcessor.from_pretrained(folders[0])
+    assert transcribe(models[1], processor, LONG) == transcribe(models[0], processor, LONG)
 
 
 def test_models_that_read_spectrograms(reader: tuple[Any, Any, Any]) -> None:
@@ -134,5 +142,5 @@ def test_bad_input_is_a_sentence(reader: tuple[Any, Any, Any], monkeypatch: pyte
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     monkeypatch.setattr(model, "forward", full)
-    with pytest.raises(AudioError, match=r"6 seconds do not fit into memory in one pass of Wav2Vec2ForCTC; convert .*chunk_seconds=30"):
+    with pytest.raises(AudioError, match=r"6 seconds do not fit into memory in one pass of .*Wav2Vec2ForCTC; convert .*chunk_seconds=30"):
         transcribe(model, processor, LONG)

@@ -10,6 +10,7 @@ import soundfile
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Processor
 
+from hf_longattn import LongWav2Vec2ForCTC
 from hf_longattn.data.transcripts import character_tokenizer
 
 RATE = 16_000
@@ -52,4 +53,12 @@ def speech_checkpoint(folder: Path) -> str:
     tokenizer = character_tokenizer(["ab"])
     Wav2Vec2Processor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer).save_pretrained(folder)
     Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(tokenizer), pad_token_id=0, **SHAPE)).save_pretrained(folder)
+    return str(folder)
+
+
+def long_speech_checkpoint(folder: Path, **attention: Any) -> str:
+    """The same model with a mechanism, by default a window of 8 frames to either side."""
+    short = speech_checkpoint(folder)
+    settings = attention or {"mechanism": "window", "left": 8, "right": 8}
+    LongWav2Vec2ForCTC.from_pretrained(short, long_attention=settings).save_pretrained(folder)
     return str(folder)

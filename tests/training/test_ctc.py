@@ -25,6 +25,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from hf_longattn import LongWav2Vec2ForCTC
 from hf_longattn.cli.train import train
 from hf_longattn.data.audio import Hearing, load_labelled_recordings
 from hf_longattn.data.sources import DataError
@@ -44,7 +45,7 @@ from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.ctc import CTC, finetune_ctc
 from tests.training.conftest import FAST, checkpoint
-from tests.training.speech import RATE, SECONDS, SHAPE, sentences, speech, speech_checkpoint, spoken
+from tests.training.speech import RATE, SECONDS, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +59,12 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A tiny Wav2Vec2 that knows the letters a and b, "ctc", and one without a vocabulary and a head, "headless"."""
+    """A tiny Wav2Vec2 that knows two letters, "ctc"; the same with a window, "long"; one without a vocabulary and a head, "headless"."""
     folder = tmp_path_factory.mktemp("models")
     model = speech_checkpoint(folder / "ctc")
     Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder / "headless")
     Wav2Vec2Model(Wav2Vec2Config(**SHAPE)).save_pretrained(folder / "headless")
-    return {"ctc": model, "headless": str(folder / "headless")}
+    return {"ctc": model, "headless": str(folder / "headless"), "long": long_speech_checkpoint(folder / "long")}
 
 
 def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
@@ -72,16 +73,18 @@ def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
     return build_arguments(CTC, **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
 
 
-def test_a_model_learns_to_transcribe(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["ctc", "long"])
+def test_a_model_learns_to_transcribe(model: str, recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     run = {"max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "freeze_feature_encoder": False}
-    log = finetune_ctc(*settings(models["ctc"], tmp_path / "out", recordings, validation=str(recordings), validation_split="train", **run))
+    log = finetune_ctc(*settings(models[model], tmp_path / "out", recordings, validation=str(recordings), **run))
     assert log["utterances"] == {"train": 24, "held_out": 24}
     assert log["seconds"]["longest"] == pytest.approx(11 * SECONDS)
     assert log["held_out"]["after"]["loss"] < 0.5 * log["held_out"]["before"]["loss"]
     assert log["held_out"]["after"]["cer"] < 20 < log["held_out"]["before"]["cer"]
-    model, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
+    trained, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
+    assert isinstance(trained, LongWav2Vec2ForCTC) == (model == "long")
     inputs = processor(speech("ab ba", 99), sampling_rate=RATE, return_tensors="pt")
-    assert set(processor.batch_decode(model(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
+    assert set(processor.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "with `longattn train ctc` on 24 utterances of" in card
     assert "type: wer" in card

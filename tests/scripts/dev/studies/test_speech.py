@@ -1,0 +1,115 @@
+"""Speech of studies is the same for a seed, with exact words and times; errors are counted where they are."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from hf_longattn.data.audio import Hearing
+from hf_longattn.errors import AudioError
+from hf_longattn.evaluation.transcription import Transcript, Word, samples_per_frame, transcribe
+from scripts.dev.studies import speech_synthesis
+from scripts.dev.studies.speech_seams import SYSTEMS, WINDOW, batch, measured, mistakes, read_by, small_model
+from scripts.dev.studies.speech_synthesis import (
+    DIGITS,
+    HELD_OUT,
+    RATE,
+    TRAINED,
+    VOICES,
+    Recording,
+    Sentence,
+    Spoken,
+    digits,
+    keyword_order,
+    long_digits,
+    recording,
+    say,
+    two_voices,
+)
+
+needs_espeak = pytest.mark.skipif(
+    shutil.which(speech_synthesis.PROGRAM) is None,
+    reason="speech is synthesised by espeak-ng, which is not installed: apt install espeak-ng",
+)
+FEW = TRAINED[:3]
+
+
+def test_voices_differ_and_those_held_out_are_not_trained_on() -> None:
+    assert len(set(VOICES)) == len(VOICES) == len(TRAINED) + len(HELD_OUT)
+    assert {voice.name.partition("+")[0] for voice in HELD_OUT} == {voice.name.partition("+")[0] for voice in VOICES}
+
+
+@needs_espeak
+def test_a_seed_says_the_same() -> None:
+    first, again, other = (digits(np.random.default_rng(seed), FEW, 4) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.samples, again.samples)
+    assert first.words == again.words
+    assert first.words != other.words
+
+
+@needs_espeak
+def test_words_are_where_they_are_said() -> None:
+    spoken = recording(["7", "hello"], Sentence([FEW[0]], noise=(90.0, 90.0)), np.random.default_rng(0))
+    assert spoken.text == "7 hello"
+    for word, text in zip(spoken.words, (DIGITS["7"], "hello"), strict=True):
+        start, end = round(word.start * RATE), round(word.end * RATE)
+        np.testing.assert_allclose(spoken.samples[start:end], say(text, FEW[0]), atol=1e-4)
+        assert np.abs(spoken.samples[start - 100 : start]).max() < 1e-3
+    assert spoken.words[0].end < spoken.words[1].start
+
+
+@needs_espeak
+def test_long_recordings() -> None:
+    random = np.random.default_rng(0)
+    spoken = long_digits(random, FEW, 20.0)
+    assert 20.0 <= len(spoken.samples) / RATE < 30.0
+    times = [time for word in spoken.words for time in (word.start, word.end)]
+    assert times == sorted(times)
+    assert {two_voices(random, FEW, 12.0)[1] for _ in range(8)} == {True, False}
+    for _ in range(4):
+        spoken, order = keyword_order(random, FEW, 20.0)
+        keywords = [(word.text, word.start) for word in spoken.words if word.text in ("yes", "no")]
+        assert [text for text, _ in keywords] == [["yes", "no"], ["no", "yes"]][order]
+        assert keywords[1][1] - keywords[0][1] >= 10.0
+
+
+def test_without_espeak_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speech_synthesis.shutil, "which", lambda name: None)
+    with pytest.raises(AudioError, match=r"espeak-ng, which is not installed; type apt install espeak-ng"):
+        say("a word that no test has said", FEW[0])
+
+
+def test_errors_are_counted_at_their_words() -> None:
+    words = tuple(Spoken(str(number), number, number + 0.5) for number in range(5))
+    heard = (Word("0", 0, 0.4), Word("9", 1, 1.4), Word("2", 2, 2.4), Word("8", 2.6, 2.8), Word("3", 3, 3.4))
+    units = mistakes(Transcript("", heard, (), 5.0), Recording(np.zeros(5 * RATE, np.float32), words))
+    wrong = [(round(place, 2), errors, words) for place, errors, words in sorted(units) if errors]
+    assert wrong == [(1.25, 1, 1), (2.7, 1, 0), (4.25, 1, 1)]
+    assert sum(words for _, _, words in units) == 5
+
+
+@needs_espeak
+def test_every_system_reads_a_recording() -> None:
+    model, processor = small_model(0)
+    hearing = Hearing(processor.feature_extractor)
+    inputs = batch(hearing, processor.tokenizer, 2, np.random.default_rng(0))
+    assert inputs["labels"].max() < model.config.vocab_size
+    assert np.isfinite(model(**inputs).loss.item())
+    assert samples_per_frame(model, hearing) == RATE // 25
+    recordings = [long_digits(np.random.default_rng(0), FEW, 45.0)]
+    for system in SYSTEMS.values():
+        result = measured(read_by(system, model.eval()), processor, system, recordings)
+        assert result["all"]["words"] == len(recordings[0].words) == result["near"]["words"] + result["elsewhere"]["words"]
+
+
+@needs_espeak
+def test_a_window_over_everything_is_full_attention() -> None:
+    model, processor = small_model(0)
+    samples = long_digits(np.random.default_rng(0), FEW, 6.0).samples
+    covering = SYSTEMS["window, one pass"]._replace(attention={**WINDOW, "left": 1000, "right": 1000})
+    whole, windowed = (
+        transcribe(read_by(system, model.eval()), processor, samples) for system in (SYSTEMS["full attention, one pass"], covering)
+    )
+    assert whole == windowed
