@@ -145,8 +145,7 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
-    if not torch.compiler.is_dynamo_compiling() and (with_earlier := STREAMED_KEYS.get()) is not None:
-        key, value = with_earlier(key, value)
+    key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
         mask = mechanism.fused_mask(key, causal)
@@ -186,6 +185,15 @@ def longattn_attention_forward(
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
     weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
+
+
+def with_streamed_keys(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values ``(B, H_kv, n, D)`` after the earlier ones of a stream, where a layer reads one; may be called on the result again.
+
+    The attention function calls it; so does an attention module that makes something of all keys before.
+    """
+    with_earlier = None if torch.compiler.is_dynamo_compiling() else STREAMED_KEYS.get()
+    return (key, value) if with_earlier is None else with_earlier(key, value)
 
 
 def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:

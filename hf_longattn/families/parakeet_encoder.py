@@ -20,7 +20,7 @@ from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderSubsamplingConv2D,
 )
 
-from ..backend import BACKEND, longattn_attention_forward
+from ..backend import BACKEND, longattn_attention_forward, with_streamed_keys
 from ..engines.common.distance_term import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend
 from ..modeling.attach.frame_padding import FramePadding
@@ -28,6 +28,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import Convolution, StreamRule
 from ..private_apis import attention_implementation
 
 ROWS_PER_STRETCH = 4096
@@ -99,16 +100,18 @@ class LongParakeetAttention(ParakeetEncoderAttention):
     def forward(
         self, hidden_states: Tensor, position_embeddings: Tensor | None, attention_mask: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """``hidden_states (B, N, C)``, positions ``(1, 2 N - 1, C)`` and :class:`FramePadding` to ``(B, N, C)`` and the weights."""
+        """``hidden_states (B, N, C)``, positions ``(1, 2 K - 1, C)`` for K keys, which are N but in a stream, and :class:`FramePadding` to
+        ``(B, N, C)`` and the weights."""
         if attention_implementation(self.config) != BACKEND or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
-        length = hidden_states.shape[1]
         query, key, value = (
             projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        back, ahead = self.long_attention.span(length, length, False)
-        near = position_embeddings[0, length - 1 - back : length + ahead].flip(0)  # of the distances -ahead, …, back
+        key, value = with_streamed_keys(key, value)
+        back, ahead = self.long_attention.span(query.shape[2], key.shape[2], False)
+        middle = position_embeddings.shape[1] // 2
+        near = position_embeddings[0, middle - back : middle + ahead + 1].flip(0)  # of the distances -ahead, …, back
         table = self.relative_k_proj(near).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
         term = DistanceTerm((query + self.bias_v[:, None]) * self.scaling, table, ahead, key)
         output, weights = longattn_attention_forward(
@@ -146,12 +149,25 @@ def normalised_features(config: Any) -> str:
     return "its feature extractor normalises every feature over the whole sound"
 
 
+def subsampling(config: Any) -> list[Convolution]:
+    """The convolutions that make frames of rows of features."""
+    kernel, stride = encoder_config(config).subsampling_conv_kernel_size, encoder_config(config).subsampling_conv_stride
+    padding = (kernel - 1) // 2
+    return [Convolution(kernel, stride, padding, padding)] * int(math.log2(encoder_config(config).subsampling_factor))
+
+
+def convolution_module(config: Any) -> list[Convolution]:
+    """The convolution over frames in every layer."""
+    return [Convolution.centred(encoder_config(config).conv_kernel_size)]
+
+
 PARAKEET = AudioRule(
     input="input_features",
     rate=100,
     features=lambda config: int(encoder_config(config).num_mel_bins),
     frames=subsampled,
     why_chunks_differ=normalised_features,
+    stream=StreamRule(subsampling, layers="layers", inside=convolution_module, positions="encode_positions"),
 )
 """Rows of log-mel features, 100 in a second, of which eight make a frame."""
 FAMILY = Family(LongParakeetEncoderConfig, package="parakeet", classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, audio=PARAKEET)

@@ -333,6 +333,8 @@ def _rules(model: Any) -> tuple[Any, StreamRule]:
             f"{type(model).__name__} has no way to read a stream; use a model of sound that has, such as LongWav2Vec2ForCTC, or "
             "AttentionStream for a model of your own."
         )
+    if getattr(config, "is_encoder_decoder", False):
+        raise StreamError(f"{type(model).__name__} writes by a decoder, not by frames; stream its encoder, Stream(model.get_encoder()).")
     if why := audio.stream.refusal(config):
         raise StreamError(f"{type(model).__name__} needs the whole sound: {why}.")
     length = audio.length(60)
@@ -348,13 +350,15 @@ def _rules(model: Any) -> tuple[Any, StreamRule]:
 
 def _stages(model: Any, rule: StreamRule) -> list[Stage]:
     """The stages of a model, from its input to its last layer."""
-    base, config = model.base_model, model.config
+    family = FAMILIES[getattr(model.config, "base_model_type", model.config.model_type)]
+    base, config = model.encoder if family.holds_encoder else model.base_model, model.config
+    positions = None if rule.positions is None else base.get_submodule(rule.positions)
     stages = [Stage(None, rule.front(config))]
     if rule.encoder is not None:
         name, sections = rule.encoder
         stages.append(Stage(base.get_submodule(name), sections(config)))
     for number, layer in enumerate(base.get_submodule(rule.layers)):
-        stages.append(Stage(layer, rule.inside(config), locality_of(_mechanism(model, layer, number), causal=False)))
+        stages.append(Stage(layer, rule.inside(config), locality_of(_mechanism(model, layer, number), causal=False), positions))
     return stages
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +17,8 @@ from .tail import Tail
 
 HIDDEN, KEYS, VALUES = "hidden", "keys", "values"
 """What a stage keeps, by the names in a stream's state."""
+POSITIONS = "position_embeddings"
+"""The keyword for the positions of a layer's frames."""
 
 
 class NothingFinal(Exception):
@@ -32,10 +34,17 @@ class Stage:
     module: whose input is the stage's; ``None`` for the model's own.
     section: how far it looks along time; attention, whose keys and values are kept instead of its inputs, first.
     local: how far its attention sees; ``None`` where there is none.
+    positions: makes the module's ``position_embeddings`` from states, of which it reads the number.
     """
 
-    def __init__(self, module: nn.Module | None, sections: Sequence[Section], local: Locality | None = None) -> None:
-        self.module, self.local = module, local
+    def __init__(
+        self,
+        module: nn.Module | None,
+        sections: Sequence[Section],
+        local: Locality | None = None,
+        positions: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.module, self.local, self.positions = module, local, positions
         self.after = Chain(tuple(sections))
         self.section = Chain((Attention(local), *sections)) if local is not None else self.after
         self.tails = {HIDDEN: Tail(1), **({KEYS: Tail(2), VALUES: Tail(2)} if local is not None else {})}
@@ -62,16 +71,23 @@ class Stage:
         return None if self._idle else hidden.tensor
 
     def with_earlier(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values ``(B, H, n, D)`` after those that were kept."""
-        if self._idle or self.local is None:
+        """New keys and values ``(B, H, n, D)`` after those that were kept; both as they are where these precede them already."""
+        start, hidden = self.tails[HIDDEN].start, self.tails[HIDDEN].tensor
+        if self._idle or self.local is None or hidden is None or keys.shape[2] > hidden.shape[1]:
             return keys, values
-        start = self.tails[HIDDEN].start
         whole = []
         for name, new in ((KEYS, keys), (VALUES, values)):
             tail = self.tails[name]
             tail.append(new[:, :, tail.stop - start :])
             whole.append(tail.between(self.local.first(start), tail.stop))
         return whole[0], whole[1]
+
+    def positions_like(self, hidden: Tensor) -> Any:
+        """``position_embeddings`` for the run on ``hidden (B, n, C)``, and for the keys that were kept."""
+        assert self.positions is not None
+        start = self.tails[HIDDEN].start
+        earlier = 0 if self._idle or self.local is None else start - self.local.first(start)
+        return self.positions(hidden[:, :1].expand(-1, earlier + hidden.shape[1], -1))
 
     def give(self, out: Tensor) -> Tensor:
         """What has become final of the outputs ``(B, m, …)`` of the run; then what no later output needs is dropped."""
@@ -100,8 +116,10 @@ class Run:
         """Stages that ran."""
         self._by_module = {id(stage.module): (before, stage) for before, stage in itertools.pairwise(stages)}
 
-    def enter(self, module: nn.Module, hidden: Tensor) -> Tensor:
+    def enter(self, module: nn.Module, hidden: Tensor, keywords: dict[str, Any]) -> Tensor:
         """The frames on which the stage of ``module`` runs, from its input, which is the output of the stage before.
+
+        Its ``keywords`` then have the positions of these frames.
 
         Raises:
             NothingFinal: no output of the stage has become final.
@@ -110,11 +128,13 @@ class Run:
         self.entered += 1
         joined = stage.take(before.give(hidden), self.ends)
         STREAMED_KEYS.set(stage.with_earlier)
-        if joined is not None:
-            return joined
-        if self.ends:  # something to run on, all of which is cut off
-            return hidden[:, :1]
-        raise NothingFinal
+        if joined is None:
+            if not self.ends:
+                raise NothingFinal
+            joined = hidden[:, :1]  # something to run on, all of which is cut off
+        if stage.positions is not None:
+            keywords[POSITIONS] = stage.positions_like(joined)
+        return joined
 
 
 RUNNING: ContextVar[Run | None] = ContextVar("running stream", default=None)
@@ -134,6 +154,8 @@ def _enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     run = None if torch.compiler.is_compiling() else RUNNING.get()
     if run is None:
         return None
+    kwargs = {**kwargs}
     if args:
-        return (run.enter(module, args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": run.enter(module, kwargs["hidden_states"])}
+        return (run.enter(module, args[0], kwargs), *args[1:]), kwargs
+    kwargs["hidden_states"] = run.enter(module, kwargs["hidden_states"], kwargs)
+    return args, kwargs

@@ -24,7 +24,12 @@ from hf_longattn.streaming import Stream
 from hf_longattn.streaming.stages import RUNNING, NothingFinal, Run, Stage, hook
 from scripts.dev.tools.small_models import Shape, small_audio_config
 
-STREAMED = [name for name in FAMILIES if (audio := FAMILIES[name].audio) is not None and audio.stream is not None]
+STREAMED = [
+    (name, head)
+    for name in FAMILIES
+    for head in FAMILIES[name].heads
+    if (audio := FAMILIES[name].audio) is not None and audio.stream is not None and head.endswith(("Model", "ForCTC", "Encoder"))
+]
 SHAPE = Shape(layers=2, inner=48)
 FRAME = 320
 WINDOW = {"mechanism": "window", "left": 7, "right": 3}
@@ -35,8 +40,7 @@ SAMPLES = 40_123
 def model_of(base: str = "wav2vec2", head: str = "ForCTC", attention: dict[str, Any] | None = None, **values: Any) -> Any:
     """A small Long model in whose outputs attention shows."""
     torch.manual_seed(0)
-    norm = {} if base == "data2vec-audio" else {"feat_extract_norm": "layer"}
-    config, family = small_audio_config(base, SHAPE, **{**norm, **values}).to_dict(), FAMILIES[base]
+    config, family = small_audio_config(base, SHAPE, **{"feat_extract_norm": "layer", **values}).to_dict(), FAMILIES[base]
     name = next(name for name in family.heads if name.endswith(head))
     config = family.config_class(**{**config, "model_type": family.config_class.model_type}, long_attention=attention or WINDOW)
     model: Any = family.model_class(name)(config)
@@ -51,6 +55,13 @@ def sound(samples: int = SAMPLES, rows: int = 2, dtype: torch.dtype = torch.floa
     return torch.randn(rows, samples, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
+def heard(model: Any, seconds: float, rows: int = 2) -> Tensor:
+    """A sound in fp64, as the model takes it."""
+    rule: Any = model.family.audio
+    width = () if rule.features is None else (rule.features(model.config),)
+    return torch.randn(rows, rule.length(seconds), *width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
 def whole(model: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         out = model(x)
@@ -63,10 +74,15 @@ def streamed(stream: Stream, x: Tensor, size: int, first: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", [WINDOW, CHUNKED], ids=["window", "chunked"])
-@pytest.mark.parametrize("base", STREAMED)
-def test_a_stream_gives_what_one_pass_gives(base: str, attention: dict[str, Any]) -> None:
-    model, x = model_of(base, attention=attention).double(), sound(dtype=torch.float64)
-    torch.testing.assert_close(streamed(Stream(model), x, 1_777), whole(model, x), atol=1e-11, rtol=0)
+@pytest.mark.parametrize(("base", "head"), STREAMED)
+def test_a_stream_gives_what_one_pass_gives(base: str, head: str, attention: dict[str, Any]) -> None:
+    model = model_of(base, head, attention).double()
+    seconds = 4.321 if model.family.audio.features is None else 15.27
+    x = heard(model, seconds)
+    stream = Stream(model)
+    torch.testing.assert_close(streamed(stream, x, x.shape[1] // 23), whole(model, x), atol=1e-11, rtol=0)
+    stream.reset()
+    assert torch.equal(streamed(stream, x, 77), streamed(Stream(model), x, x.shape[1]))
 
 
 @pytest.mark.parametrize("head", ["Model", "ForCTC", "ForAudioFrameClassification"])
@@ -90,6 +106,12 @@ def test_the_bits_do_not_depend_on_the_pieces(chunk: int, attention: dict[str, A
     if chunk != 200 * FRAME:
         assert torch.equal(outs[0], outs[1])
     torch.testing.assert_close(outs[0], whole(model, x), atol=2e-5, rtol=0)
+
+
+def test_the_encoder_of_a_transducer_streams() -> None:
+    encoder = model_of("parakeet_tdt", "ForTDT").get_encoder()
+    x = heard(encoder, 5).float()
+    torch.testing.assert_close(streamed(Stream(encoder), x, 123), whole(encoder, x), atol=2e-5, rtol=0)
 
 
 def test_samples_one_at_a_time() -> None:
@@ -305,6 +327,10 @@ def test_what_needs_the_whole_sound_is_refused() -> None:
         (model_of(attention={"mechanism": "full"}), "Mechanism 'full' .* looks at the whole sequence"),
         (model_of(attention={"mechanism": "longformer", "window": 8}), "has global tokens with these options"),
         (model_of(add_adapter=True), "fewer last states than frames"),
+        (
+            model_of("parakeet_tdt", "ForTDT"),
+            r"writes by a decoder, not by frames; stream its encoder, Stream\(model.get_encoder",
+        ),
         (nn.Linear(2, 2), "Linear has no way to read a stream"),
     ]
     for model, message in cases:

@@ -116,6 +116,7 @@ class StreamRule:
         sections of that, with a config (``"encoder"``, a convolution over frames as positions); ``None`` where nothing does.
     layers: the name of the list of layers in the base, whose first argument is frames.
     inside: the sections of a layer after its attention, with a config.
+    positions: the module of the base that makes the layers' ``position_embeddings`` from states, of which it reads the number.
     refusal: why the base needs the whole sound with a config, and what to use instead; empty where it does not.
     """
 
@@ -123,6 +124,7 @@ class StreamRule:
     encoder: tuple[str, Callable[[Any], Sequence[Section]]] | None = None
     layers: str = "encoder.layers"
     inside: Callable[[Any], Sequence[Section]] = lambda config: ()
+    positions: str | None = None
     refusal: Callable[[Any], str] = lambda config: ""
 
 
