@@ -13,19 +13,27 @@ import soundfile
 import torch
 from datasets import Audio, Dataset, Features, Value
 from transformers import (
+    ASTConfig,
     ASTFeatureExtractor,
+    ASTForAudioClassification,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
     AutoModelForCTC,
     AutoProcessor,
+    ParakeetCTCConfig,
+    ParakeetFeatureExtractor,
+    ParakeetForCTC,
     PreTrainedTokenizerBase,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertForCTC,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
     WhisperFeatureExtractor,
 )
 
-from hf_longattn import LongWav2Vec2ForCTC
+from hf_longattn import LongASTForAudioClassification, LongParakeetForCTC, LongWav2Vec2ForCTC
 from hf_longattn.cli.train import train
 from hf_longattn.data.audio import Hearing, load_labelled_recordings
 from hf_longattn.data.sources import DataError
@@ -71,6 +79,37 @@ def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
     """The arguments of a run; ``data`` is a folder or a list of sources."""
     sources = data if isinstance(data, list) else [str(data)]
     return build_arguments(CTC, **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-bert", "parakeet", "long_parakeet"])
+def test_models_that_read_spectrograms(name: str, recordings: Path, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tokenizer = character_tokenizer(["ab"])
+    head = {"vocab_size": len(tokenizer), "pad_token_id": 0}
+    extractor: Any = ParakeetFeatureExtractor()
+    torch.manual_seed(0)
+    if name == "wav2vec2-bert":
+        extractor = SeamlessM4TFeatureExtractor()
+        still = {"mask_time_prob": 0.0, "layerdrop": 0.0, "position_embeddings_type": "relative_key", "add_adapter": False}
+        model: Any = Wav2Vec2BertForCTC(Wav2Vec2BertConfig(**head, **shape, **still, feature_projection_input_dim=160))
+    else:
+        encoder = {**shape, "subsampling_conv_channels": 8, "subsampling_factor": 2, "dropout": 0.0, "layerdrop": 0.0}
+        model = ParakeetForCTC(ParakeetCTCConfig(**head, encoder_config=encoder))
+    model.save_pretrained(tmp_path / "model")
+    if name == "long_parakeet":
+        window = {"mechanism": "window", "left": 8, "right": 8}
+        model = LongParakeetForCTC.from_pretrained(tmp_path / "model", long_attention=window)
+        model.save_pretrained(tmp_path / "model")
+    for part in (extractor, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "validation": str(recordings)}
+    log = finetune_ctc(*settings(str(tmp_path / "model"), tmp_path / "out", recordings, **run))
+    assert log["utterances"] == {"train": 24, "held_out": 24}
+    assert log["held_out"]["after"]["loss"] < 0.7 * log["held_out"]["before"]["loss"]
+    trained, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
+    assert type(trained) is type(model)
+    inputs = processor([speech("ab ba", 99)], sampling_rate=RATE, return_tensors="pt")
+    assert set(processor.tokenizer.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
 
 
 @pytest.mark.parametrize("model", ["ctc", "long"])
@@ -330,6 +369,28 @@ class TestClasses:
         assert (fixed.most_samples, Hearing(WhisperFeatureExtractor()).most_samples, free.most_samples) == (2560, 480_000, None)
         assert fixed.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 16, 8)
         assert free.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 3200)
+
+    @pytest.mark.parametrize("long", [False, True])
+    def test_a_spectrogram_transformer(self, long: bool, tones: Path, tmp_path: Path) -> None:
+        shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 4}
+        config = ASTConfig(**shape, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8)
+        ASTForAudioClassification(config).save_pretrained(tmp_path / "model")
+        extractor = ASTFeatureExtractor(max_length=16, num_mel_bins=8)
+        if long:
+            window = {"mechanism": "window2d", "window": 2}
+            model = LongASTForAudioClassification.from_pretrained(tmp_path / "model", long_attention=window, long_max_length=24)
+            model.save_pretrained(tmp_path / "model")
+            extractor.save_pretrained(tmp_path / "model")
+            with pytest.raises(CheckpointError, match=r"spectrograms of 16 frames, but the model was converted for 24; set max_length"):
+                finetune_classification(*self.settings(str(tmp_path / "model"), tmp_path / "out", tones))
+            extractor.max_length = 24
+        extractor.save_pretrained(tmp_path / "model")
+        log = finetune_classification(*self.settings(str(tmp_path / "model"), tmp_path / "out", tones))
+        assert log["recordings"]["cut"] == (0 if long else 8)  # of 200 ms
+        assert log["read_seconds"] == (0.24 if long else 0.16)
+        trained = AutoModelForAudioClassification.from_pretrained(tmp_path / "out")
+        assert isinstance(trained, LongASTForAudioClassification) == long
+        assert trained.config.id2label == {0: "a", 1: "b"}
 
     def test_bad_input_is_a_sentence(self, tones: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         text_model = checkpoint("mlm", tmp_path / "text", tokenizer)

@@ -39,7 +39,7 @@ from hf_longattn.data.pictures import (
     load_labelled_pictures,
 )
 from hf_longattn.data.sources import DataError, class_names, held_back, load_labelled
-from hf_longattn.errors import OptionError, check_extra
+from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
@@ -291,6 +291,7 @@ class Recordings:
 
         Raises:
             AudioError: a recording cannot be read.
+            CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
             OptionError: an option that counts tokens.
         """
         if training_args.tokens_per_batch:
@@ -298,6 +299,12 @@ class Recordings:
         hearing = Hearing(processor, args.resample, args.mono)
         train_rows, held_out = (with_lengths(data, hearing) for data in rows)
         longest = max(map(max, (train_rows["length"], held_out["length"]))) / hearing.sampling_rate
+        converted, read = getattr(model.config, "long_max_length", None), getattr(processor, "max_length", None)
+        if converted is not None and converted != read:
+            raise CheckpointError(
+                f"the feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
+                f"{converted}; set max_length in its preprocessor_config.json to that"
+            )
         most = hearing.most_samples
         cut = 0 if most is None else sum(length > most for data in (train_rows, held_out) for length in data["length"])
         counts = {"train": len(train_rows), "held_out": len(held_out), "cut": cut}
