@@ -53,10 +53,17 @@ def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     return runs
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS)
-def test_every_base_runs_and_gets_documents(base: str, head: str) -> None:
+@pytest.fixture(scope="module", params=HEADS, ids="-".join)
+def head_model(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    """A head's name and its model, which no test changes."""
+    base, head = request.param
+    torch.manual_seed(0)
+    return head, small(base, head)
+
+
+def test_every_base_runs_and_gets_documents(head_model: tuple[str, Any]) -> None:
     """A head that calls a module inside its base instead, or drops an argument, would leave the base's modes out without a word."""
-    model = small(base, head)
+    head, model = head_model
     inputs = inputs_of(model, head)
     bases = [module for module in model.modules() if isinstance(module, LongBaseModelMixin)]
     assert len(runs_of(model, inputs)) == len(bases)
@@ -71,10 +78,9 @@ def test_every_base_runs_and_gets_documents(base: str, head: str) -> None:
         assert all(seen), f"{name} did not reach the base"
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS)
-def test_positions_that_restart_reach_every_base_or_are_refused(base: str, head: str) -> None:
+def test_positions_that_restart_reach_every_base_or_are_refused(head_model: tuple[str, Any]) -> None:
     """A base that takes none would read on, with the documents kept apart at best."""
-    model = small(base, head)
+    head, model = head_model
     inputs = inputs_of(model, head)
     bases = [module for module in model.modules() if isinstance(module, LongBaseModelMixin)]
     positions = torch.cat([torch.arange(FIRST), torch.arange(LENGTH - FIRST)])[None]
