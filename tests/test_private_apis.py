@@ -46,15 +46,15 @@ def test_the_versions_are_those_that_are_tested(repository: Path) -> None:
         assert re.search(rf"^{library}=={re.escape(last)}\.", pinned, re.MULTILINE), f"{library} {last}"
 
 
-def trees(repository: Path) -> Iterator[tuple[str, ast.Module]]:
+def nodes_of_files(repository: Path) -> Iterator[tuple[str, list[ast.AST]]]:
     for folder in FOLDERS:
         for path in sorted((repository / folder).rglob("*.py")):
-            yield path.relative_to(repository).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+            yield path.relative_to(repository).as_posix(), [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
 
 
-def names_of_ours(tree: ast.Module) -> Iterator[str]:
+def names_of_ours(nodes: list[ast.AST]) -> Iterator[str]:
     """Private names that a file defines: functions, classes, variables, attributes and fields."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -63,9 +63,9 @@ def names_of_ours(tree: ast.Module) -> Iterator[str]:
             yield node.attr
 
 
-def touched(tree: ast.Module, ours: set[str]) -> Iterator[tuple[int, str]]:
+def touched(nodes: list[ast.AST], ours: set[str]) -> Iterator[tuple[int, str]]:
     """(line, name) of every private name of another package that a file uses."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute):
             name = node.attr
             if name == "_check" and ast.unparse(node.value) != "torch":
@@ -80,9 +80,9 @@ def touched(tree: ast.Module, ours: set[str]) -> Iterator[tuple[int, str]]:
 
 
 def test_no_other_module_touches_one(repository: Path) -> None:
-    read = dict(trees(repository))
-    ours = {name for file, tree in read.items() if file != HOME for name in names_of_ours(tree) if name.startswith("_")} - LISTED
-    found = [f"{file}:{line} {name}" for file, tree in read.items() if file != HOME for line, name in touched(tree, ours)]
+    read = dict(nodes_of_files(repository))
+    ours = {name for file, nodes in read.items() if file != HOME for name in names_of_ours(nodes) if name.startswith("_")} - LISTED
+    found = [f"{file}:{line} {name}" for file, nodes in read.items() if file != HOME for line, name in touched(nodes, ours)]
     assert not [one for one in found if one.split()[1] not in DECLARED], f"ask {HOME} for it"
     assert list(touched(read[HOME], ours)), "this very test finds them"
 

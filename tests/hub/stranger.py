@@ -1,8 +1,8 @@
 """What a stranger does who has transformers and not this package: load a model with its code, run it, save it, load it again.
 
 Run as a script, ``stranger.py REQUEST``, with a JSON file: ``paths`` go first on ``sys.path``, from which the package's own
-checkout is taken away; ``models`` are what to load, ``program`` is run in the end. It writes ``outputs.pt`` beside the request. It
-imports nothing of the project.
+checkout is taken away; ``modules`` is where transformers puts code, where it was imported already; ``models`` are what to load,
+``program`` is run in the end. It writes ``outputs.pt`` beside the request, and imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ def main(request: Path) -> None:
 
     import torch
     import transformers
+    from transformers import dynamic_module_utils
 
+    if asked["modules"] is not None:
+        dynamic_module_utils.HF_MODULES_CACHE = asked["modules"]
     results: dict[str, object] = {"transformers": transformers.__version__}
     models = {}
     for name, one in asked["models"].items():

@@ -57,17 +57,21 @@ def loaded_by_a_stranger(
     program: str = "",
     endpoint: str | None = None,
 ) -> dict[str, Any]:
+    offline = endpoint is None and not paths
     request: dict[str, Any] = {"paths": list(paths), "models": {}, "program": program}
+    request["modules"] = str(folder / "modules") if offline else None
     for name, repo in models.items():
         case = cases[name]
         told = {"tokenizer": tokenizers and case.tokenizer is not None, "text": TEXT, "ids": IDS, "generates": case.generates}
         request["models"][name] = {"repo": str(repo), "auto": case.auto, **told}
     (folder / "request.json").write_text(json.dumps(request))
-    environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if not offline:
+        environment["HF_HOME"] = str(folder / "home")
     if endpoint is not None:
         environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     environment.pop("PYTHONPATH", None)
-    done = run_fresh(SCRIPT, folder / "request.json", env=environment, cwd=folder, level="interpreter" if paths else "torch")
+    done = run_fresh(SCRIPT, folder / "request.json", env=environment, cwd=folder, level="interpreter" if paths else "transformers")
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "outputs.pt", weights_only=True)
 

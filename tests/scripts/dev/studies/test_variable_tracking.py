@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 
@@ -9,6 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
+from scripts.dev.studies import corpus
 from scripts.dev.studies.variable_tracking import MARKER, NAMES, VALUES, DocumentShape, Filler, build_variable_tracking, make_document
 
 LINE = re.compile(rf"^{MARKER} (\w+) (\w+)$", re.MULTILINE)
@@ -56,7 +58,10 @@ def test_hops_are_further_apart_than_a_window(filler: Filler, tokenizer: PreTrai
         assert len(tokenizer(between, add_special_tokens=False)["input_ids"]) > 480
 
 
-def test_built_set(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_built_set(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first modules of a package; that a split has all of its packages' is in test_corpus.py."""
+    modules = corpus.iter_modules
+    monkeypatch.setattr(corpus, "iter_modules", lambda *chosen: itertools.islice(modules(*chosen), 20))
     arguments = {"lengths": (480, 1024), "documents": 2, "packages": ["huggingface_hub"]}
     data = build_variable_tracking("validation", tokenizer, **arguments)
     assert data["length"] == [480] * 8 + [1024] * 8
