@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     grids.ONLY_QUICK = config.option.markexpr == "not slow"
+    gc.set_threshold(20_000, 20, 20)  # by default a model alone makes tens of collections
 
 
 def pytest_collection_finish() -> None:

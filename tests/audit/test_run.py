@@ -28,14 +28,19 @@ from hf_longattn.cli import main
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.audit.fakes import WORDS, graph, serving, window
+from tests.grids import grid
 from tests.reference.small_models import long_config
 from tests.unsupported import ENCODER
 
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 
 
-@pytest.mark.parametrize(("mechanism", "causal"), FORMS)
+@pytest.mark.parametrize(
+    ("mechanism", "causal"),
+    grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or (FORMS.index((name, False)) + causal) % 2 == 0),
+)
 def test_every_mechanism_reaches_what_it_says(mechanism: str, causal: bool) -> None:
+    """Of those with two forms, the quick tests take one, in turn."""
     options = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
     config = long_config("gpt2" if causal else "bert", options, max_position_embeddings=256)
     model = getattr(families, "LongGPT2Model" if causal else "LongBertModel")(config)

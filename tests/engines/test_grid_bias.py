@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -22,8 +23,14 @@ Cell = tuple[int, ...]
 
 def bias_by_hand(table: Tensor, sizes: Cell, grid: Grid, dilation: int = 1) -> Tensor:
     """``(H, N, N)``: the entry of the distance of every pair; the last three are for the prefix."""
+    return table[:, entries_by_hand(table.shape[1], sizes, grid, dilation)].view(len(table), grid.length, grid.length)
+
+
+@functools.cache
+def entries_by_hand(entries_of_table: int, sizes: Cell, grid: Grid, dilation: int) -> list[int]:
+    """The entry of every pair, row by row."""
     cells = [None] * grid.prefix + list(itertools.product(*map(range, grid.sizes)))  # type: ignore[list-item]
-    distances = table.shape[1] - (3 if grid.prefix else 0)
+    distances = entries_of_table - (3 if grid.prefix else 0)
     entries = []
     for query, key in itertools.product(cells, cells):
         if query is None or key is None:
@@ -34,7 +41,7 @@ def bias_by_hand(table: Tensor, sizes: Cell, grid: Grid, dilation: int = 1) -> T
             step = (q - k) // dilation
             entry = entry * (2 * size - 1) + max(1 - size, min(size - 1, step)) + size - 1
         entries.append(entry)
-    return table[:, entries].view(len(table), grid.length, grid.length)
+    return entries
 
 
 def table_for(sizes: Cell, prefix: int) -> Tensor:

@@ -23,6 +23,7 @@ from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.common.on_grid import GridMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.naming import OPERATORS
+from tests.grids import pairwise
 
 Cell = tuple[int, ...]
 HEADS, DIM = 2, 4
@@ -428,11 +429,13 @@ FILLED: list[tuple[dict[str, Any], Cell]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "sizes"), FILLED)
-@pytest.mark.parametrize(("prefix", "mode"), PREFIXES[:4])
-@pytest.mark.parametrize("path", ["fused", "without fused kernels", "with a score term", "with a bias", "with holes"])
-def test_padding_takes_a_share(path: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("filled", "prefixes", "path"),
+    pairwise(FILLED, PREFIXES[:4], ("fused", "without fused kernels", "with a score term", "with a bias", "with holes")),
+)
+def test_padding_takes_a_share(filled: tuple[dict[str, Any], Cell], prefixes: tuple[int, str], path: str) -> None:
     """Cells of zeros at the end of every axis, of which a loop here counts how many are in the window of a cell."""
+    (options, sizes), (prefix, mode) = filled, prefixes
     grid, mechanism = Grid(sizes, prefix), built("window2d", {**options, "padding": "zeros"}, mode).double()
     torch.manual_seed(1)
     for parameter in mechanism.parameters():

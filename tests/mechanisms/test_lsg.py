@@ -12,10 +12,11 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.lsg import SELECTIONS, Cells, chosen_keys, clusters, directions, means_of_cells
-from tests.grids import grid
+from tests.grids import grid, pairwise
 from tests.mechanisms.definition import Attention
 
 GRAPHS = ("compiled", "exported")
+CALLS = pairwise(SELECTIONS, ("none", "left", "inside"), (False, True), (33, 250, 300))
 
 SMALL: dict[str, Any] = {"block_size": 16, "sparse_block_size": 8, "sparsity_factor": 4}
 
@@ -44,10 +45,7 @@ def padding(length: int, side: str) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("side", ["none", "left", "inside"])
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("length", [33, 250, 300])
+@pytest.mark.parametrize(("selection", "side", "causal", "length"), CALLS)
 def test_output_and_gradients_equal_the_reference(selection: str, side: str, causal: bool, length: int) -> None:
     q, k, v = (x.requires_grad_() for x in random(length))
     mask = padding(length, side)
@@ -244,10 +242,7 @@ def test_blocks_begin_after_tokens_in_front() -> None:
     assert (found[..., 0] > 0).all()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("side", ["none", "left", "inside"])
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("length", [33, 250, 300])
+@pytest.mark.parametrize(("selection", "side", "causal", "length"), CALLS)
 def test_an_offset_equals_the_reference(selection: str, side: str, causal: bool, length: int) -> None:
     q, k, v = (x.requires_grad_() for x in random(length))
     mask = padding(length, side)
