@@ -45,7 +45,7 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "report", "text", "tensor_files", "tensor_names", "grid_sizes"),
+    ("config", "report", "text", "tensor_files", "tensor_names", "audio_seconds", "grid_sizes"),
     ("sources",),
     ("long_models",),
     ("architectures",),
@@ -53,10 +53,11 @@ CONVERSION = (
     ("flops", "model_loading", "pooling"),
     ("plan_tensors", "plan_positions", "processors"),
     ("plan_grid",),
+    ("plan_audio",),
     ("plan",),
-    ("inspection", "writing", "folders", "pictures"),
+    ("inspection", "writing", "folders", "pictures", "sound"),
     ("verify_loss",),
-    ("verify", "verify_outputs", "verify_grid"),
+    ("verify", "verify_outputs", "verify_audio", "verify_grid"),
     ("native",),
     ("convert", "revert"),
     ("__init__",),

@@ -72,13 +72,20 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one."""
-    from ..conversion.flops import LENGTHS, compare_mechanisms, compare_on_grids, matrix_speed
+    from ..conversion.flops import LENGTHS, compare_mechanisms, compare_on_grids, compare_on_sounds, matrix_speed
 
-    if plan.grid is None:
+    values: dict[str, Any]
+    unit = "sequence"
+    if plan.sound is not None:
+        durations, unit = plan.sound.doublings(plan.architecture.source_config), "sound"
+        rows = compare_on_sounds(plan.attention, plan.shape, [each.frames for each in durations])
+        values = {"lengths": [each.frames for each in durations], "audio_seconds": [each.seconds for each in durations]}
+        headings = [f"{each.seconds:,g} s" for each in durations]
+    elif plan.grid is None:
         rows, values = compare_mechanisms(plan.attention, plan.shape), {"lengths": list(LENGTHS)}
         headings = [f"{length // 1024}K" for length in LENGTHS]
     else:
-        sizes = plan.grid.doublings(plan.architecture.source_config)
+        sizes, unit = plan.grid.doublings(plan.architecture.source_config), plan.grid.rule.noun
         rows = compare_on_grids(plan.attention, plan.shape, sizes)
         values = {"lengths": [size.grid.length for size in sizes], f"{plan.grid.rule.size_name}s": [list(size.size) for size in sizes]}
         headings = ["×".join(map(str, size.size)) for size in sizes]
@@ -86,7 +93,7 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
         terminal.print_json({**plan.to_dict(), "comparison": {**values, "mechanisms": [asdict(row) for row in rows]}})
         return
     show_plan(plan)
-    show_comparison(rows, headings, matrix_speed(), "sequence" if plan.grid is None else plan.grid.rule.noun)
+    show_comparison(rows, headings, matrix_speed(), unit)
 
 
 def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, unit: str = "sequence") -> None:
@@ -139,17 +146,20 @@ def _grown(plan: Mapping[str, Any]) -> str:
     if "new_spectrogram_size" in plan:
         before, after = (f"{plan[name][1]:,}" for name in ("old_spectrogram_size", "new_spectrogram_size"))
         return f"{before} → {after} frames, {old:,} → {new:,} tokens"
+    if "new_audio_seconds" in plan:
+        return f"{plan['old_audio_seconds']:,g} → {plan['new_audio_seconds']:,g} seconds, {old:,} → {new:,} frames"
     length = f"{new} tokens" if new else "any number of tokens"
     return f"{old} → {length}" if old else length
 
 
 def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> None:
-    """Cost at each length for one sequence, or at each size for an input on a grid."""
+    """Cost at each length for one sequence, at each size for an input on a grid, or at each duration of a sound."""
     decodes = any(cost.cache_bytes is not None for cost in costs)
-    sizes = [getattr(cost, "size", None) for cost in costs]
+    sizes, seconds = ([getattr(cost, name, None) for cost in costs] for name in ("size", "seconds"))
     headings = [
         *([] if rule is None else [rule.units]),
-        "tokens",
+        *(["seconds"] if any(seconds) else []),
+        "frames" if any(seconds) else "tokens",
         "attention",
         "full attention",
         "ratio",
@@ -157,14 +167,12 @@ def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> Non
         "activations",
         *(["decode cache"] if decodes else []),
     ]
-    table = _table(
-        headings,
-        f"operations and memory for one {'sequence' if rule is None else rule.noun}, computed from the model's shape",
-        justify="right",
-    )
-    for cost, sides in zip(costs, sizes, strict=True):
+    unit = "sound" if any(seconds) else "sequence" if rule is None else rule.noun
+    table = _table(headings, f"operations and memory for one {unit}, computed from the model's shape", justify="right")
+    for cost, sides, duration in zip(costs, sizes, seconds, strict=True):
         row = [
             *([] if sides is None else ["×".join(map(str, sides))]),
+            *([] if duration is None else [f"{duration:,g}"]),
             f"{cost.length:,}",
             flops(cost.attention_flops),
             flops(cost.full_attention_flops),

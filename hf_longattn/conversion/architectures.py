@@ -40,6 +40,7 @@ OWN_FIELDS = (
     "max_decoder_position_embeddings",
     "long_image_size",
     "long_max_length",
+    "long_audio_seconds",
     "extended_from",
     KEPT_HEADS,
 )

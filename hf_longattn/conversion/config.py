@@ -90,7 +90,7 @@ class ConversionConfig(Settings):
         None,
         "The attention mechanism; `longattn mechanisms` lists them. auto chooses one for every layer under --budget, as `longattn search` "
         "does.",
-        unset="longformer; for a long model, its own; for pictures, window2d",
+        unset="longformer; for a long model, its own; for pictures, window2d; for sound, window",
         planned=True,
     )
     max_length: int | None = setting(
@@ -106,10 +106,11 @@ class ConversionConfig(Settings):
     )
     audio_seconds: float | None = setting(
         None,
-        "Length of its sounds: 30.",
+        "Duration of its sound. It is what is verified and reported; models without position tables read longer sounds as well.",
         unset="the source's",
         unit="seconds",
         type=float,
+        metavar="SECONDS",
         planned=True,
     )
     budget: str | None = setting(
@@ -197,6 +198,7 @@ class ConversionConfig(Settings):
         True, "Check the written files; a failed check leaves no result.", flag="--no-verify", flag_help="Do not check the written files."
     )
     verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
+    verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
     init_from_text: str | Path | None = setting(
         None,
         "A UTF-8 text file on which the source runs, so that learned projections are initialised from its keys and values.",
@@ -326,6 +328,7 @@ class RevertConfig(Settings):
     max_shard_size: str | int | None = _of_conversion("max_shard_size")
     verify: bool = _of_conversion("verify")
     verify_text: str | Path | None = _of_conversion("verify_text")
+    verify_audio: str | Path | None = _of_conversion("verify_audio")
     overwrite: bool = _of_conversion("overwrite")
     revision: str | None = _of_conversion("revision")
     token: str | bool | None = _of_conversion("token")

@@ -13,6 +13,7 @@ from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..staging import check_destination, destination_path, ending_cleanly
+from .audio_seconds import duration
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_planned
@@ -93,7 +94,7 @@ def _converted(
     """
     if chosen.remote_code:
         check_remote_code(plan.config, user_code=chosen.user_code)
-    inputs = verification_inputs(plan, *text) if chosen.verify else None
+    inputs = verification_inputs(plan, *text, chosen.verify_audio) if chosen.verify else None
     added, first_checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
 
     def verify(stage: Path) -> list[Check]:
@@ -141,6 +142,11 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
             return _command("classify", "--images", "--data", "YOUR_PICTURES", output="trained")
         return {"advice": f"fine-tune {{model}} with transformers' Trainer on {plan.grid.rule.noun}s of {plan.grid.new.words}"}
     head = plan.architecture.source_class
+    if plan.sound is not None:
+        for ending, task in (("ForCTC", "ctc"), ("ForSequenceClassification", "classify")):
+            if head.endswith(ending):
+                return _command(task, *(["--audio"] if task == "classify" else []), "--data", "YOUR_RECORDINGS", output="trained")
+        return {"advice": f"fine-tune {{model}} with transformers' Trainer on sounds of up to {duration(plan.sound.new.seconds)}"}
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else _command(*hint, output="trained")
     skeleton: Any = plan.architecture.skeleton(plan.config)

@@ -19,7 +19,7 @@ from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.layout import full_pairs
-from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.registry import mechanism_from, prototype
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites, input_width
 from .architectures import attached_mechanisms
 from .grid_sizes import GridSize
@@ -224,6 +224,13 @@ class SizeCost(LengthCost):
     size: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class SoundCost(LengthCost):
+    """A row for a sound of so many seconds."""
+
+    seconds: float
+
+
 def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int | None) -> list[Mechanism]:
     """The mechanism of every layer; layers with equal options share one, since cost does not depend on the layer.
 
@@ -345,6 +352,13 @@ def compare_on_grids(attention: LongAttentionConfig, shape: ModelShape, sizes: I
     """The planned attention, full attention, and every mechanism on a grid with its default options; counted from shapes."""
     names = ["full", *list_mechanisms(grid=True)]
     return _costs(attention, names, lambda chosen: [cost_on(size, chosen, shape) for size in sizes])
+
+
+def compare_on_sounds(attention: LongAttentionConfig, shape: ModelShape, frames: Iterable[int]) -> list[MechanismCost]:
+    """:func:`compare_mechanisms` for sounds of so many frames, with the mechanisms that sound can take."""
+    prototypes = [prototype(name, {}) for name in list_mechanisms(causal=False, grid=False)]
+    names = [mechanism.name for mechanism in prototypes if not mechanism.remembers and mechanism.recursion is None]
+    return _costs(attention, names, lambda chosen: [cost_at(length, shape, _without_values(chosen, shape, length)) for length in frames])
 
 
 def _costs(

@@ -206,7 +206,7 @@ def write_planned(
         report_file=report_file,
         introduction=introduction,
         made_from=made_from,
-        tokenizer_length=plan.new_length,
+        tokenizer_length=plan.tokenizer_length,
         generated=generated or StackLength(plan.old_length, plan.new_length),
         changed_files=plan.files,
         needed_bytes=plan.total_bytes + 2**20,

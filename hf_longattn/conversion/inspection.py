@@ -12,6 +12,7 @@ from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.inference.pruning import KEPT_HEADS
 from .architectures import find_architecture, read_long
+from .audio_seconds import AudioDuration
 from .flops import (
     DecodeState,
     LengthCost,
@@ -26,6 +27,7 @@ from .flops import (
 )
 from .grid_sizes import GridSize
 from .model_loading import quiet_libraries
+from .plan_audio import audio_costs, with_convolutions
 from .sources.base import Source, open_source
 
 
@@ -52,9 +54,14 @@ class Inspection:
     rule: GridRule | None = None
     """How inputs of such a model lie on a grid."""
 
+    sound: AudioDuration | None = None
+    """The duration of the sound that a model of sound was made for."""
+
     @property
     def longest_input(self) -> str:
         """The longest input, in words."""
+        if self.sound is not None:
+            return f"sounds of {self.sound.describe()}"
         return (
             f"up to {self.max_length:,} tokens"
             if self.grid is None or self.rule is None
@@ -78,6 +85,7 @@ class Inspection:
                 if self.grid is None or self.rule is None
                 else {self.rule.size_name: list(self.grid.size), "grid": list(self.grid.grid.sizes)}
             ),
+            **({} if self.sound is None else {"audio_seconds": self.sound.seconds}),
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "costs": [asdict(cost) for cost in self.costs],
@@ -95,6 +103,9 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     config, class_name, family, skeleton = read_long(source) if "long_attention" in source.config else _short(source)
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
+    if family.audio is not None:
+        shape = with_convolutions(shape, skeleton, family.audio, config)
+    sound = None if family.audio is None else AudioDuration.of(family.audio, config, family.audio.durations(config)[1])
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
     grid = None if family.grid is None else GridSize.of(family.grid, config, family.grid.sizes(config)[1])
     return Inspection(
@@ -111,12 +122,15 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         costs=_costs(config, family, shape, mechanisms, max_length),
         grid=grid,
         rule=family.grid,
+        sound=sound,
         kept_heads=dict(getattr(config, KEPT_HEADS, None) or {}),
     )
 
 
 def _costs(config: Any, family: Family, shape: ModelShape, mechanisms: tuple[Mechanism, ...], longest: int) -> tuple[LengthCost, ...]:
     """At 512 tokens, or the size of the position table, and its doublings."""
+    if family.audio is not None:
+        return audio_costs(family.audio, config, family.audio.durations(config), config.long_attention, shape)
     if family.grid is None:
         return tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, longest), longest))
     sizes = sizes_up_to(*family.grid.sizes(config))

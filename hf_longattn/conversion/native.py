@@ -17,6 +17,7 @@ from ..errors import ExportError, checkpoint_errors, defined_at
 from ..modeling.family.definition import without_head
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from .architectures import Architecture, current_name, read_long
+from .audio_seconds import AudioDuration, AudioPlan, duration
 from .flops import ModelShape, cost_at, cost_on, layer_mechanisms, model_shape
 from .folders import open_for_writing, short_name, write_planned
 from .grid_sizes import GridPlan, GridSize
@@ -25,6 +26,7 @@ from .model_loading import available_memory, choose_running, load_result, load_s
 from .pictures import VerificationPictures, VerificationSpectrograms
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
+from .sound import VerificationSound
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import refuse_adapter, with_kept_adapter
 from .sources.quantised import refuse_quantised
@@ -33,6 +35,7 @@ from .tensor_names import ModelName, names_in_model
 from .text import VerificationText, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
+from .verify_audio import run_on_sound
 from .verify_grid import float_tensors, run_on_grid
 from .verify_outputs import GRADIENT_LENGTH, difference, gradients, gradients_of_outputs, length_from_files, probe_outputs
 
@@ -120,6 +123,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         tensors=tuple(tensors),
         max_shard_size=None,
         grid=_grid_of(model),
+        sound=_sound_of(model),
         model=model,
         twin=twin,
         note=choice.note,
@@ -131,6 +135,12 @@ def _grid_of(model: LongModel) -> GridPlan | None:
     """The sizes for which the position table was trained and the model was converted; ``None`` for a model of texts."""
     rule = model.family.grid
     return None if rule is None else GridPlan(rule, *(GridSize.of(rule, model.config, size) for size in rule.sizes(model.config)))
+
+
+def _sound_of(model: LongModel) -> AudioPlan | None:
+    """The duration for which the model was converted, and the base's; ``None`` for a model that does not read sound."""
+    rule = model.family.audio
+    return None if rule is None else AudioPlan(rule, *(AudioDuration.of(rule, model.config, each) for each in rule.durations(model.config)))
 
 
 def _required(choice: TwinChoice, name: str) -> NativeTwin:
@@ -235,7 +245,7 @@ def export_native(
         made_from = str(model) if converted is None else converted.plan["source"]
         inputs = verification_inputs(plan, *verification_text(None))
         twin_class = plan.architecture.source_class
-        longest = f"{plan.new_length:,} tokens" if plan.grid is None else plan.new_input
+        longest = f"{plan.new_length:,} tokens" if plan.other_inputs is None else plan.new_input
         return write_planned(
             plan,
             ResultInfo(target, twin_class, "transformers", plan.new_length),
@@ -391,10 +401,43 @@ def _check_pictures(plan: TwinPlan, opened: Source, pictures: VerificationPictur
     return checks
 
 
+def _check_sounds(plan: TwinPlan, opened: Source, sounds: VerificationSound, scratch: Path | None) -> list[Check]:
+    sound, why_not = plan.sound, _why_no_gradients(plan, scratch)
+    assert sound is not None
+    durations = [sound.old]
+    if sound.grows and cost_at(sound.new.frames, plan.shape, plan.model.layers).total_flops <= FLOPS:
+        durations.append(sound.new)
+
+    def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        part = without_head(model) if headless else model
+        step_gradients = (
+            {} if why_not else gradients_of_outputs(part, float_tensors(part(**sounds.at(sound.old.seconds), return_dict=True)))
+        )
+        parts = [part, *[without_head(model)] * (len(durations) - 1)]
+        inputs = [{**sounds.at(at.seconds), "output_hidden_states": True} for at in durations]
+        return [run_on_sound(part, values) for part, values in zip(parts, inputs, strict=True)], step_gradients
+
+    long: Any
+    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
+    headless = newly_initialised(missing, long)
+    expected, long_gradients = run(long, headless)
+    del long
+    of_twin, twin_gradients = run(load_source(opened, plan.architecture, None, scratch)[0], headless)
+    checks = []
+    for at, wanted, measured in zip(durations, expected, of_twin, strict=True):
+        largest, relative = difference(wanted, measured)
+        values = {"audio_seconds": at.seconds, "tokens": at.frames, "max_abs_difference": largest}
+        detail = f"outputs and all hidden states at {at.describe()}: largest difference {largest:.1e}"
+        checks.append(equality(f"equal to the long model at {duration(at.seconds)}", detail, relative, values))
+    checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
+    return checks
+
+
 CHECKS_BY_INPUT: dict[type, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {
     VerificationText: _check_outputs,
     VerificationPictures: _check_pictures,
     VerificationSpectrograms: _check_pictures,
+    VerificationSound: _check_sounds,
 }
 
 

@@ -24,6 +24,14 @@ from .architectures import Architecture, GenericArchitecture, find_architecture,
 from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, mechanisms_on, model_shape
 from .model_loading import quiet_libraries
+from .plan_audio import (
+    audio_attention,
+    audio_costs,
+    audio_durations,
+    config_values,
+    refuse_other_settings,
+    with_convolutions,
+)
 from .plan_grid import (
     computes_source,
     grid_attention,
@@ -89,8 +97,7 @@ def _plan_chosen(
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     architecture = find_architecture(opened)
-    check_inputs = refuse_picture_settings if architecture.family.grid is None else refuse_text_settings
-    check_inputs(architecture, request)
+    _refuse_other_inputs(architecture, request)
     attention, choice = choose(opened, request)
     plan = plan_conversion(opened, destination, replace(request.without_search(), long_attention=attention))
     return replace(plan, choice=choice)
@@ -102,11 +109,22 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
     return open_source(source, headers_only=headers_only, **how)
 
 
+def _refuse_other_inputs(architecture: Architecture, request: ConversionConfig) -> None:
+    """Raise :class:`OptionError` for a setting of another kind of input than the model's."""
+    family = architecture.family
+    if family.audio is not None:
+        refuse_other_settings(architecture, request)
+        return
+    (refuse_picture_settings if family.grid is None else refuse_text_settings)(architecture, request)
+
+
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
+    _refuse_other_inputs(architecture, request)
     if architecture.family.grid is not None:
         return _plan_on_grid(opened, architecture, request, cast)
-    refuse_picture_settings(architecture, request)
+    if architecture.family.audio is not None:
+        return _plan_sound(opened, architecture, request, cast)
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -180,7 +198,6 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
 
 def _plan_on_grid(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     """The plan of a model whose input lies on a grid, such as a picture."""
-    refuse_text_settings(architecture, request)
     sizes = grid_sizes(architecture, request)
     attention = grid_attention(architecture, request, sizes)
     base_shape = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
@@ -210,6 +227,34 @@ def _plan_on_grid(opened: Source, architecture: Architecture, request: Conversio
         warnings=() if unchanged else tuple(grid_warnings(rule, attention, layers, sizes)),
         grid=sizes,
         files=processor_files(opened, architecture, sizes),
+    )
+
+
+def _plan_sound(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+    """The plan of a model that reads sound."""
+    sound = audio_durations(architecture, request)
+    attention = audio_attention(architecture, request)
+    config = architecture.long_config(attention, config_values(sound), None, "tile")
+    if cast is not None:
+        config.dtype = cast
+    skeleton = architecture.skeleton(config)
+    opened.check_result(skeleton, lambda name: False)
+    tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sound.old.frames, cast)
+    shape = with_convolutions(model_shape(config, skeleton, [tensor.dtype for tensor in tensors]), skeleton, sound.rule, config)
+    return ConversionPlan(
+        source=opened,
+        architecture=architecture,
+        config=config,
+        old_length=sound.old.frames,
+        new_length=sound.new.frames,
+        positions=sound.rule.positions,
+        tensors=tuple(tensors),
+        max_shard_size=request.max_shard_size,
+        attention=attention,
+        position_change="",
+        shape=shape,
+        costs=audio_costs(sound.rule, config, (sound.old.seconds, sound.new.seconds), attention, shape),
+        sound=sound,
     )
 
 
@@ -256,7 +301,7 @@ class ConversionPlan(ResultPlan):
             **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
             "new_length": self.new_length,
-            **self.grid_values(),
+            **self.input_values(),
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
             **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),

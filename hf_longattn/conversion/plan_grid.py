@@ -39,11 +39,16 @@ SIZE_SETTINGS = {
     "image_size": "--image-size is the size of pictures",
     "audio_seconds": "--audio-seconds is the length of sounds",
     "search_images": "--search-images are pictures",
+    "verify_audio": "--verify-audio is a recording",
 }
 """Settings that are for other models than those of texts, and why."""
 SIZES = {"--image-size": "give the size as --image-size 1024", "--audio-seconds": "give the length as --audio-seconds 30"}
 """What to type for the size of a model's inputs."""
-INSTEAD = {"search_text": "give pictures as --search-images FOLDER", "search_images": "give a text as --search-text"}
+INSTEAD = {
+    "search_text": "give pictures as --search-images FOLDER",
+    "search_images": "give a text as --search-text",
+    "verify_audio": "leave it out",
+}
 """What to type in place of a setting."""
 
 
@@ -53,7 +58,8 @@ def refuse_text_settings(architecture: Architecture, request: ConversionConfig) 
     assert rule is not None
     pictures = rule.input == PIXELS
     other_size = "audio_seconds" if pictures else "image_size"
-    for name, why in {**TEXT_SETTINGS, other_size: SIZE_SETTINGS[other_size]}.items():
+    others = {name: SIZE_SETTINGS[name] for name in (other_size, "verify_audio")}
+    for name, why in {**TEXT_SETTINGS, **others}.items():
         if getattr(request, name) is not None:
             sized = name in ("max_length", other_size)
             instead = SIZES[rule.size_flag] if sized else INSTEAD.get(name, "leave it out") if pictures else "leave it out"

@@ -14,6 +14,7 @@ from ..errors import CheckpointError, nearest
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
+from .audio_seconds import AudioPlan
 from .grid_sizes import GridPlan
 from .long_models.base import WeightRenaming
 from .sources.base import Source
@@ -265,22 +266,33 @@ class ResultPlan:
     positions: str  # the rule for positions
     tensors: tuple[TensorPlan, ...]
     max_shard_size: str | int | None
-    grid: GridPlan | None = field(default=None, kw_only=True)  # of a model that does not read text
+    grid: GridPlan | None = field(default=None, kw_only=True)  # of a model that reads pictures
+    sound: AudioPlan | None = field(default=None, kw_only=True)  # of a model that reads sound
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # JSON files that come along with other values
+
+    @property
+    def other_inputs(self) -> GridPlan | AudioPlan | None:
+        """The inputs of source and result where they are not texts."""
+        return self.sound if self.grid is None else self.grid
 
     @property
     def old_input(self) -> str:
         """The longest input of the source, in words."""
-        return _tokens(self.old_length) if self.grid is None else self.grid.old.describe()
+        return _tokens(self.old_length) if self.other_inputs is None else self.other_inputs.old.describe()
 
     @property
     def new_input(self) -> str:
         """The longest input of the result, in words."""
-        return _tokens(self.new_length) if self.grid is None else self.grid.new.describe()
+        return _tokens(self.new_length) if self.other_inputs is None else self.other_inputs.new.describe()
 
-    def grid_values(self) -> dict[str, Any]:
-        """The sizes of inputs on a grid, JSON-serialisable; empty for a model of text."""
-        return {} if self.grid is None else self.grid.to_dict()
+    @property
+    def tokenizer_length(self) -> int:
+        """The limit of the result's tokenizer; 0 leaves it as it is, since that of a model of sound writes texts."""
+        return self.new_length if self.sound is None else 0
+
+    def input_values(self) -> dict[str, Any]:
+        """The sizes of inputs that are not texts, JSON-serialisable; empty for a model of text."""
+        return {} if self.other_inputs is None else self.other_inputs.to_dict()
 
     def counts(self) -> dict[str, int]:
         """Tensors per action."""
@@ -319,7 +331,7 @@ class ResultPlan:
             "model_type": self.config.model_type,
             "old_length": self.old_length,
             "new_length": self.new_length,
-            **self.grid_values(),
+            **self.input_values(),
             "positions": self.positions,
         }
 

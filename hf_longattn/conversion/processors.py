@@ -18,6 +18,8 @@ from ..reading import read_json_object
 from .grid_sizes import pixels
 
 FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
+"""The file of a processor, of which transformers 5 makes the feature extractor's a part."""
 FIELD_BEFORE = "extended_from"
 """The field with the sizes before the conversion."""
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
@@ -46,9 +48,10 @@ def load_feature_extractor(folder: Path) -> Any | None:
     """
     from transformers import AutoFeatureExtractor
 
-    if not (folder / FILE).is_file():
+    file = next((folder / name for name in (FILE, PROCESSOR_FILE) if (folder / name).is_file()), None)
+    if file is None:
         return None
-    read_json_object(folder / FILE)  # refuses a damaged file in its own words
+    read_json_object(file)  # refuses a damaged file in its own words
     with checkpoint_errors(f"The feature extractor of {str(folder)!r} cannot be loaded"):
         return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
+from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import Family, family_of, length_before_conversion
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.sliding_window import with_base_windows
@@ -23,6 +24,7 @@ from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_t
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
+from .audio_seconds import AudioDuration, AudioPlan
 from .config import RevertConfig
 from .folders import open_for_writing, short_name, write_planned
 from .grid_sizes import GridPlan, GridSize
@@ -41,6 +43,7 @@ from .report import (
     StageProgress,
     equality,
 )
+from .sound import VerificationSound
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
@@ -48,6 +51,7 @@ from .tensor_files import read_tensor
 from .tensor_names import names_in_model
 from .text import VerificationText, verification_text
 from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
+from .verify_audio import run_on_sound
 from .verify_grid import run_on_grid
 from .verify_outputs import difference, length_from_files
 
@@ -104,13 +108,18 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     long_config, long_class, family, long_skeleton = read_long(source)
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
-    if family.grid is not None:
-        _refuse_text_settings(settings)
+    if not family.reads_text:
+        _refuse_text_settings(settings, family)
+    if settings.verify_audio is not None and family.audio is None:
+        raise OptionError(f"--verify-audio is a recording, but a {long_class} reads none; leave it out.")
     grid = None if family.grid is None else _grid_before(family.grid, long_config)
     old_length = family.longest(long_config)
-    before = _length_before(source, long_config) if grid is None else grid.new.grid.length
+    sound = None if family.audio is None else _sound_before(family.audio, long_config)
+    before = _length_before(source, long_config)
+    before = before if grid is None else grid.new.grid.length
+    before = before if sound is None else sound.new.frames
     new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
-    if grid is not None:
+    if not family.reads_text:
         positions = UNCHANGED
     elif positions == AUTO:
         stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
@@ -156,6 +165,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         changed=changed,
         length_before=before,
         grid=grid,
+        sound=sound,
         files={} if grid is None or (file := file_before(source.folder)) is None else {FILE: file},
     )
 
@@ -167,13 +177,21 @@ def _grid_before(rule: GridRule, long_config: Any) -> GridPlan:
     return GridPlan(rule, old, new)
 
 
-def _refuse_text_settings(settings: RevertConfig) -> None:
-    """Raise :class:`OptionError` for a setting that does not apply to a model of pictures."""
+def _sound_before(rule: AudioRule, long_config: Any) -> AudioPlan:
+    """The sound of the long model, and of the model that it was made from."""
+    trained, converted = rule.durations(long_config)
+    old, new = (AudioDuration.of(rule, long_config, seconds) for seconds in (converted, trained))
+    return AudioPlan(rule, old, new)
+
+
+def _refuse_text_settings(settings: RevertConfig, family: Family) -> None:
+    """Raise :class:`OptionError` for a setting that does not apply to a model of pictures or of sound."""
     text_settings = {"--max-length": settings.max_length, "--verify-text": settings.verify_text}
     flags = [flag for flag, value in text_settings.items() if value is not None] + ["--positions"] * (settings.positions != AUTO)
     if flags:
         raise OptionError(
-            f"{flags[0]} is for texts, and the position table of a model of pictures is as it was before the conversion; leave it out."
+            f"{flags[0]} is for texts, and the positions of a model of {'pictures' if family.audio is None else 'sound'} are as they were "
+            "before the conversion; leave it out."
         )
 
 
@@ -205,7 +223,7 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
     dropped = {*NAMES, *OWN_FIELDS, *long_only}
     values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in dropped}
     before = getattr(long_config, "extended_from", None) or {}
-    if family.relative or family.grid is not None:
+    if family.relative or not family.reads_text:
         plain = family.base_config_class.from_dict({**values, **{name: value for name, value in before.items() if name not in long_only}})
         if cast is not None:
             plain.dtype = cast
@@ -407,10 +425,11 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     text, origin = verification_text(settings.verify_text)
     opened, target = open_for_writing(source, destination, overwrite=settings.overwrite, revision=settings.revision, token=settings.token)
     plan = plan_reversion(opened, settings)
-    inputs = verification_inputs(plan, text, origin) if settings.verify else None
+    inputs = verification_inputs(plan, text, origin, settings.verify_audio) if settings.verify else None
     base_class = plan.architecture.source_class
     length = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
     length = length if plan.grid is None else f"for pictures of {plan.new_input}"
+    length = length if plan.sound is None else "for sounds of any duration"
     return write_planned(
         plan,
         ResultInfo(target, base_class, "transformers", plan.new_length, name=str(destination)),
@@ -494,6 +513,11 @@ Runner = Callable[[Any], dict[str, Tensor]]
 
 def _runner(plan: RevertPlan, inputs: VerificationInputs, scratch: Path | None) -> tuple[Runner, int]:
     """What runs a model on the inputs, and the number of their tokens."""
+    if isinstance(inputs, VerificationSound):
+        assert plan.sound is not None
+        at = plan.sound.new
+        sound = inputs.at(at.seconds)
+        return lambda model: run_on_sound(model, sound), at.frames
     if not isinstance(inputs, VerificationText):
         assert plan.grid is not None
         picture = inputs.at(plan.grid.new.size)

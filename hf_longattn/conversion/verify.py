@@ -16,17 +16,20 @@ from .model_loading import Running, choose_running
 from .pictures import VerificationPictures, VerificationSpectrograms, inputs_on_grid
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
+from .processors import load_feature_extractor
 from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, SKIPPED, Check
+from .sound import VerificationSound
 from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, excerpt, load_tokenizer
+from .verify_audio import check_feature_extractor, check_sound
 from .verify_grid import check_extractor, check_on_grid, check_processor
 from .verify_loss import LOSS, LossCheck
 from .verify_outputs import check_generic, check_outputs, choose_lengths, why_no_gradients
 from .writing import source_values
 
 Step = Callable[[], list[Check]]
-VerificationInputs = VerificationText | VerificationPictures
+VerificationInputs = VerificationText | VerificationPictures | VerificationSound
 """What a result is run on: a class for each kind of input that families have."""
 
 
@@ -57,9 +60,11 @@ def verify(
         return labelled(plan, run_steps(steps, progress))
 
 
-def verification_inputs(plan: ResultPlan, text: str, origin: str) -> VerificationInputs:
-    """The inputs for the family of a plan; `text` and its origin where it reads one."""
+def verification_inputs(plan: ResultPlan, text: str, origin: str, recording: str | Path | None = None) -> VerificationInputs:
+    """The inputs for the family of a plan; `text` and its origin, or a recording, where it reads one."""
     folder, config = plan.source.folder, plan.config
+    if plan.sound is not None:
+        return VerificationSound(plan.sound.rule, config, load_feature_extractor(folder), None if recording is None else Path(recording))
     if plan.grid is None:
         vocabulary = getattr(config.get_text_config(), "vocab_size", 2)  # a model of images has none
         return VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(folder), vocabulary)
@@ -251,6 +256,10 @@ def _grid_steps(plan: ConversionPlan, result: Path, inputs: VerificationPictures
     return [lambda: check_on_grid(plan, result, inputs, scratch)]
 
 
+def _sound_steps(plan: ConversionPlan, result: Path, inputs: VerificationSound, scratch: Path | None, given_text: bool) -> list[Step]:
+    return [lambda: check_sound(plan, result, inputs, scratch)]
+
+
 @dataclass(frozen=True)
 class InputChecks:
     """The checks of a result that depend on what it reads.
@@ -267,4 +276,5 @@ CHECKS: dict[type, InputChecks] = {
     VerificationText: InputChecks(check_tokenizer, _text_steps),
     VerificationPictures: InputChecks(check_processor, _grid_steps),
     VerificationSpectrograms: InputChecks(check_extractor, _grid_steps),
+    VerificationSound: InputChecks(check_feature_extractor, _sound_steps),
 }

@@ -33,7 +33,11 @@ FAMILY = Family(
         "Data2VecAudioForXVector",
         "Data2VecAudioModel",
     ),
-    audio=AudioRule(outputs=adapted, stream=StreamRule(unpadded_convolutions, ("encoder", position_convolutions))),
+    audio=AudioRule(
+        outputs=adapted,
+        why_padding_changes=lambda config: "its positions are several convolutions, which carry padding into sound",
+        stream=StreamRule(unpadded_convolutions, ("encoder", position_convolutions)),
+    ),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

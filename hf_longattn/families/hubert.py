@@ -16,7 +16,10 @@ class LongHubertConfig(LongAudioConfig, HubertConfig):
 
 
 FAMILY = Family(
-    LongHubertConfig, audio=AudioRule(why_chunks_differ=normalised_over_time, hands_keywords_down=False, stream=WAV2VEC2_STREAM)
+    LongHubertConfig,
+    audio=AudioRule(
+        why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, hands_keywords_down=False, stream=WAV2VEC2_STREAM
+    ),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

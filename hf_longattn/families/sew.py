@@ -23,6 +23,15 @@ def squeezed(config: Any, length: int) -> int:
     return convolved(config, length) // config.squeeze_factor
 
 
-FAMILY = Family(LongSEWConfig, audio=AudioRule(frames=squeezed, outputs=convolved, why_chunks_differ=normalised_over_time))
+def why_padding_changes(config: Any) -> str:
+    """Why a sound in a batch differs from the sound alone."""
+    means = f"the last of its means of {config.squeeze_factor} frames may have padding in it"
+    return normalised_over_time(config) or (means if config.squeeze_factor > 1 else "")
+
+
+FAMILY = Family(
+    LongSEWConfig,
+    audio=AudioRule(frames=squeezed, outputs=convolved, why_chunks_differ=normalised_over_time, why_padding_changes=why_padding_changes),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -15,6 +15,11 @@ class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
     model_type = "long_unispeech-sat"
 
 
-FAMILY = Family(LongUniSpeechSatConfig, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time, stream=WAV2VEC2_STREAM))
+FAMILY = Family(
+    LongUniSpeechSatConfig,
+    audio=AudioRule(
+        outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
+    ),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -15,6 +15,11 @@ class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config):
     model_type = "long_wav2vec2"
 
 
-FAMILY = Family(LongWav2Vec2Config, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time, stream=WAV2VEC2_STREAM))
+FAMILY = Family(
+    LongWav2Vec2Config,
+    audio=AudioRule(
+        outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
+    ),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

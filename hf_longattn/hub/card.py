@@ -32,6 +32,7 @@ from .usage import (
     PICTURE_HEADS,
     RERANKER,
     SOUND_HEADS,
+    SPECTROGRAM_HEADS,
     class_to_load,
     config_with_defaults,
     grid_family,
@@ -39,6 +40,7 @@ from .usage import (
     next_step,
     reads_pictures,
     sentence_kind,
+    sound_family,
     tokens_of,
     usage_section,
 )
@@ -49,12 +51,20 @@ MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is push
 END = "<!-- end -->"
 UNNAMED_TASK = "other"
 """In the metadata of results of models whose task has no name on the Hub."""
-PICTURE_TASK = PICTURE_HEADS["ForImageClassification"].task
-WIDGET = tuple(
+_PICTURES = tuple(
     {"src": f"https://huggingface.co/datasets/mishig/sample_images/resolve/main/{file}.jpg", "example_title": title}
     for file, title in (("tiger", "Tiger"), ("teapot", "Teapot"), ("palace", "Palace"))
 )
-"""Pictures that the Hub offers to classify next to a card: those of transformers' own image classifiers."""
+_SOUNDS = tuple(
+    {"src": f"https://cdn-media.huggingface.co/speech_samples/sample{number}.flac", "example_title": f"Librispeech sample {number}"}
+    for number in (1, 2)
+)
+WIDGETS = {
+    PICTURE_HEADS["ForImageClassification"].task: _PICTURES,
+    SOUND_HEADS["ForCTC"].task: _SOUNDS,
+    SOUND_HEADS["ForSequenceClassification"].task: _SOUNDS,
+}
+"""Task -> what the Hub offers to run next to a card: the examples of transformers' own models."""
 MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)
 
 
@@ -158,8 +168,8 @@ def model_card(
     stated = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
     metadata = with_inherited(stated, _inherited(folder, source, plan.get("source")))
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
-    if task == PICTURE_TASK:
-        metadata["widget"] = [dict(example) for example in WIDGET]
+    if task in WIDGETS:
+        metadata["widget"] = [dict(example) for example in WIDGETS[task]]
     data = _card_data(folder, task, metadata, is_long=attention is not None)
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
     text = _template().render(
@@ -190,8 +200,10 @@ def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
     kind = sentence_kind(folder)
     if kind is not None:
         return "text-ranking" if kind == RERANKER else "sentence-similarity"
-    family = grid_family(config)
-    heads = HEADS if family is None else PICTURE_HEADS if reads_pictures(family) else SOUND_HEADS
+    grid = grid_family(config)
+    heads = SOUND_HEADS if sound_family(config) is not None else HEADS
+    if grid is not None:
+        heads = PICTURE_HEADS if reads_pictures(grid) else SPECTROGRAM_HEADS
     head = head_of(class_to_load(folder, named_class(config, "AutoModel")), heads)
     return None if head is None else head.task
 
@@ -287,6 +299,8 @@ REPORT_FIELDS: dict[str, Any] = {
         "new_image_size": [NATURAL],
         "old_spectrogram_size": [NATURAL],
         "new_spectrogram_size": [NATURAL],
+        "old_audio_seconds": NUMBER,
+        "new_audio_seconds": NUMBER,
     },
     "checks": [{"name!": TEXT, "status!": TEXT, "detail!": TEXT, "values": _VALUES}],
     "versions": "an object of text",
@@ -317,6 +331,10 @@ def _introduction(architecture: str, base: str | None, attention: LongAttentionC
     called = in_one_line(Path(base).name if Path(base).is_absolute() else base) if base else ""
     start = f"Converted from `{called}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
+    if plan.get("new_audio_seconds"):
+        before, after = (f"{plan[name]:,g}" for name in ("old_audio_seconds", "new_audio_seconds"))
+        read = f"sounds of up to {after} seconds ({length:,} frames; its source was trained on up to {before})"
+        return f"{start} for {read}, with `{attention.mechanism}` attention, by hf_longattn."
     if plan.get("new_image_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
         grown = f", enlarged from pictures of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
@@ -347,6 +365,9 @@ def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, lengt
         limits = [f"It was made for {rule.noun}s of {rule.describe(rule.sizes(values)[1])}. {others} run as well, but were not verified."]
         if attention is not None and family.own_attention is None and reads_pictures(family):
             limits.append(_full_attention_on_pictures(family.grid, values, attention))
+    elif family is not None and family.audio is not None:
+        seconds = family.audio.durations(config_with_defaults(family, config))[1]
+        limits = [f"It was made for sounds of up to {seconds:,g} seconds. Longer ones may run, but were not verified."]
     elif family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
         limits = [f"Inputs of more than {length:,} tokens are refused; truncate them."]
     else:

@@ -123,6 +123,34 @@ with torch.no_grad():
     logits = model(**inputs).logits
 print(model.config.id2label[logits[0].argmax().item()])
 """
+_RECORDING = """
+samples = np.random.default_rng(0).standard_normal({samples}).astype(np.float32)  # {seconds:g} s; or yours: soundfile.read("talk.wav")[0]
+inputs = processor(samples, sampling_rate={rate}, return_tensors="pt")
+"""
+_SAMPLES = """
+inputs = {{"{input}": torch.randn({shape})}}  # {seconds:g} s, normalised as the model was trained
+"""
+_TRANSCRIPT = """\
+with torch.no_grad():
+    logits = model(**inputs).logits
+print(logits.argmax(-1))  # a token for every frame, which `processor.batch_decode` of AutoProcessor makes a text
+"""
+_FRAME_CLASSES = """\
+with torch.no_grad():
+    print(model(**inputs).logits.shape)  # classes of every frame
+"""
+_SPEAKER = """\
+with torch.no_grad():
+    print(model(**inputs).embeddings.shape)
+"""
+_FRAMES = """\
+with torch.no_grad():
+    print(model(**inputs).last_hidden_state.shape)  # {frames:,} frames
+"""
+_SOUND_PIPELINE = """
+run = pipeline("{task}", model={name})  # reads files, too
+print(run({{"raw": samples, "sampling_rate": {rate}}}))
+"""
 _PIPELINE = """
 classify = pipeline("image-classification", model=model, image_processor=processor)  # reads files and addresses, too
 print(classify(image, top_k=1))
@@ -243,21 +271,36 @@ PICTURE_HEADS = {
 }
 """The same for models of pictures."""
 SOUND_HEADS = {
+    "ForCTC": Head("AutoModelForCTC", "automatic-speech-recognition", _TRANSCRIPT),
+    "ForSequenceClassification": Head("AutoModelForAudioClassification", "audio-classification", _PICTURE_CLASS),
+    "ForAudioFrameClassification": Head("AutoModelForAudioFrameClassification", None, _FRAME_CLASSES),
+    "ForXVector": Head("AutoModelForAudioXVector", None, _SPEAKER),
+    "ForPreTraining": Head("AutoModelForPreTraining", None, _PICTURE_OUTPUTS),
+    "Model": Head("AutoModel", "feature-extraction", _FRAMES),
+}
+"""The same for models of sound."""
+SPECTROGRAM_HEADS = {
     "ForAudioClassification": Head("AutoModelForAudioClassification", "audio-classification", _PICTURE_CLASS),
     "Model": Head("AutoModel", "feature-extraction", _PICTURE_STATES),
 }
-"""The same for models of sounds."""
+"""The same for models of spectrograms."""
 AUTO_CLASSES = {
     head.task: head.auto_class
-    for head in (*HEADS.values(), *PICTURE_HEADS.values(), *SOUND_HEADS.values())
+    for head in (*SOUND_HEADS.values(), *SPECTROGRAM_HEADS.values(), *HEADS.values(), *PICTURE_HEADS.values())
     if head.auto_class and head.task is not None
 }
 """The Hub's name of a task -> the Auto class that loads its models."""
 
 PREPROCESSOR = "preprocessor_config.json"
-"""The file of an image processor."""
+"""The file of an image processor, or of a feature extractor."""
 SAMPLING_RATE = 16_000
 """Samples a second where a feature extractor does not say."""
+PROCESSORS = (PREPROCESSOR, "processor_config.json")
+RECOGNITION = SOUND_HEADS["ForCTC"].task
+PIPELINES = (RECOGNITION, SOUND_HEADS["ForSequenceClassification"].task)
+"""Tasks of sound for which transformers has a pipeline."""
+SHOWN_SECONDS = 30
+"""The longest sound of an example, which its reader runs at once."""
 GRAPHS = ("model.onnx", "model.pt2")
 EXPORT_REPORT = "export_report.json"
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -347,6 +390,8 @@ def snippet(
         start = [*([IMPORT_LINE] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
         body = (_RANKING if kind == RERANKER else _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
+    if (sound := sound_family(config)) is not None:
+        return sound_usage(sound, folder, config, name, trusts_code=trusts_code)
     if (grid := grid_family(config)) is not None:
         return (picture_usage if reads_pictures(grid) else spectrogram_usage)(grid, folder, config, name, trusts_code=trusts_code)
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
@@ -433,7 +478,7 @@ def reads_pictures(family: Family) -> bool:
 
 def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
     """The snippet of a model of spectrograms; arguments as for :func:`snippet`."""
-    head = head_of(named_class(config, "AutoModel"), SOUND_HEADS)
+    head = head_of(named_class(config, "AutoModel"), SPECTROGRAM_HEADS)
     if head is None:
         return None
     ours, processed = "long_attention" in config and not trusts_code, (folder / PREPROCESSOR).is_file()
@@ -485,6 +530,49 @@ def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
 
 
+def sound_family(config: Mapping[str, Any]) -> Family | None:
+    """The family of a model of sound, long or not, from its config; ``None`` for any other model."""
+    family = FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
+    return None if family is None or family.audio is None else family
+
+
+def sound_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
+    """The snippet of a model of sound; arguments as for :func:`snippet`."""
+    architecture = named_class(config, "AutoModel")
+    head = head_of(architecture, SOUND_HEADS)
+    if head is None or (trusts_code and not head.auto_class):
+        return None
+    ours, processed = "long_attention" in config and not trusts_code, any((folder / file).is_file() for file in PROCESSORS)
+    spelled = (
+        processed and head.task in PIPELINES and (head.task != RECOGNITION or any(folder.glob("vocab*")) or any(folder.glob("tokenizer*")))
+    )
+    auto = head.auto_class or architecture
+    names = [*(["AutoFeatureExtractor"] if processed else []), *([auto] if head.auto_class or not ours else [])]
+    names += ["pipeline"] if spelled else []
+    imports = [*(["import numpy as np"] if processed else []), "import torch", *([IMPORT_LINE] if ours else [])]
+    imports += [f"from transformers import {', '.join(sorted(names))}"] if names else []
+    loaded_by = f"hf_longattn.{architecture}" if ours and not head.auto_class else auto
+    lines = [*imports, ""]
+    lines += [f"processor = AutoFeatureExtractor.from_pretrained({_quoted(name)})"] if processed else []
+    lines += [f"model = {loaded_by}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()", ""]
+    values = config_with_defaults(family, config)
+    rule: Any = family.audio
+    seconds = min(rule.durations(values)[1], SHOWN_SECONDS)
+    length = rule.length(seconds)
+    body = (_RECORDING if processed else _SAMPLES) + head.code + (_SOUND_PIPELINE if spelled else "")
+    code = body.format(
+        samples=round(seconds * rule.sampling_rate),
+        seconds=seconds,
+        rate=rule.sampling_rate,
+        input=rule.input,
+        shape=", ".join(map(str, (1, length, *([] if rule.features is None else [rule.features(values)])))),
+        frames=rule.output_rows(values, length),
+        task=head.task,
+        name=_quoted(name),
+    )
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
+
+
 def config_with_defaults(family: Family, config: Mapping[str, Any]) -> SimpleNamespace:
     """The values of a config file, with the defaults of the family's base for those that it leaves out."""
     return SimpleNamespace(**{**family.base_config_class().to_dict(), **config})
@@ -521,7 +609,7 @@ def head_of(architecture: str, heads: Mapping[str, Head] = HEADS) -> Head | None
 def tokens_of(config: dict[str, Any]) -> int:
     """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
-    if family is not None and family.grid is not None:
+    if family is not None and not family.reads_text:
         return family.longest(config_with_defaults(family, config))
     known = SimpleNamespace(**{"pad_token_id": None, **config})
     leading = max((table.config_value(0, known) for table in family.position_tables), default=0) if family else 0

@@ -22,7 +22,7 @@ from .every_family import config_of, source_config
 
 ANY_SIZE = ("siglip2_vision_model",)
 """Bases that are not converted, since their pictures have any size."""
-HEADS = [(base, head) for base, family in FAMILIES.items() if base not in ANY_SIZE and family.audio is None for head in family.heads]
+HEADS = [(base, head) for base, family in FAMILIES.items() if base not in ANY_SIZE for head in family.heads]
 FIRST_HEADS = dict(reversed(HEADS))
 INNER = (*NAMES["inner"], "n_inner", "mlp_ratio")
 """What configs call the width of the feed-forward layers, or its ratio to the model's."""

@@ -16,7 +16,7 @@ from hf_longattn.data.qa_markers import CANDIDATES, EVIDENCE, SENTENCE, TITLE, a
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, write_model_card
-from hf_longattn.hub.usage import INSTALL, PICTURE_HEADS, SOUND_HEADS, head_of, reads_pictures, usage
+from hf_longattn.hub.usage import INSTALL, PICTURE_HEADS, SOUND_HEADS, SPECTROGRAM_HEADS, head_of, reads_pictures, usage
 
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -162,8 +162,10 @@ def test_every_head_has_a_usage() -> None:
     without = [long for long in texts if not shown(long)]
     for family in FAMILIES.values():
         if family.grid is not None:
-            heads = PICTURE_HEADS if reads_pictures(family) else SOUND_HEADS
+            heads = PICTURE_HEADS if reads_pictures(family) else SPECTROGRAM_HEADS
             without += [long for long in family.heads.values() if head_of(long, heads) is None]
+        if family.audio is not None:
+            without += [long for long in family.heads.values() if head_of(long, SOUND_HEADS) is None]
     assert not without
     assert "AutoModelForSeq2SeqLM" in (shown("LongMarianMTModel") or "")
 

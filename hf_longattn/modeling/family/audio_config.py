@@ -30,9 +30,7 @@ class LongAudioConfig(LongEncoderConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         seconds = kwargs.pop("long_audio_seconds", None)
-        if seconds is not None and not (isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0):
-            raise OptionError(f"long_audio_seconds is {seconds!r}, but must be a number of seconds above 0, for example 600.")
-        self.long_audio_seconds = seconds
+        self.long_audio_seconds = None if seconds is None else audio_seconds(seconds, "long_audio_seconds")
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -44,6 +42,20 @@ class LongAudioConfig(LongEncoderConfig):
     @classmethod
     def default_attention(cls) -> LongAttentionConfig:
         return LongAttentionConfig("window", left=cls.context_frames, right=cls.context_frames)
+
+
+def audio_seconds(seconds: Any, name: str) -> float:
+    """A duration, checked.
+
+    Args:
+        name: what it is called in a message.
+
+    Raises:
+        OptionError: it is not a number above 0.
+    """
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < float("inf"):
+        raise OptionError(f"{name} is {seconds!r}, but must be a number of seconds above 0, for example 600.")
+    return seconds
 
 
 def refuse_reading(mechanism: str, options: dict[str, Any]) -> None:

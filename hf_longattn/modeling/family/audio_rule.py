@@ -47,9 +47,13 @@ class AudioRule:
     features: the number of features of a row with a config; ``None`` for samples.
     frames: ``(config, length) -> frames``, the tokens of the layers with attention, at most; at least one is computed.
     outputs: ``(config, length) ->`` rows of the last hidden state, where they are not one for each frame.
+    positions: how positions are encoded, in a word.
     longest: the most frames for which the model has positions with a config; ``None`` where nothing limits them.
+    trained_seconds: the longest sound with which checkpoints were trained, where nothing limits what they read.
     why_chunks_differ: why the frames of a chunk have other features alone than in the whole sound before any attention; empty where they
         have the same, but for the convolutions at its ends.
+    why_padding_changes: why the frames of a sound with padding after it differ from those of the sound alone, mask or not; empty where
+        they do not.
     hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
     stream: how far its parts look along time, where :class:`hf_longattn.streaming.Stream` can read a stream with it.
     """
@@ -60,8 +64,11 @@ class AudioRule:
     features: Callable[[Any], int] | None = None
     frames: Callable[[Any, int], int] = convolved
     outputs: Callable[[Any, int], int] | None = None
+    positions: str = "convolved"
     longest: Callable[[Any], int | None] = lambda config: None
+    trained_seconds: float = 15
     why_chunks_differ: Callable[[Any], str] = lambda config: ""
+    why_padding_changes: Callable[[Any], str] = lambda config: ""
     hands_keywords_down: bool = True
     stream: StreamRule | None = None
 
@@ -69,6 +76,15 @@ class AudioRule:
     def unit(self) -> str:
         """What the input is counted in."""
         return "samples" if self.features is None else "rows of features"
+
+    def durations(self, config: Any) -> tuple[float, float]:
+        """Seconds of the longest sound for which the base was trained, and for which the model was converted."""
+        converted = getattr(config, "long_audio_seconds", None)
+        return self.trained_seconds, self.trained_seconds if converted is None else converted
+
+    def most_frames(self, config: Any) -> int:
+        """The frames of the longest sound for which a model with this config was made."""
+        return self.frames(config, self.length(self.durations(config)[1]))
 
     def layers(self, config: Any) -> int:
         """The number of layers with attention."""

@@ -298,9 +298,11 @@ class Family:
 
     def longest(self, config: Any) -> int:
         """The most tokens of one input of a model with this config, the family's or its base's; special rows of a table do not count.
-        Of a model on a grid, those of the size for which it was made."""
+        Of a model on a grid, those of the size for which it was made; of a model of sound, the frames of the duration."""
         if self.grid is not None:
             return self.grid.longest(config)
+        if self.audio is not None:
+            return self.audio.most_frames(config)
         alone = self.two_stacks and not config.is_encoder_decoder
         table = next((entry for entry in self.position_tables if entry.decoder == alone), None)
         if table is None:
@@ -432,7 +434,7 @@ def length_before_conversion(config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
         return None
-    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_max_length")
+    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_max_length", "long_audio_seconds")
     values = {name: value for name, value in config.to_dict().items() if name not in long_fields}
     length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
     return length if isinstance(length, int) else None

@@ -167,8 +167,8 @@ def _positions(family: Family) -> str:
         return "rotary"
     if family.grid is not None:
         return "of patches" if family.grid.has_positions else "relative"
-    if family.audio is not None and not family.position_tables:
-        return "convolved"
+    if family.audio is not None:
+        return family.audio.positions
     kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
     kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
     return "; ".join(sorted(kinds)) or "relative"

@@ -1,0 +1,61 @@
+"""The durations of source and result where a model reads sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..modeling.family.audio_rule import AudioRule
+
+
+@dataclass(frozen=True)
+class AudioDuration:
+    """A sound of so many seconds, its samples or rows of features, and the frames on which the layers run."""
+
+    seconds: float
+    length: int
+    frames: int
+
+    @classmethod
+    def of(cls, rule: AudioRule, config: Any, seconds: float) -> AudioDuration:
+        """A sound of at least one frame, for a model with this config."""
+        length = max(rule.length(seconds), rule.length_of(config, 1))
+        return cls(seconds, length, rule.frames(config, length))
+
+    def describe(self) -> str:
+        """For example "15 seconds, 749 frames"."""
+        return f"{duration(self.seconds)}, {self.frames:,} frames"
+
+
+@dataclass(frozen=True)
+class AudioPlan:
+    """The longest sound of source and result."""
+
+    rule: AudioRule
+    old: AudioDuration
+    new: AudioDuration
+
+    @property
+    def grows(self) -> bool:
+        return self.new.seconds > self.old.seconds
+
+    def doublings(self, config: Any, count: int = 7) -> list[AudioDuration]:
+        """Durations at which mechanisms are compared: the old one and its doublings."""
+        return [AudioDuration.of(self.rule, config, 2**power * self.old.seconds) for power in range(count)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {"old_audio_seconds": self.old.seconds, "new_audio_seconds": self.new.seconds}
+
+
+def duration(seconds: float) -> str:
+    """For example "15 seconds"."""
+    return f"{seconds:,.5g} seconds"
+
+
+def durations_up_to(old: float, new: float) -> list[float]:
+    """The durations a plan lists: the old one, its doublings, and the new one."""
+    seconds = [old]
+    while seconds[-1] * 2 < new:
+        seconds.append(seconds[-1] * 2)
+    return seconds + [new] * (new > old)

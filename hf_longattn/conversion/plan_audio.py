@@ -1,0 +1,117 @@
+"""What a conversion plans for a model of sound: durations, the attention, and what convolutions cost."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..configuration import LongAttentionConfig
+from ..errors import LengthError, OptionError, PositionError
+from ..modeling.family.audio_config import audio_seconds, refuse_reading
+from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.definition import without_head
+from .architectures import Architecture
+from .audio_seconds import AudioDuration, AudioPlan, duration, durations_up_to
+from .config import AUTO, ConversionConfig
+from .flops import ModelShape, SoundCost, cost_at, layer_mechanisms
+from .plan_grid import SIZE_SETTINGS, TEXT_SETTINGS
+
+OTHER_SETTINGS = {**TEXT_SETTINGS, **{name: SIZE_SETTINGS[name] for name in ("image_size", "search_images")}}
+"""Settings that a model of sound has no use for, and why."""
+INSTEAD = {
+    "max_length": "; give its duration as --audio-seconds 600",
+    "verify_text": "; give a recording as --verify-audio FILE",
+    "image_size": "; give the duration of its sound as --audio-seconds 600",
+}
+"""What to type in their place, where something takes it."""
+COUNTED_SECONDS = 10.0
+"""The sound on which the operations of convolutions are counted, without storage."""
+
+
+def refuse_other_settings(architecture: Architecture, request: ConversionConfig) -> None:
+    """Raise :class:`OptionError` for a setting that does not apply to a model of sound."""
+    for name, why in OTHER_SETTINGS.items():
+        if getattr(request, name) is not None:
+            raise OptionError(f"{why}, but a {architecture.source_class} reads sound{INSTEAD.get(name, ', leave it out')}.")
+    if request.mechanism == AUTO:
+        raise OptionError(
+            f"--mechanism auto chooses by texts or pictures, but a {architecture.source_class} reads sound; name a mechanism, for example "
+            "--mechanism window."
+        )
+    if request.positions != AUTO:
+        raise PositionError(f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out.")
+
+
+def audio_durations(architecture: Architecture, request: ConversionConfig) -> AudioPlan:
+    """The durations of source and result.
+
+    Raises:
+        OptionError: not a duration.
+        LengthError: shorter than the source's.
+    """
+    rule, config = architecture.family.audio, architecture.source_config
+    assert rule is not None
+    old, read = rule.durations(config)
+    new = read if request.audio_seconds is None else audio_seconds(request.audio_seconds, "--audio-seconds")
+    if new < old:
+        raise LengthError(
+            f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, give "
+            f"at least --audio-seconds {old:g}."
+        )
+    return AudioPlan(rule, AudioDuration.of(rule, config, old), AudioDuration.of(rule, config, new))
+
+
+def audio_attention(architecture: Architecture, request: ConversionConfig) -> LongAttentionConfig:
+    """The attention that was asked for; without any, the family's.
+
+    Raises:
+        OptionError: a mechanism for something else than sound.
+    """
+    kind: Any = architecture.family.config_class
+    attention = request.attention() if request.names_attention else kind.default_attention()
+    layers = architecture.source_config.num_hidden_layers
+    attention.check_layers(layers)
+    for layer in range(layers):
+        refuse_reading(*attention.for_layer(layer))
+    return attention
+
+
+def with_convolutions(shape: ModelShape, skeleton: nn.Module, rule: AudioRule, config: Any) -> ModelShape:
+    """``shape`` whose matrices stand for the convolutions of a frame as well, by the number of their operations.
+
+    Args:
+        skeleton: the long model without storage.
+    """
+    counted, operations = AudioDuration.of(rule, config, COUNTED_SECONDS), 0
+
+    def count(module: Any, args: Any, output: torch.Tensor) -> None:
+        nonlocal operations
+        operations += 2 * module.weight[0].numel() * output.numel()
+
+    model: Any = copy.deepcopy(skeleton).eval()  # whose config is its own
+    model.use_base_attention()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        without_head(model)(**rule.arguments(rule.seeded(config, COUNTED_SECONDS).to("meta")))
+    return replace(shape, matrix_parameters=shape.matrix_parameters + operations // (2 * counted.frames))
+
+
+def audio_costs(
+    rule: AudioRule, config: Any, durations: tuple[float, float], attention: LongAttentionConfig, shape: ModelShape
+) -> tuple[SoundCost, ...]:
+    """The costs at the old one of two ``durations``, its doublings, and the new one."""
+    layers = layer_mechanisms(attention, shape, None)
+    steps = [AudioDuration.of(rule, config, seconds) for seconds in durations_up_to(*durations)]
+    return tuple(SoundCost(**vars(cost_at(step.frames, shape, layers)), seconds=step.seconds) for step in steps)
+
+
+def config_values(plan: AudioPlan) -> Mapping[str, Any]:
+    """The fields of the result's config that say for what it was converted."""
+    return {"long_audio_seconds": plan.new.seconds} if plan.grows else {}

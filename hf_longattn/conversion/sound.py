@@ -1,0 +1,94 @@
+"""Inputs to verify a model of sound with: a recording or a seeded sound of any duration, through the source's feature extractor."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.audio import Samples, read_audio
+from ..errors import AudioError, CheckpointError, checkpoint_errors
+from ..modeling.family.audio_rule import AudioRule
+from .processors import FILE
+
+
+class VerificationSound:
+    """Inputs of any duration for a model with this rule.
+
+    Args:
+        rule, config: of the model.
+        extractor: the source's feature extractor; without one, samples are normalised, and features are seeded.
+        recording: a file of the user's, which is repeated where a longer sound is needed.
+
+    Raises:
+        AudioError: the recording cannot be read, or the feature extractor takes another sampling rate than the model.
+    """
+
+    def __init__(self, rule: AudioRule, config: Any, extractor: Any | None = None, recording: Path | None = None) -> None:
+        self.rule, self.config, self.extractor = rule, config, extractor
+        rate = rule.sampling_rate if extractor is None else int(getattr(extractor, "sampling_rate", rule.sampling_rate))
+        if rate != rule.sampling_rate and rule.features is None:
+            raise AudioError(
+                f"The feature extractor takes {rate:,} samples a second, but the model reads {rule.sampling_rate:,}; correct sampling_rate "
+                f"in its {FILE}."
+            )
+        self.sampling_rate, self.recording = rate, recording
+
+    @cached_property
+    def _recorded(self) -> Samples | None:
+        return None if self.recording is None else read_audio(self.recording, self.sampling_rate, resample=True, mono=True)
+
+    def samples(self, seconds: float) -> Samples:
+        """The sound before the feature extractor, ``(N,)``."""
+        count = round(seconds * self.sampling_rate)
+        recorded = self._recorded
+        return seeded_sound(count, self.sampling_rate) if recorded is None else np.resize(recorded, count)
+
+    def features(self, seconds: float) -> Tensor:
+        """The model's input for one sound of this duration, ``(1, N, …)``: computed once, from the whole sound."""
+        length = max(self.rule.length(seconds), self.rule.length_of(self.config, 1))
+        if self.extractor is None and self.rule.features is not None:
+            return self.rule.seeded(self.config, seconds)
+        samples = self.samples(length / self.rule.rate)
+        if self.extractor is None:
+            normalised = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+            return torch.from_numpy(normalised)[None]
+        with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
+            values = self.extractor(samples, sampling_rate=self.sampling_rate, return_tensors="pt")
+        if self.rule.input not in values:
+            raise CheckpointError(
+                f"The feature extractor gives {', '.join(values)}, but the model reads {self.rule.input}; it belongs to another model."
+            )
+        return values[self.rule.input].float()
+
+    def at(self, seconds: float) -> dict[str, Any]:
+        """The arguments of a model for one sound of this duration."""
+        return self.rule.arguments(self.features(seconds))
+
+    def whole(self) -> str:
+        """What depends on the whole sound before any attention: of the model's input, and of the model; empty if nothing does."""
+        reasons = []
+        if getattr(self.extractor, "do_normalize", self.rule.features is None):
+            reasons.append(f"{'samples are' if self.rule.features is None else 'features are'} normalised over it")
+        return ", and ".join(filter(None, [*reasons, self.rule.why_chunks_differ(self.config)]))
+
+    def describe(self) -> str:
+        """What the inputs are, for a report."""
+        if self.extractor is None and self.rule.features is not None:
+            return "seeded features, since the source has no feature extractor"
+        return "a seeded sound" if self.recording is None else f"the recording {self.recording.name}"
+
+
+def seeded_sound(count: int, rate: int) -> Samples:
+    """``count`` samples of a voice without words, the same at every call: harmonics of a gliding tone in syllables, and noise."""
+    generator = np.random.default_rng(0)
+    seconds = np.arange(count) / rate
+    pitch = 130 + 30 * np.sin(2 * np.pi * 0.4 * seconds)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    voice = sum(np.sin(number * phase + number) / number for number in range(1, 12))
+    syllables = np.clip(np.sin(2 * np.pi * 2.5 * seconds), 0, None)
+    return np.asarray(0.2 * voice * syllables + 0.003 * generator.standard_normal(count), np.float32)

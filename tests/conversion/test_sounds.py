@@ -1,0 +1,295 @@
+"""Models of sound are planned, converted, verified and reverted as models of text are."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+import typer
+from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoProcessor, AutoTokenizer, pipeline
+
+import hf_longattn
+from hf_longattn.cli import app
+from hf_longattn.cli.show import print_plan
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
+from hf_longattn.conversion.sound import seeded_sound
+from hf_longattn.errors import AudioError, CheckpointError, ExportError, LengthError, LongAttentionError, OptionError, PositionError
+from hf_longattn.export import export_native
+from hf_longattn.families import FAMILIES
+
+from ..modeling import audio_models
+
+CTC = "Wav2Vec2ForCTC"
+LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "window": {"left": 20, "right": 10},
+    "longformer": {"window": 32},
+    "chunked": {"chunk_size": 16, "left_chunks": 2},
+}
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Checkpoint:
+    """A small checkpoint as transformers saves it, with its feature extractor and tokenizer unless they are left out."""
+
+    def save(head: str = CTC, base: str = "wav2vec2", processor: bool = True, **config: Any) -> Path:
+        folder = tmp_path / head
+        audio_models.saved(base, head, folder, **{"vocab_size": len(LETTERS), **config})
+        if processor:
+            (tmp_path / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(LETTERS)}))
+            tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+            extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
+            transformers.Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
+    return {check.name: check.status for check in report.checks}
+
+
+def details(report: hf_longattn.ConversionReport) -> dict[str, str]:
+    return {check.name: check.detail for check in report.checks}
+
+
+def values(folder: Path, file: str = "config.json") -> dict[str, Any]:
+    return json.loads((folder / file).read_text())
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_model_converts_verifies_and_reverts(mechanism: str, saved: Checkpoint, tmp_path: Path) -> None:
+    source, long, back = saved(), tmp_path / "long", tmp_path / "back"
+    report = convert_checkpoint(source, long, mechanism=mechanism, audio_seconds=40, **MECHANISMS[mechanism])
+    checks = statuses(report)
+    assert report.passed
+    assert {
+        *("tensors", "feature extractor", "tokenizer", "equal at the old duration with full attention"),
+        *("equal at the new duration with full attention", "finite at the new duration", "padding changes nothing"),
+    } == {check for check, status in checks.items() if status == "passed"} - {"memory"}
+    assert checks["at the old duration"] == checks["at the new duration"] == "needs training"
+    assert "samples are normalised over it, so that a chunk alone differs" in details(report)["what sees the whole sound"]
+    assert report.plan["tensor_counts"]["kept"] == sum(report.plan["tensor_counts"].values())
+    assert (report.plan["old_audio_seconds"], report.plan["new_audio_seconds"]) == (15, 40)
+    assert shlex.split(report.train_command or "")[:3] == ["longattn", "train", "ctc"]
+    config = values(long)
+    assert config["long_audio_seconds"] == 40
+    assert config["long_attention"]["mechanism"] == mechanism
+    with pytest.warns(UserWarning, match=f"in place of {mechanism}"):
+        reverted = revert_checkpoint(long, back)
+    assert statuses(reverted)["equal to the long model with full attention"] == "passed"
+    for file in ("model.safetensors", "config.json", "preprocessor_config.json", "processor_config.json", "vocab.json"):
+        if (source / file).exists():
+            assert (back / file).read_bytes() == (source / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("base", audio_models.BASES)
+def test_every_family_of_sound(base: str, tmp_path: Path) -> None:
+    """Converted, loaded by its card's example, and reverted to the same bytes."""
+    head = sorted(FAMILIES[base].heads)[0]
+    audio_models.saved(base, head, tmp_path / head)
+    report = convert_checkpoint(tmp_path / head, tmp_path / "long", audio_seconds=20)
+    checks = statuses(report)
+    assert report.passed
+    assert checks["equal at the new duration with full attention"] == "passed"
+    card = (tmp_path / "long" / "README.md").read_text()
+    exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
+    with pytest.warns(UserWarning, match="in place of window"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (tmp_path / head / "model.safetensors").read_bytes()
+    assert values(tmp_path / "back") == values(tmp_path / head)
+
+
+def test_what_sees_the_whole_sound_is_said(saved: Checkpoint, tmp_path: Path) -> None:
+    report = convert_checkpoint(saved(feat_extract_norm="group"), tmp_path / "long", audio_seconds=16)
+    said = details(report)
+    assert "normalises every channel over the whole sound (feat_extract_norm='group')" in said["what sees the whole sound"]
+    assert "feat_extract_norm='group'" in said["padding changes nothing"]
+    assert statuses(report)["padding changes nothing"] == "skipped"
+
+
+def test_a_recording_is_what_a_result_is_verified_on(saved: Checkpoint, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "talk.wav", seeded_sound(80_000, 8_000), 8_000)
+    report = convert_checkpoint(saved(), tmp_path / "long", verify_audio=tmp_path / "talk.wav")
+    assert report.text == "the recording talk.wav"
+    assert report.passed
+    with pytest.warns(UserWarning, match="in place of window"):
+        assert revert_checkpoint(tmp_path / "long", tmp_path / "back", verify_audio=tmp_path / "talk.wav").text == "the recording talk.wav"
+
+
+def test_a_mechanism_that_covers_the_sound_equals_the_source(saved: Checkpoint, tmp_path: Path) -> None:
+    report = convert_checkpoint(saved(), tmp_path / "long", mechanism="window", left=2000, right=2000, audio_seconds=30)
+    checks = statuses(report)
+    assert checks["equal where the mechanism covers the input"] == checks["at the new duration"] == "passed"
+    assert not report.needs_training
+
+
+def test_the_result_recognises_and_classifies(saved: Checkpoint, tmp_path: Path) -> None:
+    sound = {"raw": seeded_sound(32_000, 16_000), "sampling_rate": 16_000}
+    convert_checkpoint(saved(), tmp_path / "long", mechanism="window", left=20, right=10)
+    for loaded in (AutoProcessor, AutoFeatureExtractor, AutoTokenizer):
+        assert type(loaded.from_pretrained(tmp_path / "long")) is type(loaded.from_pretrained(tmp_path / CTC))
+    recognise = pipeline("automatic-speech-recognition", model=str(tmp_path / "long"), device="cpu")
+    assert type(recognise.model).__name__ == "LongWav2Vec2ForCTC"
+    whole = recognise(dict(sound), return_timestamps="char")
+    assert isinstance(whole["text"], str)
+    assert recognise(dict(sound), chunk_length_s=1, stride_length_s=0.2)["text"] is not None
+    convert_checkpoint(saved("Wav2Vec2ForSequenceClassification"), tmp_path / "classes", mechanism="window", left=20, right=10)
+    classify = pipeline("audio-classification", model=str(tmp_path / "classes"), device="cpu")
+    assert {row["label"] for row in classify(dict(sound), top_k=5)} == {f"LABEL_{number}" for number in range(5)}
+
+
+def test_inspection_plan_and_comparison_say_seconds(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved()
+    plan = plan_conversion(source, audio_seconds=120)
+    assert [cost.seconds for cost in plan.costs] == [15, 30, 60, 120]
+    print_plan(plan, as_json=False)
+    shown = capsys.readouterr().out
+    assert "120 seconds, 5,999 frames" in shown
+    assert "one sound" in shown
+    print_plan(plan, as_json=True)
+    comparison = json.loads(capsys.readouterr().out)["comparison"]
+    assert comparison["audio_seconds"][:2] == [15, 30]
+    assert not {"recurrent_memory", "transformer_xl"} & {row["mechanism"] for row in comparison["mechanisms"]}
+    convert_checkpoint(source, tmp_path / "long", audio_seconds=120)
+    inspected = inspect_checkpoint(tmp_path / "long")
+    assert inspected.longest_input == "sounds of 120 seconds, 5,999 frames"
+    assert inspected.to_dict()["audio_seconds"] == 120
+
+
+def test_convolutions_are_counted(saved: Checkpoint) -> None:
+    """Wav2Vec2's feature encoder costs more than a small model's layers."""
+    plan = plan_conversion(saved())
+    convolved = sum(
+        2 * kernel * (plan.config.conv_dim[layer - 1] if layer else 1) * plan.config.conv_dim[layer] * length
+        for layer, (kernel, length) in enumerate(zip(plan.config.conv_kernel, lengths(plan.config, 10 * 16_000), strict=True))
+    )
+    frames = lengths(plan.config, 10 * 16_000)[-1]
+    matrices = 2 * plan.shape.matrix_parameters * frames
+    assert convolved < matrices < convolved + 4e8
+
+
+def lengths(config: Any, length: int) -> list[int]:
+    outputs = []
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        length = (length - kernel) // stride + 1
+        outputs.append(length)
+    return outputs
+
+
+def test_a_native_twin_reads_sound(saved: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(saved(), tmp_path / "long", mechanism="full", audio_seconds=16)
+    report = export_native(tmp_path / "long", tmp_path / "twin")
+    assert report.plan["class"] == CTC
+    assert statuses(report)["equal to the long model at 16 seconds"] == statuses(report)["equal gradients"] == "passed"
+    convert_checkpoint(saved(), tmp_path / "windows", mechanism="window")
+    with pytest.raises(ExportError, match="has a window, for which a plain Wav2Vec2ForCTC has no setting"):
+        export_native(tmp_path / "windows", tmp_path / "other")
+
+
+def test_the_card_is_of_the_task(saved: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(saved(), tmp_path / "long", audio_seconds=600, verify=False)
+    card = (tmp_path / "long" / "README.md").read_text()
+    assert "pipeline_tag: automatic-speech-recognition" in card
+    assert "speech_samples/sample1.flac" in card
+    assert "for sounds of up to 600 seconds (29,999 frames; its source was trained on up to 15)" in card
+    assert "Longer ones may run, but were not verified" in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "card", "exec"), namespace)
+    assert namespace["logits"].shape[1] == 1499
+
+
+def test_bf16_is_converted_and_verified(saved: Checkpoint, tmp_path: Path) -> None:
+    report = convert_checkpoint(saved(), tmp_path / "long", dtype="bf16", mechanism="window", left=20, right=10)
+    assert report.passed
+    model = AutoModelForCTC.from_pretrained(tmp_path / "long")
+    assert model.dtype == torch.bfloat16
+    assert model(torch.randn(1, 16_000)).logits.isfinite().all()
+
+
+REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
+    (
+        {"max_length": 4096},
+        OptionError,
+        r"--max-length counts the tokens of a text, but a Wav2Vec2ForCTC reads sound; give its duration as --",
+    ),
+    ({"image_size": 64}, OptionError, "--image-size is the size of pictures, but a Wav2Vec2ForCTC reads sound"),
+    ({"verify_text": "x"}, OptionError, "--verify-text is a text, but .* reads sound; give a recording as --verify-audio FILE"),
+    ({"positions": "tile"}, PositionError, "--positions is for tables and rotary positions, which a Wav2Vec2ForCTC has not; leave it out"),
+    ({"audio_seconds": 5}, LengthError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
+    ({"audio_seconds": -1}, OptionError, "--audio-seconds is -1, but must be a number of seconds above 0"),
+    ({"mechanism": "auto"}, OptionError, "--mechanism auto chooses by texts or pictures"),
+    ({"mechanism": "window2d"}, OptionError, "reads a picture's patches, but a sound is one line"),
+    ({"mechanism": "recurrent_memory"}, OptionError, "one segment of a text after the other"),
+    ({"mechanism": "windw"}, LongAttentionError, "window"),
+    ({"decoder_long_attention": {"mechanism": "window"}}, OptionError, "--decoder-mechanism is for the decoder"),
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"), REFUSED, ids=[next(iter(row[0])) + str(number) for number, row in enumerate(REFUSED)]
+)
+def test_settings_that_do_not_apply(settings: dict[str, Any], kind: type[Exception], message: str, saved: Checkpoint) -> None:
+    choose = {"choose": lambda *args: None} if settings.get("mechanism") == "auto" else {}
+    with pytest.raises(kind, match=message):
+        plan_conversion(saved(processor=False), **settings, **choose)
+
+
+def test_sound_settings_of_other_models(tmp_path: Path) -> None:
+    bert = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=99)
+    transformers.BertModel(bert).save_pretrained(tmp_path / "bert")
+    for setting in ({"audio_seconds": 60}, {"verify_audio": "talk.wav"}):
+        with pytest.raises(OptionError, match="but a BertModel reads text; "):
+            plan_conversion(tmp_path / "bert", **setting)
+
+
+class TestDamage:
+    def test_a_recording_that_is_none(self, saved: Checkpoint, tmp_path: Path) -> None:
+        (tmp_path / "talk.wav").write_bytes(b"RIFF")
+        with pytest.raises(AudioError, match=r"talk\.wav"):
+            convert_checkpoint(saved(), tmp_path / "long", verify_audio=tmp_path / "talk.wav")
+        assert not (tmp_path / "long").exists()
+
+    def test_a_damaged_feature_extractor(self, saved: Checkpoint, tmp_path: Path) -> None:
+        file = next(path for path in (saved() / name for name in ("preprocessor_config.json", "processor_config.json")) if path.exists())
+        file.write_text("{")
+        with pytest.raises(CheckpointError, match=file.name):
+            convert_checkpoint(tmp_path / CTC, tmp_path / "long")
+
+    def test_a_feature_extractor_of_another_rate(self, saved: Checkpoint, tmp_path: Path) -> None:
+        folder = saved(processor=False)
+        transformers.Wav2Vec2FeatureExtractor(sampling_rate=8_000).save_pretrained(folder)
+        with pytest.raises(AudioError, match="takes 8,000 samples a second, but the model reads 16,000; correct sampling_rate"):
+            convert_checkpoint(folder, tmp_path / "long")
+
+    def test_a_feature_extractor_of_another_model(self, saved: Checkpoint, tmp_path: Path) -> None:
+        folder = saved(processor=False)
+        transformers.WhisperFeatureExtractor().save_pretrained(folder)
+        with pytest.raises(CheckpointError, match="gives input_features, but the model reads input_values; it belongs to another model"):
+            convert_checkpoint(folder, tmp_path / "long")
+
+
+def test_the_command_line(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"convert {saved()} {tmp_path / 'long'} --mechanism window --option left=20 --option right=10 --audio-seconds 20.5"
+    with pytest.raises((SystemExit, typer.Exit)) as ended:
+        app(shlex.split(command))
+    assert getattr(ended.value, "code", getattr(ended.value, "exit_code", 0)) in (0, None)
+    shown = capsys.readouterr().out
+    assert "15 → 20.5 seconds, 749 → 1,024 frames" in shown
+    assert "what sees the whole sound" in shown
+
+
+def test_the_seeded_sound_is_the_same_and_finite() -> None:
+    sound = seeded_sound(16_000, 16_000)
+    assert np.array_equal(sound, seeded_sound(16_000, 16_000))
+    assert 0.05 < np.abs(sound).max() < 1
