@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.definition import Family, without_head
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class AudioPlan:
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {"old_audio_seconds": self.old.seconds, "new_audio_seconds": self.new.seconds}
+
+
+def sound_model(family: Family, model: Any) -> Any:
+    """The part of a model that reads the sound and has the layers with attention: the encoder where there is more, or the base model."""
+    if not (family.two_stacks or family.holds_encoder):
+        return without_head(model)
+    return (model if hasattr(model, "encoder") else model.base_model).encoder
 
 
 def duration(seconds: float) -> str:

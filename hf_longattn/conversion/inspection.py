@@ -104,7 +104,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     if family.audio is not None:
-        shape = with_convolutions(shape, skeleton, family.audio, config)
+        shape = with_convolutions(shape, skeleton, family, config)
     sound = None if family.audio is None else AudioDuration.of(family.audio, config, family.audio.durations(config)[1])
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
     grid = None if family.grid is None else GridSize.of(family.grid, config, family.grid.sizes(config)[1])

@@ -30,7 +30,10 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
     for name, mapping in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # it has other heads as well
         if type(config) not in mapping:
             continue
-        classes = mapping[type(config)]
+        try:
+            classes = mapping[type(config)]
+        except ValueError:  # a head that the family leaves out (Whisper's decoder alone)
+            continue
         if class_name in [entry.__name__ for entry in (classes if isinstance(classes, tuple | list) else [classes])]:
             return name
     return None

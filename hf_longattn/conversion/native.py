@@ -17,7 +17,7 @@ from ..errors import ExportError, checkpoint_errors, defined_at
 from ..modeling.family.definition import without_head
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from .architectures import Architecture, current_name, read_long
-from .audio_seconds import AudioDuration, AudioPlan, duration
+from .audio_seconds import AudioDuration, AudioPlan, duration, sound_model
 from .flops import ModelShape, cost_at, cost_on, layer_mechanisms, model_shape
 from .folders import open_for_writing, short_name, write_planned
 from .grid_sizes import GridPlan, GridSize
@@ -409,11 +409,12 @@ def _check_sounds(plan: TwinPlan, opened: Source, sounds: VerificationSound, scr
         durations.append(sound.new)
 
     def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        part = without_head(model) if headless else model
+        body = sound_model(plan.model.family, model)
+        part = body if headless else model
         step_gradients = (
             {} if why_not else gradients_of_outputs(part, float_tensors(part(**sounds.at(sound.old.seconds), return_dict=True)))
         )
-        parts = [part, *[without_head(model)] * (len(durations) - 1)]
+        parts = [part, *[body] * (len(durations) - 1)]
         inputs = [{**sounds.at(at.seconds), "output_hidden_states": True} for at in durations]
         return [run_on_sound(part, values) for part, values in zip(parts, inputs, strict=True)], step_gradients
 

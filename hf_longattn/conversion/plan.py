@@ -29,6 +29,7 @@ from .plan_audio import (
     audio_costs,
     audio_durations,
     config_values,
+    extractor_files,
     refuse_other_settings,
     with_convolutions,
 )
@@ -240,7 +241,7 @@ def _plan_sound(opened: Source, architecture: Architecture, request: ConversionC
     skeleton = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: False)
     tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sound.old.frames, cast)
-    shape = with_convolutions(model_shape(config, skeleton, [tensor.dtype for tensor in tensors]), skeleton, sound.rule, config)
+    shape = with_convolutions(model_shape(config, skeleton, [tensor.dtype for tensor in tensors]), skeleton, architecture.family, config)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
@@ -255,6 +256,7 @@ def _plan_sound(opened: Source, architecture: Architecture, request: ConversionC
         shape=shape,
         costs=audio_costs(sound.rule, config, (sound.old.seconds, sound.new.seconds), attention, shape),
         sound=sound,
+        files=extractor_files(opened, sound),
     )
 
 

@@ -14,12 +14,14 @@ from ..configuration import LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
 from ..modeling.family.audio_config import audio_seconds, refuse_reading
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import without_head
+from ..modeling.family.definition import Family
 from .architectures import Architecture
-from .audio_seconds import AudioDuration, AudioPlan, duration, durations_up_to
+from .audio_seconds import AudioDuration, AudioPlan, duration, durations_up_to, sound_model
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, SoundCost, cost_at, layer_mechanisms
 from .plan_grid import SIZE_SETTINGS, TEXT_SETTINGS
+from .processors import FILE, file_with, load_feature_extractor
+from .sources.base import Source
 
 OTHER_SETTINGS = {**TEXT_SETTINGS, **{name: SIZE_SETTINGS[name] for name in ("image_size", "search_images")}}
 """Settings that a model of sound has no use for, and why."""
@@ -73,20 +75,23 @@ def audio_attention(architecture: Architecture, request: ConversionConfig) -> Lo
         OptionError: a mechanism for something else than sound.
     """
     kind: Any = architecture.family.config_class
+    rule: Any = architecture.family.audio
     attention = request.attention() if request.names_attention else kind.default_attention()
-    layers = architecture.source_config.num_hidden_layers
+    layers = rule.layers(architecture.source_config)
     attention.check_layers(layers)
     for layer in range(layers):
         refuse_reading(*attention.for_layer(layer))
     return attention
 
 
-def with_convolutions(shape: ModelShape, skeleton: nn.Module, rule: AudioRule, config: Any) -> ModelShape:
+def with_convolutions(shape: ModelShape, skeleton: nn.Module, family: Family, config: Any) -> ModelShape:
     """``shape`` whose matrices stand for the convolutions of a frame as well, by the number of their operations.
 
     Args:
         skeleton: the long model without storage.
+        family, config: of the model.
     """
+    rule: Any = family.audio
     counted, operations = AudioDuration.of(rule, config, COUNTED_SECONDS), 0
 
     def count(module: Any, args: Any, output: torch.Tensor) -> None:
@@ -99,7 +104,7 @@ def with_convolutions(shape: ModelShape, skeleton: nn.Module, rule: AudioRule, c
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             module.register_forward_hook(count)
     with torch.no_grad():
-        without_head(model)(**rule.arguments(rule.seeded(config, COUNTED_SECONDS).to("meta")))
+        sound_model(family, model)(**rule.arguments(rule.seeded(config, COUNTED_SECONDS).to("meta")))
     return replace(shape, matrix_parameters=shape.matrix_parameters + operations // (2 * counted.frames))
 
 
@@ -115,3 +120,10 @@ def audio_costs(
 def config_values(plan: AudioPlan) -> Mapping[str, Any]:
     """The fields of the result's config that say for what it was converted."""
     return {"long_audio_seconds": plan.new.seconds} if plan.grows else {}
+
+
+def extractor_files(source: Source, plan: AudioPlan) -> dict[str, dict[str, Any]]:
+    """The file of the feature extractor where it cuts or pads sounds to the duration; none where the source has none."""
+    changed = plan.rule.extractor_fields(plan.new.seconds)
+    extractor = load_feature_extractor(source.folder) if changed and plan.grows else None
+    return {} if extractor is None or not (source.folder / FILE).is_file() else {FILE: file_with(source.folder, extractor, changed)}

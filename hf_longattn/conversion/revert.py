@@ -24,7 +24,7 @@ from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_t
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
-from .audio_seconds import AudioDuration, AudioPlan
+from .audio_seconds import AudioDuration, AudioPlan, sound_model
 from .config import RevertConfig
 from .folders import open_for_writing, short_name, write_planned
 from .grid_sizes import GridPlan, GridSize
@@ -166,7 +166,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         length_before=before,
         grid=grid,
         sound=sound,
-        files={} if grid is None or (file := file_before(source.folder)) is None else {FILE: file},
+        files={} if family.reads_text or (file := file_before(source.folder)) is None else {FILE: file},
     )
 
 
@@ -499,7 +499,9 @@ def _check_outputs(plan: RevertPlan, result: Path, inputs: VerificationInputs, s
     source = _as_before(plan)
     as_source = {} if source is None else _full_attention(plan, source, run, scratch)[0]
     plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
-    of_plain = run(plain.base_model if headless else plain)
+    family: Any = plan.architecture.family
+    base = plain.base_model if family.audio is None else sound_model(family, plain)
+    of_plain = run(base if headless else plain)
     checks = [_compared(name, long_base, expected, of_plain, size, plan.changed)]
     if source is not None:
         reference = "the long model with full attention and the rotary positions that it was converted from"
@@ -536,7 +538,9 @@ def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | 
     model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, plan.cast, scratch, config_instead=config)
     model.use_base_attention()
     headless = newly_initialised(missing, model)
-    return run(model.base_model if headless else model), headless
+    family = plan.architecture.family
+    base = model.base_model if family.audio is None else sound_model(family, model)
+    return run(base if headless else model), headless
 
 
 def _as_before(plan: RevertPlan) -> Any:

@@ -58,7 +58,8 @@ class VerificationSound:
             normalised = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
             return torch.from_numpy(normalised)[None]
         with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
-            values = self.extractor(samples, sampling_rate=self.sampling_rate, return_tensors="pt")
+            how = {"padding": "longest", "truncation": False, "return_tensors": "pt"}  # Whisper's cuts and pads otherwise
+            values = self.extractor(samples, sampling_rate=self.sampling_rate, **how)
         if self.rule.input not in values:
             raise CheckpointError(
                 f"The feature extractor gives {', '.join(values)}, but the model reads {self.rule.input}; it belongs to another model."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..mechanisms import Mechanism
-from ..modeling.family.definition import without_head
 from ..private_apis import attention_implementation
-from .audio_seconds import AudioDuration, duration
+from .audio_seconds import AudioDuration, duration, sound_model
 from .flops import cost_at, layer_mechanisms
 from .model_loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
@@ -23,10 +24,12 @@ from .report import FAILED, MEASURED, PASSED, SKIPPED, TOLERANCE, Check, equalit
 from .sound import VerificationSound
 from .text import PARAGRAPHS, load_tokenizer
 from .verify_grid import float_tensors
-from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference, part_to_compare
+from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference
 
 EXTRACTED_SECONDS = 2.0
 """The sound on which the written feature extractor is tried."""
+DECODER_INPUT = "decoder_input_ids"
+"""The argument of ``forward`` with the tokens of a decoder, which is given one."""
 PADDED = 0.9
 """The part of a sound that is left when it is compared with itself and padding after it."""
 
@@ -78,22 +81,25 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
     source: Any
     source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
     headless = newly_initialised(missing, source)
-    expected = run_on_sound(part_to_compare(source, headless), at_old)
-    expected_new = run_on_sound(without_head(source), at_new) if grows else {}
+    family = plan.architecture.family
+    compared = partial(sound_model, family) if headless else lambda model: model
+    expected = run_on_sound(compared(source), at_old)
+    longer = grows and sound.rule.longer
+    expected_new = run_on_sound(sound_model(family, source), at_new) if longer else {}
     del source
 
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-    outputs = run_on_sound(part_to_compare(model, headless), at_old)
-    states = run_on_sound(without_head(model), at_new)
-    padding = _check_padding(plan, without_head(model), inputs, new)
+    outputs = run_on_sound(compared(model), at_old)
+    states = run_on_sound(sound_model(family, model), at_new)
+    padding = _check_padding(plan, sound_model(family, model), inputs, new)
     model.use_base_attention()
-    full = {} if covered else run_on_sound(part_to_compare(model, headless), at_old)
-    full_new = run_on_sound(without_head(model), at_new) if grows else {}
+    full = {} if covered else run_on_sound(compared(model), at_old)
+    full_new = run_on_sound(sound_model(family, model), at_new) if longer else {}
     model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
     del model
 
     what = "hidden states (the source has no weights for its head)" if headless else "outputs"
-    full_attention = plan.architecture.family.base_attention_name
+    full_attention = family.base_attention_name
 
     def compare(name: str, at: AudioDuration, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = "") -> Check:
         largest, relative = difference(expected, measured)
@@ -109,7 +115,7 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
         how = f"{what} at {old.describe()}, {full_attention} instead of the mechanism"
         checks.append(compare(f"equal at the old duration with {full_attention}", old, how, expected, full))
         checks.append(compare("at the old duration", old, f"{what} at {old.describe()}, long attention", expected, outputs, why_not))
-    if grows:
+    if longer:
         shortened = "" if new.seconds == sound.new.seconds else f" (of {duration(sound.new.seconds)}: a large model, a shorter sound)"
         where = f"hidden states at {new.describe()}{shortened}"
         name = f"equal at the new duration with {full_attention}"
@@ -117,6 +123,9 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
         exact = _covers(layers, new)
         how = f"{where}, long attention, the source with {full_attention}"
         checks.append(compare("at the new duration", new, how, expected_new, states, "" if exact else why_not))
+    elif grows:
+        name = f"equal at the new duration with {full_attention}"
+        checks.append(Check(name, SKIPPED, f"does not apply: the source reads {duration(old.seconds)} only"))
     finite = all_finite(states)
     detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
     values = {"audio_seconds": new.seconds, "tokens": new.frames}
@@ -126,8 +135,12 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
 
 def run_on_sound(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """All floating-point tensors that one forward pass returns, by name."""
+    arguments = dict(inputs)
+    if DECODER_INPUT in inspect.signature(type(model).forward).parameters:
+        start = getattr(model.config, "decoder_start_token_id", None) or 0
+        arguments[DECODER_INPUT] = torch.full((1, 1), min(start, model.config.vocab_size - 1))
     with torch.no_grad():
-        return float_tensors(model(**inputs, return_dict=True))
+        return float_tensors(model(**arguments, return_dict=True))
 
 
 def _covers(layers: Sequence[Mechanism], at: AudioDuration) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -127,12 +128,22 @@ def _in_longer_segments(generate: Any) -> Any:
     return generate_in_longer_segments
 
 
+def extractor_fields(seconds: float) -> Mapping[str, Any]:
+    """The fields of WhisperFeatureExtractor that cut and pad sounds."""
+    whole = math.ceil(seconds)
+    return {"chunk_length": whole, "n_samples": whole * 16_000, "nb_max_frames": whole * ROWS_PER_SECOND}
+
+
 RULE = WhisperRule(
     input="input_features",
     rate=ROWS_PER_SECOND,
     features=lambda config: config.num_mel_bins,
     frames=lambda config, rows: (rows - 1) // ROWS_PER_FRAME + 1,
+    positions="sinusoids",
+    longer=False,
+    extractor_fields=extractor_fields,
     why_chunks_differ=lambda config: "the feature extractor clamps a spectrogram at its own maximum less 8",
+    why_padding_changes=lambda config: "the encoder reads padding as silence, without a mask",
 )
 FAMILY = Family(
     LongWhisperConfig,

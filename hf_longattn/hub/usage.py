@@ -135,6 +135,13 @@ with torch.no_grad():
     logits = model(**inputs).logits
 print(logits.argmax(-1))  # a token for every frame, which `processor.batch_decode` of AutoProcessor makes a text
 """
+_GENERATED = """\
+print(model.generate(**inputs))  # tokens, which `processor.batch_decode` of AutoProcessor makes a text
+"""
+_ENCODED = """\
+with torch.no_grad():
+    print(model.get_encoder()(**inputs).last_hidden_state.shape)  # {frames:,} frames
+"""
 _FRAME_CLASSES = """\
 with torch.no_grad():
     print(model(**inputs).logits.shape)  # classes of every frame
@@ -270,12 +277,20 @@ PICTURE_HEADS = {
     "Model": Head("AutoModel", "image-feature-extraction", _PICTURE_STATES),
 }
 """The same for models of pictures."""
+RECOGNITION, CLASSIFICATION = "automatic-speech-recognition", "audio-classification"
+"""Tasks of sound for which transformers has a pipeline."""
 SOUND_HEADS = {
-    "ForCTC": Head("AutoModelForCTC", "automatic-speech-recognition", _TRANSCRIPT),
-    "ForSequenceClassification": Head("AutoModelForAudioClassification", "audio-classification", _PICTURE_CLASS),
+    "ForCTC": Head("AutoModelForCTC", RECOGNITION, _TRANSCRIPT),
+    "ForSequenceClassification": Head("AutoModelForAudioClassification", CLASSIFICATION, _PICTURE_CLASS),
     "ForAudioFrameClassification": Head("AutoModelForAudioFrameClassification", None, _FRAME_CLASSES),
     "ForXVector": Head("AutoModelForAudioXVector", None, _SPEAKER),
     "ForPreTraining": Head("AutoModelForPreTraining", None, _PICTURE_OUTPUTS),
+    "ForRNNT": Head("", RECOGNITION, _GENERATED),
+    "ForTDT": Head("", RECOGNITION, _GENERATED),
+    "ForConditionalGeneration": Head("AutoModelForSpeechSeq2Seq", RECOGNITION, _GENERATED),
+    "ForAudioClassification": Head("AutoModelForAudioClassification", CLASSIFICATION, _PICTURE_CLASS),
+    "Encoder": Head("AutoModel", "feature-extraction", _FRAMES),
+    "WhisperModel": Head("AutoModel", "feature-extraction", _ENCODED),
     "Model": Head("AutoModel", "feature-extraction", _FRAMES),
 }
 """The same for models of sound."""
@@ -296,9 +311,6 @@ PREPROCESSOR = "preprocessor_config.json"
 SAMPLING_RATE = 16_000
 """Samples a second where a feature extractor does not say."""
 PROCESSORS = (PREPROCESSOR, "processor_config.json")
-RECOGNITION = SOUND_HEADS["ForCTC"].task
-PIPELINES = (RECOGNITION, SOUND_HEADS["ForSequenceClassification"].task)
-"""Tasks of sound for which transformers has a pipeline."""
 SHOWN_SECONDS = 30
 """The longest sound of an example, which its reader runs at once."""
 GRAPHS = ("model.onnx", "model.pt2")
@@ -543,9 +555,8 @@ def sound_usage(family: Family, folder: Path, config: Mapping[str, Any], name: s
     if head is None or (trusts_code and not head.auto_class):
         return None
     ours, processed = "long_attention" in config and not trusts_code, any((folder / file).is_file() for file in PROCESSORS)
-    spelled = (
-        processed and head.task in PIPELINES and (head.task != RECOGNITION or any(folder.glob("vocab*")) or any(folder.glob("tokenizer*")))
-    )
+    writes = head.task != RECOGNITION or any(path for pattern in ("vocab*", "tokenizer*") for path in folder.glob(pattern))
+    spelled = processed and bool(head.auto_class) and head.task in (RECOGNITION, CLASSIFICATION) and writes
     auto = head.auto_class or architecture
     names = [*(["AutoFeatureExtractor"] if processed else []), *([auto] if head.auto_class or not ours else [])]
     names += ["pipeline"] if spelled else []

@@ -63,10 +63,12 @@ def test_every_tensor_of_a_file_is_compared(base: str, head: str, tmp_path: Path
     names = names_in_model(written, plan.architecture.skeleton(plan.config))
     assert [name for name in written if not names[name].exists] == []
 
-    values = json.loads((folder / "config.json").read_text())
+    file = json.loads((folder / "config.json").read_text())
+    values = file.get("encoder_config", file)  # of the layers with attention
     sizes = {name: values[name] for name in INNER if name in values} or {"n_inner": None}
     width = values.get("n_embd", values.get("hidden_size"))  # without a size of their own, inner layers are four times as wide
-    change_config(folder, **{name: 8 * width if size is None else 2 * size for name, size in sizes.items()})
+    changed = {name: 8 * width if size is None else 2 * size for name, size in sizes.items()}
+    change_config(folder, **(changed if values is file else {"encoder_config": {**values, **changed}}))
     with pytest.raises(CheckpointError, match=r"^(Tensor|The \d+ tensors from) '.* shape .*, but its config requires \("):
         plan_conversion(folder, mechanism="full")
 

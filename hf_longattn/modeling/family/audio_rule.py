@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import AudioError, MaskError
@@ -19,7 +20,8 @@ MASK = "attention_mask"
 
 def encoder_config(config: Any) -> Any:
     """The config of the layers with attention: that of the encoder inside, where it has its own (Parakeet's heads)."""
-    return getattr(config, "encoder_config", config)
+    encoder = getattr(config, "encoder_config", config)
+    return SimpleNamespace(**encoder) if isinstance(encoder, dict) else encoder  # of a file
 
 
 def convolved(config: Any, length: int) -> int:
@@ -54,6 +56,8 @@ class AudioRule:
         have the same, but for the convolutions at its ends.
     why_padding_changes: why the frames of a sound with padding after it differ from those of the sound alone, mask or not; empty where
         they do not.
+    longer: whether the base reads longer sounds than those with which it was trained.
+    extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
     stream: how far its parts look along time, where :class:`hf_longattn.streaming.Stream` can read a stream with it.
     """
@@ -69,6 +73,8 @@ class AudioRule:
     trained_seconds: float = 15
     why_chunks_differ: Callable[[Any], str] = lambda config: ""
     why_padding_changes: Callable[[Any], str] = lambda config: ""
+    longer: bool = True
+    extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
     stream: StreamRule | None = None
 
