@@ -1,0 +1,163 @@
+"""LongMoonshineStreaming: Moonshine for live speech, whose encoder's layers see some frames to the left and a few to the right.
+transformers builds a mask of frames × frames for each layer, and leaves the windows out where no ``attention_mask`` is given; here they are
+the mechanism ``window``, with a mask or without. The decoder stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.models.moonshine_streaming.configuration_moonshine_streaming import (
+    MoonshineStreamingConfig,
+    MoonshineStreamingEncoderConfig,
+)
+from transformers.models.moonshine_streaming.modeling_moonshine_streaming import (
+    MoonshineStreamingEncoder,
+    MoonshineStreamingEncoderAttention,
+    MoonshineStreamingEncoderEmbedder,
+)
+
+from ..backend import BACKEND
+from ..configuration import LongAttentionConfig
+from ..errors import AudioError
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.frame_padding import FramePadding
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, encoder_config
+from ..modeling.family.config import BASE_ATTENTION
+from ..modeling.family.definition import Family
+from ..modeling.family.held_encoder import LongHeldEncoderConfig
+from ..private_apis import attention_implementation
+
+
+def own_attention(config: Any) -> LongAttentionConfig:
+    """The mechanisms equal to the windows of an encoder with this config: ``(16, 4)`` is a frame, 15 before it and 3 after it."""
+    windows = [{"left": left - 1, "right": max(0, right - 1)} for left, right in encoder_config(config).sliding_windows]
+    others = {layer: options for layer, options in enumerate(windows) if options != windows[0]}
+    return LongAttentionConfig("window", layers=others, **windows[0])
+
+
+class LongMoonshineStreamingEncoderConfig(LongAudioConfig, MoonshineStreamingEncoderConfig):
+    """MoonshineStreamingEncoderConfig with ``long_attention``; by default the windows of ``sliding_windows``."""
+
+    model_type = "long_moonshine_streaming_encoder"
+    decoder_positions: ClassVar[int | None] = None
+    """The frames for which the decoder has positions."""
+
+    def _attention_without_choice(self) -> LongAttentionConfig:
+        return own_attention(self)
+
+    def resolve_implementation(self, requested: str | None) -> str:
+        """As the model's: transformers' class builds the encoder, and asks for its default."""
+        default = requested == "sdpa" and not self.__dict__.get(BASE_ATTENTION)
+        return super().resolve_implementation(None if default else requested)
+
+
+class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConfig):
+    """MoonshineStreamingConfig with ``long_attention`` of its encoder; by default the windows of ``sliding_windows``."""
+
+    model_type = "long_moonshine_streaming"
+    encoder_class = LongMoonshineStreamingEncoderConfig
+    encoder_fields: ClassVar[tuple[str, ...]] = ()
+    sub_configs_defaults = {"encoder_config": LongMoonshineStreamingEncoderConfig}
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        vars(self.encoder_config)["decoder_positions"] = self.max_position_embeddings
+
+    @property
+    def decoder_attention(self) -> LongAttentionConfig:
+        """The attention of the decoder's self-attention."""
+        return LongAttentionConfig("full")
+
+    @property
+    def _attending(self) -> tuple[int, bool]:
+        return self.encoder_config.num_hidden_layers, False
+
+
+class LongMoonshineStreamingEmbedder(MoonshineStreamingEncoderEmbedder):
+    """MoonshineStreamingEncoderEmbedder whose mask has four dimensions, of which transformers makes no mask of frames × frames."""
+
+    config: Any
+
+    def forward(self, input_values: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Samples ``(B, N)`` to frames ``(B, F, D)`` and their mask ``(B, 1, 1, F)``; ``(B, F)`` for other attention implementations."""
+        states, frames = super().forward(input_values, padding_mask)
+        if frames is None or attention_implementation(self.config) != BACKEND:
+            return states, frames
+        return states, frames[:, None, None]
+
+
+class LongMoonshineStreamingAttention(MoonshineStreamingEncoderAttention):
+    """MoonshineStreamingEncoderAttention that reads the mask of the embedder above."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        if attention_mask is not None and attention_implementation(self.config) == BACKEND:
+            attention_mask = FramePadding.of(attention_mask[:, 0, 0]).mask
+        return super().forward(hidden_states, attention_mask, **kwargs)
+
+
+class MoonshineWithWindows(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {
+        MoonshineStreamingEncoderAttention: LongMoonshineStreamingAttention,
+        MoonshineStreamingEncoderEmbedder: LongMoonshineStreamingEmbedder,
+    }
+
+    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+        outputs = super()._run(base_forward, arguments)
+        if not isinstance(self, MoonshineStreamingEncoder):
+            return outputs
+        if isinstance(outputs, tuple):
+            return tuple(entry[:, 0, 0] if isinstance(entry, Tensor) and entry.dim() == 4 else entry for entry in outputs)
+        if outputs.attention_mask is not None and outputs.attention_mask.dim() == 4:
+            outputs.attention_mask = outputs.attention_mask[:, 0, 0]
+        return outputs
+
+
+def samples_per_row(config: Any) -> int:
+    """Samples of a row before the two convolutions that halve the rows."""
+    config = encoder_config(config)
+    return round(config.sample_rate * config.frame_ms / 1000)
+
+
+def frames(config: Any, samples: int) -> int:
+    """The frames of so many samples."""
+    rows = samples // samples_per_row(config)
+    return ((rows - 1) // 2) // 2 + 1 if rows else 0
+
+
+def positions_of_decoder(config: Any) -> int:
+    """The frames for which the decoder has positions."""
+    return int(getattr(config, "decoder_positions", None) or config.max_position_embeddings)
+
+
+@dataclass(frozen=True)
+class MoonshineRule(AudioRule):
+    """Samples in whole rows, as the processor pads them."""
+
+    def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
+        super().check(config, arguments, values=values)
+        sound, row = arguments.get(self.input), samples_per_row(config)
+        if sound is not None and sound.shape[1] % row:
+            raise AudioError(
+                f"The sound has {sound.shape[1]} samples, which is not a multiple of the {row} that make a row; pad it with zeros, as the "
+                f"feature extractor does with pad_to_multiple_of={row}."
+            )
+
+
+FAMILY = Family(
+    LongMoonshineStreamingConfig,
+    inner=("MoonshineStreamingEncoder",),
+    classes=("MoonshineStreamingModel", "MoonshineStreamingForConditionalGeneration"),
+    holds_encoder=True,
+    mixin=MoonshineWithWindows,
+    own_attention=own_attention,
+    audio=MoonshineRule(frames=frames, longest=positions_of_decoder),
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())
