@@ -28,9 +28,11 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-def model_with(attention: dict[str, Any]) -> LongViTModel:
+def model_with(attention: dict[str, Any], layers: int = 2) -> LongViTModel:
     torch.manual_seed(0)
-    config = LongViTConfig(**SIZES, long_image_size=[40, 48], long_attention=attention, initializer_range=0.2)
+    config = LongViTConfig(
+        **{**SIZES, "num_hidden_layers": layers}, long_image_size=[40, 48], long_attention=attention, initializer_range=0.2
+    )
     return LongViTModel(config).eval()
 
 
@@ -53,8 +55,8 @@ def test_an_attention_function_that_ignores_the_windows_is_found(tmp_path: Path,
 
 def test_a_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model_with({"mechanism": "window2d", "window": 4, "prefix_tokens": "none"}).save_pretrained(tmp_path / "long")
-    model_with({"mechanism": "window2d", "window": 6, "prefix_tokens": "none"}).save_pretrained(tmp_path / "wider")
+    for name, window in (("long", 4), ("wider", 6)):
+        model_with({"mechanism": "window2d", "window": window, "prefix_tokens": "none"}, layers=1).save_pretrained(tmp_path / name)
     export_checkpoint(tmp_path / "wider", tmp_path / "graph")
     assert audit_reach(tmp_path / "wider", onnx=tmp_path / "graph").agrees
     assert not audit_reach(tmp_path / "long", onnx=tmp_path / "graph").agrees

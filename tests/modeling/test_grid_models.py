@@ -19,7 +19,7 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import tiled_positions
-from tests.grids import grid
+from tests.grids import grid, quickly
 from tests.modeling.grid_models import (
     BASES,
     HEADS,
@@ -166,9 +166,10 @@ def test_twenty_threads_with_pictures_of_different_sizes(tmp_path: Path) -> None
         torch.testing.assert_close(results[number], logits)
 
 
-@pytest.mark.parametrize("base", ["vit", "siglip_vision_model", "beit", "dinov3_vit"])
+@pytest.mark.parametrize("base", quickly(["vit", "siglip_vision_model", "beit", "dinov3_vit"], ["beit", "dinov3_vit"]))
 @torch.no_grad()
 def test_compiled_without_a_graph_break(base: str, tmp_path: Path) -> None:
+    """A bias by distance and rotary positions; tables are in the graphs of the test below, too, and compiled in slow tests."""
     saved(base, base_model(base), tmp_path, **ONE_LAYER)
     model = long_model(base, base_model(base), tmp_path, long_attention={**WINDOWS, "window": 3})
     inputs = inputs_of(base, (40, 48))
