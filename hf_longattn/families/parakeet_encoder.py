@@ -26,7 +26,7 @@ from ..modeling.attach.custom_attention import OnTheBackend
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, encoder_config
+from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
 from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import Convolution, StreamRule
 from ..private_apis import attention_implementation
@@ -54,13 +54,19 @@ def subsampled(config: Any, length: int) -> int:
 
 
 class LongParakeetPositions(ParakeetEncoderRelPositionalEncoding):
-    """Sinusoids of all distances, the same for all rows of a batch."""
+    """Sinusoids of the distances that any layer sees, the same for all rows of a batch."""
 
     config: Any
+    attending: tuple[Any, ...]
+    """The attention of all layers."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """``(1, 2 N - 1, C)``, for the distances N - 1, …, 1 - N; for other attention implementations ``(B, 2 N - 1, C)``."""
-        return super().forward(hidden_states[:1] if attention_implementation(self.config) == BACKEND else hidden_states)
+        """``(1, 2 n - 1, C)``, for the distances n - 1, …, 1 - n; ``(B, 2 N - 1, C)`` for other attention implementations."""
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states)
+        length = hidden_states.shape[1]
+        furthest = max(max(attention.long_attention.span(length, length, False)) for attention in self.attending)
+        return super().forward(hidden_states[:1, : furthest + 1])
 
 
 class LongParakeetConvolution(ParakeetEncoderConvolutionModule):
@@ -139,14 +145,13 @@ class ParakeetOnTheBackend(OnTheBackend):
         ParakeetEncoderSubsamplingConv2D: LongParakeetSubsampling,
     }
 
+    def adapt_module(self, name: str, module: Any) -> None:
+        if isinstance(module, LongParakeetPositions):
+            module.attending = tuple(layer.self_attn for layer in self.layers)
+
     def _get_output_attention_mask(self, attention_mask: Tensor, target_length: int | None = None) -> Any:
         frames = super()._get_output_attention_mask(attention_mask, target_length)
         return FramePadding.of(frames) if attention_implementation(self.config) == BACKEND else frames
-
-
-def normalised_features(config: Any) -> str:
-    """Why the features of a chunk differ from those of the whole sound."""
-    return "its feature extractor normalises every feature over the whole sound"
 
 
 def subsampling(config: Any) -> list[Convolution]:

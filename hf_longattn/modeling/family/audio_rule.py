@@ -39,6 +39,11 @@ def adapted(config: Any, length: int) -> int:
     return frames
 
 
+def normalised_features(config: Any) -> str:
+    """What a feature extractor does that normalises spectrograms."""
+    return "its feature extractor normalises every feature over the whole sound"
+
+
 @dataclass(frozen=True)
 class AudioRule:
     """The sound that a model reads, and the frames on which its attention runs.

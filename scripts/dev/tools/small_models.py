@@ -77,10 +77,12 @@ SOUNDS: dict[str, Any] = {
     "feat_extract_norm": "layer", "num_labels": 5, "classifier_proj_size": 8, "num_codevector_groups": 2, "codevector_dim": 16,
     "proj_codevector_dim": 16, "xvector_output_dim": 8, "tdnn_dim": [16, 16, 16], "tdnn_kernel": [5, 3, 1], "tdnn_dilation": [1, 2, 1],
     "num_conv_pos_embedding_groups": 4, "num_codevectors_per_group": 8, "num_clusters": 8, "num_ctc_classes": 8,
-    "num_mel_bins": 16, "subsampling_conv_channels": 4, "decoder_hidden_size": 16, "blank_token_id": 98, "pad_token_id": 98,
+    "feature_projection_input_dim": 16, "num_mel_bins": 16, "subsampling_conv_channels": 4, "decoder_hidden_size": 16,
+    "blank_token_id": 98, "pad_token_id": 98,
     "mask_time_prob": 0.0, "apply_spec_augment": False, "ctc_zero_infinity": True,
     **dict.fromkeys(
-        ("layerdrop", "dropout", "hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout"), 0.0
+        ("layerdrop", "dropout", "hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout",
+         "conformer_conv_dropout"), 0.0
     ),
 }  # fmt: skip
 """What small models of sound have: no chance, and sizes that fit their width."""

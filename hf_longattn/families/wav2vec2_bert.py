@@ -1,0 +1,61 @@
+"""LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023), features of 20 ms through Conformer's layers with embeddings of clipped
+distances."""
+
+from typing import Any
+
+from transformers.models.wav2vec2_bert.configuration_wav2vec2_bert import Wav2Vec2BertConfig
+from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertRelPositionalEmbedding, Wav2Vec2BertSelfAttention
+
+from ..modeling.attach.conformer_attention import NAMES, ConformerAttention, ConformerOnTheBackend, NearSinusoids
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, normalised_features
+from ..modeling.family.definition import Family
+
+
+class LongWav2Vec2BertConfig(LongAudioConfig, Wav2Vec2BertConfig):
+    """Wav2Vec2BertConfig with ``long_attention``."""
+
+    model_type = "long_wav2vec2-bert"
+
+
+class LongWav2Vec2BertSinusoids(NearSinusoids, Wav2Vec2BertRelPositionalEmbedding):
+    """Sinusoids of the distances that a layer sees."""
+
+
+class LongWav2Vec2BertAttention(ConformerAttention, Wav2Vec2BertSelfAttention):
+    """Wav2Vec2BertSelfAttention with the mechanism."""
+
+
+class Wav2Vec2BertOnTheBackend(ConformerOnTheBackend):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {
+        Wav2Vec2BertRelPositionalEmbedding: LongWav2Vec2BertSinusoids,
+        Wav2Vec2BertSelfAttention: LongWav2Vec2BertAttention,
+    }
+
+
+def adapted(config: Any, rows: int) -> int:
+    """The rows of the last hidden state, fewer after the adapter."""
+    kernel, stride = config.adapter_kernel_size, config.adapter_stride
+    for _ in range(config.num_adapter_layers if config.add_adapter else 0):
+        rows = (rows + 2 * (kernel // 2) - kernel) // stride + 1
+    return rows
+
+
+FAMILY = Family(
+    LongWav2Vec2BertConfig,
+    mixin=Wav2Vec2BertOnTheBackend,
+    attention=NAMES,
+    audio=AudioRule(
+        input="input_features",
+        rate=50,
+        features=lambda config: int(config.feature_projection_input_dim),
+        frames=lambda config, rows: rows,
+        outputs=adapted,
+        why_chunks_differ=normalised_features,
+    ),
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,47 @@
+"""LongWav2Vec2Conformer: wav2vec 2.0 with Conformer's layers (Gulati et al. 2020) and relative or rotary positions."""
+
+from transformers.models.wav2vec2_conformer.configuration_wav2vec2_conformer import Wav2Vec2ConformerConfig
+from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
+    Wav2Vec2ConformerRelPositionalEmbedding,
+    Wav2Vec2ConformerSelfAttention,
+)
+
+from ..modeling.attach.conformer_attention import NAMES, ConformerAttention, ConformerOnTheBackend, NearSinusoids
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, adapted
+from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import normalised_over_time
+
+
+class LongWav2Vec2ConformerConfig(LongAudioConfig, Wav2Vec2ConformerConfig):
+    """Wav2Vec2ConformerConfig with ``long_attention``."""
+
+    model_type = "long_wav2vec2-conformer"
+
+
+class LongWav2Vec2ConformerSinusoids(NearSinusoids, Wav2Vec2ConformerRelPositionalEmbedding):
+    """Sinusoids of the distances that a layer sees."""
+
+
+class LongWav2Vec2ConformerAttention(ConformerAttention, Wav2Vec2ConformerSelfAttention):
+    """Wav2Vec2ConformerSelfAttention with the mechanism."""
+
+
+class Wav2Vec2ConformerOnTheBackend(ConformerOnTheBackend):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {
+        Wav2Vec2ConformerRelPositionalEmbedding: LongWav2Vec2ConformerSinusoids,
+        Wav2Vec2ConformerSelfAttention: LongWav2Vec2ConformerAttention,
+    }
+
+
+FAMILY = Family(
+    LongWav2Vec2ConformerConfig,
+    mixin=Wav2Vec2ConformerOnTheBackend,
+    attention=NAMES,
+    audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time),
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,103 @@
+"""LongWavLM: WavLM (Chen et al. 2022), wav2vec 2.0's layers with a bias for buckets of distances, gated by every query.
+
+Its attention calls PyTorch's multi-head attention with a bias of all queries and keys. Here the gate, a number for each query and head,
+and the bias, a number for each distance and head, are a term of the mechanism's scores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function
+from transformers.models.wavlm.configuration_wavlm import WavLMConfig
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+
+from ..backend import BACKEND, longattn_attention_forward, longattn_mask
+from ..engines.common.distance_term import DistanceTerm
+from ..modeling.attach.custom_attention import OnTheBackend
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, adapted
+from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import normalised_over_time
+from ..private_apis import attention_implementation
+
+
+class LongWavLMConfig(LongAudioConfig, WavLMConfig):
+    """WavLMConfig with ``long_attention``."""
+
+    model_type = "long_wavlm"
+
+
+class LongWavLMAttention(WavLMAttention):
+    """The projections, gates and biases of WavLMAttention with the mechanism."""
+
+    config: Any
+    is_causal = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        index: int = 0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """``hidden_states (B, N, C)`` to the same shape, the weights, and the bias that the layers share.
+
+        Args:
+            attention_mask: ``(B, N)``, 1 = real.
+            position_bias: of the layer before, ``(H, distances)`` as :meth:`biases`.
+        """
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
+        if position_bias is None:
+            position_bias = self.biases()
+        batch, length, _ = hidden_states.shape
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        term = DistanceTerm(self.gates(hidden_states), position_bias[..., None], self.max_distance, key)
+        if attention_mask is not None:
+            attention_mask = longattn_mask(
+                batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask.bool()
+            )
+        output, weights = longattn_attention_forward(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            position_bias=term,
+            **kwargs,
+        )
+        return self.out_proj(output.flatten(2)), weights, position_bias
+
+    def biases(self) -> Tensor:
+        """``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``, beyond which all have one bucket."""
+        distances = torch.arange(-self.max_distance, self.max_distance + 1, device=self.rel_attn_embed.weight.device)
+        return self.rel_attn_embed(self._relative_positions_bucket(-distances)).t()
+
+    def gates(self, hidden_states: Tensor) -> Tensor:
+        """What every query multiplies its bias with, ``(B, H, N, 1)``."""
+        by_head = hidden_states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        both = self.gru_rel_pos_linear(by_head).unflatten(-1, (2, 4)).sum(-1)
+        update, reset = torch.sigmoid(both).chunk(2, dim=-1)
+        return update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
+
+
+class WavLMOnTheBackend(OnTheBackend):
+    """Replaces the base's attention by the class above."""
+
+    hands_globals_down = True
+    replaced = {WavLMAttention: LongWavLMAttention}
+
+
+FAMILY = Family(LongWavLMConfig, mixin=WavLMOnTheBackend, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time))
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,104 @@
+"""Shared by Wav2Vec2-Conformer and Wav2Vec2-BERT: the projections of the base's attention with the mechanism.
+
+Relative positions are terms of the query and the distance: Transformer-XL's (``relative``), or Shaw's embeddings of clipped distances
+(``relative_key``). Rotary positions turn the hidden states before they are projected, as in the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...backend import BACKEND, longattn_attention_forward
+from ...engines.common.distance_term import DistanceTerm
+from ...private_apis import attention_implementation
+from ..family.definition import AttentionNames
+from .custom_attention import OnTheBackend
+
+NAMES = AttentionNames(query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size")
+SinusoidsNear = Callable[[int, int], Tensor]
+"""``(back, ahead) -> (distances, C)``: the sinusoids of the distances -ahead, …, back."""
+
+
+class NearSinusoids(nn.Module):
+    """Comes before the base's ``…RelPositionalEmbedding``: hands down how to compute sinusoids instead of those of all distances."""
+
+    config: Any
+
+    def forward(self, hidden_states: Tensor) -> SinusoidsNear | Tensor:
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states)
+        like = hidden_states[0, 0, 0].detach()
+
+        def near(back: int, ahead: int) -> Tensor:
+            furthest = max(back, ahead)
+            table: Any = self.extend_pe(like.expand(1, furthest + 1))  # type: ignore[operator]
+            return table[0, furthest - back : furthest + ahead + 1].flip(0)
+
+        return near
+
+
+class ConformerAttention(nn.Module):
+    """Comes before the base's ``…SelfAttention``."""
+
+    config: Any
+    long_attention: Any
+    linear_q: nn.Linear
+    linear_k: nn.Linear
+    linear_v: nn.Linear
+    linear_out: nn.Linear
+    linear_pos: nn.Linear
+    distance_embedding: nn.Embedding
+    pos_bias_u: Tensor
+    pos_bias_v: Tensor
+    position_embeddings_type: str | None
+    right_max_position_embeddings: int
+    head_size: int
+    scaling: float
+    dropout: nn.Dropout
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, relative_position_embeddings: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """``hidden_states (B, N, C)`` to the same shape, and the weights if they are asked for."""
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
+        placed = hidden_states
+        if self.position_embeddings_type == "rotary":
+            placed = self._apply_rotary_embedding(hidden_states, relative_position_embeddings)  # type: ignore[operator]
+        inputs = ((self.linear_q, placed), (self.linear_k, placed), (self.linear_v, hidden_states))
+        query, key, value = (self._heads(projection(states)).transpose(1, 2) for projection, states in inputs)
+        term = None
+        if self.position_embeddings_type == "relative":
+            length = hidden_states.shape[1]
+            back, ahead = self.long_attention.span(length, length, False)
+            table = self._heads(self.linear_pos(relative_position_embeddings(back, ahead))).transpose(0, 1)
+            term = DistanceTerm((query + self.pos_bias_v[:, None]) * self.scaling, table, ahead, key)
+            query = query + self.pos_bias_u[:, None]
+        elif self.position_embeddings_type == "relative_key":
+            table = self.distance_embedding.weight.flip(0)[None]  # its rows are in the order of keys
+            term = DistanceTerm(query * self.scaling, table, self.right_max_position_embeddings, key)
+        output, weights = longattn_attention_forward(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.dropout.p if self.training else 0.0,
+            position_bias=term,
+            **kwargs,
+        )
+        return self.linear_out(output.flatten(2)), weights
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """``(…, C)`` -> ``(…, H, D)``."""
+        return projected.unflatten(-1, (-1, self.head_size))
+
+
+class ConformerOnTheBackend(OnTheBackend):
+    """:class:`OnTheBackend` for these bases, which pass keyword arguments down to their attention."""
+
+    hands_globals_down = True
