@@ -56,10 +56,11 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
     if isinstance(bias, DistanceTerm):
-        p, rows = bias.queries.to(mask_dtype(q)), bias.rows_in_band(left, right).to(mask_dtype(q))
+        p, table = bias.queries.to(mask_dtype(q)), bias.table.to(mask_dtype(q))
         q = q if bias.content is None else q + (bias.content[:, None] / scale).to(q.dtype)
-        distances = cpu_distances if _in_operator(q, k, v, p, rows) else distances_forward
-        return distances(q, k, v, p, rows, key_mask, left, right, scale)[0]
+        distances = cpu_distances if _in_operator(q, k, v, p, table) else distances_forward
+        settings = bias.ahead, left, right, pattern.causal, pattern.global_rows, scale
+        return distances(q, k, v, p, table, key_mask, global_mask, *settings)[0]
     terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
     run = cpu_band if _in_operator(q, k, v, terms[0]) else band_forward
     return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]

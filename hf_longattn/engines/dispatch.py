@@ -179,9 +179,7 @@ def _no_cpu_kernel(context: DispatchContext, takes_bias: bool) -> str | None:
 def _no_cpu_distances(context: DispatchContext) -> str | None:
     if (why := _no_fused_cpu(context)) is not None:
         return why
-    if not isinstance(context.call.score_mod, DistanceTerm):
-        return "the score term is not one of the query and the distance"
-    return None if context.call.global_mask is None else "global tokens are further away than the distances of the band"
+    return None if isinstance(context.call.score_mod, DistanceTerm) else "the score term is not one of the query and the distance"
 
 
 def _no_cpu_tiles(context: DispatchContext) -> str | None:

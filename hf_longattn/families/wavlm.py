@@ -38,29 +38,23 @@ class LongWavLMAttention(WavLMAttention):
     is_causal = False
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_bias: Tensor | None = None,
-        index: int = 0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """``hidden_states (B, N, C)`` to the same shape, the weights, and the bias that the layers share.
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Any = None, index: int = 0, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        """``hidden_states (B, N, C)`` to the same shape, the weights, and how the next layer computes the bias that all share.
 
         Args:
             attention_mask: ``(B, N)``, 1 = real.
-            position_bias: of the layer before, ``(H, distances)`` as :meth:`biases`.
+            position_bias: :meth:`biases` of the first layer: no tensor, whose gradients a layer that is computed again would lose.
         """
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
-        if position_bias is None:
-            position_bias = self.biases()
+        biases = self.biases if position_bias is None else position_bias
         batch, length, _ = hidden_states.shape
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        term = DistanceTerm(self.gates(hidden_states), position_bias[..., None], self.max_distance, key)
+        term = DistanceTerm(self.gates(hidden_states), biases()[..., None], self.max_distance, key)
         if attention_mask is not None:
             attention_mask = longattn_mask(
                 batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask.bool()
@@ -76,7 +70,7 @@ class LongWavLMAttention(WavLMAttention):
             position_bias=term,
             **kwargs,
         )
-        return self.out_proj(output.flatten(2)), weights, position_bias
+        return self.out_proj(output.flatten(2)), weights, biases
 
     def biases(self) -> Tensor:
         """``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``, beyond which all have one bucket."""

@@ -28,10 +28,10 @@ def leaves_of(q_len: int, kv_len: int, features: int, table_heads: int, rows: in
     return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
 
 
-def run(leaves: Leaves, pattern: Pattern, ahead: int, mask: Tensor | None, *, plain: bool) -> Tensor:
+def run(leaves: Leaves, pattern: Pattern, ahead: int, mask: Tensor | None, *, plain: bool, tokens: Tensor | None = None) -> Tensor:
     q, k, v, p, rows, content = leaves
     term: Any = DistanceTerm(p, rows, ahead, k, content)
-    call = AttentionCall(pattern.causal, Batch.of(mask), scale=0.3, score_mod=term.written_out if plain else term)
+    call = AttentionCall(pattern.causal, Batch.of(mask), tokens, scale=0.3, score_mod=term.written_out if plain else term)
     choices: list[PathChoice] = []
     with observe(lambda _, choice: choices.append(choice)):
         out = block_sparse_attention(q, k, v, pattern, call)
@@ -53,6 +53,25 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int]
         mask[0, slice(470, None) if padding == "right" else slice(390, 420)] = False
     pattern = Pattern(left, right, causal=right == 0)
     out, expected = (run(leaves, pattern, right, mask, plain=plain) for plain in (False, True))
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    weight = torch.randn_like(out)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("global_rows", [True, False])
+@pytest.mark.parametrize(("band", "padding"), list(itertools.product([(20, 7), (64, 0), (150, 149)], PADDING)))
+def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], padding: str, global_rows: bool) -> None:
+    left, right = band
+    leaves = leaves_of(450, 520, features=3, table_heads=1 if left == 20 else HEADS, rows=700 if right else 420)
+    mask = None if padding == "none" else torch.ones(2, 520, dtype=torch.bool)
+    if mask is not None:
+        mask[0, slice(470, None) if padding == "right" else slice(390, 420)] = False
+    tokens = torch.zeros(2, 520, dtype=torch.bool)
+    tokens[0, [0, 100, 101, 380]] = True
+    tokens[1, 75:95] = True
+    pattern = Pattern(left, right, causal=right == 0, has_globals=True, global_rows=global_rows)
+    out, expected = (run(leaves, pattern, 300 if right else 0, mask, plain=plain, tokens=tokens) for plain in (False, True))
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
     weight = torch.randn_like(out)
     for a, b in zip(*(torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected)), strict=True):
@@ -82,8 +101,8 @@ def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
     mask = torch.ones(2, 40, dtype=torch.bool)
     mask[1] = False
-    together, _ = distances_forward(q, k, v, p, rows, None, 5, 5, 0.3)
-    padded, _ = distances_forward(q, k, v, p, rows, mask, 5, 5, 0.3)
+    together, _ = distances_forward(q, k, v, p, rows, None, None, 5, 5, 5, False, True, 0.3)
+    padded, _ = distances_forward(q, k, v, p, rows, mask, None, 5, 5, 5, False, True, 0.3)
     torch.testing.assert_close(padded[0], together[0])
     assert not padded[1].any()
 

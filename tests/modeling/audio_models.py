@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
 from scripts.dev.tools.small_models import Shape, small_audio_config
-from tests.modeling.grid_models import base_model, seeing, tensors
+from tests.modeling.grid_models import base_model, tensors
+from tests.modeling.grid_models import seeing as seeing_by_mask
 
 __all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model", "saved", "seeing", "small_model", "tensors"]
 
@@ -24,6 +28,8 @@ HEADS = [(base, head) for base in FAMILIES_OF_SOUND for head in FAMILIES[base].h
 SHAPE = Shape(layers=2, inner=64)
 SECONDS = (1.2, 0.7)
 """Duration of each sound of a batch, the longest first."""
+PADDING_IS_HEARD = ("wav2vec2-conformer",)
+"""Bases whose convolutions in every layer read the frames of padding, which mean nothing."""
 
 
 def small_model(base: str, head: str, **values: Any) -> Any:
@@ -73,3 +79,25 @@ def defined(model: Any, frames: int) -> list[Tensor]:
     zero = torch.zeros((), dtype=torch.long)
     masks = [mechanism.mask_mod(False, None)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model)]
     return [torch.as_tensor(mask).broadcast_to(frames, frames) for mask in masks]
+
+
+@contextmanager
+def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
+    """A base whose layer i sees the pairs ``visible[i] (N, N)``; WavLM's attention takes no mask of pairs but by its bias."""
+    attending = [module for module in model.modules() if isinstance(module, WavLMAttention)]
+
+    def restricted(attend: Callable[..., Any], pairs: Tensor) -> Callable[..., Any]:
+        return lambda states, mask, bias: attend(states, mask, bias.masked_fill(~pairs, -1e30))
+
+    if not attending:
+        with seeing_by_mask(model, *visible):
+            yield
+        return
+    for layer, module in enumerate(attending):
+        attend = module.torch_multi_head_self_attention
+        vars(module)["torch_multi_head_self_attention"] = restricted(attend, visible[layer % len(visible)])
+    try:
+        yield
+    finally:
+        for module in attending:
+            del vars(module)["torch_multi_head_self_attention"]

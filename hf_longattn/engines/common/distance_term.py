@@ -77,8 +77,3 @@ class DistanceTerm(BatchTerm):
             return None
         grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
         return torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
-
-    def rows_in_band(self, left: int, right: int) -> Tensor:
-        """The table's rows ``(H or 1, left + right + 1, F)`` in the order of keys: for the distances ``left, …, -right``."""
-        distances = torch.arange(left, -right - 1, -1, device=self.table.device)
-        return self.table[:, (distances + self.ahead).clamp(0, self.table.shape[1] - 1)]

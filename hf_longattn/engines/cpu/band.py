@@ -227,7 +227,7 @@ def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtyp
     return band_mask(block, left, right, dtype)[:, :, : group.block, left - first : left - first + group.width]
 
 
-class _BandSettings(NamedTuple):
+class BandSettings(NamedTuple):
     """The settings of one call: the dtype of its masks, which keys a query sees, and the factor on q·k."""
 
     dtype: torch.dtype
@@ -239,7 +239,7 @@ class _BandSettings(NamedTuple):
     scale: float
 
     @classmethod
-    def of(cls, dtype: torch.dtype, bias: Tensor | None, ahead: int, *settings: Any) -> _BandSettings:
+    def of(cls, dtype: torch.dtype, bias: Tensor | None, ahead: int, *settings: Any) -> BandSettings:
         return cls(dtype, None if bias is None else DistanceBias(bias.to(dtype), ahead), *settings)
 
     @property
@@ -278,7 +278,7 @@ class Item(NamedTuple):
     def kv_len(self) -> int:
         return self.k.shape[2]
 
-    def causal(self, band: _BandSettings, plan: Plan) -> bool:
+    def causal(self, band: BandSettings, plan: Plan) -> bool:
         """Whether the kernel may leave out what is after a query by itself, besides what the mask hides."""
         return plan.dense and band.causal and self.shift == 0
 
@@ -330,7 +330,7 @@ BandCall = tuple[Group, Tensor | None, Tensor | None]
 """Blocks of one call of the kernel, their mask and, for a bias, their distances."""
 
 
-def _band_calls(item: Item, band: _BandSettings, plan: Plan) -> Sequence[BandCall]:
+def _band_calls(item: Item, band: BandSettings, plan: Plan) -> Sequence[BandCall]:
     """The band as calls of the kernel."""
     if plan.dense:
         visible = visible_mask(item.q_len, item.kv_len, item.shift, band.pattern, item.globals, band.dtype)
@@ -355,7 +355,7 @@ def _band_calls(item: Item, band: _BandSettings, plan: Plan) -> Sequence[BandCal
     return changed
 
 
-def _unbiased_calls(plan: Plan, shift: int, band: _BandSettings) -> Iterator[BandCall]:
+def _unbiased_calls(plan: Plan, shift: int, band: BandSettings) -> Iterator[BandCall]:
     """The calls of a plan of several blocks without padding and bias: as many blocks of a group in each as a call takes."""
     for group in plan.groups:
         mask = block_mask(group, shift, band.left, band.right, plan.block, band.dtype)
@@ -363,12 +363,12 @@ def _unbiased_calls(plan: Plan, shift: int, band: _BandSettings) -> Iterator[Ban
             yield part, mask, None
 
 
-def _plan(item: Item, band: _BandSettings, backward: bool = False) -> Plan:
+def _plan(item: Item, band: BandSettings, backward: bool = False) -> Plan:
     sizes = (item.q_len, item.kv_len, item.shift, band.left, band.right)
     return band_plan(*sizes, item.q.dtype, torch.get_num_threads(), backward=backward, tokens=item.globals is not None)
 
 
-def _in_blocks(item: Item, band: _BandSettings, backward: bool = False) -> bool:
+def _in_blocks(item: Item, band: BandSettings, backward: bool = False) -> bool:
     return any(group.blocks > 1 for group in _plan(item, band, backward).groups)
 
 
@@ -376,7 +376,7 @@ ColumnCall = tuple[int, int, Tensor | None, Tensor | None]
 """First query row, last one + 1, mask and, for a bias, distances of a call over the global columns."""
 
 
-def _column_calls(item: Item, columns: Tensor, band: _BandSettings) -> Sequence[ColumnCall]:
+def column_calls(item: Item, columns: Tensor, band: BandSettings) -> Sequence[ColumnCall]:
     """Stretches of query rows that need the global columns.
 
     Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
@@ -388,8 +388,8 @@ def _column_calls(item: Item, columns: Tensor, band: _BandSettings) -> Sequence[
     return [(first, last, band.add_bias(mask, distance), distance) for first, last, mask, distance in calls]
 
 
-def _find_column_calls(item: Item, columns: Tensor, band: _BandSettings) -> Iterator[ColumnCall]:
-    """:func:`_column_calls` with distances, and without the bias."""
+def _find_column_calls(item: Item, columns: Tensor, band: BandSettings) -> Iterator[ColumnCall]:
+    """:func:`column_calls` with distances, and without the bias."""
     q_len, left, right = item.q_len, band.left, band.right
     start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + item.shift
     stop = (start + COLUMN_BLOCK).clamp(max=q_len + item.shift) - 1
@@ -412,7 +412,7 @@ def _find_column_calls(item: Item, columns: Tensor, band: _BandSettings) -> Iter
         row = end
 
 
-def _row_mask(item: Item, rows: Tensor, band: _BandSettings) -> tuple[Tensor | None, Tensor]:
+def row_mask(item: Item, rows: Tensor, band: BandSettings) -> tuple[Tensor | None, Tensor]:
     """Mask and distances of global query rows, which see every key but those in holes and, when causal, the future."""
     distance = (rows + item.shift)[:, None] - torch.arange(item.kv_len)[None]
     mask = None if item.hole is None else item.hole[:, :, None]
@@ -453,7 +453,7 @@ def band_forward(
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
     out, lse = empty_results(q)
-    band = _BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
+    band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
     if key_mask is not None:
         out.zero_()
         lse.zero_()
@@ -474,10 +474,10 @@ def band_forward(
     return out, lse
 
 
-def _globals_forward(item: Item, columns: Tensor, band: _BandSettings, out: Tensor, lse: Tensor) -> None:
+def _globals_forward(item: Item, columns: Tensor, band: BandSettings, out: Tensor, lse: Tensor) -> None:
     """Merge the global keys outside the band into the item's ``out`` and ``lse``, and overwrite the rows of the global queries."""
     keys, values = _take(item.k, columns), _take(item.v, columns)
-    for first, last, mask, _ in _column_calls(item, columns, band):
+    for first, last, mask, _ in column_calls(item, columns, band):
         queries, of_out, of_lse = (x[:, :, first:last] for x in (item.q, out, lse))
         if len(columns) <= MAX_PLAIN_KEYS:
             merge_into(of_out, of_lse, *few_keys(queries, keys, values, mask, band.scale))
@@ -485,7 +485,7 @@ def _globals_forward(item: Item, columns: Tensor, band: _BandSettings, out: Tens
             merge_into(of_out, of_lse, *flash(queries, keys, values, attn_mask=mask, scale=band.scale))
     rows = item.global_rows()
     if band.global_rows and len(rows):
-        mask, _ = _row_mask(item, rows, band)
+        mask, _ = row_mask(item, rows, band)
         queries = _take(item.q, rows)
         if _is_doubled(queries):
             (queries,), mask = _doubled(queries), None if mask is None else mask.expand(-1, -1, 2, -1)
@@ -509,7 +509,7 @@ class _BackwardState(NamedTuple):
     """Gradient of the whole table, ``(H, distances)``; ``None`` where it is not needed."""
 
     def gradients_of_call(
-        self, band: _BandSettings, inputs: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None, causal: bool = False
+        self, band: BandSettings, inputs: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None, causal: bool = False
     ) -> Gradients:
         """The gradients of q, k, v of one call on ``inputs``, its grad, q, k, v, out, lse; that of the bias is added here."""
         if self.dbias is not None and band.bias is not None and distance is not None:
@@ -534,7 +534,7 @@ def cpu_band_backward(
     in the number of tokens."""
     dbias = _like_bias(q, bias if of_bias else None).zero_()
     dq, dk, dv = token_major(q.dtype, q, k, v)
-    band = _BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
+    band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
     for x in (dq, dk, dv):
         x.zero_()
     for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band, backward=True)):
@@ -559,11 +559,11 @@ def cpu_band_backward(
     return dq, dk, dv, dbias
 
 
-def _rows_backward(item: Item, rows: Tensor, band: _BandSettings, into: _BackwardState) -> _BackwardState:
+def _rows_backward(item: Item, rows: Tensor, band: BandSettings, into: _BackwardState) -> _BackwardState:
     """The global rows; returned without the gradients of their outputs, since no other call computed these."""
     if not len(rows):
         return into
-    mask, distance = _row_mask(item, rows, band)
+    mask, distance = row_mask(item, rows, band)
     grad, queries, out, lse = (_take(x, rows) for x in (into.grad, item.q, into.out, into.lse))
     dq, dk, dv = into.gradients_of_call(band, (grad, queries, item.k, item.v, out, lse), mask, distance)
     into.dq.index_add_(2, rows, dq)
@@ -572,9 +572,9 @@ def _rows_backward(item: Item, rows: Tensor, band: _BandSettings, into: _Backwar
     return into._replace(grad=into.grad.index_fill(2, rows, 0))
 
 
-def _columns_backward(item: Item, columns: Tensor, band: _BandSettings, into: _BackwardState) -> None:
+def _columns_backward(item: Item, columns: Tensor, band: BandSettings, into: _BackwardState) -> None:
     keys, values = _take(item.k, columns), _take(item.v, columns)
-    for first, last, mask, distance in _column_calls(item, columns, band):
+    for first, last, mask, distance in column_calls(item, columns, band):
         grad, queries, out, lse, dq = (x[:, :, first:last] for x in (into.grad, item.q, into.out, into.lse, into.dq))
         parts = into.gradients_of_call(band, (grad, queries, keys, values, out, lse), mask, distance)
         dq.add_(parts[0])

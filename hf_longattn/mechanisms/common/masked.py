@@ -115,8 +115,8 @@ class SparseMechanism(MaskedMechanism):
         """The band and the global rows and columns that the engine visits."""
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        relative, plain_band = self.relative, self.only_pattern() and not self.pattern(call.causal).has_globals
-        if not isinstance(relative, QueryDependent) or not plain_band or call.score_mod is not None:
+        relative = self.relative
+        if not isinstance(relative, QueryDependent) or not self.only_pattern() or call.score_mod is not None:
             return super().with_relative(q, k, v, call)
         span = self.span(q.shape[2], k.shape[2], call.causal)
         return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
