@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "bias by distance": ("window", {"window": 32, "relative": "alibi"}, ["cpu-band"]),
     "term of query and distance": ("window", {"window": 32, "relative": "shaw"}, ["cpu-distances"]),
     "term of query and distance, dropout": ("window", {"window": 32, "relative": "shaw", "dropout_p": 0.1}, ["blockwise"]),
-    "term of query and distance, sinks": ("window", {"window": 32, "relative": "shaw", "num_sinks": 1}, ["blockwise"]),
+    "term of query and distance, sinks": ("window", {"window": 32, "relative": "shaw", "num_sinks": 1}, ["cpu-distances"]),
     "tiles": ("bigbird", {"block_size": 16}, ["sparse", "cpu-gathered"]),
     "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "plain-gathered"]),
     "chosen blocks": ("block_top_k", {"block_size": 16}, ["sparse", "cpu-blocks"]),
