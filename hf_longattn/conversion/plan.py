@@ -28,6 +28,7 @@ from .plan_audio import (
     audio_attention,
     audio_costs,
     audio_durations,
+    audio_warnings,
     config_values,
     extractor_files,
     refuse_other_settings,
@@ -257,6 +258,7 @@ def _plan_sound(opened: Source, architecture: Architecture, request: ConversionC
         costs=audio_costs(sound.rule, config, (sound.old.seconds, sound.new.seconds), attention, shape),
         sound=sound,
         files=extractor_files(opened, sound),
+        warnings=audio_warnings(architecture, sound),
     )
 
 

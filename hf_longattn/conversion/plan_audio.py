@@ -20,6 +20,7 @@ from .audio_seconds import AudioDuration, AudioPlan, duration, durations_up_to, 
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, SoundCost, cost_at, layer_mechanisms
 from .plan_grid import SIZE_SETTINGS, TEXT_SETTINGS
+from .plan_positions import PositionWarning
 from .processors import FILE, file_with, load_feature_extractor
 from .sources.base import Source
 
@@ -69,14 +70,16 @@ def audio_durations(architecture: Architecture, request: ConversionConfig) -> Au
 
 
 def audio_attention(architecture: Architecture, request: ConversionConfig) -> LongAttentionConfig:
-    """The attention that was asked for; without any, the family's.
+    """The attention that was asked for; without any, that of the source where it is not full attention, or the family's.
 
     Raises:
         OptionError: a mechanism for something else than sound.
     """
     kind: Any = architecture.family.config_class
     rule: Any = architecture.family.audio
-    attention = request.attention() if request.names_attention else kind.default_attention()
+    own = architecture.family.own_attention
+    default = kind.default_attention() if own is None else own(architecture.source_config)
+    attention = request.attention() if request.names_attention else default
     layers = rule.layers(architecture.source_config)
     attention.check_layers(layers)
     for layer in range(layers):
@@ -94,9 +97,10 @@ def with_convolutions(shape: ModelShape, skeleton: nn.Module, family: Family, co
     rule: Any = family.audio
     counted, operations = AudioDuration.of(rule, config, COUNTED_SECONDS), 0
 
-    def count(module: Any, args: Any, output: torch.Tensor) -> None:
+    def count(module: Any, args: Any, output: Any) -> None:
         nonlocal operations
-        operations += 2 * module.weight[0].numel() * output.numel()
+        frames: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        operations += 2 * module.weight[0].numel() * frames.numel()
 
     model: Any = copy.deepcopy(skeleton).eval()  # whose config is its own
     model.use_base_attention()
@@ -115,6 +119,12 @@ def audio_costs(
     layers = layer_mechanisms(attention, shape, None)
     steps = [AudioDuration.of(rule, config, seconds) for seconds in durations_up_to(*durations)]
     return tuple(SoundCost(**vars(cost_at(step.frames, shape, layers)), seconds=step.seconds) for step in steps)
+
+
+def audio_warnings(architecture: Architecture, sound: AudioPlan) -> tuple[PositionWarning, ...]:
+    """Why a result does not read longer sounds as its source reads short ones, without training."""
+    problem = sound.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
+    return (PositionWarning(problem, "train the result on sounds of the new duration"),) if problem else ()
 
 
 def config_values(plan: AudioPlan) -> Mapping[str, Any]:

@@ -76,7 +76,7 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
     old, new = sound.old, _affordable(plan)
     grows = new.seconds > old.seconds
     layers = layer_mechanisms(plan.attention, plan.shape, None)
-    covered = _covers(layers, old)
+    covered = _computes_source(plan, layers, old)
     at_old, at_new = inputs.at(old.seconds), inputs.at(new.seconds)
     source: Any
     source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
@@ -106,7 +106,7 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
         values = {"audio_seconds": at.seconds, "tokens": at.frames, "outputs": sorted(expected), "max_abs_difference": largest}
         return equality(name, f"{how}: largest difference from the source {largest:.1e}", relative, values, why)
 
-    why_not = "the mechanism does not cover the sound"
+    why_not = "the mechanism does not cover the sound" if family.own_attention is None else "the mechanism is another one"
     checks = []
     if covered:
         how = f"{what} at {old.describe()}, long attention"
@@ -120,7 +120,7 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
         where = f"hidden states at {new.describe()}{shortened}"
         name = f"equal at the new duration with {full_attention}"
         checks.append(compare(name, new, f"{where}, {full_attention}", expected_new, full_new))
-        exact = _covers(layers, new)
+        exact = _computes_source(plan, layers, new)
         how = f"{where}, long attention, the source with {full_attention}"
         checks.append(compare("at the new duration", new, how, expected_new, states, "" if exact else why_not))
     elif grows:
@@ -143,8 +143,10 @@ def run_on_sound(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         return float_tensors(model(**arguments, return_dict=True))
 
 
-def _covers(layers: Sequence[Mechanism], at: AudioDuration) -> bool:
-    """Whether every layer is full attention on a sound of this duration."""
+def _computes_source(plan: ConversionPlan, layers: Sequence[Mechanism], at: AudioDuration) -> bool:
+    """Whether every layer computes the source's attention on a sound of this duration."""
+    if (own := plan.architecture.family.own_attention) is not None:
+        return plan.attention.same_layers(own(plan.architecture.source_config), len(layers))
     return all(layer.covers(at.frames) for layer in layers)
 
 

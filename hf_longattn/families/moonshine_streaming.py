@@ -138,7 +138,10 @@ def positions_of_decoder(config: Any) -> int:
 
 @dataclass(frozen=True)
 class MoonshineRule(AudioRule):
-    """Samples in whole rows, as the processor pads them."""
+    """Samples in whole rows, as the processor pads them, with a mask, without which the base has no windows."""
+
+    def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
+        return super().arguments(sound, [sound.shape[1]] * len(sound) if lengths is None else lengths)
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
         super().check(config, arguments, values=values)
@@ -157,7 +160,11 @@ FAMILY = Family(
     holds_encoder=True,
     mixin=MoonshineWithWindows,
     own_attention=own_attention,
-    audio=MoonshineRule(frames=frames, longest=positions_of_decoder),
+    audio=MoonshineRule(
+        frames=frames,
+        longest=positions_of_decoder,
+        why_padding_changes=lambda config: "its convolutions count a frame after the end, in which some rows are real, as sound",
+    ),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

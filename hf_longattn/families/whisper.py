@@ -134,6 +134,17 @@ def extractor_fields(seconds: float) -> Mapping[str, Any]:
     return {"chunk_length": whole, "n_samples": whole * 16_000, "nb_max_frames": whole * ROWS_PER_SECOND}
 
 
+def why_train(config: Any, head: str) -> str:
+    """What a decoder has learned of a sound."""
+    if not head.endswith("ForConditionalGeneration"):
+        return ""
+    seconds = config.max_source_positions * ROWS_PER_FRAME / ROWS_PER_SECOND
+    return (
+        f"the decoder was trained to write what is said in {seconds:g} seconds, in {config.max_target_positions} tokens at most and with "
+        "timestamps up to there"
+    )
+
+
 RULE = WhisperRule(
     input="input_features",
     rate=ROWS_PER_SECOND,
@@ -142,6 +153,7 @@ RULE = WhisperRule(
     positions="sinusoids",
     longer=False,
     extractor_fields=extractor_fields,
+    why_train=why_train,
     why_chunks_differ=lambda config: "the feature extractor clamps a spectrogram at its own maximum less 8",
     why_padding_changes=lambda config: "the encoder reads padding as silence, without a mask",
 )

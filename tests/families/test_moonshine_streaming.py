@@ -16,6 +16,7 @@ from transformers import (
     MoonshineStreamingModel,
 )
 
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.errors import AudioError
 from hf_longattn.families import LongMoonshineStreamingConfig, LongMoonshineStreamingForConditionalGeneration, LongMoonshineStreamingModel
 from hf_longattn.modeling.attach.attention_sites import attention_sites
@@ -34,7 +35,7 @@ ENCODER = {
 }  # fmt: skip
 DECODER = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "max_position_embeddings": 500, "decoder_start_token_id": 1,
+    "num_key_value_heads": 4, "max_position_embeddings": 1000, "decoder_start_token_id": 1,
 }  # fmt: skip
 
 
@@ -138,6 +139,20 @@ def test_other_mechanisms_take_the_place_of_the_windows(tmp_path: Path) -> None:
     assert model(**inputs_of(1, 0.6)).last_hidden_state.isfinite().all()
 
 
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
+def test_a_conversion_keeps_the_windows_and_comes_back(head: type[Any], tmp_path: Path) -> None:
+    save(tmp_path / "short", head)
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long")
+    checks = {check.name: check.status for check in report.checks}
+    assert report.passed
+    assert not report.needs_training
+    assert checks["equal where the mechanism covers the input"] == "passed"
+    assert report.plan["long_attention"]["layers"] == {"1": {"left": 3, "right": 0}, "2": {"left": 5, "right": 1}}
+    revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "short" / file).read_bytes()
+
+
 class TestRefusals:
     def test_samples_that_are_no_whole_rows(self, tmp_path: Path) -> None:
         save(tmp_path)
@@ -148,8 +163,8 @@ class TestRefusals:
     def test_a_sound_longer_than_the_positions(self, tmp_path: Path) -> None:
         save(tmp_path)
         model = LongMoonshineStreamingModel.from_pretrained(tmp_path)
-        with pytest.raises(AudioError, match=r"takes 11\.0 seconds, but the model has positions for 10\.0"):
-            model(torch.randn(1, 11 * SECOND), decoder_input_ids=torch.tensor([[3]]))
+        with pytest.raises(AudioError, match=r"takes 21\.0 seconds, but the model has positions for 20\.0"):
+            model(torch.randn(1, 21 * SECOND), decoder_input_ids=torch.tensor([[3]]))
 
     def test_the_windows_of_a_config(self) -> None:
         config = LongMoonshineStreamingConfig(encoder_config=ENCODER, **DECODER)

@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import WhisperConfig, WhisperForAudioClassification, WhisperForConditionalGeneration, WhisperModel
+from transformers import (
+    AutoFeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+    pipeline,
+)
 
 from hf_longattn import explain
+from hf_longattn.conversion import convert_checkpoint, plan_conversion, revert_checkpoint
 from hf_longattn.errors import AudioError, OptionError
 from hf_longattn.families import FAMILIES, LongWhisperConfig
 from hf_longattn.modeling.attach.attention_sites import attention_sites
@@ -153,3 +162,42 @@ class TestRefusals:
 
     def test_the_decoder_alone_is_no_long_model(self) -> None:
         assert "WhisperForCausalLM" not in FAMILIES["whisper"].heads
+
+
+class TestConversion:
+    """To a longer duration, with the feature extractor, and back."""
+
+    @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
+    def test_the_feature_extractor_follows_and_all_comes_back(self, head: type[Any], tmp_path: Path) -> None:
+        save(tmp_path / "short", head)
+        WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(tmp_path / "short")
+        report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=2, mechanism="full")
+        checks = {check.name: check.status for check in report.checks}
+        assert report.passed
+        assert checks["equal where the mechanism covers the input"] == checks["finite at the new duration"] == "passed"
+        assert report.plan["tensor_counts"]["kept"] == sum(report.plan["tensor_counts"].values())
+        extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "long")
+        assert (extractor.chunk_length, extractor.n_samples, extractor.nb_max_frames) == (2, 32_000, 200)
+        features = extractor(torch.randn(20_000).numpy(), sampling_rate=16_000, return_tensors="pt")["input_features"]
+        assert features.shape == (1, 16, 200)
+        model = of(head, tmp_path / "long")
+        assert tensors(model(**{**inputs_of(head), "input_features": features.expand(2, -1, -1)}))[0].isfinite().all()
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+        for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
+            assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "short" / file).read_bytes()
+
+    def test_a_plan_says_that_transcription_needs_training(self, tmp_path: Path) -> None:
+        for head in HEADS:
+            save(tmp_path / "short", head)
+            warnings = plan_conversion(tmp_path / "short", audio_seconds=2).warnings
+            assert len(warnings) == (head is WhisperForConditionalGeneration)
+            assert not plan_conversion(tmp_path / "short").warnings
+            for warning in warnings:
+                assert str(warning).startswith("the decoder was trained to write what is said in 1 seconds, in 40 tokens at most")
+
+    def test_a_pipeline_classifies_sounds_of_the_new_duration(self, tmp_path: Path) -> None:
+        save(tmp_path / "short", WhisperForAudioClassification)
+        WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(tmp_path / "short")
+        convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=2, verify=False)
+        classify = pipeline("audio-classification", model=str(tmp_path / "long"))
+        assert classify(torch.randn(30_000).numpy(), top_k=1)[0]["label"] in ("LABEL_0", "LABEL_1")

@@ -61,6 +61,8 @@ class AudioRule:
         have the same, but for the convolutions at its ends.
     why_padding_changes: why the frames of a sound with padding after it differ from those of the sound alone, mask or not; empty where
         they do not.
+    why_train: ``(config, head) ->`` why the class of the base ``head`` needs training on sounds longer than those of the source; empty
+        where that is not known beforehand.
     longer: whether the base reads longer sounds than those with which it was trained.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
@@ -78,6 +80,7 @@ class AudioRule:
     trained_seconds: float = 15
     why_chunks_differ: Callable[[Any], str] = lambda config: ""
     why_padding_changes: Callable[[Any], str] = lambda config: ""
+    why_train: Callable[[Any, str], str] = lambda config, head: ""
     longer: bool = True
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
