@@ -182,7 +182,8 @@ OPTIONS = {
         "--eval_strategy steps --eval_steps 1", lambda run, plain: holds(set(evaluations(run)) >= {1, 2}), refused=TWO_STAGES
     ),
     "eval_strategy epoch": Option(
-        "--eval_strategy epoch --epochs 1 --max_steps -1", lambda run, plain: holds(max(evaluations(run)) > 2), refused=TWO_STAGES
+        "--eval_strategy epoch --epochs 1 --max_steps -1 --max_train_samples 10", lambda run, plain: holds(max(evaluations(run)) > 2),
+        refused=TWO_STAGES,
     ),
     "eval_before_training": Option(
         "--no_eval_before_training", lambda run, plain: holds(before(run.log) is None is not before(plain.log)), refused=TWO_STAGES
