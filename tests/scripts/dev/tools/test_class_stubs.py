@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import pydoc
 import shutil
@@ -19,8 +20,6 @@ import hf_longattn
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools import class_stubs
 
-TREES = {Path(name).stem: ast.parse(text) for name, text in class_stubs.stubs().items()}
-CLASSES = {node.name: (node, tree) for tree in TREES.values() for node in tree.body if isinstance(node, ast.ClassDef)}
 EXPORTS = [(family, name) for family in FAMILIES.values() for name in family.exports]
 SNIPPET = """
 import torch
@@ -50,6 +49,18 @@ ignore_missing_imports = True
 """
 
 
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """The stubs by their module; made by the first test, since they import every class."""
+    return {Path(name).stem: ast.parse(text) for name, text in class_stubs.stubs().items()}
+
+
+@functools.cache
+def classes() -> dict[str, tuple[ast.ClassDef, ast.Module]]:
+    """The definition of every class, and its stub."""
+    return {node.name: (node, tree) for tree in trees().values() for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
 def test_stubs_of_families_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_stubs, "FOLDER", tmp_path)
     monkeypatch.setattr(class_stubs, "FAMILIES", {"bert": FAMILIES["bert"]})
@@ -61,12 +72,12 @@ def test_stubs_of_families_that_are_gone_are_removed(tmp_path: Path, monkeypatch
 
 
 def test_every_long_class_has_a_definition_to_go_to() -> None:
-    front = [alias for node in ast.walk(TREES["__init__"]) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    front = [alias for node in ast.walk(trees()["__init__"]) if isinstance(node, ast.ImportFrom) for alias in node.names]
     named = {alias.name for alias in front if alias.asname == alias.name}  # to jedi, a name without "as" is not exported
-    assert {name for _, name in EXPORTS} <= named & CLASSES.keys()
+    assert {name for _, name in EXPORTS} <= named & classes().keys()
     inner = {name for family in FAMILIES.values() for name in family.parts.values()}
-    assert CLASSES.keys() == {name for _, name in EXPORTS} | inner
-    for name, (definition, tree) in CLASSES.items():
+    assert classes().keys() == {name for _, name in EXPORTS} | inner
+    for name, (definition, tree) in classes().items():
         imported = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
         assert ast.get_docstring(definition), name
         assert {base.id for base in definition.bases if isinstance(base, ast.Name)} <= imported, name
@@ -84,7 +95,7 @@ def test_documentation_tools_show_them(name: str) -> None:
     """Sphinx' autodoc and mkdocstrings read what pydoc does: docstring, signature, and the module's list of names."""
     made = getattr(hf_longattn.families, name)
     assert name in dir(hf_longattn.families)
-    assert (inspect.getdoc(made) or "").splitlines()[0] == (ast.get_docstring(CLASSES[name][0]) or "").splitlines()[0]
+    assert (inspect.getdoc(made) or "").splitlines()[0] == (ast.get_docstring(classes()[name][0]) or "").splitlines()[0]
     assert name in pydoc.render_doc(made, renderer=pydoc.plaintext)
     if not name.endswith("Config"):
         assert "global_attention_mask" in str(inspect.signature(made.forward))
@@ -130,7 +141,7 @@ def test_a_wheel_has_the_stubs(checkout: Path, tmp_path: Path, monkeypatch: pyte
     with zipfile.ZipFile(tmp_path / name) as archive:
         archive.extractall(tmp_path / "packages")
     families = tmp_path / "packages" / "hf_longattn" / "families"
-    assert {path.name for path in families.glob("*.pyi")} == {f"{stem}.pyi" for stem in TREES}
+    assert {path.name for path in families.glob("*.pyi")} == {f"{stem}.pyi" for stem in trees()}
     assert_mypy_reads_the_classes(tmp_path / "packages", tmp_path)
 
 
