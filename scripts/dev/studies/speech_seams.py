@@ -1,8 +1,9 @@
 """Five minutes of speech in one pass and in chunks: word errors of all words, and of those near the seams of chunks.
 
 A small Parakeet (log-mel features, frames of 40 ms) learns to write digits that espeak-ng says in many voices, from utterances of one to
-eight digits. Then it reads recordings of five minutes by voices that it has not heard: in one pass with full attention, in one pass with a
-window that is converted from it without further training, and in chunks with and without strides.
+eight digits: first what each frame is, from the times of words, then by CTC. Then it reads recordings of five minutes by voices that it
+has not heard: in one pass with full attention, in one pass with a window that is converted from it without further training, and in
+chunks with and without strides.
 
 It is trained anew in each run, from a seed and for a fixed time of the processor; only the table is stored.
 """
@@ -39,15 +40,17 @@ IGNORED = -100
 FEATURES = {"feature_size": 40, "sampling_rate": RATE, "hop_length": 80, "n_fft": 256, "win_length": 200}
 """Log-mel features of 10 ms, of sound of telephones."""
 SHAPE = {
-    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512, "conv_kernel_size": 9,
+    "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384, "conv_kernel_size": 9,
     "subsampling_conv_channels": 32, "subsampling_factor": 4, "num_mel_bins": 40, "dropout": 0.0, "attention_dropout": 0.0,
     "activation_dropout": 0.0, "layerdrop": 0.0, "dropout_positions": 0.0, "scale_input": False,
 }  # fmt: skip
 LONGEST = 8
 """Digits of the longest utterance of the training."""
 SECONDS_A_BATCH = 16.0
-EASY_LOSS = 0.4
-"""Utterances become longer when the loss falls below this."""
+BY_FRAMES = 0.5
+"""The share of the training in which the model learns what each frame is, from the times of words; then it learns by CTC, which from
+random weights takes many times as long to leave the blank."""
+FRAME_SECONDS = 0.04
 WARMUP = 100
 """Steps in which the rate rises."""
 NEAR = 1.0
@@ -87,47 +90,67 @@ def small_model(seed: int) -> tuple[ParakeetForCTC, Wav2Vec2Processor]:
     return ParakeetForCTC(config), Wav2Vec2Processor(ParakeetFeatureExtractor(**FEATURES), tokenizer)
 
 
-def batch(hearing: Hearing, tokenizer: Any, longest: int, random: np.random.Generator) -> dict[str, Tensor]:
-    """Utterances of one to ``longest`` digits in voices of the training, and their labels."""
+def batch(hearing: Hearing, tokenizer: Any, random: np.random.Generator) -> tuple[dict[str, Tensor], list[Recording]]:
+    """Utterances of one to :data:`LONGEST` digits in voices of the training with their labels, and the recordings."""
     recordings: list[Recording] = []
     while sum(len(recording.samples) for recording in recordings) < SECONDS_A_BATCH * RATE:
-        recordings.append(digits(random, TRAINED, int(random.integers(1, longest + 1))))
-    labels = torch.full((len(recordings), longest), IGNORED)
+        recordings.append(digits(random, TRAINED, int(random.integers(1, LONGEST + 1))))
+    labels = torch.full((len(recordings), LONGEST), IGNORED)
     for row, recording in zip(labels, recordings, strict=True):
-        ids = tokenizer.convert_tokens_to_ids([START_OF_WORD + word.text for word in recording.words])
+        ids = labels_of(recording, tokenizer)
         row[: len(ids)] = torch.tensor(ids)
-    return {**hearing.inputs([recording.samples for recording in recordings]), "labels": labels}
+    return {**hearing.inputs([recording.samples for recording in recordings]), "labels": labels}, recordings
+
+
+def labels_of(recording: Recording, tokenizer: Any) -> list[int]:
+    """The label of each word."""
+    return [tokenizer.convert_tokens_to_ids(START_OF_WORD + word.text) for word in recording.words]
+
+
+def frame_labels(recordings: Sequence[Recording], tokenizer: Any, frames: int) -> Tensor:
+    """(recordings, frames): a word's label in the middle half of its time, else the blank; padding is ignored."""
+    times = (torch.arange(frames) + 0.5) * FRAME_SECONDS
+    labels = torch.full((len(recordings), frames), tokenizer.pad_token_id)
+    for row, recording in zip(labels, recordings, strict=True):
+        for word, label in zip(recording.words, labels_of(recording, tokenizer), strict=True):
+            quarter = (word.end - word.start) / 4
+            row[(times > word.start + quarter) & (times < word.end - quarter)] = label
+        row[times > len(recording.samples) / RATE] = IGNORED
+    return labels
 
 
 def trained(model: ParakeetForCTC, processor: Wav2Vec2Processor, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train for ``args.minutes`` of the processor; utterances become longer as the loss falls.
+    """Train for ``args.minutes`` of the processor, first on frames and then by CTC.
 
     Returns:
-        Steps, minutes, the digits of the longest utterances at the end, and the mean loss of the last steps.
+        Steps, minutes and the mean loss of the last steps.
     """
     hearing, random = Hearing(processor.feature_extractor), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
     for voice in TRAINED:  # outside the time
         for word in DIGITS.values():
             say(word, voice)
-    begun, steps, longest, mean = time.process_time(), 0, 2, math.inf
+    begun, losses = time.process_time(), []
     model.train()
     while (share := (time.process_time() - begun) / (60 * args.minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * min(1.0, (steps + 1) / WARMUP) * (1 - share)
-        loss = model(**batch(hearing, processor.tokenizer, longest, random)).loss
+            group["lr"] = args.rate * min(1.0, (len(losses) + 1) / WARMUP) * (1 - share)
+        inputs, recordings = batch(hearing, processor.tokenizer, random)
+        outputs = model(**inputs)
+        if share < BY_FRAMES:
+            targets = frame_labels(recordings, processor.tokenizer, outputs.logits.shape[1])
+            loss = nn.functional.cross_entropy(outputs.logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        else:
+            loss = outputs.loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        steps += 1
-        mean = loss.item() if math.isinf(mean) else 0.95 * mean + 0.05 * loss.item()
-        if mean < EASY_LOSS and longest < LONGEST:
-            longest, mean = longest + 2, EASY_LOSS + 0.5
-        if steps % 50 == 0:
-            print(f"{steps} steps, {100 * share:.0f} %: up to {longest} digits, loss {mean:.3f}", flush=True)
+        losses.append(loss.item())
+        if len(losses) % 50 == 0:
+            print(f"{len(losses)} steps, {100 * share:.0f} %: loss {np.mean(losses[-50:]):.3f}", flush=True)
     model.eval()
-    return {"steps": steps, "minutes": args.minutes, "longest": longest, "loss": mean}
+    return {"steps": len(losses), "minutes": args.minutes, "loss": float(np.mean(losses[-50:]))}
 
 
 def read_by(system: System, model: ParakeetForCTC) -> PreTrainedModel:
@@ -225,8 +248,8 @@ def main() -> None:
     """Run the study and store its table."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=8.0, help="of the processor, for the training of each seed")
-    parser.add_argument("--rate", type=float, default=7e-4)
+    parser.add_argument("--minutes", type=float, default=2.5, help="of the processor, for the training of each seed")
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seconds", type=float, default=300.0, help="of a recording")
     parser.add_argument("--recordings", type=int, default=4)
     parser.add_argument("--save", type=Path, help="a folder for the small models, one for each seed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -11,7 +12,18 @@ from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError
 from hf_longattn.evaluation.transcription import Transcript, Word, samples_per_frame, transcribe
 from scripts.dev.studies import speech_synthesis
-from scripts.dev.studies.speech_seams import SYSTEMS, WINDOW, batch, measured, mistakes, read_by, small_model
+from scripts.dev.studies.speech_seams import (
+    FRAME_SECONDS,
+    SYSTEMS,
+    WINDOW,
+    batch,
+    frame_labels,
+    labels_of,
+    measured,
+    mistakes,
+    read_by,
+    small_model,
+)
 from scripts.dev.studies.speech_synthesis import (
     DIGITS,
     HELD_OUT,
@@ -94,14 +106,26 @@ def test_errors_are_counted_at_their_words() -> None:
 def test_every_system_reads_a_recording() -> None:
     model, processor = small_model(0)
     hearing = Hearing(processor.feature_extractor)
-    inputs = batch(hearing, processor.tokenizer, 2, np.random.default_rng(0))
+    inputs, _ = batch(hearing, processor.tokenizer, np.random.default_rng(0))
     assert inputs["labels"].max() < model.config.vocab_size
     assert np.isfinite(model(**inputs).loss.item())
-    assert samples_per_frame(model, hearing) == RATE // 25
+    assert samples_per_frame(model, hearing) == FRAME_SECONDS * RATE
     recordings = [long_digits(np.random.default_rng(0), FEW, 45.0)]
     for system in SYSTEMS.values():
         result = measured(read_by(system, model.eval()), processor, system, recordings)
         assert result["all"]["words"] == len(recordings[0].words) == result["near"]["words"] + result["elsewhere"]["words"]
+
+
+@needs_espeak
+def test_frames_are_labelled_in_the_middle_of_their_words() -> None:
+    _, processor = small_model(0)
+    random = np.random.default_rng(0)
+    recordings = [digits(random, FEW, 3), digits(random, FEW, 1)]
+    labels = frame_labels(recordings, processor.tokenizer, 80)
+    for row, spoken in zip(labels.tolist(), recordings, strict=True):
+        runs = [label for label, _ in groupby(row) if label not in (processor.tokenizer.pad_token_id, -100)]
+        assert runs == labels_of(spoken, processor.tokenizer)
+        assert row.count(-100) == 80 - round(len(spoken.samples) / RATE / FRAME_SECONDS)
 
 
 @needs_espeak
