@@ -130,7 +130,8 @@ def trained(model: ParakeetForCTC, processor: Wav2Vec2Processor, args: argparse.
     for voice in TRAINED:  # outside the time
         for word in DIGITS.values():
             say(word, voice)
-    begun, losses = time.process_time(), []
+    losses: list[float] = []
+    begun = time.process_time()
     model.train()
     while (share := (time.process_time() - begun) / (60 * args.minutes)) < 1:
         for group in optimizer.param_groups:
