@@ -26,8 +26,8 @@ IMAGES = unsupported("yolos")
 """Has ViT's config, whose image_size has two numbers, and the head ForObjectDetection."""
 TEXT_AND_IMAGES = unsupported("clip", "metaclip_2")
 """Has an encoder of texts and one of images, with CLIP's configs."""
-SPEECH = unsupported("wav2vec2", "hubert", "unispeech", "wav2vec2-conformer")
-"""Has wav2vec 2.0's config."""
+SPEECH = unsupported("moonshine")
+"""Reads samples of sound: an encoder and a decoder, with their sizes under names of their own."""
 SPECTROGRAMS = unsupported("qwen2_audio_encoder", "audioflamingo3_encoder")
 """Has the config of Whisper's encoder, and is a class itself."""
 ENCODER_DECODER = unsupported("blenderbot", "plbart")

@@ -36,7 +36,10 @@ TWO_STACKS = {
 SOUND = {
     "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "max_source_positions": 60, "num_mel_bins": 8,
 }  # fmt: skip
-SAMPLES = {"conv_dim": [16] * 3, "conv_stride": [5, 4, 4], "conv_kernel": [10, 4, 4], "num_conv_pos_embedding_groups": 2}
+SAMPLES = {
+    "vocab_size": 200, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 1,
+    "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4,
+}  # fmt: skip
 DETECTOR = f"{IMAGES}ForObjectDetection"
 IMAGE_TYPE, OWN_ATTENTION_TYPE = (getattr(transformers, f"{name}Config").model_type for name in (IMAGES, OWN_ATTENTION))
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -44,7 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     f"{TEXT_AND_IMAGES}Model": (f"{TEXT_AND_IMAGES}Config", {"text_config": TEXT, "vision_config": IMAGE}, 4),
     f"{ENCODER_DECODER}ForConditionalGeneration": (f"{ENCODER_DECODER}Config", TWO_STACKS, 6),
     SPECTROGRAMS: (f"{SPECTROGRAMS}Config", SOUND, 2),
-    f"{SPEECH}Model": (f"{SPEECH}Config", {**TEXT, **SAMPLES, "num_conv_pos_embeddings": 8, "position_embeddings_type": None}, 2),
+    f"{SPEECH}Model": (f"{SPEECH}Config", SAMPLES, 6),
     f"{DECODER}ForCausalLM": (f"{DECODER}Config", TEXT, 2),
     f"{ROTARY}ForCausalLM": (f"{ROTARY}Config", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
 }
