@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import AudioError, StreamError
 from ..modeling.attach.attention_sites import mechanisms_on
-from ..modeling.family.definition import FAMILIES
+from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.stream_rule import StreamRule
 from ..naming import BACKEND
 from ..private_apis import attention_implementation
@@ -160,6 +160,8 @@ class Stream:
             return None
         if joined is None:  # the last frames wait in the layers; what they are called with is cut off
             joined = self._silence(piece)
+        whole = self._stream_rule.whole(self.model.config)
+        joined = joined[:, : joined.shape[1] // whole * whole]
         try:
             out = _of_frames(self.model(**{self._rule.input: joined}))
         except NothingFinal:
@@ -325,8 +327,7 @@ def read_state(file: str | Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _rules(model: Any) -> tuple[Any, StreamRule]:
     """How the model reads sound, and how far its parts look along time."""
-    config = getattr(model, "config", None)
-    family = FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
+    config, family = getattr(model, "config", None), _family(model)
     audio = None if family is None else family.audio
     if audio is None or audio.stream is None:
         raise StreamError(
@@ -348,10 +349,16 @@ def _rules(model: Any) -> tuple[Any, StreamRule]:
     return audio, audio.stream
 
 
+def _family(model: Any) -> Family | None:
+    """The family of a Long model, or of the base that has mechanisms."""
+    config = getattr(model, "config", None)
+    return getattr(model, "family", None) or FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
+
+
 def _stages(model: Any, rule: StreamRule) -> list[Stage]:
     """The stages of a model, from its input to its last layer."""
-    family = FAMILIES[getattr(model.config, "base_model_type", model.config.model_type)]
-    base, config = model.encoder if family.holds_encoder else model.base_model, model.config
+    family, config = _family(model), model.config
+    base = model.encoder if family is not None and family.holds_encoder and hasattr(model, "encoder") else model.base_model
     positions = None if rule.positions is None else base.get_submodule(rule.positions)
     stages = [Stage(None, rule.front(config))]
     if rule.encoder is not None:

@@ -23,6 +23,7 @@ from hf_longattn.modeling.family.stream_rule import Attention, Chain, Convolutio
 from hf_longattn.streaming import Stream
 from hf_longattn.streaming.stages import RUNNING, NothingFinal, Run, Stage, hook
 from scripts.dev.tools.small_models import Shape, small_audio_config
+from tests.modeling.test_audio_models import Largest
 
 STREAMED = [
     (name, head)
@@ -148,6 +149,19 @@ def test_memory_does_not_grow() -> None:
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in stream.state_dict().values()))
     assert len({*sizes[8:-1]}) == 1, "after the reach of the convolution of 128 frames"
     assert sizes[-2] < sizes[0] + 4 * 2 * SHAPE.width * (128 + 2 * 3 + 2 * 2 * (7 + 3))
+
+
+@pytest.mark.parametrize("base", ["wav2vec2", "parakeet_ctc"])
+def test_no_tensor_grows_with_the_stream(base: str) -> None:
+    model = model_of(base)
+    x, largest = heard(model, 16, rows=1).float(), []
+    for length in (x.shape[1] // 2, x.shape[1]):
+        stream = Stream(model)
+        with Largest() as mode:
+            for at in range(0, length, length // 100):
+                stream.feed(x[:, at : min(length, at + length // 100)])
+        largest.append(mode.elements)
+    assert largest[0] == largest[1]
 
 
 @pytest.mark.parametrize("attention", [WINDOW, CHUNKED], ids=["window", "chunked"])

@@ -117,6 +117,7 @@ class StreamRule:
     layers: the name of the list of layers in the base, whose first argument is frames.
     inside: the sections of a layer after its attention, with a config.
     positions: the module of the base that makes the layers' ``position_embeddings`` from states, of which it reads the number.
+    whole: the base takes a multiple of so many inputs, with a config; what is more at the end of a stream is left out.
     refusal: why the base needs the whole sound with a config, and what to use instead; empty where it does not.
     """
 
@@ -125,6 +126,7 @@ class StreamRule:
     layers: str = "encoder.layers"
     inside: Callable[[Any], Sequence[Section]] = lambda config: ()
     positions: str | None = None
+    whole: Callable[[Any], int] = lambda config: 1
     refusal: Callable[[Any], str] = lambda config: ""
 
 
