@@ -30,6 +30,7 @@ from ..modeling.family.audio_rule import AudioRule, encoder_config
 from ..modeling.family.config import BASE_ATTENTION
 from ..modeling.family.definition import Family
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
+from ..modeling.family.stream_rule import Convolution, StreamRule
 from ..private_apis import attention_implementation
 
 
@@ -38,6 +39,10 @@ def own_attention(config: Any) -> LongAttentionConfig:
     windows = [{"left": left - 1, "right": max(0, right - 1)} for left, right in encoder_config(config).sliding_windows]
     others = {layer: options for layer, options in enumerate(windows) if options != windows[0]}
     return LongAttentionConfig("window", layers=others, **windows[0])
+
+
+CONVOLVED = 5
+"""Rows that each of the two convolutions of transformers' embedder reads."""
 
 
 class LongMoonshineStreamingEncoderConfig(LongAudioConfig, MoonshineStreamingEncoderConfig):
@@ -131,6 +136,12 @@ def frames(config: Any, samples: int) -> int:
     return ((rows - 1) // 2) // 2 + 1 if rows else 0
 
 
+def front(config: Any) -> list[Convolution]:
+    """Rows of samples, and the two convolutions that halve the rows."""
+    row = samples_per_row(config)
+    return [Convolution(row, row), *[Convolution.causal(CONVOLVED, 2)] * 2]
+
+
 def positions_of_decoder(config: Any) -> int:
     """The frames for which the decoder has positions."""
     return int(getattr(config, "decoder_positions", None) or config.max_position_embeddings)
@@ -163,6 +174,7 @@ FAMILY = Family(
     audio=MoonshineRule(
         frames=frames,
         longest=positions_of_decoder,
+        stream=StreamRule(front, layers="layers", whole=samples_per_row),
         why_padding_changes=lambda config: "its convolutions count a frame after the end, in which some rows are real, as sound",
     ),
 )

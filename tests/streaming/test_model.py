@@ -18,18 +18,20 @@ from transformers import AutoModelForCTC
 from hf_longattn import enable_long_attention
 from hf_longattn.engines.common.shards import Locality
 from hf_longattn.errors import AudioError, StreamError
-from hf_longattn.families import FAMILIES
+from hf_longattn.families import FAMILIES, LongMoonshineStreamingModel
 from hf_longattn.modeling.family.stream_rule import Attention, Chain, Convolution
 from hf_longattn.streaming import Stream
 from hf_longattn.streaming.stages import RUNNING, NothingFinal, Run, Stage, hook
 from scripts.dev.tools.small_models import Shape, small_audio_config
+from tests.families import test_moonshine_streaming as moonshine
 from tests.modeling.test_audio_models import Largest
 
 STREAMED = [
     (name, head)
     for name in FAMILIES
+    if (audio := FAMILIES[name].audio) is not None and audio.stream is not None
     for head in FAMILIES[name].heads
-    if (audio := FAMILIES[name].audio) is not None and audio.stream is not None and head.endswith(("Model", "ForCTC", "Encoder"))
+    if head.endswith(("ForCTC",) if FAMILIES[name].holds_encoder else ("Model", "ForCTC", "Encoder"))
 ]
 SHAPE = Shape(layers=2, inner=48)
 FRAME = 320
@@ -113,6 +115,20 @@ def test_the_encoder_of_a_transducer_streams() -> None:
     encoder = model_of("parakeet_tdt", "ForTDT").get_encoder()
     x = heard(encoder, 5).float()
     torch.testing.assert_close(streamed(Stream(encoder), x, 123), whole(encoder, x), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", [{}, {"long_attention": CHUNKED}], ids=["its own windows", "chunked"])
+def test_the_encoder_of_moonshine_streams(attention: dict[str, Any], tmp_path: Path) -> None:
+    stock = moonshine.save(tmp_path).double()
+    encoder = LongMoonshineStreamingModel.from_pretrained(tmp_path, **attention).get_encoder().eval().double()
+    x, stream = sound(40_000 + 37, dtype=torch.float64), Stream(encoder)
+    assert stream.stride == 320
+    heard_rows = x[:, : len(x[0]) // 80 * 80]
+    expected = whole(encoder, heard_rows)
+    if not attention:
+        with torch.no_grad():
+            expected = stock.encoder(heard_rows, attention_mask=torch.ones_like(heard_rows).long()).last_hidden_state
+    torch.testing.assert_close(streamed(stream, x, 1_234), expected, atol=1e-11, rtol=0)
 
 
 def test_samples_one_at_a_time() -> None:
