@@ -21,6 +21,7 @@ from torch import Tensor
 from ..engines.common.call import GatherTile, MaskMod, rows_of
 from ..engines.common.shards import Locality
 from ..options import Options, option
+from ..positions.relative import Span
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
@@ -68,6 +69,11 @@ class Chunked(GatheredMechanism):
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         size = self.options.chunk_size
         return positions // size >= upcoming // size - self.options.left_chunks
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        size = self.options.chunk_size
+        back, ahead = (self.options.left_chunks + 1) * size - 1, 0 if causal else size - 1
+        return min(back, kv_len - 1), min(ahead, q_len - 1)
 
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.chunk_size

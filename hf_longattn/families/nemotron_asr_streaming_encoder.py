@@ -1,0 +1,157 @@
+"""LongNemotronAsrStreamingEncoder: NVIDIA's cache-aware FastConformer (Noroozi et al. 2024), whose frames see their chunk and some before
+it. transformers builds a mask and a bias of frames × frames; here they are the mechanism ``chunked`` with a term of the query and the
+distance, for sounds of any length. Its caches for streams are the base's: ``model.use_base_attention()``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.nemotron_asr_streaming.configuration_nemotron_asr_streaming import NemotronAsrStreamingEncoderConfig
+from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming import (
+    NemotronAsrStreamingEncoder,
+    NemotronAsrStreamingEncoderAttention,
+    NemotronAsrStreamingEncoderRelPositionalEncoding,
+)
+
+from ..backend import BACKEND
+from ..configuration import LongAttentionConfig
+from ..errors import BackendError
+from ..modeling.attach.custom_attention import OnTheBackend
+from ..modeling.attach.frame_padding import FramePadding
+from ..modeling.classes import lazy_classes
+from ..modeling.family.audio_config import LongAudioConfig
+from ..modeling.family.audio_rule import AudioRule, encoder_config
+from ..modeling.family.definition import Family
+from ..private_apis import attention_implementation
+from .parakeet_encoder import LongParakeetAttention, normalised_features
+
+LOOKAHEAD, CACHES = "num_lookahead_tokens", ("past_key_values", "padding_cache", "use_cache")
+
+
+def own_attention(config: Any) -> LongAttentionConfig:
+    """The mechanism equal to the attention of an encoder with this config, at the lookahead that it has by default."""
+    config = encoder_config(config)
+    chunk = config.default_num_lookahead_tokens + 1
+    return LongAttentionConfig("chunked", chunk_size=chunk, left_chunks=(config.sliding_window - 1) // chunk)
+
+
+class LongNemotronAsrStreamingEncoderConfig(LongAudioConfig, NemotronAsrStreamingEncoderConfig):
+    """NemotronAsrStreamingEncoderConfig with ``long_attention``; by default chunks of ``default_num_lookahead_tokens`` + 1 frames, and
+    those before them that ``sliding_window`` holds."""
+
+    model_type = "long_nemotron_asr_streaming_encoder"
+
+    def _attention_without_choice(self) -> LongAttentionConfig:
+        return own_attention(self)
+
+
+class LongNemotronPositions(NemotronAsrStreamingEncoderRelPositionalEncoding):
+    """Sinusoids of all distances, of sounds of any length, the same for all rows of a batch."""
+
+    config: Any
+
+    def forward(self, hidden_states: Tensor, cached_frames: int | None = None) -> Tensor:
+        """``(1, 2 N - 1, C)``, for the distances N - 1, …, 1 - N; for other attention implementations ``(B, 2 N - 1, C)``."""
+        return super().forward(hidden_states[:1] if attention_implementation(self.config) == BACKEND else hidden_states, cached_frames)
+
+
+class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
+    """The projections of NemotronAsrStreamingEncoderAttention, which are Parakeet's, with the mechanism."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Tensor | None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``hidden_states (B, N, C)``, positions ``(1, 2 N - 1, C)`` and padding ``(B, 1, 1, N)`` to ``(B, N, C)`` and the weights."""
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        padding = FramePadding.of(attention_mask[:, 0, 0])
+        attend: Any = LongParakeetAttention.forward
+        return attend(self, hidden_states, position_embeddings, padding, **kwargs)
+
+
+class NemotronOnTheBackend(OnTheBackend):
+    """Replaces modules of the base by the classes above. Its encoder hands down a mask of four dimensions, which transformers takes as it
+    is, where it would make one of frames × frames."""
+
+    hands_globals_down = True
+    replaced = {
+        NemotronAsrStreamingEncoderAttention: LongNemotronAttention,
+        NemotronAsrStreamingEncoderRelPositionalEncoding: LongNemotronPositions,
+    }
+
+    def adapt_module(self, name: str, module: Any) -> None:
+        if isinstance(module, LongNemotronPositions):
+            module.max_position_embeddings = sys.maxsize  # sinusoids have no longest input
+
+    @property
+    def _hands_padding_down(self) -> bool:
+        return isinstance(self, NemotronAsrStreamingEncoder) and attention_implementation(self.config) == BACKEND
+
+    def _get_output_attention_mask(self, attention_mask: Tensor, target_length: int | None = None) -> Tensor:
+        frames: Tensor = super()._get_output_attention_mask(attention_mask, target_length)
+        return frames[:, None, None] if self._hands_padding_down else frames
+
+    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+        if not self._hands_padding_down:
+            return super()._run(base_forward, arguments)
+        self._refuse_streams(arguments)
+        sound, masked = arguments.get("input_features"), arguments.get("attention_mask") is not None
+        arguments[LOOKAHEAD] = self.config.default_num_lookahead_tokens
+        if not masked and isinstance(sound, Tensor) and sound.dim() > 1:
+            arguments["attention_mask"] = torch.ones(sound.shape[:2], dtype=torch.long, device=sound.device)
+        outputs = super()._run(base_forward, arguments)
+        if not isinstance(outputs, tuple) and outputs.attention_mask is not None:
+            outputs.attention_mask = outputs.attention_mask[:, 0, 0] if masked else None
+        return outputs
+
+    def _refuse_streams(self, arguments: dict[str, Any]) -> None:
+        lookahead, default = arguments.get(LOOKAHEAD), self.config.default_num_lookahead_tokens
+        if lookahead not in (None, default):
+            raise BackendError(
+                f"{LOOKAHEAD}={lookahead} was given, but what a frame sees is the mechanism's, which was made for {default}; load the "
+                f"model with default_num_lookahead_tokens={lookahead}, or call model.use_base_attention()."
+            )
+        if any(arguments.get(name) for name in CACHES):
+            raise BackendError(
+                f"{type(self).__name__} keeps no caches of a stream; call model.use_base_attention() for those of the base, or leave "
+                f"{next(name for name in CACHES if arguments.get(name))} out."
+            )
+
+
+def subsampled(config: Any, length: int) -> int:
+    """The frames of ``length`` rows of features."""
+    config = encoder_config(config)
+    kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
+    for _ in range(int(math.log2(config.subsampling_factor))):
+        length = (length + kernel - 1 + stride - 1 - kernel) // stride + 1
+    return length
+
+
+NEMOTRON = AudioRule(
+    input="input_features",
+    rate=100,
+    features=lambda config: int(encoder_config(config).num_mel_bins),
+    frames=subsampled,
+    positions="relative",
+    why_chunks_differ=normalised_features,
+)
+"""Rows of log-mel features, 100 in a second, of which eight make a frame."""
+FAMILY = Family(
+    LongNemotronAsrStreamingEncoderConfig,
+    package="nemotron_asr_streaming",
+    classes=("NemotronAsrStreamingEncoder",),
+    mixin=NemotronOnTheBackend,
+    own_attention=own_attention,
+    audio=NEMOTRON,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())
