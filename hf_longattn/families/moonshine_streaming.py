@@ -36,7 +36,8 @@ from ..private_apis import attention_implementation
 
 def own_attention(config: Any) -> LongAttentionConfig:
     """The mechanisms equal to the windows of an encoder with this config: ``(16, 4)`` is a frame, 15 before it and 3 after it."""
-    windows = [{"left": left - 1, "right": max(0, right - 1)} for left, right in encoder_config(config).sliding_windows]
+    config = encoder_config(config)
+    windows = [{"left": left - 1, "right": max(0, right - 1)} for left, right in config.sliding_windows[: config.num_hidden_layers]]
     others = {layer: options for layer, options in enumerate(windows) if options != windows[0]}
     return LongAttentionConfig("window", layers=others, **windows[0])
 
