@@ -112,6 +112,7 @@ def audit_reach(
         name = str(model)
         folder = _folder(name, weights, revision, token)
         loaded, config = _load(folder, name, weights, attn_implementation)
+    refuse_sound(name, config)
     tokenizer = None if folder is None else load_tokenizer(folder)
     stack = text_stack(config, loaded)
     pictures = AuditPictures.of(config, length=length, url=url)
@@ -145,6 +146,16 @@ def audit_reach(
         else:
             measured.append(measure(output, [declared.of_stack()], for_output))
     return audited(name, target.name, declared, measured, time.monotonic() - started, settings)
+
+
+def refuse_sound(name: str, config: Any) -> None:
+    """Raise :class:`OptionError` for a model of sound, whose tokens are frames that cannot be replaced one at a time."""
+    family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
+    if family is not None and family.audio is not None:
+        raise OptionError(
+            f"{name!r} reads sound, whose convolutions mix the samples of neighbouring frames, so that none can be replaced alone; give a "
+            "model of texts or pictures, or call hf_longattn.explain(model, input_values) for the paths of its layers."
+        )
 
 
 def _length(name: str, length: int | None, longest: int | None, longest_by_default: bool) -> int:

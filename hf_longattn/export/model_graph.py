@@ -67,7 +67,7 @@ class ModelGraph(ExportedGraph):
         return self.names
 
     def traced(self, max_length: int) -> Traced:
-        decoded, tried = longest_decoded(self.model, max_length), _least_lengths(self, max_length)
+        decoded, tried = longest_decoded(self.model, max_length), least_lengths(self, max_length)
         for shortest in tried:
             example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
             try:
@@ -91,7 +91,7 @@ class ModelGraph(ExportedGraph):
         return compared
 
 
-def _least_lengths(graph: ModelGraph, max_length: int) -> list[int]:
+def least_lengths(graph: nn.Module, max_length: int) -> list[int]:
     """``MIN_LENGTHS``, and the lengths from which mechanisms are no longer full attention, which is a separate path."""
     ends = set(MIN_LENGTHS)
     for mechanism in attached_mechanisms(graph).values():

@@ -22,7 +22,9 @@ from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from ..conversion.pictures import VerificationPictures, inputs_on_grid
 from ..conversion.pooling import sentence_pooling, write_for_servers
+from ..conversion.processors import load_feature_extractor
 from ..conversion.report import FAILED, Check, versions
+from ..conversion.sound import VerificationSound
 from ..conversion.sources.base import ResultInfo, Source
 from ..conversion.sources.peft import refuse_adapter
 from ..conversion.sources.quantised import refuse_quantised
@@ -42,6 +44,7 @@ from .graphs import ExportedGraph, onnx_runner, runner
 from .int8 import INT8_FILE, measure, quantise
 from .model_graph import ModelGraph, example_inputs
 from .picture_graph import PictureGraph, SpectrogramGraph
+from .sound_graph import FeatureGraph, SoundGraph
 
 TASKS = {**AUTO_CLASSES, WITH_PAST: "AutoModelForCausalLM", "text2text-generation": "AutoModelForSeq2SeqLM"}
 """The Hub's names of tasks, and the Auto class of each."""
@@ -96,8 +99,8 @@ def export_checkpoint(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> ExportReport:
-    """Write a long checkpoint as one graph, after comparing it with the model at three lengths, or on pictures of the size for which a
-    model of pictures was converted, which are the only ones that its graph takes.
+    """Write a long checkpoint as one graph, after comparing it with the model at three lengths (of sounds, three durations), or on pictures
+    of the size for which a model of pictures was converted, which are the only ones that its graph takes.
 
     Weights are written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``,
     as one step of generation, which takes and returns what every layer keeps of the text so far. The graph of a
@@ -145,8 +148,15 @@ def export_checkpoint(
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
     image_size = None if inspection.grid is None else inspection.grid.size
     graph: ExportedGraph
-    words: VerificationText | VerificationPictures
-    if image_size is not None:
+    words: VerificationText | VerificationPictures | VerificationSound
+    if inspection.sound is not None:
+        if global_attention_mask or task is not None:
+            raise ExportError("The graph of a model of sound is written with its head and without global tokens; leave both options out.")
+        audio = family_of(loaded.config).audio
+        assert audio is not None
+        sounds = words = VerificationSound(audio, loaded.config, load_feature_extractor(source.folder))
+        graph = (SoundGraph if sounds.rule.features is None else FeatureGraph)(loaded, sounds)
+    elif image_size is not None:
         if global_attention_mask:
             raise ExportError("The graph of a model of pictures is written without global_attention_mask; leave global_attention_mask out.")
         rule = family_of(loaded.config).grid
@@ -187,6 +197,7 @@ def export_checkpoint(
         )  # fmt: skip
 
     kind = "ONNX" if format == "onnx" else "torch.export"
+    reads = f"inputs of up to {max_length:,} tokens" if isinstance(words, VerificationText) else inspection.longest_input
     return write_folder(
         source,
         ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length),
@@ -194,7 +205,7 @@ def export_checkpoint(
         report=described,
         report_file=REPORT,
         introduction=f"The long model `{short_name(source)}` (`{type(loaded).__name__}`) as one {kind} graph for "
-        f"{inspection.longest_input if image_size is not None else f'inputs of up to {max_length:,} tokens'}, made by `longattn export`.",
+        f"{reads}, made by `longattn export`.",
         needed_bytes=(14 if int8 else 5) * sum(p.numel() for p in loaded.parameters()),  # the quantiser writes its input anew
         overwrite=overwrite,
     )
@@ -260,13 +271,19 @@ def _quantise(
     stage: Path,
     graph: ExportedGraph,
     outputs: tuple[str, ...],
-    words: VerificationText | VerificationPictures,
+    words: VerificationText | VerificationPictures | VerificationSound,
     limits: tuple[int, int],
 ) -> dict[str, Any]:
     """Write the int8 copy of the graph in ``stage``; the values of :attr:`ExportReport.int8`."""
     file, copy = stage / FILES["onnx"], stage / INT8_FILE
     layers = quantise(file, copy)
-    if isinstance(graph, PictureGraph):
+    if isinstance(graph, SoundGraph):
+        config = graph.sounds.config
+        lengths = [graph.rule.length_of(config, min(max(frames, limits[0]), limits[1])) for _, frames in INT8_SHAPES]
+        inputs = [graph.example(batch, length) for (batch, _), length in zip(INT8_SHAPES, lengths, strict=True)]
+        seconds = [graph.rule.seconds(length) for length in lengths]
+        sizes, timed = {"sounds": INT8_SHAPES[0][0], "audio_seconds": seconds[0]}, {"audio_seconds": seconds[1]}
+    elif isinstance(graph, PictureGraph):
         inputs = [graph.example(batch) for batch, _ in INT8_SHAPES]
         sizes, timed = {"pictures": INT8_SHAPES[0][0]}, {"pictures": INT8_SHAPES[1][0]}
     else:

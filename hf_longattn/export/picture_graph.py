@@ -34,7 +34,7 @@ class PictureGraph(ExportedGraph):
     def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         inputs = dict(zip(self.names, (pixel_values, noise), strict=False))
         returned = self.model(**inputs, **self.fixed, return_dict=True)
-        return dict(_named_tensors(returned))
+        return dict(named_tensors(returned))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class SpectrogramGraph(PictureGraph):
         return super().forward(input_values)
 
 
-def _named_tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors of an output by name, those of a tuple with their number, as a backbone's maps."""
     for name, value in outputs.items():
         if isinstance(value, Tensor):
