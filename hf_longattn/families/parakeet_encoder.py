@@ -33,8 +33,8 @@ from ..private_apis import attention_implementation
 
 ROWS_PER_STRETCH = 4096
 """Rows of features whose convolutions are computed at a time without gradients: those of an hour at once would take 15 GB."""
-KERNEL, STRIDE = 3, 2
-"""Of the convolutions that are computed in stretches, as in all checkpoints."""
+IN_STRETCHES = (3, 2)
+"""Kernel and stride of the convolutions that are computed in stretches, as in all checkpoints."""
 
 
 class LongParakeetEncoderConfig(LongAudioConfig, ParakeetEncoderConfig):
@@ -57,8 +57,7 @@ class LongParakeetPositions(ParakeetEncoderRelPositionalEncoding):
     """Sinusoids of the distances that any layer sees, the same for all rows of a batch."""
 
     config: Any
-    attending: tuple[Any, ...]
-    """The attention of all layers."""
+    attending: tuple[Any, ...]  # the attention of all layers
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(1, 2 n - 1, C)``, for the distances n - 1, …, 1 - n; ``(B, 2 N - 1, C)`` for other attention implementations."""
@@ -87,7 +86,7 @@ class LongParakeetSubsampling(ParakeetEncoderSubsamplingConv2D):
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         rows, factor = input_features.shape[1], self.stride**self.num_layers
         recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if recorded or rows <= ROWS_PER_STRETCH or (self.kernel_size, self.stride) != (KERNEL, STRIDE):
+        if recorded or rows <= ROWS_PER_STRETCH or (self.kernel_size, self.stride) != IN_STRETCHES:
             return super().forward(input_features, attention_mask)
         size = ROWS_PER_STRETCH // factor * factor
         stretches = []
@@ -171,6 +170,7 @@ PARAKEET = AudioRule(
     rate=100,
     features=lambda config: int(encoder_config(config).num_mel_bins),
     frames=subsampled,
+    positions="relative",
     why_chunks_differ=normalised_features,
     stream=StreamRule(subsampling, layers="layers", inside=convolution_module, positions="encode_positions"),
 )

@@ -54,6 +54,7 @@ FAMILY = Family(
         features=lambda config: int(config.feature_projection_input_dim),
         frames=lambda config, rows: rows,
         outputs=adapted,
+        positions="relative",
         why_chunks_differ=normalised_features,
     ),
 )

@@ -41,7 +41,12 @@ FAMILY = Family(
     LongWav2Vec2ConformerConfig,
     mixin=Wav2Vec2ConformerOnTheBackend,
     attention=NAMES,
-    audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time),
+    audio=AudioRule(
+        outputs=adapted,
+        positions="relative or rotary",
+        why_chunks_differ=normalised_over_time,
+        why_padding_changes=lambda config: "the convolutions of its layers carry padding into sound",
+    ),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -92,6 +92,15 @@ class WavLMOnTheBackend(OnTheBackend):
     replaced = {WavLMAttention: LongWavLMAttention}
 
 
-FAMILY = Family(LongWavLMConfig, mixin=WavLMOnTheBackend, audio=AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time))
+FAMILY = Family(
+    LongWavLMConfig,
+    mixin=WavLMOnTheBackend,
+    audio=AudioRule(
+        outputs=adapted,
+        positions="convolved and relative",
+        why_chunks_differ=normalised_over_time,
+        why_padding_changes=normalised_over_time,
+    ),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

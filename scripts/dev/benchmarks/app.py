@@ -259,6 +259,54 @@ def grid(
 
 
 @app.command()
+def distances(
+    lengths: Lengths = "8K",
+    sides: Annotated[str, typer.Option(help="Keys on each side of a query, separated by commas.")] = "128,256",
+    heads: Heads = 12,
+    head_dim: HeadDim = 64,
+    repeats: Repeats = 3,
+    threads: Threads = None,
+    output_dir: OutputDir = Path("scripts/dev/results"),
+) -> None:
+    """Score terms of query and distance on a band: the fused path against plain operations, forward and with the backward pass."""
+    from .case import Case
+    from .distance_terms import distance_table, run_distance_terms
+    from .report import store_study
+    from .run import set_threads
+
+    with refusals(output_dir):
+        set_threads(threads)
+        case = Case(heads=heads, head_dim=head_dim)
+        record = run_distance_terms(parse_lengths(lengths), parse_lengths(sides), case, repeats=repeats, log=typer.echo)
+        table = distance_table(record)
+        say(f"stored {store_study(output_dir / 'distances.json', record, table)}")
+        typer.echo(table)
+
+
+@app.command()
+def sound_models(
+    minutes: Annotated[str, typer.Option(help="Minutes of sound, separated by commas.")] = "5,15,60",
+    models: Annotated[str, typer.Option(help="parakeet, wav2vec2 or both, separated by commas.")] = "parakeet,wav2vec2",
+    base_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which the stock model is measured, too.")] = 15,
+    layers: Annotated[int | None, typer.Option(min=1, max=1000, help="Layers of the encoder; default: the checkpoints'.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what is stored.")] = False,
+    threads: Threads = None,
+    output_dir: OutputDir = Path("scripts/dev/results"),
+) -> None:
+    """Parakeet and Wav2Vec2 of base size over minutes of sound: seconds and MiB of windows, full attention and the stock model."""
+    from .run import set_threads
+    from .sound_models import run_sound_models, sound_table
+
+    with refusals(output_dir):
+        set_threads(threads)
+        durations = [float(duration) for duration in minutes.split(",")]
+        names, output = [name.strip() for name in models.split(",")], output_dir / "sound_models"
+        record = run_sound_models(durations, names, output, base_up_to=base_up_to, layers=layers, again=again, log=typer.echo)
+        say(f"stored {output.with_suffix('.json')}")
+        typer.echo(sound_table(record))
+
+
+@app.command()
 def grid_models(
     sizes: Annotated[str, typer.Option(help="Pixels along each axis of square pictures, separated by commas.")] = "1024,2048",
     dtypes: Annotated[str, typer.Option(help="fp32, bf16 or both, separated by commas.")] = "fp32,bf16",

@@ -1,0 +1,52 @@
+"""Terms of query and distance against plain operations, and models of sound: a check before any time, and one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_longattn.errors import LongAttentionError
+from scripts.dev.benchmarks import distance_terms, sound_models
+from scripts.dev.benchmarks.app import app
+from scripts.dev.benchmarks.case import Case
+
+
+def test_the_command_stores_times_of_both_paths(tmp_path: Path) -> None:
+    shape = ["--lengths", "600", "--sides", "20", "--heads", "2", "--head-dim", "16", "--repeats", "1", "--output-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, ["distances", *shape])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "distances.json").read_text())
+    assert [(result["term"], result["side"], result["length"]) for result in record["results"]] == [
+        (term, 20, 600) for term in distance_terms.TERMS
+    ]
+    assert (tmp_path / "distances.md").read_text() == distance_terms.distance_table(record)
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = distance_terms.Fused.forward
+    monkeypatch.setattr(distance_terms.Fused, "forward", lambda self: forward(self) * 1.01)
+    with pytest.raises(LongAttentionError, match="nothing was timed"):
+        distance_terms.run_distance_terms([600], [20], Case(heads=2, head_dim=16), repeats=1)
+
+
+@pytest.mark.parametrize("name", sound_models.SHAPES)
+def test_a_model_of_sound_is_the_stock_one_with_full_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, config_class, model_class, values = sound_models.SHAPES[name]
+    small = {**values, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_conv_pos_embedding_groups": 4}
+    known = config_class().to_dict()
+    small = {field: value for field, value in small.items() if field in known}
+    monkeypatch.setitem(sound_models.SHAPES, name, (base, config_class, model_class, small))
+    monkeypatch.setattr(sound_models, "CHECKED_SECONDS", 1.0)
+    assert sound_models._check(name, 1) <= sound_models.TOLERANCE
+
+
+def test_the_table_of_models_has_a_line_for_each_duration() -> None:
+    row = {"seconds": 2.0, "mebibytes": 100, "frames": 3750}
+    results = [{"model": "parakeet", "minutes": 5, "implementation": name, **row} for name in sound_models.IMPLEMENTATIONS]
+    results.append({"model": "parakeet", "minutes": 60, "implementation": sound_models.WINDOW, **row, "frames": 45_000})
+    table = sound_models.sound_table({"layers": 4, "results": results})
+    assert "| parakeet | 5 | 3,750 | 2.0 | 100 | 2.0 | 100 | 2.0 | 100 | 1.0× |" in table
+    assert "| parakeet | 60 | 45,000 | 2.0 | 100 | – | – | – | – | – |" in table
