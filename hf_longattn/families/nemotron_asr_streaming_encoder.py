@@ -136,7 +136,14 @@ def subsampled(config: Any, length: int) -> int:
     return length
 
 
-NEMOTRON = AudioRule(
+class NemotronRule(AudioRule):
+    """Sounds of any length, of which the base reads no more frames than its config says."""
+
+    def base_reads(self, config: Any, seconds: float) -> bool:
+        return self.frames(config, self.length(seconds)) <= encoder_config(config).max_position_embeddings
+
+
+NEMOTRON = NemotronRule(
     input="input_features",
     rate=100,
     features=lambda config: int(encoder_config(config).num_mel_bins),

@@ -96,6 +96,10 @@ class AudioRule:
         converted = getattr(config, "long_audio_seconds", None)
         return self.trained_seconds, self.trained_seconds if converted is None else converted
 
+    def base_reads(self, config: Any, seconds: float) -> bool:
+        """Whether the base reads a sound of this duration, longer than those with which it was trained."""
+        return self.longer
+
     def most_frames(self, config: Any) -> int:
         """The frames of the longest sound for which a model with this config was made."""
         return self.frames(config, self.length(self.durations(config)[1]))
