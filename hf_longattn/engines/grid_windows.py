@@ -192,7 +192,8 @@ def _region(
     if isinstance(call.score_mod, AxisTerm):
         scale = call.scale_for(width)
         q, k, v = with_features(q, k, v, call.score_mod.tables, sizes, scale, shared=0 if of_keys is None else of_keys.shape[2])
-    out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=scale)[..., :width]
+    out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=scale)
+    out = out if out.shape[-1] == width else out[..., :width]
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
     return out.permute(0, *axes, 1 + rank, 2 + 2 * rank)

@@ -26,6 +26,7 @@ from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.tools import family_checks
 from scripts.dev.tools.family_checkpoints import make_checkpoint
+from scripts.dev.tools.picture_families import PICTURE_FAMILIES, PictureSubject, make_picture_checkpoint
 from scripts.dev.tools.run_transformers_tests import failed_here, failures, stored_suite
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 
@@ -44,7 +45,8 @@ INTRODUCTION = """\
 # Every family, checked
 
 Written by `python -m scripts.dev.tools.check_families` (torch {torch}, transformers {transformers}). Each base is a random
-checkpoint of its default shape, scaled down, as transformers saves it; the command line converts it to four times its length.
+checkpoint of its default shape, scaled down, as transformers saves it; the command line converts it to four times its length, pictures
+to twice their height and width.
 
 - *equal at old length*: largest difference from the base
 - *ModelTesterMixin*: transformers' own suite ([model_tester.md](model_tester.md))
@@ -67,13 +69,13 @@ def check_family(base: str, record: dict[str, Any], store: Any, *, again: bool) 
     with tempfile.TemporaryDirectory(prefix=f"family-{base}-") as temporary:
         folder = Path(temporary)
         try:
-            checkpoint = make_checkpoint(base, folder / "short")
+            checkpoint = (make_picture_checkpoint if base in PICTURE_FAMILIES else make_checkpoint)(base, folder / "short")
             record |= {"head": checkpoint.head, "kind": checkpoint.kind, "tokenizer": checkpoint.tokenizer, "length": checkpoint.length}
         except Exception as error:  # any architecture may have a config that cannot be made small by its fields' names
             cells |= {name: family_checks.failed(error) for name in todo}
             store()
             return
-        subject = family_checks.Subject(checkpoint, folder)
+        subject = (PictureSubject if base in PICTURE_FAMILIES else family_checks.Subject)(checkpoint, folder)
         for name in todo:
             cells[name] = subject.run(name)
             record["date"] = date.today().isoformat()
@@ -112,7 +114,7 @@ def markdown(stored: dict[str, Any], suite: dict[str, Any]) -> str:
             "",
             "The checkpoints:",
             "",
-            markdown_table(["base", "head", "tokenizer", "checked on"], heads).replace("---:", "---"),
+            markdown_table(["base", "head", "tokenizer or image processor", "checked on"], heads).replace("---:", "---"),
             "",
         ]
     )
@@ -126,10 +128,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, default=RESULTS, help="folder of families.json, families.md and model_tester.json, default %(default)s"
     )
     options = parser.parse_args(arguments)
-    unknown = [base for base in options.families if base not in TEXT_FAMILIES]
+    known = [*TEXT_FAMILIES, *PICTURE_FAMILIES]
+    unknown = [base for base in options.families if base not in known]
     if unknown:
-        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(TEXT_FAMILIES)}")
-    chosen = options.families or list(TEXT_FAMILIES)
+        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(known)}")
+    chosen = options.families or known
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "families.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"families": {}}

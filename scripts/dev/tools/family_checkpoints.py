@@ -35,13 +35,15 @@ class Checkpoint:
     head: str
     folder: Path
     tokenizer: str
-    """Its class, or which one took its place and why."""
+    """Its class, or which one took its place and why; of pictures, the image processor's."""
     length: int
-    """Tokens it takes."""
+    """Tokens it takes, without those before patches."""
 
     @property
     def kind(self) -> str:
-        """ "encoder", "decoder" or "encoder-decoder"."""
+        """ "encoder", "decoder", "encoder-decoder" or "pictures"."""
+        if FAMILIES[self.base].grid is not None:
+            return "pictures"
         return "encoder-decoder" if FAMILIES[self.base].two_stacks else "encoder" if self.head.endswith("ForMaskedLM") else "decoder"
 
 

@@ -45,6 +45,9 @@ def failed(error: Exception) -> Cell:
 class Subject:
     """A checkpoint, converted on first use, and the checks of it."""
 
+    trained_length = 96
+    """Tokens of the rows that are trained on."""
+
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         self.checkpoint, self.folder = checkpoint, folder
         self.family = FAMILIES[checkpoint.base]
@@ -104,12 +107,11 @@ class Subject:
 
         task = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}.get(self.checkpoint.kind)
         model = peft.get_peft_model(self._long(), peft.LoraConfig(r=4, target_modules="all-linear", task_type=task))
-        inputs = self._inputs(2, 96)
-        labels = inputs.get("decoder_input_ids", inputs["input_ids"])
+        inputs = self._inputs(2, self.trained_length)
         before = self._logits(model.eval(), inputs)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for _ in range(2):  # the first step trains B, which is initialised to zero, and the second A
-            loss = model.train()(**inputs, labels=labels).loss
+            loss = self._trained(model.train(), inputs)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -148,19 +150,28 @@ class Subject:
     @cached_property
     def _conversion(self) -> tuple[dict[str, Any], float]:
         """The report of the conversion by the command line, and its seconds."""
-        length, started = self.checkpoint.length, time.perf_counter()
-        takes_globals = self.checkpoint.kind == "encoder" and self.long_class.hands_globals_down
-        window = length if self.checkpoint.kind == "decoder" else 2 * (length - 1)  # all that the base sees, and nothing beyond
+        started = time.perf_counter()
         command = [sys.executable, str(ROOT / "scripts" / "convert_checkpoint.py"), str(self.checkpoint.folder), str(self.folder / "long")]
-        if not self._has_converter:
-            command += ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
-        command += ["--max-length", str(GROWTH * length), "--json"]
-        if self.family.rope:  # scaled ones, which `auto` takes for global tokens, are not equal to the base's
-            command += ["--positions", "rope:none"]
+        command += [*self.command_options, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Differs((done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("Error: "))
         return json.loads(done.stdout), time.perf_counter() - started
+
+    @property
+    def command_options(self) -> list[str]:
+        """A window of all that the base sees, and nothing beyond, at four times the length."""
+        length = self.checkpoint.length
+        takes_globals = self.checkpoint.kind == "encoder" and self.long_class.hands_globals_down
+        window = length if self.checkpoint.kind == "decoder" else 2 * (length - 1)
+        chosen = ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
+        command = [*([] if self._has_converter else chosen), "--max-length", str(GROWTH * length)]
+        # scaled rotary positions, which `auto` takes for global tokens, are not equal to the base's
+        return [*command, "--positions", "rope:none"] if self.family.rope else command
+
+    def _trained(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """The loss of a step."""
+        return model(**inputs, labels=inputs.get("decoder_input_ids", inputs["input_ids"])).loss
 
     @property
     def _has_converter(self) -> bool:
@@ -198,7 +209,9 @@ class Subject:
 
     def _equal(self, expected: Tensor, measured: Tensor, inputs: dict[str, Tensor]) -> str:
         """The largest difference at real tokens, in words."""
-        mask = inputs["attention_mask"][:, : expected.shape[1]].bool()
+        return self._equal_at(inputs["attention_mask"][:, : expected.shape[1]].bool(), expected, measured)
+
+    def _equal_at(self, mask: Tensor, expected: Tensor, measured: Tensor) -> str:
         expected, measured = expected[mask], measured[mask]
         largest = (expected - measured).abs().max().item()
         if not largest <= TOLERANCE * max(1.0, expected.abs().max().item()):

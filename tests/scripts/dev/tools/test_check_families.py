@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.dev.tools import check_families, family_checkpoints
+from scripts.dev.tools import check_families, family_checkpoints, picture_families
 from scripts.dev.tools.run_transformers_tests import stored_suite
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 
@@ -38,6 +38,18 @@ def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monk
     assert check_families.main(["llama", "--output", str(tmp_path)]) == 0
 
 
+def test_a_family_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("compile", "export"):
+        monkeypatch.setattr(picture_families.PictureSubject, name, lambda self: "one graph")
+    assert check_families.main(["vit", "siglip2_vision_model", "--output", str(tmp_path)]) == 0
+    cells = stored(tmp_path)
+    assert {name for name, cell in cells["vit"]["cells"].items() if cell["status"] == "not applicable"} == {"generate"}
+    assert {name for name, cell in cells["siglip2_vision_model"]["cells"].items() if cell["status"] == "passed"} == {
+        "old_length", "save_load", "lora", "compile", "export"
+    }  # fmt: skip
+    assert "| `vit` | pictures |" in (tmp_path / "families.md").read_text(encoding="utf-8")
+
+
 def test_what_fails_is_a_sentence_in_its_cell_and_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no such\nshape")
@@ -56,6 +68,6 @@ def test_the_stored_page_says_what_the_results_say() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", list(TEXT_FAMILIES))
+@pytest.mark.parametrize("base", [*TEXT_FAMILIES, *picture_families.PICTURE_FAMILIES])
 def test_every_family(base: str, tmp_path: Path) -> None:
     assert check_families.main([base, "--output", str(tmp_path)]) == 0, stored(tmp_path)[base]
