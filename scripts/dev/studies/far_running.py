@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from .far_drawing import Shown, Task
+from .far_drawing import Labelled, Shown, Task
 from .far_systems import System, model_logits, systems
 
 LOG = "log.json"
@@ -33,6 +33,8 @@ WARMUP = 20
 """Steps in which the rate rises."""
 EASY_SHARE, EASY_LOSS = 0.2, 0.5
 """Small pictures are easy ones until the loss is below this, and then this share of them."""
+POSITION_SCALE = 0.3
+"""Of sines and cosines in a position table, so that they do not outweigh the patches."""
 BEFORE, AFTER, CONTROL = "before", "after", "control"
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
@@ -91,6 +93,7 @@ def trained(
     rate: float,
     progress: Callable[[int], float],
     losses: list[float],
+    labelled: Labelled = "class",
 ) -> list[float]:
     """Train until ``progress(step)``, the finished share of the training, is 1; the rate falls to zero by then.
 
@@ -98,6 +101,7 @@ def trained(
         pictures: batches, drawn outside the measured time.
         progress: called with the number of finished steps.
         losses: to which the loss of each step is appended.
+        labelled: the tokens that have labels.
 
     Returns:
         Seconds of processor time of each step, for the model alone.
@@ -110,7 +114,7 @@ def trained(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (len(seconds) + 1) / WARMUP) * (1 - share)
         begun = time.process_time()
-        loss = nn.functional.cross_entropy(logits(model, pixels).flatten(0, -2), labels.flatten())
+        loss = loss_of(logits(model, pixels), labels, labelled)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -118,6 +122,14 @@ def trained(
         seconds.append(time.process_time() - begun)
         losses.append(loss.item())
     return seconds
+
+
+def loss_of(logits: Tensor, labels: Tensor, labelled: Labelled) -> Tensor:
+    """The mean cross entropy of labelled tokens; if both kinds of tokens have labels, the sum of the class tokens' and the patches'."""
+    if labelled == "both":
+        return loss_of(logits[:, :1], labels[:, :1], "class") + loss_of(logits[:, 1:], labels[:, 1:], "patches")
+    total = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
 
 
 class PeakMemory:
@@ -136,27 +148,47 @@ class PeakMemory:
 
 
 def small_model(task: Task, args: argparse.Namespace, seed: int) -> ViTForImageClassification:
-    """A ViT for small pictures with random weights, or with those of another task's small model and a new head."""
+    """A ViT for small pictures with random weights, or with those of an earlier small model.
+
+    That of another task gets a new head, and that of smaller pictures a position table resized by the model's own method.
+    """
     if args.start_from:
-        folder = task_folder(args.start_from, args, seed)
+        size = args.start_size or args.short_size
         settings: dict[str, Any] = {"num_labels": task.classes, "ignore_mismatched_sizes": True}
-        return ViTForImageClassification.from_pretrained(folder, **settings)
+        model = ViTForImageClassification.from_pretrained(task_folder(args.start_from, args, seed, size), **settings)
+        if size != args.short_size:
+            embeddings, side = model.vit.embeddings, args.short_size // task.patch
+            blank = torch.zeros(1, 1 + side * side, args.width)
+            resized = embeddings.interpolate_pos_encoding(blank, args.short_size, args.short_size).detach()
+            embeddings.position_embeddings = nn.Parameter(resized)
+            model.config.image_size = args.short_size
+        return model
     config = ViTConfig(
         hidden_size=args.width, num_hidden_layers=args.layers, num_attention_heads=max(1, args.width // 32), image_size=args.short_size,
         intermediate_size=4 * args.width, patch_size=task.patch, num_labels=task.classes, hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    return ViTForImageClassification(config)
+    model = ViTForImageClassification(config)
+    if task.positions == "interpolate":
+        model.vit.embeddings.position_embeddings.data[0, 1:] = POSITION_SCALE * waves(args.short_size // task.patch, args.width)
+    return model
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Sines and cosines of the rows and columns of a grid, ``(side * side, width)``, as in MAE (He et al. 2021)."""
+    angles = torch.arange(side)[:, None] * 10_000 ** -(torch.arange(width // 4) * 4 / width)
+    table = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.cat([table.repeat_interleave(side, 0), table.repeat(side, 1)], 1)
 
 
 def small_folder(task: Task, args: argparse.Namespace, seed: int) -> Path:
     """The folder of the small model with this seed and of what its systems have measured."""
-    return task_folder(task.name, args, seed)
+    return task_folder(task.name, args, seed, args.short_size)
 
 
-def task_folder(name: str, args: argparse.Namespace, seed: int) -> Path:
-    """The folder of the small model of a task by its name."""
-    return Path(args.work_dir) / f"{name}-{args.short_size}-{args.width}-{args.layers}-{seed}"
+def task_folder(name: str, args: argparse.Namespace, seed: int, size: int) -> Path:
+    """The folder of the small model of a task by its name and the size of its pictures."""
+    return Path(args.work_dir) / f"{name}-{size}-{args.width}-{args.layers}-{seed}"
 
 
 def pretrained(task: Task, args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -169,7 +201,7 @@ def pretrained(task: Task, args: argparse.Namespace, seed: int) -> dict[str, Any
     model, random, losses = small_model(task, args, seed), np.random.default_rng(seed), [math.inf]
 
     def logits(model: nn.Module, pixels: Tensor) -> Tensor:
-        return model_logits(model, pixels, task.dense, interpolate_pos_encoding=True)
+        return model_logits(model, pixels, task.labelled, interpolate_pos_encoding=True)
 
     started, drawn = time.process_time(), 0
 
@@ -192,7 +224,7 @@ def pretrained(task: Task, args: argparse.Namespace, seed: int) -> dict[str, Any
             drawn += count
             yield task.batch(Shown(size, easy=easy), count, random)
 
-    seconds = trained(model, logits, pictures(), args.short_rate, lambda _: progress(), losses)
+    seconds = trained(model, logits, pictures(), args.short_rate, lambda _: progress(), losses, task.labelled)
     held_out = measured(model, logits, batches(task, Shown(args.short_size, held_out=True), 64, 10_000 + seed, 2 * args.test_pictures))
     log = {"steps": len(seconds), "pictures": drawn, "seconds": sum(seconds), "held_out": held_out}
     model.save_pretrained(folder)
@@ -208,14 +240,14 @@ def run_system(task: Task, args: argparse.Namespace, seed: int, system: System) 
     batch = args.stages[-1].batch
 
     def logits(model: nn.Module, pixels: Tensor) -> Tensor:
-        return system.read(model, pixels, task.dense)
+        return system.read(model, pixels, task.labelled)
 
     def test(pictures: int, control: bool = False) -> dict[str, Any]:
         shown = Shown(size, held_out=True, control=control)
         return measured(model, logits, batches(task, shown, batch, 20_000 + seed, pictures))
 
     memory = step_memory(
-        model, logits, *(next(batches(task, Shown(side), args.memory_batch, 40_000)) for side in (2 * args.short_size, size))
+        model, logits, *(next(batches(task, Shown(side), args.memory_batch, 40_000)) for side in (2 * args.short_size, size)), task.labelled
     )
     row: dict[str, Any] = {"MB": memory, BEFORE: test(args.other_pictures)}
     steps = [math.ceil(part.pictures / part.batch) for part in args.stages]
@@ -226,7 +258,7 @@ def run_system(task: Task, args: argparse.Namespace, seed: int, system: System) 
             yield from batches(task, Shown(part.size, easy=easy), part.batch, 30_000 + 100 * number + seed, steps[number] * part.batch)
 
     losses: list[float] = []
-    seconds = trained(model, logits, pictures(), args.rate, lambda step: step / sum(steps), losses)
+    seconds = trained(model, logits, pictures(), args.rate, lambda step: step / sum(steps), losses, task.labelled)
     ends = np.cumsum(steps)
     row["stages"] = [
         {
@@ -241,7 +273,7 @@ def run_system(task: Task, args: argparse.Namespace, seed: int, system: System) 
     return row
 
 
-def step_memory(model: nn.Module, logits: Logits, first: tuple[Tensor, Tensor], drawn: tuple[Tensor, Tensor]) -> float:
+def step_memory(model: nn.Module, logits: Logits, first: tuple[Tensor, Tensor], drawn: tuple[Tensor, Tensor], labelled: Labelled) -> float:
     """The memory in MB of a forward and a backward pass over ``drawn`` beyond what a new process holds after one over ``first``.
 
     Args:
@@ -249,7 +281,7 @@ def step_memory(model: nn.Module, logits: Logits, first: tuple[Tensor, Tensor], 
     """
 
     def step(pixels: Tensor, labels: Tensor) -> None:
-        nn.functional.cross_entropy(logits(model, pixels).flatten(0, -2), labels.flatten()).backward()
+        loss_of(logits(model, pixels), labels, labelled).backward()
         model.zero_grad()
 
     model.train()
@@ -358,6 +390,7 @@ def arguments(tasks: Sequence[type[Task]], line: Sequence[str] | None = None) ->
         help="share of the pre-training with pictures of half the side, read with the position table resized, in batches of twice as many",
     )  # fmt: skip
     parser.add_argument("--start-from", help="a task whose small models, in the work folder, these start from, with a new head")
+    parser.add_argument("--start-size", type=int, help="side of the pictures of those small models; default: --short-size")
     parser.add_argument("--short-batch", type=int, default=64, help="small pictures in a batch")
     parser.add_argument("--short-rate", type=float, default=2e-3, help="learning rate on small pictures")
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of the fine-tuning")
@@ -382,7 +415,7 @@ def run_study(tasks: Sequence[type[Task]]) -> None:
         sys.exit("A study starts itself again for each system; run it as a module: python -m scripts.dev.studies.far_digits")
     args.module = spec.name
     task = next(kind for kind in tasks if kind.name == args.task)()
-    choices = systems(args.short_size, task.patch, args.layers, args.scaled)
+    choices = systems(args.short_size, task.patch, args.layers, args.scaled, task.positions)
     if args.only:
         row = run_system(task, args, args.seeds[0], choices[args.only])
         path = small_folder(task, args, args.seeds[0]) / f"{args.only}.json"

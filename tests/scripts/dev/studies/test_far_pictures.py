@@ -18,9 +18,9 @@ from scripts.dev.studies import far_running
 from scripts.dev.studies.far_digits import Compare, Sum, TwoDigits
 from scripts.dev.studies.far_drawing import CELL, TRAINING_DIGITS, Shown, Task, Textures, far_places
 from scripts.dev.studies.far_legend import COLOURS, Legend
-from scripts.dev.studies.far_paths import MARGIN, Paths, curve
-from scripts.dev.studies.far_running import arguments, page, run_study, stage, wilson
-from scripts.dev.studies.far_systems import in_tiles, systems
+from scripts.dev.studies.far_paths import ALIKE, BETWEEN, BOTH_DOTS, MARGIN, NO_DOT, ONE_DOT, Paths, curves, distances, pairs_of_curves
+from scripts.dev.studies.far_running import arguments, loss_of, page, run_study, stage, waves, wilson
+from scripts.dev.studies.far_systems import down_scaled, in_tiles, systems
 
 TASKS: tuple[type[Task], ...] = (Sum, Compare, Legend, Paths)
 
@@ -91,34 +91,78 @@ def test_labels_of_patches_follow_the_legend() -> None:
             assert nearest == grid[row, column]
 
 
-def test_a_path_is_as_long_as_asked_and_inside_the_picture() -> None:
-    points = curve(128, 115, np.random.default_rng(0))
-    assert np.linalg.norm(np.diff(points, axis=0), axis=1).sum() == pytest.approx(115, abs=10)
-    assert points.min() >= MARGIN
-    assert points.max() <= 128 - MARGIN
+def test_paths_are_as_long_as_asked_and_inside_the_picture() -> None:
+    paths = curves(128, 95, 64, np.random.default_rng(0))
+    assert 0 < len(paths) <= 64
+    assert np.linalg.norm(np.diff(paths, axis=1), axis=2).sum(1) == pytest.approx(95, abs=5.01)
+    assert paths.min() >= MARGIN
+    assert paths.max() <= 128 - MARGIN
+
+
+def test_dots_are_as_far_apart_on_one_path_as_on_two() -> None:
+    pairs = pairs_of_curves(128, np.random.default_rng(0))
+    assert pairs
+    for first, second in pairs:
+        joined, apart = (np.linalg.norm(first[0] - end) for end in (first[-1], second[-1]))
+        assert min(joined, apart) >= 64
+        assert abs(joined - apart) <= ALIKE * 128
+        assert distances(first[None], second[None])[0] > BETWEEN
 
 
 def test_without_the_long_paths_nothing_says_whether_they_join() -> None:
     task = Paths()
-    shown, control = (task.picture(Shown(128, control=control), np.random.default_rng(1)) for control in (False, True))
-    assert (shown[0] > 0).sum() > (control[0] > 0).sum() + 100
-    labels = [task.picture(Shown(128), np.random.default_rng(seed))[1] for seed in range(60)]
-    assert 15 < sum(labels) < 45
+    pictures = []
+    for control in (False, True):
+        task.pairs.clear()
+        pictures.append(task.picture(Shown(128, control=control), np.random.default_rng(1))[0])
+    assert (pictures[0] > 0).sum() > (pictures[1] > 0).sum() + 100
+    assert not (pictures[1][pictures[0] == 0]).any()
+    answers = [task.picture(Shown(128), np.random.default_rng(seed))[1][0] for seed in range(60)]
+    assert set(answers) == {ONE_DOT, BOTH_DOTS}
+    assert 15 < answers.count(BOTH_DOTS) < 45
+
+
+def test_patches_of_long_paths_have_labels_in_training_alone() -> None:
+    task, random = Paths(), np.random.default_rng(0)
+    for _ in range(20):
+        answer, *patches = task.picture(Shown(128), random)[1]
+        assert set(patches) == {-100, *((BOTH_DOTS, NO_DOT) if answer == BOTH_DOTS else (ONE_DOT,))}
+        answer, *patches = task.picture(Shown(128, held_out=True), random)[1]
+        assert answer >= 0
+        assert set(patches) == {-100}
+
+
+def test_a_loss_of_both_kinds_of_tokens_is_the_sum_of_their_means() -> None:
+    logits, labels = torch.randn(2, 5, 3), torch.tensor([[1, -100, -100, 2, 0], [0, 1, -100, -100, -100]])
+    mean = torch.nn.functional.cross_entropy
+    expected = mean(logits[:, 0], labels[:, 0]) + mean(logits[:, 1:].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(loss_of(logits, labels, "both"), expected)
+    assert loss_of(logits, torch.full_like(labels, -100), "patches") == 0
+
+
+def test_positions_as_far_apart_are_as_alike() -> None:
+    table = waves(6, 32)
+    table = (table @ table.T).view(6, 6, 6, 6)
+    assert table[0, 0, 2, 1] == pytest.approx(float(table[3, 2, 5, 3]), abs=1e-4)
 
 
 def test_tiles_answer_for_their_own_patches() -> None:
     """A model whose logits are the mean of each patch gives every patch of the picture its own mean."""
 
     class Means(torch.nn.Module):
-        def vit(self, pixels: torch.Tensor) -> argparse.Namespace:
+        def vit(self, pixels: torch.Tensor, **arguments: bool) -> argparse.Namespace:
             means = torch.nn.functional.avg_pool2d(pixels[:, :1], 4).flatten(1)
             return argparse.Namespace(last_hidden_state=torch.cat([means[:, :1], means], 1)[..., None])
 
         classifier = torch.nn.Identity()
 
     pixels = torch.rand(2, 3, 32, 32)
-    read = in_tiles(16, 4, "mean")(Means(), pixels, True)
+    read = in_tiles(16, 4, "mean")(Means(), pixels, "patches")
     assert torch.allclose(read[..., 0], torch.nn.functional.avg_pool2d(pixels[:, :1], 4).flatten(1))
+    both = in_tiles(16, 4, "mean")(Means(), pixels, "both")
+    assert torch.equal(both[:, 1:], read)
+    torch.testing.assert_close(both[:, 0, 0], read[:, [0, 4, 32, 36], 0].mean(1))
+    assert down_scaled(16, 4)(Means(), pixels, "both").shape == (2, 1 + 64, 1)
 
 
 def test_intervals_are_wilsons() -> None:
@@ -161,10 +205,23 @@ def test_a_tiny_run_measures_every_system(kind: type[Task], tmp_path: Path) -> N
     args = arguments([kind], line)
     task = kind()
     far_running.pretrained(task, args, 0)
-    for name, system in systems(args.short_size, task.patch, args.layers, args.scaled).items():
+    for name, system in systems(args.short_size, task.patch, args.layers, args.scaled, task.positions).items():
         measured = far_running.run_system(task, args, 0, system)
         assert 0 <= measured["after"]["accuracy"] <= 100, name
         assert measured["stages"][0]["pictures"] == 2, name
+
+
+def test_a_small_model_starts_from_that_of_smaller_pictures(tmp_path: Path) -> None:
+    line = ["--width", "32", "--layers", "1", "--work-dir", str(tmp_path), "--start-from", "paths", "--start-size", "32", "--short-size"]
+    task = Paths()
+    earlier = far_running.small_model(task, arguments([Paths], [*line[:6], "--short-size", "32"]), 0)
+    earlier.save_pretrained(tmp_path / "paths-32-32-1-0")
+    model = far_running.small_model(task, arguments([Paths], [*line, "64"]), 0)
+    assert model.config.image_size == 64
+    assert model.vit.embeddings.position_embeddings.shape == (1, 1 + 8 * 8, 32)
+    assert torch.equal(model.classifier.weight, earlier.classifier.weight)
+    pixels = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(model.eval()(pixels).logits, earlier.eval()(pixels, interpolate_pos_encoding=True).logits)
 
 
 def test_a_study_runs_its_systems_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
