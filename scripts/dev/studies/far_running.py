@@ -246,9 +246,8 @@ def run_system(task: Task, args: argparse.Namespace, seed: int, system: System) 
         shown = Shown(size, held_out=True, control=control)
         return measured(model, logits, batches(task, shown, batch, 20_000 + seed, pictures))
 
-    memory = step_memory(
-        model, logits, *(next(batches(task, Shown(side), args.memory_batch, 40_000)) for side in (2 * args.short_size, size)), task.labelled
-    )
+    first, drawn = (next(batches(task, Shown(side), args.memory_batch, 40_000)) for side in (2 * args.short_size, size))
+    memory = step_memory(model, logits, first, drawn, task.labelled)
     row: dict[str, Any] = {"MB": memory, BEFORE: test(args.other_pictures)}
     steps = [math.ceil(part.pictures / part.batch) for part in args.stages]
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import ViTForImageClassification
 
 pytest.importorskip("sklearn")
 from scripts.dev.studies import far_running
@@ -216,7 +217,8 @@ def test_a_small_model_starts_from_that_of_smaller_pictures(tmp_path: Path) -> N
     task = Paths()
     earlier = far_running.small_model(task, arguments([Paths], [*line[:6], "--short-size", "32"]), 0)
     earlier.save_pretrained(tmp_path / "paths-32-32-1-0")
-    model = far_running.small_model(task, arguments([Paths], [*line, "64"]), 0)
+    far_running.small_model(task, arguments([Paths], [*line, "64"]), 0).save_pretrained(tmp_path / "larger")
+    model = ViTForImageClassification.from_pretrained(tmp_path / "larger")
     assert model.config.image_size == 64
     assert model.vit.embeddings.position_embeddings.shape == (1, 1 + 8 * 8, 32)
     assert torch.equal(model.classifier.weight, earlier.classifier.weight)
