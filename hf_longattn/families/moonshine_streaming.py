@@ -38,8 +38,7 @@ def own_attention(config: Any) -> LongAttentionConfig:
     """The mechanisms equal to the windows of an encoder with this config: ``(16, 4)`` is a frame, 15 before it and 3 after it."""
     config = encoder_config(config)
     windows = [{"left": left - 1, "right": max(0, right - 1)} for left, right in config.sliding_windows[: config.num_hidden_layers]]
-    others = {layer: options for layer, options in enumerate(windows) if options != windows[0]}
-    return LongAttentionConfig("window", layers=others, **windows[0])
+    return LongAttentionConfig("window", layers={at: window for at, window in enumerate(windows) if window != windows[0]}, **windows[0])
 
 
 CONVOLVED = 5
@@ -51,7 +50,6 @@ class LongMoonshineStreamingEncoderConfig(LongAudioConfig, MoonshineStreamingEnc
 
     model_type = "long_moonshine_streaming_encoder"
     decoder_positions: ClassVar[int | None] = None
-    """The frames for which the decoder has positions."""
 
     def _attention_without_choice(self) -> LongAttentionConfig:
         return own_attention(self)
@@ -127,8 +125,7 @@ class MoonshineWithWindows(ReplacedModules):
 
 def samples_per_row(config: Any) -> int:
     """Samples of a row before the two convolutions that halve the rows."""
-    config = encoder_config(config)
-    return round(config.sample_rate * config.frame_ms / 1000)
+    return round(encoder_config(config).sample_rate * encoder_config(config).frame_ms / 1000)
 
 
 def frames(config: Any, samples: int) -> int:

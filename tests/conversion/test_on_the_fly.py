@@ -69,7 +69,7 @@ def test_rotary_positions(positions: str, short: Short, tmp_path: Path) -> None:
     check(short("llama", head_of("llama")), tmp_path / "long", positions=positions)
 
 
-@pytest.mark.parametrize("base", [base for base, family in FAMILIES.items() if family.two_stacks])
+@pytest.mark.parametrize("base", [base for base, family in TEXT_FAMILIES.items() if family.two_stacks])
 @pytest.mark.parametrize("head", ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"])
 def test_heads_of_encoder_decoders(base: str, head: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base, head)), tmp_path / "long")

@@ -180,7 +180,7 @@ def test_an_interpolated_table_cut_to_fewer_tokens_has_the_sources_rows(length: 
     ("base", "head"),
     [
         *((base, "") for base in TEXT_FAMILIES if base not in NOT_AS_IT_IS),
-        *((base, "ForCausalLM") for base, family in FAMILIES.items() if family.two_stacks),
+        *((base, "ForCausalLM") for base, family in TEXT_FAMILIES.items() if family.two_stacks),
     ],
 )
 def test_every_family_there_and_back(base: str, head: str, short: Short, tmp_path: Path) -> None:
