@@ -139,6 +139,16 @@ def test_a_new_vocabulary_for_a_model_without_a_head(recordings: Path, models: d
     assert model.config.pad_token_id == processor.tokenizer.pad_token_id == 0
 
 
+def test_low_rank_updates_of_a_long_model(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+    """LoRA updates the projections of attention; they are merged where the model is written, and the head is trained in full."""
+    finetune_ctc(*settings(models["long"], tmp_path / "out", recordings, use_peft=True, lora_rank=2, learning_rate=1e-2))
+    before, after = (AutoModelForCTC.from_pretrained(folder).state_dict() for folder in (models["long"], tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert {"lm_head.weight", "wav2vec2.encoder.layers.0.attention.q_proj.weight"} <= changed
+    assert not [name for name in changed if "feed_forward" in name or "feature_extractor" in name]
+
+
 def test_a_stopped_run_goes_on_to_the_same_result(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     def run(name: str, **changes: Any) -> None:
         steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_before_training": False, "learning_rate": 1e-3}
