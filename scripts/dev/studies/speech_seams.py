@@ -31,7 +31,6 @@ from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.evaluation.transcription import START_OF_WORD, Transcript, transcribe
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import machine, markdown_table
-from scripts.dev.studies.far_running import PeakMemory
 from scripts.dev.studies.speech_synthesis import DIGITS, HELD_OUT, RATE, TRAINED, Recording, digits, long_digits, say
 
 TOKENS = [f"{START_OF_WORD}{digit}" for digit in DIGITS]
@@ -46,6 +45,7 @@ SHAPE = {
 }  # fmt: skip
 LONGEST = 8
 """Digits of the longest utterance of the training."""
+LOG = "training.json"
 SECONDS_A_BATCH = 16.0
 BY_FRAMES = 0.5
 """The share of the training in which the model learns what each frame is, from the times of words; then it learns by CTC, which from
@@ -181,17 +181,16 @@ def mistakes(transcript: Transcript, recording: Recording) -> list[tuple[float, 
 
 def measured(model: PreTrainedModel, processor: Any, system: System, recordings: Sequence[Recording]) -> dict[str, Any]:
     """Word error rates with their standard errors over stretches of :data:`STRETCH` seconds, of all words and of those near the seams
-    (of one pass: near the ends of such stretches), and seconds of the processor and megabytes for a recording."""
+    (of one pass: near the ends of such stretches), and seconds of the processor for a recording."""
     pairs: dict[str, dict[tuple[int, int], list[int]]] = {"all": {}, "near": {}, "elsewhere": {}}
-    seconds, memory = [], []
+    seconds = []
     for number, recording in enumerate(recordings):
-        peak, begun = PeakMemory(), time.process_time()
+        begun = time.process_time()
         transcript = transcribe(model, processor, recording.samples, **system.settings)
         seconds.append(time.process_time() - begun)
-        memory.append(peak())
         seams = transcript.seams or tuple(np.arange(STRETCH, transcript.seconds, STRETCH))
         for place, errors, words in mistakes(transcript, recording):
-            is_near = min(abs(place - seam) for seam in seams) < NEAR
+            is_near = any(abs(place - seam) < NEAR for seam in seams)
             for kind in ("all", "near" if is_near else "elsewhere"):
                 counts = pairs[kind].setdefault((number, int(place // STRETCH)), [0, 0])
                 counts[0], counts[1] = counts[0] + errors, counts[1] + words
@@ -199,16 +198,21 @@ def measured(model: PreTrainedModel, processor: Any, system: System, recordings:
     for kind, stretches in pairs.items():
         rate, error = ratio_and_error([(errors, words) for errors, words in stretches.values()])
         rates[kind] = {"wer": 100 * rate, "standard_error": 100 * error, "words": sum(words for _, words in stretches.values())}
-    return {**rates, "seconds": float(np.median(seconds)), "megabytes": float(max(memory))}
+    return {**rates, "seconds": float(np.median(seconds))}
 
 
 def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train a small model and read long recordings by every system."""
     model, processor = small_model(seed)
-    log = trained(model, processor, args, seed)
-    if args.save is not None:
-        model.save_pretrained(args.save / str(seed))
-        processor.save_pretrained(args.save / str(seed))
+    place = None if args.save is None else args.save / str(seed)
+    if place is not None and (place / LOG).is_file():
+        model, log = ParakeetForCTC.from_pretrained(place).eval(), json.loads((place / LOG).read_text(encoding="utf-8"))
+    else:
+        log = trained(model, processor, args, seed)
+    if place is not None:
+        model.save_pretrained(place)
+        processor.save_pretrained(place)
+        (place / LOG).write_text(json.dumps(log), encoding="utf-8")
     random = np.random.default_rng(1_000_000 + seed)
     recordings = [long_digits(random, HELD_OUT, args.seconds) for _ in range(args.recordings)]
     short = [digits(random, HELD_OUT, LONGEST) for _ in range(args.recordings * 25)]
@@ -221,14 +225,14 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def markdown(stored: Mapping[str, Any]) -> str:
     """The table of a stored result, the means over seeds."""
-    heads = ["", "word error rate", f"within {NEAR:g} s of a seam", "elsewhere", "processor seconds", "MB"]
+    heads = ["", "word error rate", f"within {NEAR:g} s of a seam", "elsewhere", "processor seconds"]
     rows = []
     for name in stored["runs"][0]["results"]:
         results = [run["results"][name] for run in stored["runs"]]
         cells = [rate_in_words([result[kind] for result in results]) for kind in ("all", "near", "elsewhere")]
         if name not in SYSTEMS:
             cells[1:] = ["", ""]
-        rows.append([name, *cells, *(f"{np.mean([result[key] for result in results]):,.1f}" for key in ("seconds", "megabytes"))])
+        rows.append([name, *cells, f"{np.mean([result['seconds'] for result in results]):,.2f}"])
     about, seeds = stored["machine"], len(stored["runs"])
     return (
         f"# Speech: seams\n\n{' '.join(str(__doc__).split(chr(10) * 2)[1].split())}\n\n{markdown_table(heads, rows)}\n\n"
@@ -253,7 +257,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seconds", type=float, default=300.0, help="of a recording")
     parser.add_argument("--recordings", type=int, default=4)
-    parser.add_argument("--save", type=Path, help="a folder for the small models, one for each seed")
+    parser.add_argument("--save", type=Path, help="a folder for the small models; one that is there is not trained again")
     parser.add_argument("--output", type=Path, default=RESULTS / "speech_seams.json")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from itertools import groupby
 
@@ -11,6 +12,7 @@ import pytest
 from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError
 from hf_longattn.evaluation.transcription import Transcript, Word, samples_per_frame, transcribe
+from scripts.dev import RESULTS
 from scripts.dev.studies import speech_synthesis
 from scripts.dev.studies.speech_seams import (
     FRAME_SECONDS,
@@ -19,6 +21,7 @@ from scripts.dev.studies.speech_seams import (
     batch,
     frame_labels,
     labels_of,
+    markdown,
     measured,
     mistakes,
     read_by,
@@ -137,3 +140,9 @@ def test_a_window_over_everything_is_full_attention() -> None:
         transcribe(read_by(system, model.eval()), processor, samples) for system in (SYSTEMS["full attention, one pass"], covering)
     )
     assert whole == windowed
+
+
+def test_the_stored_page_is_made_from_the_stored_figures() -> None:
+    stored = json.loads((RESULTS / "speech_seams.json").read_text(encoding="utf-8"))
+    assert (RESULTS / "speech_seams.md").read_text(encoding="utf-8") == markdown(stored)
+    assert all(SYSTEMS.keys() <= run["results"].keys() for run in stored["runs"])
