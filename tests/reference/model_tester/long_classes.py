@@ -15,7 +15,7 @@ from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
 from hf_longattn.modeling.family.grid_rule import StagedGrid
-from scripts.dev.tools.small_models import Shape, small_picture_config, small_values
+from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
 from ...test_configuration_common import ConfigTester
@@ -41,7 +41,7 @@ OWN: dict[str, dict[str, Any]] = {
     "esm": {"mask_token_id": 4, "position_embedding_type": "rotary"},
 }
 """What the suite should meet and the default config of a base has not."""
-WITHOUT_LOSS = ("ForImageClassificationWithTeacher", "BeitForMaskedImageModeling")
+WITHOUT_LOSS = ("ForImageClassificationWithTeacher", "BeitForMaskedImageModeling", "ForXVector", "ForAudioFrameClassification")
 """Ends of the names of classes that are for inference, or get no labels from the suite; their base's own tests leave them out of these:"""
 MAPPED_WITH_A_HEAD = ("beit", "data2vec-vision")
 """Bases whose renaming of tensors shows in models with a head only."""
@@ -147,6 +147,34 @@ class PictureTester(Tester):
         }
 
 
+class AudioTester(Tester):
+    """Tiny configs and inputs of one family that reads sound."""
+
+    samples = 4000
+
+    def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
+        super().__init__(parent, base, plain)
+        rule = long_families.FAMILIES[base].audio
+        self.length = self.samples if rule.features is None else 96
+        self.seq_length = self.encoder_seq_length = self.key_length = rule.frames(self.get_config(), self.length)
+
+    def get_config(self):
+        config = small_audio_config(self.base, Shape(width=32, layers=SHAPE.layers, heads=4, inner=37))
+        if self.plain:
+            return config
+        family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window", "window": 4}
+        if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
+            chosen = {"mechanism": "full"}
+        values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+        return family.config_class(**values, long_attention=chosen)
+
+    def prepare_config_and_inputs_for_common(self):
+        config, rule = self.get_config(), long_families.FAMILIES[self.base].audio
+        shape = [self.batch_size, self.length] + ([] if rule.features is None else [rule.features(config)])
+        mask = torch.ones(self.batch_size, self.length, dtype=torch.long, device=torch_device)
+        return config, {rule.input: floats_tensor(shape), "attention_mask": mask}
+
+
 def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     """The suite on the Long classes of a family, or on the base's own for comparison."""
     family = long_families.FAMILIES[base]
@@ -162,22 +190,22 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
         )
         is_encoder_decoder = family.two_stacks
-        test_resize_embeddings = family.grid is None
+        test_resize_embeddings = family.reads_text
         additional_model_inputs = () if family.grid is None or family.grid.shapes is None else ("pixel_attention_mask", family.grid.shapes)
-        test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.grid is None  # a mask token has none without masks
+        test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.reads_text  # a mask token has none without masks
 
         def setUp(self) -> None:
-            reads_pictures = family.grid is not None
+            reads_pictures, reads_sound = family.grid is not None, family.audio is not None
             reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
-            skip_for_a_reason(self, reasons | (SKIPPED["pictures"] if reads_pictures else {}))
+            skip_for_a_reason(self, reasons | (SKIPPED["pictures"] if reads_pictures else SKIPPED["sounds"] if reads_sound else {}))
             if self._testMethodName.startswith(NEEDS_LOSS):
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS))
-            self.model_tester = (PictureTester if reads_pictures else Tester)(self, base, plain)
+            self.model_tester = (PictureTester if reads_pictures else AudioTester if reads_sound else Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
-            values = {width: 32, **({"num_attention_heads": 4} if family.rope or reads_pictures else {})}
+            values = {width: 32, **({"num_attention_heads": 4} if family.rope or not family.reads_text else {})}
             if isinstance(family.grid, StagedGrid):  # whose stages have widths, heads and layers of their own
                 values = {"embed_dim": 32, "common_properties": ["patch_size", "num_channels"]}
-            self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=not reads_pictures, **values)
+            self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=family.reads_text, **values)
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""
