@@ -88,9 +88,8 @@ def _plain(value: Any) -> Any:
 class ConversionConfig(Settings):
     mechanism: str | None = setting(
         None,
-        "The attention mechanism; `longattn mechanisms` lists them. auto chooses one for every layer under --budget, as `longattn search` "
-        "does.",
-        unset="longformer; for a long model, its own; for pictures, window2d; for sound, window",
+        "The attention mechanism, see `longattn mechanisms`; or auto: one for every layer under --budget, as `longattn search` chooses.",
+        unset="longformer; a long model's own; window2d for pictures, window for sound",
         planned=True,
     )
     max_length: int | None = setting(
@@ -106,7 +105,7 @@ class ConversionConfig(Settings):
     )
     audio_seconds: float | None = setting(
         None,
-        "Duration of its sound. It is what is verified and reported; models without position tables read longer sounds as well.",
+        "Duration of its sound, verified and reported.",
         unset="the source's",
         unit="seconds",
         type=float,
@@ -115,8 +114,8 @@ class ConversionConfig(Settings):
     )
     budget: str | None = setting(
         None,
-        "With --mechanism auto: what attention may cost for a text of the maximum length or a picture: a share of full attention's time "
-        "(0.25), seconds (1.5s) or memory (200MB).",
+        "With --mechanism auto: the most that attention may cost: a share of full attention's time (0.25), seconds (1.5s) or memory "
+        "(200MB).",
         unset="0.25",
         planned=True,
     )
@@ -174,8 +173,8 @@ class ConversionConfig(Settings):
         "auto",
         "How positions are extended. Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with "
         "ALiBi. Pictures: tile or interpolate. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn, rope:base:BASE or "
-        "rope:longrope:FILE. auto: tile for tables (pictures: if all windows lie within the old size); rope:none if no layer sees beyond "
-        "the old length, or else rope:yarn.",
+        "rope:longrope:FILE. auto: tile for tables (pictures: if all windows fit the old size); rope:none if no layer sees beyond the "
+        "old length, or else rope:yarn.",
         planned=True,
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)

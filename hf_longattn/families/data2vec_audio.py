@@ -1,7 +1,4 @@
-"""LongData2VecAudio: data2vec for speech (Baevski et al. 2022), sound through convolutions to frames of 20 ms, positions by
-several convolutions over them."""
-
-from typing import Any
+"""LongData2VecAudio: data2vec for speech (Baevski et al. 2022), sound through convolutions to frames, and several over these for positions."""
 
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
 
@@ -18,11 +15,6 @@ class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
     model_type = "long_data2vec-audio"
 
 
-def position_convolutions(config: Any) -> list[Convolution]:
-    """Several convolutions over frames, one after the other."""
-    return [Convolution.centred(config.conv_pos_kernel_size)] * config.num_conv_pos_embeddings
-
-
 FAMILY = Family(
     LongData2VecAudioConfig,
     package="data2vec",
@@ -36,7 +28,10 @@ FAMILY = Family(
     audio=AudioRule(
         outputs=adapted,
         why_padding_changes=lambda config: "its positions are several convolutions, which carry padding into sound",
-        stream=StreamRule(unpadded_convolutions, ("encoder", position_convolutions)),
+        stream=StreamRule(
+            unpadded_convolutions,
+            ("encoder", lambda config: [Convolution.centred(config.conv_pos_kernel_size)] * config.num_conv_pos_embeddings),
+        ),
     ),
 )
 
