@@ -88,8 +88,8 @@ def _plain(value: Any) -> Any:
 class ConversionConfig(Settings):
     mechanism: str | None = setting(
         None,
-        "The attention mechanism, see `longattn mechanisms`; or auto: one for every layer under --budget, as `longattn search` chooses.",
-        unset="longformer; a long model's own; window2d for pictures, window for sound",
+        "The attention mechanism, of `longattn mechanisms`; auto searches one for every layer under --budget.",
+        unset="longformer; a long model's own; pictures: window2d; sound: window",
         planned=True,
     )
     max_length: int | None = setting(

@@ -1,4 +1,4 @@
-"""LongData2VecAudio: data2vec for speech (Baevski et al. 2022), sound through convolutions to frames, and several over these for positions."""
+"""LongData2VecAudio: data2vec for speech (Baevski et al. 2022), sound as frames, positions by several convolutions."""
 
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
 
