@@ -223,8 +223,9 @@ def fla_installed() -> bool:
 
 
 def _no_windows(context: DispatchContext) -> str | None:
-    if context.call.key_mask is not None:
-        return "padding lies between the cells"
+    masked = context.call.key_mask is not None and not torch.compiler.is_exporting()
+    if masked and not context.few_pairs and _no_cpu_tiles(context) is None:
+        return "padding lies between the cells, and the fused kernel runs the listed pairs"
     return None if isinstance(context.call.score_mod, AxisTerm) else _no_halo(context)
 
 

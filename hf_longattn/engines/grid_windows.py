@@ -2,6 +2,7 @@
 
 A grid is cut along every axis into windows, with partial ones at its borders. Windows of equal size are one fused call over
 ``(B · windows, H, tokens, D)``: at most 3 calls along an axis (first partial, whole, last partial), so 9 on a picture, without any mask.
+A key mask, where there is one, is cut as the keys are.
 """
 
 from __future__ import annotations
@@ -93,16 +94,15 @@ def window_attention(
         q, k, v: ``(B, H, N, D)`` of the grid's tokens.
         window, shift: cells along each axis; windows are numbered by ``(cell + shift) // window``.
         shared: prefix tokens, the last ones, that every cell sees: 0, or all.
-        call: its scale and dropout, and a :class:`GridBias` or an :class:`AxisTerm`.
+        call: its scale, dropout and key mask, and a :class:`GridBias` or an :class:`AxisTerm`.
         of_prefix: the output of the prefix tokens, ``(B, H, prefix, D)``, where there are any.
     Returns:
-        ``(B, H, N, D)``, stored token-major, so that merging the heads is free.
+        ``(B, H, N, D)``, stored token-major, so that merging the heads is free. Cells that see no key are zeros.
     """
-    prefix = None
-    if shared:
-        prefix = k[:, :, grid.prefix - shared : grid.prefix], v[:, :, grid.prefix - shared : grid.prefix]
+    keyed = [k, v] if call.key_mask is None else [k, v, call.key_mask[:, None, :, None]]
+    prefix = [x[:, :, grid.prefix - shared : grid.prefix] for x in keyed] if shared else None
     axes = [stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)]
-    tensors = [x[:, :, grid.prefix :].unflatten(2, grid.sizes) for x in (q, k, v)]
+    tensors = [x[:, :, grid.prefix :].unflatten(2, grid.sizes) for x in (q, *keyed)]
     recorded = differentiated(q, k, v) or (call.score_mod is not None and torch.is_grad_enabled())
     if q.device.type == "cpu" and not recorded and not in_graph():
         return _in_place(tensors, axes, prefix, call, of_prefix)
@@ -116,11 +116,11 @@ def window_attention(
 
 
 def _in_place(
-    tensors: Sequence[Tensor], axes: Sequence[Sequence[Stretch]], prefix: tuple[Tensor, Tensor] | None, call: AttentionCall,
+    tensors: Sequence[Tensor], axes: Sequence[Sequence[Stretch]], prefix: Sequence[Tensor] | None, call: AttentionCall,
     of_prefix: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The output ``(B, H, N, D)`` for q, k and v, ``(B, H, *cells, D)``: of a few windows at a time, whose copies stay in the cache and
-    reuse each other's memory, written to their places."""
+    """The output ``(B, H, N, D)`` for q, k and v, ``(B, H, *cells, D)``, and a key mask ``(B, 1, *cells, 1)``, if any: of a few windows at
+    a time, whose copies stay in the cache and reuse each other's memory, written to their places."""
     q, front = tensors[0], 0 if of_prefix is None else of_prefix.shape[2]
     sizes = q.shape[2:-1]
     out = None
@@ -163,11 +163,11 @@ def _cut(x: Tensor, axes: Sequence[Sequence[Stretch]]) -> list[Tensor]:
 
 
 def _region(
-    tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: tuple[Tensor, Tensor] | None, call: AttentionCall, bias: Tensor | None,
+    tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: Sequence[Tensor] | None, call: AttentionCall, bias: Tensor | None,
     recorded: bool,
 ) -> Tensor:  # fmt: skip
-    """The output of the windows of a region for its part of q, k and v, ``(B, windows, cells, windows, cells, …, H, D)``; ``recorded`` for
-    gradients or a graph, or not."""
+    """The output of the windows of a region for its part of q, k, v and the key mask, ``(B, windows, cells, windows, cells, …, H, D)``;
+    ``recorded`` for gradients or a graph, or not."""
     rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
     counts, sizes = [stretch.windows for stretch in region], [stretch.size for stretch in region]
     windows, tokens = math.prod(counts), math.prod(sizes)
@@ -175,31 +175,39 @@ def _region(
     numbers, inside = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
 
     def in_windows(x: Tensor, shared: Tensor | None = None) -> Tensor:
-        x = x.reshape(batch, x.shape[1], *inner, width).permute(0, *numbers, 1, *inside, 2 + 2 * rank)
+        rows, features = x.shape[1], x.shape[-1]
+        x = x.reshape(batch, rows, *inner, features).permute(0, *numbers, 1, *inside, 2 + 2 * rank)
         if shared is None:
-            return x.reshape(batch * windows, -1, tokens, width)
+            return x.reshape(batch * windows, rows, tokens, features)
         if recorded:
-            return torch.cat([shared.repeat_interleave(windows, 0), x.reshape(batch * windows, -1, tokens, width)], 2)
+            return torch.cat([shared.repeat_interleave(windows, 0), x.reshape(batch * windows, rows, tokens, features)], 2)
         front = shared[(slice(None), *[None] * rank)].expand(-1, *counts, -1, -1, -1)
-        joined = x.new_empty(*front.shape[:-2], front.shape[-2] + tokens, width)
+        joined = x.new_empty(*front.shape[:-2], front.shape[-2] + tokens, features)
         joined[..., : front.shape[-2], :] = front
         joined[..., front.shape[-2] :, :].unflatten(-2, sizes).copy_(x)
         return joined.flatten(0, rank)
 
-    of_keys, of_values = prefix or (None, None)
-    q, k, v = in_windows(tensors[0]), in_windows(tensors[1], of_keys), in_windows(tensors[2], of_values)
+    q, *keyed = tensors
+    q, (k, v, *key_mask) = in_windows(q), map(in_windows, keyed, [None] * len(keyed) if prefix is None else prefix)
     mask, scale = None if bias is None else bias.to(q.dtype).expand(q.shape[0], -1, -1, -1), call.scale
+    empty = None
+    if key_mask:
+        seen = key_mask[0].transpose(2, 3)
+        empty = ~seen.any(3, keepdim=True)  # their rows see every key, since a softmax needs one, and become zeros
+        term = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~(seen | empty), -torch.inf)
+        mask = term.expand(-1, -1, tokens, -1) if mask is None else mask + term
     if isinstance(call.score_mod, AxisTerm):
         scale = call.scale_for(width)
-        q, k, v = with_features(q, k, v, call.score_mod.tables, sizes, scale, shared=0 if of_keys is None else of_keys.shape[2])
+        q, k, v = with_features(q, k, v, call.score_mod.tables, sizes, scale, shared=0 if prefix is None else prefix[0].shape[2])
     out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=scale)
     out = out if out.shape[-1] == width else out[..., :width]
+    out = out if empty is None else out.masked_fill(empty, 0)
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
     return out.permute(0, *axes, 1 + rank, 2 + 2 * rank)
 
 
-def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: tuple[Tensor, Tensor] | None) -> Tensor | None:
+def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tensor] | None) -> Tensor | None:
     """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` without one."""
     if not isinstance(call.score_mod, GridBias):
         return None

@@ -6,22 +6,24 @@ that the mechanism shows it. The decoder of ``ViTMAEForPreTraining`` reads all p
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.models.vit_mae.configuration_vit_mae import ViTMAEConfig
-from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention, ViTMAEDecoder
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention, ViTMAEDecoder, ViTMAEDecoderOutput
 
 from ..backend import BACKEND, GRID, for_one_pass, longattn_attention_forward
 from ..configuration import LongAttentionConfig
-from ..engines.common.grid import RUNNING_GRID, Grid
+from ..engines.common.grid import Grid
+from ..errors import GridError
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig, refuse_line
-from ..modeling.family.grid_rule import GridRule
-from ..modeling.grids import LongGridModelMixin, grid_of_input, running_on, tiled_positions
+from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, GridRule
+from ..modeling.grids import LongGridModelMixin, grid_of_input, tiled_positions
 from ..private_apis import attention_implementation
 
 PLACES = "places"
@@ -99,13 +101,46 @@ class LongViTMAEDecoderAttention(ViTMAEAttention):
     in_decoder = True
 
 
-class LongViTMAEDecoder(ViTMAEDecoder):
-    """ViTMAEDecoder whose positions can be repeated along both axes."""
+@dataclasses.dataclass(frozen=True)
+class InterpolationOnGrid:
+    """``interpolate_pos_encoding`` of the base, the one argument that its head hands to the decoder, with the grid of the picture.
 
-    def interpolate_pos_encoding(self, embeddings: Tensor) -> Tensor:
-        grid = RUNNING_GRID.get() if self.config.position_extension == TILE else None
-        if not isinstance(grid, Grid):
-            return super().interpolate_pos_encoding(embeddings)
+    keywords: what the decoder hands to its layers.
+    """
+
+    interpolates: bool
+    grid: Grid
+    keywords: dict[str, Any]
+
+    def __bool__(self) -> bool:
+        return self.interpolates
+
+
+class LongViTMAEDecoder(ViTMAEDecoder):
+    """ViTMAEDecoder that hands the grid to its layers, and whose positions can be repeated along both axes."""
+
+    def forward(
+        self, hidden_states: Tensor, ids_restore: Tensor, interpolate_pos_encoding: bool | InterpolationOnGrid = False
+    ) -> ViTMAEDecoderOutput:
+        call = interpolate_pos_encoding if isinstance(interpolate_pos_encoding, InterpolationOnGrid) else None
+        hidden_states = self.decoder_embed(hidden_states)
+        missing = ids_restore.shape[1] + 1 - hidden_states.shape[1]
+        cells = torch.cat([hidden_states[:, 1:], self.mask_token.expand(hidden_states.shape[0], missing, -1)], 1)
+        cells = cells.gather(1, ids_restore[..., None].expand(-1, -1, cells.shape[2]).to(cells.device))
+        hidden_states = torch.cat([hidden_states[:, :1], cells], 1)
+        hidden_states = hidden_states + self._positions(hidden_states, bool(interpolate_pos_encoding), None if call is None else call.grid)
+        for layer in self.decoder_layers:
+            hidden_states = layer(hidden_states, **({} if call is None else call.keywords))
+        return ViTMAEDecoderOutput(logits=self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:])
+
+    def _positions(self, embeddings: Tensor, interpolates: bool, grid: Grid | None) -> Tensor:
+        """The positions ``(1, N, D)`` of embeddings ``(B, N, D)``."""
+        if not interpolates:
+            return self.decoder_pos_embed
+        if self.config.position_extension != TILE:
+            return self.interpolate_pos_encoding(embeddings)
+        if grid is None:
+            raise GridError("The decoder's positions are tiled, and it was not told the grid; call the model, which hands it down.")
         return tiled_positions(self.decoder_pos_embed, 1, *grid.sizes)
 
 
@@ -121,14 +156,16 @@ class ViTMAEOnItsGrid(ReplacedModules):
 
     def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         model: Any = self
+        if isinstance(arguments.get(INTERPOLATE_ARGUMENT), InterpolationOnGrid):  # which is for the decoder
+            arguments[INTERPOLATE_ARGUMENT] = bool(arguments[INTERPOLATE_ARGUMENT])
         grid = grid_of_input(self, arguments)
-        if not isinstance(grid, Grid) or not model.runs_mechanisms:
-            return super()._run(base_forward, arguments)
-        if isinstance(self, LongGridModelMixin):
-            arguments[PLACES] = self._places(grid, arguments)
-            return super()._run(base_forward, arguments)
-        with running_on(grid):  # of the decoder, to which the base hands no keyword arguments
-            return super()._run(base_forward, arguments)
+        if isinstance(grid, Grid):
+            if not isinstance(self, LongGridModelMixin):
+                keywords = {GRID: grid} if model.runs_mechanisms else {}
+                arguments[INTERPOLATE_ARGUMENT] = InterpolationOnGrid(bool(arguments.get(INTERPOLATE_ARGUMENT)), grid, keywords)
+            elif model.runs_mechanisms:
+                arguments[PLACES] = self._places(grid, arguments)
+        return super()._run(base_forward, arguments)
 
     def _places(self, grid: Grid, arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The places of the tokens that the base keeps, by the noise that it would draw itself."""

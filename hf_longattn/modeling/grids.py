@@ -119,8 +119,8 @@ def grid_rule(model: Any) -> GridRule:
     rule: Any = family_of(model).grid
     if rule.shapes is not None:
         raise BackendError(
-            f"{type(model).__name__} reads no pictures on a grid of patches; its pictures are rows of patches with their shapes; give a "
-            "model of pictures."
+            f"{type(model).__name__} reads every picture as rows of patches on a grid of its own, not as pixels, which are needed here; "
+            "give a model of pictures of one size, such as google/siglip2-base-patch16-224."
         )
     if rule.noise is not None:
         raise BackendError(

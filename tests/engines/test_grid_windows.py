@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from hf_longattn import attend
-from hf_longattn.engines import grid_windows
+from hf_longattn.attend import reference_attend
+from hf_longattn.engines import dispatch, grid_windows
+from hf_longattn.engines.common.axis_term import AxisTerm
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.grid_bias import GridBias
 
@@ -52,3 +56,41 @@ def test_a_bias_alone_can_be_trained() -> None:
     attend(q, k, v, "window2d", grid=grid, window=4, score_mod=GridBias(table, (4, 4))).sum().backward()
     assert table.grad is not None
     assert bool(table.grad.any())
+
+
+@pytest.mark.parametrize(("sizes", "options"), FORMS)
+@pytest.mark.parametrize("prefix_tokens", ["global", "reads", "none"])
+@pytest.mark.parametrize("term", [None, "bias", "axes"])
+def test_a_key_mask_is_cut_into_windows(
+    sizes: tuple[int, ...], options: dict[str, Any], prefix_tokens: str, term: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows without a real key among them; output and gradients of real cells, and all rows finite, with and without gradients."""
+    monkeypatch.setattr(dispatch, "_no_cpu_tiles", lambda context: "its kernel is not built")  # which is preferred without a term
+    grid, paths = Grid(sizes, 2), []
+    generator = torch.Generator().manual_seed(0)
+    real = torch.rand(2, grid.length, generator=generator) > 0.4
+    real[0, : grid.length // 2] = False
+    inputs = [torch.randn(2, 2, grid.length, 8, dtype=torch.double, generator=generator, requires_grad=True) for _ in range(3)]
+    q, k, v = inputs
+    arguments: dict[str, Any] = {"grid": grid, "padding_mask": real, "prefix_tokens": prefix_tokens, **options}
+    if term == "bias":
+        table = torch.randn(2, 5 ** len(sizes) + 3, dtype=torch.double, generator=generator, requires_grad=True)
+        inputs.append(table)
+        arguments["score_mod"] = GridBias(table, (3,) * len(sizes))
+    elif term == "axes":
+        tables = tuple(torch.randn(7, 8, dtype=torch.double, generator=generator, requires_grad=True) for _ in sizes)
+        inputs.extend(tables)
+        arguments["score_mod"] = AxisTerm(q, tables, grid)
+    rows = real[:, None, :, None]
+    with dispatch.observe(lambda _, choice: paths.append(choice.path)):
+        ours = attend(q, k, v, "window2d", **arguments)
+    assert "windows" in paths
+    assert bool(ours.isfinite().all())
+    theirs = reference_attend(q, k, v, "window2d", **arguments)
+    torch.testing.assert_close(ours * rows, theirs * rows)
+    weight = torch.randn(ours.shape, dtype=torch.double, generator=generator) * rows
+    gradients = [torch.autograd.grad((x * weight).sum(), inputs, retain_graph=True) for x in (ours, theirs)]
+    for mine, exact in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, exact)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, "window2d", **arguments) * rows, ours * rows)

@@ -331,14 +331,14 @@ def test_twenty_threads(name: str) -> None:
 
 
 class OnGrid(torch.nn.Module):
-    """One mechanism on one grid."""
+    """One mechanism on one grid, with or without padding between the cells."""
 
     def __init__(self, name: str, grid: Grid, **options: Any) -> None:
         super().__init__()
         self.mechanism, self.grid = built(name, options), grid
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, self.mechanism, grid=self.grid)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        return attend(q, k, v, self.mechanism, grid=self.grid, padding_mask=padding_mask)
 
 
 GRAPH_CASES: list[tuple[str, dict[str, Any]]] = [
@@ -350,12 +350,22 @@ GRAPH_CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def holes(grid: Grid) -> Tensor:
+    """A padding mask in which the first rows of cells, and cells all over the grid, are padding; the first token is real."""
+    real = torch.rand(2, grid.length, generator=torch.Generator().manual_seed(0)) > 0.4
+    real[:, 1 : grid.length // 3] = False
+    real[:, 0] = True
+    return real
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "with holes"])
 @pytest.mark.parametrize(("name", "options"), GRAPH_CASES)
-def test_exported_graphs_are_linear_in_the_cells(name: str, options: dict[str, Any]) -> None:
+def test_exported_graphs_are_linear_in_the_cells(name: str, options: dict[str, Any], padded: bool) -> None:
     model, grid = OnGrid(name, Grid((29, 31), 1), **options), Grid((29, 31), 1)
-    inputs = [x.detach() for x in qkv(grid, dtype=torch.float32)]
+    inputs = [x.detach() for x in qkv(grid, dtype=torch.float32)] + [holes(grid)] * padded
     program = torch.export.export(model, tuple(inputs))
-    assert (program.module()(*inputs) - model(*inputs)).abs().max() < 2e-6
+    difference = program.module()(*inputs) - model(*inputs)
+    assert (difference * holes(grid)[:, None, :, None] if padded else difference).abs().max() < 2e-6
     nodes = program.run_decompositions().graph.nodes
     assert not [node for node in nodes if OPERATORS in str(node.target)]  # which no other runtime has
     shapes = [node.meta["val"].shape for node in nodes if isinstance(node.meta.get("val"), Tensor)]
@@ -363,13 +373,15 @@ def test_exported_graphs_are_linear_in_the_cells(name: str, options: dict[str, A
     assert 0 < max(math.prod(shape) for shape in shapes) < HEADS * grid.length**2
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["", "with holes"])
 @pytest.mark.parametrize(("name", "options"), GRAPH_CASES)
-def test_compiled_in_one_graph(name: str, options: dict[str, Any]) -> None:
+def test_compiled_in_one_graph(name: str, options: dict[str, Any], padded: bool) -> None:
     model, grid = OnGrid(name, Grid((15, 18), 1), **options), Grid((15, 18), 1)
     torch.compiler.reset()
     compiled: Callable[..., Tensor] = torch.compile(model, backend="aot_eager", fullgraph=True)
     inputs = qkv(grid)
-    same_with_gradients(compiled(*inputs), model(*inputs), inputs)
+    mask = [holes(grid)] * padded
+    same_with_gradients(compiled(*inputs, *mask), model(*inputs, *mask), inputs, mask[0][:, None, :, None] if padded else None)
 
 
 @pytest.mark.parametrize(

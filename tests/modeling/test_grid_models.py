@@ -177,6 +177,18 @@ def test_compiled_without_a_graph_break(base: str, tmp_path: Path) -> None:
     torch.testing.assert_close(tensors(compiled(**inputs))[0], tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("attention", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
+@torch.no_grad()
+def test_a_masked_autoencoder_is_compiled_without_a_graph_break(attention: dict[str, Any], tmp_path: Path) -> None:
+    """Encoder and decoder, whose positions are tiled, and which has no keyword arguments in the base."""
+    base, head = "vit_mae", "ViTMAEForPreTraining"
+    saved(base, head, tmp_path, **ONE_LAYER)
+    model = long_model(base, head, tmp_path, long_attention=attention, decoder_long_attention=attention, position_extension="tile")
+    inputs = inputs_of(base, (40, 48))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
 def auto_classes(model: Any) -> list[Any]:
     """Every ``AutoModel…`` that knows a model's class."""
     classes = [kind for name, kind in vars(modeling_auto).items() if name.startswith("Auto") and hasattr(kind, "_model_mapping")]
@@ -319,6 +331,24 @@ def test_the_decoder_of_a_masked_autoencoder_has_its_own_mechanism(tmp_path: Pat
     torch.testing.assert_close(loaded(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
     model.use_base_attention()
     torch.testing.assert_close(model(**inputs).logits, plain(**inputs, **resized(base, (40, 64))).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tiled_positions_of_the_decoder_of_a_masked_autoencoder(tmp_path: Path) -> None:
+    """Whatever runs the attention; they are at the new size what a base of that size has in its table."""
+    base, head = "vit_mae", "ViTMAEForPreTraining"
+    plain = saved(base, head, tmp_path)
+    inputs = inputs_of(base, (40, 64))
+    model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"}, position_extension="tile")
+    tables: Any = {"vit": plain.vit.embeddings.position_embeddings, "decoder": plain.decoder.decoder_pos_embed}
+    plain.vit.embeddings.interpolate_pos_encoding = lambda *_: tiled_positions(tables["vit"], 1, 10, 16)
+    plain.decoder.interpolate_pos_encoding = lambda _: tiled_positions(tables["decoder"], 1, 10, 16)
+    expected = plain(**inputs, **resized(base, (40, 64))).logits
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    model.use_base_attention()
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(GridError, match="it was not told the grid; call the model, which hands it down"):
+        model.decoder(torch.randn(2, 41, model.config.hidden_size), inputs["noise"].argsort(1), interpolate_pos_encoding=True)
 
 
 class TestRefusals:
