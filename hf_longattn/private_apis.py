@@ -75,6 +75,11 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers:Wav2Vec2PreTrainedModel._get_feat_extract_output_lengths",
         "transformers:ParakeetPreTrainedModel._get_subsampling_output_length",
     ),
+    "distance_buckets": ("transformers.models.wavlm.modeling_wavlm:WavLMAttention._relative_positions_bucket",),
+    "turned_states": (
+        "transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer:Wav2Vec2ConformerSelfAttention._apply_rotary_embedding",
+        "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",
+    ),
     "set_implementation": ("transformers:PreTrainedModel._can_set_attn_implementation",),
     "gguf_readers": (f"{GGUF}TENSOR_PROCESSORS", f"{GGUF}TensorProcessor", f"{GGUF}get_gguf_hf_weights_map"),
     "context_parallel": ("accelerate:Accelerator._prepare_cp",),
@@ -444,6 +449,32 @@ def output_frames(model: Any, length: int) -> int:
         if count is not None:
             return int(count(torch.tensor([length]))[0])
     raise missing("output_frames")
+
+
+def distance_buckets(module: Any, distances: Tensor) -> Tensor:
+    """The buckets of distances (key - query) of a module with WavLM's relative positions.
+
+    Raises:
+        BackendError: the module has no method for it.
+    """
+    buckets = getattr(module, PRIVATE_APIS["distance_buckets"][0].rpartition(".")[2], None)
+    if buckets is None:
+        raise missing("distance_buckets")
+    result: Tensor = buckets(distances)
+    return result
+
+
+def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
+    """Hidden states ``(B, N, C)``, turned by rotary positions as a Conformer's attention turns them before its projections.
+
+    Raises:
+        BackendError: the module has no method for it.
+    """
+    turn = getattr(module, PRIVATE_APIS["turned_states"][0].rpartition(".")[2], None)
+    if turn is None:
+        raise missing("turned_states")
+    result: Tensor = turn(states, positions)
+    return result
 
 
 def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:

@@ -31,6 +31,7 @@ TABLES = (
 """Tables by model type."""
 INSTANCES = (
     *("has_hooks", "attention_implementation", "parameter_dict", "tied_weights", "set_implementation", "target_modules", "output_frames"),
+    *("distance_buckets", "turned_states"),
     *TABLES,
 )
 """APIs that are tried on an object without the name; of the others the name itself is removed."""
@@ -129,6 +130,8 @@ USES: dict[str, Callable[[], Any]] = {
     "tied_weights": lambda: apis.tie_parameters(types.SimpleNamespace(), {}),
     "lazy_mapping": auto_tables,
     "output_frames": lambda: apis.output_frames(types.SimpleNamespace(), 1),
+    "distance_buckets": lambda: apis.distance_buckets(types.SimpleNamespace(), torch.zeros(1)),
+    "turned_states": lambda: apis.turned_states(types.SimpleNamespace(), torch.zeros(1), None),
     "load_weights": lambda: apis.with_loader(transformers.BertModel, print),
     "set_implementation": lambda: apis.can_set_implementation(types.SimpleNamespace()),
     "gguf_readers": apis.gguf_readers,

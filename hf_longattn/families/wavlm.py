@@ -22,7 +22,7 @@ from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import normalised_over_time
-from ..private_apis import attention_implementation
+from ..private_apis import attention_implementation, distance_buckets
 
 
 class LongWavLMConfig(LongAudioConfig, WavLMConfig):
@@ -75,7 +75,7 @@ class LongWavLMAttention(WavLMAttention):
     def biases(self) -> Tensor:
         """``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``, beyond which all have one bucket."""
         distances = torch.arange(-self.max_distance, self.max_distance + 1, device=self.rel_attn_embed.weight.device)
-        return self.rel_attn_embed(self._relative_positions_bucket(-distances)).t()
+        return self.rel_attn_embed(distance_buckets(self, -distances)).t()
 
     def gates(self, hidden_states: Tensor) -> Tensor:
         """What every query multiplies its bias with, ``(B, H, N, 1)``."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...backend import BACKEND, longattn_attention_forward
 from ...engines.common.distance_term import DistanceTerm
-from ...private_apis import attention_implementation
+from ...private_apis import attention_implementation, turned_states
 from ..family.definition import AttentionNames
 from .custom_attention import OnTheBackend
 
@@ -67,7 +67,7 @@ class ConformerAttention(nn.Module):
             return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
         placed = hidden_states
         if self.position_embeddings_type == "rotary":
-            placed = self._apply_rotary_embedding(hidden_states, relative_position_embeddings)  # type: ignore[operator]
+            placed = turned_states(self, hidden_states, relative_position_embeddings)
         inputs = ((self.linear_q, placed), (self.linear_k, placed), (self.linear_v, hidden_states))
         query, key, value = (self._heads(projection(states)).transpose(1, 2) for projection, states in inputs)
         term = None

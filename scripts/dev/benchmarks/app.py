@@ -23,6 +23,8 @@ app = typer.Typer(
 
 LONGEST, MOST = 2**24, 2**16
 """Maximum of lengths in tokens, and of all other counts."""
+MOST_MINUTES = 24 * 60
+"""Maximum duration of a sound."""
 
 Mechanism = Annotated[str, typer.Option(help="The mechanism to measure; `longattn mechanisms` lists them.")]
 Options = Annotated[
@@ -83,6 +85,23 @@ def parse_lengths(text: str) -> list[int]:
             f"A benchmark needs at least one length, each from 1 to {LONGEST} tokens, not {text[:80]!r}; for example --lengths 1024,4096."
         )
     return lengths
+
+
+def parse_minutes(text: str) -> list[float]:
+    """``"5,0.5"`` -> ``[5.0, 0.5]``.
+
+    Raises:
+        OptionError: when an entry is not a number above 0 and up to a day, or there is none.
+    """
+    try:
+        minutes = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        minutes = []
+    if not minutes or not all(0 < duration <= MOST_MINUTES for duration in minutes):
+        raise OptionError(
+            f"A benchmark of sound needs minutes from above 0 to {MOST_MINUTES}, not {text[:80]!r}; for example --minutes 5,15."
+        )
+    return minutes
 
 
 def say(text: str, err: bool = False) -> None:
@@ -299,7 +318,7 @@ def sound_models(
 
     with refusals(output_dir):
         set_threads(threads)
-        durations = [float(duration) for duration in minutes.split(",")]
+        durations = parse_minutes(minutes)
         names, output = [name.strip() for name in models.split(",")], output_dir / "sound_models"
         record = run_sound_models(durations, names, output, base_up_to=base_up_to, layers=layers, again=again, log=typer.echo)
         say(f"stored {output.with_suffix('.json')}")

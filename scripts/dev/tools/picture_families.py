@@ -45,7 +45,8 @@ def make_picture_checkpoint(base: str, folder: Path) -> Checkpoint:
     towers = (base, base.removesuffix("_vision_model"))
     name = next((names["pil"] for tower in towers if "pil" in (names := IMAGE_PROCESSOR_MAPPING_NAMES.get(tower) or {})), USUAL_PROCESSOR)
     size = {"height": PATCH * SIDE, "width": PATCH * SIDE}
-    sizes = {"patch_size": PATCH, "max_num_patches": SIDE**2} if FAMILIES[base].grid.shapes else {"size": size, "crop_size": size}
+    rule: Any = FAMILIES[base].grid
+    sizes = {"patch_size": PATCH, "max_num_patches": SIDE**2} if rule.shapes else {"size": size, "crop_size": size}
     getattr(transformers, name)(**sizes).save_pretrained(folder)
     return Checkpoint(base, type(model).__name__, folder, name, SIDE**2)
 
