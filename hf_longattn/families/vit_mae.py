@@ -6,7 +6,6 @@ that the mechanism shows it. The decoder of ``ViTMAEForPreTraining`` reads all p
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig, refuse_line
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, GridRule
-from ..modeling.grids import LongGridModelMixin, grid_of_input, tiled_positions
+from ..modeling.grids import InterpolationOnGrid, LongGridModelMixin, grid_of_input, tiled_positions
 from ..private_apis import attention_implementation
 
 PLACES = "places"
@@ -99,21 +98,6 @@ class LongViTMAEDecoderAttention(ViTMAEAttention):
     """ViTMAEAttention of the decoder."""
 
     in_decoder = True
-
-
-@dataclasses.dataclass(frozen=True)
-class InterpolationOnGrid:
-    """``interpolate_pos_encoding`` of the base, the one argument that its head hands to the decoder, with the grid of the picture.
-
-    keywords: what the decoder hands to its layers.
-    """
-
-    interpolates: bool
-    grid: Grid
-    keywords: dict[str, Any]
-
-    def __bool__(self) -> bool:
-        return self.interpolates
 
 
 class LongViTMAEDecoder(ViTMAEDecoder):

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -108,6 +109,21 @@ def family_of(model: Any) -> Family:
     if family.grid.input != PIXELS:
         raise BackendError(f"{type(model).__name__} reads {family.grid.noun}s, not pictures; give a model of pictures.")
     return family
+
+
+@dataclass(frozen=True)
+class InterpolationOnGrid:
+    """``interpolate_pos_encoding`` with the grid of the picture, for a base whose head hands nothing else to its decoder (ViT-MAE).
+
+    keywords: what the decoder hands to its layers.
+    """
+
+    interpolates: bool
+    grid: Grid
+    keywords: dict[str, Any]
+
+    def __bool__(self) -> bool:
+        return self.interpolates
 
 
 def grid_rule(model: Any) -> GridRule:
