@@ -513,20 +513,20 @@ Runner = Callable[[Any], dict[str, Tensor]]
 """All tensors that a model returns for the inputs of the comparison."""
 
 
-def _runner(plan: RevertPlan, inputs: VerificationInputs, scratch: Path | None) -> tuple[Runner, int]:
-    """What runs a model on the inputs, and the number of their tokens."""
+def _runner(plan: RevertPlan, inputs: VerificationInputs, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
+    """What runs a model on the inputs, and how long they are, with its unit."""
     if isinstance(inputs, VerificationSound):
         assert plan.sound is not None
         at = plan.sound.new
         sound = inputs.at(at.seconds)
-        return lambda model: run_on_sound(model, sound), at.frames
+        return lambda model: run_on_sound(model, sound), (at.frames, "frames")
     if not isinstance(inputs, VerificationText):
         assert plan.grid is not None
         picture = inputs.at(plan.grid.new.size)
-        return lambda model: run_on_grid(model, picture), plan.grid.new.grid.length
+        return lambda model: run_on_grid(model, picture), (plan.grid.new.grid.length, "tokens")
     length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
     ids = inputs.tokens(length)
-    return lambda model: outputs(model, ids, decoder_tokens=length), length
+    return lambda model: outputs(model, ids, decoder_tokens=length), (length, "tokens")
 
 
 def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | None) -> tuple[dict[str, Tensor], bool]:
@@ -557,10 +557,13 @@ def _as_before(plan: RevertPlan) -> Any:
     return config
 
 
-def _compared(name: str, reference: str, expected: dict[str, Tensor], measured: dict[str, Tensor], length: int, changed: str) -> Check:
-    """changed: why the outputs differ; empty if they must be equal."""
+def _compared(
+    name: str, reference: str, expected: dict[str, Tensor], measured: dict[str, Tensor], size: tuple[int, str], changed: str
+) -> Check:
+    """size: the length of the input and its unit. changed: why the outputs differ; empty if they must be equal."""
     largest, relative = difference({output: expected[output] for output in expected if output in measured}, measured)
-    detail = f"outputs at {length} tokens: largest difference from {reference} {largest:.1e}"
+    length, unit = size
+    detail = f"outputs at {length} {unit}: largest difference from {reference} {largest:.1e}"
     check = equality(name, detail, relative, {"length": length, "tokens": length, "max_abs_difference": largest})
     if changed and check.status == FAILED:
         return Check(name, MEASURED, f"{detail}, since {changed}", check.values)
