@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hf_longattn import sequence_parallel
@@ -23,15 +20,7 @@ from tests.reference.small_models import long_model, padding, tokens
 WINDOW = {"mechanism": "window", "window": 16}
 MEMORY_TOKENS = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2}
 MODES = ("sharding", "packing", "segments", "memory")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A group of this process alone, which sequence parallelism needs."""
-    place = Path(tmp_path_factory.mktemp("group")) / "store"
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.fixture

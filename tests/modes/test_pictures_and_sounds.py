@@ -1,49 +1,71 @@
-"""Models of pictures in the modes and ways of texts: every picture gives what it gives alone, or the call is refused in one sentence."""
+"""Models of pictures and of sound in the modes and ways of texts: every row of a batch gives what it gives alone, or the call is refused in
+one sentence."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from torch import Tensor
 
+import hf_longattn
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import LongAttentionError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import TEXT_ARGUMENTS
 from hf_longattn.modeling.run.modes import MEETINGS
 from hf_longattn.private_apis import cpu_computes_bf16
-from scripts.dev.tools.small_models import Shape, small_picture_config
-from tests.modeling.grid_models import BASES, base_model, inputs_of
+from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config
+from tests.modeling import audio_models, grid_models
+from tests.modeling.grid_models import base_model
 from tests.modes.cells import fields_of
 from tests.modes.ways import COARSE, WAYS, Fields, Way
 
-WINDOWS = {"mechanism": "window2d", "window": 3}
+PICTURES, SOUNDS = grid_models.BASES, audio_models.BASES
+BASES = [*PICTURES, *SOUNDS]
 NAMES = (
     *("packed fp32", "packed bf16", "packed int8", "hidden states", "attentions", "inference mode", "autocast", "tuples"),
     "save and reload",
 )
-"""The ways that have a meaning for pictures and no tests of their own in tests/modeling."""
+"""The ways that have a meaning for them and no tests of their own in tests/modeling."""
 PRECISIONS = ("packed fp32", "packed bf16", "packed int8")
 REFUSED = {
     ("packed int8", "save and reload"): "rounded and cannot be saved; save the model before",
     **dict.fromkeys(itertools.combinations(PRECISIONS, 2), "optimised for inference already"),
 }
 PAIRS = list(itertools.combinations(NAMES, 2))
-ROTATED = [(BASES[number % len(BASES)], *pair) for number, pair in enumerate(PAIRS)]
-SIZE = (40, 48)
+ROTATED = [(bases[number % len(bases)], *pair) for bases in (PICTURES, SOUNDS) for number, pair in enumerate(PAIRS)]
+SHAPE = Shape(layers=2, inner=64)
+PIXELS, SECONDS = (40, 48), (0.6, 0.6)
+"""Size of each picture of a batch, and durations of its sounds."""
 
 
-def built(base: str, attention: Any = None) -> Any:
+def built(base: str) -> Any:
+    return copy.deepcopy(_built(base))
+
+
+@functools.lru_cache(maxsize=2)  # a copy takes a third of the time, and tests of one base follow one another
+def _built(base: str) -> Any:
+    return small_model(base)
+
+
+def small_model(base: str, attention: dict[str, Any] | None = None) -> Any:
     torch.manual_seed(0)
-    config = small_picture_config(base, Shape(layers=2, inner=64))
+    if base in PICTURES:
+        config, default = small_picture_config(base, SHAPE), {"mechanism": "window2d", "window": 3}
+    else:
+        config, default = small_audio_config(base, SHAPE), {"mechanism": "window", "left": 9, "right": 4}
     values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
     family = FAMILIES[base]
-    return family.model_class(base_model(base))(family.config_class(**values, long_attention=attention or WINDOWS)).eval()
+    return family.model_class(base_model(base))(family.config_class(**values, long_attention=attention or default)).eval()
+
+
+def two_rows(base: str) -> dict[str, Tensor]:
+    return grid_models.inputs_of(base, PIXELS) if base in PICTURES else audio_models.inputs_of(base, SECONDS)
 
 
 def prepared(base: str, ways: list[Way]) -> Any:
@@ -63,10 +85,11 @@ def called(model: Any, ways: list[Way], inputs: dict[str, Any], *, baseline: boo
 
 
 def check(base: str, *names: str) -> None:
+    """Each row of a batch gives what a plain model gives for it alone, or the ways are refused together."""
     if not cpu_computes_bf16() and {"packed bf16", "packed int8"} & {*names}:
         pytest.skip("this processor computes no bf16")
     ways = [WAYS[name] for name in names]
-    inputs = inputs_of(base, SIZE)
+    inputs = two_rows(base)
     if names in REFUSED:
         with pytest.raises(LongAttentionError, match=REFUSED[names]):
             called(prepared(base, ways), ways, inputs)
@@ -81,7 +104,7 @@ def check(base: str, *names: str) -> None:
             found, expected = together[name][row].double(), expected[0].double()
             assert found.isfinite().all()
             off = (found - expected).norm() / expected.norm() if tolerance == COARSE else (found - expected).abs().max()
-            assert off <= max(tolerance, 1e-4), f"{name} of picture {row} is off by {off:.1e}"
+            assert off <= max(tolerance, 1e-4), f"{name} of row {row} is off by {off:.1e}"
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -106,56 +129,60 @@ def test_all_families(base: str, first: str, second: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", PICTURES)
 def test_optimised_models_are_near_the_model(base: str, precision: str) -> None:
     if not cpu_computes_bf16():
         pytest.skip("this processor computes no bf16")
-    inputs = inputs_of(base, SIZE)
+    inputs = two_rows(base)
     with torch.no_grad():
         expected = built(base)(**inputs).last_hidden_state
         found = built(base).optimize_for_inference(precision)(**inputs).last_hidden_state
     assert (found.float() - expected).norm() / expected.norm() < COARSE
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    place = Path(tmp_path_factory.mktemp("group")) / "store"
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+def test_all_modes_are_here() -> None:
+    """A model of pictures or of sound enters none of them, so that no two meet."""
+    assert {mode for pair in MEETINGS for mode in pair} == {"sharding", "packing", "segments", "memory"}
 
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("base", BASES)
 class TestModesThatArePartsOfTexts:
-    """All modes of :data:`MEETINGS` are: a model of pictures enters none, so that no two meet."""
-
-    def test_all_modes_are_here(self, base: str) -> None:
-        assert {mode for pair in MEETINGS for mode in pair} == {"sharding", "packing", "segments", "memory"}
-
     def test_sharding(self, base: str) -> None:
+        rule = FAMILIES[base].grid or FAMILIES[base].audio
         with (
-            pytest.raises(OptionError, match=f"reads {FAMILIES[base].grid.input}, which cannot be split along a sequence"),
+            pytest.raises(OptionError, match=f"reads {rule.input}, which cannot be split along a sequence"),
             sequence_parallel(built(base)),
         ):
             pass
 
     def test_packing(self, base: str) -> None:
-        with pytest.raises(OptionError, match=f"reads {FAMILIES[base].grid.input}, which have no padding; leave it out"):
+        reason = f"reads {FAMILIES[base].grid.input}, which have no padding; " if base in PICTURES else ""
+        with pytest.raises(OptionError, match=f"{reason}leave it out"):
             built(base).optimize_for_inference("fp32", pack=True)
-
-    def test_segments(self, base: str) -> None:
-        attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2, "order": "tiles:4x4"}
-        with pytest.raises(OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"):
-            built(base, attention)
 
     def test_memory(self, base: str) -> None:
         with pytest.raises(MemoryMismatchError, match="a memory holds past tokens only"):
             built(base).new_memory()
 
+
+@pytest.mark.parametrize("base", PICTURES)
+class TestPictures:
+    def test_segments(self, base: str) -> None:
+        attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2, "order": "tiles:4x4"}
+        with pytest.raises(OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"):
+            small_model(base, attention)
+
     def test_arguments_of_texts(self, base: str) -> None:
-        model, inputs = built(base), inputs_of(base)
+        model, inputs = built(base), grid_models.inputs_of(base)
         for name in TEXT_ARGUMENTS:
             with pytest.raises(MaskError, match=f"{name} is for texts, but Long.* reads {FAMILIES[base].grid.input}; leave {name} out"):
                 model(**inputs, **{name: torch.zeros(2, 64, dtype=torch.long)})
             model(**inputs, **{name: None})
+
+
+@pytest.mark.parametrize("base", SOUNDS)
+def test_explain_names_the_path_of_every_layer(base: str) -> None:
+    model = built(base)
+    paths = hf_longattn.explain(model, audio_models.inputs_of(base, (1.2,)))
+    assert [path.mechanism for path in paths] == ["window"] * model.config.num_hidden_layers
