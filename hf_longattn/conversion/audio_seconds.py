@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import Family, without_head
@@ -11,11 +12,12 @@ from ..modeling.family.definition import Family, without_head
 
 @dataclass(frozen=True)
 class AudioDuration:
-    """A sound of so many seconds, its samples or rows of features, and the frames on which the layers run."""
+    """A sound of this many seconds, its samples or rows of features, and the frames on which the layers run."""
 
     seconds: float
     length: int
     frames: int
+    unit: ClassVar[str] = "frames"
 
     @classmethod
     def of(cls, rule: AudioRule, config: Any, seconds: float) -> AudioDuration:
@@ -25,7 +27,21 @@ class AudioDuration:
 
     def describe(self) -> str:
         """For example "15 seconds, 749 frames"."""
-        return f"{duration(self.seconds)}, {self.frames:,} frames"
+        return f"{self.words}, {self.frames:,} {self.unit}"
+
+    @property
+    def words(self) -> str:
+        """For example "15 seconds"."""
+        return duration(self.seconds)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The duration for a report, JSON-serialisable."""
+        return {"audio_seconds": self.seconds, "tokens": self.frames}
+
+    def lengths(self, layers: int) -> list[int]:
+        """The frames of every layer."""
+        return [self.frames] * layers
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,14 @@ class AudioPlan:
     rule: AudioRule
     old: AudioDuration
     new: AudioDuration
+    noun: ClassVar[str] = "sound"
+    size_noun: ClassVar[str] = "duration"
+    smaller: ClassVar[str] = "a shorter sound"
+    resizing: ClassVar[str] = ""
+
+    def resized(self, base: Any, size: AudioDuration) -> AbstractContextManager[dict[str, Any]]:
+        """The base reads longer sounds as it is, without other arguments."""
+        return nullcontext({})
 
     @property
     def grows(self) -> bool:

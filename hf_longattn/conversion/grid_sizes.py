@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..engines.common.grid import Grid
 from ..errors import GridError
-from ..modeling.family.grid_rule import GridRule, image_size
+from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, GridRule, image_size
 
 SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
 """A size on the command line: 1024, or 768x1024."""
@@ -16,12 +17,17 @@ SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
 
 @dataclass(frozen=True)
 class GridSize:
-    """An input of ``size`` pixels along each axis, the grid of its tokens, that of every layer, and the size in words."""
+    """An input of ``size`` pixels along each axis, the grid of its tokens, that of every layer, and the size in words.
+
+    size_name: what the size is called in reports.
+    """
 
     size: tuple[int, ...]
     grid: Grid
     layers: tuple[Grid, ...]
     words: str = ""
+    size_name: str = IMAGE_SIZE
+    unit: ClassVar[str] = "tokens"
 
     @classmethod
     def of(cls, rule: GridRule, config: Any, size: tuple[int, ...]) -> GridSize:
@@ -31,11 +37,20 @@ class GridSize:
             GridError: an axis is not a multiple of the patch.
         """
         grid = rule.of_size(config, size)
-        return cls(size, grid, tuple(rule.layer_grids(config, grid)), rule.describe(size))
+        return cls(size, grid, tuple(rule.layer_grids(config, grid)), rule.describe(size), rule.size_name)
 
     def describe(self) -> str:
         """For example "224 × 224 pixels, 197 tokens"."""
-        return f"{self.words}, {self.grid.length:,} tokens"
+        return f"{self.words}, {self.grid.length:,} {self.unit}"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The size for a report, JSON-serialisable."""
+        return {self.size_name: list(self.size), "tokens": self.grid.length}
+
+    def lengths(self, layers: int) -> list[int]:
+        """The tokens of every layer."""
+        return [grid.length for grid in self.layers]
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,28 @@ class GridPlan:
     rule: GridRule
     old: GridSize
     new: GridSize
+    size_noun: ClassVar[str] = "size"
+
+    @property
+    def noun(self) -> str:
+        """What an input is called."""
+        return self.rule.noun
+
+    @property
+    def smaller(self) -> str:
+        """An input of a smaller size, in words."""
+        return f"a smaller {self.noun}"
+
+    @property
+    def resizing(self) -> str:
+        """How the base reads larger inputs than its position table's; empty for one without positions."""
+        if not self.rule.has_positions:
+            return ""
+        return f"{INTERPOLATE_ARGUMENT}=True" if self.rule.interpolates else "its resized position table"
+
+    def resized(self, base: Any, size: GridSize) -> AbstractContextManager[dict[str, Any]]:
+        """The base of transformers below its head reads larger inputs of this size, with these arguments."""
+        return self.rule.resized(base, size.size)
 
     @property
     def grows(self) -> bool:

@@ -8,23 +8,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, checkpoint_errors, defined_at
-from ..modeling.family.definition import without_head
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from .architectures import Architecture, current_name, read_long
-from .audio_seconds import AudioDuration, AudioPlan, duration, sound_model
+from .audio_seconds import AudioDuration, AudioPlan, sound_model
 from .flops import ModelShape, cost_at, cost_on, layer_mechanisms, model_shape
 from .folders import open_for_writing, short_name, write_planned
 from .grid_sizes import GridPlan, GridSize
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
 from .pictures import VerificationPictures, VerificationSpectrograms
-from .plan_tensors import ResultPlan, TensorPlan
+from .plan_tensors import InputSize, ResultPlan, TensorPlan
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
 from .sound import VerificationSound
 from .sources.base import ResultInfo, Source, open_source
@@ -35,16 +34,18 @@ from .tensor_names import ModelName, names_in_model
 from .text import VerificationText, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
-from .verify_audio import run_on_sound
-from .verify_grid import float_tensors, run_on_grid
 from .verify_outputs import GRADIENT_LENGTH, difference, gradients, gradients_of_outputs, length_from_files, probe_outputs
+from .verify_sizes import run_model, run_with_gradients
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
 """Tokens of the short input."""
 GENERATED = 12
+HIDDEN_STATES = "output_hidden_states"
 FLOPS = 5e11
 """Arithmetic of one pass over the long input: some seconds on two cores."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -324,6 +325,16 @@ def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe
     return [probe for probe in shown if "global_attention_mask" in probe.inputs] if plan.model.masked else shown
 
 
+def _run_both(plan: TwinPlan, opened: Source, scratch: Path | None, run: Callable[[Any, bool], T]) -> tuple[T, T]:
+    """What ``run(model, headless)`` returns of the long model and of its twin, which are never in memory together; ``headless`` says that
+    the long model has no weights for its head."""
+    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
+    headless = newly_initialised(missing, long)
+    of_long = run(long, headless)
+    del long
+    return of_long, run(load_source(opened, plan.architecture, None, scratch)[0], headless)
+
+
 def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scratch: Path | None) -> list[Check]:
     lengths = _lengths(plan, scratch is not None)
     probes = [(length, probe) for length in lengths for probe in probes_of(plan, text, length)]
@@ -332,7 +343,8 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     pooler = [renamings for name, renamings in plan.renamings.items() if "pooler." in name]
     lacking = ("pooler_output",) if pooler and all(renaming.target is None for renamings in pooler for renaming in renamings) else ()
 
-    def run(model: Any) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[tuple[Tensor, list[Tensor]]]]:
+    def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[tuple[Tensor, list[Tensor]]]]:
+        model = model.base_model if headless else model
         step_gradients = {} if why_not else _with_tied(model, gradients(model, step.inputs, step, lacking))
         outputs, tokens = [], []
         for _, probe in probes:
@@ -343,102 +355,60 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
                 tokens.append(generated(model, probe))
         return outputs, step_gradients, tokens
 
-    long: Any
-    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
-    headless = newly_initialised(missing, long)
-    expected, long_gradients, long_tokens = run(long.base_model if headless else long)
-    del long
-    twin: Any = load_source(opened, plan.architecture, None, scratch)[0]
-    of_twin, twin_gradients, twin_tokens = run(twin.base_model if headless else twin)
+    (expected, long_gradients, long_tokens), (of_twin, twin_gradients, twin_tokens) = _run_both(plan, opened, scratch, run)
     checks = [_compared(length, probe, *both) for (length, probe), *both in zip(probes, expected, of_twin, strict=True)]
-    checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
+    checks.append(_compared_gradients(plan, long_gradients, twin_gradients, why_not))
     return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
 
 
-def _picture_sizes(plan: TwinPlan) -> list[GridSize]:
-    """The sizes at which pictures are compared: of the position table, one that its windows need not divide, and, where that takes some
-    seconds, the one of the conversion."""
-    grid, config = plan.grid, plan.model.config
-    assert grid is not None
-    if grid.rule.resizes == "none":
-        return [grid.old]
-    patch = grid.rule.patch(config)
-    uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(grid.old.size, patch, strict=True)))
-    sizes = [grid.old, GridSize.of(grid.rule, config, uneven)]
-    if grid.grows and cost_on(grid.new, config.long_attention, plan.shape).total_flops <= FLOPS:
-        sizes.append(grid.new)
-    return sizes
+def _compared_sizes(plan: TwinPlan) -> list[InputSize]:
+    """The sizes of inputs that are compared: the old one, for pictures one that windows of their position table need not divide, and,
+    where that takes some seconds, the one of the conversion."""
+    sizes, config = plan.other_inputs, plan.model.config
+    assert sizes is not None
+    if isinstance(sizes, AudioPlan):
+        cost = cost_at(sizes.new.frames, plan.shape, plan.model.layers)
+        return [sizes.old, *[sizes.new] * (sizes.grows and cost.total_flops <= FLOPS)]
+    if sizes.rule.resizes == "none":
+        return [sizes.old]
+    patch = sizes.rule.patch(config)
+    uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.size, patch, strict=True)))
+    compared: list[InputSize] = [sizes.old, GridSize.of(sizes.rule, config, uneven)]
+    if sizes.grows and cost_on(sizes.new, config.long_attention, plan.shape).total_flops <= FLOPS:
+        compared.append(sizes.new)
+    return compared
 
 
-def _check_pictures(plan: TwinPlan, opened: Source, pictures: VerificationPictures, scratch: Path | None) -> list[Check]:
-    grid, why_not = plan.grid, _why_no_gradients(plan, scratch)
-    assert grid is not None
-    sizes = _picture_sizes(plan)
+def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
+    """Outputs at every size, of the base model at others than the old one, and gradients."""
+    planned: Any = plan.other_inputs
+    sizes, why_not = _compared_sizes(plan), _why_no_gradients(plan, scratch)
 
     def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        part = without_head(model) if headless else model
-        at_old = pictures.at(grid.old.size)
-        step_gradients = {} if why_not else gradients_of_outputs(part, float_tensors(part(**at_old, return_dict=True)))
-        outputs = [run_on_grid(part, {**at_old, "output_hidden_states": True})]
+        base = sound_model(plan.model.family, model)
+        part, at_old = base if headless else model, inputs.at(sizes[0])
+        step_gradients = {} if why_not else gradients_of_outputs(part, run_with_gradients(part, at_old))
+        outputs = [run_model(part, {**at_old, HIDDEN_STATES: True})]
         for size in sizes[1:]:
-            with grid.rule.resized(without_head(model), size.size) as resized:
-                outputs.append(run_on_grid(without_head(model), {**pictures.at(size.size), **resized, "output_hidden_states": True}))
+            with planned.resized(base, size) as resized:
+                outputs.append(run_model(base, {**inputs.at(size), **resized, HIDDEN_STATES: True}))
         return outputs, step_gradients
 
-    long: Any
-    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
-    headless = newly_initialised(missing, long)
-    expected, long_gradients = run(long, headless)
-    del long
-    of_twin, twin_gradients = run(load_source(opened, plan.architecture, None, scratch)[0], headless)
+    (expected, long_gradients), (of_twin, twin_gradients) = _run_both(plan, opened, scratch, run)
     checks = []
     for size, wanted, measured in zip(sizes, expected, of_twin, strict=True):
         largest, relative = difference(wanted, measured)
-        values = {grid.rule.size_name: list(size.size), "tokens": size.grid.length, "max_abs_difference": largest}
         detail = f"outputs and all hidden states at {size.describe()}: largest difference {largest:.1e}"
+        values = {**size.values, "max_abs_difference": largest}
         checks.append(equality(f"equal to the long model at {size.words}", detail, relative, values))
-    checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
-    return checks
-
-
-def _check_sounds(plan: TwinPlan, opened: Source, sounds: VerificationSound, scratch: Path | None) -> list[Check]:
-    sound, why_not = plan.sound, _why_no_gradients(plan, scratch)
-    assert sound is not None
-    durations = [sound.old]
-    if sound.grows and cost_at(sound.new.frames, plan.shape, plan.model.layers).total_flops <= FLOPS:
-        durations.append(sound.new)
-
-    def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        body = sound_model(plan.model.family, model)
-        part = body if headless else model
-        step_gradients = (
-            {} if why_not else gradients_of_outputs(part, float_tensors(part(**sounds.at(sound.old.seconds), return_dict=True)))
-        )
-        parts = [part, *[body] * (len(durations) - 1)]
-        inputs = [{**sounds.at(at.seconds), "output_hidden_states": True} for at in durations]
-        return [run_on_sound(part, values) for part, values in zip(parts, inputs, strict=True)], step_gradients
-
-    long: Any
-    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
-    headless = newly_initialised(missing, long)
-    expected, long_gradients = run(long, headless)
-    del long
-    of_twin, twin_gradients = run(load_source(opened, plan.architecture, None, scratch)[0], headless)
-    checks = []
-    for at, wanted, measured in zip(durations, expected, of_twin, strict=True):
-        largest, relative = difference(wanted, measured)
-        values = {"audio_seconds": at.seconds, "tokens": at.frames, "max_abs_difference": largest}
-        detail = f"outputs and all hidden states at {at.describe()}: largest difference {largest:.1e}"
-        checks.append(equality(f"equal to the long model at {duration(at.seconds)}", detail, relative, values))
-    checks.append(Check("gradients", SKIPPED, why_not) if why_not else _compared_gradients(plan, long_gradients, twin_gradients))
-    return checks
+    return [*checks, _compared_gradients(plan, long_gradients, twin_gradients, why_not)]
 
 
 CHECKS_BY_INPUT: dict[type, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {
     VerificationText: _check_outputs,
-    VerificationPictures: _check_pictures,
-    VerificationSpectrograms: _check_pictures,
-    VerificationSound: _check_sounds,
+    VerificationPictures: _check_sizes,
+    VerificationSpectrograms: _check_sizes,
+    VerificationSound: _check_sizes,
 }
 
 
@@ -478,8 +448,11 @@ def _why_no_gradients(plan: TwinPlan, scratch: Path | None) -> str:
     return ""
 
 
-def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dict[str, Tensor]) -> Check:
-    """The long model's gradients, renamed like its tensors; copies share the gradient of what they are copies of."""
+def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dict[str, Tensor], why_not: str) -> Check:
+    """The long model's gradients, renamed like its tensors; copies share the gradient of what they are copies of. ``why_not``: why there
+    are none; empty if there are."""
+    if why_not:
+        return Check("gradients", SKIPPED, why_not)
     scale = max((float(gradient.abs().max()) for gradient in of_long.values()), default=0.0)
     worst, where, compared = 0.0, "none", 0
     left = dict(of_twin)

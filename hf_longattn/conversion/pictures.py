@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from ..data.photographs import NAMES, photographs
 from ..modeling.family.grid_rule import PIXELS, GridRule
+from .grid_sizes import GridSize
 from .processors import load_image_processor
 
 COLOURS = 3
@@ -32,9 +33,9 @@ class VerificationPictures:
         self.photographs = photographs() if reads_colours else ()
         self.why_seeded = "scikit-learn is not installed" if reads_colours else "the model does not read pictures of three colours"
 
-    def at(self, size: tuple[int, ...]) -> dict[str, Any]:
-        """The arguments of a model for one input of this many pixels along each axis."""
-        return self.rule.arguments(self.config, self.pixels(size))
+    def at(self, size: GridSize) -> dict[str, Any]:
+        """The arguments of a model for one input of this size."""
+        return self.rule.arguments(self.config, self.pixels(size.size))
 
     def pixels(self, size: tuple[int, ...]) -> Tensor:
         """One input ``(1, channels, …)`` of this many pixels along each axis."""

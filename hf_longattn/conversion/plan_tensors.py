@@ -14,12 +14,17 @@ from ..errors import CheckpointError, nearest
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .audio_seconds import AudioPlan
-from .grid_sizes import GridPlan
+from .audio_seconds import AudioDuration, AudioPlan
+from .grid_sizes import GridPlan, GridSize
 from .long_models.base import WeightRenaming
 from .sources.base import Source
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
+
+InputSize = GridSize | AudioDuration
+"""The size of an input that is not a text."""
+InputSizes = GridPlan | AudioPlan
+"""The sizes of the inputs of source and result."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +276,7 @@ class ResultPlan:
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # JSON files that come along with other values
 
     @property
-    def other_inputs(self) -> GridPlan | AudioPlan | None:
+    def other_inputs(self) -> InputSizes | None:
         """The inputs of source and result where they are not texts."""
         return self.sound if self.grid is None else self.grid
 

@@ -43,7 +43,6 @@ from .report import (
     StageProgress,
     equality,
 )
-from .sound import VerificationSound
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
@@ -51,9 +50,8 @@ from .tensor_files import read_tensor
 from .tensor_names import names_in_model
 from .text import VerificationText, verification_text
 from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
-from .verify_audio import run_on_sound
-from .verify_grid import run_on_grid
-from .verify_outputs import difference, length_from_files
+from .verify_outputs import difference, length_from_files, part_to_compare
+from .verify_sizes import run_model
 
 AUTO = "auto"
 """The positions before the conversion, if the long model still has them."""
@@ -499,9 +497,7 @@ def _check_outputs(plan: RevertPlan, result: Path, inputs: VerificationInputs, s
     source = _as_before(plan)
     as_source = {} if source is None else _full_attention(plan, source, run, scratch)[0]
     plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
-    family: Any = plan.architecture.family
-    base = plain.base_model if family.audio is None else sound_model(family, plain)
-    of_plain = run(base if headless else plain)
+    of_plain = run(_compared_part(plan, plain, headless))
     checks = [_compared(name, long_base, expected, of_plain, size, plan.changed)]
     if source is not None:
         reference = "the long model with full attention and the rotary positions that it was converted from"
@@ -515,15 +511,10 @@ Runner = Callable[[Any], dict[str, Tensor]]
 
 def _runner(plan: RevertPlan, inputs: VerificationInputs, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
     """What runs a model on the inputs, and how long they are, with its unit."""
-    if isinstance(inputs, VerificationSound):
-        assert plan.sound is not None
-        at = plan.sound.new
-        sound = inputs.at(at.seconds)
-        return lambda model: run_on_sound(model, sound), (at.frames, "frames")
     if not isinstance(inputs, VerificationText):
-        assert plan.grid is not None
-        picture = inputs.at(plan.grid.new.size)
-        return lambda model: run_on_grid(model, picture), (plan.grid.new.grid.length, "tokens")
+        size: Any = None if plan.other_inputs is None else plan.other_inputs.new
+        arguments = inputs.at(size)
+        return lambda model: run_model(model, arguments), (size.values["tokens"], size.unit)
     length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
     ids = inputs.tokens(length)
     return lambda model: outputs(model, ids, decoder_tokens=length), (length, "tokens")
@@ -538,9 +529,13 @@ def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | 
     model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, plan.cast, scratch, config_instead=config)
     model.use_base_attention()
     headless = newly_initialised(missing, model)
+    return run(_compared_part(plan, model, headless)), headless
+
+
+def _compared_part(plan: RevertPlan, model: Any, headless: bool) -> Any:
+    """The part whose outputs are compared: what reads a sound, or the base model, if there are no weights for the head."""
     family = plan.architecture.family
-    base = model.base_model if family.audio is None else sound_model(family, model)
-    return run(base if headless else model), headless
+    return part_to_compare(model, headless) if family.audio is None or not headless else sound_model(family, model)
 
 
 def _as_before(plan: RevertPlan) -> Any:

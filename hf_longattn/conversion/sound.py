@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.audio import Samples, read_audio
 from ..errors import AudioError, CheckpointError, checkpoint_errors
 from ..modeling.family.audio_rule import AudioRule
+from .audio_seconds import AudioDuration
 from .processors import FILE
 
 
@@ -66,9 +67,9 @@ class VerificationSound:
             )
         return values[self.rule.input].float()
 
-    def at(self, seconds: float) -> dict[str, Any]:
+    def at(self, size: AudioDuration) -> dict[str, Any]:
         """The arguments of a model for one sound of this duration."""
-        return self.rule.arguments(self.features(seconds))
+        return self.rule.arguments(self.features(size.seconds))
 
     def whole(self) -> str:
         """What depends on the whole sound before any attention: of the model's input, and of the model; empty if nothing does."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import CheckpointError
 from ..mechanisms import Mechanism
@@ -20,16 +18,14 @@ from .model_loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
 from .processors import load_feature_extractor
-from .report import FAILED, MEASURED, PASSED, SKIPPED, TOLERANCE, Check, equality
+from .report import FAILED, MEASURED, PASSED, SKIPPED, TOLERANCE, Check
 from .sound import VerificationSound
 from .text import PARAGRAPHS, load_tokenizer
-from .verify_grid import float_tensors
-from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference
+from .verify_outputs import FLOPS_AT_NEW_LENGTH
+from .verify_sizes import SizeChecks, run_model
 
 EXTRACTED_SECONDS = 2.0
 """The sound on which the written feature extractor is tried."""
-DECODER_INPUT = "decoder_input_ids"
-"""The argument of ``forward`` with the tokens of a decoder, which is given one."""
 PADDED = 0.9
 """The part of a sound that is left when it is compared with itself and padding after it."""
 
@@ -71,90 +67,46 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
-    sound = plan.sound
+    sound, family = plan.sound, plan.architecture.family
     assert sound is not None
-    old, new = sound.old, _affordable(plan)
-    grows = new.seconds > old.seconds
     layers = layer_mechanisms(plan.attention, plan.shape, None)
-    covered = _computes_source(plan, layers, old)
-    at_old, at_new = inputs.at(old.seconds), inputs.at(new.seconds)
+    old, new = sound.old, _affordable(plan, layers)
+    grows = new.seconds > old.seconds
+    at_old, at_new = inputs.at(old), inputs.at(new)
     source: Any
     source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
-    headless = newly_initialised(missing, source)
-    family = plan.architecture.family
-    compared = partial(sound_model, family) if headless else lambda model: model
-    expected = run_on_sound(compared(source), at_old)
+    checks = SizeChecks(plan, sound, newly_initialised(missing, source))
+    compared = partial(sound_model, family) if checks.headless else lambda model: model
+    expected = run_model(compared(source), at_old)
     longer = grows and sound.rule.base_reads(plan.architecture.source_config, new.seconds)
-    expected_new = run_on_sound(sound_model(family, source), at_new) if longer else {}
+    expected_new = run_model(sound_model(family, source), at_new) if longer else {}
     del source
 
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-    outputs = run_on_sound(compared(model), at_old)
-    states = run_on_sound(sound_model(family, model), at_new)
+    outputs = run_model(compared(model), at_old)
+    states = run_model(sound_model(family, model), at_new)
     padding = _check_padding(plan, sound_model(family, model), inputs, new)
     model.use_base_attention()
-    full = {} if covered else run_on_sound(compared(model), at_old)
-    full_new = run_on_sound(sound_model(family, model), at_new) if longer else {}
+    full = {} if checks.computes_source(layers, old) else run_model(compared(model), at_old)
+    full_new = run_model(sound_model(family, model), at_new) if longer else {}
     model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
     del model
 
-    what = "hidden states (the source has no weights for its head)" if headless else "outputs"
-    full_attention = family.base_attention_name
-
-    def compare(name: str, at: AudioDuration, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = "") -> Check:
-        largest, relative = difference(expected, measured)
-        values = {"audio_seconds": at.seconds, "tokens": at.frames, "outputs": sorted(expected), "max_abs_difference": largest}
-        return equality(name, f"{how}: largest difference from the source {largest:.1e}", relative, values, why)
-
-    why_not = "the mechanism does not cover the sound" if family.own_attention is None else "the mechanism is another one"
-    checks = []
-    if covered:
-        how = f"{what} at {old.describe()}, long attention"
-        checks.append(compare("equal where the mechanism covers the input", old, how, expected, outputs))
-    else:
-        how = f"{what} at {old.describe()}, {full_attention} instead of the mechanism"
-        checks.append(compare(f"equal at the old duration with {full_attention}", old, how, expected, full))
-        checks.append(compare("at the old duration", old, f"{what} at {old.describe()}, long attention", expected, outputs, why_not))
+    at_new_duration = []
     if longer:
-        shortened = "" if new.seconds == sound.new.seconds else f" (of {duration(sound.new.seconds)}: a large model, a shorter sound)"
-        where = f"hidden states at {new.describe()}{shortened}"
-        name = f"equal at the new duration with {full_attention}"
-        checks.append(compare(name, new, f"{where}, {full_attention}", expected_new, full_new))
-        exact = _computes_source(plan, layers, new)
-        how = f"{where}, long attention, the source with {full_attention}"
-        checks.append(compare("at the new duration", new, how, expected_new, states, "" if exact else why_not))
+        why = "" if checks.computes_source(layers, new) else checks.why_not_exact
+        at_new_duration = checks.at_new(new, expected_new, states, full_new, why)
     elif grows:
-        name = f"equal at the new duration with {full_attention}"
-        checks.append(Check(name, SKIPPED, f"does not apply: the source does not read {duration(new.seconds)}"))
-    finite = all_finite(states)
-    detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
-    values = {"audio_seconds": new.seconds, "tokens": new.frames}
-    checks.append(Check("finite at the new duration", PASSED if finite else FAILED, detail, values))
-    return [*checks, padding, _what_is_whole(inputs)]
+        detail = f"does not apply: the source does not read {new.words}"
+        at_new_duration = [Check(f"equal at the new duration with {checks.base_attention}", SKIPPED, detail)]
+    return [*checks.at_old(expected, outputs, full), *at_new_duration, checks.finite(new, states), padding, _what_is_whole(inputs)]
 
 
-def run_on_sound(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name."""
-    arguments = dict(inputs)
-    if DECODER_INPUT in inspect.signature(type(model).forward).parameters:
-        start = getattr(model.config, "decoder_start_token_id", None) or 0
-        arguments[DECODER_INPUT] = torch.full((1, 1), min(start, model.config.vocab_size - 1))
-    with torch.no_grad():
-        return float_tensors(model(**arguments, return_dict=True))
-
-
-def _computes_source(plan: ConversionPlan, layers: Sequence[Mechanism], at: AudioDuration) -> bool:
-    """Whether every layer computes the source's attention on a sound of this duration."""
-    if (own := plan.architecture.family.own_attention) is not None:
-        return plan.attention.same_layers(own(plan.architecture.source_config), len(layers))
-    return all(layer.covers(at.frames) for layer in layers)
-
-
-def _affordable(plan: ConversionPlan) -> AudioDuration:
+def _affordable(plan: ConversionPlan, layers: Sequence[Mechanism]) -> AudioDuration:
     """The new duration, or a shorter one between it and the old one, if a large model would take too long."""
     sound = plan.sound
     assert sound is not None
-    layers, seconds = layer_mechanisms(plan.attention, plan.shape, None), sound.new.seconds
+    seconds = sound.new.seconds
     while True:
         at = AudioDuration.of(sound.rule, plan.architecture.source_config, seconds)
         cost = cost_at(at.frames, plan.shape, layers)
@@ -169,26 +121,24 @@ def _check_padding(plan: ConversionPlan, base: Any, inputs: VerificationSound, a
     name, rule, config = "padding changes nothing", inputs.rule, plan.config
     if why := rule.why_padding_changes(config):
         return Check(name, SKIPPED, f"does not apply: {why}, so that padding changes what the source computes as well")
-    whole = inputs.features(at.seconds)
-    length = round(PADDED * whole.shape[1])
+    sound = inputs.features(at.seconds)
+    length = round(PADDED * sound.shape[1])
     if rule.output_rows(config, length) < 1:
-        return Check(name, SKIPPED, f"{duration(at.seconds)} are too short for padding")
-    padded = whole.clone()
+        return Check(name, SKIPPED, f"{at.words} are too short for padding")
+    padded = sound.clone()
     padded[:, length:] = 0
-    alone = run_on_sound(base, rule.arguments(whole[:, :length], [length]))["last_hidden_state"]
-    together = run_on_sound(base, rule.arguments(padded, [length]))["last_hidden_state"][:, : alone.shape[1]]
+    alone = run_model(base, rule.arguments(sound[:, :length], [length]))["last_hidden_state"]
+    together = run_model(base, rule.arguments(padded, [length]))["last_hidden_state"][:, : alone.shape[1]]
     largest = float((alone - together).abs().max())
     good = largest <= TOLERANCE * max(1.0, float(alone.abs().max()))
-    detail = f"a sound of {duration(rule.seconds(length))} alone, and padded to {duration(at.seconds)}: largest difference {largest:.1e}"
+    detail = f"a sound of {duration(rule.seconds(length))} alone, and padded to {at.words}: largest difference {largest:.1e}"
     return Check(name, PASSED if good else FAILED, detail, {"max_abs_difference": largest, "tolerance": TOLERANCE})
 
 
 def _what_is_whole(inputs: VerificationSound) -> Check:
     """What sees the whole sound besides attention, so that chunks of it are other inputs than the whole."""
-    name, whole = "what sees the whole sound", inputs.whole()
-    once = "features were computed once, from the whole sound"
-    if not whole:
-        return Check(name, MEASURED, f"{once}; before attention, each frame depends on the sound near it alone, as it does in chunks")
-    return Check(
-        name, MEASURED, f"{once}: {whole}, so that a chunk alone differs from the same frames in the whole sound before any attention"
-    )
+    reasons = inputs.whole()
+    effect = f": {reasons}, so that a chunk alone differs from the same frames in the whole sound before any attention"
+    if not reasons:
+        effect = "; before attention, each frame depends on the sound near it alone, as it does in chunks"
+    return Check("what sees the whole sound", MEASURED, f"features were computed once, from the whole sound{effect}")

@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
-from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND
 from ..private_apis import attention_implementation
 from .flops import cost_on, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels
@@ -27,7 +27,8 @@ from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
 from .processors import FILE, load_feature_extractor, load_image_processor, picture_size
 from .report import FAILED, PASSED, SKIPPED, Check, equality
-from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite, difference, part_to_compare
+from .verify_outputs import FLOPS_AT_NEW_LENGTH, difference, part_to_compare
+from .verify_sizes import SizeChecks, run_model
 
 PROCESSED_PIXELS = 2**25
 """Most pixels of a picture that the image processor is tried on; for larger ones its settings are compared."""
@@ -76,10 +77,10 @@ def check_extractor(plan: ResultPlan, result: Path, inputs: VerificationPictures
     rate = extractor.sampling_rate
     sounds = [torch.zeros(samples).numpy() for samples in (rate, rate * (2 + size[-1] // FRAMES_PER_SECOND))]
     try:
-        made = [rule.size_of(extractor(sound, sampling_rate=rate, return_tensors="pt")[rule.input]) for sound in sounds]
+        sizes = [rule.size_of(extractor(sound, sampling_rate=rate, return_tensors="pt")[rule.input]) for sound in sounds]
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         return [Check(name, FAILED, f"the feature extractor of the result does not run: {error}")]
-    wrong = [sizes for sizes in made if sizes != size]
+    wrong = [extracted for extracted in sizes if extracted != size]
     if wrong:
         problem = f"the feature extractor makes inputs of {rule.describe(wrong[0])} instead of {rule.describe(size)}; correct {FILE}"
         return [Check(name, FAILED, problem)]
@@ -98,89 +99,36 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     grows = new.size != old.size
     source: Any
     source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
-    headless = newly_initialised(missing, source)
-    at_old, at_new = inputs.at(old.size), inputs.at(new.size)
-    expected = run_on_grid(part_to_compare(source, headless), at_old)
+    checks = SizeChecks(plan, sizes, newly_initialised(missing, source))
+    at_old, at_new = inputs.at(old), inputs.at(new)
+    expected = run_model(part_to_compare(source, checks.headless), at_old)
     expected_new: dict[str, Tensor] = {}
     if grows:
-        with sizes.rule.resized(without_head(source), new.size) as resized:
-            expected_new = _cells(run_on_grid(without_head(source), {**at_new, **resized}))
+        with sizes.resized(without_head(source), new) as resized:
+            expected_new = _cells(run_model(without_head(source), {**at_new, **resized}))
     crops = {} if why_no_crops else _crops_of_source(without_head(source), at_new, sizes, new)
     del source
 
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-    covered = _computes_source(plan, old, mechanisms_on(old, plan.attention, plan.shape))
-    family, source_name = plan.architecture.family, "the source"
-    if family.base_classes is not None:  # transformers' class cannot be built
-        source_name = "the source, by the definition of its attention in plain operations,"
-    full_attention = family.base_attention_name
-    why_not = f"the mechanism does not cover the {sizes.rule.noun}" if family.own_attention is None else "the mechanism is another one"
-    what = "hidden states (the source has no weights for its head)" if headless else "outputs"
-    old_outputs = run_on_grid(part_to_compare(model, headless), at_old)
-    new_outputs = _cells(run_on_grid(without_head(model), at_new)) if grows else _cells(old_outputs)
+    covered = checks.computes_source(mechanisms_on(old, plan.attention, plan.shape), old)
+    outputs = run_model(part_to_compare(model, checks.headless), at_old)
+    states = _cells(run_model(without_head(model), at_new) if grows else outputs)
     model.use_base_attention()
-    full_old = {} if covered else run_on_grid(part_to_compare(model, headless), at_old)
+    full = {} if covered else run_model(part_to_compare(model, checks.headless), at_old)
     tiled = grows and plan.positions == TILE
-    full_new = {} if not grows or tiled else _cells(run_on_grid(without_head(model), at_new))
+    full_new = {} if not grows or tiled else _cells(run_model(without_head(model), at_new))
     model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
     del model
     if tiled:
-        full_new = _cells(run_on_grid(_interpolating(plan, result, scratch), at_new))
+        full_new = _cells(run_model(_interpolating(plan, result, scratch), at_new))
 
-    def compare(name: str, at: GridSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = "") -> Check:
-        largest, relative = difference(expected, measured)
-        size = {sizes.rule.size_name: list(at.size), "tokens": at.grid.length}
-        values = {**size, "outputs": sorted(expected), "max_abs_difference": largest}
-        detail = f"{how}: largest difference from {source_name} {largest:.1e}"
-        return equality(name, detail, relative, values, why)
-
-    checks = []
-    if covered:
-        how = f"{what} at {old.describe()}, long attention"
-        checks.append(compare("equal where the mechanism covers the input", old, how, expected, old_outputs))
-    else:
-        how = f"{what} at {old.describe()}, {full_attention} instead of the mechanism"
-        checks.append(compare(f"equal at the old size with {full_attention}", old, how, expected, full_old))
-        how = f"{what} at {old.describe()}, long attention"
-        checks.append(compare("at the old size", old, how, expected, old_outputs, why_not))
+    at_new_size = []
     if grows:
-        shortened = "" if new.size == sizes.new.size else f" (of {sizes.new.words}: a large model, a smaller {sizes.rule.noun})"
-        where = f"hidden states at {new.describe()}{shortened}"
-        resizing = f"{INTERPOLATE_ARGUMENT}=True" if sizes.rule.interpolates else "its resized position table"
-        resized_source = f"the source with {resizing}" if sizes.rule.has_positions else "the source"
-        how = f"{where}, {full_attention}{' and interpolated positions' if sizes.rule.has_positions else ''}, {resized_source}"
-        checks.append(compare(f"equal at the new size with {full_attention}", new, how, expected_new, full_new))
-        exact = _computes_source(plan, new, layers) and not tiled
-        whys = [why_not] * (not exact) + ["positions are tiled"] * tiled
-        how = f"{where}, long attention, the source with {full_attention}{f' and {resizing}' if sizes.rule.has_positions else ''}"
-        checks.append(compare("at the new size", new, how, expected_new, new_outputs, " and ".join(whys)))
-        checks.append(_check_crops(crops, new_outputs, sizes, new, why_no_crops))
-    finite = all_finite(new_outputs)
-    detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
-    values = {sizes.rule.size_name: list(new.size), "tokens": new.grid.length}
-    return [*checks, Check("finite at the new size", PASSED if finite else FAILED, detail, values)]
-
-
-def _computes_source(plan: ConversionPlan, size: GridSize, layers: Sequence[Mechanism]) -> bool:
-    """Whether these mechanisms compute the source's attention on an input of this size."""
-    if (own := plan.architecture.family.own_attention) is not None:
-        return plan.attention.same_layers(own(plan.architecture.source_config), len(size.layers))
-    return all(layer.covers(grid.length) for layer, grid in zip(layers, size.layers, strict=True))
-
-
-def run_on_grid(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name, the maps of a backbone as well."""
-    with torch.no_grad():
-        return float_tensors(model(**inputs, return_dict=True))
-
-
-def float_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point tensors of a model's outputs by name, those in tuples as well."""
-    maps = {
-        f"{name}[{index}]": entry for name, entries in returned.items() if isinstance(entries, tuple) for index, entry in enumerate(entries)
-    }
-    tensors = {**returned, **maps}
-    return {name: value for name, value in tensors.items() if isinstance(value, Tensor) and value.is_floating_point()}
+        exact = checks.computes_source(layers, new) and not tiled
+        whys = [checks.why_not_exact] * (not exact) + ["positions are tiled"] * tiled
+        at_new_size = checks.at_new(new, expected_new, states, full_new, " and ".join(whys))
+        at_new_size.append(_check_crops(crops, states, sizes, new, why_no_crops))
+    return [*checks.at_old(expected, outputs, full), *at_new_size, checks.finite(new, states)]
 
 
 class _NewSize(NamedTuple):
@@ -273,7 +221,7 @@ def _crops_of_source(base: Any, inputs: Mapping[str, Tensor], sizes: GridPlan, n
         for place in itertools.product(*windows):
             corner = tuple(number * side for number, side in zip(place, sides, strict=True))
             crop = rule.crop(pixels_of_all, corner, sizes.old.size)
-            crops[place] = run_on_grid(base, {name: crop})["last_hidden_state"]
+            crops[place] = run_model(base, {name: crop})["last_hidden_state"]
         return crops
     finally:
         hook.remove()

@@ -27,7 +27,7 @@ class PictureGraph(ExportedGraph):
     def __init__(self, model: nn.Module, pictures: VerificationPictures, size: tuple[int, ...]) -> None:
         super().__init__()
         self.model, self.pictures, self.size = model, pictures, size
-        arguments = pictures.at(size)
+        arguments = pictures.rule.arguments(pictures.config, pictures.pixels(size))
         self.names = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
         self.fixed = {name: value for name, value in arguments.items() if name not in self.names}
 
