@@ -39,10 +39,6 @@ class AudioDuration:
         """The duration for a report, JSON-serialisable."""
         return {"audio_seconds": self.seconds, "tokens": self.frames}
 
-    def lengths(self, layers: int) -> list[int]:
-        """The frames of every layer."""
-        return [self.frames] * layers
-
 
 @dataclass(frozen=True)
 class AudioPlan:
@@ -53,7 +49,7 @@ class AudioPlan:
     new: AudioDuration
     noun: ClassVar[str] = "sound"
     size_noun: ClassVar[str] = "duration"
-    smaller: ClassVar[str] = "a shorter sound"
+    smaller: ClassVar[str] = "shorter"
     resizing: ClassVar[str] = ""
 
     def resized(self, base: Any, size: AudioDuration) -> AbstractContextManager[dict[str, Any]]:

@@ -48,10 +48,6 @@ class GridSize:
         """The size for a report, JSON-serialisable."""
         return {self.size_name: list(self.size), "tokens": self.grid.length}
 
-    def lengths(self, layers: int) -> list[int]:
-        """The tokens of every layer."""
-        return [grid.length for grid in self.layers]
-
 
 @dataclass(frozen=True)
 class GridPlan:
@@ -61,16 +57,12 @@ class GridPlan:
     old: GridSize
     new: GridSize
     size_noun: ClassVar[str] = "size"
+    smaller: ClassVar[str] = "smaller"
 
     @property
     def noun(self) -> str:
         """What an input is called."""
         return self.rule.noun
-
-    @property
-    def smaller(self) -> str:
-        """An input of a smaller size, in words."""
-        return f"a smaller {self.noun}"
 
     @property
     def resizing(self) -> str:

@@ -35,7 +35,7 @@ from .text import VerificationText, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
 from .verify_outputs import GRADIENT_LENGTH, difference, gradients, gradients_of_outputs, length_from_files, probe_outputs
-from .verify_sizes import run_model, run_with_gradients
+from .verify_sizes import run_model
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
@@ -387,7 +387,7 @@ def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | No
     def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         base = sound_model(plan.model.family, model)
         part, at_old = base if headless else model, inputs.at(sizes[0])
-        step_gradients = {} if why_not else gradients_of_outputs(part, run_with_gradients(part, at_old))
+        step_gradients = {} if why_not else gradients_of_outputs(part, run_model(part, at_old, gradients=True))
         outputs = [run_model(part, {**at_old, HIDDEN_STATES: True})]
         for size in sizes[1:]:
             with planned.resized(base, size) as resized:

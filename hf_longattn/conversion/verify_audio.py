@@ -87,14 +87,14 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
     states = run_model(sound_model(family, model), at_new)
     padding = _check_padding(plan, sound_model(family, model), inputs, new)
     model.use_base_attention()
-    full = {} if checks.computes_source(layers, old) else run_model(compared(model), at_old)
+    full = {} if checks.computes_source(layers, [old.frames] * len(layers)) else run_model(compared(model), at_old)
     full_new = run_model(sound_model(family, model), at_new) if longer else {}
     model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
     del model
 
     at_new_duration = []
     if longer:
-        why = "" if checks.computes_source(layers, new) else checks.why_not_exact
+        why = "" if checks.computes_source(layers, [new.frames] * len(layers)) else checks.why_not_exact
         at_new_duration = checks.at_new(new, expected_new, states, full_new, why)
     elif grows:
         detail = f"does not apply: the source does not read {new.words}"

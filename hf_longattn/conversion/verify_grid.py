@@ -110,7 +110,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     del source
 
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-    covered = checks.computes_source(mechanisms_on(old, plan.attention, plan.shape), old)
+    covered = checks.computes_source(mechanisms_on(old, plan.attention, plan.shape), [grid.length for grid in old.layers])
     outputs = run_model(part_to_compare(model, checks.headless), at_old)
     states = _cells(run_model(without_head(model), at_new) if grows else outputs)
     model.use_base_attention()
@@ -124,7 +124,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
 
     at_new_size = []
     if grows:
-        exact = checks.computes_source(layers, new) and not tiled
+        exact = checks.computes_source(layers, [grid.length for grid in new.layers]) and not tiled
         whys = [checks.why_not_exact] * (not exact) + ["positions are tiled"] * tiled
         at_new_size = checks.at_new(new, expected_new, states, full_new, " and ".join(whys))
         at_new_size.append(_check_crops(crops, states, sizes, new, why_no_crops))

@@ -20,19 +20,14 @@ DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the tokens of a decoder, which is given one."""
 
 
-def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False) -> dict[str, Tensor]:
     """All floating-point tensors that one forward pass returns, by name, those in tuples as well (the maps of a backbone)."""
-    with torch.no_grad():
-        return run_with_gradients(model, inputs)
-
-
-def run_with_gradients(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """:func:`run_model` whose tensors can be differentiated."""
     arguments = dict(inputs)
     if DECODER_INPUT in inspect.signature(type(model).forward).parameters:
         start = getattr(model.config, "decoder_start_token_id", None) or 0
         arguments[DECODER_INPUT] = torch.full((1, 1), min(start, model.config.vocab_size - 1))
-    returned = dict(model(**arguments, return_dict=True))
+    with torch.set_grad_enabled(gradients):
+        returned = dict(model(**arguments, return_dict=True))
     for name, entries in list(returned.items()):
         if isinstance(entries, tuple):
             returned |= {f"{name}[{index}]": entry for index, entry in enumerate(entries)}
@@ -62,12 +57,12 @@ class SizeChecks:
             return "the mechanism is another one"
         return f"the mechanism does not cover the {self.sizes.noun}"
 
-    def computes_source(self, layers: Sequence[Mechanism], size: InputSize) -> bool:
-        """Whether the mechanism of every layer computes the source's attention on an input of this size."""
+    def computes_source(self, layers: Sequence[Mechanism], lengths: Sequence[int]) -> bool:
+        """Whether the mechanism of every layer computes the source's attention of this many tokens."""
         architecture = self.plan.architecture
         if architecture.family.own_attention is not None:
             return self.plan.attention.same_layers(architecture.family.own_attention(architecture.source_config), len(layers))
-        return all(layer.covers(length) for layer, length in zip(layers, size.lengths(len(layers)), strict=True))
+        return all(layer.covers(length) for layer, length in zip(layers, lengths, strict=True))
 
     def compare(
         self, name: str, size: InputSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = ""
@@ -100,7 +95,7 @@ class SizeChecks:
         why: the former may differ; empty if they must be equal.
         """
         sizes = self.sizes
-        shortened = "" if new == sizes.new else f" (of {sizes.new.words}: a large model, {sizes.smaller})"
+        shortened = "" if new == sizes.new else f" (of {sizes.new.words}: a large model, a {sizes.smaller} {sizes.noun})"
         where = f"hidden states at {new.describe()}{shortened}"
         positions = f" and interpolated positions, the source with {sizes.resizing}" if sizes.resizing else ""
         resizing = f" and {sizes.resizing}" if sizes.resizing else ""
