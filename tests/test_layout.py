@@ -52,7 +52,7 @@ CONVERSION = (
     ("twins",),
     ("flops", "model_loading", "pooling"),
     ("plan_tensors", "plan_positions", "processors"),
-    ("plan_grid",),
+    ("input_settings", "plan_grid"),
     ("plan_audio",),
     ("plan",),
     ("inspection", "writing", "folders", "pictures", "sound"),

@@ -23,15 +23,16 @@ from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, mechanisms_on, model_shape
+from .input_settings import refuse_other_settings
 from .model_loading import quiet_libraries
 from .plan_audio import (
     audio_attention,
     audio_costs,
     audio_durations,
+    audio_positions,
     audio_warnings,
     config_values,
     extractor_files,
-    refuse_other_settings,
     with_convolutions,
 )
 from .plan_grid import (
@@ -42,8 +43,6 @@ from .plan_grid import (
     grid_sizes,
     grid_warnings,
     processor_files,
-    refuse_picture_settings,
-    refuse_text_settings,
 )
 from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors
@@ -99,7 +98,7 @@ def _plan_chosen(
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     architecture = find_architecture(opened)
-    _refuse_other_inputs(architecture, request)
+    refuse_other_settings(architecture, request)
     attention, choice = choose(opened, request)
     plan = plan_conversion(opened, destination, replace(request.without_search(), long_attention=attention))
     return replace(plan, choice=choice)
@@ -111,18 +110,9 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
     return open_source(source, headers_only=headers_only, **how)
 
 
-def _refuse_other_inputs(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for a setting of another kind of input than the model's."""
-    family = architecture.family
-    if family.audio is not None:
-        refuse_other_settings(architecture, request)
-        return
-    (refuse_picture_settings if family.grid is None else refuse_text_settings)(architecture, request)
-
-
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
-    _refuse_other_inputs(architecture, request)
+    refuse_other_settings(architecture, request)
     if architecture.family.grid is not None:
         return _plan_on_grid(opened, architecture, request, cast)
     if architecture.family.audio is not None:
@@ -234,6 +224,7 @@ def _plan_on_grid(opened: Source, architecture: Architecture, request: Conversio
 
 def _plan_sound(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     """The plan of a model that reads sound."""
+    positions = audio_positions(architecture, request.positions)
     sound = audio_durations(architecture, request)
     attention = audio_attention(architecture, request)
     config = architecture.long_config(attention, config_values(sound), None, "tile")
@@ -249,7 +240,7 @@ def _plan_sound(opened: Source, architecture: Architecture, request: ConversionC
         config=config,
         old_length=sound.old.frames,
         new_length=sound.new.frames,
-        positions=sound.rule.positions,
+        positions=positions,
         tensors=tuple(tensors),
         max_shard_size=request.max_shard_size,
         attention=attention,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
-from ..errors import LengthError, OptionError, PositionError
+from ..errors import LengthError, PositionError
 from ..modeling.family.audio_config import audio_seconds, refuse_reading
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import Family
@@ -19,35 +19,12 @@ from .architectures import Architecture
 from .audio_seconds import AudioDuration, AudioPlan, duration, durations_up_to, sound_model
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, SoundCost, cost_at, layer_mechanisms
-from .plan_grid import SIZE_SETTINGS, TEXT_SETTINGS
 from .plan_positions import PositionWarning
 from .processors import FILE, file_with, load_feature_extractor
 from .sources.base import Source
 
-OTHER_SETTINGS = {**TEXT_SETTINGS, **{name: SIZE_SETTINGS[name] for name in ("image_size", "search_images")}}
-"""Settings that a model of sound has no use for, and why."""
-INSTEAD = {
-    "max_length": "; give its duration as --audio-seconds 600",
-    "verify_text": "; give a recording as --verify-audio FILE",
-    "image_size": "; give the duration of its sound as --audio-seconds 600",
-}
-"""What to type in their place, where something takes it."""
 COUNTED_SECONDS = 10.0
 """The sound on which the operations of convolutions are counted, without storage."""
-
-
-def refuse_other_settings(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for a setting that does not apply to a model of sound."""
-    for name, why in OTHER_SETTINGS.items():
-        if getattr(request, name) is not None:
-            raise OptionError(f"{why}, but a {architecture.source_class} reads sound{INSTEAD.get(name, ', leave it out')}.")
-    if request.mechanism == AUTO:
-        raise OptionError(
-            f"--mechanism auto chooses by texts or pictures, but a {architecture.source_class} reads sound; name a mechanism, for example "
-            "--mechanism window."
-        )
-    if request.positions != AUTO:
-        raise PositionError(f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out.")
 
 
 def audio_durations(architecture: Architecture, request: ConversionConfig) -> AudioPlan:
@@ -69,6 +46,18 @@ def audio_durations(architecture: Architecture, request: ConversionConfig) -> Au
     return AudioPlan(rule, AudioDuration.of(rule, config, old), AudioDuration.of(rule, config, new))
 
 
+def audio_positions(architecture: Architecture, positions: str) -> str:
+    """How positions are encoded, which a conversion does not change.
+
+    Raises:
+        PositionError: the request's ``positions`` are another rule.
+    """
+    if positions != AUTO:
+        raise PositionError(f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out.")
+    rule: Any = architecture.family.audio
+    return str(rule.positions)
+
+
 def audio_attention(architecture: Architecture, request: ConversionConfig) -> LongAttentionConfig:
     """The attention that was asked for; without any, that of the source where it is not full attention, or the family's.
 
@@ -77,8 +66,8 @@ def audio_attention(architecture: Architecture, request: ConversionConfig) -> Lo
     """
     kind: Any = architecture.family.config_class
     rule: Any = architecture.family.audio
-    own = architecture.family.own_attention
-    default = kind.default_attention() if own is None else own(architecture.source_config)
+    base_attention = architecture.family.own_attention
+    default = kind.default_attention() if base_attention is None else base_attention(architecture.source_config)
     attention = request.attention() if request.names_attention else default
     layers = rule.layers(architecture.source_config)
     attention.check_layers(layers)

@@ -17,7 +17,6 @@ from ..errors import CheckpointError, GridError, OptionError, PositionError, nea
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
-from ..modeling.family.grid_rule import PIXELS
 from .architectures import Architecture
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, SizeCost, cost_on, sizes_up_to
@@ -25,55 +24,6 @@ from .grid_sizes import GridPlan, GridSize, pixels, read_size
 from .plan_positions import PositionWarning
 from .processors import FILE, file_of_size, file_with, load_feature_extractor, load_image_processor, picture_size
 from .sources.base import Source
-
-TEXT_SETTINGS = {
-    "max_length": "--max-length counts the tokens of a text",
-    "max_decoder_length": "--max-decoder-length is for the decoder of an encoder-decoder",
-    "decoder_long_attention": "--decoder-mechanism is for the decoder of an encoder-decoder",
-    "search_text": "--search-text is a text",
-    "verify_text": "--verify-text is a text",
-    "init_from_text": "--init-from-text runs the source on a text",
-}
-"""Settings that a model of inputs on a grid has no use for, and why."""
-SIZE_SETTINGS = {
-    "image_size": "--image-size is the size of pictures",
-    "audio_seconds": "--audio-seconds is the length of sounds",
-    "search_images": "--search-images are pictures",
-    "verify_audio": "--verify-audio is a recording",
-}
-"""Settings that are for other models than those of texts, and why."""
-SIZES = {"--image-size": "give the size as --image-size 1024", "--audio-seconds": "give the length as --audio-seconds 30"}
-"""What to type for the size of a model's inputs."""
-INSTEAD = {
-    "search_text": "give pictures as --search-images FOLDER",
-    "search_images": "give a text as --search-text",
-    "verify_audio": "leave it out",
-}
-"""What to type in place of a setting."""
-
-
-def refuse_text_settings(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for a setting that does not apply to a model of inputs on this grid."""
-    rule = architecture.family.grid
-    assert rule is not None
-    pictures = rule.input == PIXELS
-    other_size = "audio_seconds" if pictures else "image_size"
-    others = {name: SIZE_SETTINGS[name] for name in (other_size, "verify_audio")}
-    for name, why in {**TEXT_SETTINGS, **others}.items():
-        if getattr(request, name) is not None:
-            sized = name in ("max_length", other_size)
-            instead = SIZES[rule.size_flag] if sized else INSTEAD.get(name, "leave it out") if pictures else "leave it out"
-            raise OptionError(f"{why}, but a {architecture.source_class} reads {rule.noun}s; {instead}.")
-    if request.mechanism == AUTO and not pictures:
-        raise OptionError(f"--mechanism auto compares mechanisms on texts and pictures, not on {rule.noun}s; name one, such as window2d.")
-
-
-def refuse_picture_settings(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for a size of pictures or sounds, or pictures, where the model reads text."""
-    for name, why in SIZE_SETTINGS.items():
-        if getattr(request, name) is not None:
-            instead = INSTEAD.get(name, "give its length as --max-length 4096")
-            raise OptionError(f"{why}, but a {architecture.source_class} reads text; {instead}.")
 
 
 def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPlan:
@@ -118,11 +68,11 @@ def grid_attention(architecture: Architecture, request: ConversionConfig, sizes:
     kind: Any = architecture.family.config_class
     name, sides = kind.default_mechanism, sizes.old.grid.sizes
     default = {"window": list(sides) if len(set(sides)) > 1 else sides[0]}
-    named, own = request.mechanism is not None or bool(request.layers), architecture.family.own_attention
+    named, base_attention = request.mechanism is not None or bool(request.layers), architecture.family.own_attention
     if request.long_attention is not None:
         attention = request.attention()
-    elif own is not None and not named:
-        attention = request.attention(own(architecture.source_config))
+    elif base_attention is not None and not named:
+        attention = request.attention(base_attention(architecture.source_config))
     else:
         values = (request if named else replace(request, mechanism=name)).attention().to_dict()
         attention = LongAttentionConfig.from_dict(_with_defaults(values, name, default))
@@ -219,9 +169,10 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
 
 def computes_source(architecture: Architecture, positions: str, attention: LongAttentionConfig, sizes: GridPlan) -> bool:
     """Whether the result has the source's own attention and positions at the size of the pictures that the source reads."""
-    own, config = architecture.family.own_attention, architecture.source_config
-    unchanged = own is not None and positions == INTERPOLATE and sizes.new.size == sizes.rule.sizes(config)[1]
-    return unchanged and own is not None and attention.same_layers(own(config), len(sizes.new.layers))
+    base_attention, config = architecture.family.own_attention, architecture.source_config
+    if base_attention is None or positions != INTERPOLATE or sizes.new.size != sizes.rule.sizes(config)[1]:
+        return False
+    return attention.same_layers(base_attention(config), len(sizes.new.layers))
 
 
 def processor_files(source: Source, architecture: Architecture, sizes: GridPlan) -> dict[str, dict[str, Any]]:
@@ -230,23 +181,25 @@ def processor_files(source: Source, architecture: Architecture, sizes: GridPlan)
     Raises:
         CheckpointError: it makes inputs that the source cannot read, or of no certain size.
     """
-    if made := sizes.rule.extractor_fields(sizes.old.size):
+    if fields := sizes.rule.extractor_fields(sizes.old.size):
         extractor = load_feature_extractor(source.folder)
-        for name, value in made.items() if extractor is not None else ():
+        if extractor is None:
+            return {}
+        for name, value in fields.items():
             if getattr(extractor, name, value) != value:
                 raise CheckpointError(
                     f"The feature extractor of {source.name!r} says {name}={getattr(extractor, name)}, but its config.json says {value}; "
                     f"correct {name} in {FILE}, or in config.json."
                 )
         changed = sizes.rule.extractor_fields(sizes.new.size)
-        return {FILE: file_with(source.folder, extractor, changed)} if sizes.grows and extractor is not None else {}
+        return {FILE: file_with(source.folder, extractor, changed)} if sizes.grows else {}
     processor = load_image_processor(source.folder)
     if processor is None:
         return {}
-    makes = picture_size(processor)
-    if makes is not None and makes != sizes.old.size and sizes.rule.interpolates:
+    processed = picture_size(processor)
+    if processed is not None and processed != sizes.old.size and sizes.rule.interpolates:
         raise CheckpointError(
-            f"The image processor of {source.name!r} makes pictures of {pixels(makes)}, but its config.json says "
+            f"The image processor of {source.name!r} makes pictures of {pixels(processed)}, but its config.json says "
             f"image_size={architecture.source_config.image_size}; correct the size in {FILE}, or image_size."
         )
     return {FILE: file_of_size(source.folder, processor, sizes.new.size)} if sizes.grows else {}

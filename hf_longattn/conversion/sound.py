@@ -71,7 +71,7 @@ class VerificationSound:
         """The arguments of a model for one sound of this duration."""
         return self.rule.arguments(self.features(size.seconds))
 
-    def whole(self) -> str:
+    def why_chunks_differ(self) -> str:
         """What depends on the whole sound before any attention: of the model's input, and of the model; empty if nothing does."""
         reasons = []
         if getattr(self.extractor, "do_normalize", self.rule.features is None):

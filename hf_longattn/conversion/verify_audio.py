@@ -99,7 +99,7 @@ def check_sound(plan: ConversionPlan, result: Path, inputs: VerificationSound, s
     elif grows:
         detail = f"does not apply: the source does not read {new.words}"
         at_new_duration = [Check(f"equal at the new duration with {checks.base_attention}", SKIPPED, detail)]
-    return [*checks.at_old(expected, outputs, full), *at_new_duration, checks.finite(new, states), padding, _what_is_whole(inputs)]
+    return [*checks.at_old(expected, outputs, full), *at_new_duration, checks.finite(new, states), padding, _say_why_chunks_differ(inputs)]
 
 
 def _affordable(plan: ConversionPlan, layers: Sequence[Mechanism]) -> AudioDuration:
@@ -135,9 +135,9 @@ def _check_padding(plan: ConversionPlan, base: Any, inputs: VerificationSound, a
     return Check(name, PASSED if good else FAILED, detail, {"max_abs_difference": largest, "tolerance": TOLERANCE})
 
 
-def _what_is_whole(inputs: VerificationSound) -> Check:
+def _say_why_chunks_differ(inputs: VerificationSound) -> Check:
     """What sees the whole sound besides attention, so that chunks of it are other inputs than the whole."""
-    reasons = inputs.whole()
+    reasons = inputs.why_chunks_differ()
     effect = f": {reasons}, so that a chunk alone differs from the same frames in the whole sound before any attention"
     if not reasons:
         effect = "; before attention, each frame depends on the sound near it alone, as it does in chunks"

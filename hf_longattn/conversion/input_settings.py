@@ -1,0 +1,73 @@
+"""Which settings of a conversion apply to which kinds of input, and what to type in place of one that does not.
+
+A new kind of input is one more name in the settings that it takes, and what to type for its size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..errors import OptionError
+from ..modeling.family.definition import Family
+from .architectures import Architecture
+from .config import AUTO, ConversionConfig
+
+TEXT, PICTURES, SPECTROGRAMS, SOUND = "text", "pictures", "spectrograms", "sound"
+SIZE, SEARCH, VERIFICATION = "size", "search", "verification"
+"""What a setting gives, for which other kinds of input may have another setting."""
+
+
+class InputSetting(NamedTuple):
+    """What a setting is, the kinds of input that take it, and what it gives."""
+
+    reason: str
+    kinds: tuple[str, ...] = (TEXT,)
+    gives: str = ""
+
+
+SETTINGS = {
+    "max_length": InputSetting("--max-length counts the tokens of a text", gives=SIZE),
+    "image_size": InputSetting("--image-size is the size of pictures", (PICTURES,), SIZE),
+    "audio_seconds": InputSetting("--audio-seconds is the length of sounds", (SPECTROGRAMS, SOUND), SIZE),
+    "max_decoder_length": InputSetting("--max-decoder-length is for the decoder of an encoder-decoder"),
+    "decoder_long_attention": InputSetting("--decoder-mechanism is for the decoder of an encoder-decoder"),
+    "search_text": InputSetting("--search-text is a text", gives=SEARCH),
+    "search_images": InputSetting("--search-images are pictures", (PICTURES,), SEARCH),
+    "verify_text": InputSetting("--verify-text is a text", gives=VERIFICATION),
+    "verify_audio": InputSetting("--verify-audio is a recording", (SOUND,), VERIFICATION),
+    "init_from_text": InputSetting("--init-from-text runs the source on a text"),
+}
+"""Settings that models of some kinds of input alone have a use for."""
+INSTEAD = {
+    (SIZE, TEXT): "give its length as --max-length 4096",
+    (SIZE, PICTURES): "give the size as --image-size 1024",
+    (SIZE, SPECTROGRAMS): "give the length as --audio-seconds 30",
+    (SIZE, SOUND): "give its duration as --audio-seconds 600",
+    (SEARCH, TEXT): "give a text as --search-text",
+    (SEARCH, PICTURES): "give pictures as --search-images FOLDER",
+    (VERIFICATION, SOUND): "give a recording as --verify-audio FILE",
+}
+"""What to type for what a setting gives, by the kind of input."""
+NOT_SEARCHED = {
+    SPECTROGRAMS: "compares mechanisms on texts and pictures, not on spectrograms; name one, such as window2d",
+    SOUND: "chooses by texts or pictures, not by sound; name a mechanism, such as window",
+}
+"""Why --mechanism auto does not apply to a kind of input."""
+
+
+def input_kinds(family: Family) -> tuple[str, ...]:
+    """What models of a family read."""
+    if family.audio is not None:
+        return (SOUND,)
+    return (TEXT,) if family.grid is None else (f"{family.grid.noun}s",)
+
+
+def refuse_other_settings(architecture: Architecture, request: ConversionConfig) -> None:
+    """Raise :class:`OptionError` for a setting of other kinds of input than the model's."""
+    kinds = input_kinds(architecture.family)
+    for name, setting in SETTINGS.items():
+        if getattr(request, name) is not None and not set(kinds) & set(setting.kinds):
+            instead = next((INSTEAD[setting.gives, kind] for kind in kinds if (setting.gives, kind) in INSTEAD), "leave it out")
+            raise OptionError(f"{setting.reason}, but a {architecture.source_class} reads {' and '.join(kinds)}; {instead}.")
+    if request.mechanism == AUTO and (why := next((NOT_SEARCHED[kind] for kind in kinds if kind in NOT_SEARCHED), "")):
+        raise OptionError(f"--mechanism auto {why}.")
