@@ -6,13 +6,15 @@ import copy
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..configuration import LongAttentionConfig
+from ..conversion.audio_seconds import sound_model
 from ..conversion.flops import with_storage
 from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..engines.common.grid import Grid
@@ -26,7 +28,7 @@ from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import enable_long_attention
-from .pictures import AuditPictures
+from .inputs import AuditInputs, AuditPictures, AuditSounds, Mixing, audio_family
 
 PAIRS_IN_MEMORY = 1 << 22
 """Most pairs of an output and a token, over all heads, that are in memory at a time."""
@@ -160,15 +162,16 @@ class DeclaredReach:
         stack: its :func:`text_stack`.
         ids: ``(N,)``, the tokens.
         leading, trailing: how many special tokens come before and after them; they are counted, but not distinguished.
-        pictures: what the ids are the patches of, where the model reads pictures.
+        inputs: what the ids are the patches or frames of, where the model reads pictures or sound.
     Raises:
         CheckpointError: no model can be built from the config, or its windows are not numbers of tokens.
     """
 
     def __init__(
-        self, config: Any, stack: Any, ids: Tensor, leading: int = 0, trailing: int = 0, pictures: AuditPictures | None = None
+        self, config: Any, stack: Any, ids: Tensor, leading: int = 0, trailing: int = 0, inputs: AuditInputs | None = None
     ) -> None:
-        self.pictures = pictures
+        self.pictures = pictures = inputs if isinstance(inputs, AuditPictures) else None
+        self.sounds = inputs if isinstance(inputs, AuditSounds) else None
         row = torch.cat([ids.new_full((leading,), -1), ids, ids.new_full((trailing,), -1)])[None]
         self.length = row.shape[1]
         self._nowhere = torch.zeros(self.length, dtype=torch.bool)
@@ -179,6 +182,11 @@ class DeclaredReach:
         """The reach of what mixes tokens outside the modules of ``names``."""
         self.before = [] if pictures is None or not any(pictures.overlap) else [self._overlap(pictures)]
         """The reach of what mixes tokens before the first layer."""
+        self.inside: list[LayerReach] = []
+        """The reach of what mixes tokens in every layer, after its attention."""
+        if self.sounds is not None:
+            self.before = [self._of_mixing(mixing) for mixing in self.sounds.before or ()]
+            self.inside = [self._of_mixing(mixing) for mixing in self.sounds.inside or ()]
         text = getattr(stack, "config", config).get_text_config()
         windows = named_windows(text)
         if getattr(config, "long_attention", None) is not None:
@@ -187,12 +195,20 @@ class DeclaredReach:
             self.layers = [self._window(width, causal=False) for width in windows]
         else:
             self.layers = self._stock(text, sites)
+        if self.sounds is not None and self.sounds.before is None:
+            self.outside.append(LayerReach.unknown(self.length))
         if len(self.layers) != getattr(text, "num_hidden_layers", 0):  # other layers mix tokens in other ways
             self.outside.append(LayerReach.unknown(self.length))
 
+    @property
+    def reaches_output(self) -> bool:
+        """Whether anything is known of the reach of all layers together."""
+        return self.sounds is None or self.sounds.before is not None
+
     def of_stack(self) -> StackReach:
         """The reach of all layers together."""
-        return StackReach([*self.before, *self.layers, *self.outside], None if self.pictures is None else ~self.pictures.prefix)
+        layers = [reach for layer in self.layers for reach in (layer, *self.inside)]
+        return StackReach([*self.before, *layers, *self.outside], None if self.pictures is None else ~self.pictures.prefix)
 
     def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
         """The reach of modules of the stack, in the order of their calls, by what attention they contain."""
@@ -212,7 +228,7 @@ class DeclaredReach:
         holder.config = config
         rule = token_rule(holder) if len(holder) else None
         chosen = None if rule is None else rule.mask(row, torch.ones_like(row, dtype=torch.bool))
-        if width := getattr(config, "conv_kernel_size", 0):  # DeBERTa-v2's convolution next to its first layer
+        if self.sounds is None and (width := getattr(config, "conv_kernel_size", 0)):  # DeBERTa-v2's convolution next to its first layer
             convolution = LayerReach(f"convolution over {width} tokens", self.length, True, False, width // 2, width // 2, self._nowhere)
             self.outside.append(convolution)
         return [self._of_site(mechanism, site.decoding, chosen) for mechanism, site in zip(mechanisms, sites, strict=True)]
@@ -228,6 +244,9 @@ class DeclaredReach:
             else:
                 self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
         return self._built[key]
+
+    def _of_mixing(self, mixing: Mixing) -> LayerReach:
+        return LayerReach(mixing.name, self.length, True, False, mixing.back, mixing.ahead, self._nowhere)
 
     def _overlap(self, pictures: AuditPictures) -> LayerReach:
         """The pairs of a patch and those after it whose first pixels it reads."""
@@ -283,6 +302,10 @@ class DeclaredReach:
 
     def _stock(self, config: Any, sites: Sequence[AttentionSite]) -> list[LayerReach]:
         """The reach of attention on transformers' interface, by what a config that is not ours says of windows."""
+        if self.sounds is not None:
+            own = self.sounds.own_attention
+            attention = LongAttentionConfig("full") if own is None else own(config)
+            return [self._of_site(self._mechanism(*attention.for_layer(site.layer)), False, None) for site in sites]
         kinds = config.__dict__.get("layer_types") or [FULL] * getattr(config, "num_hidden_layers", 0)
         reaches = []
         for site in sites:
@@ -293,10 +316,12 @@ class DeclaredReach:
 
     def _window(self, width: int | None, causal: bool) -> LayerReach:
         if (width, causal) not in self._built:
-            options = {} if width is None else {"window": width}
-            mechanism = mechanism_from("full" if width is None else "window", options, num_heads=1, head_dim=8, max_length=self.length)
+            mechanism = self._mechanism("full", {}) if width is None else self._mechanism("window", {"window": width})
             self._built[width, causal] = self._of_mechanism(mechanism, causal, None)
         return self._built[width, causal]
+
+    def _mechanism(self, name: str, options: Mapping[str, Any]) -> Mechanism:
+        return mechanism_from(name, options, num_heads=1, head_dim=8, max_length=self.length)
 
 
 def _in_order(mask: MaskMod, place: Tensor) -> MaskMod:
@@ -314,7 +339,7 @@ def named_windows(config: Any) -> list[int] | None:
 
 
 def text_stack(config: Any, model: nn.Module | None = None) -> Any:
-    """A model as a config describes it, without storage; its encoder where there are two stacks.
+    """A model as a config describes it, without storage; its encoder where there are two stacks, or where this reads the sound.
 
     model: a model in memory with this config, which is taken as it is unless the config names mechanisms.
     Raises:
@@ -329,4 +354,12 @@ def text_stack(config: Any, model: nn.Module | None = None) -> Any:
             base = AutoModel.from_config(copy.deepcopy(config))  # building writes into it
             if chosen is not None and not isinstance(config, LongConfig):
                 enable_long_attention(base, chosen)
-    return base.get_encoder() if config.is_encoder_decoder else base
+    return encoder_of(base)
+
+
+def encoder_of(base: Any) -> Any:
+    """The part of a model that reads its input: the encoder where there is more."""
+    family = audio_family(base.config)
+    if family is not None:
+        return sound_model(family, base)
+    return base.get_encoder() if base.config.is_encoder_decoder else base

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.pooling import sentence_pooling
@@ -28,8 +29,8 @@ from ..modeling.family.validation import known_length
 from ..modeling.generic import load_generic
 from ..reading import check_name, is_generic, named_class, plain_names
 from .declared import DeclaredReach, text_stack
+from .inputs import LONGEST, SHORTEST, AuditInputs, AuditPictures, AuditSounds, sounds_of
 from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
-from .pictures import AuditPictures
 from .targets import (
     EMBEDDING,
     AuditTarget,
@@ -43,7 +44,12 @@ from .targets import (
 )  # fmt: skip
 from .verdict import ReachAudit, audited
 
-DEFAULT_LENGTH, SHORTEST, LONGEST = 2048, 8, 131_072
+DEFAULT_LENGTH = 2048
+WITH_MASK = (
+    "With an attention_mask of ones every layer agrees with the config: the model leaves its windows out where none is given, so give one, "
+    "or convert the checkpoint, whose layers keep them either way."
+)
+"""The note on a model of sound that needs a mask."""
 OUTPUT_RUNS = 4
 """Most sets of runs for the output of a model whose layers were measured."""
 
@@ -64,9 +70,11 @@ def audit_reach(
 ) -> ReachAudit:
     """Compare the measured reach of a model, an ONNX file or an embedding server with what the config of ``model`` says.
 
-    Sets of tokens, or of a model of pictures of patches, are replaced, and outputs that the config lets depend on none of them must not
-    change, nor those stay the same that depend on one. Of a PyTorch model every layer is measured by itself, by replacing the states before
-    it, and then its output; of a graph its output, and of a server its embedding. No weights are needed for the latter two.
+    Sets of tokens are replaced, of a model of pictures patches and of one of sound frames, and outputs that the config lets depend on none
+    of them must not change, nor those stay the same that depend on one. Of a PyTorch model every layer is measured by itself, by replacing
+    the states before it, and then its output; of a graph its output, and of a server its embedding. No weights are needed for the latter
+    two. Of a model of sound, which is called without a mask, the attention of every layer is measured, and the output where the family says
+    how far convolutions look.
 
     By default some 25 runs find a window that is one key too narrow or too wide, and every token that is seen from far out of reach.
     ``audit.tested`` is the share of the pairs kept apart that they test.
@@ -76,7 +84,8 @@ def audit_reach(
         onnx: a graph that should compute the same as ``model``.
         url: an embedding server that should: the address of a route in the manner of text-embeddings-inference (``…/embed``) or OpenAI
             (``…/v1/embeddings``). ``model`` must have a tokenizer.
-        length: tokens; the smaller of 2,048 and the model's maximum if not given, and the model's maximum for a server.
+        length: tokens, or frames of a sound; the smaller of 2,048 and the model's maximum if not given, and the model's maximum for a
+            server.
         exhaustive: test every pair of an output and a token: some 2·b runs for windows of b tokens, or one for every token.
         tolerance: largest change that counts as none, relative to the largest change; 0 compares bits. The int8 graphs of
             :func:`export_checkpoint` need some 0.05, since a scale depends on all tokens; then only a reach that is too wide is found.
@@ -112,12 +121,11 @@ def audit_reach(
         name = str(model)
         folder = _folder(name, weights, revision, token)
         loaded, config = _load(folder, name, weights, attn_implementation)
-    refuse_sound(name, config)
     tokenizer = None if folder is None else load_tokenizer(folder)
     stack = text_stack(config, loaded)
-    pictures = AuditPictures.of(config, length=length, url=url)
-    if pictures is not None:
-        tokens, words = pictures.grid.length, pictures.numbers
+    inputs = inputs_of(config, length=length, url=url)
+    if inputs is not None:
+        tokens, words = inputs.length, inputs.numbers
     else:
         tokens = _length(name, length, known_length(config, tokenizer, stack), longest_by_default=url is not None)
         words = single_words(tokenizer, name) if url is not None else ordinary_ids(config, tokenizer)
@@ -126,36 +134,56 @@ def audit_reach(
         target = ServerTarget(url, tokenizer, timeout)
         tokens -= target.leading + target.trailing
     else:
-        target = GraphTarget(Path(onnx), pictures) if onnx is not None else ModelTarget(loaded, pictures)
+        target = GraphTarget(Path(onnx), inputs) if onnx is not None else ModelTarget(loaded, inputs)
     generator = torch.Generator().manual_seed(0)
     ids = words[torch.randint(len(words), (tokens,), generator=generator)]
-    declared = DeclaredReach(config, stack, ids, target.leading, target.trailing, pictures)
-    started = time.monotonic()
-    settings = Settings(tolerance, exhaustive)
-    measured: list[Measurement | Embedding] = []
-    with torch.no_grad():
-        if isinstance(target, ModelTarget):
-            layers = LayerChanges(target, ids, generator)
-            if layers.stages:
-                measured.append(measure(layers, declared.of_modules(layers.names), settings))
-        output = TokenChanges(target, ids, words, generator)
-        for_output = Settings(tolerance, exhaustive and not measured, OUTPUT_RUNS if measured else MAX_RUN_SETS, layers=False)
-        if output.stages == [EMBEDDING]:
-            rows = _pooled_rows(folder) if url is not None else None
-            measured.append(measure_embedding(output, declared.of_stack(), rows, target.leading, len(ids), for_output))
-        else:
-            measured.append(measure(output, [declared.of_stack()], for_output))
-    return audited(name, target.name, declared, measured, time.monotonic() - started, settings)
+    declared = DeclaredReach(config, stack, ids, target.leading, target.trailing, inputs)
+    rows = _pooled_rows(folder) if url is not None else None
+
+    def audit(target: AuditTarget) -> ReachAudit:
+        started = time.monotonic()
+        settings = Settings(tolerance, exhaustive)
+        parts = _measured(target, declared, ids, words, rows, generator, settings)
+        return audited(name, target.name, declared, parts, time.monotonic() - started, settings)
+
+    result = audit(target)
+    if result.agrees or not isinstance(inputs, AuditSounds) or onnx is not None:
+        return result
+    agrees = audit(ModelTarget(loaded, inputs.with_mask())).agrees
+    return replace(result, note=WITH_MASK) if agrees else result
 
 
-def refuse_sound(name: str, config: Any) -> None:
-    """Raise :class:`OptionError` for a model of sound, whose tokens are frames that cannot be replaced one at a time."""
-    family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
-    if family is not None and family.audio is not None:
-        raise OptionError(
-            f"{name!r} reads sound, whose convolutions mix the samples of neighbouring frames, so that none can be replaced alone; give a "
-            "model of texts or pictures, or call hf_longattn.explain(model, input_values) for the paths of its layers."
-        )
+def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInputs | None:
+    """What a model reads that is not a text; ``None`` for a text.
+
+    Raises:
+        LengthError, OptionError: the model does not read so much, or cannot be audited.
+    """
+    sounds = sounds_of(config, length=length, default=DEFAULT_LENGTH, url=url)
+    return AuditPictures.of(config, length=length, url=url) if sounds is None else sounds
+
+
+@torch.no_grad()
+def _measured(
+    target: AuditTarget, declared: DeclaredReach, ids: Tensor, words: Tensor, rows: list[int] | None, generator: torch.Generator,
+    settings: Settings,
+) -> list[Measurement | Embedding]:  # fmt: skip
+    """What runs show of every layer of a PyTorch model, and then of the output."""
+    parts: list[Measurement | Embedding] = []
+    if isinstance(target, ModelTarget):
+        layers = LayerChanges(target, ids, generator)
+        if layers.stages:
+            parts.append(measure(layers, declared.of_modules(layers.names), settings))
+        if parts and not declared.reaches_output:
+            return parts
+    output = TokenChanges(target, ids, words, generator)
+    exhaustive = settings.exhaustive and not parts
+    for_output = replace(settings, exhaustive=exhaustive, runs=OUTPUT_RUNS if parts else MAX_RUN_SETS, layers=False)
+    if output.stages == [EMBEDDING]:
+        parts.append(measure_embedding(output, declared.of_stack(), rows, target.leading, len(ids), for_output))
+    else:
+        parts.append(measure(output, [declared.of_stack()], for_output))
+    return parts
 
 
 def _length(name: str, length: int | None, longest: int | None, longest_by_default: bool) -> int:

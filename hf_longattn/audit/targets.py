@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from ..errors import LongAttentionError, OptionError, in_a_line, needs_extra
 from ..export.onnx import has_experts
+from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.inference.optimize import evaluating
-from .pictures import AuditPictures
+from .declared import encoder_of
+from .inputs import AuditInputs, AuditSounds
 
 MAX_WORDS = 2000
 """Words of one token that a server is sent."""
@@ -139,13 +141,7 @@ class LayerChanges:
 
     def __init__(self, target: ModelTarget, ids: Tensor, generator: torch.Generator) -> None:
         self.target, self.ids, self.generator = target, ids, generator
-        self._layers = {
-            element: f"{name}.{number}"
-            for name, module in target.stack.named_modules()
-            if isinstance(module, nn.ModuleList)
-            for number, element in enumerate(module)
-            if any(True for _ in element.children())
-        }
+        self._layers = _attending(target.stack) if isinstance(target.inputs, AuditSounds) else _layers(target.stack)
         unfit: list[nn.Module] = [target.stack]
         while unfit:
             self.names: list[str] = []
@@ -251,6 +247,22 @@ class LayerChanges:
         return torch.stack(gradients)
 
 
+def _layers(stack: nn.Module) -> dict[nn.Module, str]:
+    """The modules that may be layers, with their names."""
+    return {
+        element: f"{name}.{number}"
+        for name, module in stack.named_modules()
+        if isinstance(module, nn.ModuleList)
+        for number, element in enumerate(module)
+        if any(True for _ in element.children())
+    }
+
+
+def _attending(stack: nn.Module) -> dict[nn.Module, str]:
+    """The attention modules of a model of sound, whose layers have convolutions next to them."""
+    return {site.module: site.name for site in attention_sites(stack) if not site.cross}
+
+
 def _states(output: Any) -> Tensor | None:
     """The first value that a layer returns, if it is a tensor."""
     first = output[0] if type(output) is tuple and output else output  # not of a class of its own, as reversible layers return
@@ -266,15 +278,14 @@ def check_finite(name: str, stage: str, states: Tensor) -> None:
 class ModelTarget:
     """A PyTorch model: its encoder where it has an encoder and a decoder.
 
-    pictures: what ``ids`` are the patches of, where the model reads pictures.
+    inputs: what ``ids`` are the patches or frames of, where the model reads pictures or sound.
     """
 
     leading = trailing = 0
 
-    def __init__(self, model: nn.Module, pictures: AuditPictures | None = None) -> None:
-        self.name, self.pictures = type(model).__name__, pictures
-        base: Any = getattr(model, "base_model", model)
-        self.stack: Any = base.get_encoder() if base.config.is_encoder_decoder else base
+    def __init__(self, model: nn.Module, inputs: AuditInputs | None = None) -> None:
+        self.name, self.inputs = type(model).__name__, inputs
+        self.stack: Any = encoder_of(getattr(model, "base_model", model))
         self.rounding = ROUNDING if has_experts(self.stack) else 0.0
 
     @torch.no_grad()
@@ -283,8 +294,8 @@ class ModelTarget:
         device = next(self.stack.parameters()).device
         row = ids[None].to(device)
         inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
-        if self.pictures is not None:
-            inputs = {name: value.to(device) for name, value in self.pictures.inputs(ids).items()}
+        if self.inputs is not None:
+            inputs = {name: value.to(device) for name, value in self.inputs.inputs(ids).items()}
         cache = {"use_cache": False} if "use_cache" in inspect.signature(self.stack.forward).parameters else {}
         try:
             with evaluating(self.stack):
@@ -312,14 +323,14 @@ class ModelTarget:
 class GraphTarget:
     """An ONNX file: its first output with a row for each token, else its first pooled one.
 
-    pictures: what ``ids`` are the patches of, where the graph reads pictures.
+    inputs: what ``ids`` are the patches or frames of, where the graph reads pictures or sound.
     """
 
     rounding = 0.0
     leading = trailing = 0
 
-    def __init__(self, file: Path, pictures: AuditPictures | None = None) -> None:
-        self.pictures = pictures
+    def __init__(self, file: Path, inputs: AuditInputs | None = None) -> None:
+        self.read = inputs.with_mask() if isinstance(inputs, AuditSounds) else inputs
         with needs_extra("onnx"):
             import onnxruntime
         file = file / "model.onnx" if file.is_dir() else file
@@ -333,16 +344,18 @@ class GraphTarget:
         except Exception as error:  # onnxruntime has no public class of errors
             raise OptionError(f"onnxruntime cannot load {str(file)!r}: {in_a_line(error)}.") from error
         self.inputs = {value.name: value for value in self.session.get_inputs()}
-        first, more = ("input_ids", ["attention_mask", "token_type_ids", "position_ids"]) if pictures is None else (pictures.rule.input, [])
+        first, more = "input_ids", ["attention_mask", "token_type_ids", "position_ids"]
+        if inputs is not None:
+            first, more = inputs.argument, inputs.masks
         unknown = sorted(set(self.inputs) - {first, *more})
         if unknown or first not in self.inputs:
-            if_asked = f", and {', '.join(more[:-1])} or {more[-1]} where they are asked for" if more else ""
+            if_asked = f", and {' or '.join(filter(None, [', '.join(more[:-1]), *more[-1:]]))} where asked for" if more else ""
             raise OptionError(
                 f"{str(file)!r} takes {', '.join(self.inputs) or 'nothing'}, but an audit gives {first}{if_asked}; export the model with "
                 "these inputs only."
             )
         shape = self.inputs[first].shape
-        self.length = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+        self.length = shape[1] if inputs is None and len(shape) == 2 and isinstance(shape[1], int) else None
 
     def outputs(self, ids: Tensor) -> tuple[str, Tensor]:
         if self.length not in (None, len(ids)):
@@ -350,8 +363,8 @@ class GraphTarget:
         row = ids[None]
         values = {"input_ids": row, "attention_mask": torch.ones_like(row), "token_type_ids": torch.zeros_like(row)}
         values["position_ids"] = torch.arange(len(ids))[None]
-        if self.pictures is not None:
-            values = self.pictures.inputs(ids)
+        if self.read is not None:
+            values = self.read.inputs(ids)
         types = {"tensor(int32)": torch.int32, "tensor(float)": torch.float32, "tensor(bool)": torch.bool}
         inputs = {name: values[name].to(types.get(value.type, torch.int64)).numpy() for name, value in self.inputs.items()}
         try:

@@ -22,7 +22,12 @@ def audit(
         typer.Option(help="Audit an embedding server against MODEL's config and tokenizer: http://…/embed or http://…/v1/embeddings."),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, help="Number of tokens.", show_default="2,048 or the model's maximum; a server's is the maximum")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of tokens, or frames of a sound.",
+            show_default="2,048 or the model's maximum; a server's is the maximum",
+        ),
     ] = None,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Test every output with every token that it must not depend on; the audit says the cost.")
@@ -41,9 +46,9 @@ def audit(
 ) -> None:
     """Measure how far tokens reach, and compare it with the config.
 
-    Tokens, or patches of a picture, are replaced, and the outputs that change are compared with those that the config lets them reach,
-    layer by layer where MODEL itself is audited. Exits with 1 if they differ: a window was dropped or has another width, or an input was
-    cut off.
+    Tokens, patches of a picture or frames of a sound are replaced, and the outputs that change are compared with those that the config
+    lets them reach, layer by layer where MODEL itself is audited. Exits with 1 if they differ: a window was dropped or has another width,
+    or an input was cut off.
     """
     from ..audit import audit_reach
     from .show import show_audit

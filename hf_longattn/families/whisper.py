@@ -59,9 +59,13 @@ class WhisperRule(AudioRule):
         converted = getattr(config, "long_audio_seconds", None)
         return trained, trained if converted is None else converted
 
+    def as_input(self, rows: Tensor) -> Tensor:
+        """``(B, rows, mel bins)`` as ``(B, mel bins, rows)``, and back."""
+        return rows.mT.contiguous()
+
     def seeded(self, config: Any, seconds: float) -> Tensor:
         """``(1, mel bins, rows)``."""
-        return super().seeded(config, seconds).mT.contiguous()
+        return self.as_input(super().seeded(config, seconds))
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
         """As the base's; a mask is not for the encoder, which reads padding as the silence that it is."""
@@ -73,7 +77,7 @@ class WhisperRule(AudioRule):
                 f"{self.input} has shape {tuple(sound.shape)}, but must be (batch, {config.num_mel_bins} mel bins, rows) as the model's "
                 "feature extractor makes it."
             )
-        super().check(config, {self.input: sound.mT}, values=values)
+        super().check(config, {self.input: self.as_input(sound)}, values=values)
 
 
 class EncoderOfAnyLength(WhisperEncoder):

@@ -143,6 +143,10 @@ class AudioRule:
         shape = (length,) if self.features is None else (length, self.features(config))
         return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
+    def as_input(self, rows: Tensor) -> Tensor:
+        """Sounds ``(B, N, …)`` with the axes in the order in which the model reads them, and back."""
+        return rows
+
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
         """The arguments of ``forward`` for ``sound (B, N, …)``, the sound first; with a mask where ``lengths`` of the rows are given."""
         import torch

@@ -1,0 +1,204 @@
+"""Pictures, spectrograms and sounds as the audit replaces them: every patch or frame has a number, which stands for its pixels or samples,
+as a token's id stands for a word; for its first ones, where patches or frames overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.common.grid import Grid
+from ..errors import LengthError, OptionError
+from ..modeling.family.audio_rule import MASK, AudioRule
+from ..modeling.family.definition import FAMILIES, Family, family_of
+from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.stream_rule import Convolution, Section
+
+SHORTEST, LONGEST = 8, 131_072
+"""Tokens of an audit."""
+DIFFERENT_PATCHES = 64
+"""Number of patches from which pictures are made, and of stretches from which sounds are."""
+
+
+class AuditInputs(Protocol):
+    """Inputs of a model that are made of as many pieces as there are tokens.
+
+    argument: of ``forward``, which takes them.
+    length: number of tokens.
+    numbers: of different pieces.
+    masks: other arguments, which a graph may ask for.
+    """
+
+    argument: str
+    masks: list[str]
+    length: int
+    numbers: Tensor
+
+    def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
+        """The arguments of ``forward`` for the pieces with ``numbers (N,)``."""
+
+
+class AuditPictures:
+    """Pictures of the size for which a model was made, from the numbers of their patches."""
+
+    def __init__(self, rule: GridRule, config: Any) -> None:
+        self.rule, self.config, self.argument, self.masks = rule, config, rule.input, list[str]()
+        self.size = rule.sizes(config)[1]
+        self.grid: Grid = rule.of_size(config, self.size)
+        self.length = self.grid.length
+        self.step, self.channels = rule.step(config), rule.channels(config)
+        self.overlap = tuple(-(-side // step) - 1 for side, step in zip(rule.patch(config), self.step, strict=True))
+        """How many patches before it read the pixels of a patch, along each axis."""
+        generator = torch.Generator().manual_seed(0)
+        self.values = torch.randn(DIFFERENT_PATCHES, self.channels, *self.step, generator=generator)
+        self.numbers = torch.arange(DIFFERENT_PATCHES)
+
+    @classmethod
+    def of(cls, config: Any, *, length: int | None, url: str | None) -> AuditPictures | None:
+        """The pictures of a Long model of pictures; ``None`` for any other model.
+
+        Raises:
+            LengthError, OptionError: a length, or a server, which are for texts.
+        """
+        rule = getattr(family_of(config), "grid", None) if getattr(config, "base_model_type", None) else None
+        if rule is None:
+            return None
+        if rule.shapes is not None:
+            raise OptionError(
+                f"A {config.model_type!r} model takes patches that its processor cuts, which are not audited; look at "
+                "hf_longattn.explain(model, inputs) instead."
+            )
+        pictures = cls(rule, config)
+        if len(set(rule.layer_grids(config, pictures.grid))) > 1:
+            raise OptionError(
+                f"The layers of a {config.model_type!r} model are on different grids, which are not audited; look at "
+                "hf_longattn.explain(model, inputs) instead."
+            )
+        if length is not None and length != pictures.grid.length:
+            size = rule.describe(pictures.size)
+            raise LengthError(f"A model of {rule.noun}s is audited at the size that it was made for, {size}; leave --length out.")
+        if url is not None:
+            raise OptionError(
+                f"Servers of embeddings take texts, not {rule.noun}s; leave --url out, or give the model's graph: --onnx FILE."
+            )
+        return pictures
+
+    @property
+    def prefix(self) -> Tensor:
+        """The tokens that are not made from pixels, ``(N,)`` bool."""
+        return torch.arange(self.length) < self.grid.prefix
+
+    def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
+        """The model's input for the patches with ``numbers (N,)``; those of the prefix are ignored."""
+        rank = self.grid.rank
+        patches = self.values[numbers[self.grid.prefix :]].view(*self.grid.sizes, self.channels, *self.step)
+        axes = [side for axis in range(rank) for side in (axis, rank + 1 + axis)]
+        sides = [cells * step for cells, step in zip(self.grid.sizes, self.step, strict=True)]
+        pixels = patches.permute(rank, *axes).reshape(1, self.channels, *sides)
+        rest = [after - before for before, after in zip(sides, self.size, strict=True)]  # of the last patches
+        padding = [side for after in reversed(rest) for side in (0, after)]
+        return {self.rule.input: self.rule.arguments(self.config, nn.functional.pad(pixels, padding))[self.rule.input]}
+
+
+class Mixing(NamedTuple):
+    """What mixes frames besides attention, and how many frames back and ahead an output of it looks."""
+
+    name: str
+    back: int
+    ahead: int
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an output looks at anything but its frame."""
+        return self.back + self.ahead > 0
+
+
+class AuditSounds:
+    """Sounds of ``frames`` frames, from the numbers of stretches of as many samples, or rows of features, as lie between two frames.
+
+    before, inside: what mixes frames before the first layer, and after the attention of every layer; ``None`` where the family does not
+        say.
+    """
+
+    def __init__(self, family: Family, config: Any, frames: int, *, masked: bool = False) -> None:
+        rule: Any = family.audio
+        self.rule: AudioRule = rule
+        self.family, self.config, self.length, self.argument, self.masked = family, config, frames, rule.input, masked
+        self.masks = [MASK]
+        self.own_attention = family.own_attention
+        step = rule.length_of(config, frames + 2) - rule.length_of(config, frames + 1)
+        samples = frames * step
+        self.samples = samples if rule.frames(config, samples) == frames else rule.length_of(config, frames)
+        shape = (step,) if rule.features is None else (step, rule.features(config))
+        self.values = torch.randn(DIFFERENT_PATCHES, *shape, generator=torch.Generator().manual_seed(0))
+        self.numbers = torch.arange(DIFFERENT_PATCHES)
+        self.before: tuple[Mixing, ...] | None = None
+        self.inside: tuple[Mixing, ...] | None = None
+        stream = rule.stream
+        if stream is not None and not stream.refusal(config) and rule.output_rows(config, self.samples) == frames:
+            positions = () if stream.encoder is None else stream.encoder[1](config)
+            before = [_mixing("frames that overlap", stream.front(config)), _mixing("positions by a convolution", positions)]
+            inside = _mixing("convolution", stream.inside(config))
+            if None not in (*before, inside):
+                self.before, self.inside = (tuple(part for part in parts if part and part.mixes) for parts in (before, [inside]))
+
+    def with_mask(self) -> AuditSounds:
+        """The same sounds, given with a mask of ones."""
+        return AuditSounds(self.family, self.config, self.length, masked=True)
+
+    def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
+        """The model's input for the stretches with ``numbers (N,)``; what a last frame reads beyond them is silence."""
+        sound = self.values[numbers].flatten(0, 1)[: self.samples]
+        sound = torch.cat([sound, sound.new_zeros(self.samples - len(sound), *sound.shape[1:])])[None]
+        arguments = self.rule.arguments(self.rule.as_input(sound), [self.samples] if self.masked else None)
+        if not self.masked:
+            arguments.pop(MASK, None)
+        return arguments
+
+
+def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
+    """How far the outputs of convolutions, one after the other, look along the frames that the last one makes.
+
+    None of sections that are no convolutions; a :class:`Mixing` without reach for no sections.
+    """
+    left, kernel, stride = 0, 1, 1
+    for section in sections:
+        if not isinstance(section, Convolution):
+            return None
+        left, kernel = left + section.left * stride, kernel + (section.kernel - 1) * stride
+        stride *= section.stride
+    return Mixing(name, -(-left // stride), (kernel - 1 - left) // stride)
+
+
+def audio_family(config: Any) -> Family | None:
+    """The family of a model of sound, long or not; ``None`` for other models."""
+    family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
+    return family if family is not None and family.audio is not None else None
+
+
+def sounds_of(config: Any, *, length: int | None, default: int, url: str | None) -> AuditSounds | None:
+    """The sounds for a model, long or not; ``None`` where it reads something else.
+
+    Raises:
+        LengthError: the model does not read so many frames, or reads another number only.
+        OptionError: a server, which is for texts.
+    """
+    family = audio_family(config)
+    if family is None:
+        return None
+    if url is not None:
+        raise OptionError("Servers of embeddings take texts, not sounds; leave --url out, or give the model's graph: --onnx FILE.")
+    rule: Any = family.audio
+    is_long, longest = bool(getattr(config, "base_model_type", None)), rule.longest(config)
+    if not (is_long or rule.longer):
+        only = rule.frames(config, rule.length(rule.durations(config)[0]))
+        if length not in (None, only):
+            raise LengthError(f"A {config.model_type!r} model reads {only:,} frames and no other number; leave --length out.")
+        return AuditSounds(family, config, only)
+    most = LONGEST if longest is None else min(LONGEST, longest)
+    frames = min(most, default) if length is None else length
+    if not SHORTEST <= frames <= most:
+        raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {min(most, default)}.")
+    return AuditSounds(family, config, frames)
