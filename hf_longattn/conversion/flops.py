@@ -226,7 +226,7 @@ class SizeCost(LengthCost):
 
 @dataclass(frozen=True)
 class SoundCost(LengthCost):
-    """A row for a sound of so many seconds."""
+    """A row for a sound of this many seconds."""
 
     seconds: float
 
@@ -355,7 +355,7 @@ def compare_on_grids(attention: LongAttentionConfig, shape: ModelShape, sizes: I
 
 
 def compare_on_sounds(attention: LongAttentionConfig, shape: ModelShape, frames: Iterable[int]) -> list[MechanismCost]:
-    """:func:`compare_mechanisms` for sounds of so many frames, with the mechanisms that sound can take."""
+    """:func:`compare_mechanisms` for sounds of this many frames, with the mechanisms that sound can take."""
     prototypes = [prototype(name, {}) for name in list_mechanisms(causal=False, grid=False)]
     names = [mechanism.name for mechanism in prototypes if not mechanism.remembers and mechanism.recursion is None]
     return _costs(attention, names, lambda chosen: [cost_at(length, shape, _without_values(chosen, shape, length)) for length in frames])

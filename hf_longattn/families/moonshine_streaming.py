@@ -55,7 +55,7 @@ class LongMoonshineStreamingEncoderConfig(LongAudioConfig, MoonshineStreamingEnc
         return own_attention(self)
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """As the model's: transformers' class builds the encoder, and asks for its default."""
+        """The implementation of the model: transformers' class builds the encoder, and asks for its default."""
         default = requested == "sdpa" and not self.__dict__.get(BASE_ATTENTION)
         return super().resolve_implementation(None if default else requested)
 
@@ -129,7 +129,7 @@ def samples_per_row(config: Any) -> int:
 
 
 def frames(config: Any, samples: int) -> int:
-    """The frames of so many samples."""
+    """The frames of this many samples."""
     rows = samples // samples_per_row(config)
     return ((rows - 1) // 2) // 2 + 1 if rows else 0
 

@@ -124,7 +124,7 @@ class LongViTMAEDecoder(ViTMAEDecoder):
         if self.config.position_extension != TILE:
             return self.interpolate_pos_encoding(embeddings)
         if grid is None:
-            raise GridError("The decoder's positions are tiled, and it was not told the grid; call the model, which hands it down.")
+            raise GridError("The decoder's positions are tiled, and it did not get the grid; call the model, which hands it down.")
         return tiled_positions(self.decoder_pos_embed, 1, *grid.sizes)
 
 

@@ -68,7 +68,7 @@ class WhisperRule(AudioRule):
         return self.as_input(super().seeded(config, seconds))
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """As the base's; a mask is not for the encoder, which reads padding as the silence that it is."""
+        """Check what the base rule checks; a mask is not for the encoder, which reads padding as the silence that it is."""
         sound = arguments.get(self.input)
         if sound is None:
             return
@@ -134,8 +134,8 @@ def _in_longer_segments(generate: Any) -> Any:
 
 def extractor_fields(seconds: float) -> Mapping[str, Any]:
     """The fields of WhisperFeatureExtractor that cut and pad sounds."""
-    whole = math.ceil(seconds)
-    return {"chunk_length": whole, "n_samples": whole * 16_000, "nb_max_frames": whole * ROWS_PER_SECOND}
+    chunk = math.ceil(seconds)
+    return {"chunk_length": chunk, "n_samples": chunk * 16_000, "nb_max_frames": chunk * ROWS_PER_SECOND}
 
 
 def why_train(config: Any, head: str) -> str:

@@ -347,7 +347,7 @@ def test_tiled_positions_of_the_decoder_of_a_masked_autoencoder(tmp_path: Path) 
     torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
     model.use_base_attention()
     torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(GridError, match="it was not told the grid; call the model, which hands it down"):
+    with pytest.raises(GridError, match="it did not get the grid; call the model, which hands it down"):
         model.decoder(torch.randn(2, 41, model.config.hidden_size), inputs["noise"].argsort(1), interpolate_pos_encoding=True)
 
 

@@ -22,7 +22,7 @@ class FramePadding:
 
     @classmethod
     def of(cls, frames: Tensor) -> FramePadding:
-        """For ``frames (B, N)``, True = real."""
+        """The padding of ``frames (B, N)``, True = real."""
         batch, length = frames.shape
         mask = longattn_mask(batch, length, length, mask_function=bidirectional_mask_function, attention_mask=frames)
         return cls(frames, mask)

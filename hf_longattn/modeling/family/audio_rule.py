@@ -121,7 +121,7 @@ class AudioRule:
         return (self.frames if self.outputs is None else self.outputs)(config, length)
 
     def length_of(self, config: Any, frames: int) -> int:
-        """The shortest input with so many frames."""
+        """The shortest input with this many frames."""
         low, high = 0, 1
         while self.frames(config, high) < frames:
             low, high = high, 2 * high

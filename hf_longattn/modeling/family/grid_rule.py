@@ -32,7 +32,7 @@ class GridRule:
     prefix: tokens before the patches, a number or a function of the config.
     input: the argument of ``forward`` with the pixels, ``(…, height, width)``.
     shapes: the argument of ``forward`` with the patches of every input along each axis, ``(B, axes)``, where the pixels are patches
-        ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers says that every input has so many, and no padding.
+        ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers says that every input has this many, and no padding.
     axes: names of the axes, the first one the slowest.
     has_positions: whether the model has positions that are resized or tiled for larger inputs.
     why_no_crops: why the patches of a crop have other features alone than in the picture, whatever the mechanism is; empty where they
@@ -125,7 +125,7 @@ class GridRule:
         return {"long_image_size": list(size)}
 
     def of_seconds(self, config: Any, seconds: float) -> tuple[int, ...]:
-        """The size of the input for a sound of so many seconds.
+        """The size of the input for a sound of this many seconds.
 
         Raises:
             GridError: inputs are not sounds.

@@ -139,7 +139,7 @@ def digits(random: np.random.Generator, voices: Sequence[Voice], count: int) -> 
 
 
 def long_digits(random: np.random.Generator, voices: Sequence[Voice], seconds: float) -> Recording:
-    """Digits for at least so many seconds, which a speaker says in groups of 3 to 12 before another one does."""
+    """Digits for at least this many seconds, which a speaker says in groups of 3 to 12 before another one does."""
     parts: list[Recording] = []
     while sum(len(part.samples) for part in parts) < seconds * RATE:
         parts.append(digits(random, voices, int(random.integers(3, 13))))
@@ -157,7 +157,7 @@ def joined(parts: Sequence[Recording]) -> Recording:
 
 
 def two_voices(random: np.random.Generator, voices: Sequence[Voice], seconds: float) -> tuple[Recording, bool]:
-    """Digits for at least so many seconds whose first and last words are said by one voice or by two, and by others between them; and
+    """Digits for at least this many seconds whose first and last words are said by one voice or by two, and by others between them; and
     whether it is one."""
     same = bool(random.integers(2))
     first, last = (voices[number] for number in random.choice(len(voices), 2, replace=False))
@@ -170,7 +170,7 @@ def two_voices(random: np.random.Generator, voices: Sequence[Voice], seconds: fl
 def keyword_order(
     random: np.random.Generator, voices: Sequence[Voice], seconds: float, keywords: tuple[str, str] = ("yes", "no"), apart: float = 0.5
 ) -> tuple[Recording, int]:
-    """Digits for at least so many seconds with two keywords, at least the share ``apart`` of the recording from one another; and which of
+    """Digits for at least this many seconds with two keywords, at least the share ``apart`` of the recording from one another; and which of
     them comes first."""
     order = int(random.integers(2))
     share = (1 - apart) * float(random.uniform(0, 1))
