@@ -66,7 +66,6 @@ class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConf
     model_type = "long_moonshine_streaming"
     encoder_class = LongMoonshineStreamingEncoderConfig
     encoder_fields: ClassVar[tuple[str, ...]] = ()
-    sub_configs_defaults = {"encoder_config": LongMoonshineStreamingEncoderConfig}
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -166,7 +165,6 @@ FAMILY = Family(
     LongMoonshineStreamingConfig,
     inner=("MoonshineStreamingEncoder",),
     classes=("MoonshineStreamingModel", "MoonshineStreamingForConditionalGeneration"),
-    holds_encoder=True,
     mixin=MoonshineWithWindows,
     own_attention=own_attention,
     audio=MoonshineRule(

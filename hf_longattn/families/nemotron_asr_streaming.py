@@ -13,13 +13,11 @@ class LongNemotronAsrStreamingConfig(LongHeldEncoderConfig, NemotronAsrStreaming
 
     model_type = "long_nemotron_asr_streaming"
     encoder_class = LongNemotronAsrStreamingEncoderConfig
-    sub_configs_defaults = {"encoder_config": LongNemotronAsrStreamingEncoderConfig}
 
 
 FAMILY = Family(
     LongNemotronAsrStreamingConfig,
     classes=("NemotronAsrStreamingForRNNT",),
-    holds_encoder=True,
     own_attention=own_attention,
     audio=NEMOTRON,
 )

@@ -13,9 +13,8 @@ class LongParakeetCTCConfig(LongHeldEncoderConfig, ParakeetCTCConfig):
 
     model_type = "long_parakeet_ctc"
     encoder_class = LongParakeetEncoderConfig
-    sub_configs_defaults = {"encoder_config": LongParakeetEncoderConfig}
 
 
-FAMILY = Family(LongParakeetCTCConfig, package="parakeet", classes=("ParakeetForCTC",), holds_encoder=True, audio=PARAKEET)
+FAMILY = Family(LongParakeetCTCConfig, package="parakeet", classes=("ParakeetForCTC",), audio=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

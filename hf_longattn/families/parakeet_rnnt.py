@@ -13,9 +13,8 @@ class LongParakeetRNNTConfig(LongHeldEncoderConfig, ParakeetRNNTConfig):
 
     model_type = "long_parakeet_rnnt"
     encoder_class = LongParakeetEncoderConfig
-    sub_configs_defaults = {"encoder_config": LongParakeetEncoderConfig}
 
 
-FAMILY = Family(LongParakeetRNNTConfig, package="parakeet", classes=("ParakeetForRNNT",), holds_encoder=True, audio=PARAKEET)
+FAMILY = Family(LongParakeetRNNTConfig, package="parakeet", classes=("ParakeetForRNNT",), audio=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

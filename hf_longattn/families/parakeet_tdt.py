@@ -13,9 +13,8 @@ class LongParakeetTDTConfig(LongHeldEncoderConfig, ParakeetTDTConfig):
 
     model_type = "long_parakeet_tdt"
     encoder_class = LongParakeetEncoderConfig
-    sub_configs_defaults = {"encoder_config": LongParakeetEncoderConfig}
 
 
-FAMILY = Family(LongParakeetTDTConfig, package="parakeet", classes=("ParakeetForTDT",), holds_encoder=True, audio=PARAKEET)
+FAMILY = Family(LongParakeetTDTConfig, package="parakeet", classes=("ParakeetForTDT",), audio=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -54,10 +54,11 @@ class LongWhisperConfig(LongAudioConfig, WhisperConfig):
 class WhisperRule(AudioRule):
     """Spectrograms ``(B, mel bins, rows)``, of as many rows as the table has positions for, or more."""
 
-    def durations(self, config: Any) -> tuple[float, float]:
-        trained = config.max_source_positions * ROWS_PER_FRAME / ROWS_PER_SECOND
-        converted = getattr(config, "long_audio_seconds", None)
-        return trained, trained if converted is None else converted
+    def trained_seconds(self, config: Any) -> float:
+        return float(config.max_source_positions * ROWS_PER_FRAME / ROWS_PER_SECOND)
+
+    def base_reads(self, config: Any, seconds: float) -> bool:
+        return False
 
     def as_input(self, rows: Tensor) -> Tensor:
         """``(B, rows, mel bins)`` as ``(B, mel bins, rows)``, and back."""
@@ -142,10 +143,9 @@ def why_train(config: Any, head: str) -> str:
     """What a decoder has learned of a sound."""
     if not head.endswith("ForConditionalGeneration"):
         return ""
-    seconds = config.max_source_positions * ROWS_PER_FRAME / ROWS_PER_SECOND
     return (
-        f"the decoder was trained to write what is said in {seconds:g} seconds, in {config.max_target_positions} tokens at most and with "
-        "timestamps up to there"
+        f"the decoder was trained to write what is said in {RULE.trained_seconds(config):g} seconds, in {config.max_target_positions} "
+        "tokens at most and with timestamps up to there"
     )
 
 
@@ -155,7 +155,6 @@ RULE = WhisperRule(
     features=lambda config: config.num_mel_bins,
     frames=lambda config, rows: (rows - 1) // ROWS_PER_FRAME + 1,
     positions="sinusoids",
-    longer=False,
     extractor_fields=extractor_fields,
     why_train=why_train,
     why_chunks_differ=lambda config: "the feature extractor clamps a spectrogram at its own maximum less 8",

@@ -13,12 +13,10 @@ from ..backend import COLLECT_WEIGHTS
 from ..engines.common.batch import in_graph
 from ..errors import MaskError
 from .family.audio_rule import AudioRule
-from .mixin import LongAttentionMixin, LongBaseModelMixin, with_keywords_of
+from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords_of
 from .run.losses import with_auxiliary_loss
 
 GLOBAL_MASK = "global_attention_mask"
-TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
-"""Arguments of Long models of texts, which a base of sound would take among others and leave unread."""
 
 
 class LongAudioMixin(LongAttentionMixin):
@@ -31,9 +29,7 @@ class LongAudioMixin(LongAttentionMixin):
 
         @functools.wraps(base_forward)
         def forward(self: Any, *args: Any, global_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-            for name in TEXT_ARGUMENTS:
-                if kwargs.pop(name, None) is not None:
-                    raise MaskError(f"{name} is for texts, but {type(self).__name__} reads {self.main_input_name}; leave {name} out.")
+            refuse_text_arguments(self, kwargs)
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             if global_attention_mask is not None:
                 if not self.family.audio.hands_keywords_down:

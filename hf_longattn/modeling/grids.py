@@ -15,14 +15,13 @@ from torch import Tensor
 
 from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
-from ..errors import BackendError, MaskError
+from ..errors import BackendError
 from .family.definition import FAMILIES, Family
 from .family.grid_config import TILE
 from .family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
-from .mixin import LongAttentionMixin, LongBaseModelMixin
+from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
-TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "global_attention_mask", "memory", "memory_reset")
-"""Arguments of Long models of texts, which a base of pictures would take among others and leave unread."""
+REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
 PATCH_MASK = "bool_masked_pos"
 """The argument of heads that rebuild masked patches. Their loss reads the size of the picture from the config."""
 CHECKPOINTING = "_gradient_checkpointing_func"
@@ -39,9 +38,7 @@ class LongGridMixin(LongAttentionMixin):
 
         @functools.wraps(base_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            for name in TEXT_ARGUMENTS:
-                if kwargs.pop(name, None) is not None:
-                    raise MaskError(f"{name} is for texts, but {type(self).__name__} reads {self.main_input_name}; leave {name} out.")
+            refuse_text_arguments(self, kwargs, REFUSED_ARGUMENTS)
             return self._run(base_forward, {**dict(zip(names, args, strict=False)), **kwargs})
 
         return forward

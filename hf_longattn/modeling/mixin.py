@@ -476,6 +476,21 @@ def with_long_arguments(base_forward: Any) -> Any:
     return with_keywords_of(forward, base_forward)
 
 
+TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
+"""Arguments of Long models of texts, which other bases would take among others and leave unread."""
+
+
+def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str, ...] = TEXT_ARGUMENTS) -> None:
+    """Leave arguments of texts that are ``None`` out of ``keywords``.
+
+    Raises:
+        MaskError: another value was given.
+    """
+    for name in names:
+        if keywords.pop(name, None) is not None:
+            raise MaskError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")
+
+
 def with_keywords_of(forward: Any, base_forward: Any) -> Any:
     """``forward`` whose signature is that of ``base_forward`` with its own keyword arguments."""
     parameters = list(inspect.signature(base_forward).parameters.values())

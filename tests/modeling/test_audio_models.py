@@ -13,7 +13,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_longattn.errors import AudioError, MaskError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.audio import TEXT_ARGUMENTS
+from hf_longattn.modeling.mixin import TEXT_ARGUMENTS
 from tests.grids import grid
 from tests.modeling.audio_models import (
     BASES,

@@ -16,7 +16,7 @@ import hf_longattn
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import LongAttentionError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.grids import TEXT_ARGUMENTS
+from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
 from hf_longattn.modeling.run.modes import MEETINGS
 from hf_longattn.private_apis import cpu_computes_bf16
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config
@@ -175,7 +175,7 @@ class TestPictures:
 
     def test_arguments_of_texts(self, base: str) -> None:
         model, inputs = built(base), grid_models.inputs_of(base)
-        for name in TEXT_ARGUMENTS:
+        for name in REFUSED_ARGUMENTS:
             with pytest.raises(MaskError, match=f"{name} is for texts, but Long.* reads {FAMILIES[base].grid.input}; leave {name} out"):
                 model(**inputs, **{name: torch.zeros(2, 64, dtype=torch.long)})
             model(**inputs, **{name: None})

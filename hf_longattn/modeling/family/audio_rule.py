@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import AudioError, MaskError
 
@@ -50,20 +50,17 @@ class AudioRule:
 
     input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``; ``N`` is called its length.
     rate: samples, or rows of features, in a second.
-    sampling_rate: samples in a second of the recording from which a feature extractor makes the input.
     features: the number of features of a row with a config; ``None`` for samples.
     frames: ``(config, length) -> frames``, the tokens of the layers with attention, at most; at least one is computed.
     outputs: ``(config, length) ->`` rows of the last hidden state, where they are not one for each frame.
     positions: how positions are encoded, in a word.
     longest: the most frames for which the model has positions with a config; ``None`` where nothing limits them.
-    trained_seconds: the longest sound with which checkpoints were trained, where nothing limits what they read.
     why_chunks_differ: why the frames of a chunk have other features alone than in the whole sound before any attention; empty where they
         have the same, but for the convolutions at its ends.
     why_padding_changes: why the frames of a sound with padding after it differ from those of the sound alone, mask or not; empty where
         they do not.
     why_train: ``(config, head) ->`` why the class of the base ``head`` needs training on sounds longer than those of the source; empty
         where that is not known beforehand.
-    longer: whether the base reads longer sounds than those with which it was trained.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
     stream: how far its parts look along time, where :class:`hf_longattn.streaming.Stream` can read a stream with it.
@@ -71,20 +68,19 @@ class AudioRule:
 
     input: str = "input_values"
     rate: int = 16_000
-    sampling_rate: int = 16_000
     features: Callable[[Any], int] | None = None
     frames: Callable[[Any, int], int] = convolved
     outputs: Callable[[Any, int], int] | None = None
     positions: str = "convolved"
     longest: Callable[[Any], int | None] = lambda config: None
-    trained_seconds: float = 15
     why_chunks_differ: Callable[[Any], str] = lambda config: ""
     why_padding_changes: Callable[[Any], str] = lambda config: ""
     why_train: Callable[[Any, str], str] = lambda config, head: ""
-    longer: bool = True
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
     stream: StreamRule | None = None
+    sampling_rate: ClassVar[int] = 16_000
+    """Samples in a second of the recording from which a feature extractor makes the input."""
 
     @property
     def unit(self) -> str:
@@ -93,12 +89,16 @@ class AudioRule:
 
     def durations(self, config: Any) -> tuple[float, float]:
         """Seconds of the longest sound for which the base was trained, and for which the model was converted."""
-        converted = getattr(config, "long_audio_seconds", None)
-        return self.trained_seconds, self.trained_seconds if converted is None else converted
+        trained, converted = self.trained_seconds(config), getattr(config, "long_audio_seconds", None)
+        return trained, trained if converted is None else converted
+
+    def trained_seconds(self, config: Any) -> float:
+        """The longest sound with which checkpoints were trained, where nothing limits what they read."""
+        return 15
 
     def base_reads(self, config: Any, seconds: float) -> bool:
         """Whether the base reads a sound of this duration, longer than those with which it was trained."""
-        return self.longer
+        return True
 
     def most_frames(self, config: Any) -> int:
         """The frames of the longest sound for which a model with this config was made."""

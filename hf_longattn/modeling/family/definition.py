@@ -150,8 +150,6 @@ class Family:
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
     grid: how the tokens of an input lie on a grid, in a family that reads pictures.
     audio: how sound becomes frames, in a family that reads sound.
-    holds_encoder: whether the layers with attention are those of an encoder of another family, whose config is the field
-        ``encoder_config`` (Parakeet's heads).
     base_classes: imports the base's model classes by name, where transformers' cannot be built with what can be installed; each is a
         subclass of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention with a config, where that is not full attention.
@@ -172,7 +170,6 @@ class Family:
     mixin: type | None = None
     grid: GridRule | None = None
     audio: AudioRule | None = None
-    holds_encoder: bool = False
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
     item_losses: tuple[str, ...] = ()
@@ -247,6 +244,11 @@ class Family:
     def reads_text(self) -> bool:
         """Whether the input is the tokens of a text, rather than a picture or sound."""
         return self.grid is None and self.audio is None
+
+    @property
+    def holds_encoder(self) -> bool:
+        """Whether the layers with attention are those of an encoder with a config of its own, ``encoder_config`` (Parakeet's heads)."""
+        return hasattr(self.config_class, "encoder_class")
 
     @property
     def two_stacks(self) -> bool:

@@ -24,6 +24,11 @@ class LongHeldEncoderConfig(LongAudioConfig):
     )  # fmt: skip
     """Fields of the encoder's config that are read as the model's."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "encoder_class" in vars(cls):
+            cls.sub_configs_defaults = {ENCODER: cls.encoder_class}
+        super().__init_subclass__(**kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         held = getattr(self, ENCODER)
         if held is not None and not isinstance(held, dict | self.encoder_class):
