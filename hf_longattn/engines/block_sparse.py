@@ -8,14 +8,13 @@ from torch import Tensor
 from .common.axis_term import AxisTerm
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.dense import dense_attention, repeat_heads, same_dtype
-from .common.distance_term import DistanceTerm
+from .common.distance_term import distance_term_of
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
-from .cpu.distance_band import cpu_distances, distances_forward
-from .cpu.flash import mask_dtype
 from .cuda.flex import flex_band
 from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, fastest_path
+from .distances import distance_attention, in_operator
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -52,29 +51,20 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "blockwise":
         return blockwise_attention(q, k, v, pattern, call)
+    if (term := distance_term_of(call.score_mod)) is not None:
+        return distance_attention(q, k, v, term, pattern, call)
     key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-    if isinstance(bias, DistanceTerm):
-        p, table = bias.queries.to(mask_dtype(q)), bias.table.to(mask_dtype(q))
-        q = q if bias.content is None else q + (bias.content[:, None] / scale).to(q.dtype)
-        distances = cpu_distances if _in_operator(q, k, v, p, table) else distances_forward
-        settings = bias.ahead, left, right, pattern.causal, pattern.global_rows, scale
-        return distances(q, k, v, p, table, key_mask, global_mask, *settings)[0]
     terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
-    run = cpu_band if _in_operator(q, k, v, terms[0]) else band_forward
+    run = cpu_band if in_operator(q, k, v, terms[0]) else band_forward
     return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
 
 
 def with_terms_written_out(call: AttentionCall) -> AttentionCall:
     """The call with a score term that every engine reads."""
-    return call.replace(score_mod=call.score_mod.written_out) if isinstance(call.score_mod, DistanceTerm) else call
-
-
-def _in_operator(*tensors: Tensor | None) -> bool:
-    """Whether a call is recorded as an operator, for gradients or a graph; one that is not takes a tenth of a millisecond less."""
-    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return recorded or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    term = distance_term_of(call.score_mod)
+    return call if term is None else call.replace(score_mod=term.written_out)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

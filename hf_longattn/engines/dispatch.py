@@ -24,7 +24,7 @@ from .common.axis_term import AxisTerm
 from .common.batch import in_graph
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.derivatives import no_fused_kernels
-from .common.distance_term import DistanceTerm
+from .common.distance_term import DistanceTerm, TokenDistanceTerm
 from .common.grid_bias import GridBias
 from .cpu.band import Plan, band_plan
 from .cuda.flex_kernel import NoKernel
@@ -179,7 +179,9 @@ def _no_cpu_kernel(context: DispatchContext, takes_bias: bool) -> str | None:
 def _no_cpu_distances(context: DispatchContext) -> str | None:
     if (why := _no_fused_cpu(context)) is not None:
         return why
-    return None if isinstance(context.call.score_mod, DistanceTerm) else "the score term is not one of the query and the distance"
+    if isinstance(context.call.score_mod, DistanceTerm | TokenDistanceTerm):
+        return None
+    return "the score term is not one of the distance and the query or the key"
 
 
 def _no_cpu_tiles(context: DispatchContext) -> str | None:
@@ -296,6 +298,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
         ("flex", _no_flex),
         ("blockwise", _last),
     ),
+    "chunks": ((DENSE_MASKED, _many_pairs), ("cpu-distances", _no_cpu_distances), ("tiles", _last)),
     "tiles": (
         ("cpu-gathered", _no_cpu_tiles),
         ("flex-gathered", _no_flex_tiles),
@@ -377,6 +380,14 @@ def choose_pairs(q: Any, k: Any, call: AttentionCall, covered: bool = False, tok
 def choose_covered(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
     """``"dense"`` where a mechanism of ``kind`` sees every pair, otherwise its own path."""
     return choose(kind, DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered))
+
+
+def choose_chunks(context: DispatchContext) -> bool:
+    """Whether the CPU's fused kernel computes chunks whose scores have a term of distances; other paths are chosen by the pairs."""
+    path, refused = _first("chunks", context)
+    if path == "cpu-distances":
+        _report(path, refused)
+    return path == "cpu-distances"
 
 
 def choose_on_grid(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:

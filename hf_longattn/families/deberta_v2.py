@@ -7,7 +7,8 @@ is also a position table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Con
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention, make_log_bucket_position
 
 from ..backend import BACKEND, longattn_mask
-from ..engines.common.call import TokenTerm
+from ..engines.common.distance_term import DistanceTerm, TokenDistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
@@ -46,18 +47,16 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
 
 
 @dataclass(eq=False)
-class Disentangled(TokenTerm):
-    """``score_mod`` that adds the two relative terms, each ``None`` in a model without it.
+class Disentangled(TokenDistanceTerm):
+    """The two relative terms of the scores, each ``None`` in a model without it.
 
     The scores are, with i the query, j the key and δ(i - j) the bucket of their distance (He et al. 2021, equation 4):
 
         (q_i · k_j + q_i · P^k_δ(i-j) + k_j · P^q_δ(i-j)) / sqrt(D · number of terms)
 
-    The last two are tables ``(B, H, N, buckets)``, looked up by query or key and bucket: linear in N.
-
     q, k: ``(B, H, Nq, D)`` and ``(B, H, N, D)``.
     by_query, by_key: P^k and P^q, ``(H, buckets, D)``.
-    buckets: δ, as a function of distances.
+    buckets: δ of the distances ``-ahead … ahead``, beyond which it is the same.
     """
 
     q: Tensor
@@ -65,25 +64,21 @@ class Disentangled(TokenTerm):
     by_query: Tensor | None
     by_key: Tensor | None
     scaling: float
-    buckets: Callable[[Tensor], Tensor]
+    buckets: Tensor
 
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> Disentangled:
         by_query, by_key = (None if table is None else table[list(heads)] for table in (self.by_query, self.by_key))
         return Disentangled(q, k, by_query, by_key, self.scaling, self.buckets)
 
-    def __post_init__(self) -> None:
-        length = self.k.shape[2]
-        self.bucket = self.buckets(torch.arange(1 - length, length, device=self.k.device))
-        self.of_query = None if self.by_query is None else self.q @ self.by_query.transpose(-1, -2) * self.scaling
-        self.of_key = None if self.by_key is None else self.k @ self.by_key.transpose(-1, -2) * self.scaling
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        ahead = self.k.shape[2] - 1
-        at = self.bucket[(q_idx - kv_idx + ahead).clamp(0, 2 * ahead)]
-        for term, row in ((self.of_query, q_idx - (ahead + 1 - self.q.shape[2])), (self.of_key, kv_idx)):
-            if term is not None:
-                score = score + term[b, h, row.clamp(0, term.shape[2] - 1), at]
-        return score
+    @functools.cached_property
+    def distance_term(self) -> DistanceTerm:
+        queries, keys = self.q * self.scaling, self.k * self.scaling
+        by_query, by_key = self.by_query, self.by_key
+        if by_query is None:  # vectors of no numbers
+            assert by_key is not None
+            queries, by_query = queries[..., :0], by_key[..., :0]
+        of_keys = None if by_key is None else keys
+        return DistanceTerm(queries, by_query, len(self.buckets) // 2, self.k, of_keys=of_keys, key_table=by_key, buckets=self.buckets)
 
 
 class LongDebertaV2Encoder(DebertaV2Encoder):
@@ -128,7 +123,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         kinds = [kind for kind in ("c2p", "p2c") if kind in self.pos_att_type]
         scaling = (self.attention_head_size * (1 + len(kinds))) ** -0.5
         terms = None
-        if self.relative_attention and rel_embeddings is not None:
+        if kinds and self.relative_attention and rel_embeddings is not None:
             places = self.pos_dropout(rel_embeddings)[: 2 * self.pos_ebd_size]
             terms = self._terms(query, key, places, kinds, scaling)
         output, weights = attend_by_mechanism(
@@ -142,9 +137,12 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
             split_heads(self, getattr(self, projection)(places)) if kind in kinds else None
             for kind, projection in zip(("c2p", "p2c"), projections, strict=True)
         )
-        return Disentangled(query, key, by_query, by_key, scaling, self._buckets)
+        return Disentangled(query, key, by_query, by_key, scaling, self._buckets(query.device))
 
-    def _buckets(self, distance: Tensor) -> Tensor:
+    def _buckets(self, device: torch.device) -> Tensor:
+        """The buckets of all distances that differ in them, those of further ones last."""
+        furthest = max(self.max_relative_positions, self.pos_ebd_size)
+        distance = torch.arange(-furthest, furthest + 1, device=device)
         if self.position_buckets > 0 and self.max_relative_positions > 0:
             distance = make_log_bucket_position(distance, self.position_buckets, self.max_relative_positions).long()
         return (distance + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)

@@ -59,6 +59,9 @@ class Chunked(GatheredMechanism):
 
         return mod
 
+    def chunks(self) -> tuple[int, int]:
+        return self.options.chunk_size, self.options.chunk_size * self.options.left_chunks
+
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         chunks = rows_of(length, self.options.chunk_size, device)[0, 0]
         earlier = min(self.options.left_chunks, len(chunks) - 1)

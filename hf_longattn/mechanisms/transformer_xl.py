@@ -86,6 +86,9 @@ class TransformerXL(GatheredMechanism):
 
         return mod
 
+    def chunks(self) -> tuple[int, int]:
+        return self.options.segment_length, self.options.memory_length
+
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         blocks, memory = self._rows(length, device)
         return tuple(cells(blocks, torch.cat([memory, blocks], 1), causal=causal))

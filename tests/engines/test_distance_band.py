@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import attend, build_mechanism
+from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
@@ -22,21 +22,47 @@ Leaves = tuple[Tensor, ...]
 
 
 def leaves_of(q_len: int, kv_len: int, features: int, table_heads: int, rows: int, *, dtype: torch.dtype = torch.float64) -> Leaves:
-    """q, k, v, p, r and c."""
+    """q, k, v, p, r, c, e and s."""
     shapes = [(2, HEADS, q_len, WIDTH), (2, 2, kv_len, WIDTH), (2, 2, kv_len, WIDTH)]
     shapes += [(2, HEADS, q_len, features), (table_heads, rows, features), (HEADS, WIDTH)]
+    shapes += [(2, HEADS, kv_len, 5), (table_heads, rows, 5)]
     return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
 
 
-def run(leaves: Leaves, pattern: Pattern, ahead: int, mask: Tensor | None, *, plain: bool, tokens: Tensor | None = None) -> Tensor:
-    q, k, v, p, rows, content = leaves
-    term: Any = DistanceTerm(p, rows, ahead, k, content)
+def run(
+    leaves: Leaves, pattern: Pattern, ahead: int, mask: Tensor | None, *, plain: bool, tokens: Tensor | None = None,
+    of_keys: bool = False, buckets: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    q, k, v, p, rows, content, e, key_rows = leaves
+    by_key = {"of_keys": e, "key_table": key_rows} if of_keys else {}
+    term: Any = DistanceTerm(p, rows, ahead, k, content, **by_key, buckets=buckets)
     call = AttentionCall(pattern.causal, Batch.of(mask), tokens, scale=0.3, score_mod=term.written_out if plain else term)
     choices: list[PathChoice] = []
     with observe(lambda _, choice: choices.append(choice)):
         out = block_sparse_attention(q, k, v, pattern, call)
     assert choices[-1].path == ("blockwise" if plain else "cpu-distances")
     return out if mask is None else out * mask[:, None, -q.shape[2] :, None]
+
+
+def same_gradients(out: Tensor, expected: Tensor, leaves: Leaves) -> None:
+    weight = torch.randn_like(out)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def padding_mask(padding: str) -> Tensor | None:
+    if padding == "none":
+        return None
+    mask = torch.ones(2, 520, dtype=torch.bool)
+    mask[0, slice(470, None) if padding == "right" else slice(390, 420)] = False
+    return mask
+
+
+def marked_tokens() -> Tensor:
+    tokens = torch.zeros(2, 520, dtype=torch.bool)
+    tokens[0, [0, 100, 101, 380]] = True
+    tokens[1, 75:95] = True
+    return tokens
 
 
 BANDS = [(20, 7), (0, 30), (63, 0), (64, 64), (150, 149), (5, 400)]
@@ -48,15 +74,11 @@ PADDING = ["none", "right", "inside"]
 def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int], padding: str, q_len: int) -> None:
     left, right = band
     leaves = leaves_of(q_len, 520, features=3, table_heads=1 if left % 2 else HEADS, rows=left + right + 1 - left // 3)
-    mask = None if padding == "none" else torch.ones(2, 520, dtype=torch.bool)
-    if mask is not None:
-        mask[0, slice(470, None) if padding == "right" else slice(390, 420)] = False
+    mask = padding_mask(padding)
     pattern = Pattern(left, right, causal=right == 0)
     out, expected = (run(leaves, pattern, right, mask, plain=plain) for plain in (False, True))
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
-    weight = torch.randn_like(out)
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+    same_gradients(out, expected, leaves[:6])
 
 
 @pytest.mark.parametrize("global_rows", [True, False])
@@ -64,23 +86,46 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int]
 def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], padding: str, global_rows: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=3, table_heads=1 if left == 20 else HEADS, rows=700 if right else 420)
-    mask = None if padding == "none" else torch.ones(2, 520, dtype=torch.bool)
-    if mask is not None:
-        mask[0, slice(470, None) if padding == "right" else slice(390, 420)] = False
-    tokens = torch.zeros(2, 520, dtype=torch.bool)
-    tokens[0, [0, 100, 101, 380]] = True
-    tokens[1, 75:95] = True
+    mask = padding_mask(padding)
+    tokens = marked_tokens()
     pattern = Pattern(left, right, causal=right == 0, has_globals=True, global_rows=global_rows)
     out, expected = (run(leaves, pattern, 300 if right else 0, mask, plain=plain, tokens=tokens) for plain in (False, True))
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
-    weight = torch.randn_like(out)
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+    same_gradients(out, expected, leaves[:6])
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("with_tokens", [False, True])
+@pytest.mark.parametrize(("band", "padding"), list(itertools.product([(20, 7), (64, 64), (150, 0), (5, 400)], PADDING)))
+def test_terms_of_keys_and_buckets_are_those_of_the_plain_form(band: tuple[int, int], padding: str, with_tokens: bool) -> None:
+    left, right = band
+    leaves = leaves_of(450, 520, features=0 if left == 64 else 3, table_heads=1 if left == 20 else HEADS, rows=24)
+    mask, tokens = padding_mask(padding), marked_tokens() if with_tokens else None
+    buckets = torch.randint(24, (90,))  # of the distances -20 … 69
+    pattern = Pattern(left, right, causal=right == 0, has_globals=with_tokens)
+    out, expected = (run(leaves, pattern, 20, mask, plain=plain, tokens=tokens, of_keys=True, buckets=buckets) for plain in (False, True))
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    same_gradients(out, expected, leaves)
+
+
+def test_a_short_batch_with_terms_of_keys_runs_together() -> None:
+    leaves = tuple(x.detach() for x in leaves_of(60, 60, features=2, table_heads=HEADS, rows=13))
+    q, k, v, p, rows, _, e, key_rows = leaves
+    k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    together, _ = distances_forward(q, k, v, p, rows, e, key_rows, None, None, None, 6, 6, 6, False, True, 0, 0.3)
+    for row in range(2):
+        at = slice(row, row + 1)
+        of_row = (q[at], k[at], v[at], p[at], rows, e[at], key_rows, None, None, None)
+        torch.testing.assert_close(distances_forward(*of_row, 6, 6, 6, False, True, 0, 0.3)[0], together[at])
+
+
+@pytest.mark.parametrize("of_keys", [False, True])
+def test_gradcheck(of_keys: bool) -> None:
     leaves = leaves_of(270, 270, features=2, table_heads=HEADS, rows=9)
-    assert torch.autograd.gradcheck(lambda *x: run(x, Pattern(5, 3, False), 3, None, plain=False), leaves, fast_mode=True)
+
+    def attention(*leaves: Tensor) -> Tensor:
+        return run(leaves, Pattern(5, 3, False), 3, None, plain=False, of_keys=of_keys)
+
+    assert torch.autograd.gradcheck(attention, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -88,7 +133,8 @@ def test_lower_precision_is_near(dtype: torch.dtype) -> None:
     leaves = leaves_of(300, 300, features=WIDTH, table_heads=HEADS, rows=41, dtype=torch.float32)
     low = (*(x.detach().mul(0.5).to(dtype).requires_grad_() for x in leaves[:3]), *leaves[3:])
     exact = tuple(x.detach().float().requires_grad_() for x in low)
-    out, expected = run(low, Pattern(20, 20, False), 20, None, plain=False), run(exact, Pattern(20, 20, False), 20, None, plain=True)
+    pattern = Pattern(20, 20, False)
+    out, expected = (run(x, pattern, 20, None, plain=plain, of_keys=True) for x, plain in ((low, False), (exact, True)))
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=0)
@@ -97,19 +143,52 @@ def test_lower_precision_is_near(dtype: torch.dtype) -> None:
 
 
 def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
-    q, k, v, p, rows, _ = (x.detach() for x in leaves_of(40, 40, features=2, table_heads=HEADS, rows=11))
+    q, k, v, p, rows, *_ = (x.detach() for x in leaves_of(40, 40, features=2, table_heads=HEADS, rows=11))
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
     mask = torch.ones(2, 40, dtype=torch.bool)
     mask[1] = False
-    together, _ = distances_forward(q, k, v, p, rows, None, None, 5, 5, 5, False, True, 0.3)
-    padded, _ = distances_forward(q, k, v, p, rows, mask, None, 5, 5, 5, False, True, 0.3)
+    together, _ = distances_forward(q, k, v, p, rows, None, None, None, None, None, 5, 5, 5, False, True, 0, 0.3)
+    padded, _ = distances_forward(q, k, v, p, rows, None, None, None, mask, None, 5, 5, 5, False, True, 0, 0.3)
     torch.testing.assert_close(padded[0], together[0])
     assert not padded[1].any()
 
 
+CHUNKS: list[tuple[str, dict[str, int]]] = [
+    ("chunked", {"chunk_size": 14, "left_chunks": 5}),
+    ("chunked", {"chunk_size": 70, "left_chunks": 1}),
+    ("chunked", {"chunk_size": 150, "left_chunks": 1}),
+    ("chunked", {"chunk_size": 1000, "left_chunks": 0}),
+    ("transformer_xl", {"segment_length": 40, "memory_length": 65, "bptt": True}),
+]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
+@pytest.mark.parametrize(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one", "segments"])
+def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[str, int], relative: str, causal: bool) -> None:
+    torch.manual_seed(0)
+    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **options).double()
+    for parameter in mechanism.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    q, k, v = (torch.randn(2, heads, length, WIDTH, dtype=torch.float64) for heads, length in ((HEADS, 301), (2, 340), (2, 340)))
+    mask = torch.ones(2, 340, dtype=torch.bool)
+    mask[0, 320:] = False
+    mask[1, 200:230] = False
+    leaves = (*(x.requires_grad_() for x in (q, k, v)), *mechanism.parameters())
+    choices: list[PathChoice] = []
+    with observe(lambda _, choice: choices.append(choice)):
+        out = attend(q, k, v, mechanism, causal=causal, padding_mask=mask)
+    assert {choice.path for choice in choices} & {"cpu-distances", "sparse", "dense"} == {"cpu-distances"}
+    expected = reference_attend(q, k, v, mechanism, causal=causal, padding_mask=mask)
+    real = mask[:, None, -301:, None]
+    torch.testing.assert_close(out * real, expected * real, atol=1e-12, rtol=0)
+    same_gradients(out * real, expected * real, leaves)
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_mechanism_takes_it_and_compiles(backend: str) -> None:
-    mechanism = build_mechanism("window", num_heads=HEADS, head_dim=WIDTH, hidden_size=64, left=40, right=9, relative="transformer_xl")
+@pytest.mark.parametrize(("name", "options"), [("window", {"left": 40, "right": 9}), ("chunked", {"chunk_size": 30, "left_chunks": 1})])
+def test_a_mechanism_takes_it_and_compiles(name: str, options: dict[str, int], backend: str) -> None:
+    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, **options, relative="transformer_xl")
     for parameter in mechanism.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = [torch.randn(1, HEADS, 400, WIDTH) for _ in range(3)]

@@ -1,15 +1,16 @@
-"""A score term that depends on the query and on the distance of the key: relative positions by embeddings of distances.
+"""A score term that depends on the distance and on the query or the key: relative positions by embeddings of distances.
 
-    term(i, j) = p_i · r_{i-j} + c · k_j
+    term(i, j) = p_i · r_{b(i-j)} + e_j · s_{b(i-j)} + c · k_j
 
-with a vector p_i of each query, a row r_d of a table for each distance d, and a vector c of each head. Transformer-XL, Shaw, Conformer,
-DeBERTa's content-to-position term and WavLM's gated biases (p_i a gate, r_d a number) have this form.
+with a vector p_i of each query and e_j of each key, the rows r and s of two tables for the bucket b of a distance, and a vector c of each
+head. Transformer-XL, Shaw, Conformer, DeBERTa (the only one with e) and WavLM's gated biases (p_i a gate, r_d a number) have this form.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,19 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import roll_left
-from .call import BatchTerm, ScoreMod
+from .call import BatchTerm, DistanceBias, ScoreMod, TokenTerm
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistanceTerm(BatchTerm):
-    """A ``score_mod`` of the query and the distance. The CPU's band engine adds it to its blocks, in memory linear in the tokens; any
-    other calls :attr:`written_out`.
+    """A ``score_mod`` of the distance and the query or the key. The CPU's band engine adds it to its blocks, in memory linear in the
+    tokens; any other calls :attr:`written_out`.
 
-    queries: p, ``(B, H, Nq, F)``, times the factor on q·k.
+    queries: p, ``(B, H, Nq, F)``, times the factor on q·k; F is 0 without this part.
     table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; those beyond have the first or the last row.
     ahead: the largest distance of a key after its query that has a row.
     keys: k, ``(B, H_kv, Nk, D)``, of which the queries are the last Nq.
     content: c, ``(H, D)``, times the factor on q·k; ``None`` without this part.
+    of_keys: e, ``(B, H, Nk, G)``, times the factor on q·k; ``None`` without this part.
+    key_table: s, ``(H or 1, W, G)``, with the rows of the same distances.
+    buckets: b, ``(W,)`` int64: the row of both tables for each of these distances, where the tables have fewer rows than distances.
     """
 
     queries: Tensor
@@ -38,35 +42,56 @@ class DistanceTerm(BatchTerm):
     ahead: int
     keys: Tensor
     content: Tensor | None = None
+    of_keys: Tensor | None = None
+    key_table: Tensor | None = None
+    buckets: Tensor | None = None
+
+    @classmethod
+    def of_bias(cls, bias: DistanceBias, q: Tensor, k: Tensor) -> DistanceTerm:
+        """A bias by distance in this form, with the number 1 for each query ``q (B, H, Nq, D)`` of the keys ``k (B, H_kv, Nk, D)``."""
+        return cls(q.new_ones(1, dtype=bias.table.dtype).expand(*q.shape[:3], 1), bias.table[..., None], bias.ahead, k)
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.written_out(score, b, h, q_idx, kv_idx)
 
     def of_heads(self, heads: Sequence[int]) -> DistanceTerm:
         chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
-        table = self.table if len(self.table) == 1 else self.table[chosen]
-        keys = self.keys[:, [head // sharing for head in chosen]]  # one for each head
-        return DistanceTerm(self.queries[:, chosen], table, self.ahead, keys, None if self.content is None else self.content[chosen])
+        return dataclasses.replace(
+            self,
+            queries=self.queries[:, chosen],
+            table=_of_heads(self.table, chosen),
+            keys=self.keys[:, [head // sharing for head in chosen]],  # one for each head
+            content=None if self.content is None else self.content[chosen],
+            of_keys=None if self.of_keys is None else self.of_keys[:, chosen],
+            key_table=None if self.key_table is None else _of_heads(self.key_table, chosen),
+        )
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
         missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)
         queries = self.queries[at, :, max(0, start - missing) : max(0, stop - missing)]
-        return dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop])
+        of_keys = None if self.of_keys is None else self.of_keys[at, :, start:stop]
+        return dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop], of_keys=of_keys)
 
     def rolled(self, start: Tensor) -> DistanceTerm:
         missing = self.keys.shape[2] - self.queries.shape[2]
         queries = F.pad(self.queries, (0, 0, missing, 0)) if missing else self.queries
-        return dataclasses.replace(self, queries=roll_left(queries, start), keys=roll_left(self.keys, start))
+        of_keys = None if self.of_keys is None else roll_left(self.of_keys, start)
+        return dataclasses.replace(self, queries=roll_left(queries, start), keys=roll_left(self.keys, start), of_keys=of_keys)
 
     @functools.cached_property
     def written_out(self) -> ScoreMod:
-        """The term as a ``score_mod`` that looks up p_i · r_d, which takes ``(B, H, Nq, W)`` memory, and c · k_j."""
-        by_distance, by_key = self.queries @ self.table.transpose(-1, -2), self._by_key()
-        offset, ahead = self.keys.shape[2] - self.queries.shape[2], self.ahead
+        """The term as a ``score_mod`` that looks up p_i · r_d and e_j · s_d, which take ``(B, H, N, rows)`` memory each, and c · k_j."""
+        by_query, by_key = self.queries @ self.table.mT, self._by_key()
+        by_key_and_distance = None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
+        offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
+        distances = len(buckets) if buckets is not None else self.table.shape[1]
 
         def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-            row = (q_idx - offset).clamp(0, by_distance.shape[2] - 1)
-            score = score + by_distance[b, h, row, (q_idx - kv_idx + ahead).clamp(0, by_distance.shape[3] - 1)]
+            at = (q_idx - kv_idx + ahead).clamp(0, distances - 1)
+            at = at if buckets is None else buckets[at]
+            score = score + by_query[b, h, (q_idx - offset).clamp(0, by_query.shape[2] - 1), at]
+            if by_key_and_distance is not None:
+                score = score + by_key_and_distance[b, h, kv_idx.clamp(0, by_key_and_distance.shape[2] - 1), at]
             return score if by_key is None else score + by_key[b, h, kv_idx.clamp(0, by_key.shape[2] - 1)]
 
         return mod
@@ -77,3 +102,43 @@ class DistanceTerm(BatchTerm):
             return None
         grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
         return torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
+
+
+class TokenDistanceTerm(TokenTerm):
+    """A :class:`DistanceTerm` that can be rebuilt for the queries and keys of another part of the sequence."""
+
+    @property
+    @abstractmethod
+    def distance_term(self) -> DistanceTerm:
+        """The term of the tokens of which this was made, built once."""
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.distance_term(score, b, h, q_idx, kv_idx)
+
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> TokenDistanceTerm:
+        return _DistanceTermOfHeads(self, tuple(heads))
+
+
+class _DistanceTermOfHeads(TokenDistanceTerm):
+    """A term for some of its heads."""
+
+    def __init__(self, term: TokenDistanceTerm, heads: tuple[int, ...]) -> None:
+        self.term, self.heads = term, heads
+
+    @functools.cached_property
+    def distance_term(self) -> DistanceTerm:
+        return self.term.distance_term.of_heads(self.heads)
+
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
+        return self.term.of(q, k, [self.heads[head] for head in heads])
+
+
+def distance_term_of(score_mod: ScoreMod | None) -> DistanceTerm | None:
+    """The term of distances that a ``score_mod`` is, if it is one."""
+    if isinstance(score_mod, TokenDistanceTerm):
+        return score_mod.distance_term
+    return score_mod if isinstance(score_mod, DistanceTerm) else None
+
+
+def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
+    return table if len(table) == 1 else table[heads]

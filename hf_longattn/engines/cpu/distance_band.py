@@ -1,11 +1,15 @@
-"""The path ``cpu-distances``: a band and global tokens whose scores have a term of the query and the distance, by PyTorch's fused kernel
-for the CPU.
+"""The path ``cpu-distances``: a band and global tokens whose scores have a term of the distance and the query or the key, by PyTorch's
+fused kernel for the CPU.
 
 With w = left + right + 1 keys in the band of a query, a block of n queries has the products M = p·rᵀ ``(n, w)`` of its vectors p with the
 rows r of the distances. Row i of M holds the terms of the keys i, …, i + w - 1 of the block's slice. Stored in rows of w + n numbers, the
 last n of which hide pairs, and read in rows of w + n - 1, it is the block's additive mask ``(n, n + w - 1)``: each row begins one number
 later than the row before. So the mask is a view, and takes the memory of the products of one call's blocks. The backward pass writes the
 gradients of the scores in rows of w + n - 1, and reads those of M in rows of w + n.
+
+A term of the key and the distance has the products T = e·sᵀ ``(keys, w)`` of the vectors e of a call's keys with the rows s. What query i
+adds to its row of M is the diagonal of T that begins at row i, so T in rows of w, read in rows that begin w numbers apart with w + 1
+numbers between their elements, is added to M. Its gradients are written the other way.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from .flash import MASKED, MAX_PLAIN_KEYS, empty_results, few_keys, flash, merge
 
 QUERIES_PER_BLOCK, QUERIES_PER_CALL = 64, 512
 """Blocks of 64 queries are the fastest of 32 to 256 with windows of 256 keys; more queries in a call are no faster."""
+MAX_CHUNK_IN_A_BLOCK = 2 * QUERIES_PER_BLOCK
+"""The largest chunk that is one block."""
 PAIRS_PER_COLUMN_CALL = 4096
 """Pairs of a query and a global column at most in one call, each of which takes a row of the table."""
 
@@ -60,6 +66,36 @@ class _Terms(NamedTuple):
         """Fill the terms of stored rows by those of queries ``p (H, blocks * block, F)``."""
         torch.bmm(p, self.table(rows).mT, out=stored.flatten(1, 2)[..., : self.rows])
 
+    def new_by_key(self, like: Tensor) -> Tensor:
+        """Places ``(B, H, keys, rows)`` for the terms of the keys, ``like (B, H, …)``, that any query of the group meets at these rows,
+        also of keys outside the slices, which no pair reads."""
+        keys = self.group.blocks * self.group.block + self.rows - 1
+        return like.new_empty(like.shape[0], like.shape[1], keys, self.rows)
+
+    @property
+    def keys(self) -> slice:
+        """The keys of all slices."""
+        return slice(self.group.start, self.group.start + (self.group.blocks - 1) * self.group.step + self.group.width)
+
+    def inside(self, by_key: Tensor) -> Tensor:
+        """The places of :attr:`keys` in :meth:`new_by_key`."""
+        return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
+
+    def key_products(self, by_key: Tensor, e: Tensor, rows: Tensor) -> None:
+        """Fill :meth:`new_by_key` by the terms of the keys ``e (B, H, Nk, G)``."""
+        inside, of_slices = self.inside(by_key), e[:, :, self.keys]
+        if len(e) == 1:
+            torch.bmm(of_slices[0], self.table(rows).mT, out=inside[0])
+        else:
+            inside.copy_(of_slices @ self.table(rows).mT)
+
+    def diagonals(self, by_key: Tensor) -> Tensor:
+        """The terms of the keys by query and row, ``(H, blocks, block, rows)``, or those of B rows of the batch with one block each."""
+        batch, heads, _, _ = by_key.shape
+        of_item, of_head, key, _ = by_key.stride()
+        blocks, step = (self.group.blocks, self.group.block * key) if batch == 1 else (batch, of_item)
+        return by_key.as_strided((heads, blocks, self.group.block, self.rows), (of_head, step, key, key + 1))
+
     def pairs(self, stored: Tensor) -> Tensor:
         """The pairs ``(blocks, H, block, width)`` of stored rows, a view."""
         heads, blocks, block, _ = stored.shape
@@ -67,12 +103,43 @@ class _Terms(NamedTuple):
         return stored.as_strided((blocks, heads, block, self.group.width), (of_block, of_head, row - 1, 1), self.skipped)
 
 
-def _items(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None) -> Iterator[Item]:
-    return items(q, k, v, key_mask, global_mask, lambda item: item.q_len > QUERIES_PER_BLOCK)
+def _items(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, chunk: int) -> Iterator[Item]:
+    block = min(chunk or QUERIES_PER_BLOCK, QUERIES_PER_BLOCK)
+    return items(q, k, v, key_mask, global_mask, lambda item: item.q_len > block)
 
 
-def _groups(item: Item, left: int, right: int) -> Iterator[Group]:
+def _groups(item: Item, left: int, right: int, chunk: int) -> Iterator[Group]:
+    """The blocks of a band; with ``chunk``, those of chunks of so many tokens."""
+    if chunk:
+        return chunk_groups(item.q_len, item.kv_len, item.shift, chunk, left + 1 - chunk, causal=right == 0)
     return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
+
+
+def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *, causal: bool) -> Iterator[Group]:
+    """Cover all queries of chunks that see themselves and ``before`` tokens: small chunks with all their keys in one group; the others, and
+    those at the edges, in blocks of :data:`QUERIES_PER_BLOCK`.
+
+    Args:
+        shift: position of the first query within the keys, which are counted from the first chunk.
+        causal: whether a query sees no key after it, so that its block needs none.
+    """
+    first, last = -(-max(shift, before) // chunk), min(shift + q_len, kv_len) // chunk
+    inner = range(first, last) if chunk <= MAX_CHUNK_IN_A_BLOCK else range(0)
+    if inner:
+        yield Group(inner.start * chunk - shift, len(inner), chunk, inner.start * chunk - before, chunk, before + chunk)
+    for number in range(shift // chunk, -(-(shift + q_len) // chunk)):
+        if number in inner:
+            continue
+        begin, end = max(shift, number * chunk), min(shift + q_len, (number + 1) * chunk)
+        start, stop = max(0, number * chunk - before), min(kv_len, (number + 1) * chunk)
+        for row in range(begin, end, QUERIES_PER_BLOCK):
+            size = min(QUERIES_PER_BLOCK, end - row)
+            width = (row + size if causal else stop) - start
+            yield Group(row - shift, 1, size, start, width, width)
+
+
+def _parts(group: Group) -> Iterator[Group]:
+    return group.parts(max(1, QUERIES_PER_CALL // group.block))
 
 
 def _queries_by_head(group: Group, x: Tensor) -> Tensor:
@@ -81,25 +148,50 @@ def _queries_by_head(group: Group, x: Tensor) -> Tensor:
     return queries[0] if len(x) == 1 else queries.transpose(0, 1).flatten(1, 2)
 
 
-def _rows_in_band(table: Tensor, ahead: int, left: int, right: int) -> tuple[Tensor, Tensor]:
-    """The rows of ``table (H or 1, W, F)`` in the order of keys, for the distances ``left, …, -right``, and where they are in it."""
-    index = (torch.arange(left, -right - 1, -1) + ahead).clamp(0, table.shape[1] - 1)
-    return table[:, index], index
+class _Tables(NamedTuple):
+    """The rows of distances, one table for each head: of the terms of queries, ``(H, W, F)``, and of those of keys, ``(H, W, G)``."""
+
+    of_queries: Tensor
+    of_keys: Tensor | None
+    buckets: Tensor | None
+    ahead: int
+
+    @classmethod
+    def of(cls, heads: int, of_queries: Tensor, of_keys: Tensor | None, buckets: Tensor | None, ahead: int) -> _Tables:
+        by_head = None if of_keys is None else of_keys.expand(heads, -1, -1)
+        return cls(of_queries.expand(heads, -1, -1), by_head, buckets, ahead)
+
+    def rows(self, distance: Tensor) -> Tensor:
+        """The row of each distance."""
+        if self.buckets is not None:
+            return self.buckets[(distance + self.ahead).clamp(0, len(self.buckets) - 1)]
+        return (distance + self.ahead).clamp(0, self.of_queries.shape[1] - 1)
+
+    def in_band(self, left: int, right: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The rows of both tables in the order of keys, for the distances ``left, …, -right``, and which they are."""
+        index = self.rows(torch.arange(left, -right - 1, -1))
+        return self.of_queries[:, index], None if self.of_keys is None else self.of_keys[:, index], index
 
 
 def distances_forward(
-    q: Tensor, k: Tensor, v: Tensor, p: Tensor, table: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
-    ahead: int, left: int, right: int, causal: bool, global_rows: bool, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, p: Tensor, table: Tensor, e: Tensor | None, key_table: Tensor | None, buckets: Tensor | None,
+    key_mask: Tensor | None, global_mask: Tensor | None,
+    ahead: int, left: int, right: int, causal: bool, global_rows: bool, chunk: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention over ``i - left … i + right`` and global tokens with a term p_i · r_{i-j} added to the scaled scores.
+    """Attention over ``i - left … i + right`` and global tokens with the terms p_i · r_{b(i-j)} + e_j · s_{b(i-j)} added to the scaled
+    scores.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
         p: ``(B, H, Nq, F)``, in fp32 (in float64 with q).
         table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``, in p's dtype; those beyond have the first or the last.
+        e: ``(B, H, Nk, G)``, and key_table: s, ``(H or 1, W, G)``, in p's dtype; both None without terms of keys.
+        buckets: b, ``(W,)`` int64, the rows of the tables for these distances; None where each has its own.
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
         global_mask: ``(B, Nk)`` bool, or None: the keys that every query sees.
         global_rows: whether the global tokens also see every key.
+        chunk: tokens of a chunk, counted from the first key, whose queries all see what its first one sees on its left and its last one on
+            its right; 0 for a band.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
@@ -108,17 +200,23 @@ def distances_forward(
     if key_mask is not None:
         out.zero_()
         lse.zero_()
-    table = table.expand(p.shape[1], -1, -1)
-    rows, _ = _rows_in_band(table, ahead, left, right)
-    for item in _items(q, k, v, key_mask, global_mask):
+    tables = _Tables.of(p.shape[1], table, key_table, buckets, ahead)
+    rows, key_rows, _ = tables.in_band(left, right)
+    for item in _items(q, k, v, key_mask, global_mask, chunk):
         of_item, of_p = (out[item.by_query], lse[item.by_query]), p[item.by_query]
-        for whole_group in _groups(item, left, right):
+        of_e = None if e is None else e[item.by_key]
+        for blocks_of_a_kind in _groups(item, left, right, chunk):
             stored: Tensor | None = None
-            for group in whole_group.parts(QUERIES_PER_CALL // QUERIES_PER_BLOCK):
+            by_key: Tensor | None = None
+            for group in _parts(blocks_of_a_kind):
                 terms, blocks = _Terms.of(group, item.shift, left, right), max(group.blocks, len(of_p))
                 if stored is None or stored.shape[1] != blocks:
                     stored = terms.new(of_p[0], blocks, MASKED)
+                    by_key = None if of_e is None else terms.new_by_key(of_e)
                 terms.add_products(stored, _queries_by_head(group, of_p), rows)
+                if of_e is not None and key_rows is not None and by_key is not None:
+                    terms.key_products(by_key, of_e, key_rows)
+                    stored[..., : terms.rows] += terms.diagonals(by_key)
                 mask = terms.pairs(stored)
                 mask = mask if item.hole is None else mask + group.keys(item.hole)[:, :, None]
                 parts = flash(group.queries(item.q), group.keys(item.k), group.keys(item.v), attn_mask=mask, scale=scale)
@@ -127,7 +225,7 @@ def distances_forward(
         if item.globals is not None:
             for far in _far_calls(item, item.globals, band):
                 queries, keys, values = far.queries(item.q), far.keys(item.k), far.keys(item.v)
-                mask = far.mask(far.terms(far.queries(of_p), table, ahead))
+                mask = far.mask(far.terms(far.queries(of_p), None if of_e is None else far.keys(of_e), tables))
                 if not far.alone and keys.shape[2] <= MAX_PLAIN_KEYS:
                     parts = few_keys(queries, keys, values, mask, scale)
                 else:
@@ -184,25 +282,66 @@ class _FarCall(NamedTuple):
         """The additive mask of pairs with these terms."""
         return terms if self.visible is None else terms + self.visible
 
-    def _index(self, table: Tensor, ahead: int) -> Tensor:
-        return (self.distance + ahead).clamp(0, table.shape[1] - 1)
+    def terms(self, p: Tensor, e: Tensor | None, tables: _Tables) -> Tensor:
+        """The terms ``(b, H, queries, keys)`` of ``p (b, H, queries, F)`` and ``e (b, H, keys, G)``.
 
-    def terms(self, p: Tensor, table: Tensor, ahead: int) -> Tensor:
-        """p_i · r_{i-j}, ``(b, H, queries, keys)``, of ``p (b, H, queries, F)`` with ``table (H, W, F)``."""
-        index = self._index(table, ahead)
-        if self.columns is None:  # few queries, whose products with the whole table are fewer numbers than the rows of all keys
-            return (p @ table.mT).gather(-1, index.expand(*p.shape[:2], -1, -1))
-        return (table[:, index] @ p[..., None])[..., 0]
+        Few tokens are multiplied with all rows of a table, many with the row of each pair.
+        """
+        index = tables.rows(self.distance)
+        if self.alone:
+            terms = _few_terms(p, tables.of_queries, index)
+            if e is not None and tables.of_keys is not None:
+                for keys in self._stretches():
+                    terms[..., keys] += _many_terms(e[:, :, keys], tables.of_keys, index[:, keys].T).mT
+            return terms
+        terms = _many_terms(p, tables.of_queries, index)
+        return terms if e is None or tables.of_keys is None else terms + _few_terms(e, tables.of_keys, index.T).mT
 
-    def terms_backward(self, of_scores: Tensor, p: Tensor, table: Tensor, ahead: int, dtable: Tensor) -> Tensor:
-        """The gradient of p for that of the scores ``(b, H, queries, keys)``; that of the table is added to ``dtable``."""
-        index = self._index(table, ahead)
-        if self.columns is None:
-            of_products = of_scores.new_zeros(*p.shape[:3], table.shape[1]).scatter_add_(-1, index.expand_as(of_scores), of_scores)
-            dtable.add_((of_products.mT @ p).sum(0))
-            return of_products @ table
-        dtable.index_add_(1, index.flatten(), (of_scores[..., None] * p[..., None, :]).sum(0).flatten(1, 2))
-        return (of_scores[..., None, :] @ table[:, index])[..., 0, :]
+    def terms_backward(
+        self, of_scores: Tensor, p: Tensor, e: Tensor | None, tables: _Tables, totals: _Tables
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of p and e for those of the scores ``(b, H, queries, keys)``; those of the tables are added to ``totals``."""
+        index = tables.rows(self.distance)
+        if e is None or tables.of_keys is None or totals.of_keys is None:
+            backward = _few_backward if self.alone else _many_backward
+            return backward(of_scores, p, tables.of_queries, index, totals.of_queries), None
+        if not self.alone:
+            de = _few_backward(of_scores.mT, e, tables.of_keys, index.T, totals.of_keys)
+            return _many_backward(of_scores, p, tables.of_queries, index, totals.of_queries), de
+        stretches = (
+            _many_backward(of_scores[..., keys].mT, e[:, :, keys], tables.of_keys, index[:, keys].T, totals.of_keys)
+            for keys in self._stretches()
+        )
+        return _few_backward(of_scores, p, tables.of_queries, index, totals.of_queries), torch.cat(list(stretches), 2)
+
+    def _stretches(self) -> Iterator[slice]:
+        """All keys, so many at a time that each pair may take a row of a table."""
+        queries, keys = self.distance.shape
+        step = max(1, PAIRS_PER_COLUMN_CALL // queries)
+        return (slice(start, min(start + step, keys)) for start in range(0, keys, step))
+
+
+def _few_terms(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """The products ``(b, H, n, m)`` of ``x (b, H, n, F)`` with the rows ``index (n, m)`` of ``table (H, W, F)``, by those with all rows."""
+    return (x @ table.mT).gather(-1, index.expand(*x.shape[:2], -1, -1))
+
+
+def _few_backward(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable: Tensor) -> Tensor:
+    """The gradient of x in :func:`_few_terms`; that of the table is added to ``dtable``."""
+    of_products = of_terms.new_zeros(*x.shape[:3], table.shape[1]).scatter_add_(-1, index.expand_as(of_terms), of_terms)
+    dtable.add_((of_products.mT @ x).sum(0))
+    return of_products @ table
+
+
+def _many_terms(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """:func:`_few_terms` by a row of the table for each pair."""
+    return (table[:, index] @ x[..., None])[..., 0]
+
+
+def _many_backward(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable: Tensor) -> Tensor:
+    """The gradient of x in :func:`_many_terms`; that of the table is added to ``dtable``."""
+    dtable.index_add_(1, index.flatten(), (of_terms[..., None] * x[..., None, :]).sum(0).flatten(1, 2))
+    return (of_terms[..., None, :] @ table[:, index])[..., 0, :]
 
 
 def _far_calls(item: Item, columns: Tensor, band: BandSettings) -> Iterator[_FarCall]:
@@ -244,17 +383,20 @@ class _BackwardState(NamedTuple):
     dk: Tensor
     dv: Tensor
 
-    def add_block(self, terms: _Terms, scale: float, scores: Tensor, of_scores: Tensor) -> None:
+    def add_block(self, terms: _Terms, scale: float, scores: Tensor, of_scores: Tensor, of_keys: tuple[Tensor, Tensor] | None) -> None:
         """The gradients of one block. Products write where they are read: scores to the terms, their gradients to those of the terms.
 
         Args:
             scores, of_scores: stored rows ``(H, 1, block, …)``; those of gradients are zeros wherever no pair is.
+            of_keys: the block's terms of keys ``(H, block, rows)``, and where their gradients are added.
         """
         group = terms.group
         queries, keys = slice(group.first, group.first + group.block), slice(group.start, group.start + group.width)
         grad, q, p, lse, sums = (x[:, queries] for x in (self.grad, self.q, self.p, self.lse, self.sums))
         k, v, rows = self.k[:, keys], self.v[:, keys], terms.table(self.rows)
         terms.add_products(scores, p, self.rows)
+        if of_keys is not None:
+            scores[:, 0, :, : terms.rows] += of_keys[0]
         of_pairs = terms.pairs(scores)[0].baddbmm_(q, k.mT, alpha=scale)
         if self.hole is not None:
             of_pairs = of_pairs + self.hole[..., keys]
@@ -266,30 +408,63 @@ class _BackwardState(NamedTuple):
         self.dq[:, queries].baddbmm_(gradient, k, alpha=scale)
         self.dp[:, queries].baddbmm_(of_terms, rows)
         terms.table(self.drows).baddbmm_(of_terms.mT, p)
+        if of_keys is not None:
+            of_keys[1].add_(of_terms)
+
+
+class _KeyTerms(NamedTuple):
+    """What the backward pass of one sequence reads of the terms of its keys, ``e (1, H, Nk, G)`` and the rows of distances ``(H, w, G)``,
+    and where it adds gradients up."""
+
+    e: Tensor
+    rows: Tensor
+    de: Tensor
+    drows: Tensor
+
+    def of_group(self, terms: _Terms) -> tuple[Tensor, Tensor]:
+        """The terms of a group, and zeros for their gradients, as :meth:`_Terms.new_by_key`."""
+        by_key = terms.new_by_key(self.e)
+        of_terms = torch.zeros_like(by_key)
+        terms.key_products(by_key, self.e, self.rows)
+        return by_key, of_terms
+
+    def add_gradients(self, terms: _Terms, of_terms: Tensor) -> None:
+        """Add the gradients that those of a group's terms cause."""
+        inside, of_slices = terms.inside(of_terms)[0], self.e[0, :, terms.keys]
+        self.de[0, :, terms.keys].baddbmm_(inside, terms.table(self.rows))
+        terms.table(self.drows).baddbmm_(inside.mT, of_slices)
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_distances_backward", mutates_args=(), device_types="cpu")
 def cpu_distances_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, table: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None,
-    global_mask: Tensor | None, ahead: int, left: int, right: int, causal: bool, global_rows: bool, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_distances` with respect to q, k, v, p and the table, in time and memory linear in the number of tokens."""
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, table: Tensor, e: Tensor | None, key_table: Tensor | None,
+    buckets: Tensor | None, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
+    ahead: int, left: int, right: int, causal: bool, global_rows: bool, chunk: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of :func:`cpu_distances` with respect to q, k, v, p, the table, e and its table (empty without terms of keys), in time and
+    memory linear in the number of tokens."""
     dtype = lse.dtype
     band = BandSettings.of(dtype, None, 0, left, right, causal, global_rows, scale)
     dq, dk, dv, dp = (x.zero_() for x in (*token_major(dtype, q, k, v), *token_major(p.dtype, p)))
-    by_head = table.expand(p.shape[1], -1, -1)
-    rows, index = _rows_in_band(by_head, ahead, left, right)
-    dtable, drows = table.new_zeros(by_head.shape), table.new_zeros(rows.shape)
-    for item in _items(q, k, v, key_mask, global_mask):
+    de = p.new_empty(0) if e is None else token_major(p.dtype, e)[0].zero_()
+    tables = _Tables.of(p.shape[1], table, key_table, buckets, ahead)
+    rows, key_rows, index = tables.in_band(left, right)
+    totals = tables._replace(
+        of_queries=tables.of_queries.new_zeros(tables.of_queries.shape),
+        of_keys=None if tables.of_keys is None else tables.of_keys.new_zeros(tables.of_keys.shape),
+    )
+    drows, dkey_rows = torch.zeros_like(rows), None if key_rows is None else torch.zeros_like(key_rows)
+    for item in _items(q, k, v, key_mask, global_mask, chunk):
         queries, keys = item.by_query, item.by_key
         of_out = grad[queries].to(dtype)
         of_out = of_out if item.hole is None else of_out.masked_fill(item.padding_rows(item.hole), 0)
         by_query = item.q.to(dtype), p[queries]
         by_key = item.k.to(dtype), item.v.to(dtype)
+        of_e, into_e = (None, None) if e is None else (e[keys], de[keys])
         gradients = dq[queries], dp[queries], dk[keys], dv[keys]
         results = out[queries], lse[queries]
         for far in [] if item.globals is None else list(_far_calls(item, item.globals, band))[::-1]:  # the global rows first
-            _far_backward(far, by_head, ahead, scale, (of_out, *results, *by_query), by_key, gradients, dtable)
+            _far_backward(far, scale, (of_out, *results, *by_query), (*by_key, of_e), (*gradients, into_e), tables, totals)
             if far.alone:  # no other call computed their outputs
                 of_out = of_out.clone()
                 far.write(of_out, of_out.new_zeros(()))
@@ -298,32 +473,62 @@ def cpu_distances_backward(
         hole = None if item.hole is None else item.hole[0]
         for row in range(len(item.q)):
             state = _BackwardState(rows, drows, hole, *(x[row] for x in (*tensors, *gradients)))
-            for group in _groups(item, left, right):
-                terms = _Terms.of(group, item.shift, left, right)
-                scores, of_scores = terms.new(state.p, 1, MASKED), terms.new(state.p, 1, 0.0).zero_()
-                for block in group.parts(1):
-                    state.add_block(terms._replace(group=block), scale, scores, of_scores)
-    dtable.index_add_(1, index, drows)
-    dtable = dtable if len(table) == len(dtable) else dtable.sum(0, keepdim=True)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dp, dtable
+            key_terms = None
+            if of_e is not None and into_e is not None and key_rows is not None and dkey_rows is not None:
+                key_terms = _KeyTerms(of_e[row : row + 1], key_rows, into_e[row : row + 1], dkey_rows)
+            for group in _groups(item, left, right, chunk):
+                _add_group(group, item.shift, left, right, scale, state, key_terms)
+    totals.of_queries.index_add_(1, index, drows)
+    if totals.of_keys is not None and dkey_rows is not None:
+        totals.of_keys.index_add_(1, index, dkey_rows)
+    dtable = _summed_over(totals.of_queries, table)
+    dkey_table = p.new_empty(0) if totals.of_keys is None or key_table is None else _summed_over(totals.of_keys, key_table)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dp, dtable, de, dkey_table
+
+
+def _add_group(group: Group, shift: int, left: int, right: int, scale: float, state: _BackwardState, key_terms: _KeyTerms | None) -> None:
+    """Add the gradients of the blocks of a group of one sequence."""
+    terms = _Terms.of(group, shift, left, right)
+    scores, of_scores = terms.new(state.p, 1, MASKED), terms.new(state.p, 1, 0.0).zero_()
+    for part in _parts(group):
+        blocks, of_part = part.parts(1), terms._replace(group=part)
+        if key_terms is None:
+            for block in blocks:
+                state.add_block(terms._replace(group=block), scale, scores, of_scores, None)
+            continue
+        by_key = key_terms.of_group(of_part)
+        diagonals = zip(*(of_part.diagonals(x).unbind(1) for x in by_key), strict=True)
+        for block, of_block in zip(blocks, diagonals, strict=True):
+            state.add_block(terms._replace(group=block), scale, scores, of_scores, of_block)
+        key_terms.add_gradients(of_part, by_key[1])
+
+
+def _summed_over(gradients: Tensor, table: Tensor) -> Tensor:
+    """The gradient of a table ``(H or 1, W, F)`` from those of every head."""
+    return gradients if len(table) == len(gradients) else gradients.sum(0, keepdim=True)
 
 
 def _far_backward(
-    far: _FarCall, table: Tensor, ahead: int, scale: float, by_query: tuple[Tensor, ...], by_key: tuple[Tensor, Tensor],
-    gradients: tuple[Tensor, ...], dtable: Tensor,
+    far: _FarCall, scale: float, by_query: tuple[Tensor, ...], by_key: tuple[Tensor, Tensor, Tensor | None],
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None], tables: _Tables, totals: _Tables,
 ) -> None:  # fmt: skip
     """Add the gradients of a call for global tokens.
 
     Args:
         by_query: the gradients of the outputs, the outputs, their log-sum-exps, q and p.
-        by_key: k and v.
-        gradients: where those of q, p, k and v are added up.
+        by_key: k, v and e.
+        gradients: where those of q, p, k, v and e are added up.
+        totals: where those of the tables are.
     """
     grad, out, lse, q, p = (far.queries(x) for x in by_query)
-    k, v = (far.keys(x) for x in by_key)
-    dq, dp, dk, dv = gradients
-    of_scores, weights = score_gradient(far.mask(far.terms(p, table, ahead)), scale, grad, q, k, v, out, lse)
-    far.add_to_queries(dp, far.terms_backward(of_scores, p, table, ahead, dtable))
+    k, v = (far.keys(x) for x in by_key[:2])
+    e = None if by_key[2] is None else far.keys(by_key[2])
+    dq, dp, dk, dv, de = gradients
+    of_scores, weights = score_gradient(far.mask(far.terms(p, e, tables)), scale, grad, q, k, v, out, lse)
+    of_p, of_e = far.terms_backward(of_scores, p, e, tables, totals)
+    far.add_to_queries(dp, of_p)
+    if de is not None and of_e is not None:
+        far.add_to_keys(de, of_e)
     far.add_to_keys(dv, weights.mT @ grad)
     of_scores = of_scores.mul_(scale)
     far.add_to_queries(dq, of_scores @ k)
@@ -331,19 +536,28 @@ def _far_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, p, table, key_mask, global_mask, *ctx.settings = inputs
+    q, k, v, p, table, e, key_table, buckets, key_mask, global_mask, *ctx.settings = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, p, table, *output, key_mask, global_mask)
+    ctx.save_for_backward(q, k, v, p, table, e, key_table, buckets, *output, key_mask, global_mask)
 
 
 @one_gradient_at_a_time()
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = cpu_distances_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return first_derivatives_only((*gradients, None, None, *[None] * len(ctx.settings)))
+    tensors = ctx.saved_tensors
+    dq, dk, dv, dp, dtable, *of_keys = cpu_distances_backward(grad, *tensors, *ctx.settings)
+    without_keys = tensors[5] is None
+    return first_derivatives_only(
+        (dq, dk, dv, dp, dtable, *([None, None] if without_keys else of_keys), None, None, None, *[None] * len(ctx.settings))
+    )
+
+
+def _empty_gradients(_: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, table: Tensor, *of_keys: Any) -> tuple[Tensor, ...]:
+    e, key_table = of_keys[:2]
+    empty = p.new_empty(0), p.new_empty(0)
+    by_key = empty if e is None else (*token_major(p.dtype, e), key_table.new_empty(key_table.shape))
+    return (*token_major(q.dtype, q, k, v), *token_major(p.dtype, p), table.new_empty(table.shape), *by_key)
 
 
 cpu_distances.register_fake(lambda q, *_, **__: empty_results(q))
-cpu_distances_backward.register_fake(
-    lambda _grad, q, k, v, p, table, *_: (*token_major(q.dtype, q, k, v), *token_major(p.dtype, p), table.new_empty(table.shape))
-)
+cpu_distances_backward.register_fake(_empty_gradients)
 cpu_distances.register_autograd(_backward, setup_context=_setup_context)

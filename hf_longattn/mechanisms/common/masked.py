@@ -16,6 +16,7 @@ from ...engines.common.dense import dense_attention, fused_attention, index_grid
 from ...engines.common.derivatives import no_fused_kernels
 from ...engines.common.shards import Locality
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...positions.relative import QueryDependent, Span
 from ...private_apis import has_hooks
@@ -52,6 +53,17 @@ class MaskedMechanism(Mechanism):
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
         return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
+
+    def takes_distance_terms(self) -> bool:
+        """Whether ``forward`` hands score terms of distances to a kernel that adds them in linear memory."""
+        return False
+
+    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
+        relative = self.relative
+        if not isinstance(relative, QueryDependent) or not self.takes_distance_terms() or call.score_mod is not None:
+            return super().with_relative(q, k, v, call)
+        span = self.span(q.shape[2], k.shape[2], call.causal)
+        return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q, k, call)
@@ -114,12 +126,8 @@ class SparseMechanism(MaskedMechanism):
     def pattern(self, causal: bool) -> Pattern:
         """The band and the global rows and columns that the engine visits."""
 
-    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        relative = self.relative
-        if not isinstance(relative, QueryDependent) or not self.only_pattern() or call.score_mod is not None:
-            return super().with_relative(q, k, v, call)
-        span = self.span(q.shape[2], k.shape[2], call.causal)
-        return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
+    def takes_distance_terms(self) -> bool:
+        return self.only_pattern()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = self.resolve_globals(k, call)
@@ -187,6 +195,13 @@ class GatheredMechanism(MaskedMechanism):
     exports_definition = True
     listed = True
 
+    def chunks(self) -> tuple[int, int] | None:
+        """The tokens of a chunk and those before it that all its queries see, counted from the first token, where that is the mask."""
+        return None
+
+    def takes_distance_terms(self) -> bool:
+        return self.chunks() is not None
+
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The tiles that the engine visits of a sequence of ``length`` tokens.
@@ -201,7 +216,9 @@ class GatheredMechanism(MaskedMechanism):
         return BYTE_CACHE.get(key, lambda: self.parts(length, causal, device))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        q_len, kv_len = q.shape[2], k.shape[2]
+        q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks()
+        if chunks is not None and call.score_mod is not None and (out := chunked_distances(q, k, v, *chunks, call)) is not None:
+            return out
         tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
         tokens_of_call = tokens is not None and call.global_mask is not None
         path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal), tokens=tokens_of_call)

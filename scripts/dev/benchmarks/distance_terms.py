@@ -1,31 +1,45 @@
-"""Score terms of the query and the distance on a band: the fused path against plain operations, equal first, then times of one run.
+"""Score terms of the distance and the query or the key on a band: the fused path against plain operations, equal first, then times of
+one run and the memory of a pass in a process of its own.
 
 The terms are those of speech models: Transformer-XL's (Parakeet, Wav2Vec2-Conformer), a row for each head and distance; Shaw's clipped
-distances (Wav2Vec2-BERT), one table for all heads; and WavLM's, a gate of each query and head times a number for each distance.
+distances (Wav2Vec2-BERT), one table for all heads; and WavLM's, a gate of each query and head times a number for each distance. And
+DeBERTa-v3's: a term of the query and one of the key, each with a row for each head and one of 512 logarithmic buckets of distances.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.families.deberta_v2 import Disentangled
+from scripts.dev import ROOT
 
 from .case import Case
 from .implementations import Implementation
+from .memory import growth
 from .report import machine, markdown_table
 from .timing import time_in_turn, times_faster
 
-TERMS = {"Transformer-XL": (True, True), "Shaw": (False, True), "WavLM": (True, False)}
+OF_QUERIES = {"Transformer-XL": (True, True), "Shaw": (False, True), "WavLM": (True, False)}
 """Name -> whether each head has its own table, and whether rows are as wide as a head, or one number."""
+DEBERTA, BUCKETS, FURTHEST = "DeBERTa-v3", 256, 512
+"""The term of keys as well, its buckets on each side, and the distance from which all have the last one."""
+TERMS = (*OF_QUERIES, DEBERTA)
 CHECKED, TOLERANCE = 1024, 2e-6
 """Tokens of the input on which the paths are compared, and their largest difference, of the largest number."""
 
@@ -40,13 +54,30 @@ class TermCase:
     case: Case
 
     def leaves(self) -> tuple[Tensor, ...]:
-        """q, k, v, the term's queries and its table."""
-        of_heads, wide = TERMS[self.term]
+        """q, k and v, then the term's queries and its table; DeBERTa's tables, since its queries and keys are q and k."""
         heads, width = self.case.heads, self.case.head_dim
         generator = torch.Generator().manual_seed(self.case.seed)
-        tokens = [torch.randn(1, self.length, heads, features, generator=generator) for features in [width] * 3 + [width if wide else 1]]
-        table = torch.randn(heads if of_heads else 1, 2 * self.side + 1, width if wide else 1, generator=generator)
-        return tuple(x.requires_grad_() for x in (*(x.transpose(1, 2) for x in tokens), table))
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        q, k, v = (drawn(1, self.length, heads, width).transpose(1, 2) for _ in range(3))
+        if self.term == DEBERTA:
+            of_term = drawn(heads, 2 * BUCKETS, width), drawn(heads, 2 * BUCKETS, width)
+        else:
+            of_heads, wide = OF_QUERIES[self.term]
+            features = width if wide else 1
+            p, table = drawn(1, self.length, heads, features).transpose(1, 2), drawn(heads if of_heads else 1, 2 * self.side + 1, features)
+            of_term = p, table
+        return tuple(x.requires_grad_() for x in (q, k, v, *of_term))
+
+    def score_term(self, q: Tensor, k: Tensor, first: Tensor, second: Tensor) -> DistanceTerm:
+        """The term for q, k and the leaves after v."""
+        scale = self.case.head_dim**-0.5
+        if self.term != DEBERTA:
+            return DistanceTerm(first * scale, second, self.side, k)
+        distances = make_log_bucket_position(torch.arange(-FURTHEST, FURTHEST + 1), BUCKETS, FURTHEST).long()
+        return Disentangled(q, k, first, second, scale, (distances + BUCKETS).clamp(0, 2 * BUCKETS - 1)).distance_term
 
 
 class _Path(Implementation):
@@ -56,8 +87,8 @@ class _Path(Implementation):
         self.case, self.leaves, self.upstream, self.fused = case, leaves, upstream, fused
 
     def forward(self) -> Tensor:
-        q, k, v, p, table = self.leaves
-        term = DistanceTerm(p * q.shape[-1] ** -0.5, table, self.case.side, k)
+        q, k, v, first, second = self.leaves
+        term = self.case.score_term(q, k, first, second)
         pattern = Pattern(self.case.side, self.case.side, False)
         return block_sparse_attention(q, k, v, pattern, AttentionCall(score_mod=term if self.fused else term.written_out))
 
@@ -82,7 +113,7 @@ def run_distance_terms(
         repeats: timed rounds; the median over them is stored.
     Returns:
         The record that is stored: for each term, length and side milliseconds of the processor of both paths, forward and with the backward
-        pass, and how many times as fast the fused one is.
+        pass, how many times as fast the fused one is, and the MiB that each takes on top of its inputs.
     Raises:
         LongAttentionError: their results differ.
     """
@@ -91,7 +122,8 @@ def run_distance_terms(
         for side in sides:
             log(f"{term:<16} {side:>4} differ by {_check(TermCase(term, CHECKED, side, case)):.1e}")
             for length in lengths:
-                results.append({"term": term, "side": side, "length": length, **_timed(TermCase(term, length, side, case), repeats)})
+                term_case = TermCase(term, length, side, case)
+                results.append({"term": term, "side": side, "length": length, **_timed(term_case, repeats), **_memory(term_case)})
                 log(str(results[-1]))
     about = {key: value for key, value in dataclasses.asdict(case).items() if key in ("heads", "head_dim", "seed")}
     return {"machine": machine(), "kind": "distance terms", "clock": "processor", "case": about, "results": results}
@@ -128,14 +160,48 @@ def _timed(case: TermCase, repeats: int) -> dict[str, Any]:
     return numbers
 
 
+def _memory(case: TermCase) -> dict[str, Any]:
+    """MiB of a forward and backward pass of both paths, each in a process of its own."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # freed tensors go back to the system at once
+    mebibytes: dict[str, int] = {}
+    for path in (Fused, Plain):
+        request = [sys.executable, "-m", __name__, path.name, str(torch.get_num_threads()), json.dumps(dataclasses.asdict(case))]
+        done = subprocess.run(request, capture_output=True, text=True, env=environment, cwd=ROOT)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise LongAttentionError(f"Measuring the memory of {path.name} at {case.length} tokens failed: {last}")
+        mebibytes[path.name] = int(done.stdout.splitlines()[-1])
+    return {"mebibytes": mebibytes}
+
+
+def _child(name: str, threads: int, request: str) -> int:
+    """MiB by which this process grows in a forward and backward pass of one path."""
+    torch.set_num_threads(threads)
+    fields = json.loads(request)
+    case = TermCase(**{**fields, "case": Case(**fields["case"])})
+    short = dataclasses.replace(case, length=CHECKED)
+    _paths(short)[name == Plain.name].run(True)  # lazy imports and thread pools are not what is measured
+    path = _paths(case)[name == Plain.name]
+    return round(growth(lambda: path.run(True)))
+
+
 def distance_table(record: dict[str, Any]) -> str:
-    """Terms × bands and lengths: milliseconds of both paths, and how many times as fast the fused one is."""
-    header = ["term", "keys on each side", "tokens", "forward, ms", "plain", "times as fast", "with backward, ms", "plain", "times as fast"]
+    """Terms × bands and lengths: milliseconds of both paths, how many times as fast the fused one is, and their memory."""
+    times = ["forward, ms", "plain", "times as fast", "with backward, ms", "plain", "times as fast"]
+    header = ["term", "keys on each side", "tokens", *times, "with backward, MiB", "plain"]
     rows = []
     for result in record["results"]:
         row = [result["term"], str(result["side"]), f"{result['length']:,}"]
         for name in ("forward", "with_backward"):
             numbers = result[name]
             row += [f"{numbers['cpu-distances']:,.0f}", f"{numbers['blockwise']:,.0f}", f"{numbers['times_faster']:.1f}×"]
-        rows.append(row)
+        rows.append([*row, *(f"{result['mebibytes'][path.name]:,}" for path in (Fused, Plain))])
     return markdown_table(header, rows) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure the memory of one path in a process of its own.")
+    parser.add_argument("name", help="cpu-distances or blockwise")
+    parser.add_argument("threads", type=int)
+    parser.add_argument("request", help="the case, as JSON")
+    print(_child(**vars(parser.parse_args())))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from hf_longattn.errors import LongAttentionError
@@ -14,7 +16,8 @@ from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.case import Case
 
 
-def test_the_command_stores_times_of_both_paths(tmp_path: Path) -> None:
+def test_the_command_stores_times_of_both_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distance_terms, "_memory", lambda case: {"mebibytes": {"cpu-distances": 1, "blockwise": 2}})
     shape = ["--lengths", "600", "--sides", "20", "--heads", "2", "--head-dim", "16", "--repeats", "1", "--output-dir", str(tmp_path)]
     done = CliRunner().invoke(app, ["distances", *shape])
     assert done.exit_code == 0, done.output
@@ -23,6 +26,13 @@ def test_the_command_stores_times_of_both_paths(tmp_path: Path) -> None:
         (term, 20, 600) for term in distance_terms.TERMS
     ]
     assert (tmp_path / "distances.md").read_text() == distance_terms.distance_table(record)
+
+
+@pytest.mark.parametrize("path", ["cpu-distances", "blockwise"])
+def test_the_memory_of_a_path_is_that_of_a_pass(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distance_terms, "CHECKED", 300)
+    case = distance_terms.TermCase(distance_terms.DEBERTA, 600, 20, Case(heads=2, head_dim=16))
+    assert distance_terms._child(path, torch.get_num_threads(), json.dumps(dataclasses.asdict(case))) >= 0
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,58 @@
+"""The engine of score terms of distances: a band, or chunks, whose terms the CPU's fused kernel adds in linear memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .common.call import AttentionCall, DistanceBias, Pattern
+from .common.dense import repeat_heads, same_dtype
+from .common.distance_term import DistanceTerm, distance_term_of
+from .cpu.distance_band import cpu_distances, distances_forward
+from .cpu.flash import mask_dtype
+from .dispatch import DispatchContext, choose_chunks
+
+
+def distance_attention(
+    q: Tensor, k: Tensor, v: Tensor, term: DistanceTerm, pattern: Pattern, call: AttentionCall, chunk: int = 0
+) -> Tensor:
+    """Softmax attention over a band, or chunks, with a term of distances, by the CPU's fused kernel.
+
+    Args:
+        q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
+        pattern: how far the band, or the first and the last query of a chunk, see; and whether global tokens see every key.
+        chunk: tokens of a chunk, whose queries all see the same keys (but those after them, where that is causal); 0 for a band.
+    """
+    scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    p, table = term.queries.to(dtype), term.table.to(dtype)
+    e, key_table = (None if x is None else x.to(dtype) for x in (term.of_keys, term.key_table))
+    q = q if term.content is None else q + (term.content[:, None] / scale).to(q.dtype)
+    left, right = (pattern.left, pattern.right) if chunk else (min(pattern.left, kv_len), min(pattern.right, kv_len))
+    distances = cpu_distances if in_operator(q, k, v, p, table, e, key_table) else distances_forward
+    tensors = q, k, v, p, table, e, key_table, term.buckets, call.key_mask, call.global_mask if pattern.has_globals else None
+    return distances(*tensors, term.ahead, left, right, pattern.causal, pattern.global_rows, chunk, scale)[0]
+
+
+def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, call: AttentionCall) -> Tensor | None:
+    """Attention of a token to its chunk and the ``before`` tokens before that, counted from the first token, with a score term of
+    distances; ``None`` where that is not the term, or the kernel does not run.
+
+    Args:
+        q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
+    """
+    term, heads = distance_term_of(call.score_mod), q.shape[1]
+    if term is None and isinstance(call.score_mod, DistanceBias):
+        term = DistanceTerm.of_bias(call.score_mod, q, k)
+    if term is None or not choose_chunks(DispatchContext(q.device.type, q.shape[2], k.shape[2], call.replace(score_mod=term))):
+        return None
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = same_dtype(q, k, v)
+    pattern = Pattern(before + chunk - 1, 0 if call.causal else chunk - 1, call.causal)
+    return distance_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), term, pattern, call, chunk)
+
+
+def in_operator(*tensors: Tensor | None) -> bool:
+    """Whether a call is recorded as an operator, for gradients or a graph; one that is not takes a tenth of a millisecond less."""
+    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return recorded or torch.compiler.is_compiling() or torch.jit.is_tracing()
