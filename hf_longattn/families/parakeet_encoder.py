@@ -20,9 +20,9 @@ from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderSubsamplingConv2D,
 )
 
-from ..backend import BACKEND, longattn_attention_forward, with_streamed_keys
+from ..backend import BACKEND, with_streamed_keys
 from ..engines.common.distance_term import DistanceTerm
-from ..modeling.attach.custom_attention import OnTheBackend
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
@@ -119,18 +119,9 @@ class LongParakeetAttention(ParakeetEncoderAttention):
         near = position_embeddings[0, middle - back : middle + ahead + 1].flip(0)  # of the distances -ahead, …, back
         table = self.relative_k_proj(near).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
         term = DistanceTerm((query + self.bias_v[:, None]) * self.scaling, table, ahead, key)
-        output, weights = longattn_attention_forward(
-            self,
-            query + self.bias_u[:, None],
-            key,
-            value,
-            None if attention_mask is None else attention_mask.mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            position_bias=term,
-            **kwargs,
-        )
-        return self.o_proj(output.flatten(2)), weights
+        mask, how = None if attention_mask is None else attention_mask.mask, {"scaling": self.scaling, "dropout": self.attention_dropout}
+        output, weights = attend_by_mechanism(self, query + self.bias_u[:, None], key, value, mask, position_bias=term, **how, **kwargs)
+        return self.o_proj(output), weights
 
 
 class ParakeetOnTheBackend(OnTheBackend):

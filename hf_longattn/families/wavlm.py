@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from ..backend import BACKEND, longattn_attention_forward, longattn_mask
+from ..backend import BACKEND
 from ..engines.common.distance_term import DistanceTerm
-from ..modeling.attach.custom_attention import OnTheBackend
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
+from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
@@ -49,28 +49,17 @@ class LongWavLMAttention(WavLMAttention):
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
         biases = self.biases if position_bias is None else position_bias
-        batch, length, _ = hidden_states.shape
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         term = DistanceTerm(self.gates(hidden_states), biases()[..., None], self.max_distance, key)
         if attention_mask is not None:
-            attention_mask = longattn_mask(
-                batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask.bool()
-            )
-        output, weights = longattn_attention_forward(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-            position_bias=term,
-            **kwargs,
+            attention_mask = FramePadding.of(attention_mask.bool()).mask
+        output, weights = attend_by_mechanism(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=self.dropout, position_bias=term, **kwargs
         )
-        return self.out_proj(output.flatten(2)), weights, biases
+        return self.out_proj(output), weights, biases
 
     def biases(self) -> Tensor:
         """``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``, beyond which all have one bucket."""

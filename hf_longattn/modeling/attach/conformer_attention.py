@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...backend import BACKEND, longattn_attention_forward
+from ...backend import BACKEND
 from ...engines.common.distance_term import DistanceTerm
 from ...private_apis import attention_implementation, turned_states
 from ..family.definition import AttentionNames
-from .custom_attention import OnTheBackend
+from .custom_attention import OnTheBackend, attend_by_mechanism
 
 NAMES = AttentionNames(query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size")
 SinusoidsNear = Callable[[int, int], Tensor]
@@ -80,18 +80,8 @@ class ConformerAttention(nn.Module):
         elif self.position_embeddings_type == "relative_key":
             table = self.distance_embedding.weight.flip(0)[None]  # its rows are in the order of keys
             term = DistanceTerm(query * self.scaling, table, self.right_max_position_embeddings, key)
-        output, weights = longattn_attention_forward(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.dropout.p if self.training else 0.0,
-            position_bias=term,
-            **kwargs,
-        )
-        return self.linear_out(output.flatten(2)), weights
+        output, weights = attend_by_mechanism(self, query, key, value, attention_mask, scaling=self.scaling, position_bias=term, **kwargs)
+        return self.linear_out(output), weights
 
     def _heads(self, projected: Tensor) -> Tensor:
         """``(…, C)`` -> ``(…, H, D)``."""

@@ -26,7 +26,10 @@ def split_heads(module: Any, projected: Tensor) -> Tensor:
 
 
 def attend_by_mechanism(module: Any, *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """The ``longattn`` backend on query, key, value and mask: ``(B, N, width)``, and the weights where they are asked for."""
+    """The ``longattn`` backend on query, key, value and mask: ``(B, N, width)``, and the weights where they are asked for.
+
+    ``scaling`` and ``dropout``, the probability in training, are by default those of BERT's attention modules.
+    """
     return _attended(longattn_attention_forward, module, *qkv_and_mask, **kwargs)
 
 
@@ -36,10 +39,21 @@ def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tens
     return _attended(interface, module, *qkv_and_mask, **kwargs)
 
 
-def _attended(function: Callable[..., Any], module: Any, *tensors: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    dropout = module.dropout.p if module.training else 0.0
-    kwargs.setdefault("scaling", module.attention_head_size**-0.5)
-    output, weights = function(module, *tensors, dropout=dropout, **kwargs)
+def _attended(
+    function: Callable[..., Any],
+    module: Any,
+    *tensors: Tensor | None,
+    scaling: float | None = None,
+    dropout: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if scaling is None:
+        scaling = module.attention_head_size**-0.5
+    if not module.training:
+        dropout = 0.0
+    elif dropout is None:
+        dropout = module.dropout.p
+    output, weights = function(module, *tensors, scaling=scaling, dropout=dropout, **kwargs)
     return output.flatten(2), weights
 
 
@@ -52,11 +66,10 @@ class HandsKeywordsDown(_Module):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
-        dropout = self.dropout if self.training else 0.0
-        output, weights = longattn_attention_forward(
-            self, query, key, value, attention_mask, scaling=self.scale, dropout=dropout, is_causal=self.is_causal, **kwargs
+        output, weights = attend_by_mechanism(
+            self, query, key, value, attention_mask, scaling=self.scale, dropout=self.dropout, is_causal=self.is_causal, **kwargs
         )
-        return self.out_proj(output.flatten(2)), weights
+        return self.out_proj(output), weights
 
 
 class ReplacedModules(_Base):

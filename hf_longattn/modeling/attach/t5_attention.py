@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from ...backend import BACKEND, longattn_attention_forward
+from ...backend import BACKEND
 from ...configuration import LongAttentionConfig
 from ...engines.common.call import DistanceBias
 from ...positions.relative import buckets
 from ...private_apis import attention_implementation
 from ..family.config import LongEncoderDecoderConfig
-from .custom_attention import OnTheBackend
+from .custom_attention import OnTheBackend, attend_by_mechanism
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}
 """For ``attribute_map``: what other encoder-decoders call the numbers of layers."""
@@ -111,18 +111,11 @@ class BucketedAttention(nn.Module):
         key, value = self._keys_values(hidden_states, encoder_states, cache)
         if bias is None and self.has_relative_attention_bias:
             bias = self.biases()
-        output, weights = longattn_attention_forward(
-            self,
-            self._heads(self.q, hidden_states),
-            key,
-            value,
-            mask,
-            scaling=1.0,
-            dropout=self.dropout if self.training else 0.0,  # type: ignore[arg-type]
-            position_bias=None if bias is None else DistanceBias(bias, self.ahead),
-            **kwargs,
+        query, term = self._heads(self.q, hidden_states), None if bias is None else DistanceBias(bias, self.ahead)
+        output, weights = attend_by_mechanism(
+            self, query, key, value, mask, scaling=1.0, dropout=self.dropout, position_bias=term, **kwargs
         )
-        return self.o(output.flatten(2)), bias, weights
+        return self.o(output), bias, weights
 
     @property
     def ahead(self) -> int:
