@@ -191,14 +191,14 @@ def sounds_of(config: Any, *, length: int | None, default: int, url: str | None)
     if url is not None:
         raise OptionError("Servers of embeddings take texts, not sounds; leave --url out, or give the model's graph: --onnx FILE.")
     rule: Any = family.audio
-    is_long, longest = bool(getattr(config, "base_model_type", None)), rule.longest(config)
-    if not (is_long or rule.longer):
-        only = rule.frames(config, rule.length(rule.durations(config)[0]))
-        if length not in (None, only):
-            raise LengthError(f"A {config.model_type!r} model reads {only:,} frames and no other number; leave --length out.")
-        return AuditSounds(family, config, only)
+    longest = rule.longest(config)
     most = LONGEST if longest is None else min(LONGEST, longest)
     frames = min(most, default) if length is None else length
     if not SHORTEST <= frames <= most:
         raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {min(most, default)}.")
+    is_long = bool(getattr(config, "base_model_type", None))
+    if not (is_long or rule.base_reads(config, rule.seconds(rule.length_of(config, frames)))):
+        frames = rule.frames(config, rule.length(rule.durations(config)[0]))
+        if length not in (None, frames):
+            raise LengthError(f"A {config.model_type!r} model reads sounds of {frames:,} frames, not of {length:,}; leave --length out.")
     return AuditSounds(family, config, frames)

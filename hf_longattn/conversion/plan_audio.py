@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -32,16 +33,22 @@ def audio_durations(architecture: Architecture, request: ConversionConfig) -> Au
 
     Raises:
         OptionError: not a duration.
-        LengthError: shorter than the source's.
+        LengthError: shorter than the source's, or longer than a table of positions that is not extended.
     """
     rule, config = architecture.family.audio, architecture.source_config
     assert rule is not None
     old, read = rule.durations(config)
-    new = read if request.audio_seconds is None else audio_seconds(request.audio_seconds, "--audio-seconds")
+    new = read if request.audio_seconds is None else rule.whole(audio_seconds(request.audio_seconds, "--audio-seconds"))
     if new < old:
         raise LengthError(
             f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, give "
             f"at least --audio-seconds {old:g}."
+        )
+    most = rule.longest_seconds(config)
+    if new > max(old, most):
+        raise LengthError(
+            f"A {architecture.source_class} has positions for {duration(most)} of sound, which are not extended, so --audio-seconds "
+            f"{new:g} is too long; give at most --audio-seconds {math.floor(most):g}."
         )
     return AudioPlan(rule, AudioDuration.of(rule, config, old), AudioDuration.of(rule, config, new))
 

@@ -22,11 +22,14 @@ _public_name, __all__ = public_names(
 
 def __getattr__(name: str) -> Any:
     if name.startswith("Long"):
-        from ..modeling.family.definition import family_with
+        from ..errors import CheckpointError
+        from ..modeling.family.definition import family_with, why_no_class
 
         family = family_with(name)
         if family is not None:
             return family.model_class(name)
+        if why := why_no_class(name):  # transformers asks for it by an AutoModel, and takes an AttributeError for its own fault
+            raise CheckpointError(why)
     return _public_name(name)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -127,16 +126,16 @@ def _in_longer_segments(generate: Any) -> Any:
             return generate(self, *args, **kwargs)
         longer = copy.copy(self)  # with the same modules; the config is its own
         longer.config = copy.copy(self.config)
-        longer.config.max_source_positions = RULE.frames(self.config, RULE.length(seconds))
+        longer.config.max_source_positions = RULE.frames(self.config, RULE.length(RULE.whole(seconds)))
         return generate(longer, *args, **kwargs)
 
     return generate_in_longer_segments
 
 
 def extractor_fields(seconds: float) -> Mapping[str, Any]:
-    """The fields of WhisperFeatureExtractor that cut and pad sounds."""
-    chunk = math.ceil(seconds)
-    return {"chunk_length": chunk, "n_samples": chunk * 16_000, "nb_max_frames": chunk * ROWS_PER_SECOND}
+    """The fields of WhisperFeatureExtractor that cut and pad sounds, to whole seconds."""
+    chunk = int(RULE.whole(seconds))
+    return {"chunk_length": chunk, "n_samples": chunk * RULE.sampling_rate, "nb_max_frames": chunk * ROWS_PER_SECOND}
 
 
 def why_train(config: Any, head: str) -> str:
@@ -155,6 +154,7 @@ RULE = WhisperRule(
     features=lambda config: config.num_mel_bins,
     frames=lambda config, rows: (rows - 1) // ROWS_PER_FRAME + 1,
     positions="sinusoids",
+    whole_seconds=True,
     extractor_fields=extractor_fields,
     why_train=why_train,
     why_chunks_differ=lambda config: "the feature extractor clamps a spectrogram at its own maximum less 8",

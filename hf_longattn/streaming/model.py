@@ -28,6 +28,8 @@ from .tail import Tail
 
 DEFAULT_FRAMES = 16
 """Frames of a chunk where no mechanism has chunks."""
+MOST_CHANNELS = 8
+"""A piece with more rows than this, of no more samples than this each, is a recording (samples, channels)."""
 FORMAT = "hf_longattn stream 1"
 UNREAD_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Fields of a config that change no frame; the dtype is compared by itself."""
@@ -207,12 +209,23 @@ class Stream:
 
     def _check_sound(self, sound: Tensor | np.ndarray) -> Tensor:
         """A piece as the model takes it."""
-        piece = torch.as_tensor(sound)
+        try:
+            piece = torch.as_tensor(sound)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise AudioError(
+                f"A piece of the stream is {type(sound).__name__}, but must be an array of samples; read a file by "
+                f"hf_longattn.data.audio.read_audio(file, {self._rule.sampling_rate})."
+            ) from error
         piece = piece[None] if piece.dim() == 1 and self._rule.features is None else piece
         width = None if self._rule.features is None else self._rule.features(self.model.config)
         if piece.dim() != (2 if width is None else 3) or (width is not None and piece.shape[2] != width) or not piece.is_floating_point():
             axes = "samples (B, n) or (n,)" if width is None else f"features (B, n, {width})"
             raise AudioError(f"A piece of the stream is {tuple(piece.shape)} {piece.dtype}, but must be {axes} of floats.")
+        if width is None and 1 < piece.shape[1] <= MOST_CHANNELS < len(piece):
+            raise AudioError(
+                f"A piece of the stream is {tuple(piece.shape)}, which would be {len(piece):,} sounds of {piece.shape[1]} samples; mix the "
+                "channels to one, for example by samples.mean(1)."
+            )
         if not bool(torch.isfinite(piece).all()):
             raise AudioError(
                 f"A piece of the stream has values that are not finite after {self.seen} {self._rule.unit}; replace them by zeros."

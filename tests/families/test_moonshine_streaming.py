@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
-from hf_longattn.errors import AudioError
+from hf_longattn.errors import AudioError, LengthError
 from hf_longattn.families import LongMoonshineStreamingConfig, LongMoonshineStreamingForConditionalGeneration, LongMoonshineStreamingModel
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.modeling.audio_models import tensors
@@ -161,10 +161,13 @@ class TestRefusals:
             model(torch.randn(1, SECOND + 1), decoder_input_ids=torch.tensor([[3]]))
 
     def test_a_sound_longer_than_the_positions(self, tmp_path: Path) -> None:
-        save(tmp_path)
-        model = LongMoonshineStreamingModel.from_pretrained(tmp_path)
-        with pytest.raises(AudioError, match=r"takes 21\.0 seconds, but the model has positions for 20\.0"):
+        save(tmp_path / "short")
+        model = LongMoonshineStreamingModel.from_pretrained(tmp_path / "short")
+        with pytest.raises(AudioError, match=r"takes 21\.0 seconds, but the model has positions for 20\.0, which are not extended; cut "):
             model(torch.randn(1, 21 * SECOND), decoder_input_ids=torch.tensor([[3]]))
+        with pytest.raises(LengthError, match=r"are not extended, so --audio-seconds 60 is too long; give at most --audio-seconds 20\."):
+            convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=60)
+        assert not (tmp_path / "long").exists()
 
     def test_the_windows_of_a_config(self) -> None:
         config = LongMoonshineStreamingConfig(encoder_config=ENCODER, **DECODER)

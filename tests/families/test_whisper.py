@@ -145,6 +145,22 @@ def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
 
+def test_a_part_of_a_second_counts_as_one(tmp_path: Path) -> None:
+    """The feature extractor counts whole seconds, and the rows that it makes are those that are generated from at once."""
+    save(tmp_path / "short", max_source_positions=150)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=3).save_pretrained(tmp_path / "short")
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=4.5)
+    assert report.plan["new_audio_seconds"] == 5
+    model = of(WhisperForConditionalGeneration, tmp_path / "long")
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "long")
+    assert (extractor.chunk_length, extractor.n_samples, extractor.nb_max_frames) == (5, 80_000, 500)
+    features = extractor([0.1] * 70_000, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    read: list[int] = []
+    model.model.encoder.register_forward_pre_hook(lambda module, args, kwargs: read.append(rows_of(*args, **kwargs)), with_kwargs=True)
+    model.generate(features, max_new_tokens=3, do_sample=False)
+    assert set(read) == {features.shape[-1]} == {500}
+
+
 class TestRefusals:
     @pytest.mark.parametrize("shape", [(16, 100), (1, 100, 16), (1, 15, 100)])
     def test_an_input_that_is_no_spectrogram_of_this_model(self, shape: tuple[int, ...], tmp_path: Path) -> None:

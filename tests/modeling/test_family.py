@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import transformers
-from transformers import BartConfig, GenerationMixin, GPT2Config, RobertaConfig, T5Config
+from transformers import AutoModelForCausalLM, BartConfig, GenerationMixin, GPT2Config, RobertaConfig, T5Config
 from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
+from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.family.definition import FAMILIES, family_of, long_prefix, longest_input
 from tests.reference.small_models import BASES, HEADS
 
@@ -81,3 +82,13 @@ def test_the_longest_input_of_a_long_config_and_of_its_base() -> None:
     assert longest_input(BartConfig(max_position_embeddings=64, is_encoder_decoder=False, is_decoder=True)) == 64
     assert longest_input(GPT2Config(n_positions=32)) == 32
     assert longest_input(T5Config()) is None
+
+
+def test_a_head_without_a_long_class_is_a_sentence(tmp_path: Path) -> None:
+    """Whisper's decoder alone has nothing long, and transformers' own error names two modules."""
+    config = families.LongWhisperConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=9, pad_token_id=0
+    )
+    config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"^WhisperForCausalLM has no Long class; load the model as LongWhisperForAudioClassif"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)

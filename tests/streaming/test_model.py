@@ -330,6 +330,10 @@ def test_pieces_out_of_order_are_refused() -> None:
     for wrong in (x.long(), x[None], torch.tensor(0.5)):
         with pytest.raises(AudioError, match=r"must be samples \(B, n\) or \(n,\) of floats"):
             stream.feed(wrong)
+    with pytest.raises(AudioError, match=r"\(9000, 2\), which would be 9,000 sounds of 2 samples; mix the channels to one"):
+        stream.feed(torch.randn(9000, 2))
+    with pytest.raises(AudioError, match=r"is str, but must be an array of samples; read a file by hf_longattn\.data\.audio\.read_audio"):
+        stream.feed("talk.wav")
     with pytest.raises(AudioError, match="not finite after 5000 samples"):
         stream.feed(x * float("nan"))
     assert stream.seen == 5_000

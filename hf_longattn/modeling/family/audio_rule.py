@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -61,6 +62,7 @@ class AudioRule:
         they do not.
     why_train: ``(config, head) ->`` why the class of the base ``head`` needs training on sounds longer than those of the source; empty
         where that is not known beforehand.
+    whole_seconds: whether the feature extractor cuts and pads sounds to whole seconds, so that a part of one counts as one.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
     stream: how far its parts look along time, where :class:`hf_longattn.streaming.Stream` can read a stream with it.
@@ -76,6 +78,7 @@ class AudioRule:
     why_chunks_differ: Callable[[Any], str] = lambda config: ""
     why_padding_changes: Callable[[Any], str] = lambda config: ""
     why_train: Callable[[Any, str], str] = lambda config, head: ""
+    whole_seconds: bool = False
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
     stream: StreamRule | None = None
@@ -103,6 +106,15 @@ class AudioRule:
     def most_frames(self, config: Any) -> int:
         """The frames of the longest sound for which a model with this config was made."""
         return self.frames(config, self.length(self.durations(config)[1]))
+
+    def longest_seconds(self, config: Any) -> float:
+        """The duration of the longest sound for which the model has positions."""
+        longest = self.longest(config)
+        return math.inf if longest is None else self.seconds(self.length_of(config, longest + 1) - 1)
+
+    def whole(self, seconds: float) -> float:
+        """The duration for which a model is converted that is to read so many seconds."""
+        return math.ceil(seconds) if self.whole_seconds else seconds
 
     def layers(self, config: Any) -> int:
         """The number of layers with attention."""
@@ -183,10 +195,10 @@ class AudioRule:
             )
         longest = self.longest(config)
         if longest is not None and self.frames(config, length) > longest:
-            most = self.seconds(self.length_of(config, longest + 1) - 1)
+            most = self.longest_seconds(config)
             raise AudioError(
-                f"The sound takes {self.seconds(length):,.1f} seconds, but the model has positions for {most:,.1f}; convert the checkpoint "
-                "for a longer --audio-seconds, or cut the sound."
+                f"The sound takes {self.seconds(length):,.1f} seconds, but the model has positions for {most:,.1f}, which are not "
+                "extended; cut the sound."
             )
         mask = arguments.get(MASK)
         if mask is None:

@@ -452,6 +452,23 @@ def family_with(name: str) -> Family | None:
     return next((FAMILIES[base] for base in sorted(FAMILIES, key=other) if name in FAMILIES[base].exports), None)
 
 
+def why_no_class(name: str) -> str:
+    """Why a base has no Long class ``name`` of one of its heads, and what to load instead, a sentence; empty for any other name."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    for base in sorted(FAMILIES):
+        head = name.removeprefix(long_prefix(base))
+        if head == name or not head.startswith(CONFIG_MAPPING_NAMES[base].removesuffix("Config")):
+            continue
+        family = FAMILIES[base]
+        if family.classes and hasattr(importlib.import_module(family.base_package), head):
+            return (
+                f"{head} has no Long class; load the model as {' or '.join(sorted(family.heads.values()))}, or the checkpoint that it was "
+                f"made from as {head}."
+            )
+    return ""
+
+
 def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:
     """The family whose Long config this is (or derives from)."""
     return FAMILIES[config.base_model_type]
