@@ -1,7 +1,10 @@
 """LongData2VecAudio: data2vec for speech (Baevski et al. 2022), sound as frames, positions by several convolutions."""
 
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
+from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward
 
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
@@ -15,8 +18,23 @@ class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
     model_type = "long_data2vec-audio"
 
 
+class LongData2VecAudioFeatureEncoder(FeatureEncoderInStretches, Data2VecAudioFeatureEncoder):
+    """Data2VecAudioFeatureEncoder that computes long sounds in stretches."""
+
+
+class LongData2VecAudioFeedForward(FramesInStretches, Data2VecAudioFeedForward):
+    """Data2VecAudioFeedForward that computes long sounds in stretches."""
+
+
+class Data2VecAudioInStretches(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {Data2VecAudioFeatureEncoder: LongData2VecAudioFeatureEncoder, Data2VecAudioFeedForward: LongData2VecAudioFeedForward}
+
+
 FAMILY = Family(
     LongData2VecAudioConfig,
+    mixin=Data2VecAudioInStretches,
     package="data2vec",
     classes=(
         "Data2VecAudioForAudioFrameClassification",

@@ -1,7 +1,10 @@
 """LongHubert: HuBERT (Hsu et al. 2021), sound through convolutions to frames of 20 ms, positions by a convolution over them."""
 
 from transformers.models.hubert.configuration_hubert import HubertConfig
+from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertFeedForward
 
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule
@@ -15,8 +18,23 @@ class LongHubertConfig(LongAudioConfig, HubertConfig):
     model_type = "long_hubert"
 
 
+class LongHubertFeatureEncoder(FeatureEncoderInStretches, HubertFeatureEncoder):
+    """HubertFeatureEncoder that computes long sounds in stretches."""
+
+
+class LongHubertFeedForward(FramesInStretches, HubertFeedForward):
+    """HubertFeedForward that computes long sounds in stretches."""
+
+
+class HubertInStretches(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {HubertFeatureEncoder: LongHubertFeatureEncoder, HubertFeedForward: LongHubertFeedForward}
+
+
 FAMILY = Family(
     LongHubertConfig,
+    mixin=HubertInStretches,
     audio=AudioRule(
         why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, hands_keywords_down=False, stream=WAV2VEC2_STREAM
     ),

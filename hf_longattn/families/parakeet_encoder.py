@@ -16,6 +16,7 @@ from transformers.models.parakeet.configuration_parakeet import ParakeetEncoderC
 from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderAttention,
     ParakeetEncoderConvolutionModule,
+    ParakeetEncoderFeedForward,
     ParakeetEncoderRelPositionalEncoding,
     ParakeetEncoderSubsamplingConv2D,
 )
@@ -24,6 +25,7 @@ from ..backend import BACKEND, with_streamed_keys
 from ..engines.common.distance_term import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
+from ..modeling.attach.stretches import FramesInStretches, needs_one_pass
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
@@ -85,8 +87,8 @@ class LongParakeetSubsampling(ParakeetEncoderSubsamplingConv2D):
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         rows, factor = input_features.shape[1], self.stride**self.num_layers
-        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if recorded or rows <= ROWS_PER_STRETCH or (self.kernel_size, self.stride) != IN_STRETCHES:
+        usual = (self.kernel_size, self.stride) == IN_STRETCHES
+        if not usual or needs_one_pass(self, input_features) or rows <= ROWS_PER_STRETCH:
             return super().forward(input_features, attention_mask)
         size = ROWS_PER_STRETCH // factor * factor
         stretches = []
@@ -124,6 +126,10 @@ class LongParakeetAttention(ParakeetEncoderAttention):
         return self.o_proj(output), weights
 
 
+class LongParakeetFeedForward(FramesInStretches, ParakeetEncoderFeedForward):
+    """ParakeetEncoderFeedForward that computes long sounds in stretches."""
+
+
 class ParakeetOnTheBackend(OnTheBackend):
     """Replaces modules of the base by the classes above."""
 
@@ -131,6 +137,7 @@ class ParakeetOnTheBackend(OnTheBackend):
     replaced = {
         ParakeetEncoderAttention: LongParakeetAttention,
         ParakeetEncoderConvolutionModule: LongParakeetConvolution,
+        ParakeetEncoderFeedForward: LongParakeetFeedForward,
         ParakeetEncoderRelPositionalEncoding: LongParakeetPositions,
         ParakeetEncoderSubsamplingConv2D: LongParakeetSubsampling,
     }

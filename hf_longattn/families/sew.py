@@ -3,7 +3,10 @@
 from typing import Any
 
 from transformers.models.sew.configuration_sew import SEWConfig
+from transformers.models.sew.modeling_sew import SEWFeatureEncoder, SEWFeedForward
 
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, convolved
@@ -29,8 +32,23 @@ def why_padding_changes(config: Any) -> str:
     return normalised_over_time(config) or (means if config.squeeze_factor > 1 else "")
 
 
+class LongSEWFeatureEncoder(FeatureEncoderInStretches, SEWFeatureEncoder):
+    """SEWFeatureEncoder that computes long sounds in stretches."""
+
+
+class LongSEWFeedForward(FramesInStretches, SEWFeedForward):
+    """SEWFeedForward that computes long sounds in stretches."""
+
+
+class SEWInStretches(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {SEWFeatureEncoder: LongSEWFeatureEncoder, SEWFeedForward: LongSEWFeedForward}
+
+
 FAMILY = Family(
     LongSEWConfig,
+    mixin=SEWInStretches,
     audio=AudioRule(frames=squeezed, outputs=convolved, why_chunks_differ=normalised_over_time, why_padding_changes=why_padding_changes),
 )
 

@@ -1,7 +1,10 @@
 """LongUniSpeech: UniSpeech (Wang et al. 2021), wav2vec 2.0 pre-trained with transcripts as well."""
 
 from transformers.models.unispeech.configuration_unispeech import UniSpeechConfig
+from transformers.models.unispeech.modeling_unispeech import UniSpeechFeatureEncoder, UniSpeechFeedForward
 
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
@@ -15,8 +18,23 @@ class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):
     model_type = "long_unispeech"
 
 
+class LongUniSpeechFeatureEncoder(FeatureEncoderInStretches, UniSpeechFeatureEncoder):
+    """UniSpeechFeatureEncoder that computes long sounds in stretches."""
+
+
+class LongUniSpeechFeedForward(FramesInStretches, UniSpeechFeedForward):
+    """UniSpeechFeedForward that computes long sounds in stretches."""
+
+
+class UniSpeechInStretches(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {UniSpeechFeatureEncoder: LongUniSpeechFeatureEncoder, UniSpeechFeedForward: LongUniSpeechFeedForward}
+
+
 FAMILY = Family(
     LongUniSpeechConfig,
+    mixin=UniSpeechInStretches,
     audio=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),

@@ -1,7 +1,10 @@
 """LongUniSpeechSat: UniSpeech-SAT (Chen et al. 2021), HuBERT pre-trained to tell speakers apart."""
 
 from transformers.models.unispeech_sat.configuration_unispeech_sat import UniSpeechSatConfig
+from transformers.models.unispeech_sat.modeling_unispeech_sat import UniSpeechSatFeatureEncoder, UniSpeechSatFeedForward
 
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
@@ -15,8 +18,23 @@ class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
     model_type = "long_unispeech-sat"
 
 
+class LongUniSpeechSatFeatureEncoder(FeatureEncoderInStretches, UniSpeechSatFeatureEncoder):
+    """UniSpeechSatFeatureEncoder that computes long sounds in stretches."""
+
+
+class LongUniSpeechSatFeedForward(FramesInStretches, UniSpeechSatFeedForward):
+    """UniSpeechSatFeedForward that computes long sounds in stretches."""
+
+
+class UniSpeechSatInStretches(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {UniSpeechSatFeatureEncoder: LongUniSpeechSatFeatureEncoder, UniSpeechSatFeedForward: LongUniSpeechSatFeedForward}
+
+
 FAMILY = Family(
     LongUniSpeechSatConfig,
+    mixin=UniSpeechSatInStretches,
     audio=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),

@@ -1,7 +1,10 @@
 """LongWav2Vec2: wav2vec 2.0 (Baevski et al. 2020), sound through convolutions to frames of 20 ms, positions by a convolution over them."""
 
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward
 
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
@@ -15,8 +18,23 @@ class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config):
     model_type = "long_wav2vec2"
 
 
+class LongWav2Vec2FeatureEncoder(FeatureEncoderInStretches, Wav2Vec2FeatureEncoder):
+    """Wav2Vec2FeatureEncoder that computes long sounds in stretches."""
+
+
+class LongWav2Vec2FeedForward(FramesInStretches, Wav2Vec2FeedForward):
+    """Wav2Vec2FeedForward that computes long sounds in stretches."""
+
+
+class Wav2Vec2InStretches(ReplacedModules):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {Wav2Vec2FeatureEncoder: LongWav2Vec2FeatureEncoder, Wav2Vec2FeedForward: LongWav2Vec2FeedForward}
+
+
 FAMILY = Family(
     LongWav2Vec2Config,
+    mixin=Wav2Vec2InStretches,
     audio=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),

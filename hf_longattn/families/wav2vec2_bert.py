@@ -4,9 +4,14 @@ distances."""
 from typing import Any
 
 from transformers.models.wav2vec2_bert.configuration_wav2vec2_bert import Wav2Vec2BertConfig
-from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertRelPositionalEmbedding, Wav2Vec2BertSelfAttention
+from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
+    Wav2Vec2BertFeedForward,
+    Wav2Vec2BertRelPositionalEmbedding,
+    Wav2Vec2BertSelfAttention,
+)
 
 from ..modeling.attach.conformer_attention import NAMES, ConformerAttention, ConformerOnTheBackend, NearSinusoids
+from ..modeling.attach.stretches import FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_features
@@ -27,10 +32,15 @@ class LongWav2Vec2BertAttention(ConformerAttention, Wav2Vec2BertSelfAttention):
     """Wav2Vec2BertSelfAttention with the mechanism."""
 
 
+class LongWav2Vec2BertFeedForward(FramesInStretches, Wav2Vec2BertFeedForward):
+    """Wav2Vec2BertFeedForward that computes long sounds in stretches."""
+
+
 class Wav2Vec2BertOnTheBackend(ConformerOnTheBackend):
     """Replaces modules of the base by the classes above."""
 
     replaced = {
+        Wav2Vec2BertFeedForward: LongWav2Vec2BertFeedForward,
         Wav2Vec2BertRelPositionalEmbedding: LongWav2Vec2BertSinusoids,
         Wav2Vec2BertSelfAttention: LongWav2Vec2BertAttention,
     }

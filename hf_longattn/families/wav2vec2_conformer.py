@@ -2,11 +2,14 @@
 
 from transformers.models.wav2vec2_conformer.configuration_wav2vec2_conformer import Wav2Vec2ConformerConfig
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
+    Wav2Vec2ConformerFeatureEncoder,
+    Wav2Vec2ConformerFeedForward,
     Wav2Vec2ConformerRelPositionalEmbedding,
     Wav2Vec2ConformerSelfAttention,
 )
 
 from ..modeling.attach.conformer_attention import NAMES, ConformerAttention, ConformerOnTheBackend, NearSinusoids
+from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
@@ -28,10 +31,20 @@ class LongWav2Vec2ConformerAttention(ConformerAttention, Wav2Vec2ConformerSelfAt
     """Wav2Vec2ConformerSelfAttention with the mechanism."""
 
 
+class LongWav2Vec2ConformerFeatureEncoder(FeatureEncoderInStretches, Wav2Vec2ConformerFeatureEncoder):
+    """Wav2Vec2ConformerFeatureEncoder that computes long sounds in stretches."""
+
+
+class LongWav2Vec2ConformerFeedForward(FramesInStretches, Wav2Vec2ConformerFeedForward):
+    """Wav2Vec2ConformerFeedForward that computes long sounds in stretches."""
+
+
 class Wav2Vec2ConformerOnTheBackend(ConformerOnTheBackend):
     """Replaces modules of the base by the classes above."""
 
     replaced = {
+        Wav2Vec2ConformerFeatureEncoder: LongWav2Vec2ConformerFeatureEncoder,
+        Wav2Vec2ConformerFeedForward: LongWav2Vec2ConformerFeedForward,
         Wav2Vec2ConformerRelPositionalEmbedding: LongWav2Vec2ConformerSinusoids,
         Wav2Vec2ConformerSelfAttention: LongWav2Vec2ConformerAttention,
     }

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
-from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
 from ..backend import BACKEND
 from ..engines.common.distance_term import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
+from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
@@ -74,11 +75,23 @@ class LongWavLMAttention(WavLMAttention):
         return update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
 
 
+class LongWavLMFeatureEncoder(FeatureEncoderInStretches, WavLMFeatureEncoder):
+    """WavLMFeatureEncoder that computes long sounds in stretches."""
+
+
+class LongWavLMFeedForward(FramesInStretches, WavLMFeedForward):
+    """WavLMFeedForward that computes long sounds in stretches."""
+
+
 class WavLMOnTheBackend(OnTheBackend):
-    """Replaces the base's attention by the class above."""
+    """Replaces modules of the base by the classes above."""
 
     hands_globals_down = True
-    replaced = {WavLMAttention: LongWavLMAttention}
+    replaced = {
+        WavLMAttention: LongWavLMAttention,
+        WavLMFeatureEncoder: LongWavLMFeatureEncoder,
+        WavLMFeedForward: LongWavLMFeedForward,
+    }
 
 
 FAMILY = Family(

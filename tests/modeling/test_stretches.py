@@ -1,0 +1,153 @@
+"""What is computed in stretches of a long sound is what one pass computes: features, their norm over the sound, feed-forward layers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.attach import stretches
+from hf_longattn.modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from tests.modeling.audio_models import BASES, base_model, inputs_of, long_model, saved
+from tests.modeling.test_audio_models import Largest
+
+SIZE = 8
+"""Frames of a stretch in these tests."""
+NORMS = ("group", "layer")
+
+
+def norms_of(base: str) -> tuple[str, ...]:
+    """The norms that its feature encoder may have; data2vec's always has one of each frame."""
+    return NORMS if hasattr(FAMILIES[base].config_class(), "feat_extract_norm") and base != "data2vec-audio" else ("layer",)
+
+
+OF_SAMPLES = [base for base in BASES if hasattr(FAMILIES[base].config_class(), "conv_kernel") and FAMILIES[base].audio.features is None]
+ENCODERS = [(base, norm) for base in OF_SAMPLES for norm in norms_of(base)]
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretches so short that a small model's sounds are several."""
+    monkeypatch.setattr(stretches, "FRAMES_PER_STRETCH", SIZE)
+    monkeypatch.setattr(stretches, "ROWS_OF_NORM", 700)
+    monkeypatch.setattr(stretches, "FRAMES_PER_PRODUCT", SIZE)
+
+
+def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
+    """The feature encoders of a small base, and of its Long model."""
+    values = {} if base == "data2vec-audio" else {"feat_extract_norm": norm}
+    plain = saved(base, base_model(base), folder, **values)
+    return plain.feature_extractor, long_model(base, base_model(base), folder).feature_extractor
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("base", "norm"), ENCODERS)
+def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
+    """Around the ends of stretches, in float64, with an offset that a careless variance would lose."""
+    plain, encoder = (each.double() for each in encoders(base, norm, tmp_path))
+    assert isinstance(encoder, FeatureEncoderInStretches)
+    rule: Any = FAMILIES[base].audio
+    config = encoder.config
+    for frames in (SIZE - 1, SIZE, SIZE + 1, 2 * SIZE, 2 * SIZE + 1, 3 * SIZE - 1):
+        shortest = rule.length_of(config, frames * getattr(config, "squeeze_factor", 1))
+        for samples in (shortest, shortest + 1, shortest + 319):
+            sound = 3 + torch.randn(2, samples, dtype=torch.float64, generator=torch.Generator().manual_seed(samples))
+            torch.testing.assert_close(encoder(sound), plain(sound), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-2)])
+def test_features_in_other_precisions(dtype: torch.dtype, tolerance: float, norm: str, tmp_path: Path) -> None:
+    """A stretch and a half of the real size."""
+    plain, encoder = (each.to(dtype) for each in encoders("wav2vec2", norm, tmp_path))
+    sound = torch.randn(1, 3 * stretches.FRAMES_PER_STRETCH // 2 * 320, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    expected, features = plain(sound), encoder(sound)
+    assert features.dtype == dtype
+    assert features.shape == expected.shape
+    assert float((features - expected).abs().max() / expected.abs().max()) < tolerance
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", NORMS)
+def test_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> None:
+    plain, encoder = encoders("wav2vec2", norm, tmp_path)
+    sound = torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, features = plain(sound), encoder(sound)
+    assert features.dtype == expected.dtype
+    torch.testing.assert_close(features, expected, rtol=5e-2, atol=5e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", OF_SAMPLES)
+def test_a_long_sound_takes_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
+    """The first convolution of the whole sound would have 64 rows for each frame."""
+    for norm in norms_of(base):
+        _, encoder = encoders(base, norm, tmp_path / norm)
+        channels = max(encoder.config.conv_dim)
+        samples = 6 * stretches.FRAMES_PER_STRETCH * 320
+        with Largest() as mode:
+            features = encoder(torch.randn(1, samples))
+        assert mode.elements <= max(features.numel(), samples, 66 * channels * stretches.FRAMES_PER_STRETCH)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_are_those_of_the_base(norm: str, short_stretches: None, tmp_path: Path) -> None:
+    """The feature encoder computes at once what it is trained on; one that is frozen does not, and what follows has its gradients."""
+    inputs = inputs_of("wav2vec2", (0.9,))
+    for frozen in (False, True):
+        values = {"feat_extract_norm": norm, "mask_time_prob": 0.0, "layerdrop": 0.0}
+        plain = saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path, **values)
+        model = long_model("wav2vec2", "Wav2Vec2ForCTC", tmp_path, long_attention={"mechanism": "full"})
+        grads = []
+        for each in (plain, model):
+            if frozen:
+                each.freeze_feature_encoder()
+            for module in each.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+            each.train()(**inputs, labels=torch.tensor([[1, 2, 3]])).loss.backward()
+            grads.append({name: parameter.grad for name, parameter in each.named_parameters()})
+        for name, expected in grads[0].items():
+            assert (expected is None) == (grads[1][name] is None) == (frozen and "feature_extractor" in name), name
+            if expected is not None:
+                torch.testing.assert_close(grads[1][name], expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", BASES)
+def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
+    plain = saved(base, base_model(base), tmp_path).double()
+    model = long_model(base, base_model(base), tmp_path).double()
+    expected = dict(plain.named_modules())
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FramesInStretches)}
+    assert len(layers) >= model.config.num_hidden_layers
+    for name, module in layers.items():
+        states = torch.randn(2, 2 * SIZE + 3, model.config.hidden_size, dtype=torch.float64)
+        torch.testing.assert_close(module(states), expected[name](states), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_exported_graph_reads_short_and_long_sounds(norm: str, short_stretches: None, tmp_path: Path) -> None:
+    """A graph computes at once, so that it is not bound to a number of stretches."""
+    _, encoder = encoders("wav2vec2", norm, tmp_path)
+    sound = torch.randn(1, 12_000, generator=torch.Generator().manual_seed(0))
+    length = torch.export.Dim("length", min=2_000, max=40_000)
+    graph = torch.export.export(encoder, (sound,), dynamic_shapes=({1: length},), strict=False).module()
+    for samples in (2_000, 40_000):
+        sound = torch.randn(1, samples, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(graph(sound), encoder(sound), rtol=1e-4, atol=1e-5)
+
+
+def test_feature_encoders_are_copied_and_pickled(tmp_path: Path) -> None:
+    _, encoder = encoders("wav2vec2", "group", tmp_path)
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert type(other) is type(encoder)
