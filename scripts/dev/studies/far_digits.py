@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from .far_drawing import CELL, TRAINING_DIGITS, Handwriting, Shown, Task, Textures, far_places
+from .far_drawing import CELL, TRAINING_DIGITS, Handwriting, Textures, far_places
 from .far_running import run_study
+from .far_systems import PictureTask
+from .far_task import Shown
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 60, 60), (60, 120, 255)
 
 
-class TwoDigits(Task):
+class TwoDigits(PictureTask):
     """Two digits far apart, whose label is a function of both."""
 
     tints = (WHITE, WHITE)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import abc
 import math
-from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
-from torch import Tensor
 
 CELL = 16
 """Pixels of a digit or another sign along each side; they lie on multiples of it."""
@@ -22,56 +18,6 @@ CANVAS = 3_072
 """Pixels along each side of a photograph that is continued by its mirror images, from which textures are cut."""
 CONTRAST = 0.35
 """Share of a photograph's brightness in a texture."""
-
-
-Labelled = Literal["class", "patches", "both"]
-
-
-class Shown(NamedTuple):
-    """Which pictures are drawn.
-
-    size: their side in pixels.
-    held_out: whether their signs are those that training pictures do not have.
-    control: whether the evidence is left out, so that no model can be better than chance.
-    easy: the share of pictures of an easier form of the task, by which a model starts to learn it.
-    """
-
-    size: int
-    held_out: bool = False
-    control: bool = False
-    easy: float = 0.0
-
-
-class Task(abc.ABC):
-    """Pictures and their labels."""
-
-    name: ClassVar[str]
-    classes: ClassVar[int]
-    labelled: ClassVar[Labelled] = "class"
-    """The tokens that have labels: the class token, the patches, or both, in this order."""
-    easy_first: ClassVar[bool] = False
-    """Whether a model starts with pictures of the easier form alone."""
-    easy_share: ClassVar[float] = 0.0
-    """Share of the easier form with which the training of a small model begins; it falls to none by half of the time."""
-    patch: ClassVar[int] = CELL
-    positions: ClassVar[Literal["tile", "interpolate"]] = "tile"
-    """How the position table is extended to larger pictures; one that is interpolated begins with sines and cosines of rows and columns,
-    by which a small model finds out within minutes where patches lie."""
-
-    @abc.abstractmethod
-    def picture(self, shown: Shown, random: np.random.Generator) -> tuple[np.ndarray, int | np.ndarray]:
-        """A picture ``(size, size, 3)`` of uint8 and its label, or the labels ``(patches,)`` of its patches, or
-        ``(1 + patches,)`` of the class token and them; -100 = without a label."""
-
-    @abc.abstractmethod
-    def sentence(self, size: int) -> str:
-        """What is drawn and what the label says, for the page."""
-
-    def batch(self, shown: Shown, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures ``(count, 3, size, size)`` with values from -1 to 1, and labels ``(count,)`` or ``(count, tokens)``."""
-        pictures, labels = zip(*(self.picture(shown, random) for _ in range(count)), strict=True)
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-        return pixels.float().div_(127.5).sub_(1), torch.from_numpy(np.array(labels, dtype=np.int64))
 
 
 class Textures:

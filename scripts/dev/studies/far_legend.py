@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .far_drawing import CELL, Shown, Task, Textures
+from .far_drawing import CELL, Textures
 from .far_running import run_study
+from .far_systems import PictureTask
+from .far_task import Shown
 
 COLOURS = np.array([(160, 40, 40), (40, 130, 40), (50, 60, 180)])
 TINT = 0.5
@@ -21,12 +23,12 @@ BLOCK = 2
 """Patches along each side of a block of one colour."""
 
 
-class Legend(Task):
+class Legend(PictureTask):
     """Every patch's label is the place of its colour in the legend; in easy pictures the legend is always the same."""
 
     name = "legend"
     classes = len(COLOURS)
-    labelled = "patches"
+    labelled = "tokens"
     easy_share = 0.5  # without it, no small model had found out within minutes that signs and colours belong together
 
     def __init__(self) -> None:

@@ -17,8 +17,9 @@ from collections import defaultdict
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .far_drawing import Shown, Task
 from .far_running import run_study
+from .far_systems import PictureTask
+from .far_task import Shown
 
 DASH, GAP, WIDTH = 6, 4, 2
 """Pixels of a dash, between two dashes, and across."""
@@ -44,7 +45,7 @@ TRIES = 256
 NO_DOT, ONE_DOT, BOTH_DOTS = 0, 1, 2
 
 
-class Paths(Task):
+class Paths(PictureTask):
     """Whether two dots are joined by a dashed curve."""
 
     name = "paths"

@@ -17,13 +17,14 @@ from transformers import ViTForImageClassification
 pytest.importorskip("sklearn")
 from scripts.dev.studies import far_running
 from scripts.dev.studies.far_digits import Compare, Sum, TwoDigits
-from scripts.dev.studies.far_drawing import CELL, TRAINING_DIGITS, Shown, Task, Textures, far_places
+from scripts.dev.studies.far_drawing import CELL, TRAINING_DIGITS, Textures, far_places
 from scripts.dev.studies.far_legend import COLOURS, Legend
 from scripts.dev.studies.far_paths import ALIKE, BETWEEN, BOTH_DOTS, MARGIN, NO_DOT, ONE_DOT, Paths, curves, distances, pairs_of_curves
-from scripts.dev.studies.far_running import arguments, loss_of, page, run_study, stage, waves, wilson
-from scripts.dev.studies.far_systems import down_scaled, in_tiles, systems
+from scripts.dev.studies.far_running import arguments, loss_of, page, run_study, stage, wilson
+from scripts.dev.studies.far_systems import PictureTask, down_scaled, in_tiles, waves
+from scripts.dev.studies.far_task import Shown
 
-TASKS: tuple[type[Task], ...] = (Sum, Compare, Legend, Paths)
+TASKS: tuple[type[PictureTask], ...] = (Sum, Compare, Legend, Paths)
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +139,11 @@ def test_a_loss_of_both_kinds_of_tokens_is_the_sum_of_their_means() -> None:
     mean = torch.nn.functional.cross_entropy
     expected = mean(logits[:, 0], labels[:, 0]) + mean(logits[:, 1:].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(loss_of(logits, labels, "both"), expected)
-    assert loss_of(logits, torch.full_like(labels, -100), "patches") == 0
+    assert loss_of(logits, torch.full_like(labels, -100), "tokens") == 0
 
 
 def test_positions_as_far_apart_are_as_alike() -> None:
-    table = waves(6, 32)
+    table = waves(6, 6, 32)
     table = (table @ table.T).view(6, 6, 6, 6)
     assert table[0, 0, 2, 1] == pytest.approx(float(table[3, 2, 5, 3]), abs=1e-4)
 
@@ -158,7 +159,7 @@ def test_tiles_answer_for_their_own_patches() -> None:
         classifier = torch.nn.Identity()
 
     pixels = torch.rand(2, 3, 32, 32)
-    read = in_tiles(16, 4, "mean")(Means(), pixels, "patches")
+    read = in_tiles(16, 4, "mean")(Means(), pixels, "tokens")
     assert torch.allclose(read[..., 0], torch.nn.functional.avg_pool2d(pixels[:, :1], 4).flatten(1))
     both = in_tiles(16, 4, "mean")(Means(), pixels, "both")
     assert torch.equal(both[:, 1:], read)
@@ -175,18 +176,18 @@ def test_intervals_are_wilsons() -> None:
 def row(name: str, shares: list[float]) -> dict[str, Any]:
     """What a system has measured."""
     cell = {"accuracy": 100 * float(np.mean(shares)), "n": len(shares), "seconds": 0.5, "shares": shares}
-    part = {"size": 256, "pictures": 20, "batch": 2, "seconds": 4.0, "losses": [1.0]}
+    part = {"size": 256, "examples": 20, "batch": 2, "seconds": 4.0, "losses": [1.0]}
     return {"name": name, "before": cell, "after": cell, "control": cell, "stages": [part, part], "MB": 12.0}
 
 
-def test_the_page_compares_systems_picture_by_picture() -> None:
+def test_the_page_compares_systems_picture_by_picture(digits: Sum) -> None:
     settings = {
-        "stages": [[128, 20, 2], [256, 20, 2]], "short_size": 64, "patch": 16, "layers": 4, "width": 64, "test_pictures": 4,
-        "other_pictures": 4, "memory_batch": 2,
+        "stages": [[128, 20, 2], [256, 20, 2]], "short_size": 64, "patch": 16, "layers": 4, "width": 64, "test_examples": 4,
+        "other_examples": 4, "memory_batch": 2,
     }  # fmt: skip
     rows = {"full": row("full attention", [1.0, 1.0, 1.0, 0.0]), "global": row("window2d", [1.0, 0.0, 1.0, 0.0])}
     run = {"seed": 0, "short": {"held_out": {"accuracy": 90.0}}, "systems": rows}
-    text = page({"settings": settings, "runs": [run, run], "command": "python -m x", "machine": "m", "notes": ["A note."]}, "Pictures.")
+    text = page({"settings": settings, "runs": [run, run], "command": "python -m x", "machine": "m", "notes": ["A note."]}, digits)
     scores = "50.0 ± 18.9 | 50.0 ± 18.9 (50.0, 50.0: ± 0.0) | 25.0 ± 16.4 (25.0, 25.0: ± 0.0) | 50.0 ± 18.9"
     assert f"| window2d | {scores} | 0.200 | 0.500 | 8 | 12 |" in text
     assert "| full attention | 75.0 ± 16.4 | 75.0 ± 16.4 (75.0, 75.0: ± 0.0) | – |" in text
@@ -196,28 +197,28 @@ def test_the_page_compares_systems_picture_by_picture() -> None:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_tiny_run_measures_every_system(kind: type[Task], tmp_path: Path) -> None:
+def test_a_tiny_run_measures_every_system(kind: type[PictureTask], tmp_path: Path) -> None:
     """In this process; the study's own line starts one for each system."""
     line = [
         "--task", kind.name, "--seeds", "0", "--stages", "128:2:2", "--short-size", "64", "--scaled", "96", "--width", "32", "--layers",
-        "2", "--short-minutes", "0.002", "--halved", "0", "--short-batch", "2", "--test-pictures", "2", "--other-pictures", "2",
+        "2", "--short-minutes", "0.002", "--halved", "0", "--short-batch", "2", "--test-examples", "2", "--other-examples", "2",
         "--memory-batch", "1", "--work-dir", str(tmp_path),
     ]  # fmt: skip
     args = arguments([kind], line)
     task = kind()
     far_running.pretrained(task, args, 0)
-    for name, system in systems(args.short_size, task.patch, args.layers, args.scaled, task.positions).items():
+    for name, system in task.systems(args).items():
         measured = far_running.run_system(task, args, 0, system)
         assert 0 <= measured["after"]["accuracy"] <= 100, name
-        assert measured["stages"][0]["pictures"] == 2, name
+        assert measured["stages"][0]["examples"] == 2, name
 
 
 def test_a_small_model_starts_from_that_of_smaller_pictures(tmp_path: Path) -> None:
     line = ["--width", "32", "--layers", "1", "--work-dir", str(tmp_path), "--start-from", "paths", "--start-size", "32", "--short-size"]
     task = Paths()
-    earlier = far_running.small_model(task, arguments([Paths], [*line[:6], "--short-size", "32"]), 0)
+    earlier = task.small_model(arguments([Paths], [*line[:6], "--short-size", "32"]), 0)
     earlier.save_pretrained(tmp_path / "paths-32-32-1-0")
-    far_running.small_model(task, arguments([Paths], [*line, "64"]), 0).save_pretrained(tmp_path / "larger")
+    task.small_model(arguments([Paths], [*line, "64"]), 0).save_pretrained(tmp_path / "larger")
     model = ViTForImageClassification.from_pretrained(tmp_path / "larger")
     assert model.config.image_size == 64
     assert model.vit.embeddings.position_embeddings.shape == (1, 1 + 8 * 8, 32)
@@ -229,16 +230,17 @@ def test_a_small_model_starts_from_that_of_smaller_pictures(tmp_path: Path) -> N
 def test_a_study_runs_its_systems_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def run(line: list[str], check: bool) -> None:
-        started.append(line)
-        name = line[-1]
-        (tmp_path / "sum-32-32-2-0" / f"{name}.json").write_text(json.dumps(row(name, [1.0, 0.0])))
+    def run(command: list[str], check: bool) -> None:
+        started.append(command)
+        name = command[-1]
+        measured = {**row(name, [1.0, 0.0]), "settings": far_running.measuring(arguments([Sum], line))}
+        (tmp_path / "sum-32-32-2-0" / f"{name}.json").write_text(json.dumps(measured))
 
     monkeypatch.setattr(far_running.subprocess, "run", run)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", argparse.Namespace(name="scripts.dev.studies.far_digits"), raising=False)
     line = [
         "--seeds", "0", "--stages", "64:2:2", "--short-size", "32", "--width", "32", "--layers", "2", "--short-minutes", "0.002",
-        "--halved", "0", "--short-batch", "2", "--test-pictures", "2", "--systems", "global", "full", "--work-dir", str(tmp_path),
+        "--halved", "0", "--short-batch", "2", "--test-examples", "2", "--systems", "global", "full", "--work-dir", str(tmp_path),
         "--output", str(tmp_path / "table.json"),
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["far_digits", *line])

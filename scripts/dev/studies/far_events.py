@@ -1,0 +1,160 @@
+"""Spectrograms whose label needs a word at the start and sounds at the end: a small AST that heard seconds, converted to minutes.
+
+A voice says "low", "middle" or "high" at the start. At the end a rising, a falling and a pulsed tone sound together, one in each band of
+frequencies, and the label is the kind of that in the band that was named. Between them voices say digits. In the control recordings the
+word is left out: no model can be better than chance.
+
+A spectrogram is a grid of frequency and time: patches of 16 mel bins and 0.32 s, four in a column.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import ASTConfig, ASTForAudioClassification
+
+from hf_longattn.data.audio import Samples
+
+from .far_running import FULL, Stage, run_study
+from .far_sounds import MARGIN, ROWS_PER_SECOND, Placed, Sound, SoundTask, babble, in_chunks, whole, with_hints, with_sounds
+from .far_systems import POSITION_SCALE, waves
+from .far_task import Shown, System, converted, plain
+from .speech_synthesis import HELD_OUT, LEVEL, RATE, TRAINED, say
+
+FEATURES, PATCH = 64, 16
+"""Mel bins, and mel bins and rows of a patch."""
+BANDS = ((640, 1140), (1260, 2100), (2300, 3800))
+"""The frequencies in Hz of each band: those of the second, third and fourth row of patches."""
+WORDS = ("low", "middle", "high")
+RISING, FALLING, PULSED = range(3)
+SOUNDING = (1.0, 1.4)
+"""Shortest and longest duration of the tones in seconds."""
+DELAY = 0.4
+"""The most seconds from the margin at an end of the recording to the word, or from the tones to the margin at the other."""
+
+
+def tone(kind: int, band: tuple[int, int], seconds: float, random: np.random.Generator) -> Samples:
+    """A rising, falling or pulsed tone that uses much of a band."""
+    margins = random.uniform(0, 0.15, 2) * (band[1] - band[0])
+    low, high = band[0] + margins[0], band[1] - margins[1]
+    time = np.arange(round(seconds * RATE)) / RATE
+    if kind == PULSED:
+        pitch = np.full_like(time, random.uniform(low, high))
+        loud = (time * random.uniform(3, 5) + random.uniform()) % 1 < 0.5
+    else:
+        pitch = np.linspace(low, high, len(time)) if kind == RISING else np.linspace(high, low, len(time))
+        loud = np.ones_like(time)
+    wave = np.sin(2 * np.pi * (np.cumsum(pitch) / RATE + random.uniform())) * loud
+    return (LEVEL * 10 ** (random.uniform(-3, 3) / 20) * wave / np.sqrt(np.mean(wave**2))).astype(np.float32)
+
+
+class HintedClassifier(ASTForAudioClassification):
+    """A small model with a head for the labels of patches, by which it starts to learn; it is not saved."""
+
+    _keys_to_ignore_on_save = ["hints.weight", "hints.bias"]
+
+    def __init__(self, config: ASTConfig, classes: int) -> None:
+        super().__init__(config)
+        self.hints = nn.Linear(config.hidden_size, classes)
+
+    def both(self, inputs: Tensor) -> Tensor:
+        """``(B, 1 + patches, classes)``: the logits of spectrograms and of their patches."""
+        outputs = self.audio_spectrogram_transformer(inputs)
+        return with_hints(self.classifier(outputs.pooler_output), self.hints(outputs.last_hidden_state[:, 2:]))
+
+
+class Events(SoundTask):
+    """The kind of the tone in the band that a word has named; easier recordings have no other tone."""
+
+    name = "events"
+    classes = 3
+    easy_share = 0.5
+    features = FEATURES
+    hinted_rows = FEATURES // PATCH
+    hint_classes = 3 + len(WORDS) + 1
+    defaults = {
+        "systems": ["chunks", "chunks-max", "windows", "global", "last-full", FULL],
+        "stages": [Stage(40, 64, 8), Stage(240, 48, 2)], "short_size": 8, "halved": 0.0, "short_batch": 64, "short_minutes": 1.5,
+        "test_examples": 60, "other_examples": 12, "memory_batch": 1,
+    }  # fmt: skip
+
+    def recording(self, shown: Shown, random: np.random.Generator) -> tuple[Samples, int, Sequence[Placed]]:
+        voices = HELD_OUT if shown.held_out else TRAINED
+        kinds, named = [int(kind) for kind in random.permutation(self.classes)], int(random.integers(len(BANDS)))
+        seconds, is_easy = random.uniform(*SOUNDING), random.random() < shown.easy
+        tones = [tone(kind, band, seconds, random) for kind, band in zip(kinds, BANDS, strict=True)]
+        chord = tones[named] if is_easy else tones[0] + tones[1] + tones[2]
+        word = say(WORDS[named], voices[int(random.integers(len(voices)))])
+        first, last = (MARGIN + random.uniform(0, DELAY) for _ in range(2))
+        nothing = self.hint_classes - 1
+        of_bands = [kind if band == named or not is_easy else nothing for band, kind in enumerate(kinds)]
+        placed: list[Placed] = [(Sound(chord, shown.size - last - seconds), (nothing, *of_bands))]
+        if not shown.control:
+            placed.append((Sound(word, first), (self.classes + named,) * self.hinted_rows))
+        return with_sounds(babble(random, voices, shown.size), [sound for sound, _ in placed], random), kinds[named], placed
+
+    def inputs(self, features: Tensor) -> Tensor:
+        return features
+
+    def columns(self, seconds: int) -> int:
+        return (seconds * ROWS_PER_SECOND - PATCH) // PATCH + 1
+
+    def small_model(self, args: argparse.Namespace, seed: int) -> HintedClassifier:
+        config = ASTConfig(
+            hidden_size=args.width, num_hidden_layers=args.layers, num_attention_heads=max(1, args.width // 32),
+            intermediate_size=4 * args.width, patch_size=PATCH, frequency_stride=PATCH, time_stride=PATCH, num_mel_bins=FEATURES,
+            max_length=args.short_size * ROWS_PER_SECOND, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            num_labels=self.classes,
+        )  # fmt: skip
+        model = HintedClassifier(config, self.hint_classes)
+        table = model.audio_spectrogram_transformer.embeddings.position_embeddings
+        table.data[0, 2:] = POSITION_SCALE * waves(self.hinted_rows, self.columns(args.short_size), args.width)
+        return model
+
+    def systems(self, args: argparse.Namespace) -> dict[str, System]:
+        window = {"mechanism": "window2d", "window": [self.hinted_rows, self.columns(args.short_size)]}
+        full = {"mechanism": "full"}
+        short, rows = plain(ASTForAudioClassification), args.short_size * ROWS_PER_SECOND
+        last_full = {**window, "layers": {args.layers - 1: full}}
+
+        def with_attention(attention: Mapping[str, Any]) -> Callable[[Path, int], nn.Module]:
+            return converted(
+                "audio-spectrogram-transformer",
+                ASTForAudioClassification,
+                attention,
+                lambda size: {"long_max_length": size * ROWS_PER_SECOND, "position_extension": "tile"},
+            )
+
+        return {
+            "chunks": System(f"chunks of {args.short_size} s, mean of their logits", short, in_chunks(rows, "mean")),
+            "chunks-max": System(f"chunks of {args.short_size} s, maximum of their logits", short, in_chunks(rows, "max")),
+            "windows": System("window2d without a global token", with_attention({**window, "prefix_tokens": "reads"}), whole),
+            "global": System("window2d with global class and distillation tokens", with_attention(window), whole),
+            "last-full": System("window2d, the last layer full", with_attention(last_full), whole),
+            FULL: System("full attention", with_attention(full), whole),
+        }
+
+    def about_model(self, settings: Mapping[str, Any]) -> str:
+        seconds = PATCH / ROWS_PER_SECOND
+        return f"An AST of {settings['layers']} layers, width {settings['width']} and patches of {PATCH} mel bins and {seconds:g} s"
+
+    def tokens(self, size: int) -> str:
+        return f"{self.hinted_rows * self.columns(size):,} patches"
+
+    def sentence(self, size: int) -> str:
+        return (
+            f"Spectrograms of {size} s: a voice says at the start which of three bands of frequencies is meant, and at the end a rising, a "
+            "falling and a pulsed tone sound together, one in each band; the label is the kind of that in the band that was named, chance "
+            "33 %. Between them changing voices say digits. In the control the word is left out."
+        )
+
+
+TASKS = (Events,)
+
+if __name__ == "__main__":
+    run_study(TASKS)
