@@ -139,7 +139,7 @@ class AuditSounds:
         stream = rule.stream
         if stream is not None and not stream.refusal(config) and rule.output_rows(config, self.samples) == frames:
             positions = () if stream.encoder is None else stream.encoder[1](config)
-            before = [_mixing("frames that overlap", stream.front(config)), _mixing("positions by a convolution", positions)]
+            before = [_mixing("frames that overlap", rule.front(config)), _mixing("positions by a convolution", positions)]
             inside = _mixing("convolution", stream.inside(config))
             if None not in (*before, inside):
                 self.before, self.inside = (tuple(part for part in parts if part and part.mixes) for parts in (before, [inside]))

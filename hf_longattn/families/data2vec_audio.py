@@ -9,7 +9,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import Convolution, StreamRule, unpadded_convolutions
+from ..modeling.family.stream_rule import Convolution, StreamRule
 
 
 class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
@@ -47,7 +47,6 @@ FAMILY = Family(
         outputs=adapted,
         why_padding_changes=lambda config: "its positions are several convolutions, which carry padding into sound",
         stream=StreamRule(
-            unpadded_convolutions,
             ("encoder", lambda config: [Convolution.centred(config.conv_pos_kernel_size)] * config.num_conv_pos_embeddings),
         ),
     ),

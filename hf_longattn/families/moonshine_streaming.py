@@ -127,12 +127,6 @@ def samples_per_row(config: Any) -> int:
     return round(encoder_config(config).sample_rate * encoder_config(config).frame_ms / 1000)
 
 
-def frames(config: Any, samples: int) -> int:
-    """The frames of this many samples."""
-    rows = samples // samples_per_row(config)
-    return ((rows - 1) // 2) // 2 + 1 if rows else 0
-
-
 def front(config: Any) -> list[Convolution]:
     """Rows of samples, and the two convolutions that halve the rows."""
     row = samples_per_row(config)
@@ -168,9 +162,9 @@ FAMILY = Family(
     mixin=MoonshineWithWindows,
     own_attention=own_attention,
     audio=MoonshineRule(
-        frames=frames,
+        front=front,
         longest=positions_of_decoder,
-        stream=StreamRule(front, layers="layers", whole=samples_per_row),
+        stream=StreamRule(layers="layers", multiple=samples_per_row),
         why_padding_changes=lambda config: "its convolutions count a frame after the end, in which some rows are real, as sound",
     ),
 )

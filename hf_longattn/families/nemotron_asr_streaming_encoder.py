@@ -26,6 +26,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
 from ..private_apis import attention_implementation
 from .parakeet_encoder import LongParakeetAttention, normalised_features
 
@@ -127,13 +128,16 @@ class NemotronOnTheBackend(OnTheBackend):
             )
 
 
-def subsampled(config: Any, length: int) -> int:
-    """The frames of ``length`` rows of features."""
+def subsampling(config: Any) -> list[Convolution]:
+    """The convolutions that make frames of rows of features, which look back only but for the zeros after the last row."""
     config = encoder_config(config)
     kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
-    for _ in range(int(math.log2(config.subsampling_factor))):
-        length = (length + kernel - 1 + stride - 1 - kernel) // stride + 1
-    return length
+    return [Convolution(kernel, stride, kernel - 1, stride - 1)] * int(math.log2(config.subsampling_factor))
+
+
+def convolution_module(config: Any) -> list[Convolution]:
+    """The convolution over frames in every layer."""
+    return [Convolution.causal(encoder_config(config).conv_kernel_size)]
 
 
 class NemotronRule(AudioRule):
@@ -147,9 +151,10 @@ NEMOTRON = NemotronRule(
     input="input_features",
     rate=100,
     features=lambda config: int(encoder_config(config).num_mel_bins),
-    frames=subsampled,
+    front=subsampling,
     positions="relative",
     why_chunks_differ=normalised_features,
+    stream=StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions")),
 )
 """Rows of log-mel features, 100 in a second, of which eight make a frame."""
 FAMILY = Family(

@@ -30,7 +30,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
 from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import Convolution, StreamRule
+from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
 from ..private_apis import attention_implementation
 
 ROWS_PER_STRETCH = 4096
@@ -44,15 +44,6 @@ class LongParakeetEncoderConfig(LongAudioConfig, ParakeetEncoderConfig):
 
     model_type = "long_parakeet_encoder"
     context_frames = 128
-
-
-def subsampled(config: Any, length: int) -> int:
-    """The frames of ``length`` rows of features."""
-    config = encoder_config(config)
-    kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
-    for _ in range(int(math.log2(config.subsampling_factor))):
-        length = (length + (kernel - 1) // 2 * 2 - kernel) // stride + 1
-    return length
 
 
 class LongParakeetPositions(ParakeetEncoderRelPositionalEncoding):
@@ -167,10 +158,10 @@ PARAKEET = AudioRule(
     input="input_features",
     rate=100,
     features=lambda config: int(encoder_config(config).num_mel_bins),
-    frames=subsampled,
+    front=subsampling,
     positions="relative",
     why_chunks_differ=normalised_features,
-    stream=StreamRule(subsampling, layers="layers", inside=convolution_module, positions="encode_positions"),
+    stream=StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions")),
 )
 """Rows of log-mel features, 100 in a second, of which eight make a frame."""
 FAMILY = Family(LongParakeetEncoderConfig, package="parakeet", classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, audio=PARAKEET)

@@ -11,7 +11,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, convolved
 from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import normalised_over_time
+from ..modeling.family.stream_rule import Convolution, normalised_over_time, unpadded_convolutions
 
 
 class LongSEWConfig(LongAudioConfig, SEWConfig):
@@ -21,9 +21,9 @@ class LongSEWConfig(LongAudioConfig, SEWConfig):
     context_frames = 256
 
 
-def squeezed(config: Any, length: int) -> int:
-    """The frames on which the layers run: means of ``config.squeeze_factor`` frames of the convolutions."""
-    return convolved(config, length) // config.squeeze_factor
+def squeezed(config: Any) -> list[Convolution]:
+    """The feature encoder, and the means of ``config.squeeze_factor`` of its frames on which the layers run."""
+    return [*unpadded_convolutions(config), Convolution(config.squeeze_factor, config.squeeze_factor)]
 
 
 def why_padding_changes(config: Any) -> str:
@@ -49,7 +49,16 @@ class SEWInStretches(ReplacedModules):
 FAMILY = Family(
     LongSEWConfig,
     mixin=SEWInStretches,
-    audio=AudioRule(frames=squeezed, outputs=convolved, why_chunks_differ=normalised_over_time, why_padding_changes=why_padding_changes),
+    audio=AudioRule(
+        front=squeezed,
+        outputs=convolved,
+        why_chunks_differ=normalised_over_time,
+        why_padding_changes=why_padding_changes,
+        no_stream=(
+            "its published checkpoints normalise every channel over the whole sound (feat_extract_norm='group'); use a model with a norm "
+            "over the channels of each frame, such as LongWav2Vec2ForCTC"
+        ),
+    ),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -7,15 +7,25 @@ from transformers.models.wav2vec2_bert.configuration_wav2vec2_bert import Wav2Ve
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertFeedForward,
     Wav2Vec2BertRelPositionalEmbedding,
+    Wav2Vec2BertRotaryPositionalEmbedding,
     Wav2Vec2BertSelfAttention,
 )
 
-from ..modeling.attach.conformer_attention import NAMES, ConformerAttention, ConformerOnTheBackend, NearSinusoids
+from ..modeling.attach.conformer_attention import (
+    NAMES,
+    ConformerAttention,
+    ConformerOnTheBackend,
+    CountedRotary,
+    NearSinusoids,
+    causal_convolution,
+    positions_in_stream,
+)
 from ..modeling.attach.stretches import FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_features
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import StreamRule
 
 
 class LongWav2Vec2BertConfig(LongAudioConfig, Wav2Vec2BertConfig):
@@ -26,6 +36,10 @@ class LongWav2Vec2BertConfig(LongAudioConfig, Wav2Vec2BertConfig):
 
 class LongWav2Vec2BertSinusoids(NearSinusoids, Wav2Vec2BertRelPositionalEmbedding):
     """Sinusoids of the distances that a layer sees."""
+
+
+class LongWav2Vec2BertRotary(CountedRotary, Wav2Vec2BertRotaryPositionalEmbedding):
+    """Rotary positions from any frame on."""
 
 
 class LongWav2Vec2BertAttention(ConformerAttention, Wav2Vec2BertSelfAttention):
@@ -42,6 +56,7 @@ class Wav2Vec2BertOnTheBackend(ConformerOnTheBackend):
     replaced = {
         Wav2Vec2BertFeedForward: LongWav2Vec2BertFeedForward,
         Wav2Vec2BertRelPositionalEmbedding: LongWav2Vec2BertSinusoids,
+        Wav2Vec2BertRotaryPositionalEmbedding: LongWav2Vec2BertRotary,
         Wav2Vec2BertSelfAttention: LongWav2Vec2BertAttention,
     }
 
@@ -62,10 +77,11 @@ FAMILY = Family(
         input="input_features",
         rate=50,
         features=lambda config: int(config.feature_projection_input_dim),
-        frames=lambda config, rows: rows,
+        front=lambda config: (),
         outputs=adapted,
         positions="relative",
         why_chunks_differ=normalised_features,
+        stream=StreamRule(inside=causal_convolution, positions=positions_in_stream),
     ),
 )
 

@@ -5,16 +5,25 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerFeatureEncoder,
     Wav2Vec2ConformerFeedForward,
     Wav2Vec2ConformerRelPositionalEmbedding,
+    Wav2Vec2ConformerRotaryPositionalEmbedding,
     Wav2Vec2ConformerSelfAttention,
 )
 
-from ..modeling.attach.conformer_attention import NAMES, ConformerAttention, ConformerOnTheBackend, NearSinusoids
+from ..modeling.attach.conformer_attention import (
+    NAMES,
+    ConformerAttention,
+    ConformerOnTheBackend,
+    CountedRotary,
+    NearSinusoids,
+    centred_convolution,
+    positions_in_stream,
+)
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import normalised_over_time
+from ..modeling.family.stream_rule import StreamRule, normalised_feature_encoder, normalised_over_time
 
 
 class LongWav2Vec2ConformerConfig(LongAudioConfig, Wav2Vec2ConformerConfig):
@@ -25,6 +34,10 @@ class LongWav2Vec2ConformerConfig(LongAudioConfig, Wav2Vec2ConformerConfig):
 
 class LongWav2Vec2ConformerSinusoids(NearSinusoids, Wav2Vec2ConformerRelPositionalEmbedding):
     """Sinusoids of the distances that a layer sees."""
+
+
+class LongWav2Vec2ConformerRotary(CountedRotary, Wav2Vec2ConformerRotaryPositionalEmbedding):
+    """Rotary positions from any frame on."""
 
 
 class LongWav2Vec2ConformerAttention(ConformerAttention, Wav2Vec2ConformerSelfAttention):
@@ -46,6 +59,7 @@ class Wav2Vec2ConformerOnTheBackend(ConformerOnTheBackend):
         Wav2Vec2ConformerFeatureEncoder: LongWav2Vec2ConformerFeatureEncoder,
         Wav2Vec2ConformerFeedForward: LongWav2Vec2ConformerFeedForward,
         Wav2Vec2ConformerRelPositionalEmbedding: LongWav2Vec2ConformerSinusoids,
+        Wav2Vec2ConformerRotaryPositionalEmbedding: LongWav2Vec2ConformerRotary,
         Wav2Vec2ConformerSelfAttention: LongWav2Vec2ConformerAttention,
     }
 
@@ -59,6 +73,7 @@ FAMILY = Family(
         positions="relative or rotary",
         why_chunks_differ=normalised_over_time,
         why_padding_changes=lambda config: "the convolutions of its layers carry padding into sound",
+        stream=StreamRule(inside=centred_convolution, positions=positions_in_stream, refusal=normalised_feature_encoder),
     ),
 )
 

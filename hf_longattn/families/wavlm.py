@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
-from ..backend import BACKEND
+from ..backend import BACKEND, with_streamed_keys
 from ..engines.common.distance_term import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
@@ -22,7 +22,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import normalised_over_time
+from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
 from ..private_apis import attention_implementation, distance_buckets
 
 
@@ -54,6 +54,7 @@ class LongWavLMAttention(WavLMAttention):
             projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        key, value = with_streamed_keys(key, value)
         term = DistanceTerm(self.gates(hidden_states), biases()[..., None], self.max_distance, key)
         if attention_mask is not None:
             attention_mask = FramePadding.of(attention_mask.bool()).mask
@@ -102,6 +103,7 @@ FAMILY = Family(
         positions="convolved and relative",
         why_chunks_differ=normalised_over_time,
         why_padding_changes=normalised_over_time,
+        stream=WAV2VEC2_STREAM,
     ),
 )
 

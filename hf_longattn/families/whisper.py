@@ -24,6 +24,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import Family
+from ..modeling.family.stream_rule import Convolution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -152,7 +153,11 @@ RULE = WhisperRule(
     input="input_features",
     rate=ROWS_PER_SECOND,
     features=lambda config: config.num_mel_bins,
-    frames=lambda config, rows: (rows - 1) // ROWS_PER_FRAME + 1,
+    front=lambda config: [Convolution.centred(3), Convolution(3, ROWS_PER_FRAME, 1, 1)],
+    no_stream=(
+        "its encoder counts positions from the beginning of the sound, in a spectrogram that is clamped at its own maximum; transcribe "
+        "recordings with hf_longattn.transcribe"
+    ),
     positions="sinusoids",
     whole_seconds=True,
     extractor_fields=extractor_fields,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import AudioError, StreamError
 from ..modeling.attach.attention_sites import mechanisms_on
+from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.stream_rule import StreamRule
 from ..naming import BACKEND
@@ -34,7 +35,7 @@ FORMAT = "hf_longattn stream 1"
 UNREAD_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Fields of a config that change no frame; the dtype is compared by itself."""
 WAITING, POSITIONS = "waiting", "positions"
-"""Names in a state: the input that is no whole chunk yet, and where every stage stands."""
+"""Names in a state: the input that is no complete chunk yet, and where every stage stands."""
 
 
 class Stream:
@@ -55,7 +56,7 @@ class Stream:
 
     def __init__(self, model: Any, *, chunk: int | None = None) -> None:
         self.model, self._rule, self._stream_rule = model, *_rules(model)
-        self._stages = _stages(model, self._stream_rule)
+        self._stages = _stages(model, self._rule, self._stream_rule)
         self.stride = self._stages[0].section.stride
         """Samples (or rows of features) from one frame to the next."""
         periods = [stage.local.period for stage in self._stages if stage.local is not None]
@@ -162,8 +163,8 @@ class Stream:
             return None
         if joined is None:  # the last frames wait in the layers; what they are called with is cut off
             joined = self._silence(piece)
-        whole = self._stream_rule.whole(self.model.config)
-        joined = joined[:, : joined.shape[1] // whole * whole]
+        multiple = self._stream_rule.multiple(self.model.config)
+        joined = joined[:, : joined.shape[1] // multiple * multiple]
         try:
             out = _of_frames(self.model(**{self._rule.input: joined}))
         except NothingFinal:
@@ -202,7 +203,7 @@ class Stream:
         return torch.cat(parts, 1) if parts else self._empty.expand(rows, -1, -1).clone()
 
     def _check_next(self, start: int | None) -> None:
-        self._check_whole()
+        self._check_complete()
         if self.model.training:
             raise StreamError("The model is in training mode, in which frames depend on chance; call model.eval() first.")
         check_next(self.finished, start, self.seen, self._rule.unit.removesuffix("s").replace("rows of feature", "row"))
@@ -244,8 +245,8 @@ class Stream:
         return chunk
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as tensors: what the stages keep, and the input that is no whole chunk yet."""
-        self._check_whole()
+        """The state as tensors: what the stages keep, and the input that is no complete chunk yet."""
+        self._check_complete()
         rows = [[tail.start, tail.stop, stage.done] for stage in self._stages for tail in stage.tails.values()]
         position = [self._waiting.start, self._waiting.stop, int(self.finished)]
         tensors = {POSITIONS: torch.tensor([position, *rows])}
@@ -289,7 +290,7 @@ class Stream:
 
     def about(self) -> dict[str, Any]:
         """What must be equal in the stream that goes on from a state: the model's class, config (a hash) and dtype, and the chunk."""
-        settings = {name: value for name, value in self.model.config.to_dict().items() if name not in UNREAD_FIELDS}
+        settings = _read_fields(self.model.config.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         return {"model": type(self.model).__name__, "config": digest[:16], "dtype": str(self.model.dtype), "chunk": self.chunk}
 
@@ -298,7 +299,7 @@ class Stream:
         """Whether the input is samples; otherwise it is rows of features."""
         return self._rule.features is None
 
-    def _check_whole(self) -> None:
+    def _check_complete(self) -> None:
         if self._interrupted:
             raise StreamError("The stream was interrupted while it computed; load a state that was saved before, or call reset().")
 
@@ -338,10 +339,18 @@ def read_state(file: str | Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def _rules(model: Any) -> tuple[Any, StreamRule]:
+def _read_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config, and of configs in it, on which frames depend."""
+    read = {name: value for name, value in fields.items() if name not in UNREAD_FIELDS}
+    return {name: _read_fields(value) if isinstance(value, dict) else value for name, value in read.items()}
+
+
+def _rules(model: Any) -> tuple[AudioRule, StreamRule]:
     """How the model reads sound, and how far its parts look along time."""
     config, family = getattr(model, "config", None), _family(model)
     audio = None if family is None else family.audio
+    if audio is not None and audio.no_stream:
+        raise StreamError(f"{type(model).__name__} cannot read a stream: {audio.no_stream}.")
     if audio is None or audio.stream is None:
         raise StreamError(
             f"{type(model).__name__} has no way to read a stream; use a model of sound that has, such as LongWav2Vec2ForCTC, or "
@@ -368,12 +377,13 @@ def _family(model: Any) -> Family | None:
     return getattr(model, "family", None) or FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
 
 
-def _stages(model: Any, rule: StreamRule) -> list[Stage]:
+def _stages(model: Any, audio: AudioRule, rule: StreamRule) -> list[Stage]:
     """The stages of a model, from its input to its last layer."""
     family, config = _family(model), model.config
     base = model.encoder if family is not None and family.holds_encoder and hasattr(model, "encoder") else model.base_model
-    positions = None if rule.positions is None else base.get_submodule(rule.positions)
-    stages = [Stage(None, rule.front(config))]
+    of_layers = rule.positions(config)
+    positions = None if of_layers is None else (of_layers, base.get_submodule(of_layers.module))
+    stages = [Stage(None, audio.front(config))]
     if rule.encoder is not None:
         name, sections = rule.encoder
         stages.append(Stage(base.get_submodule(name), sections(config)))

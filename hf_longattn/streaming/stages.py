@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from ..backend import STREAMED_KEYS
 from ..engines.common.shards import Locality
-from ..modeling.family.stream_rule import Attention, Chain, Section
+from ..modeling.family.stream_rule import Attention, Chain, Positions, Section
 from .tail import Tail
 
 HIDDEN, KEYS, VALUES = "hidden", "keys", "values"
 """What a stage keeps, by the names in a stream's state."""
-POSITIONS = "position_embeddings"
-"""The keyword for the positions of a layer's frames."""
 
 
 class NothingFinal(Exception):
@@ -34,7 +32,7 @@ class Stage:
     module: whose input is the stage's; ``None`` for the model's own.
     section: how far it looks along time; attention, whose keys and values are kept instead of its inputs, first.
     local: how far its attention sees; ``None`` where there is none.
-    positions: makes the module's ``position_embeddings`` from states, of which it reads the number.
+    positions: how the module gets the positions of its frames, and the module of the base that makes them.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class Stage:
         module: nn.Module | None,
         sections: Sequence[Section],
         local: Locality | None = None,
-        positions: Callable[[Tensor], Tensor] | None = None,
+        positions: tuple[Positions, Callable[..., Any]] | None = None,
     ) -> None:
         self.module, self.local, self.positions = module, local, positions
         self.after = Chain(tuple(sections))
@@ -75,19 +73,24 @@ class Stage:
         start, hidden = self.tails[HIDDEN].start, self.tails[HIDDEN].tensor
         if self._idle or self.local is None or hidden is None or keys.shape[2] > hidden.shape[1]:
             return keys, values
-        whole = []
+        joined = []
         for name, new in ((KEYS, keys), (VALUES, values)):
             tail = self.tails[name]
             tail.append(new[:, :, tail.stop - start :])
-            whole.append(tail.between(self.local.first(start), tail.stop))
-        return whole[0], whole[1]
+            joined.append(tail.between(self.local.first(start), tail.stop))
+        return joined[0], joined[1]
 
-    def positions_like(self, hidden: Tensor) -> Any:
-        """``position_embeddings`` for the run on ``hidden (B, n, C)``, and for the keys that were kept."""
-        assert self.positions is not None
+    def add_positions(self, hidden: Tensor, keywords: dict[str, Any]) -> None:
+        """Put the positions for a run on ``hidden (B, n, C)`` into the keywords of the module, where it gets any."""
+        if self.positions is None:
+            return
+        rule, module = self.positions
         start = self.tails[HIDDEN].start
+        if rule.counted:
+            keywords[rule.keyword] = module(hidden, start)
+            return
         earlier = 0 if self._idle or self.local is None else start - self.local.first(start)
-        return self.positions(hidden[:, :1].expand(-1, earlier + hidden.shape[1], -1))
+        keywords[rule.keyword] = module(hidden[:, :1].expand(-1, earlier + hidden.shape[1], -1))
 
     def give(self, out: Tensor) -> Tensor:
         """What has become final of the outputs ``(B, m, …)`` of the run; then what no later output needs is dropped."""
@@ -132,8 +135,7 @@ class Run:
             if not self.ends:
                 raise NothingFinal
             joined = hidden[:, :1]  # something to run on, all of which is cut off
-        if stage.positions is not None:
-            keywords[POSITIONS] = stage.positions_like(joined)
+        stage.add_positions(joined, keywords)
         return joined
 
 

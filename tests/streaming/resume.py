@@ -1,19 +1,28 @@
-"""Goes on with a stream in a new process: reads model, state and sound from a folder, and writes the remaining frames there."""
+"""Goes on with streams in a new process: reads model, state and sound from each folder, and writes the remaining frames there."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoConfig
 
-from hf_longattn import LongWav2Vec2ForCTC
+import hf_longattn
 from hf_longattn.streaming import Stream
 
+
+def model_in(folder: Path) -> Any:
+    """The model of a folder, by the class that its config names."""
+    (name,) = AutoConfig.from_pretrained(folder).architectures
+    return getattr(hf_longattn, name).from_pretrained(folder).eval()
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    stream = Stream(LongWav2Vec2ForCTC.from_pretrained(folder).eval())
-    stream.load(folder / "state.safetensors")
-    sound = torch.load(folder / "sound.pt")[:, stream.seen :]
-    torch.save(torch.cat([stream.feed(sound), stream.finish()], 1), folder / "rest.pt")
+    for folder in map(Path, sys.argv[1:]):
+        stream = Stream(model_in(folder))
+        stream.load(folder / "state.safetensors")
+        sound = torch.load(folder / "sound.pt")[:, stream.seen :]
+        torch.save(torch.cat([stream.feed(sound), stream.finish()], 1), folder / "rest.pt")

@@ -26,6 +26,8 @@ from scripts.dev.tools.small_models import Shape, small_audio_config
 from tests.families import test_moonshine_streaming as moonshine
 from tests.modeling.test_audio_models import Largest
 
+ROOT = Path(__file__).parents[2]
+
 STREAMED = [
     (name, head)
     for name in FAMILIES
@@ -86,6 +88,16 @@ def test_a_stream_gives_what_one_pass_gives(base: str, head: str, attention: dic
     torch.testing.assert_close(streamed(stream, x, x.shape[1] // 23), whole(model, x), atol=1e-11, rtol=0)
     stream.reset()
     assert torch.equal(streamed(stream, x, 77), streamed(Stream(model), x, x.shape[1]))
+
+
+KINDS = {"wav2vec2-bert": ("rotary", "relative", "relative_key", None), "wav2vec2-conformer": ("rotary", "relative", None)}
+
+
+@pytest.mark.parametrize(("base", "position"), [(base, kind) for base, kinds in KINDS.items() for kind in kinds])
+def test_positions_of_every_kind_stream(base: str, position: str | None) -> None:
+    model = model_of(base, position_embeddings_type=position).double()
+    x = heard(model, 2.5)
+    torch.testing.assert_close(streamed(Stream(model), x, x.shape[1] // 9), whole(model, x), atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("head", ["Model", "ForCTC", "ForAudioFrameClassification"])
@@ -193,16 +205,27 @@ def test_a_stopped_stream_goes_on(attention: dict[str, Any], tmp_path: Path) -> 
         assert torch.equal(torch.cat([out, streamed(second, x, 3_333, stop)], 1), expected)
 
 
-def test_a_stream_goes_on_in_another_process(tmp_path: Path) -> None:
-    model, x = model_of(), sound()
-    stream = Stream(model)
-    out = stream.feed(x[:, :20_000])
-    model.save_pretrained(tmp_path)
-    stream.save(tmp_path / "state.safetensors")
-    torch.save(x, tmp_path / "sound.pt")
-    subprocess.run([sys.executable, "-m", "tests.streaming.resume", tmp_path], check=True, cwd=Path(__file__).parents[2])
-    rest = torch.load(tmp_path / "rest.pt")
-    assert torch.equal(torch.cat([out, rest], 1), streamed(Stream(model), x, SAMPLES))
+def test_streams_of_every_family_go_on_in_another_process(tmp_path: Path) -> None:
+    streams, rest = {}, {}
+    for base, head in STREAMED:
+        if head.endswith("ForCTC") or not any(name.endswith("ForCTC") for name in FAMILIES[base].heads):
+            model, folder = model_of(base, head), tmp_path / base
+            x, stream = heard(model, 5).float(), Stream(model)
+            out = stream.feed(x[:, : x.shape[1] // 2])
+            model.save_pretrained(folder)
+            stream.save(folder / "state.safetensors")
+            torch.save(x, folder / "sound.pt")
+            streams[base] = streamed(Stream(model), x, x.shape[1]), out
+    subprocess.run([sys.executable, "-m", "tests.streaming.resume", *(tmp_path / base for base in streams)], check=True, cwd=ROOT)
+    for base, (expected, out) in streams.items():
+        rest[base] = torch.load(tmp_path / base / "rest.pt")
+        assert torch.equal(torch.cat([out, rest[base]], 1), expected), base
+
+
+def test_every_family_of_sound_streams_or_says_why_not() -> None:
+    rules = {name: family.audio for name, family in FAMILIES.items() if family.audio is not None}
+    assert all((rule.stream is None) == bool(rule.no_stream) for rule in rules.values())
+    assert {name for name, rule in rules.items() if rule.no_stream} == {"sew", "whisper"}
 
 
 def test_streams_of_one_model_do_not_meet() -> None:
@@ -365,6 +388,10 @@ def test_what_needs_the_whole_sound_is_refused() -> None:
             model_of("parakeet_tdt", "ForTDT"),
             r"writes by a decoder, not by frames; stream its encoder, Stream\(model.get_encoder",
         ),
+        (model_of("wav2vec2-conformer", feat_extract_norm="group"), "normalises every channel over the whole sound"),
+        (model_of("wavlm", feat_extract_norm="group"), "normalises every channel over the whole sound"),
+        (model_of("sew"), "LongSEWForCTC cannot read a stream: its published checkpoints normalise every channel over the whole sound"),
+        (model_of("whisper", "Model"), "LongWhisperModel cannot read a stream: its encoder counts positions from the beginning"),
         (nn.Linear(2, 2), "Linear has no way to read a stream"),
     ]
     for model, message in cases:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ...backend import BACKEND
+from ...backend import BACKEND, with_streamed_keys
 from ...engines.common.distance_term import DistanceTerm
 from ...private_apis import attention_implementation, turned_states
 from ..family.definition import AttentionNames
+from ..family.stream_rule import Convolution, Positions
 from .custom_attention import OnTheBackend, attend_by_mechanism
 
 NAMES = AttentionNames(query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size")
@@ -70,10 +72,10 @@ class ConformerAttention(nn.Module):
             placed = turned_states(self, hidden_states, relative_position_embeddings)
         inputs = ((self.linear_q, placed), (self.linear_k, placed), (self.linear_v, hidden_states))
         query, key, value = (self._heads(projection(states)).transpose(1, 2) for projection, states in inputs)
+        key, value = with_streamed_keys(key, value)
         term = None
         if self.position_embeddings_type == "relative":
-            length = hidden_states.shape[1]
-            back, ahead = self.long_attention.span(length, length, False)
+            back, ahead = self.long_attention.span(query.shape[2], key.shape[2], False)
             table = self._heads(self.linear_pos(relative_position_embeddings(back, ahead))).transpose(0, 1)
             term = DistanceTerm((query + self.pos_bias_v[:, None]) * self.scaling, table, ahead, key)
             query = query + self.pos_bias_u[:, None]
@@ -86,6 +88,37 @@ class ConformerAttention(nn.Module):
     def _heads(self, projected: Tensor) -> Tensor:
         """``(…, C)`` -> ``(…, H, D)``."""
         return projected.unflatten(-1, (-1, self.head_size))
+
+
+def centred_convolution(config: Any) -> list[Convolution]:
+    """The convolution over frames in every layer of Wav2Vec2-Conformer."""
+    return [Convolution.centred(config.conv_depthwise_kernel_size)]
+
+
+def causal_convolution(config: Any) -> list[Convolution]:
+    """The convolution over frames in every layer of Wav2Vec2-BERT, which looks back only."""
+    return [Convolution.causal(config.conv_depthwise_kernel_size)]
+
+
+def positions_in_stream(config: Any) -> Positions | None:
+    """Rotary positions count from the beginning, since they turn frames before these are projected. Others are of distances alone."""
+    if config.position_embeddings_type != "rotary":
+        return None
+    return Positions("encoder.embed_positions", "relative_position_embeddings", counted=True)
+
+
+class CountedRotary(nn.Module):
+    """Comes before the base's ``…RotaryPositionalEmbedding``: positions from any frame on."""
+
+    inv_freq: Tensor
+
+    def forward(self, hidden_states: Tensor, first: int = 0) -> Tensor:
+        """Cosines and sines ``(2, N, 1, 1, D)`` for the states ``(B, N, C)`` of the frames from number ``first`` on."""
+        if not first:
+            return super().forward(hidden_states)
+        angles = torch.arange(first, first + hidden_states.shape[1]).type_as(self.inv_freq)[:, None] * self.inv_freq
+        angles = torch.cat([angles, angles], -1)[:, None, None]
+        return torch.stack([angles.cos(), angles.sin()]).type_as(hidden_states)
 
 
 class ConformerOnTheBackend(OnTheBackend):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import AudioError, MaskError
+from .stream_rule import Chain, Section, StreamRule, unpadded_convolutions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .stream_rule import StreamRule
 
 MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every sample, or row of features, that is not padding."""
@@ -26,10 +26,8 @@ def encoder_config(config: Any) -> Any:
 
 
 def convolved(config: Any, length: int) -> int:
-    """The frames of ``length`` samples after the convolutions without padding of ``config.conv_kernel`` and ``config.conv_stride``."""
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        length = (length - kernel) // stride + 1
-    return length
+    """The frames of ``length`` samples after the convolutions of wav2vec 2.0's feature encoder."""
+    return Chain(tuple(unpadded_convolutions(config))).total(length)
 
 
 def adapted(config: Any, length: int) -> int:
@@ -52,7 +50,7 @@ class AudioRule:
     input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``; ``N`` is called its length.
     rate: samples, or rows of features, in a second.
     features: the number of features of a row with a config; ``None`` for samples.
-    frames: ``(config, length) -> frames``, the tokens of the layers with attention, at most; at least one is computed.
+    front: the sections from the input to the tokens of the layers with attention, with a config.
     outputs: ``(config, length) ->`` rows of the last hidden state, where they are not one for each frame.
     positions: how positions are encoded, in a word.
     longest: the most frames for which the model has positions with a config; ``None`` where nothing limits them.
@@ -66,12 +64,13 @@ class AudioRule:
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
     stream: how far its parts look along time, where :class:`hf_longattn.streaming.Stream` can read a stream with it.
+    no_stream: why it cannot, and what to do instead.
     """
 
     input: str = "input_values"
     rate: int = 16_000
     features: Callable[[Any], int] | None = None
-    frames: Callable[[Any, int], int] = convolved
+    front: Callable[[Any], Sequence[Section]] = unpadded_convolutions
     outputs: Callable[[Any, int], int] | None = None
     positions: str = "convolved"
     longest: Callable[[Any], int | None] = lambda config: None
@@ -82,6 +81,7 @@ class AudioRule:
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
     stream: StreamRule | None = None
+    no_stream: str = ""
     sampling_rate: ClassVar[int] = 16_000
     """Samples in a second of the recording from which a feature extractor makes the input."""
 
@@ -119,6 +119,10 @@ class AudioRule:
     def layers(self, config: Any) -> int:
         """The number of layers with attention."""
         return int(encoder_config(config).num_hidden_layers)
+
+    def frames(self, config: Any, length: int) -> int:
+        """The tokens of the layers with attention for an input of this length, at most; at least one is computed."""
+        return Chain(tuple(self.front(config))).total(length)
 
     def length(self, seconds: float) -> int:
         """The length of an input of this many seconds."""

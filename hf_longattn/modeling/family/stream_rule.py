@@ -108,25 +108,38 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class StreamRule:
-    """The parts of a base model of sound between which frames pass.
+class Positions:
+    """Where the layers of a base get the positions of their frames.
 
-    front: the sections from the input to the first frames, with a config.
+    module: the module of the base that makes them from states, of which it reads the number.
+    keyword: the argument of a layer.
+    counted: whether positions count from the beginning of the stream, so that the module takes the number of the first frame as well;
+        otherwise they are those of the distances of frames and the keys that were kept.
+    """
+
+    module: str
+    keyword: str = "position_embeddings"
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class StreamRule:
+    """The parts of a base model of sound between which frames pass, after those that make frames of the input.
+
     encoder: the module of the base whose first argument is these frames, where something before the layers looks along time, and the
         sections of that, with a config (``"encoder"``, a convolution over frames as positions); ``None`` where nothing does.
     layers: the name of the list of layers in the base, whose first argument is frames.
     inside: the sections of a layer after its attention, with a config.
-    positions: the module of the base that makes the layers' ``position_embeddings`` from states, of which it reads the number.
-    whole: the base takes a multiple of so many inputs, with a config; what is more at the end of a stream is left out.
+    positions: how the layers get the positions of their frames, with a config; ``None`` where they get none.
+    multiple: the base takes a multiple of this number of inputs, with a config; what is left at the end of a stream is dropped.
     refusal: why the base needs the whole sound with a config, and what to use instead; empty where it does not.
     """
 
-    front: Callable[[Any], Sequence[Section]]
     encoder: tuple[str, Callable[[Any], Sequence[Section]]] | None = None
     layers: str = "encoder.layers"
     inside: Callable[[Any], Sequence[Section]] = lambda config: ()
-    positions: str | None = None
-    whole: Callable[[Any], int] = lambda config: 1
+    positions: Callable[[Any], Positions | None] = lambda config: None
+    multiple: Callable[[Any], int] = lambda config: 1
     refusal: Callable[[Any], str] = lambda config: ""
 
 
@@ -153,5 +166,5 @@ def normalised_feature_encoder(config: Any) -> str:
     return why and f"{why}; {instead}, such as those of wav2vec2-large-lv60 and XLS-R"
 
 
-WAV2VEC2_STREAM = StreamRule(unpadded_convolutions, ("encoder", position_convolution), refusal=normalised_feature_encoder)
+WAV2VEC2_STREAM = StreamRule(("encoder", position_convolution), refusal=normalised_feature_encoder)
 """The rule of wav2vec 2.0 and of what has its modules."""
