@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
-from ..conversion.audio_seconds import sound_model
+from ..conversion.audio_seconds import audio_family, sound_model
 from ..conversion.flops import with_storage
 from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..engines.common.grid import Grid
@@ -28,7 +28,7 @@ from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import enable_long_attention
-from .inputs import AuditInputs, AuditPictures, AuditSounds, Mixing, audio_family
+from .inputs import AuditInputs, AuditPictures, AuditSounds, Mixing
 
 PAIRS_IN_MEMORY = 1 << 22
 """Most pairs of an output and a token, over all heads, that are in memory at a time."""

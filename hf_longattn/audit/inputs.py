@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..conversion.audio_seconds import audio_family
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
 from ..modeling.family.audio_rule import MASK, AudioRule
-from ..modeling.family.definition import FAMILIES, Family, family_of
+from ..modeling.family.definition import Family, family_of
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.stream_rule import Convolution, Section
 
@@ -170,12 +171,6 @@ def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
         left, kernel = left + section.left * stride, kernel + (section.kernel - 1) * stride
         stride *= section.stride
     return Mixing(name, -(-left // stride), (kernel - 1 - left) // stride)
-
-
-def audio_family(config: Any) -> Family | None:
-    """The family of a model of sound, long or not; ``None`` for other models."""
-    family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
-    return family if family is not None and family.audio is not None else None
 
 
 def sounds_of(config: Any, *, length: int | None, default: int, url: str | None) -> AuditSounds | None:

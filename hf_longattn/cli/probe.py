@@ -1,4 +1,4 @@
-"""`longattn probe MODEL`: what a checkpoint can retrieve from a text, and from how far; of a model of pictures, how far patches reach."""
+"""`longattn probe MODEL`: what a checkpoint can retrieve from a text, and from how far; how far a model of pictures or sound looks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ USUAL_CHOICES = 8
 
 
 def probe(
-    model: Annotated[str, flags.model_argument("A checkpoint with a language-model or question-answering head, or a model of pictures")],
+    model: Annotated[
+        str, flags.model_argument("A checkpoint with a language-model or question-answering head, or a model of pictures or sound")
+    ],
     picture: Annotated[
         Path | None,
-        typer.Argument(metavar="PHOTO", help="For a model of pictures, a photo (.jpg, .png …).", show_default=False),
+        typer.Argument(
+            metavar="PHOTO",
+            help="For a model of pictures a photo (.jpg, .png …), for one of sound a recording (.wav, .flac …) or a folder of them.",
+            show_default=False,
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -38,7 +44,9 @@ def probe(
             show_default="anywhere",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Texts of each task, length and depth; patches replaced in each photo.")] = 20,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Texts of each task, length and depth; patches or frames replaced in each photo or recording.")
+    ] = 20,
     mode: Annotated[
         str | None,
         typer.Option(
@@ -55,10 +63,14 @@ def probe(
         str | None,
         typer.Option(metavar="PIXELS", help="Size of the photos: 1024, or height and width, 768x1024.", show_default="the checkpoint's"),
     ] = None,
+    audio_seconds: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Duration to which recordings are cut.", show_default="30, or the longest recording"),
+    ] = None,
     no_baseline: Annotated[
-        bool, typer.Option("--no-baseline", help="Leave out the same with full attention, of a converted model of pictures.")
+        bool, typer.Option("--no-baseline", help="Leave out the same with full attention, of a converted model of pictures or sound.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the texts, or of the patches.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the texts, or of the patches or frames.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
     save: Annotated[
         Path | None,
@@ -77,19 +89,29 @@ def probe(
     """Ask a checkpoint what lies far back in long texts.
 
     RULER's synthetic tasks, passkey retrieval, associative recall, induction and copying, at several lengths. A model of pictures is given
-    a photo: patches are replaced one at a time, and the change of the features is printed by distance (effective receptive field).
+    a photo, and one of sound a recording: patches or frames are replaced one at a time, and the change of the features is printed by
+    distance (effective receptive field).
     """
-    for_pictures = {"--image-size": image_size, "--no-baseline": no_baseline}
+    for_pictures = {"--image-size": image_size, "--audio-seconds": audio_seconds, "--no-baseline": no_baseline}
     if picture is not None or images is not None:
         for_texts = {"--task": task, "--lengths": lengths != USUAL_LENGTHS, "--depths": depths, "--mode": mode,
                      "--choices": choices != USUAL_CHOICES, "--plot": plot}  # fmt: skip
         if picture is not None and images is not None:
             raise typer.BadParameter("is given in place of PHOTO, not with it; leave one of them out.", param_hint="--images")
-        _refuse(for_texts, "is for texts, but a photo was given; leave it out.")
-        settings = {"image_size": image_size, "samples": samples, "baseline": not no_baseline, "seed": seed, "revision": revision}
+        _refuse(for_texts, "is for texts, but a photo or a recording was given; leave it out.")
+        settings = {
+            "image_size": image_size,
+            "audio_seconds": audio_seconds,
+            "samples": samples,
+            "baseline": not no_baseline,
+            "seed": seed,
+            "revision": revision,
+        }
         _probe_pictures(model, picture or images, dtype=dtype, save=save, as_json=as_json, token=token, **settings)
         return
-    _refuse(for_pictures, "is for models of pictures; give a photo after MODEL, or --images FOLDER, or leave it out.")
+    _refuse(
+        for_pictures, "is for models of pictures and sound; give a photo or a recording after MODEL, or --images FOLDER, or leave it out."
+    )
 
     from ..conversion.model_loading import quiet_libraries
     from ..conversion.plan_tensors import parse_dtype
@@ -130,7 +152,7 @@ def _refuse(options: dict[str, Any], sentence: str) -> None:
 
 
 def _probe_pictures(model: str, pictures: Path | None, *, dtype: str, save: Path | None, as_json: bool, **settings: Any) -> None:
-    """How far the patches of a model of pictures depend on one another."""
+    """How far the patches or frames of a model depend on one another."""
     from ..conversion.plan_tensors import parse_dtype
     from ..diagnostics import measure_receptive_field
     from .show import show_receptive_field

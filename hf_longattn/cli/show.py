@@ -297,32 +297,45 @@ def show_probe(report: ProbeReport) -> None:
 def show_receptive_field(field: ReceptiveField) -> None:
     """How much features change by distance from a patch that was replaced, and how far that reaches."""
     console = terminal.console()
-    photos = f"{len(field.pictures)} pictures" if len(field.pictures) > 1 else "".join(field.pictures)
+    sound = field.cell_seconds is not None
+    files = f"{len(field.pictures)} {'recordings' if sound else 'pictures'}" if len(field.pictures) > 1 else "".join(field.pictures)
+    read = f"{field.image_size[0] / field.patch[0] * (field.cell_seconds or 0):,.3g} s" if sound else f"{_sides(field.image_size)} pixels"
+    what = f"frames of {1000 * (field.cell_seconds or 0):g} ms" if sound else f"patches of {_sides(field.patch)} pixels"
     console.print(
         _facts(
             ("model", f"{field.model}  ({field.model_class})"),
             ("layers", ", ".join(field.mechanisms) or "as the base attends"),
-            ("read", f"{photos}: {' × '.join(map(str, field.image_size))} pixels, {field.grid}"),
+            ("read", f"{files}: {read}, {field.grid}"),
             (
                 "replaced",
-                f"{field.samples} patches of {' × '.join(map(str, field.patch))} pixels in each picture, one at a time, by patches of the "
-                "same picture",
+                f"{field.samples} {what} in each {'sound' if sound else 'picture'}, one at a time, by {field.cells} of the same one",
             ),
         )
     )
     runs = [changes for changes in (field.measured, field.full) if changes is not None]
     table = _table(
-        ["patches away", "pairs", "change", *([field.base_attention] if field.full is not None else [])],
+        [
+            f"{field.cells} away",
+            *(["seconds away"] if sound else []),
+            "pairs",
+            "change",
+            *([field.base_attention] if field.full is not None else []),
+        ],
         "mean change of features ÷ their norm",
         justify="right",
     )
     table.columns[0].justify = "left"
     for rows in zip(*(changes.bins() for changes in runs), strict=True):
-        table.add_row(str(rows[0]), f"{rows[0].pairs:,}", *(f"{row.change:.3g}" for row in rows))
+        away = [f"{rows[0].last * (field.cell_seconds or 0):.3g}"] if sound else []
+        table.add_row(str(rows[0]), *away, f"{rows[0].pairs:,}", *(f"{row.change:.3g}" for row in rows))
     if field.grid.prefix:
         table.add_row(field.prefix_name, f"{field.measured.prefix_pairs:,}", *(f"{changes.prefix_change:.3g}" for changes in runs))
     console.print(table)
     console.print(field.conclusion(), highlight=False)
+
+
+def _sides(sizes: Sequence[int]) -> str:
+    return " × ".join(map(str, sizes))
 
 
 ASKED = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import Family, without_head
+from ..modeling.family.definition import FAMILIES, Family, without_head
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class AudioPlan:
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {"old_audio_seconds": self.old.seconds, "new_audio_seconds": self.new.seconds}
+
+
+def audio_family(config: Any) -> Family | None:
+    """The family of a model of sound, long or not; ``None`` for other models."""
+    family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
+    return family if family is not None and family.audio is not None else None
 
 
 def sound_model(family: Family, model: Any) -> Any:

@@ -56,14 +56,14 @@ def load_feature_extractor(folder: Path) -> Any | None:
         return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def required_processor(processor: Any | None, name: str) -> Any:
-    """The image processor of the model called ``name``.
+def required_processor(processor: Any | None, name: str, inputs: str = "pictures") -> Any:
+    """The image processor or the feature extractor of the model called ``name``, which reads these ``inputs``.
 
     Raises:
         CheckpointError: it has none.
     """
     if processor is None:
-        raise CheckpointError(f"{name!r} has no {FILE}, which says how it reads pictures; copy that of its original there.")
+        raise CheckpointError(f"{name!r} has no {FILE}, which says how it reads {inputs}; copy that of its original there.")
     return processor
 
 

@@ -1,7 +1,9 @@
-"""Inputs to verify a model of sound with: a recording or a seeded sound of any duration, through the source's feature extractor."""
+"""Sounds as inputs of a model, through its feature extractor: to verify it with, a recording or a seeded sound of any duration; to measure
+it with, stretches of recordings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,106 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.audio import Samples, read_audio
-from ..errors import AudioError, CheckpointError, checkpoint_errors
+from ..data.audio import Samples, audio_files, read_audio
+from ..data.files import evenly_spread
+from ..errors import AudioError, CheckpointError, LengthError, checkpoint_errors
 from ..modeling.family.audio_rule import AudioRule
 from .audio_seconds import AudioDuration
 from .processors import FILE
 
 
-class VerificationSound:
+class SoundInputs:
+    """How a model with this rule reads sounds.
+
+    Args:
+        rule, config: of the model.
+        extractor: its feature extractor; without one, samples are normalised.
+
+    Raises:
+        AudioError: the feature extractor takes another sampling rate than the model.
+    """
+
+    def __init__(self, rule: AudioRule, config: Any, extractor: Any | None = None) -> None:
+        self.rule, self.config, self.extractor = rule, config, extractor
+        rate = rule.sampling_rate if extractor is None else int(getattr(extractor, "sampling_rate", rule.sampling_rate))
+        if rate != rule.sampling_rate and rule.features is None:
+            raise AudioError(
+                f"The feature extractor takes {rate:,} samples a second, but the model reads {rule.sampling_rate:,}; correct sampling_rate "
+                f"in its {FILE}."
+            )
+        self.sampling_rate = rate
+
+    def extracted(self, samples: Samples) -> Tensor:
+        """The model's input for one sound ``(N,)``, ``(1, N, …)``: computed once, from the whole sound.
+
+        Raises:
+            CheckpointError: the feature extractor is damaged, or another model's.
+        """
+        if self.extractor is None:
+            normalised = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+            return torch.from_numpy(normalised)[None]
+        with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
+            how = {"padding": "longest", "truncation": False, "return_tensors": "pt"}  # Whisper's cuts and pads otherwise
+            values = self.extractor(samples, sampling_rate=self.sampling_rate, **how)
+        if self.rule.input not in values:
+            raise CheckpointError(
+                f"The feature extractor gives {', '.join(values)}, but the model reads {self.rule.input}; it belongs to another model."
+            )
+        return values[self.rule.input].float()
+
+
+class RecordedSounds(SoundInputs):
+    """Recordings, each read as a whole and cut afterwards.
+
+    Args:
+        rule, config: of the model.
+        extractor: its feature extractor.
+        recordings: a file, or a folder of files, of which ``count`` are read at most, evenly spread over the folder.
+
+    Raises:
+        DataError: there is none.
+        AudioError: one cannot be read, or the feature extractor takes another sampling rate than the model.
+    """
+
+    def __init__(self, rule: AudioRule, config: Any, extractor: Any, recordings: Path, count: int) -> None:
+        super().__init__(rule, config, extractor)
+        self.files = evenly_spread(audio_files(recordings), count)
+        self.sounds = [self.extracted(samples) for samples in read_recordings(self.files, self.sampling_rate)]
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest recording."""
+        return max(self.rule.seconds(self.rule.as_input(sound).shape[1]) for sound in self.sounds)
+
+    def stretches(self, seconds: float, count: int) -> list[Tensor]:
+        """Up to ``count`` stretches of this duration, ``(1, N, …)`` each; from every recording in turn the first, then the next.
+
+        Raises:
+            LengthError: no recording is so long.
+        """
+        length = self.rule.length(seconds)
+        length -= length % self.rule.step(self.config)
+        rows = [self.rule.as_input(sound) for sound in self.sounds]
+        starts = range(0, max(row.shape[1] for row in rows) - length + 1, max(1, length))
+        cut = [row[:, start : start + length] for start in starts for row in rows if start + length <= row.shape[1]]
+        if not cut:
+            raise LengthError(
+                f"The longest recording has {self.longest:,.1f} seconds, but {seconds:,.5g} are needed; give a longer one, or a shorter "
+                "duration."
+            )
+        return [self.rule.as_input(row) for row in cut[:count]]
+
+
+def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
+    """The samples of files of the user's, with their channels mixed, at the rate that a model reads.
+
+    Raises:
+        AudioError: one cannot be read: see :func:`read_audio`.
+    """
+    return [read_audio(file, sampling_rate, resample=True, mono=True, otherwise="give another file") for file in files]
+
+
+class VerificationSound(SoundInputs):
     """Inputs of any duration for a model with this rule.
 
     Args:
@@ -30,14 +124,8 @@ class VerificationSound:
     """
 
     def __init__(self, rule: AudioRule, config: Any, extractor: Any | None = None, recording: Path | None = None) -> None:
-        self.rule, self.config, self.extractor = rule, config, extractor
-        rate = rule.sampling_rate if extractor is None else int(getattr(extractor, "sampling_rate", rule.sampling_rate))
-        if rate != rule.sampling_rate and rule.features is None:
-            raise AudioError(
-                f"The feature extractor takes {rate:,} samples a second, but the model reads {rule.sampling_rate:,}; correct sampling_rate "
-                f"in its {FILE}."
-            )
-        self.sampling_rate, self.recording = rate, recording
+        super().__init__(rule, config, extractor)
+        self.recording = recording
 
     @cached_property
     def _recorded(self) -> Samples | None:
@@ -54,18 +142,7 @@ class VerificationSound:
         length = max(self.rule.length(seconds), self.rule.length_of(self.config, 1))
         if self.extractor is None and self.rule.features is not None:
             return self.rule.seeded(self.config, seconds)
-        samples = self.samples(length / self.rule.rate)
-        if self.extractor is None:
-            normalised = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
-            return torch.from_numpy(normalised)[None]
-        with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
-            how = {"padding": "longest", "truncation": False, "return_tensors": "pt"}  # Whisper's cuts and pads otherwise
-            values = self.extractor(samples, sampling_rate=self.sampling_rate, **how)
-        if self.rule.input not in values:
-            raise CheckpointError(
-                f"The feature extractor gives {', '.join(values)}, but the model reads {self.rule.input}; it belongs to another model."
-            )
-        return values[self.rule.input].float()
+        return self.extracted(self.samples(length / self.rule.rate))
 
     def at(self, size: AudioDuration) -> dict[str, Any]:
         """The arguments of a model for one sound of this duration."""

@@ -55,6 +55,11 @@ class FileKind:
         return files
 
 
+def evenly_spread(files: list[Path], count: int) -> list[Path]:
+    """At most ``count`` of the files, evenly spread from the first to the last."""
+    return files if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
+
+
 def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str, label_column: str) -> Dataset:
     """Read where files are, and the names of their labels.
 

@@ -63,11 +63,6 @@ def picture_files(path: Path) -> list[Path]:
     return PICTURES.files(path)
 
 
-def evenly_spread(files: list[Path], count: int) -> list[Path]:
-    """At most ``count`` of the files, evenly spread from the first to the last."""
-    return files if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
-
-
 def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[Picture, bool]:
     """A picture of any format that Pillow reads, in RGB, turned as its EXIF data say; of several frames the first.
 

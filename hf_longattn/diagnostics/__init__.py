@@ -8,7 +8,8 @@ loading     the checkpoint, with more positions if asked
 measure     all of it together
 diagnosis   the result: numbers, conclusion, recommendation, JSON
 pictures    the same for a model of pictures: its attention on one picture, and what mechanisms on the grid would keep
-receptive_field  how far a model of pictures looks: features that change when patches are replaced
+receptive_field  how far a model of pictures or sound looks: features that change when patches or stretches are replaced
+cells       inputs that are cut into such patches or stretches
 page        the result as one HTML page, by a template; charts draws its pictures
 """
 

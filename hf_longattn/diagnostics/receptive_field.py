@@ -1,4 +1,4 @@
-"""How far the features of a picture's patches depend on other patches: the effective receptive field, measured by distance.
+"""How far the features of patches of a picture, or of frames of a sound, depend on others: the effective receptive field by distance.
 
 Luo et al. 2016, Understanding the Effective Receptive Field in Deep Convolutional Neural Networks (arXiv 1701.04128), weigh each input of
 a unit by the gradient with respect to it. Here an input is a patch, and its weight the change when another patch of the same picture takes
@@ -9,8 +9,9 @@ token q for the picture x, and x[p ← s] the picture whose patch p shows what i
 
 averaged over all pairs (p, q) of one distance, which is the greatest difference of their rows or columns (Chebyshev's), over random p
 and s. Both pictures are read in batches of one shape, so that features that do not depend on p come out with the same bits and
-their change is exactly 0. Where layers are on grids that halve (DiNAT), a patch is a cell of the last one. Models that leave patches out by
-noise (ViT-MAE) read all of them.
+their change is exactly 0. Of a sound, a patch is the stretch of samples, or of rows of a spectrogram, from one frame to
+the next, and distances are those in time. Where layers are on grids that halve (DiNAT), a patch is a cell of the last one. Models that
+leave patches out by noise (ViT-MAE) read all of them.
 """
 
 from __future__ import annotations
@@ -24,28 +25,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..configuration import LongAttentionConfig
+from ..conversion.audio_seconds import audio_family
 from ..conversion.grid_sizes import read_size
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import load_image_processor, required_processor, sized_pixels
+from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor, sized_pixels
+from ..conversion.sound import RecordedSounds
 from ..conversion.sources.base import open_source
-from ..data.pictures import evenly_spread, picture_files, read_picture_file
+from ..data.audio import audio_files
+from ..data.files import evenly_spread
+from ..data.pictures import picture_files, read_picture_file
 from ..engines.common.grid import Grid
 from ..errors import BackendError, GridError, OptionError
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
-from ..modeling.family.definition import FAMILIES, model_name, without_head
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.audio_config import audio_seconds as checked_seconds
+from ..modeling.family.definition import FAMILIES, Family, model_name
 from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
+from .cells import cells_of, stack_of_layers
 from .loading import load_for_diagnosis
 from .watching import has_mechanisms
 
 PICTURES = 8
-"""Pictures of a folder that are read at most."""
+"""Pictures or recordings of a folder that are read at most."""
+SECONDS = 30.0
+"""The duration of each sound, unless the longest recording is shorter."""
 SAMPLES = 20
 SHARE = 0.1
 """Of the change at 1–2 patches; what changes less counts as out of reach."""
@@ -106,14 +113,16 @@ class FeatureChanges:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The effective receptive field of a model of pictures.
+    """The effective receptive field of a model of pictures or of sound.
 
-    pictures: names of the files; empty for pixels. image_size: height and width that the model read.
+    pictures: names of the files; empty for pixels, or for an input of sound. image_size: height and width that the model read; of sound,
+        samples or rows of features.
     grid: of its features. patch: pixels of a cell of that grid along each axis.
     mechanisms: of its layers, without repetitions; empty for a model with its base's attention.
     samples: patches replaced in each picture. share: see :meth:`FeatureChanges.reach`.
     measured: what the model does. full: the same weights with the base's attention, if that is something else; full attention in most
         families, and called ``base_attention``.
+    cell_seconds: of sound, from a frame to the next; ``None`` for pictures.
     """
 
     model: str
@@ -129,6 +138,21 @@ class ReceptiveField:
     measured: FeatureChanges
     full: FeatureChanges | None
     base_attention: str = FULL_ATTENTION
+    cell_seconds: float | None = None
+
+    @property
+    def cell(self) -> str:
+        """What a cell of the grid is called."""
+        return "patch" if self.cell_seconds is None else "frame"
+
+    @property
+    def cells(self) -> str:
+        """What cells of the grid are called."""
+        return "patches" if self.cell_seconds is None else "frames"
+
+    def distance(self, cells: int) -> str:
+        """A distance in cells, and in seconds of a sound."""
+        return f"{cells:,} {self.cells}" if self.cell_seconds is None else f"{cells:,} frames ({cells * self.cell_seconds:,.3g} s)"
 
     @property
     def prefix_name(self) -> str:
@@ -138,13 +162,14 @@ class ReceptiveField:
     def conclusion(self) -> str:
         """How far the model looks, in one or two sentences."""
         said = (
-            f"Features change by at least {self.share:.0%} of what they change at 1–2 patches when a patch up to "
-            f"{self.measured.reach(self.share)} patches away is replaced"
+            f"Features change by at least {self.share:.0%} of what they change at 1–2 {self.cells} when a {self.cell} up to "
+            f"{self.distance(self.measured.reach(self.share))} away is replaced"
         )
         if self.full is not None:
-            said += f", {self.full.reach(self.share)} with {self.base_attention}"
+            reach = self.full.reach(self.share)
+            said += f", {reach if self.cell_seconds is None else self.distance(reach)} with {self.base_attention}"
         if self.measured.furthest < max(self.grid.sizes) - 1:
-            said += f". Nothing changes further than {self.measured.furthest} patches away"
+            said += f". Nothing changes further than {self.distance(self.measured.furthest)} away"
         return f"{said}."
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,8 +177,11 @@ class ReceptiveField:
         return {
             "model": self.model,
             "class": self.model_class,
-            "pictures": list(self.pictures),
-            "image_size": list(self.image_size),
+            **(
+                {"pictures": list(self.pictures), "image_size": list(self.image_size)}
+                if self.cell_seconds is None
+                else {"recordings": list(self.pictures), "length": self.image_size[0], "frame_seconds": self.cell_seconds}
+            ),
             "grid": list(self.grid.sizes),
             "patch": list(self.patch),
             "prefix_tokens": self.grid.prefix,
@@ -184,6 +212,7 @@ def measure_receptive_field(
     pictures: Path | Tensor,
     *,
     image_size: Any | None = None,
+    audio_seconds: float | None = None,
     samples: int = SAMPLES,
     baseline: bool = True,
     seed: int = 0,
@@ -196,10 +225,12 @@ def measure_receptive_field(
     """Measure how much the features of a patch change when a patch some distance away is replaced: the effective receptive field.
 
     Args:
-        model: a checkpoint of a family of pictures, long or not (a folder or a Hub repository id), or a model in memory.
-        pictures: a photo, or a folder of them, of which up to :data:`PICTURES` are read, evenly spread; or pixels as the image processor
-            makes them, ``(B, channels, height, width)``, which a model in memory needs, also where it reads them as lists of patches.
+        model: a checkpoint of a family of pictures or sound, long or not (a folder or a Hub repository id), or a model in memory.
+        pictures: a photo or a recording, or a folder of them, of which up to :data:`PICTURES` are read, evenly spread; or pixels as the
+            image processor makes them, ``(B, channels, height, width)``, which a model in memory needs, also where it reads them as lists
+            of patches; or an input of sound without padding as the feature extractor makes it.
         image_size: of files, in pixels: 1024, or "768x1024"; by default the size for which the model was made.
+        audio_seconds: of recordings, each of which is cut to this duration; by default :data:`SECONDS`, or the longest recording.
         samples: patches that are replaced in each picture, one at a time.
         baseline: measure a Long model with the attention of its base as well, which is full attention in most families and costs what
             that costs.
@@ -216,35 +247,43 @@ def measure_receptive_field(
     """
     if samples < 1:
         raise OptionError(f"A probe replaces 1 patch or more, not {samples}; give a greater --samples.")
-    files = () if isinstance(pictures, Tensor) else tuple(evenly_spread(picture_files(pictures), PICTURES))
     if isinstance(model, nn.Module):
-        if files or image_size is not None:
-            raise OptionError("A model in memory is probed with pixels; give processor(images=…, return_tensors='pt')['pixel_values'].")
-        network, name = model, model_name(model)
+        if not isinstance(pictures, Tensor) or image_size is not None or audio_seconds is not None:
+            raise OptionError(
+                "A model in memory is probed with pixels or with samples; give processor(images=…, return_tensors='pt')['pixel_values'], "
+                "or the feature extractor's values of a sound."
+            )
+        network, name, files = model, model_name(model), tuple[Path, ...]()
     else:
-        _check_family(model, revision, token)
-        images = [read_picture_file(file) for file in files]
+        family = _checked_family(model, revision, token, image_size, audio_seconds)
+        files = () if isinstance(pictures, Tensor) else tuple(_files(family, pictures))
+        images = [read_picture_file(file) for file in files] if family.grid is not None else []
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
-        if files:
+        if isinstance(pictures, Path) and family.audio is not None:
+            pictures = _sounds(network, loaded.source.folder, name, pictures, audio_seconds)
+        elif files:
             pictures = _pixels(network, loaded.source.folder, name, images, image_size)
     assert isinstance(pictures, Tensor)
     stack = stack_of_layers(network)
     values = pictures.to(stack.device, stack.dtype)
-    rule, grid = features_grid(stack, values)
+    cells = cells_of(network, values)
+    grid, audio = cells.grid, audio_family(network.config)
+    rule: Any = family_of(stack).grid if audio is None else audio.audio
     replaced = [random_replacements(grid, samples, f"{seed} {number}") for number in range(len(values))]
     measured = feature_changes(network, values, replaced, progress)
     mechanisms = [site.mechanism for site in attention_sites(stack)] if has_mechanisms(stack) else []
     names = tuple(dict.fromkeys(str(mechanism.name) for mechanism in mechanisms if isinstance(mechanism, Mechanism)))
-    own, full = family_of(stack).own_attention, None
+    own, full = (family_of(stack) if audio is None else audio).own_attention, None
     of_base = LongAttentionConfig(FULL) if own is None else own(stack.config)
     if baseline and mechanisms and not stack.config.long_attention.same_layers(of_base, rule.layers(stack.config)):
         with attention_of(stack, of_base):
             full = feature_changes(network, values, replaced, progress)
     return ReceptiveField(
-        model=name, model_class=type(network).__name__, pictures=tuple(map(str, files)), image_size=tuple(values.shape[2:]), grid=grid,
-        patch=rule.output_cell(stack.config), mechanisms=names, samples=len(replaced[0]), seed=seed, share=SHARE, measured=measured,
-        full=full, base_attention=FULL_ATTENTION if own is None else OWN_ATTENTION,
+        model=name, model_class=type(network).__name__, pictures=tuple(map(str, files)), grid=grid, patch=cells.sides, mechanisms=names,
+        image_size=tuple(values.shape[1 + axis] for axis in cells.axes), samples=len(replaced[0]), seed=seed, share=SHARE,
+        measured=measured, full=full, base_attention=FULL_ATTENTION if own is None else OWN_ATTENTION,
+        cell_seconds=None if audio is None else rule.seconds(cells.sides[0]),
     )  # fmt: skip
 
 
@@ -255,7 +294,9 @@ def random_replacements(grid: Grid, samples: int, seed: int | str) -> list[Repla
         GridError: there is one patch only.
     """
     if grid.cells < 2:
-        raise GridError("The picture is one patch, so no other one can take its place; give a greater --image-size.")
+        raise GridError(
+            "The picture or sound is one patch, so no other one can take its place; give a greater --image-size, or a longer sound."
+        )
     rng = random.Random(seed)
     patches = rng.sample(range(grid.cells), min(samples, grid.cells))
     return [(patch, (patch + rng.randrange(1, grid.cells)) % grid.cells) for patch in patches]
@@ -268,44 +309,42 @@ def feature_changes(
     """The relative change of every token's last hidden state, by its distance from a patch that was replaced.
 
     Args:
-        model: of a family of pictures.
-        values: ``(B, channels, height, width)``, on the model's device and in its dtype.
+        model: of a family of pictures or sound.
+        values: ``(B, channels, height, width)``, or sounds as the model reads them, on its device and in its dtype.
         replaced: for each picture the patches to replace, one at a time.
         progress: called with a line after every batch.
     Raises:
-        BackendError: it reads no pictures on one grid of patches.
+        BackendError: it reads neither pictures on one grid of patches nor sound.
         GridError: a picture whose size does not fit.
     """
-    stack = stack_of_layers(model)
-    rule, grid = features_grid(stack, values)
-    sides, tokens = rule.output_cell(stack.config), rule.of_size(stack.config, tuple(values.shape[2:])).length
+    inputs = cells_of(model, values)
+    grid = inputs.grid
     cells = torch.stack(torch.meshgrid(*map(torch.arange, grid.sizes), indexing="ij"), -1).flatten(0, -2)
     sums, furthest = torch.zeros(max(grid.sizes), dtype=torch.float64), 0
     counts, prefix_sum = torch.zeros(max(grid.sizes), dtype=torch.int64), 0.0
-    done, total, at_once = 0, sum(map(len, replaced)), max(1, TOKENS_AT_ONCE // tokens)
-
-    def features(batch: Tensor) -> Tensor:
-        return rule.rows(stack(**rule.arguments_for_all(stack.config, batch)).last_hidden_state, grid)
+    done, total, at_once = 0, sum(map(len, replaced)), max(1, TOKENS_AT_ONCE // inputs.tokens)
 
     def show_at(patch: int, source: int, row: Tensor) -> None:
-        """Give ``patch`` of the picture ``row`` the pixels of ``source``, as far as both reach where a border cuts them off."""
-        starts = [[cell * side for cell, side in zip(cells[number].tolist(), sides, strict=True)] for number in (patch, source)]
-        extents = [min(side, size - max(ends)) for side, size, *ends in zip(sides, row.shape[1:], *starts, strict=True)]
-        target, shown = ([slice(at, at + extent) for at, extent in zip(start, extents, strict=True)] for start in starts)
-        row[(slice(None), *target)] = row[(slice(None), *shown)].clone()
+        """Give ``patch`` of the input ``row`` the values of ``source``, as far as both reach where a border cuts them off."""
+        target, shown = ([slice(None)] * row.dim() for _ in range(2))
+        for axis, side, *places in zip(inputs.axes, inputs.sides, cells[patch].tolist(), cells[source].tolist(), strict=True):
+            starts = [place * side for place in places]
+            extent = min(side, row.shape[axis] - max(starts))
+            target[axis], shown[axis] = (slice(start, start + extent) for start in starts)
+        row[tuple(target)] = row[tuple(shown)].clone()
 
-    with evaluating(stack), rule.leaving_nothing_out(stack):
+    with evaluating(stack_of_layers(model)), inputs.measuring():
         for picture, replacements in zip(values, replaced, strict=True):
             before: dict[int, Tensor] = {}
             for start in range(0, len(replacements), at_once):
                 part = replacements[start : start + at_once]
                 batch = picture.expand(len(part), *picture.shape)
                 if len(part) not in before:  # rounding may depend on the shape of a batch
-                    before[len(part)] = features(batch)
+                    before[len(part)] = inputs.features(batch)
                 batch = batch.clone()
                 for row, (patch, source) in zip(batch, part, strict=True):
                     show_at(patch, source, row)
-                change = _relative_change(features(batch), before[len(part)]).cpu()
+                change = _relative_change(inputs.features(batch), before[len(part)]).cpu()
                 prefix_sum += float(change[:, : grid.prefix].sum())
                 for row, (patch, _) in zip(change[:, grid.prefix :], part, strict=True):
                     distance = (cells - cells[patch]).abs().amax(-1)
@@ -327,27 +366,6 @@ def _relative_change(after: Tensor, before: Tensor) -> Tensor:
     return change / size.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def stack_of_layers(model: Any) -> Any:
-    """The model of pictures below its head."""
-    if not isinstance(model, PreTrainedModel):
-        raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
-    return without_head(model)
-
-
-def features_grid(stack: Any, values: Tensor) -> tuple[GridRule, Grid]:
-    """How a model of pictures cuts ``values (B, channels, height, width)`` into patches, and the grid of its features.
-
-    Raises:
-        BackendError: it reads no pictures, or is a backbone.
-        GridError: a picture whose size does not fit.
-    """
-    rule: Any = family_of(stack).grid
-    if hasattr(stack, "out_features"):
-        kind = type(stack).__name__
-        raise BackendError(f"A {kind} returns feature maps of several layers; probe {kind.replace('Backbone', 'Model')} instead.")
-    return rule, rule.output_grid(stack.config, rule.of_size(stack.config, tuple(values.shape[2:])))
-
-
 @contextlib.contextmanager
 def attention_of(stack: nn.Module, attention: LongAttentionConfig) -> Iterator[None]:
     """Within the context the layers of a Long model run these mechanisms, with the same weights and positions."""
@@ -356,15 +374,52 @@ def attention_of(stack: nn.Module, attention: LongAttentionConfig) -> Iterator[N
         yield
 
 
-def _check_family(model: str | Path, revision: str | None, token: str | bool | None) -> None:
-    """Refuse a checkpoint that reads no pictures before its weights are loaded."""
+def _checked_family(
+    model: str | Path, revision: str | None, token: str | bool | None, image_size: Any | None, audio_seconds: float | None
+) -> Family:
+    """The family of a checkpoint, before its weights are loaded.
+
+    Raises:
+        BackendError: it reads neither pictures nor sound.
+        OptionError: a size of pictures for a model of sound, or the reverse.
+    """
     model_type = str(open_source(model, revision=revision, token=token).config.get("model_type"))
     family = FAMILIES.get(model_type.removeprefix("long_"))
-    if family is None or family.grid is None:
+    if family is None or family.reads_text:
         raise BackendError(
-            f"{str(model)!r} is of type {model_type!r}, which is not a family of pictures; leave the photo and --images out to probe it "
-            "with texts, or give a model such as a ViT."
+            f"{str(model)!r} is of type {model_type!r}, which is not a family of pictures or sound; leave the photo and --images out to "
+            "probe it with texts, or give a model such as a ViT or a Wav2Vec2."
         )
+    if family.audio is not None and image_size is not None:
+        raise OptionError(f"{str(model)!r} reads sound, to which --image-size does not apply; give --audio-seconds 30, or leave it out.")
+    if family.grid is not None and audio_seconds is not None:
+        raise OptionError(f"{str(model)!r} reads {family.grid.noun}s, to which --audio-seconds does not apply; leave it out.")
+    return family
+
+
+def _files(family: Family, inputs: Path) -> list[Path]:
+    """The files that are read of a folder, or the one that is given."""
+    return evenly_spread(picture_files(inputs) if family.audio is None else audio_files(inputs), PICTURES)
+
+
+def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: float | None) -> Tensor:
+    """Recordings as the model reads them, cut to one duration, ``(B, N, …)``.
+
+    Raises:
+        LengthError: a recording is shorter than that.
+        CheckpointError: there is no feature extractor.
+    """
+    family = audio_family(network.config)
+    assert family is not None
+    rule, config = family.audio, network.config
+    assert rule is not None
+    sounds = RecordedSounds(rule, config, required_processor(load_feature_extractor(folder), name, "sound"), recordings, PICTURES)
+    duration = (
+        min(SECONDS, rule.longest_seconds(config), sounds.longest) if seconds is None else checked_seconds(seconds, "--audio-seconds")
+    )
+    if not (has_mechanisms(network) or rule.base_reads(config, duration)):
+        duration = rule.durations(config)[0]
+    return torch.cat(sounds.stretches(duration, PICTURES))
 
 
 def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_size: Any | None) -> Tensor:

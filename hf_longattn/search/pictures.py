@@ -12,8 +12,9 @@ from torch import Tensor
 from ..conversion.grid_sizes import GridSize
 from ..conversion.plan import ConversionPlan
 from ..conversion.processors import load_image_processor, required_processor, sized_pixels
+from ..data.files import evenly_spread
 from ..data.photographs import photographs
-from ..data.pictures import evenly_spread, picture_files, read_picture_file
+from ..data.pictures import picture_files, read_picture_file
 from ..errors import OptionError
 
 

@@ -14,18 +14,13 @@ from hf_longattn.audit.inputs import AuditSounds
 from hf_longattn.cli import main
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.families import FAMILIES
-from tests.modeling.audio_models import long_model, saved, small_model
+from tests.modeling.audio_models import EVERY_FAMILY, long_model, saved, small_model, smallest_head
 
-FAMILIES_OF_SOUND = [name for name in FAMILIES if FAMILIES[name].audio is not None]
 WINDOW = {"mechanism": "window", "left": 5, "right": 3}
 FRAMES = 48
 
 
-def smallest_head(base: str) -> str:
-    return min(FAMILIES[base].heads, key=len)
-
-
-@pytest.mark.parametrize("base", FAMILIES_OF_SOUND)
+@pytest.mark.parametrize("base", EVERY_FAMILY)
 def test_every_frame_reaches_what_the_mechanism_says(base: str, tmp_path: Path) -> None:
     saved(base, smallest_head(base), tmp_path / "short")
     long_model(base, smallest_head(base), tmp_path / "short", long_attention=WINDOW).save_pretrained(tmp_path / "long")
@@ -64,7 +59,7 @@ def test_a_graph(tmp_path: Path) -> None:
     assert not audit_reach(tmp_path / "long", onnx=tmp_path / "graph", length=FRAMES).agrees
 
 
-@pytest.mark.parametrize("base", FAMILIES_OF_SOUND)
+@pytest.mark.parametrize("base", EVERY_FAMILY)
 @pytest.mark.parametrize("frames", [9, 40])
 def test_a_stretch_is_what_lies_between_two_frames(base: str, frames: int) -> None:
     config = small_model(base, smallest_head(base)).config

@@ -229,12 +229,12 @@ def test_the_command(
     [
         (["no.png"], "does not exist", 1),
         (["PHOTO", "--image-size", "50"], "not a multiple of the patch's 4", 1),
-        (["PHOTO", "--image-size", "4"], "The picture is one patch", 1),
+        (["PHOTO", "--image-size", "4"], "The picture or sound is one patch", 1),
         (["PHOTO", "--dtype", "float15"], "Unknown dtype", 1),
         (["PHOTO", "--save", "no/such/f.json"], "does not exist; make it", 1),
         (["PHOTO", "--images", "PHOTO"], "in place of PHOTO", 2),
-        (["PHOTO", "--task", "passkey"], "is for texts, but a photo was given", 2),
-        (["--image-size", "64"], "give a photo after MODEL", 2),
+        (["PHOTO", "--task", "passkey"], "is for texts, but a photo or a recording was given", 2),
+        (["--image-size", "64"], "give a photo or a recording after MODEL", 2),
         ([], "type longattn probe MODEL photo.jpg", 1),
     ],
 )
@@ -254,14 +254,14 @@ def test_what_cannot_be_probed_says_why(folder: Path, photos: Path, tmp_path: Pa
     capsys.readouterr()  # the progress of saving
     code, out, err = run(capsys, tmp_path / "llama", "--images", photos)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "is not a family of pictures; leave the photo and --images out" in err
+    assert "is not a family of pictures or sound; leave the photo and --images out" in err
     with pytest.raises(BackendError, match="is not a family of pictures"):
         measure_receptive_field(tmp_path / "llama", photos)
     with pytest.raises(OptionError, match="A model in memory is probed with pixels"):
         measure_receptive_field(long_vit(mechanism="full"), photos)
     with pytest.raises(OptionError, match="replaces 1 patch or more"):
         measure_receptive_field(folder, photos, samples=0)
-    with pytest.raises(GridError, match="The picture is one patch"):
+    with pytest.raises(GridError, match="The picture or sound is one patch"):
         random_replacements(Grid((1, 1)), 1, 0)
     (tmp_path / "bare").mkdir()
     for file in ("config.json", "model.safetensors"):

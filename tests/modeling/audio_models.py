@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
 from torch import Tensor, nn
+from transformers import ParakeetFeatureExtractor, SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from hf_longattn.families import FAMILIES
@@ -101,3 +104,36 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
     finally:
         for module in attending:
             del vars(module)["torch_multi_head_self_attention"]
+
+
+EVERY_FAMILY = [name for name in FAMILIES if FAMILIES[name].audio is not None]
+"""Those of :data:`APART` as well."""
+RATE = 16_000
+
+
+def smallest_head(base: str) -> str:
+    """The base's model without a head, or that with the shortest name where there is none."""
+    return min(FAMILIES[base].heads, key=len)
+
+
+def with_extractor(base: str, head: str, folder: Path, **values: Any) -> Any:
+    """:func:`saved`, with a feature extractor of the kind that the base's checkpoints have."""
+    model = saved(base, head, folder, **values)
+    rule: Any = FAMILIES[base].audio
+    mels = None if rule.features is None else rule.features(model.config)
+    extractor: Any = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    if base == "whisper":
+        extractor = WhisperFeatureExtractor(feature_size=mels, chunk_length=model.config.max_source_positions // 50)
+    elif base == "wav2vec2-bert":
+        extractor = SeamlessM4TFeatureExtractor(feature_size=mels // 2, num_mel_bins=mels // 2, stride=2)
+    elif mels is not None:
+        extractor = ParakeetFeatureExtractor(feature_size=mels)
+    extractor.save_pretrained(folder)
+    return model
+
+
+def recording(file: Path, seconds: float, seed: int = 0) -> Path:
+    """A file with noise of this duration."""
+    noise = np.random.default_rng(seed).normal(scale=0.1, size=round(seconds * RATE))
+    soundfile.write(file, noise.astype(np.float32), RATE)
+    return file

@@ -116,6 +116,11 @@ class AudioRule:
         """The duration for which a model is converted that is to read so many seconds."""
         return math.ceil(seconds) if self.whole_seconds else seconds
 
+    def step(self, config: Any) -> int:
+        """Samples, or rows of features, from a row of the last hidden state to the next."""
+        hour = self.length(3600)
+        return round(hour / self.output_rows(config, hour))
+
     def layers(self, config: Any) -> int:
         """The number of layers with attention."""
         return int(encoder_config(config).num_hidden_layers)
