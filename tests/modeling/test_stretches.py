@@ -35,7 +35,7 @@ ENCODERS = [(base, norm) for base in OF_SAMPLES for norm in norms_of(base)]
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stretches so short that a small model's sounds are several."""
     monkeypatch.setattr(stretches, "FRAMES_PER_STRETCH", SIZE)
-    monkeypatch.setattr(stretches, "ROWS_OF_NORM", 700)
+    monkeypatch.setattr(stretches, "WINDOWS_OF_MOMENTS", 700)
     monkeypatch.setattr(stretches, "FRAMES_PER_PRODUCT", SIZE)
 
 

@@ -22,8 +22,8 @@ else:
 
 FRAMES_PER_STRETCH = 512
 """Frames of a feature encoder that are computed at a time: ten seconds of sound, of which no layer has more than 70 MB."""
-ROWS_OF_NORM = 64 * FRAMES_PER_STRETCH
-"""Rows of a first convolution of which the mean and variance over time are computed at a time, as many as a stretch has."""
+WINDOWS_OF_MOMENTS = 2**16
+"""Windows of samples under a first convolution whose mean and covariance are computed at a time."""
 FRAMES_PER_PRODUCT = 4096
 """Frames of a feed-forward module that are computed at a time."""
 
@@ -40,8 +40,8 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
 class FeatureEncoderInStretches(_Module):
     """Comes before the feature encoder of wav2vec 2.0 or a successor: convolutions over samples without padding, one after the other.
 
-    A first convolution with a norm over time (``feat_extract_norm="group"``) is computed twice: for its mean and variance over the whole
-    sound, and for the frames.
+    A norm over time after the first convolution (``feat_extract_norm="group"``) becomes a part of its weights, by the mean and variance
+    over the whole sound, which follow from those of the samples.
     """
 
     conv_layers: Any
@@ -58,11 +58,11 @@ class FeatureEncoderInStretches(_Module):
         if frames <= FRAMES_PER_STRETCH:
             return super().forward(input_values)
         first, *others = self.conv_layers
-        norm = getattr(first, "layer_norm", None)
-        over_time = norm_over_time(first, input_values) if isinstance(norm, nn.GroupNorm) else None
+        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+            first = NormalisedConvolution(first, input_values)
         features = None
         for at, samples in stretches(input_values, convolutions, FRAMES_PER_STRETCH):
-            states = first(samples[:, None]) if over_time is None else first.activation(over_time(first.conv(samples[:, None])))
+            states = first(samples[:, None])
             for layer in others:
                 states = layer(states)
             if features is None:
@@ -89,35 +89,46 @@ def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) ->
         yield slice(first, last), inputs[:, first * chain.stride : first * chain.stride + needed]
 
 
-class NormOverTime:
-    """``nn.GroupNorm`` with a group for each channel, by the mean and variance ``(B, C, 1)`` of the whole sound."""
+class NormalisedConvolution:
+    """A first layer of a feature encoder, whose ``nn.GroupNorm`` has a group for each channel, on stretches of ``samples (B, N)``.
 
-    def __init__(self, norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> None:
-        scale = (variance + norm.eps).rsqrt()
-        shift = -mean * scale
-        if norm.weight is not None:
-            scale, shift = scale * norm.weight[:, None], shift * norm.weight[:, None] + norm.bias[:, None]
-        self.dtype = mean.dtype if norm.weight is None else norm.weight.dtype
-        at_least = torch.promote_types(self.dtype, torch.float32)
-        self.scale, self.shift = scale.to(at_least), shift.to(at_least)
+    A row c of the convolution's weight makes ``w·u + b`` of a window u of the samples. Over time this has the mean ``w·mean(u) + b`` and
+    the variance ``wᵀ Cov(u) w``, so that the normalised rows are a convolution, too, with a weight for each sound of the batch.
+    """
 
-    def __call__(self, states: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, states.to(self.scale.dtype), self.scale).to(self.dtype)
+    def __init__(self, layer: Any, samples: Tensor) -> None:
+        self.layer, self.dtype = layer, samples.dtype
+        norm, convolution = layer.layer_norm, layer.conv
+        weight = convolution.weight[:, 0].double()
+        mean, covariance = moments_of_windows(samples, convolution_of(layer))
+        variance = torch.einsum("cj,bjk,ck->bc", weight, covariance, weight).clamp_min(0)
+        scale, shift = (variance + norm.eps).rsqrt(), torch.zeros_like(variance)
+        if norm.affine:
+            scale, shift = scale * norm.weight, shift + norm.bias
+        at_least = torch.promote_types(samples.dtype, torch.float32)
+        self.weight = (scale[..., None] * weight).flatten(0, 1)[:, None].to(at_least)
+        self.bias = (shift - scale * (mean @ weight.t())).flatten().to(at_least)  # its own adds nothing to w·u - mean
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """``(B, 1, n)`` to ``(B, C, n')``."""
+        rows, stride = samples.to(self.weight.dtype).transpose(0, 1), self.layer.conv.stride
+        states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples)).unflatten(1, (len(samples), -1))[0]
+        activated: Tensor = self.layer.activation(states)
+        return activated.to(self.dtype)
 
 
-def norm_over_time(layer: Any, samples: Tensor) -> NormOverTime:
-    """The norm of the convolution ``layer`` over the whole of ``samples (B, N)``, whose moments are added in float64."""
-    count, mean, squares = 0, torch.zeros((), device=samples.device), torch.zeros((), device=samples.device)
-    for at, stretch in stretches(samples, [convolution_of(layer)], ROWS_OF_NORM):
-        states = layer.conv(stretch[:, None])
-        states = states.to(torch.promote_types(states.dtype, torch.float32))
-        added = at.stop - at.start
-        variance, centre = (moment.double() for moment in torch.var_mean(states, 2, correction=0, keepdim=True))
-        difference = centre - mean
-        mean = mean + difference * (added / (count + added))
-        squares = squares + variance * added + difference.square() * (count * added / (count + added))
-        count += added
-    return NormOverTime(layer.layer_norm, mean, squares / count)
+def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tensor, Tensor]:
+    """The mean ``(B, K)`` and covariance ``(B, K, K)`` over time of the windows of ``samples (B, N)`` under a convolution, in float64."""
+    centre = samples.double().mean(1, keepdim=True)
+    total: Any = 0.0
+    products: Any = 0.0
+    count = convolution.total(samples.shape[1])
+    for _, stretch in stretches(samples, [convolution], WINDOWS_OF_MOMENTS):
+        windows = (stretch - centre).unfold(1, convolution.kernel, convolution.stride)
+        total = total + windows.sum(1)
+        products = products + windows.transpose(1, 2) @ windows
+    mean = total / count
+    return mean + centre, products / count - mean[:, :, None] * mean[:, None]
 
 
 class FramesInStretches(_Module):
