@@ -45,14 +45,15 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "report", "text", "tensor_files", "tensor_names", "audio_seconds", "grid_sizes"),
+    ("config", "report", "text", "tensor_files", "tensor_names", "audio_seconds", "grid_sizes", "input_sizes"),
     ("sources",),
     ("long_models",),
     ("architectures",),
     ("twins",),
     ("flops", "model_loading", "pooling"),
     ("plan_tensors", "plan_positions", "processors"),
-    ("input_settings", "plan_grid"),
+    ("plan_inputs",),
+    ("plan_grid",),
     ("plan_audio",),
     ("plan",),
     ("inspection", "writing", "folders", "pictures", "sound"),

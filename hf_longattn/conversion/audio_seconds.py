@@ -27,7 +27,7 @@ class AudioDuration:
 
     def describe(self) -> str:
         """For example "15 seconds, 749 frames"."""
-        return f"{self.words}, {self.frames:,} {self.unit}"
+        return f"{self.words}, {self.tokens:,} {self.unit}"
 
     @property
     def words(self) -> str:
@@ -35,9 +35,14 @@ class AudioDuration:
         return duration(self.seconds)
 
     @property
+    def tokens(self) -> int:
+        """The frames, which are the tokens of the layers."""
+        return self.frames
+
+    @property
     def values(self) -> dict[str, Any]:
         """The duration for a report, JSON-serialisable."""
-        return {"audio_seconds": self.seconds, "tokens": self.frames}
+        return {"audio_seconds": self.seconds, "tokens": self.tokens}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,12 @@ class AudioPlan:
     smaller: ClassVar[str] = "shorter"
     resizing: ClassVar[str] = ""
 
+    @classmethod
+    def of(cls, rule: AudioRule, config: Any) -> AudioPlan:
+        """The durations for which a model with this config was trained, and for which it was converted."""
+        trained, converted = rule.durations(config)
+        return cls(rule, AudioDuration.of(rule, config, trained), AudioDuration.of(rule, config, converted))
+
     def resized(self, base: Any, size: AudioDuration) -> AbstractContextManager[dict[str, Any]]:
         """The base reads longer sounds as it is, without other arguments."""
         return nullcontext({})
@@ -59,6 +70,13 @@ class AudioPlan:
     @property
     def grows(self) -> bool:
         return self.new.seconds > self.old.seconds
+
+    def steps(self, config: Any) -> list[AudioDuration]:
+        """The durations that a plan lists: the old one, its doublings, and the new one."""
+        seconds = [self.old.seconds]
+        while seconds[-1] * 2 < self.new.seconds:
+            seconds.append(seconds[-1] * 2)
+        return [AudioDuration.of(self.rule, config, step) for step in seconds + [self.new.seconds] * self.grows]
 
     def doublings(self, config: Any, count: int = 7) -> list[AudioDuration]:
         """Durations at which mechanisms are compared: the old one and its doublings."""
@@ -85,11 +103,3 @@ def sound_model(family: Family, model: Any) -> Any:
 def duration(seconds: float) -> str:
     """For example "15 seconds"."""
     return f"{seconds:,.5g} seconds"
-
-
-def durations_up_to(old: float, new: float) -> list[float]:
-    """The durations a plan lists: the old one, its doublings, and the new one."""
-    seconds = [old]
-    while seconds[-1] * 2 < new:
-        seconds.append(seconds[-1] * 2)
-    return seconds + [new] * (new > old)

@@ -23,6 +23,7 @@ from ..mechanisms.common.registry import mechanism_from, prototype
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites, input_width
 from .architectures import attached_mechanisms
 from .grid_sizes import GridSize
+from .input_sizes import InputSize
 
 Result = TypeVar("Result")
 
@@ -300,18 +301,17 @@ def cost_on(size: GridSize, attention: LongAttentionConfig, shape: ModelShape) -
     )
 
 
+def cost_of(size: InputSize, attention: LongAttentionConfig, shape: ModelShape) -> LengthCost:
+    """:func:`cost_at` for one input that is not a text."""
+    if isinstance(size, GridSize):
+        return cost_on(size, attention, shape)
+    return SoundCost(**vars(cost_at(size.frames, shape, layer_mechanisms(attention, shape, None))), seconds=size.seconds)
+
+
 def _of_width(shape: ModelShape, width: int, matrices: int) -> ModelShape:
     """The shape of one layer of another width."""
     heads, inner = width // shape.head_dim, width * shape.intermediate // shape.hidden
     return replace(shape, heads=heads, kv_heads=heads, hidden=width, intermediate=inner, matrix_parameters=matrices)
-
-
-def sizes_up_to(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The sizes a plan lists: the old one, its doublings, and the new one."""
-    sizes = [old]
-    while sizes[-1] != new:
-        sizes.append(tuple(min(2 * pixels, last) for pixels, last in zip(sizes[-1], new, strict=True)))
-    return sizes
 
 
 def lengths_up_to(old_length: int, new_length: int) -> list[int]:

@@ -41,12 +41,17 @@ class GridSize:
 
     def describe(self) -> str:
         """For example "224 × 224 pixels, 197 tokens"."""
-        return f"{self.words}, {self.grid.length:,} {self.unit}"
+        return f"{self.words}, {self.tokens:,} {self.unit}"
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of the input, with those before the grid."""
+        return self.grid.length
 
     @property
     def values(self) -> dict[str, Any]:
         """The size for a report, JSON-serialisable."""
-        return {self.size_name: list(self.size), "tokens": self.grid.length}
+        return {self.size_name: list(self.size), "tokens": self.tokens}
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,12 @@ class GridPlan:
     new: GridSize
     size_noun: ClassVar[str] = "size"
     smaller: ClassVar[str] = "smaller"
+
+    @classmethod
+    def of(cls, rule: GridRule, config: Any) -> GridPlan:
+        """The sizes for which the position table of a model with this config was trained, and for which it was converted."""
+        trained, converted = rule.sizes(config)
+        return cls(rule, GridSize.of(rule, config, trained), GridSize.of(rule, config, converted))
 
     @property
     def noun(self) -> str:
@@ -78,6 +89,13 @@ class GridPlan:
     @property
     def grows(self) -> bool:
         return self.new.size != self.old.size
+
+    def steps(self, config: Any) -> list[GridSize]:
+        """The sizes that a plan lists: the old one of a model with this config, its doublings, and the new one."""
+        sizes = [self.old.size]
+        while sizes[-1] != self.new.size:
+            sizes.append(tuple(min(2 * pixels, last) for pixels, last in zip(sizes[-1], self.new.size, strict=True)))
+        return [GridSize.of(self.rule, config, size) for size in sizes]
 
     def doublings(self, config: Any, count: int = 4) -> list[GridSize]:
         """Sizes at which mechanisms are compared: the old one of a model with this config, and its doublings."""

@@ -12,22 +12,22 @@ from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.inference.pruning import KEPT_HEADS
 from .architectures import find_architecture, read_long
-from .audio_seconds import AudioDuration
+from .audio_seconds import AudioDuration, AudioPlan
 from .flops import (
     DecodeState,
     LengthCost,
     ModelShape,
     cost_at,
-    cost_on,
+    cost_of,
     decode_states,
     layer_mechanisms,
     lengths_up_to,
     model_shape,
-    sizes_up_to,
 )
-from .grid_sizes import GridSize
+from .grid_sizes import GridPlan, GridSize
+from .input_sizes import InputSizes, input_sizes
 from .model_loading import quiet_libraries
-from .plan_audio import audio_costs, with_convolutions
+from .plan_audio import with_convolutions
 from .sources.base import Source, open_source
 
 
@@ -103,11 +103,8 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     config, class_name, family, skeleton = read_long(source) if "long_attention" in source.config else _short(source)
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
-    if family.audio is not None:
-        shape = with_convolutions(shape, skeleton, family, config)
-    sound = None if family.audio is None else AudioDuration.of(family.audio, config, family.audio.durations(config)[1])
+    shape, sizes = with_convolutions(shape, skeleton, family, config), input_sizes(family, config)
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
-    grid = None if family.grid is None else GridSize.of(family.grid, config, family.grid.sizes(config)[1])
     return Inspection(
         source=source,
         class_name=class_name,
@@ -119,22 +116,21 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         parameters=sum(header.numel for header in source.tensors.values()),
         nbytes=source.total_bytes,
         states=tuple(decode_states(mechanisms, shape, max_length)) if shape.causal else (),
-        costs=_costs(config, family, shape, mechanisms, max_length),
-        grid=grid,
+        costs=_costs(config, sizes, shape, mechanisms, max_length),
+        grid=sizes.new if isinstance(sizes, GridPlan) else None,
         rule=family.grid,
-        sound=sound,
+        sound=sizes.new if isinstance(sizes, AudioPlan) else None,
         kept_heads=dict(getattr(config, KEPT_HEADS, None) or {}),
     )
 
 
-def _costs(config: Any, family: Family, shape: ModelShape, mechanisms: tuple[Mechanism, ...], longest: int) -> tuple[LengthCost, ...]:
+def _costs(
+    config: Any, sizes: InputSizes | None, shape: ModelShape, mechanisms: tuple[Mechanism, ...], longest: int
+) -> tuple[LengthCost, ...]:
     """At 512 tokens, or the size of the position table, and its doublings."""
-    if family.audio is not None:
-        return audio_costs(family.audio, config, family.audio.durations(config), config.long_attention, shape)
-    if family.grid is None:
+    if sizes is None:
         return tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, longest), longest))
-    sizes = sizes_up_to(*family.grid.sizes(config))
-    return tuple(cost_on(GridSize.of(family.grid, config, size), config.long_attention, shape) for size in sizes)
+    return tuple(cost_of(size, config.long_attention, shape) for size in sizes.steps(config))
 
 
 def _short(source: Source) -> tuple[Any, str, Family, Any]:

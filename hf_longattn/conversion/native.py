@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from ..errors import ExportError, checkpoint_errors, defined_at
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from .architectures import Architecture, current_name, read_long
-from .audio_seconds import AudioDuration, AudioPlan, sound_model
-from .flops import ModelShape, cost_at, cost_on, layer_mechanisms, model_shape
+from .audio_seconds import sound_model
+from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
 from .folders import open_for_writing, short_name, write_planned
 from .grid_sizes import GridPlan, GridSize
+from .input_sizes import InputSize, input_sizes
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
 from .pictures import VerificationPictures, VerificationSpectrograms
-from .plan_tensors import InputSize, ResultPlan, TensorPlan
+from .plan_tensors import ResultPlan, TensorPlan
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
 from .sound import VerificationSound
 from .sources.base import ResultInfo, Source, open_source
@@ -123,25 +124,12 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         positions="kept",
         tensors=tuple(tensors),
         max_shard_size=None,
-        grid=_grid_of(model),
-        sound=_sound_of(model),
+        other_inputs=input_sizes(model.family, model.config),
         model=model,
         twin=twin,
         note=choice.note,
         renamings=renamings,
     )
-
-
-def _grid_of(model: LongModel) -> GridPlan | None:
-    """The sizes for which the position table was trained and the model was converted; ``None`` for a model of texts."""
-    rule = model.family.grid
-    return None if rule is None else GridPlan(rule, *(GridSize.of(rule, model.config, size) for size in rule.sizes(model.config)))
-
-
-def _sound_of(model: LongModel) -> AudioPlan | None:
-    """The duration for which the model was converted, and the base's; ``None`` for a model that does not read sound."""
-    rule = model.family.audio
-    return None if rule is None else AudioPlan(rule, *(AudioDuration.of(rule, model.config, each) for each in rule.durations(model.config)))
 
 
 def _required(choice: TwinChoice, name: str) -> NativeTwin:
@@ -366,15 +354,14 @@ def _compared_sizes(plan: TwinPlan) -> list[InputSize]:
     where that takes some seconds, the one of the conversion."""
     sizes, config = plan.other_inputs, plan.model.config
     assert sizes is not None
-    if isinstance(sizes, AudioPlan):
-        cost = cost_at(sizes.new.frames, plan.shape, plan.model.layers)
-        return [sizes.old, *[sizes.new] * (sizes.grows and cost.total_flops <= FLOPS)]
-    if sizes.rule.resizes == "none":
-        return [sizes.old]
-    patch = sizes.rule.patch(config)
-    uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.size, patch, strict=True)))
-    compared: list[InputSize] = [sizes.old, GridSize.of(sizes.rule, config, uneven)]
-    if sizes.grows and cost_on(sizes.new, config.long_attention, plan.shape).total_flops <= FLOPS:
+    compared: list[InputSize] = [sizes.old]
+    if isinstance(sizes, GridPlan):
+        if sizes.rule.resizes == "none":
+            return compared
+        patch = sizes.rule.patch(config)
+        uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.size, patch, strict=True)))
+        compared.append(GridSize.of(sizes.rule, config, uneven))
+    if sizes.grows and cost_of(sizes.new, config.long_attention, plan.shape).total_flops <= FLOPS:
         compared.append(sizes.new)
     return compared
 

@@ -22,28 +22,11 @@ from ..positions.relative import relative_kind
 from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
-from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, mechanisms_on, model_shape
-from .input_settings import refuse_other_settings
+from .flops import LengthCost, ModelShape, cost_at, cost_of, generic_shape, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
-from .plan_audio import (
-    audio_attention,
-    audio_costs,
-    audio_durations,
-    audio_positions,
-    audio_warnings,
-    config_values,
-    extractor_files,
-    with_convolutions,
-)
-from .plan_grid import (
-    computes_source,
-    grid_attention,
-    grid_costs,
-    grid_positions,
-    grid_sizes,
-    grid_warnings,
-    processor_files,
-)
+from .plan_audio import plan_sound, with_convolutions
+from .plan_grid import plan_grid
+from .plan_inputs import InputPlan, refuse_other_settings
 from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors
 from .sources.base import Source, open_source
@@ -113,10 +96,9 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
     refuse_other_settings(architecture, request)
-    if architecture.family.grid is not None:
-        return _plan_on_grid(opened, architecture, request, cast)
-    if architecture.family.audio is not None:
-        return _plan_sound(opened, architecture, request, cast)
+    if not architecture.family.reads_text:
+        decide = plan_sound if architecture.family.grid is None else plan_grid
+        return _plan_other_inputs(opened, architecture, request, cast, decide(opened, architecture, request))
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -188,68 +170,34 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     )
 
 
-def _plan_on_grid(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """The plan of a model whose input lies on a grid, such as a picture."""
-    sizes = grid_sizes(architecture, request)
-    attention = grid_attention(architecture, request, sizes)
-    base_shape = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
-    layers = mechanisms_on(sizes.new, attention, base_shape)
-    rule = grid_positions(request.positions, sizes, layers)
-    unchanged = computes_source(architecture, rule, attention, sizes)
-    config = architecture.long_config(attention, sizes.rule.fields_of_size(sizes.new.size) if sizes.grows else {}, None, rule)
+def _plan_other_inputs(
+    opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None, inputs: InputPlan
+) -> ConversionPlan:
+    """The plan of a model whose inputs are not texts, no tensor of which changes."""
+    sizes, attention = inputs.sizes, inputs.attention
+    config = architecture.long_config(attention, inputs.fields, None, inputs.extension)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: False)
-    tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sizes.old.grid.length, cast)
-    shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
-    return ConversionPlan(
-        source=opened,
-        architecture=architecture,
-        config=config,
-        old_length=sizes.old.grid.length,
-        new_length=sizes.new.grid.length,
-        positions=rule,
-        tensors=tuple(tensors),
-        max_shard_size=request.max_shard_size,
-        attention=attention,
-        position_change="",
-        shape=shape,
-        costs=grid_costs(sizes, architecture, attention, shape),
-        warnings=() if unchanged else tuple(grid_warnings(rule, attention, layers, sizes)),
-        grid=sizes,
-        files=processor_files(opened, architecture, sizes),
-    )
-
-
-def _plan_sound(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """The plan of a model that reads sound."""
-    positions = audio_positions(architecture, request.positions)
-    sound = audio_durations(architecture, request)
-    attention = audio_attention(architecture, request)
-    config = architecture.long_config(attention, config_values(sound), None, "tile")
-    if cast is not None:
-        config.dtype = cast
-    skeleton = architecture.skeleton(config)
-    opened.check_result(skeleton, lambda name: False)
-    tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sound.old.frames, cast)
+    tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sizes.old.tokens, cast)
     shape = with_convolutions(model_shape(config, skeleton, [tensor.dtype for tensor in tensors]), skeleton, architecture.family, config)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
-        old_length=sound.old.frames,
-        new_length=sound.new.frames,
-        positions=positions,
+        old_length=sizes.old.tokens,
+        new_length=sizes.new.tokens,
+        positions=inputs.positions,
         tensors=tuple(tensors),
         max_shard_size=request.max_shard_size,
         attention=attention,
         position_change="",
         shape=shape,
-        costs=audio_costs(sound.rule, config, (sound.old.seconds, sound.new.seconds), attention, shape),
-        sound=sound,
-        files=extractor_files(opened, sound),
-        warnings=audio_warnings(architecture, sound),
+        costs=tuple(cost_of(size, attention, shape) for size in sizes.steps(config)),
+        warnings=inputs.warnings,
+        other_inputs=sizes,
+        files=inputs.files,
     )
 
 

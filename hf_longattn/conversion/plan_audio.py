@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,18 +13,31 @@ from torch import nn
 from ..configuration import LongAttentionConfig
 from ..errors import LengthError, PositionError
 from ..modeling.family.audio_config import audio_seconds, refuse_reading
-from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import Family
 from .architectures import Architecture
-from .audio_seconds import AudioDuration, AudioPlan, duration, durations_up_to, sound_model
+from .audio_seconds import AudioDuration, AudioPlan, duration, sound_model
 from .config import AUTO, ConversionConfig
-from .flops import ModelShape, SoundCost, cost_at, layer_mechanisms
+from .flops import ModelShape
+from .plan_inputs import InputPlan
 from .plan_positions import PositionWarning
 from .processors import FILE, file_with, load_feature_extractor
 from .sources.base import Source
 
 COUNTED_SECONDS = 10.0
 """The sound on which the operations of convolutions are counted, without storage."""
+
+
+def plan_sound(source: Source, architecture: Architecture, request: ConversionConfig) -> InputPlan:
+    """What is decided for a model that reads sound."""
+    positions, sound = audio_positions(architecture, request.positions), audio_durations(architecture, request)
+    return InputPlan(
+        sizes=sound,
+        attention=audio_attention(architecture, request),
+        positions=positions,
+        fields={"long_audio_seconds": sound.new.seconds} if sound.grows else {},
+        warnings=audio_warnings(architecture, sound),
+        files=extractor_files(source, sound),
+    )
 
 
 def audio_durations(architecture: Architecture, request: ConversionConfig) -> AudioPlan:
@@ -84,13 +96,15 @@ def audio_attention(architecture: Architecture, request: ConversionConfig) -> Lo
 
 
 def with_convolutions(shape: ModelShape, skeleton: nn.Module, family: Family, config: Any) -> ModelShape:
-    """``shape`` whose matrices stand for the convolutions of a frame as well, by the number of their operations.
+    """``shape`` whose matrices stand for the convolutions of a frame as well, by the number of their operations, in a model of sound.
 
     Args:
         skeleton: the long model without storage.
         family, config: of the model.
     """
-    rule: Any = family.audio
+    rule = family.audio
+    if rule is None:
+        return shape
     counted, operations = AudioDuration.of(rule, config, COUNTED_SECONDS), 0
 
     def count(module: Any, args: Any, output: Any) -> None:
@@ -108,24 +122,10 @@ def with_convolutions(shape: ModelShape, skeleton: nn.Module, family: Family, co
     return replace(shape, matrix_parameters=shape.matrix_parameters + operations // (2 * counted.frames))
 
 
-def audio_costs(
-    rule: AudioRule, config: Any, durations: tuple[float, float], attention: LongAttentionConfig, shape: ModelShape
-) -> tuple[SoundCost, ...]:
-    """The costs at the old one of two ``durations``, its doublings, and the new one."""
-    layers = layer_mechanisms(attention, shape, None)
-    steps = [AudioDuration.of(rule, config, seconds) for seconds in durations_up_to(*durations)]
-    return tuple(SoundCost(**vars(cost_at(step.frames, shape, layers)), seconds=step.seconds) for step in steps)
-
-
 def audio_warnings(architecture: Architecture, sound: AudioPlan) -> tuple[PositionWarning, ...]:
     """Why a result does not read longer sounds as its source reads short ones, without training."""
     problem = sound.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
     return (PositionWarning(problem, "train the result on sounds of the new duration"),) if problem else ()
-
-
-def config_values(plan: AudioPlan) -> Mapping[str, Any]:
-    """The fields of the result's config that say for what it was converted."""
-    return {"long_audio_seconds": plan.new.seconds} if plan.grows else {}
 
 
 def extractor_files(source: Source, plan: AudioPlan) -> dict[str, dict[str, Any]]:

@@ -19,11 +19,31 @@ from ..mechanisms.common.registry import prototype
 from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
 from .architectures import Architecture
 from .config import AUTO, ConversionConfig
-from .flops import ModelShape, SizeCost, cost_on, sizes_up_to
+from .flops import ModelShape, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels, read_size
+from .plan_inputs import InputPlan
 from .plan_positions import PositionWarning
 from .processors import FILE, file_of_size, file_with, load_feature_extractor, load_image_processor, picture_size
 from .sources.base import Source
+
+
+def plan_grid(source: Source, architecture: Architecture, request: ConversionConfig) -> InputPlan:
+    """What is decided for a model whose inputs lie on a grid, such as pictures."""
+    sizes = grid_sizes(architecture, request)
+    attention = grid_attention(architecture, request, sizes)
+    base_shape = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
+    layers = mechanisms_on(sizes.new, attention, base_shape)
+    positions = grid_positions(request.positions, sizes, layers)
+    unchanged = computes_source(architecture, positions, attention, sizes)
+    return InputPlan(
+        sizes=sizes,
+        attention=attention,
+        positions=positions,
+        extension=positions,
+        fields=sizes.rule.fields_of_size(sizes.new.size) if sizes.grows else {},
+        warnings=() if unchanged else tuple(grid_warnings(positions, attention, layers, sizes)),
+        files=processor_files(source, architecture, sizes),
+    )
 
 
 def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPlan:
@@ -203,10 +223,3 @@ def processor_files(source: Source, architecture: Architecture, sizes: GridPlan)
             f"image_size={architecture.source_config.image_size}; correct the size in {FILE}, or image_size."
         )
     return {FILE: file_of_size(source.folder, processor, sizes.new.size)} if sizes.grows else {}
-
-
-def grid_costs(sizes: GridPlan, architecture: Architecture, attention: LongAttentionConfig, shape: ModelShape) -> tuple[SizeCost, ...]:
-    """The costs at the old size, its doublings, and the new one."""
-    config, rule = architecture.source_config, sizes.rule
-    steps = sizes_up_to(sizes.old.size, sizes.new.size)
-    return tuple(cost_on(GridSize.of(rule, config, size), attention, shape) for size in steps)

@@ -14,17 +14,13 @@ from ..errors import CheckpointError, nearest
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .audio_seconds import AudioDuration, AudioPlan
-from .grid_sizes import GridPlan, GridSize
+from .audio_seconds import AudioPlan
+from .grid_sizes import GridPlan
+from .input_sizes import InputSizes
 from .long_models.base import WeightRenaming
 from .sources.base import Source
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
-
-InputSize = GridSize | AudioDuration
-"""The size of an input that is not a text."""
-InputSizes = GridPlan | AudioPlan
-"""The sizes of the inputs of source and result."""
 
 
 @dataclass(frozen=True)
@@ -271,14 +267,18 @@ class ResultPlan:
     positions: str  # the rule for positions
     tensors: tuple[TensorPlan, ...]
     max_shard_size: str | int | None
-    grid: GridPlan | None = field(default=None, kw_only=True)  # of a model that reads pictures
-    sound: AudioPlan | None = field(default=None, kw_only=True)  # of a model that reads sound
+    other_inputs: InputSizes | None = field(default=None, kw_only=True)  # of source and result, where they are not texts
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # JSON files that come along with other values
 
     @property
-    def other_inputs(self) -> InputSizes | None:
-        """The inputs of source and result where they are not texts."""
-        return self.sound if self.grid is None else self.grid
+    def grid(self) -> GridPlan | None:
+        """The sizes of a model whose inputs lie on a grid, such as pictures."""
+        return self.other_inputs if isinstance(self.other_inputs, GridPlan) else None
+
+    @property
+    def sound(self) -> AudioPlan | None:
+        """The durations of a model that reads sound."""
+        return self.other_inputs if isinstance(self.other_inputs, AudioPlan) else None
 
     @property
     def old_input(self) -> str:

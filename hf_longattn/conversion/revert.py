@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
-from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import Family, family_of, length_before_conversion
-from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
-from .audio_seconds import AudioDuration, AudioPlan, sound_model
+from .audio_seconds import sound_model
 from .config import RevertConfig
 from .folders import open_for_writing, short_name, write_planned
-from .grid_sizes import GridPlan, GridSize
+from .input_sizes import input_sizes
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, parse_dtype
@@ -110,12 +108,11 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         _refuse_text_settings(settings, family)
     if settings.verify_audio is not None and family.audio is None:
         raise OptionError(f"--verify-audio is a recording, but a {long_class} reads none; leave it out.")
-    grid = None if family.grid is None else _grid_before(family.grid, long_config)
+    sizes: Any = input_sizes(family, long_config)
+    if sizes is not None:  # a position table is as it was before the conversion
+        sizes = replace(sizes, old=sizes.new, new=sizes.old)
     old_length = family.longest(long_config)
-    sound = None if family.audio is None else _sound_before(family.audio, long_config)
-    before = _length_before(source, long_config)
-    before = before if grid is None else grid.new.grid.length
-    before = before if sound is None else sound.new.frames
+    before = _length_before(source, long_config) if sizes is None else sizes.new.tokens
     new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
     if not family.reads_text:
         positions = UNCHANGED
@@ -162,24 +159,9 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         ),
         changed=changed,
         length_before=before,
-        grid=grid,
-        sound=sound,
+        other_inputs=sizes,
         files={} if family.reads_text or (file := file_before(source.folder)) is None else {FILE: file},
     )
-
-
-def _grid_before(rule: GridRule, long_config: Any) -> GridPlan:
-    """The sizes of pictures of the long model, and of its position table, which the conversion left as it was."""
-    trained, converted = rule.sizes(long_config)
-    old, new = (GridSize.of(rule, long_config, size) for size in (converted, trained))
-    return GridPlan(rule, old, new)
-
-
-def _sound_before(rule: AudioRule, long_config: Any) -> AudioPlan:
-    """The sound of the long model, and of the model that it was made from."""
-    trained, converted = rule.durations(long_config)
-    old, new = (AudioDuration.of(rule, long_config, seconds) for seconds in (converted, trained))
-    return AudioPlan(rule, old, new)
 
 
 def _refuse_text_settings(settings: RevertConfig, family: Family) -> None:
@@ -514,7 +496,7 @@ def _runner(plan: RevertPlan, inputs: VerificationInputs, scratch: Path | None) 
     if not isinstance(inputs, VerificationText):
         size: Any = None if plan.other_inputs is None else plan.other_inputs.new
         arguments = inputs.at(size)
-        return lambda model: run_model(model, arguments), (size.values["tokens"], size.unit)
+        return lambda model: run_model(model, arguments), (size.tokens, size.unit)
     length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
     ids = inputs.tokens(length)
     return lambda model: outputs(model, ids, decoder_tokens=length), (length, "tokens")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..mechanisms import Mechanism
+from .input_sizes import InputSize, InputSizes
 from .plan import ConversionPlan
-from .plan_tensors import InputSize, InputSizes
 from .report import FAILED, PASSED, Check, equality
 from .verify_outputs import all_finite, difference
 

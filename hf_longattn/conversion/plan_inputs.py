@@ -1,20 +1,46 @@
-"""Which settings of a conversion apply to which kinds of input, and what to type in place of one that does not.
+"""What a conversion decides for inputs that are not texts, and which settings apply to which kinds of input.
 
-A new kind of input is one more name in the settings that it takes, and what to type for its size.
+A new kind of input is one more name in the settings that it takes, what to type for its size, and a function that decides.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from ..configuration import LongAttentionConfig
 from ..errors import OptionError
 from ..modeling.family.definition import Family
 from .architectures import Architecture
 from .config import AUTO, ConversionConfig
+from .input_sizes import InputSizes
+from .plan_positions import PositionWarning
 
 TEXT, PICTURES, SPECTROGRAMS, SOUND = "text", "pictures", "spectrograms", "sound"
 SIZE, SEARCH, VERIFICATION = "size", "search", "verification"
 """What a setting gives, for which other kinds of input may have another setting."""
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """What the settings of a conversion decide for inputs that are not texts.
+
+    sizes: of source and result.
+    attention: of every layer.
+    positions: the rule for positions, as a report says it, and ``extension``, as the result's config does.
+    fields: of the result's config, that say for what size it was converted.
+    warnings: mechanisms for which the positions do not hold without training.
+    files: JSON files with other values than the source's.
+    """
+
+    sizes: InputSizes
+    attention: LongAttentionConfig
+    positions: str
+    extension: str = "tile"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[PositionWarning, ...] = ()
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class InputSetting(NamedTuple):
