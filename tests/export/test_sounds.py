@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from hf_longattn import export_checkpoint
-from hf_longattn.audit import audit_reach
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.errors import ExportError, OptionError
+from hf_longattn.errors import ExportError
 from tests.modeling import audio_models
 
 
@@ -47,5 +46,3 @@ def test_options_for_texts(tmp_path: Path) -> None:
     folder = converted(tmp_path)
     with pytest.raises(ExportError, match="model of sound is written with its head and without global tokens; leave both options out"):
         export_checkpoint(folder, tmp_path / "graph", format="torch", global_attention_mask=True)
-    with pytest.raises(OptionError, match=r"reads sound, whose convolutions mix.*call hf_longattn\.explain"):
-        audit_reach(folder)
