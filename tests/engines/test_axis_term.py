@@ -38,14 +38,14 @@ def inputs(grid: Grid, rows: int = 4, **of: Any) -> tuple[Tensor, ...]:
 
 
 def pairs(q: Tensor, tables: tuple[Tensor, ...], grid: Grid) -> Tensor:
-    """The term ``(B, H, N, N)``, pair by pair."""
-    places = [tuple(int(place) for place in grid.places(position)) for position in range(grid.length)]
+    """The term ``(B, H, N, N)``, pair by pair: of each axis the query times the row of its distance, which is counted here cell by cell."""
+    places = [tuple(int(place) for place in grid.places(position)) for position in range(grid.prefix, grid.length)]
     term = q.new_zeros(*q.shape[:2], grid.length, grid.length)
-    for i in range(grid.prefix, grid.length):
-        for j in range(grid.prefix, grid.length):
-            for table, of_query, of_key in zip(tables, places[i], places[j], strict=True):
-                most = len(table) // 2
-                term[:, :, i, j] = term[:, :, i, j] + q[:, :, i] @ table[most + min(most, max(-most, of_query - of_key))]
+    of_cells = term[..., grid.prefix :, grid.prefix :]
+    for axis, table in enumerate(tables):
+        most = len(table) // 2
+        rows = [[most + min(most, max(-most, of_query[axis] - of_key[axis])) for of_key in places] for of_query in places]
+        of_cells += torch.einsum("bhid,ijd->bhij", q[:, :, grid.prefix :], table[torch.tensor(rows)])
     return term
 
 
