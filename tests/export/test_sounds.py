@@ -14,17 +14,35 @@ from hf_longattn.errors import ExportError
 from tests.modeling import audio_models
 
 
+THREE_CONVOLUTIONS: dict[str, Any] = {
+    "conv_dim": [16] * 3,
+    "conv_kernel": [10, 8, 8],
+    "conv_stride": [5, 8, 8],
+    "num_feat_extract_layers": 3,
+}
+"""A feature encoder with the usual 50 frames a second, whose lengths are traced in a third of the time of seven convolutions."""
+
+
 def converted(folder: Path, base: str = "wav2vec2", head: str = "Wav2Vec2ForCTC", **values: Any) -> Path:
     audio_models.saved(base, head, folder / "short", num_hidden_layers=1, num_conv_pos_embeddings=16, **values)
     convert_checkpoint(folder / "short", folder / "long", mechanism="window", left=9, right=4, verify=False)
     return folder / "long"
 
 
-@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])  # translated in half a minute
-def test_one_graph_for_all_durations(format: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("programs_loaded_once")
+@pytest.mark.parametrize(
+    ("format", "convolutions"),
+    [
+        ("torch", THREE_CONVOLUTIONS),
+        pytest.param("torch", {}, marks=pytest.mark.slow),
+        pytest.param("onnx", {}, marks=pytest.mark.slow),  # translated in half a minute
+    ],
+    ids=lambda value: value if isinstance(value, str) else "three" if value else "seven",
+)
+def test_one_graph_for_all_durations(format: str, convolutions: dict[str, Any], tmp_path: Path) -> None:
     if format == "onnx":
         pytest.importorskip("onnxruntime")
-    report = export_checkpoint(converted(tmp_path), tmp_path / "graph", format=format)
+    report = export_checkpoint(converted(tmp_path, **convolutions), tmp_path / "graph", format=format)
     assert [check.status for check in report.checks] == ["passed"] * 3
     assert [check.values["batch"] for check in report.checks] == [3, 2, 1]
     assert len({check.values["length"] for check in report.checks}) == 3

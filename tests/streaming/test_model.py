@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from hf_longattn.streaming.stages import RUNNING, NothingFinal, Run, Stage, hook
 from scripts.dev.tools.small_models import Shape, small_audio_config
 from tests.families import test_moonshine_streaming as moonshine
 from tests.modeling.test_audio_models import Largest
+from tests.warm import run_fresh
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,7 +215,8 @@ def test_streams_of_every_family_go_on_in_another_process(tmp_path: Path) -> Non
             stream.save(folder / "state.safetensors")
             torch.save(x, folder / "sound.pt")
             streams[base] = streamed(Stream(model), x, x.shape[1]), out
-    subprocess.run([sys.executable, "-m", "tests.streaming.resume", *(tmp_path / base for base in streams)], check=True, cwd=ROOT)
+    done = run_fresh("-m", "tests.streaming.resume", *(tmp_path / base for base in streams), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     for base, (expected, out) in streams.items():
         rest[base] = torch.load(tmp_path / base / "rest.pt")
         assert torch.equal(torch.cat([out, rest[base]], 1), expected), base

@@ -17,6 +17,7 @@ def stored(folder: Path) -> dict:
     return json.loads((folder / "families.json").read_text(encoding="utf-8"))["families"]
 
 
+@pytest.mark.usefixtures("warm_commands")
 def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(family_checkpoints, "LENGTH", 64)
     monkeypatch.setattr(family_checkpoints, "SHAPE", replace(family_checkpoints.SHAPE, layers=1))
@@ -38,6 +39,7 @@ def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monk
     assert check_families.main(["llama", "--output", str(tmp_path)]) == 0
 
 
+@pytest.mark.usefixtures("warm_commands")
 def test_a_family_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("compile", "export"):
         monkeypatch.setattr(picture_families.PictureSubject, name, lambda self: "one graph")
