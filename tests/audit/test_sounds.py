@@ -14,7 +14,7 @@ from hf_longattn.audit.inputs import AuditSounds
 from hf_longattn.cli import main
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.families import FAMILIES
-from tests.modeling.audio_models import EVERY_FAMILY, long_model, saved, small_model, smallest_head
+from tests.modeling.audio_models import THREE_CONVOLUTIONS, EVERY_FAMILY, long_model, saved, small_model, smallest_head
 
 WINDOW = {"mechanism": "window", "left": 5, "right": 3}
 FRAMES = 48
@@ -50,7 +50,7 @@ def test_the_base_s_attention_is_what_its_config_says(base: str) -> None:
 
 def test_a_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short", num_conv_pos_embeddings=4)
+    saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short", num_conv_pos_embeddings=4, **THREE_CONVOLUTIONS)
     for name, left in (("long", 5), ("wider", 9)):
         attention = {**WINDOW, "left": left}
         long_model("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short", long_attention=attention).save_pretrained(tmp_path / name)

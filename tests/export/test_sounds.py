@@ -14,15 +14,6 @@ from hf_longattn.errors import ExportError
 from tests.modeling import audio_models
 
 
-THREE_CONVOLUTIONS: dict[str, Any] = {
-    "conv_dim": [16] * 3,
-    "conv_kernel": [10, 8, 8],
-    "conv_stride": [5, 8, 8],
-    "num_feat_extract_layers": 3,
-}
-"""A feature encoder with the usual 50 frames a second, whose lengths are traced in a third of the time of seven convolutions."""
-
-
 def converted(folder: Path, base: str = "wav2vec2", head: str = "Wav2Vec2ForCTC", **values: Any) -> Path:
     audio_models.saved(base, head, folder / "short", num_hidden_layers=1, num_conv_pos_embeddings=16, **values)
     convert_checkpoint(folder / "short", folder / "long", mechanism="window", left=9, right=4, verify=False)
@@ -33,7 +24,7 @@ def converted(folder: Path, base: str = "wav2vec2", head: str = "Wav2Vec2ForCTC"
 @pytest.mark.parametrize(
     ("format", "convolutions"),
     [
-        ("torch", THREE_CONVOLUTIONS),
+        ("torch", audio_models.THREE_CONVOLUTIONS),
         pytest.param("torch", {}, marks=pytest.mark.slow),
         pytest.param("onnx", {}, marks=pytest.mark.slow),  # translated in half a minute
     ],

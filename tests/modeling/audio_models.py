@@ -31,6 +31,10 @@ HEADS = [(base, head) for base in FAMILIES_OF_SOUND for head in FAMILIES[base].h
 SHAPE = Shape(layers=2, inner=64)
 SECONDS = (1.2, 0.7)
 """Duration of each sound of a batch, the longest first."""
+THREE_CONVOLUTIONS: dict[str, Any] = {
+    "conv_dim": [16] * 3, "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8], "num_feat_extract_layers": 3,
+}  # fmt: skip
+"""A feature encoder with the usual 50 frames a second, whose lengths a graph traces in less than half the time of seven convolutions."""
 PADDING_IS_HEARD = ("wav2vec2-conformer",)
 """Bases whose convolutions in every layer read the frames of padding, which mean nothing."""
 
