@@ -63,6 +63,12 @@ def pairwise(*axes: Sequence[Any], fully: Callable[..., bool] = lambda *cell: Fa
     ]
 
 
+def alternately(values: Sequence[Any], first: bool = False) -> list[Any]:
+    """The parameters of each value with ``False`` and with ``True``, of which in turn one is quick, beginning with ``first``."""
+    cells = [(value, second, bool(number % 2) ^ first) for number, value in enumerate(values) for second in (False, True)]
+    return [pytest.param(value, second, marks=() if second == quick else pytest.mark.slow) for value, second, quick in cells]
+
+
 def quickly(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     """The parameters of one axis; those that are not in ``quick`` are for `make test-slow`."""
     return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]

@@ -50,7 +50,7 @@ def test_the_base_s_attention_is_what_its_config_says(base: str) -> None:
 
 def test_a_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short", num_conv_pos_embeddings=4, **THREE_CONVOLUTIONS)
+    saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short", num_hidden_layers=1, num_conv_pos_embeddings=4, **THREE_CONVOLUTIONS)
     for name, left in (("long", 5), ("wider", 9)):
         attention = {**WINDOW, "left": left}
         long_model("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short", long_attention=attention).save_pretrained(tmp_path / name)

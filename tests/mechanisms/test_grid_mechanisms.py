@@ -23,7 +23,7 @@ from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.common.on_grid import GridMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.naming import OPERATORS
-from tests.grids import pairwise
+from tests.grids import alternately, pairwise
 
 Cell = tuple[int, ...]
 HEADS, DIM = 2, 4
@@ -350,15 +350,6 @@ GRAPH_CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def alternately(first: bool) -> list[Any]:
-    """The cases with and without padding between the cells: of each pair one is quick, beginning with ``first``, and the other slow."""
-    cells = itertools.product(enumerate(GRAPH_CASES), (False, True))
-    return [
-        pytest.param(*case, padded, marks=() if padded == (first ^ bool(number % 2)) else pytest.mark.slow)
-        for (number, case), padded in cells
-    ]
-
-
 def holes(grid: Grid) -> Tensor:
     """A padding mask in which the first rows of cells, and cells all over the grid, are padding; the first token is real."""
     real = torch.rand(2, grid.length, generator=torch.Generator().manual_seed(0)) > 0.4
@@ -367,8 +358,9 @@ def holes(grid: Grid) -> Tensor:
     return real
 
 
-@pytest.mark.parametrize(("name", "options", "padded"), alternately(True))
-def test_exported_graphs_are_linear_in_the_cells(name: str, options: dict[str, Any], padded: bool) -> None:
+@pytest.mark.parametrize(("case", "padded"), alternately(GRAPH_CASES, True), ids=str)
+def test_exported_graphs_are_linear_in_the_cells(case: tuple[str, dict[str, Any]], padded: bool) -> None:
+    name, options = case
     model, grid = OnGrid(name, Grid((29, 31), 1), **options), Grid((29, 31), 1)
     inputs = [x.detach() for x in qkv(grid, dtype=torch.float32)] + [holes(grid)] * padded
     program = torch.export.export(model, tuple(inputs))
@@ -381,8 +373,9 @@ def test_exported_graphs_are_linear_in_the_cells(name: str, options: dict[str, A
     assert 0 < max(math.prod(shape) for shape in shapes) < HEADS * grid.length**2
 
 
-@pytest.mark.parametrize(("name", "options", "padded"), alternately(False))
-def test_compiled_in_one_graph(name: str, options: dict[str, Any], padded: bool) -> None:
+@pytest.mark.parametrize(("case", "padded"), alternately(GRAPH_CASES), ids=str)
+def test_compiled_in_one_graph(case: tuple[str, dict[str, Any]], padded: bool) -> None:
+    name, options = case
     model, grid = OnGrid(name, Grid((15, 18), 1), **options), Grid((15, 18), 1)
     torch.compiler.reset()
     compiled: Callable[..., Tensor] = torch.compile(model, backend="aot_eager", fullgraph=True)

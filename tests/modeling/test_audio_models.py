@@ -14,7 +14,7 @@ from transformers.models.auto import modeling_auto
 from hf_longattn.errors import AudioError, MaskError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import TEXT_ARGUMENTS
-from tests.grids import grid
+from tests.grids import alternately, grid
 from tests.modeling.audio_models import (
     BASES,
     HEADS,
@@ -126,8 +126,7 @@ def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) 
     assert places.max() - 2 > 2 - places.min()
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("base", "reentrant"), alternately(BASES))
 def test_gradient_checkpointing_changes_nothing(base: str, reentrant: bool, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     grads = []
@@ -154,8 +153,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("base", "masked"), alternately(BASES))
 def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
     """Forward and backward; twice the sound makes no tensor more than twice as large."""
     saved(base, base_model(base), tmp_path, conv_dim=[4] * len(getattr(FAMILIES[base].config_class(), "conv_dim", ())))

@@ -84,9 +84,10 @@ def test_a_stream_gives_what_one_pass_gives(base: str, head: str, attention: dic
     seconds = 4.321 if model.family.audio.features is None else 15.27
     x = heard(model, seconds)
     stream = Stream(model)
-    torch.testing.assert_close(streamed(stream, x, x.shape[1] // 23), whole(model, x), atol=1e-11, rtol=0)
+    out = streamed(stream, x, x.shape[1] // 23)
+    torch.testing.assert_close(out, whole(model, x), atol=1e-11, rtol=0)
     stream.reset()
-    assert torch.equal(streamed(stream, x, 77), streamed(Stream(model), x, x.shape[1]))
+    assert torch.equal(streamed(stream, x, x.shape[1]), out)
 
 
 KINDS = {"wav2vec2-bert": ("rotary", "relative", "relative_key", None), "wav2vec2-conformer": ("rotary", "relative", None)}
@@ -111,7 +112,7 @@ def test_other_shapes_and_heads_stream(values: dict[str, Any], head: str) -> Non
 @pytest.mark.parametrize("attention", [WINDOW, CHUNKED, {"mechanism": "window", "window": 4, "layers": {"0": CHUNKED}}], ids=str)
 @pytest.mark.parametrize("chunk", [FRAME, 7 * FRAME, 50 * FRAME, 200 * FRAME])
 def test_the_bits_do_not_depend_on_the_pieces(chunk: int, attention: dict[str, Any]) -> None:
-    model, x = model_of(attention=attention), sound()
+    model, x = model_of(attention=attention), sound(SAMPLES // 2 if chunk == FRAME else SAMPLES)
     stream, outs = Stream(model, chunk=chunk), []
     for size in (SAMPLES, 1 if chunk == 200 * FRAME else 8_191, 997):
         outs.append(streamed(stream, x[:, : 9_000 if size == 1 else SAMPLES], size))
