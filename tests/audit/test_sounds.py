@@ -14,7 +14,7 @@ from hf_longattn.audit.inputs import AuditSounds
 from hf_longattn.cli import main
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.families import FAMILIES
-from tests.modeling.audio_models import THREE_CONVOLUTIONS, EVERY_FAMILY, long_model, saved, small_model, smallest_head
+from tests.modeling.audio_models import EVERY_FAMILY, THREE_CONVOLUTIONS, long_model, saved, small_model, smallest_head
 
 WINDOW = {"mechanism": "window", "left": 5, "right": 3}
 FRAMES = 48
