@@ -109,6 +109,12 @@ def say(text: str, err: bool = False) -> None:
     typer.echo(visible(text), err=err)
 
 
+def show(path: Path, table: str) -> None:
+    """Say where a record is stored, and print its table."""
+    say(f"stored {path}")
+    typer.echo(table)
+
+
 def finish(result: BenchmarkResult, folder: Path) -> None:
     """Store and plot the result; exit with 1 if a check failed."""
     from .drawing import draw_result
@@ -130,10 +136,9 @@ def measure(
 ) -> None:
     """Run, print and store; a refusal is one sentence and exit code 1."""
     from .case import Case
-    from .run import run_attention, run_model, set_threads
+    from .run import run_attention, run_model
 
-    with refusals(folder):
-        set_threads(threads)
+    with measuring(folder, threads):
         case = Case(options=parse_options(option), **fields)
         names = [name.strip() for name in against.split(",") if name.strip()]
         run = run_attention if kind == "attention" else run_model
@@ -141,9 +146,13 @@ def measure(
 
 
 @contextmanager
-def refusals(folder: Path) -> Iterator[None]:
-    """What is refused, does not fit into memory or cannot be written into ``folder``, is one sentence and exit code 1."""
+def measuring(folder: Path, threads: int | None) -> Iterator[None]:
+    """With this many threads; what is refused, does not fit into memory or cannot be written into ``folder`` is one sentence and exit
+    code 1."""
+    from .run import set_threads
+
     try:
+        set_threads(threads)
         yield
     except LongAttentionError as error:
         typer.echo(str(error), err=True)
@@ -237,18 +246,15 @@ def decode(
     from hf_longattn.configuration import LongAttentionConfig
 
     from .decoding import DecodeShape, decoding_table, run_decoding, run_graph_decoding, save_decoding
-    from .run import set_threads
 
-    with refusals(output_dir):
-        set_threads(threads)
+    with measuring(output_dir, threads):
         shape = DecodeShape(layers, heads, head_dim, steps, seed)
         chosen = {line: LongAttentionConfig(layers=line) for line in attention}
         if onnx:
             record = run_graph_decoding(chosen, parse_lengths(lengths), shape, log=typer.echo)
         else:
             record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
-        say(f"stored {save_decoding(record, output_dir)}")
-        typer.echo(decoding_table(record))
+        show(save_decoding(record, output_dir), decoding_table(record))
 
 
 @app.command()
@@ -266,15 +272,12 @@ def grid(
     from .case import Case
     from .on_grids import MECHANISMS, grid_table, run_on_grids
     from .report import store_study
-    from .run import set_threads
 
-    with refusals(output_dir):
-        set_threads(threads)
+    with measuring(output_dir, threads):
         case = Case(heads=heads, head_dim=head_dim)
         record = run_on_grids(mechanism or MECHANISMS, parse_lengths(sides), case, repeats=repeats, memory=memory, log=typer.echo)
         table = grid_table(record)
-        say(f"stored {store_study(output_dir / 'grid.json', record, table)}")
-        typer.echo(table)
+        show(store_study(output_dir / "grid.json", record, table), table)
 
 
 @app.command()
@@ -291,15 +294,12 @@ def distances(
     from .case import Case
     from .distance_terms import distance_table, run_distance_terms
     from .report import store_study
-    from .run import set_threads
 
-    with refusals(output_dir):
-        set_threads(threads)
+    with measuring(output_dir, threads):
         case = Case(heads=heads, head_dim=head_dim)
         record = run_distance_terms(parse_lengths(lengths), parse_lengths(sides), case, repeats=repeats, log=typer.echo)
         table = distance_table(record)
-        say(f"stored {store_study(output_dir / 'distances.json', record, table)}")
-        typer.echo(table)
+        show(store_study(output_dir / "distances.json", record, table), table)
 
 
 @app.command()
@@ -313,16 +313,13 @@ def sound_models(
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """Parakeet and Wav2Vec2 of base size over minutes of sound: seconds and MiB of windows, full attention and the stock model."""
-    from .run import set_threads
     from .sound_models import run_sound_models, sound_table
 
-    with refusals(output_dir):
-        set_threads(threads)
+    with measuring(output_dir, threads):
         durations = parse_minutes(minutes)
         names, output = [name.strip() for name in models.split(",")], output_dir / "sound_models"
         record = run_sound_models(durations, names, output, base_up_to=base_up_to, layers=layers, again=again, log=typer.echo)
-        say(f"stored {output.with_suffix('.json')}")
-        typer.echo(sound_table(record))
+        show(output.with_suffix(".json"), sound_table(record))
 
 
 @app.command()
@@ -342,16 +339,13 @@ def grid_models(
     """A ViT of 12 layers on large pictures: layouts of windows and full layers against SDPA, with the bounds of their speed-up."""
     from .case import Case
     from .grid_models import grid_model_table, run_grid_models
-    from .run import set_threads
 
-    with refusals(output_dir):
-        set_threads(threads)
+    with measuring(output_dir, threads):
         case = Case("window2d", {"window": window}, heads=heads, head_dim=head_dim, batch=batch)
         chosen = [dtype.strip() for dtype in dtypes.split(",") if dtype.strip()]
         output = output_dir / "grid_models"
         record = run_grid_models(parse_lengths(sizes), chosen, case, output, repeats=repeats, memory=memory, again=again, log=typer.echo)
-        say(f"stored {output.with_suffix('.json')}")
-        typer.echo(grid_model_table(record))
+        show(output.with_suffix(".json"), grid_model_table(record))
 
 
 @app.command()
@@ -368,11 +362,8 @@ def memory(
     """Peak memory of a forward and backward pass over doublings of the length, each in a fresh process, and how it grows."""
     from .case import Case
     from .footprint import footprint_table, run_footprint, save_footprint
-    from .run import set_threads
 
-    with refusals(output_dir):
-        set_threads(threads)
+    with measuring(output_dir, threads):
         case = Case(dtype=dtype, heads=heads, head_dim=head_dim, causal=causal, backward=True)
         record = run_footprint(mechanism, parse_lengths(lengths), case, log=typer.echo)
-        typer.echo(f"stored {save_footprint(record, output_dir)}")
-        typer.echo(footprint_table(record))
+        show(save_footprint(record, output_dir), footprint_table(record))

@@ -8,12 +8,7 @@ DeBERTa-v3's: a term of the query and one of the key, each with a row for each h
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,11 +22,10 @@ from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families.deberta_v2 import Disentangled
-from scripts.dev import ROOT
 
 from .case import Case
 from .implementations import Implementation
-from .memory import growth
+from .memory import answer, growth, in_a_new_process
 from .report import machine, markdown_table
 from .timing import time_in_turn, times_faster
 
@@ -162,27 +156,20 @@ def _timed(case: TermCase, repeats: int) -> dict[str, Any]:
 
 def _memory(case: TermCase) -> dict[str, Any]:
     """MiB of a forward and backward pass of both paths, each in a process of its own."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # freed tensors go back to the system at once
-    mebibytes: dict[str, int] = {}
+    mebibytes = {}
     for path in (Fused, Plain):
-        request = [sys.executable, "-m", __name__, path.name, str(torch.get_num_threads()), json.dumps(dataclasses.asdict(case))]
-        done = subprocess.run(request, capture_output=True, text=True, env=environment, cwd=ROOT)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise LongAttentionError(f"Measuring the memory of {path.name} at {case.length} tokens failed: {last}")
-        mebibytes[path.name] = int(done.stdout.splitlines()[-1])
+        request = {"name": path.name, "case": dataclasses.asdict(case)}
+        mebibytes[path.name] = in_a_new_process(__name__, request, f"the memory of {path.name} at {case.length} tokens")["mebibytes"]
     return {"mebibytes": mebibytes}
 
 
-def _child(name: str, threads: int, request: str) -> int:
+def _measured(name: str, case: dict[str, Any]) -> dict[str, int]:
     """MiB by which this process grows in a forward and backward pass of one path."""
-    torch.set_num_threads(threads)
-    fields = json.loads(request)
-    case = TermCase(**{**fields, "case": Case(**fields["case"])})
-    short = dataclasses.replace(case, length=CHECKED)
+    shape = TermCase(**{**case, "case": Case(**case["case"])})
+    short = dataclasses.replace(shape, length=CHECKED)
     _paths(short)[name == Plain.name].run(True)  # lazy imports and thread pools are not what is measured
-    path = _paths(case)[name == Plain.name]
-    return round(growth(lambda: path.run(True)))
+    path = _paths(shape)[name == Plain.name]
+    return {"mebibytes": round(growth(lambda: path.run(True)))}
 
 
 def distance_table(record: dict[str, Any]) -> str:
@@ -200,8 +187,4 @@ def distance_table(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure the memory of one path in a process of its own.")
-    parser.add_argument("name", help="cpu-distances or blockwise")
-    parser.add_argument("threads", type=int)
-    parser.add_argument("request", help="the case, as JSON")
-    print(_child(**vars(parser.parse_args())))
+    answer(_measured)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,14 +39,38 @@ class Memory:
 
 def measure_memory(kind: str, implementation: str, case: Case) -> Memory:
     """Run one pass of ``implementation`` in a new Python process and read the peak of its resident set (on CUDA, of the allocator)."""
-    request = json.dumps({"kind": kind, "implementation": implementation, "case": dataclasses.asdict(case)})
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # freed tensors go back to the system at once
-    command = [sys.executable, "-m", __name__, request, str(torch.get_num_threads())]
+    request = {"kind": kind, "implementation": implementation, "case": dataclasses.asdict(case)}
+    return Memory(**in_a_new_process(__name__, request, f"the memory of {implementation} at {case.length} tokens"))
+
+
+def in_a_new_process(module: str, request: dict[str, Any], what: str) -> dict[str, Any]:
+    """The answer of ``python -m module`` to a request, in a process that gives freed tensors back to the system at once.
+
+    Args:
+        module: a module of measurements, whose main is :func:`answer`.
+        request: what that takes, in types of JSON.
+        what: what is measured, for a message.
+    Raises:
+        LongAttentionError: it failed.
+    """
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    command = [sys.executable, "-m", module, json.dumps(request), str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise LongAttentionError(f"Measuring the memory of {implementation} at {case.length} tokens failed: {last}")
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+        raise LongAttentionError(f"Measuring {what} failed: {last}")
+    answered: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answered
+
+
+def answer(measure: Callable[..., dict[str, Any]]) -> None:
+    """The main of a module of measurements: print what ``measure`` returns for the request of :func:`in_a_new_process`."""
+    parser = argparse.ArgumentParser(description="Measure in a process of its own, for another process.")
+    parser.add_argument("request", help="what is measured, as JSON")
+    parser.add_argument("threads", type=int)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(measure(**json.loads(arguments.request))))
 
 
 def exponent(measured: Sequence[Memory]) -> float | None:
@@ -73,25 +98,23 @@ def growth(call: Callable[[], object]) -> float:
     return (_resident("VmHWM") - before) / MiB
 
 
-def _child(request: str, threads: int) -> Memory:
-    torch.set_num_threads(threads)
-    task = json.loads(request)
-    case = Case(**task["case"])
-    implementation = build_implementation(task["kind"], task["implementation"], build_inputs(task["kind"], case))
-    implementation.warm_up(case.backward)  # compiling, lazy imports and thread pools are not what is measured
-    implementation.gradients = ()
+def _measured(kind: str, implementation: str, case: dict[str, Any]) -> dict[str, Any]:
+    """The fields of :class:`Memory`, measured in this process."""
+    shape = Case(**case)
+    candidate = build_implementation(kind, implementation, build_inputs(kind, shape))
+    candidate.warm_up(shape.backward)  # compiling, lazy imports and thread pools are not what is measured
+    candidate.gradients = ()
     gc.collect()
-    if case.device.startswith("cuda"):
+    if shape.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        implementation.run(case.backward)
-        return Memory(implementation.name, case.length, before / MiB, (torch.cuda.max_memory_allocated() - before) / MiB)
-    held = _resident("VmRSS") / MiB
-    return Memory(implementation.name, case.length, held, growth(lambda: implementation.run(case.backward)))
+        candidate.run(shape.backward)
+        held, extra = before / MiB, (torch.cuda.max_memory_allocated() - before) / MiB
+    else:
+        held = _resident("VmRSS") / MiB
+        extra = growth(lambda: candidate.run(shape.backward))
+    return dataclasses.asdict(Memory(candidate.name, shape.length, held, extra))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure one implementation in a process of its own, for measure_memory.")
-    parser.add_argument("request", help="kind, implementation and case, as JSON")
-    parser.add_argument("threads", type=int)
-    print(json.dumps(dataclasses.asdict(_child(**vars(parser.parse_args())))))
+    answer(_measured)

@@ -6,12 +6,7 @@ measured has a process of its own, whose peak memory on top of weights and input
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,9 +18,8 @@ from transformers import ParakeetEncoder, ParakeetEncoderConfig, Wav2Vec2Config,
 
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.families import FAMILIES
-from scripts.dev import ROOT
 
-from .memory import growth
+from .memory import answer, growth, in_a_new_process
 from .report import machine, markdown_table, store_study, stored_study
 
 SHAPES: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
@@ -120,19 +114,12 @@ def _check(name: str, layers: int | None) -> float:
 
 
 def _measured(name: str, implementation: str, seconds: float, layers: int | None) -> dict[str, Any]:
-    request = json.dumps({"name": name, "implementation": implementation, "seconds": seconds, "layers": layers})
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # freed tensors go back to the system at once
-    command = [sys.executable, "-m", __name__, request, str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise LongAttentionError(f"Measuring {name} ({implementation}) over {seconds:g} seconds failed: {last}")
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    request = {"name": name, "implementation": implementation, "seconds": seconds, "layers": layers}
+    return in_a_new_process(__name__, request, f"{name} ({implementation}) over {seconds:g} seconds")
 
 
 @torch.no_grad()
-def _child(name: str, implementation: str, seconds: float, layers: int | None) -> dict[str, Any]:
+def _measured_here(name: str, implementation: str, seconds: float, layers: int | None) -> dict[str, Any]:
     model = build(name, implementation, layers)
     model(sound_of(name, model, WARM_UP_SECONDS))
     sound = sound_of(name, model, seconds)
@@ -159,9 +146,4 @@ def sound_table(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure one pass in a process of its own, for run_sound_models.")
-    parser.add_argument("request", help="name, implementation, seconds and layers, as JSON")
-    parser.add_argument("threads", type=int)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(json.dumps(_child(**json.loads(arguments.request))))
+    answer(_measured_here)

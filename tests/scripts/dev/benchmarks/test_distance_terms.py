@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from hf_longattn.errors import LongAttentionError
@@ -32,7 +31,7 @@ def test_the_command_stores_times_of_both_paths(tmp_path: Path, monkeypatch: pyt
 def test_the_memory_of_a_path_is_that_of_a_pass(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distance_terms, "CHECKED", 300)
     case = distance_terms.TermCase(distance_terms.DEBERTA, 600, 20, Case(heads=2, head_dim=16))
-    assert distance_terms._child(path, torch.get_num_threads(), json.dumps(dataclasses.asdict(case))) >= 0
+    assert distance_terms._measured(path, dataclasses.asdict(case))["mebibytes"] >= 0
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
