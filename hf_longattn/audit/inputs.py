@@ -177,7 +177,7 @@ def sounds_of(config: Any, *, length: int | None, default: int, url: str | None)
     """The sounds for a model, long or not; ``None`` where it reads something else.
 
     Raises:
-        LengthError: the model does not read so many frames, or reads another number only.
+        LengthError: the model does not read this many frames, or reads another number only.
         OptionError: a server, which is for texts.
     """
     family = audio_family(config)

@@ -24,7 +24,7 @@ from ..conversion.tensor_names import check_complete
 from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors
 from ..export.onnx import LONG_CONFIG
-from ..modeling.family.definition import FAMILIES, model_name
+from ..modeling.family.definition import known_family, model_name
 from ..modeling.family.validation import known_length
 from ..modeling.generic import load_generic
 from ..reading import check_name, is_generic, named_class, plain_names
@@ -238,9 +238,7 @@ def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tupl
             raise CheckpointError(
                 f"{name!r} holds quantised weights, which transformers cannot load here; audit the checkpoint that it was made from."
             ) from error
-    check_complete(
-        set(info["missing_keys"]), loaded, name, FAMILIES.get(getattr(loaded.config, "base_model_type", loaded.config.model_type))
-    )
+    check_complete(set(info["missing_keys"]), loaded, name, known_family(loaded.config))
     return loaded, loaded.config
 
 

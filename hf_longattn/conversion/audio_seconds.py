@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import FAMILIES, Family, without_head
+from ..modeling.family.definition import Family, known_family, without_head
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class AudioPlan:
 
 def audio_family(config: Any) -> Family | None:
     """The family of a model of sound, long or not; ``None`` for other models."""
-    family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
+    family = known_family(config)
     return family if family is not None and family.audio is not None else None
 
 

@@ -23,10 +23,8 @@ from .grid_sizes import GridPlan, GridSize
 from .input_sizes import InputSize, input_sizes
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
-from .pictures import VerificationPictures, VerificationSpectrograms
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
-from .sound import VerificationSound
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import refuse_adapter, with_kept_adapter
 from .sources.quantised import refuse_quantised
@@ -268,7 +266,8 @@ def verify_twin(plan: TwinPlan, result: Path, inputs: VerificationInputs, progre
             lambda: [running.check()],
         ]
         if not running.why_not:
-            steps.append(lambda: CHECKS_BY_INPUT[type(inputs)](plan, opened, inputs, scratch))
+            check: Callable[..., list[Check]] = _check_outputs if plan.other_inputs is None else _check_sizes
+            steps.append(lambda: check(plan, opened, inputs, scratch))
         return run_steps(steps, progress)
 
 
@@ -389,14 +388,6 @@ def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | No
         values = {**size.values, "max_abs_difference": largest}
         checks.append(equality(f"equal to the long model at {size.words}", detail, relative, values))
     return [*checks, _compared_gradients(plan, long_gradients, twin_gradients, why_not)]
-
-
-CHECKS_BY_INPUT: dict[type, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {
-    VerificationText: _check_outputs,
-    VerificationPictures: _check_sizes,
-    VerificationSpectrograms: _check_sizes,
-    VerificationSound: _check_sizes,
-}
 
 
 def _as_configured(model: Any) -> None:

@@ -50,7 +50,7 @@ def audio_durations(architecture: Architecture, request: ConversionConfig) -> Au
     rule, config = architecture.family.audio, architecture.source_config
     assert rule is not None
     old, read = rule.durations(config)
-    new = read if request.audio_seconds is None else rule.whole(audio_seconds(request.audio_seconds, "--audio-seconds"))
+    new = read if request.audio_seconds is None else rule.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
     if new < old:
         raise LengthError(
             f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, give "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,10 @@ class WhisperRule(AudioRule):
 
     def base_reads(self, config: Any, seconds: float) -> bool:
         return False
+
+    def converted_seconds(self, seconds: float) -> float:
+        """Whole seconds, to which the feature extractor cuts and pads sounds."""
+        return math.ceil(seconds)
 
     def as_input(self, rows: Tensor) -> Tensor:
         """``(B, rows, mel bins)`` as ``(B, mel bins, rows)``, and back."""
@@ -127,7 +132,7 @@ def _in_longer_segments(generate: Any) -> Any:
             return generate(self, *args, **kwargs)
         longer = copy.copy(self)  # with the same modules; the config is its own
         longer.config = copy.copy(self.config)
-        longer.config.max_source_positions = RULE.frames(self.config, RULE.length(RULE.whole(seconds)))
+        longer.config.max_source_positions = RULE.frames(self.config, RULE.length(RULE.converted_seconds(seconds)))
         return generate(longer, *args, **kwargs)
 
     return generate_in_longer_segments
@@ -135,7 +140,7 @@ def _in_longer_segments(generate: Any) -> Any:
 
 def extractor_fields(seconds: float) -> Mapping[str, Any]:
     """The fields of WhisperFeatureExtractor that cut and pad sounds, to whole seconds."""
-    chunk = int(RULE.whole(seconds))
+    chunk = int(RULE.converted_seconds(seconds))
     return {"chunk_length": chunk, "n_samples": chunk * RULE.sampling_rate, "nb_max_frames": chunk * ROWS_PER_SECOND}
 
 
@@ -159,7 +164,6 @@ RULE = WhisperRule(
         "recordings with hf_longattn.transcribe"
     ),
     positions="sinusoids",
-    whole_seconds=True,
     extractor_fields=extractor_fields,
     why_train=why_train,
     why_chunks_differ=lambda config: "the feature extractor clamps a spectrogram at its own maximum less 8",

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError
-from .family.definition import FAMILIES, Family
+from .family.definition import Family, known_family
 from .family.grid_config import TILE
 from .family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
@@ -100,7 +100,7 @@ def family_of(model: Any) -> Family:
     Raises:
         BackendError: it reads no pictures on a grid of patches.
     """
-    family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
+    family = known_family(model.config)
     if family is None or family.grid is None:
         raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a text instead.")
     if family.grid.input != PIXELS:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import AudioError, StreamError
 from ..modeling.attach.attention_sites import mechanisms_on
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import FAMILIES, Family
+from ..modeling.family.definition import Family, known_family
 from ..modeling.family.stream_rule import StreamRule
 from ..naming import BACKEND
 from ..private_apis import attention_implementation
@@ -373,8 +373,7 @@ def _rules(model: Any) -> tuple[AudioRule, StreamRule]:
 
 def _family(model: Any) -> Family | None:
     """The family of a Long model, or of the base that has mechanisms."""
-    config = getattr(model, "config", None)
-    return getattr(model, "family", None) or FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
+    return getattr(model, "family", None) or known_family(getattr(model, "config", None))
 
 
 def _stages(model: Any, audio: AudioRule, rule: StreamRule) -> list[Stage]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.masking import mask_places
 from ...data.tokenization import special_ids
 from ...errors import LongAttentionError
-from ...modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FAMILIES
+from ...modeling.family.definition import CAUSAL_LANGUAGE_MODELS, known_family
 from ..qa_reader import QAReader, Span, whole
 from .task import ProbeSample, TokenSample
 
@@ -251,7 +251,7 @@ def head_of(model: Any) -> str:
         return "decoder"
     if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:
         return "encoder-decoder"
-    family = FAMILIES.get(getattr(model.config, "base_model_type", model.config.model_type))
+    family = known_family(model.config)
     if family is not None and family.grid is not None:
         raise LongAttentionError(
             f"A {name} reads pictures, and probes ask what lies where in a text; to measure how far its patches depend on one another, "

@@ -60,7 +60,6 @@ class AudioRule:
         they do not.
     why_train: ``(config, head) ->`` why the class of the base ``head`` needs training on sounds longer than those of the source; empty
         where that is not known beforehand.
-    whole_seconds: whether the feature extractor cuts and pads sounds to whole seconds, so that a part of one counts as one.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
     stream: how far its parts look along time, where :class:`hf_longattn.streaming.Stream` can read a stream with it.
@@ -77,7 +76,6 @@ class AudioRule:
     why_chunks_differ: Callable[[Any], str] = lambda config: ""
     why_padding_changes: Callable[[Any], str] = lambda config: ""
     why_train: Callable[[Any, str], str] = lambda config, head: ""
-    whole_seconds: bool = False
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
     stream: StreamRule | None = None
@@ -112,9 +110,9 @@ class AudioRule:
         longest = self.longest(config)
         return math.inf if longest is None else self.seconds(self.length_of(config, longest + 1) - 1)
 
-    def whole(self, seconds: float) -> float:
-        """The duration for which a model is converted that is to read so many seconds."""
-        return math.ceil(seconds) if self.whole_seconds else seconds
+    def converted_seconds(self, seconds: float) -> float:
+        """The duration for which a model is converted that is to read this many seconds."""
+        return seconds
 
     def step(self, config: Any) -> int:
         """Samples, or rows of features, from a row of the last hidden state to the next."""

@@ -416,10 +416,15 @@ class _Families(Mapping[str, Family]):
 FAMILIES: Mapping[str, Family] = _Families()
 
 
+def known_family(config: Any) -> Family | None:
+    """The family of a config, long or the base's; ``None`` for other models."""
+    return FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
+
+
 def longest_input(config: Any) -> int | None:
     """The most tokens that a model with this config reads, special ones included; ``None`` where nothing limits them."""
     limit = getattr(config, "max_position_embeddings", None)
-    family = FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
+    family = known_family(config)
     if family is None:
         limit = next((getattr(config, name) for name in LENGTHS if hasattr(config, name)), None)
     elif isinstance(limit, int):
