@@ -171,6 +171,14 @@ class Hearing:
         padding = {"padding": True} if self.most_samples is None else {}
         return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **padding))
 
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The arguments of a model for rows with ``audio`` and ``name``, padded after the sound.
+
+        Raises:
+            AudioError: as :func:`read_audio`.
+        """
+        return self.inputs([self.samples(row) for row in rows])
+
     def length(self, sound: Samples) -> int:
         """The length of a model's input for a sound: samples, or rows of features."""
         inputs = self.inputs([sound])
@@ -205,7 +213,7 @@ class RecordingCollator:
             AudioError: a recording cannot be read.
         """
         labels = torch.tensor([self.numbers[row["label"]] for row in features])
-        return {**self.hearing.inputs([self.hearing.samples(row) for row in features]), "labels": labels}
+        return {**self.hearing.batch(features), "labels": labels}
 
 
 def _cell_name(source: Any) -> str:

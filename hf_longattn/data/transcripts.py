@@ -236,4 +236,4 @@ class UtteranceCollator:
         """
         labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in features]
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-        return {**self.hearing.inputs([self.hearing.samples(row) for row in features]), "labels": padded}
+        return {**self.hearing.batch(features), "labels": padded}

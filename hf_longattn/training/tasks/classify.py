@@ -220,19 +220,30 @@ class Texts:
         return [f"{cut:,} documents are longer than {log['input_length']:,} tokens and were cut"] if cut else []
 
 
-class Pictures:
-    """Pictures, and models that read them."""
+class Files:
+    """Files, and models with a head for classes that read them. ``processor`` makes inputs of files."""
 
-    kind, unit, content, column = "pictures", "picture", "picture", "image_column"
+    kind: ClassVar[str]
+    task: ClassVar[str]
+    types: ClassVar[Any]
+    head: ClassVar[Any]
+    processor: ClassVar[Any]
 
     def load_start(self, name: str) -> tuple[Any, Any]:
-        """Config and image processor of a checkpoint."""
-        config = load_config(name, "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
-        return config, load_processing_class(AutoImageProcessor, name)
+        """Config and processor of a checkpoint."""
+        return load_config(name, self.task, self.types, otherwise_of(self.kind)), load_processing_class(self.processor, name)
 
     def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
         """The model with a head for these classes."""
-        return load_head(AutoModelForImageClassification, name, None, **classes)
+        return load_head(self.head, name, None, **classes)
+
+
+class Pictures(Files):
+    """Pictures, and models that read them."""
+
+    kind, unit, content, column = "pictures", "picture", "picture", "image_column"
+    task, types, processor = "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoImageProcessor
+    head = AutoModelForImageClassification
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
         """The pictures of a source, with the names of their labels."""
@@ -266,19 +277,12 @@ class Pictures:
         return [f"{counted(transparent, 'picture')} with transparent parts, which are shown on white"] if transparent else []
 
 
-class Recordings:
+class Recordings(Files):
     """Recordings, and models that hear them."""
 
     kind, unit, content, column = "recordings", "recording", "recording", "audio_column"
-
-    def load_start(self, name: str) -> tuple[Any, Any]:
-        """Config and feature extractor of a checkpoint."""
-        config = load_config(name, "audio classification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
-        return config, load_processing_class(AutoFeatureExtractor, name)
-
-    def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
-        """The model with a head for these classes."""
-        return load_head(AutoModelForAudioClassification, name, None, **classes)
+    task, types, processor = "audio classification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoFeatureExtractor
+    head = AutoModelForAudioClassification
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
         """The recordings of a source, with the names of their labels."""
