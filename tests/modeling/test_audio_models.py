@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.models.auto import modeling_auto
 
 from hf_longattn.errors import AudioError, MaskError, OptionError
 from hf_longattn.families import FAMILIES
@@ -29,7 +28,7 @@ from tests.modeling.audio_models import (
     seeing,
     tensors,
 )
-from tests.modeling.test_grid_models import always_tuple, auto_classes
+from tests.modeling.test_grid_models import auto_classes, automatic_heads
 
 BAND = {"mechanism": "window", "left": 9, "right": 4}
 MECHANISMS = (
@@ -176,10 +175,8 @@ def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) 
     inputs = inputs_of(base)
     torch.manual_seed(0)
     expected = tensors(model(**inputs))
-    tables = [table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
-    names = {name for table in tables for name in always_tuple(table.get(base))}
     automatic = auto_classes(model)
-    assert bool(automatic) == (head in names)
+    assert bool(automatic) == (head in automatic_heads(base))
     for auto_class in automatic:
         loaded = auto_class.from_pretrained(str(tmp_path / "long")).eval()
         assert type(loaded) is type(model)

@@ -7,6 +7,7 @@ needs nothing here. Everything that is no size stays as the architecture has it,
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,16 @@ def default_config(base: str, **values: Any) -> tuple[Any, dict[str, Any]]:
     return config, config.to_dict()
 
 
+def named_sizes(fields: Mapping[str, Any], shape: Shape, others: Mapping[str, str] = {}) -> dict[str, Any]:
+    """The sizes of a shape, by those of a config's fields that hold one.
+
+    Args:
+        others: further names of sizes, as in :data:`NAMES`: field -> size.
+    """
+    named = {name: size for size, names in NAMES.items() for name in names} | dict(others)
+    return {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
+
+
 def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, Any]:
     """Arguments for the config of ``base``, or for its Long config.
 
@@ -112,8 +123,7 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
     """
     default, fields = default_config(base, **{name: value for name, value in others.items() if name == "pad_token_id"})
     heads = default.num_attention_heads
-    named = {name: size for size, names in NAMES.items() for name in names} | dict(FAMILIES[base].sizes)
-    sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
+    sizes = named_sizes(fields, shape, FAMILIES[base].sizes)
     if isinstance(grouped := fields.get("num_key_value_heads"), int):
         sizes["num_key_value_heads"] = shape.heads if grouped == heads else shape.heads // 2
     if "attention_types" in fields:  # GPT-Neo's pattern of layers
@@ -138,8 +148,7 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
         values: values of further fields, of which those are taken that the architecture has.
     """
     fields = CONFIG_MAPPING[base]().to_dict()
-    named = {name: size for size, names in NAMES.items() for name in names}
-    sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
+    sizes = named_sizes(fields, shape)
     sizes |= {name: getattr(shape, size) for name, size in PICTURE_NAMES.items() if name in fields}
     sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
     sizes |= {"encoder_stride": patch, "out_indices": list(range(1, min(4, shape.layers) + 1))}
@@ -164,8 +173,7 @@ def small_audio_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
         values: values of further fields, of which those are taken that the architecture has.
     """
     fields = CONFIG_MAPPING[base]().to_dict()
-    named = {name: size for size, names in NAMES.items() for name in names}
-    sizes: dict[str, Any] = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
+    sizes = named_sizes(fields, shape)
     if "conv_dim" in fields:
         sizes["conv_dim"] = [shape.half] * len(fields["conv_dim"])
     sizes |= {"vocab_size": shape.vocabulary, "num_feat_extract_layers": len(fields.get("conv_dim", ()))}
