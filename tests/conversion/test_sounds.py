@@ -187,11 +187,11 @@ def lengths(config: Any, length: int) -> list[int]:
 
 
 def test_a_native_twin_reads_sound(saved: Checkpoint, tmp_path: Path) -> None:
-    convert_checkpoint(saved(), tmp_path / "long", mechanism="full", audio_seconds=16)
+    convert_checkpoint(saved(), tmp_path / "long", mechanism="full", audio_seconds=16, verify=False)
     report = export_native(tmp_path / "long", tmp_path / "twin")
     assert report.plan["class"] == CTC
     assert statuses(report)["equal to the long model at 16 seconds"] == statuses(report)["equal gradients"] == "passed"
-    convert_checkpoint(saved(), tmp_path / "windows", mechanism="window")
+    convert_checkpoint(saved(), tmp_path / "windows", mechanism="window", verify=False)
     with pytest.raises(ExportError, match="has a window, for which a plain Wav2Vec2ForCTC has no setting"):
         export_native(tmp_path / "windows", tmp_path / "other")
 
