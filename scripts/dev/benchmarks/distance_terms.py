@@ -22,6 +22,7 @@ from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families.deberta_v2 import Disentangled
+from hf_longattn.mechanisms.common.registry import prototype
 
 from .case import Case
 from .implementations import Implementation
@@ -34,18 +35,36 @@ OF_QUERIES = {"Transformer-XL": (True, True), "Shaw": (False, True), "WavLM": (T
 DEBERTA, BUCKETS, FURTHEST = "DeBERTa-v3", 256, 512
 """The term of keys as well, its buckets on each side, and the distance from which all have the last one."""
 TERMS = (*OF_QUERIES, DEBERTA)
+CHUNKED_TERM, LEFT_CHUNKS = "Transformer-XL", 1
+"""The term that is measured in chunks as well, of as many tokens as a query sees on each side of a band; and the chunks before each."""
 CHECKED, TOLERANCE = 1024, 2e-6
 """Tokens of the input on which the paths are compared, and their largest difference, of the largest number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TermCase:
-    """One term at one length: ``side`` keys on each side of a query."""
+    """One term at one length: ``side`` keys on each side of a query; ``chunked``, chunks of ``side`` tokens and those before them."""
 
     term: str
     length: int
     side: int
     case: Case
+    chunked: bool = False
+
+    @property
+    def ahead(self) -> int:
+        """The furthest distance ahead."""
+        return self.side - 1 if self.chunked else self.side
+
+    @property
+    def back(self) -> int:
+        """The furthest distance back."""
+        return (LEFT_CHUNKS + 1) * self.side - 1 if self.chunked else self.side
+
+    @property
+    def sees(self) -> str:
+        """What a query sees, in words."""
+        return f"its chunk of {self.side}, {LEFT_CHUNKS} before" if self.chunked else f"{self.side} keys on each side"
 
     def leaves(self) -> tuple[Tensor, ...]:
         """q, k and v, then the term's queries and its table; DeBERTa's tables, since its queries and keys are q and k."""
@@ -61,7 +80,10 @@ class TermCase:
         else:
             of_heads, wide = OF_QUERIES[self.term]
             features = width if wide else 1
-            p, table = drawn(1, self.length, heads, features).transpose(1, 2), drawn(heads if of_heads else 1, 2 * self.side + 1, features)
+            p, table = (
+                drawn(1, self.length, heads, features).transpose(1, 2),
+                drawn(heads if of_heads else 1, self.back + self.ahead + 1, features),
+            )
             of_term = p, table
         return tuple(x.requires_grad_() for x in (q, k, v, *of_term))
 
@@ -69,7 +91,7 @@ class TermCase:
         """The term for q, k and the leaves after v."""
         scale = self.case.head_dim**-0.5
         if self.term != DEBERTA:
-            return DistanceTerm(first * scale, second, self.side, k)
+            return DistanceTerm(first * scale, second, self.ahead, k)
         distances = make_log_bucket_position(torch.arange(-FURTHEST, FURTHEST + 1), BUCKETS, FURTHEST).long()
         return Disentangled(q, k, first, second, scale, (distances + BUCKETS).clamp(0, 2 * BUCKETS - 1)).distance_term
 
@@ -83,8 +105,11 @@ class _Path(Implementation):
     def forward(self) -> Tensor:
         q, k, v, first, second = self.leaves
         term = self.case.score_term(q, k, first, second)
-        pattern = Pattern(self.case.side, self.case.side, False)
-        return block_sparse_attention(q, k, v, pattern, AttentionCall(score_mod=term if self.fused else term.written_out))
+        call = AttentionCall(score_mod=term if self.fused else term.written_out)
+        if not self.case.chunked:
+            return block_sparse_attention(q, k, v, Pattern(self.case.side, self.case.side, False), call)
+        chunks: Tensor = prototype("chunked", {"chunk_size": self.case.side, "left_chunks": LEFT_CHUNKS})(q, k, v, call)
+        return chunks
 
 
 class Fused(_Path):
@@ -114,11 +139,14 @@ def run_distance_terms(
     results = []
     for term in TERMS:
         for side in sides:
-            log(f"{term:<16} {side:>4} differ by {_check(TermCase(term, CHECKED, side, case)):.1e}")
-            for length in lengths:
-                term_case = TermCase(term, length, side, case)
-                results.append({"term": term, "side": side, "length": length, **_timed(term_case, repeats), **_memory(term_case)})
-                log(str(results[-1]))
+            for chunked in (False, True)[: 1 + (term == CHUNKED_TERM)]:
+                checked = TermCase(term, CHECKED, side, case, chunked)
+                log(f"{term:<16} {checked.sees} differ by {_check(checked):.1e}")
+                for length in lengths:
+                    term_case = dataclasses.replace(checked, length=length)
+                    about_case = {"term": term, "sees": term_case.sees, "length": length}
+                    results.append({**about_case, **_timed(term_case, repeats), **_memory(term_case)})
+                    log(str(results[-1]))
     about = {key: value for key, value in dataclasses.asdict(case).items() if key in ("heads", "head_dim", "seed")}
     return {"machine": machine(), "kind": "distance terms", "clock": "processor", "case": about, "results": results}
 
@@ -175,10 +203,10 @@ def _measured(name: str, case: dict[str, Any]) -> dict[str, int]:
 def distance_table(record: dict[str, Any]) -> str:
     """Terms × bands and lengths: milliseconds of both paths, how many times as fast the fused one is, and their memory."""
     times = ["forward, ms", "plain", "times as fast", "with backward, ms", "plain", "times as fast"]
-    header = ["term", "keys on each side", "tokens", *times, "with backward, MiB", "plain"]
+    header = ["term", "a query sees", "tokens", *times, "with backward, MiB", "plain"]
     rows = []
     for result in record["results"]:
-        row = [result["term"], str(result["side"]), f"{result['length']:,}"]
+        row = [result["term"], result["sees"], f"{result['length']:,}"]
         for name in ("forward", "with_backward"):
             numbers = result[name]
             row += [f"{numbers['cpu-distances']:,.0f}", f"{numbers['blockwise']:,.0f}", f"{numbers['times_faster']:.1f}×"]

@@ -20,7 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longattn.families import LongParakeetCTCConfig, LongParakeetForCTC, LongWav2Vec2Config, LongWav2Vec2ForCTC
+from hf_longattn.families import (
+    LongNemotronAsrStreamingEncoder,
+    LongNemotronAsrStreamingEncoderConfig,
+    LongParakeetCTCConfig,
+    LongParakeetForCTC,
+    LongWav2Vec2BertConfig,
+    LongWav2Vec2BertForCTC,
+    LongWav2Vec2Config,
+    LongWav2Vec2ConformerConfig,
+    LongWav2Vec2ConformerForCTC,
+    LongWav2Vec2ForCTC,
+    LongWavLMConfig,
+    LongWavLMForCTC,
+)
 from hf_longattn.streaming import Stream
 from scripts.dev.benchmarks.report import machine, markdown_table, store_study
 
@@ -32,15 +45,31 @@ PIECE = 0.1
 TOLERANCE = 1e-4
 """Largest difference from one pass, of logits of about 1, in fp32."""
 WAV2VEC2, PARAKEET = "Wav2Vec2, 12 layers of 768, frames of 20 ms", "Parakeet, 17 layers of 512, frames of 80 ms"
-SECONDS = {WAV2VEC2: 16.0, PARAKEET: 40.0}
+WAVLM, CONFORMER = "WavLM, 12 layers of 768, frames of 20 ms", "Wav2Vec2-Conformer, 12 layers of 768, frames of 20 ms"
+W2V_BERT, NEMOTRON = "Wav2Vec2-BERT, 12 layers of 768, frames of 20 ms", "Nemotron's encoder, 17 layers of 512, frames of 80 ms"
+STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    WAV2VEC2: (LongWav2Vec2Config, LongWav2Vec2ForCTC, STABLE),
+    WAVLM: (LongWavLMConfig, LongWavLMForCTC, STABLE),
+    CONFORMER: (LongWav2Vec2ConformerConfig, LongWav2Vec2ConformerForCTC, {"feat_extract_norm": "layer", "vocab_size": 32}),
+    W2V_BERT: (LongWav2Vec2BertConfig, LongWav2Vec2BertForCTC, {"vocab_size": 32}),
+    PARAKEET: (LongParakeetCTCConfig, LongParakeetForCTC, {}),
+    NEMOTRON: (LongNemotronAsrStreamingEncoderConfig, LongNemotronAsrStreamingEncoder, {}),
+}
+"""Config class, model class, and fields of the config besides sizes."""
+SECONDS = {name: 40.0 if name in (PARAKEET, NEMOTRON) else 16.0 for name in MODELS}
 QUICK_SECONDS = 4.0
 SYSTEMS: tuple[tuple[str, dict[str, Any], int], ...] = (
     (WAV2VEC2, {"mechanism": "window", "left": 128, "right": 8}, 16),
     (WAV2VEC2, {"mechanism": "window", "left": 128, "right": 8}, 64),
     (WAV2VEC2, {"mechanism": "window", "left": 128, "right": 0}, 16),
     (WAV2VEC2, {"mechanism": "chunked", "chunk_size": 32, "left_chunks": 4}, 32),
+    (WAVLM, {"mechanism": "window", "left": 128, "right": 8}, 16),
+    (CONFORMER, {"mechanism": "window", "left": 128, "right": 8}, 16),
+    (W2V_BERT, {"mechanism": "chunked", "chunk_size": 32, "left_chunks": 4}, 32),
     (PARAKEET, {"mechanism": "window", "left": 70, "right": 1}, 16),
     (PARAKEET, {"mechanism": "chunked", "chunk_size": 14, "left_chunks": 5}, 14),
+    (NEMOTRON, {"mechanism": "chunked", "chunk_size": 14, "left_chunks": 5}, 14),
 )
 """Model, mechanism of every layer, and frames of a chunk."""
 
@@ -48,13 +77,20 @@ SYSTEMS: tuple[tuple[str, dict[str, Any], int], ...] = (
 def model_of(name: str, attention: dict[str, Any], quick: bool) -> Any:
     """The model with random weights."""
     torch.manual_seed(0)
-    if name == WAV2VEC2:
-        sizes = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 4} if quick else {}
-        config: Any = LongWav2Vec2Config(feat_extract_norm="layer", do_stable_layer_norm=True, long_attention=attention, **sizes)
-        return LongWav2Vec2ForCTC(config).eval()
-    width, layers = (32, 2) if quick else (512, 17)
-    encoder = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 8, "intermediate_size": 4 * width}
-    return LongParakeetForCTC(LongParakeetCTCConfig(encoder_config=encoder, long_attention=attention)).eval()
+    config_class, model_class, fields = MODELS[name]
+    deep = name in (PARAKEET, NEMOTRON)
+    width, layers = (48 if quick else 512 if deep else 768), (2 if quick else 17 if deep else 12)
+    heads = 4 if quick else 8 if deep else 12
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * width}
+    sizes = {"encoder_config": sizes} if name == PARAKEET else sizes
+    return model_class(config_class(**fields, **sizes, long_attention=attention)).eval()
+
+
+def frames_of(model: Any, sound: Tensor) -> Tensor:
+    """The logits of one pass, or the last hidden state of an encoder."""
+    outputs = model(sound)
+    frames: Tensor = outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
+    return frames
 
 
 def sound_for(model: Any, seconds: float) -> Tensor:
@@ -79,7 +115,7 @@ def measure(name: str, attention: dict[str, Any], frames: int, seconds: float, q
     model = model_of(name, attention, quick)
     x, rate = sound_for(model, seconds), model.family.audio.rate
     begun = time.process_time()
-    expected = model(x).logits
+    expected = frames_of(model, x)
     one_pass = (time.process_time() - begun) / seconds
     stream = Stream(model)
     stream = Stream(model, chunk=frames * stream.stride)

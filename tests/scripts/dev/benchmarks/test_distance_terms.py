@@ -21,9 +21,9 @@ def test_the_command_stores_times_of_both_paths(tmp_path: Path, monkeypatch: pyt
     done = CliRunner().invoke(app, ["distances", *shape])
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "distances.json").read_text())
-    assert [(result["term"], result["side"], result["length"]) for result in record["results"]] == [
-        (term, 20, 600) for term in distance_terms.TERMS
-    ]
+    rows = [(result["term"], result["sees"], result["length"]) for result in record["results"]]
+    assert [row for row in rows if "chunk" not in row[1]] == [(term, "20 keys on each side", 600) for term in distance_terms.TERMS]
+    assert [row for row in rows if "chunk" in row[1]] == [("Transformer-XL", "its chunk of 20, 1 before", 600)]
     assert (tmp_path / "distances.md").read_text() == distance_terms.distance_table(record)
 
 

@@ -29,6 +29,11 @@ def test_a_row_and_the_table(name: str, lookahead: int, delay: float) -> None:
     assert "A stream that was saved in the middle and loaded gave the same bits." in table
 
 
+@pytest.mark.parametrize("name", [streams.WAVLM, streams.CONFORMER, streams.W2V_BERT, streams.NEMOTRON])
+def test_the_other_models_stream(name: str) -> None:
+    assert row(name)["difference"] <= streams.TOLERANCE
+
+
 def test_a_stream_that_is_not_what_one_pass_gives_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "TOLERANCE", -1.0)
     with pytest.raises(SystemExit, match="differ by"):
