@@ -1,5 +1,5 @@
 """LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention becomes terms of a mechanism's scores: it takes any
-mechanism over scores that has no global tokens.
+mechanism over scores.
 
 Relative positions keep the buckets of the short model: distances beyond its length have the last one. With ``position_biased_input`` there
 is also a position table.
@@ -16,14 +16,21 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
-from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention, make_log_bucket_position
+from transformers.models.deberta_v2.modeling_deberta_v2 import (
+    ConvLayer,
+    DebertaV2Embeddings,
+    DebertaV2Encoder,
+    DisentangledSelfAttention,
+    make_log_bucket_position,
+)
 
-from ..backend import BACKEND, longattn_mask
+from ..backend import BACKEND
 from ..engines.common.distance_term import DistanceTerm, TokenDistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable
+from ..modeling.marked_mask import GlobalsInTheMask, MaskOfLayers, unmarked
 from ..private_apis import attention_implementation
 
 
@@ -87,17 +94,38 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The padding mask as it is, ``None`` where all tokens are real; for another implementation, the pairs of real tokens."""
+        """The padding, ``None`` where all tokens are real, and global tokens where there are any; for another implementation, the pairs of
+        real tokens."""
         if attention_implementation(self.config) != BACKEND:
             return super().get_attention_mask(attention_mask)
-        batch, length = attention_mask.shape[0], attention_mask.shape[-1]
-        return longattn_mask(batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask)
+        return MaskOfLayers.of(attention_mask, bidirectional_mask_function)
 
     def get_rel_pos(self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None) -> Any:
         """``None``, since the attention modules look distances up."""
         if attention_implementation(self.config) != BACKEND:
             return super().get_rel_pos(hidden_states, query_states, relative_pos)
         return None
+
+
+class LongDebertaV2Embeddings(DebertaV2Embeddings):
+    """DebertaV2Embeddings that take a mask with global tokens."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        return super().forward(input_ids, token_type_ids, position_ids, None if mask is None else unmarked(mask), inputs_embeds)
+
+
+class LongDebertaV2Convolution(ConvLayer):
+    """ConvLayer that takes a mask with global tokens."""
+
+    def forward(self, hidden_states: Tensor, residual_states: Tensor, input_mask: Tensor) -> Tensor:
+        return super().forward(hidden_states, residual_states, unmarked(input_mask))
 
 
 class LongDisentangledSelfAttention(DisentangledSelfAttention):
@@ -109,14 +137,17 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Any,
         output_attentions: bool = False,
         query_states: Tensor | None = None,
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
+        if isinstance(attention_mask, MaskOfLayers):
+            kwargs["global_attention_mask"], attention_mask = attention_mask.tokens, attention_mask.padding
         asking = hidden_states if query_states is None else query_states
         inputs = ((self.query_proj, asking), (self.key_proj, hidden_states), (self.value_proj, hidden_states))
         query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
@@ -127,7 +158,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
             places = self.pos_dropout(rel_embeddings)[: 2 * self.pos_ebd_size]
             terms = self._terms(query, key, places, kinds, scaling)
         output, weights = attend_by_mechanism(
-            self, query, key, value, attention_mask, scaling=scaling, position_bias=terms, output_attentions=output_attentions
+            self, query, key, value, attention_mask, scaling=scaling, position_bias=terms, output_attentions=output_attentions, **kwargs
         )
         return output, weights if output_attentions else None
 
@@ -148,10 +179,15 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         return (distance + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
 
 
-class DebertaV2OnTheBackend(OnTheBackend):
+class DebertaV2OnTheBackend(GlobalsInTheMask, OnTheBackend):
     """Replaces modules of the base by the classes above."""
 
-    replaced = {DebertaV2Encoder: LongDebertaV2Encoder, DisentangledSelfAttention: LongDisentangledSelfAttention}
+    replaced = {
+        ConvLayer: LongDebertaV2Convolution,
+        DebertaV2Embeddings: LongDebertaV2Embeddings,
+        DebertaV2Encoder: LongDebertaV2Encoder,
+        DisentangledSelfAttention: LongDisentangledSelfAttention,
+    }
 
 
 FAMILY = Family(

@@ -55,7 +55,9 @@ class LongAttentionMixin(_Base):
     accepts_loss_kwargs: ClassVar[bool]
     """Whether Trainer may leave the mean over accumulated batches to the head; see :meth:`Family.divides_by_items`."""
     hands_globals_down: ClassVar[bool] = True
-    """Whether the base's heads and layers pass keyword arguments down to attention, as a global mask requires."""
+    """Whether the base's heads and layers pass keyword arguments down to attention."""
+    marks_globals: ClassVar[bool] = False
+    """Whether global tokens go down in the attention mask instead; see :mod:`.marked_mask`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,7 +99,7 @@ class LongAttentionMixin(_Base):
 
     def _refuse_globals(self) -> None:
         """Refuse mechanisms with global tokens in models that cannot pass a global mask to their layers."""
-        if self.hands_globals_down:
+        if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
         if refused := sorted(name for name, options in chosen if prototype(name, options).takes_globals):

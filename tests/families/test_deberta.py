@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import hf_longattn.families as families
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import dense_attention
 from hf_longattn.engines.dispatch import PathChoice, observe
+from hf_longattn.errors import MaskError, OptionError
 from tests.reference.small_models import padding, tokens
 from tests.reference.test_hf_score_terms import values_of
 
 LENGTH = 300
+WINDOW: dict[str, Any] = {"mechanism": "window", "window": 64}
+LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 64}
 FORMS: list[dict[str, Any]] = [
     {},
     {"share_att_key": False},
@@ -24,28 +31,43 @@ FORMS: list[dict[str, Any]] = [
 ]
 
 
-def model_of(window: int, **changes: Any) -> Any:
+def model_of(attention: dict[str, Any], head: str = "Model", **changes: Any) -> Any:
     torch.manual_seed(0)
     values = {**values_of("deberta-v2"), "max_position_embeddings": 512, **changes}
-    attention = {"mechanism": "window", "window": window}
-    return families.LongDebertaV2Model(families.LongDebertaV2Config(**values, long_attention=attention)).eval().double()
+    model_class = getattr(families, f"LongDebertaV2{head}")
+    return model_class(families.LongDebertaV2Config(**values, long_attention=attention)).eval().double()
 
 
-@pytest.mark.parametrize("changes", FORMS, ids=["both", "own projections", "c2p", "p2c", "without buckets"])
-def test_a_window_is_fused_and_equal_to_the_definition_with_gradients(changes: dict[str, Any]) -> None:
-    """The definition: the N×N scores of the plain form under the window's mask."""
-    model = model_of(64, **changes)
+def definition_of(model: Any) -> Any:
+    """A copy whose attention is the N×N scores of the plain form under the mechanism's mask."""
     definition = copy.deepcopy(model)
+
+    def dense(mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return dense_attention(q, k, v, call, mask_mod=mechanism.mask_mod(call.causal, mechanism.resolve_globals(k, call)))
+
     for module in definition.modules():
         if hasattr(module, "long_attention"):
-            mechanism = module.long_attention
-            mechanism.forward = lambda q, k, v, call, of=mechanism: dense_attention(q, k, v, call, mask_mod=of.mask_mod(call.causal, None))
-    ids, mask = tokens(2, LENGTH), padding(2, LENGTH)
+            module.long_attention.forward = functools.partial(dense, module.long_attention)
+    return definition
+
+
+def paths_of(run: Callable[[], Any]) -> tuple[set[str], Any]:
+    """The paths of bands that a call takes, and its result."""
     choices: list[PathChoice] = []
     with observe(lambda _, choice: choices.append(choice)):
-        out = model(ids, attention_mask=mask).last_hidden_state
-    assert {choice.path for choice in choices if "cpu" in choice.path or "wise" in choice.path} == {"cpu-distances"}
-    expected = definition(ids, attention_mask=mask).last_hidden_state
+        result = run()
+    return {choice.path for choice in choices} - {"masked", "split"}, result
+
+
+@pytest.mark.parametrize("attention", [WINDOW, LONGFORMER], ids=["window", "longformer"])
+@pytest.mark.parametrize("changes", FORMS, ids=["both", "own projections", "c2p", "p2c", "without buckets"])
+def test_a_band_is_fused_and_equal_to_the_definition_with_gradients(changes: dict[str, Any], attention: dict[str, Any]) -> None:
+    model = model_of(attention, **changes)
+    definition, ids, mask = definition_of(model), tokens(2, LENGTH), padding(2, LENGTH)
+    inputs = {"attention_mask": mask, **({"global_attention_mask": global_mask()} if attention is LONGFORMER else {})}
+    paths, out = paths_of(lambda: model(ids, **inputs).last_hidden_state)
+    assert paths == {"cpu-distances"}
+    expected = definition(ids, **inputs).last_hidden_state
     torch.testing.assert_close(out[mask.bool()], expected[mask.bool()], atol=1e-10, rtol=0)
     weight = torch.randn_like(out) * mask[..., None]
     for states in (out, expected):
@@ -54,3 +76,70 @@ def test_a_window_is_fused_and_equal_to_the_definition_with_gradients(changes: d
         assert (fused.grad is None) == (dense.grad is None), name
         if fused.grad is not None:
             torch.testing.assert_close(fused.grad, dense.grad, atol=1e-8, rtol=1e-8, msg=name)
+
+
+def global_mask() -> Tensor:
+    marked = torch.zeros(2, LENGTH, dtype=torch.long)
+    marked[:, 0] = marked[0, 77] = marked[1, [5, 100]] = 1
+    return marked
+
+
+@pytest.mark.parametrize("values", [{}, {"conv_kernel_size": 3}, {"position_biased_input": True}], ids=["v3", "convolution", "positions"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_heads_hand_global_tokens_down(values: dict[str, Any], masked: bool) -> None:
+    head = model_of(LONGFORMER, "ForQuestionAnswering", **values)
+    ids, mask = tokens(2, LENGTH), padding(2, LENGTH) if masked else None
+    states = head.deberta(ids, attention_mask=mask, global_attention_mask=global_mask()).last_hidden_state
+    start = head.qa_outputs(states)[..., 0]
+    outputs = head(ids, attention_mask=mask, global_attention_mask=global_mask())
+    real = torch.ones_like(ids).bool() if mask is None else mask.bool()
+    torch.testing.assert_close(outputs.start_logits[real], start[real])
+    without = head(ids, attention_mask=mask).start_logits
+    assert (without - outputs.start_logits)[real].abs().max() > 1e-6
+    int32 = None if mask is None else mask.int()
+    assert torch.equal(head(ids, attention_mask=int32).start_logits, without), "a mask of int32 without marks is a mask"
+
+
+def test_global_tokens_survive_checkpointed_layers() -> None:
+    model = model_of(LONGFORMER)
+    ids, gradients = tokens(2, LENGTH), []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        model.train().zero_grad()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model(ids, global_attention_mask=global_mask()).last_hidden_state.square().sum().backward()
+        gradients.append(model.embeddings.word_embeddings.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_tokens_that_are_global_by_option() -> None:
+    ids, marked = tokens(2, LENGTH), torch.zeros(2, LENGTH, dtype=torch.long)
+    marked[:, [0, 9]] = 1
+    by_mask, by_option = model_of(LONGFORMER), model_of({**LONGFORMER, "global_tokens": [0, 9]})
+    by_option.load_state_dict(by_mask.state_dict())
+    with torch.no_grad():
+        expected = by_mask(ids, global_attention_mask=marked).last_hidden_state
+        torch.testing.assert_close(by_option(ids).last_hidden_state, expected)
+
+
+def test_what_no_layer_takes_is_refused() -> None:
+    model, ids = model_of(WINDOW, "ForTokenClassification"), tokens(2, LENGTH)
+    with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
+        model(ids, global_attention_mask=global_mask())
+    with pytest.raises(OptionError, match="has none that can be found"):
+        model_of({**LONGFORMER, "separate_global": True})
+    model = model_of(LONGFORMER)
+    model.use_base_attention("eager")
+    assert model(ids, global_attention_mask=global_mask()).last_hidden_state.shape[1] == LENGTH
+
+
+def test_a_compiled_model_takes_global_tokens() -> None:
+    model, ids, mask = model_of(LONGFORMER, "ForTokenClassification"), tokens(2, LENGTH), padding(2, LENGTH)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask, global_attention_mask=global_mask()).logits
+        out = compiled(ids, attention_mask=mask, global_attention_mask=global_mask()).logits
+    torch.testing.assert_close(out[mask.bool()], expected[mask.bool()])

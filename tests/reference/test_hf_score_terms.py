@@ -93,11 +93,15 @@ def test_the_default_is_a_window(base: str) -> None:
     assert families.FAMILIES[base].config_class().long_attention.mechanism == "window"
 
 
-@pytest.mark.parametrize(("mechanism", "sentence"), [("longformer", "cannot pass global tokens"), ("performer", "has no scores")])
 @pytest.mark.parametrize(("base", "head"), BASE_MODELS)
-def test_what_they_cannot_do_is_refused(base: str, head: str, mechanism: str, sentence: str) -> None:
-    with pytest.raises(OptionError, match=sentence):
-        pair(base, head, {"mechanism": mechanism})
+def test_a_mechanism_without_scores_is_refused(base: str, head: str) -> None:
+    with pytest.raises(OptionError, match="has no scores"):
+        pair(base, head, {"mechanism": "performer"})
+
+
+def test_mpnet_refuses_global_tokens() -> None:
+    with pytest.raises(OptionError, match="cannot pass global tokens"):
+        pair("mpnet", "MPNetModel", {"mechanism": "longformer"})
 
 
 def test_the_buckets_stay_those_of_the_short_model() -> None:

@@ -145,7 +145,7 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
     Raises:
         MaskError: one sentence.
     """
-    if arguments.get("global_attention_mask") is not None:
+    if arguments.get("global_attention_mask") is not None and not model.marks_globals:
         raise MaskError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
     tokens = input_of(arguments)
     if tokens is None or DOCUMENTS.isdisjoint(arguments):

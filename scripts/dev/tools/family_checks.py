@@ -162,7 +162,7 @@ class Subject:
     def command_options(self) -> list[str]:
         """A window of all that the base sees, and nothing beyond, at four times the length."""
         length = self.checkpoint.length
-        takes_globals = self.checkpoint.kind == "encoder" and self.long_class.hands_globals_down
+        takes_globals = self.checkpoint.kind == "encoder" and (self.long_class.hands_globals_down or self.long_class.marks_globals)
         window = length if self.checkpoint.kind == "decoder" else 2 * (length - 1)
         chosen = ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
         command = [*([] if self._has_converter else chosen), "--max-length", str(GROWTH * length)]

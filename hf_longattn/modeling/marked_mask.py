@@ -1,0 +1,95 @@
+"""Global tokens in the attention mask, for bases whose heads and layers hand no keyword arguments down to attention."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backend import BACKEND, longattn_mask
+from ..engines.common.batch import in_graph
+from ..private_apis import attention_implementation
+from .attach.attention_sites import layer_mechanisms
+from .mixin import LongBaseModelMixin, with_long_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object
+
+GLOBALS, MASK = "global_attention_mask", "attention_mask"
+MARKED = torch.int32
+"""The dtype of a mask whose global tokens have a 2, as Longformer's."""
+
+
+class GlobalsInTheMask(_Base):
+    """Comes before a family's mixin. Heads hand :data:`MARKED` masks to the base model, which takes them apart, and hands such a mask to
+    its layers; what else reads the mask in the base takes :func:`unmarked` ones."""
+
+    marks_globals: ClassVar[bool] = True
+
+    @staticmethod
+    def with_arguments(base_forward: Any) -> Any:
+        """``base_forward`` with the arguments of a Long model."""
+        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+
+        @functools.wraps(base_forward)
+        def with_marks(self: Any, **arguments: Any) -> Any:
+            return base_forward(self, **_marked(self, arguments))
+
+        long_forward = with_long_arguments(with_marks)
+
+        @functools.wraps(long_forward)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return long_forward(self, **_taken_apart(self, {**dict(zip(names, args, strict=False)), **kwargs}))
+
+        return forward
+
+
+class MaskOfLayers(NamedTuple):
+    """What attention modules get as their mask.
+
+    padding: ``(B, N)``, ``None`` where all tokens are real.
+    tokens: ``(B, N)`` bool, True = global.
+    """
+
+    padding: Tensor | None
+    tokens: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, mask_function: Any) -> MaskOfLayers | Tensor | None:
+        """That of a mask ``(B, N)``; of one without marks, the padding alone."""
+        batch, length = mask.shape[0], mask.shape[-1]
+        padding = longattn_mask(batch, length, length, mask_function=mask_function, attention_mask=mask != 0)
+        return cls(padding, mask > 1) if mask.dtype == MARKED else padding
+
+
+def unmarked(mask: Tensor) -> Tensor:
+    """A mask of ones and zeros, of another dtype than :data:`MARKED`."""
+    return mask.clamp(max=1).long() if mask.dtype == MARKED else mask
+
+
+def _marked(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the base with global tokens in the mask."""
+    tokens, mask = arguments.pop(GLOBALS, None), arguments.get(MASK)
+    if tokens is None or attention_implementation(model.config) != BACKEND:
+        return arguments
+    real = torch.ones_like(tokens) if mask is None else mask
+    return {**arguments, MASK: ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(MARKED))).to(MARKED)}
+
+
+def _taken_apart(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a Long base model with the mask and the global tokens apart, where a head has put them together."""
+    mask = arguments.get(MASK)
+    marked = isinstance(model, LongBaseModelMixin) and isinstance(mask, Tensor) and mask.dtype == MARKED and mask.dim() == 2
+    if not marked or arguments.get(GLOBALS) is not None:
+        return arguments
+    assert isinstance(mask, Tensor)
+    if in_graph():  # which does not ask for values
+        some_global = any(mechanism.takes_globals for mechanism in layer_mechanisms(model))
+    else:
+        some_global = bool((mask > 1).any())
+    return {**arguments, MASK: unmarked(mask), GLOBALS: mask > 1} if some_global else {**arguments, MASK: unmarked(mask)}
