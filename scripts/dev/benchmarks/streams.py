@@ -81,7 +81,12 @@ def model_of(name: str, attention: dict[str, Any], quick: bool) -> Any:
     deep = name in (PARAKEET, NEMOTRON)
     width, layers = (48 if quick else 512 if deep else 768), (2 if quick else 17 if deep else 12)
     heads = 4 if quick else 8 if deep else 12
-    sizes: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * width}
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
     sizes = {"encoder_config": sizes} if name == PARAKEET else sizes
     return model_class(config_class(**fields, **sizes, long_attention=attention)).eval()
 
