@@ -64,7 +64,17 @@ CONVERSION = (
     ("__init__",),
 )
 # And inside `modeling`.
-MODELING = (("family",), ("attach",), ("run",), ("inference",), ("mixin",), ("audio", "grids"), ("classes",), ("generic",), ("__init__",))
+MODELING = (
+    ("family",),
+    ("attach",),
+    ("run",),
+    ("inference",),
+    ("mixin",),
+    ("audio", "grids", "marked_mask"),
+    ("classes",),
+    ("generic",),
+    ("__init__",),
+)
 MODELING_LAYER = {module: number for number, modules in enumerate(MODELING) for module in modules}
 CONVERSION_LAYER = {module: number for number, modules in enumerate(CONVERSION) for module in modules}
 ROOMS = {"conversion": CONVERSION_LAYER, "modeling": MODELING_LAYER}

@@ -171,6 +171,9 @@ class NSA(SummarisedMechanism):
         """The branches' outputs ``(B, H, Nq, D)`` under the gates of ``q``."""
         return sum(gate * branch.to(gate.dtype) for gate, branch in zip(self.gates(q), branches, strict=True)).to(q.dtype)  # type: ignore[union-attr]
 
+    def takes_distance_terms(self) -> bool:
+        return True
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         window = Pattern.window(self.options.window, call.causal)
         near = block_sparse_attention(q, k, v, window, call)

@@ -105,6 +105,9 @@ class PerHead(Composite):
                 "leave them out (separate_global=False), or use it for the whole layer."
             )
 
+    def takes_distance_terms(self) -> bool:
+        return any(member.takes_distance_terms() for member in self.mechanisms)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         outs = []
         for member, heads in self._heads():

@@ -121,6 +121,9 @@ class Union(Composite, GatheredMechanism):
             earlier.append(member.mask_mod(causal, None))
         return tuple(laid)
 
+    def takes_distance_terms(self) -> bool:
+        return not self.gathered
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         band = self.pattern(call.causal)
         if band is None or self.gathered:

@@ -185,6 +185,34 @@ def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[s
     same_gradients(out * real, expected * real, leaves)
 
 
+@pytest.mark.parametrize("relative", ["transformer_xl", "shaw:clip=9"])
+@pytest.mark.parametrize(
+    ("name", "options", "causal"),
+    [
+        ("per_head", {"heads": "0-1=window:window=32;chunked:chunk_size=30"}, False),
+        ("union", {"of": "window:window=32+longformer:window=64"}, False),
+        ("nsa", {"compress_size": 8, "compress_stride": 4, "block_size": 16, "num_blocks": 5, "window": 24, "hidden": 8}, True),
+    ],
+)
+def test_bands_within_other_mechanisms_are_fused(name: str, options: dict[str, Any], causal: bool, relative: str) -> None:
+    torch.manual_seed(0)
+    shape = {"num_heads": HEADS, "head_dim": WIDTH, "hidden_size": 64, "max_length": 300}
+    mechanism = build_mechanism(name, **shape, relative=relative, **options).double()
+    assert mechanism.relative is not None
+    for parameter in mechanism.relative.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    q, k, v = (torch.randn(1, HEADS, 300, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    choices: list[PathChoice] = []
+    with observe(lambda _, choice: choices.append(choice)):
+        out = attend(q, k, v, mechanism, causal=causal)
+    paths = {choice.path for choice in choices}
+    assert "cpu-distances" in paths
+    assert "blockwise" not in paths
+    expected = reference_attend(q, k, v, mechanism, causal=causal)
+    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
+    same_gradients(out, expected, (q, k, v, *mechanism.relative.parameters()))
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "options"), [("window", {"left": 40, "right": 9}), ("chunked", {"chunk_size": 30, "left_chunks": 1})])
 def test_a_mechanism_takes_it_and_compiles(name: str, options: dict[str, int], backend: str) -> None:

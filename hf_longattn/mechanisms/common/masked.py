@@ -18,7 +18,7 @@ from ...engines.common.shards import Locality
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
-from ...positions.relative import QueryDependent, Span
+from ...positions.relative import Span
 from ...private_apis import has_hooks
 from .base import Mechanism
 from .cost import KeptKeys
@@ -53,17 +53,6 @@ class MaskedMechanism(Mechanism):
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
         return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
-
-    def takes_distance_terms(self) -> bool:
-        """Whether ``forward`` hands score terms of distances to a kernel that adds them in linear memory."""
-        return False
-
-    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        relative = self.relative
-        if not isinstance(relative, QueryDependent) or not self.takes_distance_terms() or call.score_mod is not None:
-            return super().with_relative(q, k, v, call)
-        span = self.span(q.shape[2], k.shape[2], call.causal)
-        return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q, k, call)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engines.common.call import AttentionCall, ScoreMod
 from ...engines.common.dense import grid_of, index_grid, repeat_heads
-from ...positions.relative import RelativePositions, Span, build_relative
+from ...positions.relative import QueryDependent, RelativePositions, Span, build_relative
 from .decoding import Decoding
 
 if TYPE_CHECKING:
@@ -32,8 +32,16 @@ class ScoreTerms(Decoding):
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
         """The call of ``forward`` whose score term includes the relative positions; a hook calls this."""
+        relative = self.relative
+        if isinstance(relative, QueryDependent) and self.takes_distance_terms() and call.score_mod is None:
+            span = self.span(q.shape[2], k.shape[2], call.causal)
+            return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
         mod = self.relative_mod(q, k, call)
         return call if mod is None else call.replace(score_mod=both(mod, call.score_mod))
+
+    def takes_distance_terms(self) -> bool:
+        """Whether ``forward``, or a part of it, hands score terms of distances to a kernel that adds them in linear memory."""
+        return False
 
     def relative_mod(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
         """The relative positions' term for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``; ``None`` where there are none.
