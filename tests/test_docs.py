@@ -22,6 +22,7 @@ from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.mechanisms.common import registry
+from tests.training import speech
 from tests.warm import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,6 +198,24 @@ def test_the_code_about_pictures_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert shapes[1] == (1, 16, 54, 72)
     assert names["output"].shape == names["q"].shape
     assert names["model"].config.long_image_size == [1024, 1024]
+
+
+def test_the_code_about_speech_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    monkeypatch.chdir(tmp_path)
+    for name in ("wav2vec2-long-talks", "asr"):
+        speech.long_speech_checkpoint(tmp_path / name)
+    sound = speech.speech("ab ab ba")
+    for name in ("talk.flac", "meeting.flac"):
+        soundfile.write(name, sound.repeat(8 if name == "talk.flac" else 1), speech.RATE)
+    names: dict[str, Any] = {"microphone": [sound[start : start + 999] for start in range(0, len(sound), 999)]}
+    codes = python_of(ROOT / "docs" / "how-to" / "speech.md")
+    for code in codes:
+        shorter = code.replace("chunk_seconds=30, stride_seconds=5", "chunk_seconds=0.6, stride_seconds=0.1")
+        exec(compile(shorter, "speech.md", "exec"), names)
+    assert len(codes) >= 3
+    assert len(names["chunked"].seams) > 1
+    assert "frames ahead" in capsys.readouterr().out
 
 
 def test_the_walks_through_the_code_name_what_is_there() -> None:

@@ -19,7 +19,9 @@ def search(
     ],
     text: Annotated[
         Path,
-        typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read, or a folder of such pictures."),
+        typer.Argument(
+            metavar="TEXT", help="A UTF-8 text file like those that the model will read, or a folder of such pictures or recordings."
+        ),
     ],
     output: Annotated[
         Path, typer.Option(help="The folder of the search: report, picture, trials, and design.yaml for `longattn convert`.")
@@ -40,12 +42,16 @@ def search(
             metavar="PIXELS", help="Size of the result's pictures: 1024, or height and width, 768x1024.", show_default="the checkpoint's"
         ),
     ] = None,
+    audio_seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Duration of the result's sounds.", show_default="the checkpoint's")
+    ] = None,
     candidate: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MECHANISM[:NAME=VALUE,...]",
             help="A mechanism that layers may run, for example window:window=256. Repeatable.",
-            show_default="windows of several widths, longformer, bigbird, lsg, block_top_k, full; for pictures those on grids, and tiles",
+            show_default="windows of several widths, longformer, bigbird, lsg, block_top_k, full; for pictures those on grids; for sound "
+            "chunked, too",
         ),
     ] = None,
     mode: Annotated[
@@ -71,8 +77,8 @@ def search(
         int | None,
         typer.Option(
             min=1,
-            help="Tokens, or pixels of a picture's sides, at which candidates are judged.",
-            show_default="what the checkpoint was trained to read; for pictures --image-size",
+            help="Tokens, pixels of a picture's sides, or seconds of sound at which candidates are judged.",
+            show_default="what the checkpoint was trained to read; for pictures --image-size, for sound --audio-seconds up to 60",
         ),
     ] = None,
     positions: Annotated[str, typer.Option(help="How positions are extended, as --positions of `longattn convert`.")] = "auto",
@@ -102,6 +108,7 @@ def search(
                 budget=budget,
                 length=length,
                 image_size=image_size,
+                audio_seconds=audio_seconds,
                 candidates=candidate,
                 mode=mode,
                 score=score,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import Family, known_family, without_head
+from ..modeling.family.definition import FAMILIES, Family, known_family, without_head
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class AudioDuration:
     def tokens(self) -> int:
         """The frames, which are the tokens of the layers."""
         return self.frames
+
+    @property
+    def typed(self) -> str:
+        """The duration in the name of a folder."""
+        return f"{self.seconds:g}s"
 
     @property
     def values(self) -> dict[str, Any]:
@@ -89,7 +94,8 @@ class AudioPlan:
 
 def audio_family(config: Any) -> Family | None:
     """The family of a model of sound, long or not; ``None`` for other models."""
-    family = known_family(config)
+    model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))
+    family = known_family(config) or FAMILIES.get(model_type.removesuffix("_encoder"))  # Moonshine's encoder has a config of its own
     return family if family is not None and family.audio is not None else None
 
 

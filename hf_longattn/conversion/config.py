@@ -133,6 +133,13 @@ class ConversionConfig(Settings):
         type=Path,
         planned=True,
     )
+    search_audio: str | Path | None = setting(
+        None,
+        "With --mechanism auto: a recording, or a folder of recordings, by which mechanisms of a model of sound are chosen.",
+        unset="none, and required there",
+        type=Path,
+        planned=True,
+    )
     options: Mapping[str, Any] | None = setting(
         None,
         "An option of the mechanism, for example window=512. Repeatable.",
@@ -232,8 +239,10 @@ class ConversionConfig(Settings):
                     "--mechanism auto chooses mechanisms and options itself, to which "
                     f"{contradicting[0] if contradicting else 'generic'} does not apply; leave it out, or name a mechanism."
                 )
-        elif any(value is not None for value in (self.budget, self.search_text, self.search_images)):
-            raise OptionError("--budget, --search-text and --search-images are for --mechanism auto; add it, or leave them out.")
+        elif any(value is not None for value in (self.budget, self.search_text, self.search_images, self.search_audio)):
+            raise OptionError(
+                "--budget, --search-text, --search-images and --search-audio are for --mechanism auto; add it, or leave them out."
+            )
         if self.generic and self.remote_code:
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
 
@@ -260,7 +269,7 @@ class ConversionConfig(Settings):
 
     def without_search(self) -> ConversionConfig:
         """The settings without a mechanism that has to be searched."""
-        return replace(self, mechanism=None, budget=None, search_text=None, search_images=None)
+        return replace(self, mechanism=None, budget=None, search_text=None, search_images=None, search_audio=None)
 
     def check_early(self) -> None:
         """Refuse unknown mechanisms and options before torch is imported; :meth:`attention` checks them in full.

@@ -49,6 +49,11 @@ class GridSize:
         return self.grid.length
 
     @property
+    def typed(self) -> str:
+        """The size as it is typed."""
+        return size_text(self.size)
+
+    @property
     def values(self) -> dict[str, Any]:
         """The size for a report, JSON-serialisable."""
         return {self.size_name: list(self.size), "tokens": self.tokens}

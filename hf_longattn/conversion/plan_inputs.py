@@ -13,7 +13,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import OptionError
 from ..modeling.family.definition import Family
 from .architectures import Architecture
-from .config import AUTO, ConversionConfig
+from .config import ConversionConfig
 from .input_sizes import InputSizes
 from .plan_positions import PositionWarning
 
@@ -59,6 +59,7 @@ SETTINGS = {
     "decoder_long_attention": InputSetting("--decoder-mechanism is for the decoder of an encoder-decoder"),
     "search_text": InputSetting("--search-text is a text", gives=SEARCH),
     "search_images": InputSetting("--search-images are pictures", (PICTURES,), SEARCH),
+    "search_audio": InputSetting("--search-audio is a recording", (SPECTROGRAMS, SOUND), SEARCH),
     "verify_text": InputSetting("--verify-text is a text", gives=VERIFICATION),
     "verify_audio": InputSetting("--verify-audio is a recording", (SOUND,), VERIFICATION),
     "init_from_text": InputSetting("--init-from-text runs the source on a text"),
@@ -71,14 +72,11 @@ INSTEAD = {
     (SIZE, SOUND): "give its duration as --audio-seconds 600",
     (SEARCH, TEXT): "give a text as --search-text",
     (SEARCH, PICTURES): "give pictures as --search-images FOLDER",
+    (SEARCH, SPECTROGRAMS): "give recordings as --search-audio FILE",
+    (SEARCH, SOUND): "give recordings as --search-audio FILE",
     (VERIFICATION, SOUND): "give a recording as --verify-audio FILE",
 }
 """What to type for what a setting gives, by the kind of input."""
-NOT_SEARCHED = {
-    SPECTROGRAMS: "compares mechanisms on texts and pictures, not on spectrograms; name one, such as window2d",
-    SOUND: "chooses by texts or pictures, not by sound; name a mechanism, such as window",
-}
-"""Why --mechanism auto does not apply to a kind of input."""
 
 
 def input_kinds(family: Family) -> tuple[str, ...]:
@@ -95,5 +93,3 @@ def refuse_other_settings(architecture: Architecture, request: ConversionConfig)
         if getattr(request, name) is not None and not set(kinds) & set(setting.kinds):
             instead = next((INSTEAD[setting.gives, kind] for kind in kinds if (setting.gives, kind) in INSTEAD), "leave it out")
             raise OptionError(f"{setting.reason}, but a {architecture.source_class} reads {' and '.join(kinds)}; {instead}.")
-    if request.mechanism == AUTO and (why := next((NOT_SEARCHED[kind] for kind in kinds if kind in NOT_SEARCHED), "")):
-        raise OptionError(f"--mechanism auto {why}.")

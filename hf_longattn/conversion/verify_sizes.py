@@ -20,12 +20,17 @@ DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the tokens of a decoder, which is given one."""
 
 
+def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``forward`` with a token for the decoder, where the model has one."""
+    if DECODER_INPUT not in inspect.signature(type(model).forward).parameters:
+        return dict(inputs)
+    start = getattr(model.config, "decoder_start_token_id", None) or 0
+    return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
+
+
 def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False) -> dict[str, Tensor]:
     """All floating-point tensors that one forward pass returns, by name, those in tuples as well (the maps of a backbone)."""
-    arguments = dict(inputs)
-    if DECODER_INPUT in inspect.signature(type(model).forward).parameters:
-        start = getattr(model.config, "decoder_start_token_id", None) or 0
-        arguments[DECODER_INPUT] = torch.full((1, 1), min(start, model.config.vocab_size - 1))
+    arguments = with_decoder_input(model, inputs)
     with torch.set_grad_enabled(gradients):
         returned = dict(model(**arguments, return_dict=True))
     for name, entries in list(returned.items()):

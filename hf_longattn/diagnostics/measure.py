@@ -36,7 +36,7 @@ from .watching import (
     has_mechanisms,
     is_causal,
     run_stack,
-    watched_on_grid,
+    watched_inputs,
     watched_stack,
     watching,
     with_mechanisms,
@@ -259,13 +259,13 @@ def captured_mass(
     model: PreTrainedModel, ids: Tensor | Mapping[str, Tensor], candidates: Sequence[str | Candidate], *, queries: int = QUERIES,
     seed: int = 0,
 ) -> CapturedMass:  # fmt: skip
-    """What each candidate would keep of the softmax of every layer and head of ``model`` for the text ``ids (N,)``, or for a picture.
+    """What each candidate would keep of the softmax of every layer and head of ``model`` for the text ``ids (N,)``, a picture or a sound.
 
     For those who choose mechanisms by it. One forward pass; memory is linear in N.
 
     Args:
         model: a model of transformers, long or not; it is left as it was.
-        ids: with the tokenizer's special tokens; or of one picture what the image processor returns.
+        ids: with the tokenizer's special tokens; or of one picture or sound what the processor returns.
         candidates: such as ``"longformer:window=512"``.
         queries: how many are measured.
         seed: of their choice.
@@ -274,8 +274,7 @@ def captured_mass(
     """
     chosen = [Candidate.read(candidate) if isinstance(candidate, str) else candidate for candidate in candidates]
     reasons = dict[str, str]()
-    stack, arguments, grid = (watched_stack(model), ids, None) if isinstance(ids, Tensor) else watched_on_grid(model, ids)
-    length = len(ids) if grid is None else grid.length
+    stack, arguments, grid, length = watched_inputs(model, ids)
     layers = _Layers(chosen, reasons, sampled_rows(length, queries, seed), grid)
     with watching(stack, layers.see):
         run_stack(stack, arguments)

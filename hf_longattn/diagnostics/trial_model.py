@@ -72,11 +72,16 @@ class TrialModel:
     @property
     def base_attention(self) -> LongAttentionConfig:
         """What the checkpoint's layers run before the conversion: full attention or sliding windows, unless it is a long model."""
-        original = self.original.architecture.original_attention()
+        architecture = self.original.architecture
+        original = architecture.original_attention()
+        if original is None and architecture.family.own_attention is not None:
+            return architecture.family.own_attention(architecture.source_config)
         return base_attention(self._windows) if original is None else original
 
     @property
     def _windows(self) -> list[int | None]:
+        if self.original.architecture.family.own_attention is not None or self.original.sound is not None:
+            return [None] * self.layers
         return own_windows(self.original.architecture.source_config)
 
     @property
@@ -93,6 +98,8 @@ class TrialModel:
     def untrained_distances(self, mechanism: Mechanism) -> str:
         """Why the result's positions do not hold for a mechanism without training, a clause; empty if they do, or if a conversion chooses
         positions by the mechanism."""
+        if self.original.sound is not None:
+            return ""
         if self.original.grid is not None:
             tiled = self.conversion.positions == TILE and not fits_tiles(mechanism.on(self.original.grid.new.grid), self.original.grid)
             return "sees cells of several repetitions of the tiled positions" if tiled else ""

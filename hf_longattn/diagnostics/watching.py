@@ -21,11 +21,13 @@ from transformers import PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
+from ..conversion.audio_seconds import audio_family, sound_model
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, LengthError, OptionError
 from ..mechanisms import Mechanism
 from ..mechanisms.common.ordered import in_raster_order
+from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.family.definition import without_head
@@ -50,8 +52,9 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     """
     stack = watched_layers(model)
     if stack.main_input_name != "input_ids":
+        what, example = ("a picture", "photo.jpg") if audio_family(stack.config) is None else ("a recording", "talk.wav")
         raise BackendError(
-            f"{type(model).__name__} reads {stack.main_input_name} and no text; give it a picture: longattn diagnose MODEL photo.jpg."
+            f"{type(model).__name__} reads {stack.main_input_name} and no text; give it {what}: longattn diagnose MODEL {example}."
         )
     return stack
 
@@ -60,10 +63,18 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     """:func:`watched_stack` of a model that may read something else than text."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
-    stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
+    stack: Any = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
+    if (family := audio_family(model.config)) is not None:
+        stack = sound_model(family, model)
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not has_mechanisms(stack):
+        if family is not None:
+            long_class = family.heads.get(type(model).__name__, "its Long class")
+            raise BackendError(
+                f"The attention of {type(model).__name__} is watched in {long_class}; load it as that, with "
+                'long_attention={"mechanism": "full"} for what it attends to now.'
+            )
         check_interface(type(stack))
         _check_kinds(stack)
     elif any(isinstance(module, Mechanism) and module.recursion is not None for module in stack.modules()):
@@ -82,14 +93,33 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
         GridError: a picture whose size does not fit.
     """
     stack = watched_layers(model)
-    rule = grid_rule(stack)
-    grid = rule.of_size(stack.config, tuple(inputs[rule.input].shape[-len(rule.axes) :]))
+    rule = grid_rule(stack, of_pixels=False)
+    grid = rule.of_size(stack.config, rule.size_of(inputs[rule.input]))
     if len(set(rule.layer_grids(stack.config, grid))) > 1:
         raise BackendError(
             f"The layers of a {type(stack).__name__} are on different grids, which are not watched together; look at "
             "hf_longattn.explain(model, inputs) instead."
         )
     return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
+
+
+def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
+    """What is watched of a model while it reads ids ``(N,)``, or with the arguments of a picture or a sound: the stack, its arguments, the
+    grid of a picture's tokens, and the number of tokens.
+
+    Raises:
+        BackendError: as :func:`watched_stack` and :func:`watched_on_grid`.
+        GridError: a picture whose size does not fit.
+    """
+    if isinstance(inputs, Tensor):
+        return watched_stack(model), inputs, None, len(inputs)
+    family = audio_family(getattr(model, "config", None))
+    if family is None:
+        stack, arguments, grid = watched_on_grid(model, inputs)
+        return stack, arguments, grid, grid.length
+    stack, rule = watched_layers(model), family.audio
+    assert rule is not None
+    return stack, inputs, None, rule.frames(stack.config, rule.as_input(inputs[rule.input]).shape[1])
 
 
 def has_mechanisms(model: nn.Module) -> bool:
@@ -110,6 +140,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
     """
     with evaluating(stack), with_mechanisms(stack):
         windows, passed = _own_windows(stack), itertools.count()
+        own = _own_mechanisms(stack)
 
         def start(module: nn.Module, args: Any) -> None:
             nonlocal passed
@@ -124,6 +155,8 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
                 raise LengthError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
             window = windows[site.layer] if site.layer < len(windows) else None
             within = _in_window(window, call.causal) if window is not None else None
+            if own is not None:
+                within = own(site.layer, q).kept_keys(q, k, call)
             if within_mechanism:
                 within = mechanism.kept_keys(q, k, call)
                 if within is None:
@@ -178,9 +211,25 @@ def _sites(stack: nn.Module) -> list[AttentionSite]:
 
 
 def _own_windows(stack: PreTrainedModel) -> list[int | None]:
-    """The sliding window of every layer in the base's own attention; empty where the config knows no layers."""
+    """The sliding window of every layer in the base's own attention; empty where the config knows no layers, and for sound."""
+    if audio_family(stack.config) is not None:
+        return []
     config = stack.config.get_text_config()
     return own_windows(config) if isinstance(getattr(config, "num_hidden_layers", None), int) else []
+
+
+def _own_mechanisms(stack: PreTrainedModel) -> Callable[[int, Tensor], Mechanism] | None:
+    """``(layer, q) ->`` the mechanism that equals the base's attention in a layer of a model of sound; ``None`` for full attention."""
+    family = audio_family(stack.config)
+    if family is None or family.own_attention is None:
+        return None
+    attention = family.own_attention(stack.config)
+
+    def of_layer(layer: int, q: Tensor) -> Mechanism:
+        name, options = attention.for_layer(layer)
+        return mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])
+
+    return of_layer
 
 
 def _check_kinds(stack: PreTrainedModel) -> None:

@@ -94,8 +94,10 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
             return base_forward(self, **arguments)
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: Any, *, of_pixels: bool = True) -> Family:
     """The family of a model of pictures, long or not.
+
+    of_pixels: refuse spectrograms, too.
 
     Raises:
         BackendError: it reads no pictures on a grid of patches.
@@ -103,7 +105,7 @@ def family_of(model: Any) -> Family:
     family = known_family(model.config)
     if family is None or family.grid is None:
         raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a text instead.")
-    if family.grid.input != PIXELS:
+    if of_pixels and family.grid.input != PIXELS:
         raise BackendError(f"{type(model).__name__} reads {family.grid.noun}s, not pictures; give a model of pictures.")
     return family
 
@@ -123,13 +125,15 @@ class InterpolationOnGrid:
         return self.interpolates
 
 
-def grid_rule(model: Any) -> GridRule:
+def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
     """How a model of pictures cuts them into patches, all of which are on one grid in every call.
+
+    of_pixels: refuse spectrograms, too.
 
     Raises:
         BackendError: it reads no pictures on one grid of patches.
     """
-    rule: Any = family_of(model).grid
+    rule: Any = family_of(model, of_pixels=of_pixels).grid
     if rule.shapes is not None:
         raise BackendError(
             f"{type(model).__name__} reads every picture as rows of patches on a grid of its own, not as pixels, which are needed here; "

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
+from ..conversion.grid_sizes import GridSize
 from ..conversion.model_loading import chosen_device
 from ..conversion.sources.base import Source
 from .budget import Budget
@@ -20,7 +21,7 @@ BUDGET = "0.25"
 
 
 def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
-    """The attention of every layer, chosen by a text or by pictures, and for plan and report what was chosen and why.
+    """The attention of every layer, chosen by a text, pictures or recordings, and for plan and report what was chosen and why.
 
     Args:
         source: the opened checkpoint.
@@ -28,9 +29,9 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
     Raises:
         OptionError: a budget that nothing meets.
         LengthError: a text that is too short.
-        DataError, CheckpointError: no picture, or a model without an image processor.
+        DataError, CheckpointError: no picture or recording, or a model without its processor.
     """
-    inputs = config.search_text if config.search_images is None else config.search_images
+    inputs = next((given for given in (config.search_text, config.search_images, config.search_audio) if given is not None), None)
     result = Search(
         SearchConfig(
             model=source.name, text=None if inputs is None else Path(inputs), budget=Budget.read(config.budget or BUDGET), full_layers=None,
@@ -45,9 +46,9 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         "reason": result.reason,
         "loss_change": None if result.loss_change is None else result.loss_change.to_dict(),
         "budget": str(result.budget),
-        "text" if result.sizes is None else "pictures": result.text,
+        "text" if result.sizes is None else "pictures" if isinstance(result.sizes[0], GridSize) else "recordings": result.text,
         "compared_at": result.compared_at,
-        **({} if result.sizes is None else {"compared_image_size": list(result.sizes[1].size)}),
+        **{name: value for name, value in result.compared_sizes().items() if name.startswith("compared_")},
         "chosen": result.chosen.to_dict(seconds),
         "uniform": [costed.to_dict(seconds) for costed in result.uniform],
         "left_out": dict(result.reasons),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..conversion.audio_seconds import AudioPlan
 from ..conversion.grid_sizes import GridPlan
+from ..conversion.input_sizes import InputSizes
 from ..diagnostics import Candidate
 from ..diagnostics.candidates import read_candidates as candidates_from
 from ..diagnostics.candidates import unique_candidates
 from ..errors import LongAttentionError, OptionError
 from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import prototype
+from ..modeling.family.audio_config import refuse_reading
 from ..modeling.family.grid_config import refuse_line
 
 USUAL = (
@@ -29,14 +32,18 @@ USUAL_ON_GRIDS = (
     "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
 )  # fmt: skip
 """Tried by default for pictures, besides windows of the source's size, every other mechanism on a grid, and full attention."""
+USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
+"""Tried by default for sound, besides those for texts."""
 FULL = Candidate("full")
 
 
-def usual_candidates(sizes: GridPlan | None = None) -> list[Candidate]:
-    """:data:`USUAL` and full attention; of a model that reads pictures of these ``sizes``, :data:`USUAL_ON_GRIDS` and more."""
-    texts = USUAL if sizes is None else (*_windows_of(sizes), *USUAL_ON_GRIDS)
+def usual_candidates(sizes: InputSizes | None = None) -> list[Candidate]:
+    """:data:`USUAL` and full attention; of a model that reads pictures of these ``sizes``, :data:`USUAL_ON_GRIDS` and more; of one of sound
+    :data:`USUAL` and :data:`USUAL_CHUNKS`."""
+    on_grid = isinstance(sizes, GridPlan)
+    texts = (*_windows_of(sizes), *USUAL_ON_GRIDS) if isinstance(sizes, GridPlan) else USUAL if sizes is None else (*USUAL, *USUAL_CHUNKS)
     named = [Candidate.read(text) for text in texts]
-    listed = list_mechanisms(grid=True) if sizes is not None else []
+    listed = list_mechanisms(grid=True) if on_grid else []
     others = [Candidate(name) for name in listed if name not in {candidate.mechanism for candidate in named}]
     return unique_candidates([*(Candidate(candidate.mechanism, candidate.options) for candidate in named), *others, FULL])
 
@@ -62,9 +69,9 @@ def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
     return candidates
 
 
-def unsuitable(candidate: Candidate, causal: bool, sizes: GridPlan | None = None) -> str:
-    """Why a candidate cannot run in single layers of a model, one that reads pictures of these ``sizes`` or a text; one sentence, empty if
-    it can.
+def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = None) -> str:
+    """Why a candidate cannot run in single layers of a model, one that reads pictures or sounds of these ``sizes`` or a text; one sentence,
+    empty if it can.
 
     Raises:
         LongAttentionError: options that contradict one another.
@@ -77,6 +84,9 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: GridPlan | None = None
     if sizes is None:
         return f"{candidate} reads a grid, and the model reads a text." if built.reads_grid else ""
     try:
+        if isinstance(sizes, AudioPlan):
+            refuse_reading(candidate.mechanism, candidate.options)
+            return ""
         refuse_line(candidate.mechanism, candidate.options)
         built.on(sizes.new.grid).check_grid(sizes.new.grid)
         built.on(sizes.old.grid).pairs(sizes.old.grid.length)  # refuses what cannot run there: the result reads the old size, too

@@ -11,23 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conversion.audio_seconds import AudioDuration, AudioPlan
 from ..conversion.config import ConversionConfig
 from ..conversion.grid_sizes import GridPlan, GridSize, pixels, read_size
+from ..conversion.input_sizes import InputSize
 from ..conversion.sources.base import Source
 from ..conversion.text import verification_text
 from ..diagnostics import Candidate
 from ..errors import LengthError, OptionError
 from .budget import Budget
 from .candidates import read_candidates
+from .inputs import SearchInputs, digest, search_inputs
 from .model import SearchedModel
 from .objectives import Divergence, HeldOutLoss, Progress, Transferred
-from .pictures import SearchPictures, pictures_digest
 from .texts import SearchText
 from .transfer import transfer_attention
 
 MODES, SCORE_NAMES, OBJECTIVES = ("mechanisms", "full-layers"), ("mass", "kl"), ("loss", "kl")
 PIECES = 4
 """Pieces of the text that are read."""
+COMPARED_SECONDS = 60.0
+"""The duration of the sounds by which candidates are judged, at most, if the checkpoint was not trained with longer ones."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +66,35 @@ class SearchConfig:
             "budget": str(self.budget or self.full_layers),
             "mode": MODES[self.full_layers is not None], "length": self.conversion.max_length, "positions": self.conversion.positions,
             **({} if size is None else {"image_size": str(size)}),
+            **({} if self.conversion.audio_seconds is None else {"audio_seconds": self.conversion.audio_seconds}),
             "candidates": list(map(str, candidates)), "score": self.score, "objective": self.objective,
             "transfer_steps": self.transfer_steps, "pieces": self.pieces, "queries": self.queries, "compare_at": self.compare_at,
             "seed": self.seed, "device": self.device,
         }  # fmt: skip
 
     def _content(self) -> bytes:
-        """The text, or names and sizes of pictures."""
+        """The text or the recording, or names and sizes of files."""
         if isinstance(self.text, Tensor):
             return self.text.numpy().tobytes()
         if isinstance(self.text, Path) and self.text.is_dir():
-            return pictures_digest(self.text).encode()
+            return digest(self.text).encode()
         return self.text.read_bytes() if isinstance(self.text, Path) and self.text.is_file() else str(self.text).encode()
 
     def open_model(self, source: Source | None = None) -> SearchedModel:
         """The checkpoint, not yet loaded."""
         return SearchedModel.open(self.model if source is None else source, self.conversion, torch.device(self.device))
 
-    def length_compared(self, model: SearchedModel) -> int | GridSize:
+    def length_compared(self, model: SearchedModel) -> int | InputSize:
         """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read. The size of pictures is that of the
-        result, since positions of pictures are interpolated between those that were trained.
+        result, since positions of pictures are interpolated between those that were trained; the duration of sounds is the result's up to
+        :data:`COMPARED_SECONDS`, where the checkpoint reads it.
 
         Raises:
             LengthError: ``compare_at`` is more than that.
             GridError: it is not a multiple of the patch.
         """
+        if model.original.sound is not None:
+            return self._duration_compared(model.original.sound, model.original.architecture.source_config)
         if model.original.grid is not None:
             return self._size_compared(model.original.grid, model)
         trained = min(model.trained_length, model.length)
@@ -96,6 +104,15 @@ class SearchConfig:
                 f"{self.compare_at:,}; change --compare-at, or leave it out."
             )
         return trained if self.compare_at is None else self.compare_at
+
+    def _duration_compared(self, sound: AudioPlan, config: Any) -> AudioDuration:
+        seconds = min(sound.new.seconds, max(sound.old.seconds, COMPARED_SECONDS)) if self.compare_at is None else self.compare_at
+        if seconds > sound.new.seconds:
+            raise LengthError(
+                f"Candidates are compared on sounds of up to {sound.new.words}, which the result reads, not of {seconds:,.5g}; change "
+                "--compare-at, or leave it out."
+            )
+        return AudioDuration.of(sound.rule, config, seconds if sound.rule.base_reads(config, seconds) else sound.old.seconds)
 
     def _size_compared(self, sizes: GridPlan, model: SearchedModel) -> GridSize:
         if self.compare_at is None:
@@ -108,10 +125,10 @@ class SearchConfig:
             )
         return GridSize.of(sizes.rule, model.original.architecture.source_config, size)
 
-    def inputs(self, model: SearchedModel) -> SearchText | SearchPictures:
-        """The text, tokenised as far as it is needed, or the pictures."""
-        if model.original.grid is not None:
-            return SearchPictures(self.text, model.original, self.pieces)
+    def inputs(self, model: SearchedModel) -> SearchText | SearchInputs:
+        """The text, tokenised as far as it is needed, or pictures or recordings."""
+        if model.original.other_inputs is not None:
+            return search_inputs(self.text, model.original, self.pieces)
         text, name = verification_text(None) if self.text is None else (self.text, None)
         vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
         searched = SearchText(text, model.tokenizer, self.pieces * model.length, vocabulary)
@@ -131,5 +148,5 @@ class SearchConfig:
             return {}
         length = self.length_compared(model)
         if not isinstance(length, int) or self.text is None:
-            raise OptionError("Attention transfer reads texts, and this model reads pictures; leave --transfer-steps out.")
+            raise OptionError("Attention transfer reads texts, and this model reads pictures or sound; leave --transfer-steps out.")
         return transfer_attention(self.model, self.text, candidates, self.transfer_steps, length, folder, self.seed, progress)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conversion.verify_sizes import with_decoder_input
 from ..diagnostics import Candidate
 from ..diagnostics.measure import Progress
 from ..diagnostics.trial_model import Weights, check_predicts_tokens
 from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
 from .design import Design
+from .inputs import SearchInputs
 from .model import SearchedModel
-from .pictures import SearchPictures
 from .texts import SearchText
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
@@ -64,8 +65,8 @@ class Divergence:
     the picture or of its places.
 
     Args:
-        model, text, pieces, transferred: as for :class:`HeldOutLoss`; or pictures.
-        length: of the pieces, or the size of the pictures.
+        model, text, pieces, transferred: as for :class:`HeldOutLoss`; or pictures or recordings.
+        length: of the pieces, or the size of the pictures or sounds.
     Raises:
         OptionError: the checkpoint has no head.
     """
@@ -74,7 +75,7 @@ class Divergence:
     what = "nats of KL divergence"
 
     def __init__(
-        self, model: SearchedModel, text: SearchText | SearchPictures, pieces: int, length: Any, transferred: Transferred | None = None
+        self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any, transferred: Transferred | None = None
     ) -> None:  # fmt: skip
         self.model, self.transferred = model, transferred or {}
         masked = model.predicts_tokens and not model.original.shape.causal
@@ -87,6 +88,7 @@ class Divergence:
                 continue
             predicted = torch.nonzero(labels >= 0).flatten()
             self.places.append(predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED])
+        self.reads_text = isinstance(text, SearchText)
         self.expected = self._logits(model.run_with(model.base_attention, short=True))
 
     def __call__(self, design: Design) -> float:
@@ -100,7 +102,8 @@ class Divergence:
         """The logits of each piece, ``(predictions, classes)`` float32."""
         rows = []
         for arguments, places in zip(self.inputs, self.places, strict=True):
-            logits = getattr(model(**arguments), "logits", None)
+            given = arguments if self.reads_text else with_decoder_input(model, arguments)
+            logits = getattr(model(**given), "logits", None)
             if not isinstance(logits, Tensor):
                 raise OptionError(
                     f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "

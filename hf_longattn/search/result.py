@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..conversion.grid_sizes import GridSize, size_text
+from ..conversion.audio_seconds import AudioDuration
+from ..conversion.input_sizes import InputSize
 from ..evaluation.token_loss import LossChange
 from ..staging import unused_name
 from .budget import Budget, readable_bytes, readable_seconds
@@ -32,7 +33,7 @@ class SearchResult:
     """The outcome of a search.
 
     model, text: their names. length: of the target, in tokens. compared_at: tokens at which ``score`` was measured.
-    sizes: of a model of pictures, the size of the target's and of those at which ``score`` was measured.
+    sizes: of a model of pictures or sound, the size of the target's and of those at which ``score`` was measured.
     layers_kept: in the mode full-layers, how many keep the checkpoint's own attention; else ``None``.
     full_seconds, full_bytes: of full attention in every layer.
     chosen: the design; ``reason`` says why, in a sentence.
@@ -71,7 +72,7 @@ class SearchResult:
     folder: str | None = None
     loss_change: LossChange | None = None
     no_loss: str = ""
-    sizes: tuple[GridSize, GridSize] | None = None
+    sizes: tuple[InputSize, InputSize] | None = None
 
     @property
     def pareto(self) -> list[CostedDesign]:
@@ -83,11 +84,17 @@ class SearchResult:
         """What the result reads, in words."""
         return f"{self.length:,} tokens" if self.sizes is None else self.sizes[0].describe()
 
+    def compared_sizes(self) -> dict[str, Any]:
+        """The sizes of the target's inputs and of those compared, by name; none of texts."""
+        new, compared = ({}, {}) if self.sizes is None else (size.values for size in self.sizes)
+        name = next((name for name in new if name != "tokens"), "")
+        return {name: new[name], f"compared_{name}": compared[name]} if name else {}
+
     @property
     def command(self) -> str:
         """The command that converts the checkpoint to the design, as a shell reads it."""
         file = f"{self.folder}/design.yaml" if self.folder else "design.yaml"
-        size = self.length if self.sizes is None else size_text(self.sizes[0].size)
+        size = self.length if self.sizes is None else self.sizes[0].typed
         return shlex.join(["longattn", "convert", self.model, unused_name(f"{Path(self.model).name}-{size}"), "--config", file])
 
     @property
@@ -113,7 +120,7 @@ class SearchResult:
             "text": self.text,
             "length": self.length,
             "compared_at": self.compared_at,
-            **({} if self.sizes is None else {"image_size": self.sizes[0].size, "compared_image_size": self.sizes[1].size}),
+            **self.compared_sizes(),
             **({} if self.budget is None else {"budget": str(self.budget)}),
             **({} if self.layers_kept is None else {"layers_kept": self.layers_kept, "importance": list(self.importance)}),
             "score": self.score,
@@ -142,11 +149,14 @@ class SearchResult:
 
     def to_markdown(self) -> str:
         """The report as a page."""
-        what, full = SCORES[self.score], self.full_seconds
+        score, full = SCORES[self.score], self.full_seconds
         limit = f"{self.layers_kept} layers with the checkpoint's own attention" if self.budget is None else f"a budget of {self.budget}"
         read, compared = f"with the text {self.text}", f"{self.compared_at:,} tokens"
         if self.sizes is not None:
-            read, compared = f"by pictures ({self.text})", self.sizes[1].describe()
+            read, compared = (
+                f"by {'sounds' if isinstance(self.sizes[0], AudioDuration) else 'pictures'} ({self.text})",
+                self.sizes[1].describe(),
+            )
         lines = [
             f"# A design for {self.model} at {self.target}",
             "",
@@ -154,7 +164,7 @@ class SearchResult:
             f"    {self.command}",
             "",
             f"Searched under {limit}, {read}. Costs are those of attention alone, for one sequence of {self.length:,} "
-            f"tokens; full attention in every layer takes {readable_seconds(full)}. The score is {what} at {compared}.",
+            f"tokens; full attention in every layer takes {readable_seconds(full)}. The score is {score} at {compared}.",
             "",
             *(f"- {note}" for note in self.notes),
             *([""] if self.notes else []),

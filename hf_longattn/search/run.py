@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..conversion.config import ConversionConfig
-from ..conversion.grid_sizes import size_text
+from ..conversion.grid_sizes import GridPlan, size_text
 from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
@@ -52,6 +52,7 @@ def search_design(
     budget: str | float | Budget = "0.25",
     length: int | None = None,
     image_size: str | int | Sequence[int] | None = None,
+    audio_seconds: float | None = None,
     candidates: Sequence[str | Candidate] | None = None,
     mode: str = "mechanisms",
     score: str = "mass",
@@ -83,12 +84,13 @@ def search_design(
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
         text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of pictures a picture or
-            a folder of pictures (``Path``).
+            a folder of pictures (``Path``), for one of sound a recording or a folder of recordings.
         output: the folder of the search, with report, picture and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
         budget: of the attention of all layers for one text: a share of full attention's time (0.25), seconds ("1.5s") or memory ("200MB");
             in the mode "full-layers" the number of layers that keep the checkpoint's attention.
         length: of the target, in tokens; the checkpoint's own if not given.
         image_size: of the target's pictures, 1024, or height and width, "768x1024"; the checkpoint's own if not given.
+        audio_seconds: of the target's sounds; the checkpoint's own if not given.
         candidates: mechanisms such as ``"window:window=256"``; usual ones if not given. In the mode "full-layers" the one that the other
             layers run.
         mode: "mechanisms", or "full-layers" (after Li et al. 2025, arXiv 2512.20569: the layers whose restoration reduces the KL
@@ -101,7 +103,7 @@ def search_design(
         pieces: of the text that are read, or pictures, at most.
         queries: measured in each piece for captured mass.
         compare_at: tokens at which candidates are judged; what the checkpoint was trained to read if not given. For pictures, pixels along
-            both axes; ``image_size`` if not given.
+            both axes; ``image_size`` if not given. For sound, seconds; ``audio_seconds`` up to a minute if not given.
         positions: as in a conversion.
         seed: of stage 2's sampler.
         device: "cpu", "cuda" …; the accelerator if there is one.
@@ -133,7 +135,9 @@ def search_design(
         full_layers=_count(budget) if full_layers else None, candidates=None if candidates is None else tuple(read_candidates(candidates)),
         score="kl" if full_layers else score, objective=objective, trials=trials, workers=workers, transfer_steps=transfer_steps,
         pieces=pieces, queries=queries, compare_at=compare_at, seed=seed, device=str(chosen_device(device)),
-        conversion=ConversionConfig(max_length=length, image_size=image_size, positions=positions, revision=revision, token=token),
+        conversion=ConversionConfig(
+            max_length=length, image_size=image_size, audio_seconds=audio_seconds, positions=positions, revision=revision, token=token,
+        ),
     )  # fmt: skip
     if full_layers and (config.candidates is None or len(config.candidates) != 1 or trials):
         raise OptionError("In the mode full-layers all other layers run one candidate, and there are no trials; give one --candidate.")
@@ -176,7 +180,7 @@ class Search:
                     f"{model.source.name!r} is a {model.original.architecture.source_class}, which predicts no tokens, so it has no "
                     "held-out loss; add --objective kl."
                 )
-            pieces = min(pieces, len(self.text.pieces(model.length, config.pieces)))  # type: ignore[arg-type]
+            pieces = min(pieces, len(self.text.pieces(model.length, config.pieces)))
         if pieces < config.pieces:
             self.notes.append(self.text.too_few(pieces, config.pieces))
         self.candidates = self._suitable()
@@ -213,7 +217,7 @@ class Search:
         Raises:
             OptionError: one that the user named cannot run, or none is left.
         """
-        suitable, shape, sizes = [], self.model.original.shape, self.model.original.grid
+        suitable, shape, sizes = [], self.model.original.shape, self.model.original.other_inputs
         measured = self.config.full_layers is not None or (self.config.trials > 0 and self.config.objective == "loss")
         for candidate in usual_candidates(sizes) if self.config.candidates is None else self.config.candidates:
             why = unsuitable(candidate, shape.causal, sizes)
@@ -232,7 +236,7 @@ class Search:
         if not suitable:
             name, why = next(iter(self.reasons.items()))
             span = widest_span(self.model.trained_length, causal=shape.causal)
-            example = f"window:window={span}" if sizes is None else f"window2d:window={min(sizes.old.grid.sizes)}"
+            example = f"window2d:window={min(sizes.old.grid.sizes)}" if isinstance(sizes, GridPlan) else f"window:window={span}"
             raise OptionError(
                 f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less, for example --candidate {example}."
             )
@@ -346,11 +350,12 @@ class Search:
         self, chosen: CostedDesign, reason: str, costs: CostTable, table: ScoreTable, front: Sequence[CostedDesign],
         uniform: Sequence[CostedDesign], transferred: Transferred, tried: tuple[CostedDesign, ...] = (), **more: Any,
     ) -> SearchResult:  # fmt: skip
-        config, model, sizes = self.config, self.model, self.model.original.grid
-        compared = self.length if isinstance(self.length, int) else self.length.grid.length
+        config, model, sizes = self.config, self.model, self.model.original.other_inputs
+        compared = self.length if isinstance(self.length, int) else self.length.tokens
         settings = {
             "max_length": config.conversion.max_length,
-            "image_size": None if config.conversion.image_size is None or sizes is None else size_text(sizes.new.size),
+            "image_size": None if config.conversion.image_size is None or not isinstance(sizes, GridPlan) else size_text(sizes.new.size),
+            "audio_seconds": config.conversion.audio_seconds,
             "positions": None if config.conversion.positions == "auto" else config.conversion.positions,
         }
         rows = tuple(LayerRow(row, name) for row, name in zip(table.scores, chosen.design.names, strict=True))
@@ -368,11 +373,11 @@ class Search:
 
     def _loss_change(self, design: Design, transferred: Transferred) -> tuple[LossChange | None, str]:
         """How the loss at the target length changes with a design, and why that was not measured."""
-        if self.model.original.grid is not None:
+        if self.model.original.other_inputs is not None:
             return None, ""
         try:
             check_predicts_tokens(self.model)
-            inputs: Any = self.text.predicted(self.model.length, self.config.pieces, causal=self.model.original.shape.causal)  # type: ignore[arg-type]
+            inputs: Any = self.text.predicted(self.model.length, self.config.pieces, causal=self.model.original.shape.causal)
             self.progress(f"held-out loss of {design}")
             measure = LossAgainstChunks(self.model, inputs)
             return measure(design.attention(), weights_of(design, transferred)), ""

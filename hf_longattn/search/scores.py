@@ -15,10 +15,10 @@ from .budget import Budget
 from .candidates import FULL
 from .costs import LayerCost
 from .design import CostedDesign, Design
+from .inputs import SearchInputs
 from .knapsack import Numbers, best_under_peak, front, thinned
 from .model import SearchedModel
 from .objectives import Divergence, Progress, divergence_by_layer
-from .pictures import SearchPictures
 from .texts import SearchText
 
 QUERIES = 512
@@ -39,11 +39,11 @@ class ScoreTable:
 
 
 def mass_table(
-    model: SearchedModel, text: SearchText | SearchPictures, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
+    model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
     progress: Progress,
 ) -> ScoreTable:  # fmt: skip
-    """Captured mass, from 0 to 1, mean over heads and pieces of ``length`` tokens or pictures of this size, in the checkpoint as it was
-    trained."""
+    """Captured mass, from 0 to 1, mean over heads and pieces of ``length`` tokens, or pictures or sounds of this size, in the checkpoint as
+    it was trained."""
     masses, reasons = list[torch.Tensor](), dict[str, str]()
     of_text: Sequence[Any] = text.pieces(length, pieces)
     for number, piece in enumerate(of_text):

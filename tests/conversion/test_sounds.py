@@ -228,7 +228,11 @@ REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
     ({"positions": "tile"}, PositionError, "--positions is for tables and rotary positions, which a Wav2Vec2ForCTC has not; leave it out"),
     ({"audio_seconds": 5}, LengthError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
     ({"audio_seconds": -1}, OptionError, "--audio-seconds is -1, but must be a number of seconds above 0"),
-    ({"mechanism": "auto"}, OptionError, "--mechanism auto chooses by texts or pictures"),
+    (
+        {"mechanism": "auto", "search_text": "x"},
+        OptionError,
+        "--search-text is a text, but .* reads sound; give recordings as --search-audio",
+    ),
     ({"mechanism": "window2d"}, OptionError, "reads a picture's patches, but a sound is one line"),
     ({"mechanism": "recurrent_memory"}, OptionError, "one segment of a text after the other"),
     ({"mechanism": "windw"}, LongAttentionError, "window"),

@@ -186,10 +186,11 @@ class TestRefusals:
             "max_length": (4096, r"--max-length counts the tokens of a text.* give the length as --audio-seconds 30"),
             "audio_seconds": (0.5, r"spectrograms of 104 frames \(1\.04 s\).*50 frames \(0\.5 s\) are too few, .*--audio-seconds 1\.04"),
             "positions": ("random", r"does not apply to the positions of spectrograms; expected one of auto, tile, interpolate"),
-            "mechanism": ("auto", r"--mechanism auto compares mechanisms on texts and pictures, not on spectrograms; name one"),
+            "search_text": ("x", r"--search-text is a text, .* reads spectrograms; give recordings as --search-audio FILE"),
         }.items():
+            values = {settings: message[0], **({"mechanism": "auto"} if settings == "search_text" else {})}
             with pytest.raises(LongAttentionError, match=message[1]):
-                plan_conversion(short, choose=lambda source, request: pytest.fail("searched"), **{settings: message[0]})
+                plan_conversion(short, choose=lambda source, request: pytest.fail("searched"), **values)
 
     def test_seconds_of_a_text_or_a_picture(self, tmp_path: Path) -> None:
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}

@@ -22,7 +22,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
-from hf_longattn.search.pictures import SearchPictures
+from hf_longattn.search.inputs import SearchPictures
 
 from ..modeling import grid_models
 

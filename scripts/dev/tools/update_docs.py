@@ -28,7 +28,7 @@ from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.same_precision import markdown as same_precision_markdown
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
-from scripts.dev.tools import api_reference, grid_pictures, mechanism_pages
+from scripts.dev.tools import api_reference, grid_pictures, mechanism_pages, sound_pictures
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
@@ -298,11 +298,12 @@ def main(arguments: list[str] | None = None) -> int:
                 path.write_text(after, encoding="utf-8")
     pictures = ROOT / "docs" / "pictures"
     if check:
-        names = [*map(mechanism_pages.picture_of, list_mechanisms()), grid_pictures.FILE]
+        names = [*map(mechanism_pages.picture_of, list_mechanisms()), grid_pictures.FILE, sound_pictures.FILE]
         stale += [path for name in names if not (path := pictures / name).exists()]
     else:
         mechanism_pages.draw(pictures)
         grid_pictures.draw(pictures / grid_pictures.FILE)
+        sound_pictures.draw(pictures / sound_pictures.FILE)
     print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
     return 1 if check and stale else 0
 

@@ -1,0 +1,164 @@
+"""Searches for models of sound: as for texts and pictures, by recordings at the duration of the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import ASTFeatureExtractor
+
+import hf_longattn
+from hf_longattn.cli import main
+from hf_longattn.conversion import plan_conversion
+from hf_longattn.data.sources import DataError
+from hf_longattn.diagnostics import Candidate
+from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, OptionError
+from hf_longattn.search import choose_mechanisms, search_design
+from hf_longattn.search.candidates import unsuitable, usual_candidates
+from hf_longattn.search.costs import LayerCost, LayerCosts
+
+from ..modeling import grid_models
+from ..modeling.audio_models import EVERY_FAMILY, recording, saved, smallest_head, with_extractor
+
+CTC = "Wav2Vec2ForCTC"
+CANDIDATES = ["window:left=8,right=8", "window:left=64,right=64", "chunked:chunk_size=16,left_chunks=2", "full"]
+COSTS = dict(zip(CANDIDATES, (0.1, 0.2, 0.15, 1.0), strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs that do not depend on the machine."""
+
+    def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
+        return {str(candidate): LayerCost(COSTS.get(str(candidate), 0.5)) for candidate in candidates}
+
+    monkeypatch.setattr(LayerCosts, "measure", measure)
+
+
+@pytest.fixture(scope="module")
+def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search") / "wav2vec2"
+    with_extractor("wav2vec2", CTC, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("talks")
+    for number in range(3):
+        recording(folder / f"{number}.wav", 3 + number, number)
+    return folder
+
+
+@pytest.mark.parametrize("base", EVERY_FAMILY)
+def test_every_family(base: str, talks: Path, tmp_path: Path) -> None:
+    """What full attention keeps is all, a window keeps less, unless the base itself sees no more."""
+    with_extractor(base, smallest_head(base), tmp_path, **({"max_source_positions": 100} if base == "whisper" else {}))
+    result = search_design(tmp_path, talks, candidates=CANDIDATES, compare_at=2, pieces=1, queries=16)
+    assert len(result.rows) == 2
+    for row in result.rows:
+        assert 0 < row.scores[CANDIDATES[0]] <= row.scores[CANDIDATES[1]] + 1e-6
+        assert row.scores["full"] == pytest.approx(1, abs=1e-5)
+    assert result.sizes is not None
+    assert result.compared_sizes()["compared_audio_seconds"] == 2
+
+
+def test_a_spectrogram_is_a_grid(talks: Path, tmp_path: Path) -> None:
+    base = "audio-spectrogram-transformer"
+    config = grid_models.saved(base, grid_models.base_model(base), tmp_path).config
+    ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length).save_pretrained(tmp_path)
+    result = search_design(tmp_path, talks, candidates=["window2d:window=4", "full"], audio_seconds=0.64, pieces=2, budget=1)
+    assert all(0 < row.scores["window2d:window=4"] < row.scores["full"] == pytest.approx(1, abs=1e-5) for row in result.rows)
+    assert result.compared_sizes()["spectrogram_size"] == [config.num_mel_bins, 64]
+
+
+def test_auto_is_the_search_and_says_why(wav2vec2: Path, talks: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "mechanism": "auto",
+        "audio_seconds": 16,
+        "budget": "0.3",
+        "search_audio": recording(tmp_path / "a.wav", 17),
+    }
+    report = hf_longattn.convert_checkpoint(wav2vec2, tmp_path / "long", choose=choose_mechanisms, **settings)
+    assert report.passed
+    choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
+    assert (choice["recordings"], choice["compared_audio_seconds"], choice["compared_at"]) == ("a.wav", 16, 799)
+    model = hf_longattn.LongWav2Vec2ForCTC.from_pretrained(tmp_path / "long")
+    assert model.config.long_audio_seconds == 16
+
+
+def test_the_commands(wav2vec2: Path, talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    output, candidates = tmp_path / "search", [word for text in CANDIDATES for word in ("--candidate", text)]
+    typed = ["search", str(wav2vec2), str(talks), "--output", str(output), "--audio-seconds", "20", "--compare-at", "3", *candidates]
+    assert _run(typed) == 0
+    assert "length 20 seconds, 999 frames" in " ".join(capsys.readouterr().out.split())
+    assert yaml.safe_load((output / "design.yaml").read_text())["audio_seconds"] == 20
+    assert "by sounds (" in (output / "report.md").read_text()
+    report = json.loads((output / "report.json").read_text())
+    assert (report["audio_seconds"], report["compared_audio_seconds"], report["length"]) == (20, 3, 999)
+    assert _run([*typed, "--resume"]) == 0
+    assert _run(["convert", str(wav2vec2), str(tmp_path / "long"), "--config", f"{output}/design.yaml", "--no-verify"]) == 0
+    model = hf_longattn.LongWav2Vec2ForCTC.from_pretrained(tmp_path / "long")
+    assert model.config.long_attention.to_dict() == report["long_attention"]
+
+
+def test_whole_designs_are_tried_by_their_divergence(wav2vec2: Path, talks: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    settings: dict[str, Any] = {"candidates": CANDIDATES, "compare_at": 2, "pieces": 1}
+    result = search_design(wav2vec2, talks, tmp_path / "search", trials=3, objective="kl", **settings)
+    assert result.tried
+    assert all(costed.loss is not None and costed.loss >= 0 for costed in result.tried)
+    by_layer = search_design(wav2vec2, talks, score="kl", **settings)
+    assert all(row.scores["full"] == pytest.approx(0, abs=1e-6) for row in by_layer.rows)
+
+
+def test_what_is_a_candidate(wav2vec2: Path) -> None:
+    sizes = plan_conversion(wav2vec2).sound
+    usual = usual_candidates(sizes)
+    assert {"window", "chunked", "full", "longformer"} <= {candidate.mechanism for candidate in usual}
+    assert all(unsuitable(candidate, False, sizes) == "" for candidate in usual)
+    assert "a sound is one line" in unsuitable(Candidate("window2d"), False, sizes)
+
+
+REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
+    ({"text": "words " * 99}, OptionError, "give a recording or a folder of recordings"),
+    ({"text": Path("missing")}, DataError, "does not exist; give a recording, or a folder"),
+    ({"length": 512}, OptionError, "give its duration as --audio-seconds 600"),
+    ({"image_size": 512}, OptionError, "give its duration as --audio-seconds 600"),
+    ({"audio_seconds": 3}, LengthError, "3 seconds are too few"),
+    ({}, LengthError, r"The longest recording has 5\.0 seconds, but 15 are needed"),
+    ({"compare_at": 16}, LengthError, "on sounds of up to 15 seconds, which the result reads, not of 16"),
+    ({"candidates": ["window2d:window=16"], "compare_at": 2}, OptionError, "reads a picture's patches"),
+    ({"trials": 2, "output": "search"}, OptionError, "add --objective kl"),
+    ({"transfer_steps": 2, "output": "search", "compare_at": 2}, OptionError, "leave --transfer-steps out"),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "sentence"), REFUSED, ids=[sentence for _, _, sentence in REFUSED])
+def test_refusals(
+    settings: dict[str, Any], error: type[LongAttentionError], sentence: str, wav2vec2: Path, talks: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / settings["output"] if "output" in settings else None
+    values: dict[str, Any] = {"text": talks, "compare_at": 2 if "trials" in settings else None, **settings, "output": output}
+    with pytest.raises(error, match=sentence):
+        search_design(wav2vec2, **values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_feature_extractor(talks: Path, tmp_path: Path) -> None:
+    saved("wav2vec2", CTC, tmp_path)
+    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json, which says how it reads sound"):
+        search_design(tmp_path, talks)
+    with pytest.raises(OptionError, match="--search-audio"):
+        plan_conversion(tmp_path, choose=choose_mechanisms, mechanism="auto")
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return main(arguments) or 0
+    except SystemExit as ended:
+        return int(ended.code or 0)
