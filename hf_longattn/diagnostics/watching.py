@@ -50,11 +50,15 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     Raises:
         BackendError: it is not a model of transformers, or its attention cannot be watched.
     """
+    if audio_family(getattr(model, "config", None)) is not None:
+        raise BackendError(
+            f"{type(model).__name__} reads sound and no text; longattn search measures what mechanisms keep of its attention, and longattn "
+            "probe MODEL talk.wav how far it looks."
+        )
     stack = watched_layers(model)
     if stack.main_input_name != "input_ids":
-        what, example = ("a picture", "photo.jpg") if audio_family(stack.config) is None else ("a recording", "talk.wav")
         raise BackendError(
-            f"{type(model).__name__} reads {stack.main_input_name} and no text; give it {what}: longattn diagnose MODEL {example}."
+            f"{type(model).__name__} reads {stack.main_input_name} and no text; give it a picture: longattn diagnose MODEL photo.jpg."
         )
     return stack
 

@@ -80,6 +80,14 @@ def test_what_cannot_be_probed_says_why(tmp_path: Path) -> None:
         measure_receptive_field(tmp_path / "whisper", file)
 
 
+def test_a_diagnosis_says_which_commands_take_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short")
+    file = recording(tmp_path / "talk.wav", 1)
+    capsys.readouterr()
+    assert _run(["diagnose", str(tmp_path / "short"), str(file)]) == 1
+    assert "reads sound and no text; longattn search measures what mechanisms keep" in capsys.readouterr().err
+
+
 def _run(arguments: list[str]) -> int:
     try:
         return main(arguments) or 0

@@ -68,7 +68,8 @@ def inputs_of(base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dt
     features = () if rule.features is None else (rule.features(small_audio_config(base, SHAPE)),)
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(length, *features, generator=generator, dtype=dtype) for length in lengths]
-    inputs: dict[str, Tensor] = rule.arguments(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths if len({*lengths}) > 1 else None)
+    sounds = rule.as_input(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+    inputs: dict[str, Tensor] = rule.arguments(sounds, lengths if len({*lengths}) > 1 else None)
     if FAMILIES[base].base_config_class.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.arange(5).expand(len(rows), 5)
     return inputs
