@@ -47,7 +47,6 @@ STRIPS = (
     Strip("chunked", {"chunk_size": 8, "left_chunks": 1}),
     Strip("longformer", {"window": 16, "global_tokens": 0}),
     Strip("segmented", {"block_size": 8, "integration": "previous"}),
-    Strip("strided", {"stride": 16}),
 )
 
 
