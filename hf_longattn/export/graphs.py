@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.report import FAILED, PASSED, TOLERANCE, Check
+from ..private_apis import trace_errors
 
 PAST = "past_key_values"
 """How the names of a decoder's state tensors begin."""
@@ -64,25 +65,113 @@ class ExportedGraph(nn.Module, ABC):
         return None
 
 
-def compare(
-    run: Runner, inputs: dict[str, Tensor], expected: dict[str, Tensor], shape: str, values: dict[str, Any], rows: Callable[[Tensor], Any]
-) -> Check:
-    """Whether a graph returns what is expected.
+@dataclass(frozen=True)
+class Comparison:
+    """Inputs on which a graph is compared with its model.
 
-    shape, values: of the inputs, in words and for the report. rows: the index of the entries of an output that are defined.
+    description, values: of the inputs, in words and for the report. defined: the index of the entries of an output that are defined, which
+        those at padding are not.
     """
-    try:
-        outputs = run(inputs)
-    except Exception as error:  # runtimes raise any type of error
-        why = f"{shape}: the runtime cannot run it ({type(error).__name__})"
-        return Check("equal to the model", FAILED, why, {**values, "difference": None})
-    worst = 0.0
-    for name, expected_values in expected.items():
-        at = rows(expected_values)
-        difference = (outputs[name] - expected_values)[at].abs().max().item() / max(1.0, expected_values[at].abs().max().item())
-        worst = max(worst, difference if difference == difference else float("inf"))
-    detail = f"{shape}: largest difference {worst:.1e} of the largest output"
-    return Check("equal to the model", PASSED if worst <= TOLERANCE else FAILED, detail, {**values, "difference": worst})
+
+    inputs: dict[str, Tensor]
+    description: str
+    values: dict[str, Any]
+    defined: Callable[[Tensor], Any] = lambda output: ...
+
+
+@dataclass(frozen=True)
+class Int8Inputs:
+    """Inputs for the accuracy and for the seconds of an int8 copy, each with its sizes for the report."""
+
+    compared: dict[str, Tensor]
+    compared_sizes: dict[str, Any]
+    timed: dict[str, Tensor]
+    timed_sizes: dict[str, Any]
+
+
+class OnePassGraph(ExportedGraph):
+    """A model as a function of its inputs by name that returns a dictionary of tensors, without cache. ``forward`` names the inputs, by
+    which a graph is called.
+
+    fixed: further arguments of the model's ``forward``.
+    """
+
+    def __init__(self, model: nn.Module, fixed: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.fixed: dict[str, Any] = {**(fixed or {}), "return_dict": True}
+
+    def run(self, **inputs: Tensor | None) -> dict[str, Tensor]:
+        """What the model returns for the inputs that are given."""
+        arguments = {name: value for name, value in inputs.items() if value is not None}
+        return dict(named_tensors(self.model(**arguments, **self.fixed)))
+
+    @abstractmethod
+    def shortest_lengths(self, max_length: int) -> Sequence[int]:
+        """The minimum lengths to try, in order."""
+
+    @abstractmethod
+    def traceable(self, shortest: int, max_length: int) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """The inputs to trace, and the free axes of each."""
+
+    @abstractmethod
+    def comparisons(self, limits: tuple[int, int]) -> Iterator[Comparison]:
+        """What is compared, at lengths between ``limits``."""
+
+    @abstractmethod
+    def int8_inputs(self, limits: tuple[int, int]) -> Int8Inputs:
+        """On what an int8 copy is measured, at lengths between ``limits``."""
+
+    def traced(self, max_length: int) -> Traced:
+        """The program for the first of the minimum lengths for which the model is one graph."""
+        lengths = self.shortest_lengths(max_length)
+        for shortest in lengths:
+            example, sizes = self.traceable(shortest, max_length)
+            try:
+                program = torch.export.export(self, (), kwargs=example, dynamic_shapes=sizes)
+            except trace_errors():  # a guard on the length, or guards that contradict each other
+                if shortest == lengths[-1]:
+                    raise
+            else:
+                return Traced(program, example, tuple(example), tuple(self(**example)), shortest)
+        raise AssertionError("no minimum length to try")
+
+    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
+        run = load()
+        return [self._compared(run, comparison) for comparison in self.comparisons(limits)]
+
+    def _compared(self, run: Runner, comparison: Comparison) -> Check:
+        """Whether a graph returns what the model returns."""
+        name, values = "equal to the model", comparison.values
+        with torch.no_grad():
+            expected = self(**comparison.inputs)
+        try:
+            outputs = run(comparison.inputs)
+        except Exception as error:  # runtimes raise any type of error
+            why = f"{comparison.description}: the runtime cannot run it ({type(error).__name__})"
+            return Check(name, FAILED, why, {**values, "difference": None})
+        worst = 0.0
+        for output, expected_values in expected.items():
+            at = comparison.defined(expected_values)
+            largest = max(1.0, expected_values[at].abs().max().item())
+            difference = (outputs[output] - expected_values)[at].abs().max().item() / largest
+            worst = max(worst, difference if difference == difference else float("inf"))
+        detail = f"{comparison.description}: largest difference {worst:.1e} of the largest output"
+        return Check(name, PASSED if worst <= TOLERANCE else FAILED, detail, {**values, "difference": worst})
+
+
+def named_tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an output by name, those of a tuple with their number, as a backbone's maps."""
+    for name, value in outputs.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, tuple):
+            yield from ((f"{name}.{number}", tensor) for number, tensor in enumerate(value))
+
+
+def turned(row: Tensor, batch: int, axis: int) -> Tensor:
+    """``batch`` rows of one ``(1, …)``, each turned by another stretch along ``axis``."""
+    return torch.cat([row.roll(number * row.shape[axis] // batch, axis) for number in range(batch)])
 
 
 def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:

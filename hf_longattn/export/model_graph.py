@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import inspect
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from ..conversion.architectures import attached_mechanisms
 from ..conversion.pooling import SentencePooling
-from ..conversion.report import Check
 from ..conversion.text import VerificationText
 from ..mechanisms import Mechanism
-from ..private_apis import trace_errors
-from .graphs import ExportedGraph, Runner, Traced, compare
+from .graphs import Comparison, Int8Inputs, OnePassGraph
 
 MIN_LENGTHS = (2, 129, 513)
 """Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some definitions need a few blocks to be one graph."""
@@ -25,10 +23,12 @@ EXAMPLE_TOKENS = 600
 """Tokens of the traced text, unless the minimum length is greater."""
 COMPARED_SHAPES = ((3, 7), (2, 333), (1, 2048))
 """Batch sizes and lengths to compare; the graph's minimum, a middle and its maximum length replace those it does not take."""
+INT8_SHAPES = ((6, 512), (1, 2048))
+"""Number and length of the texts on which an int8 copy is compared (a seventh would be all padding), and of the one that is timed."""
 
 
-class ModelGraph(ExportedGraph):
-    """A model as a function of named tensors that returns a dictionary of tensors, without cache.
+class ModelGraph(OnePassGraph):
+    """A model as a function of token ids and their mask.
 
     names: its inputs.
     """
@@ -36,11 +36,8 @@ class ModelGraph(ExportedGraph):
     advised = "longformer"
 
     def __init__(self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None = None) -> None:
-        super().__init__()
-        self.model, self.words, self.names, self.pooling = model, words, names, pooling
-        self.fixed: dict[str, Any] = {"return_dict": True}
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            self.fixed["use_cache"] = False
+        super().__init__(model, {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else None)
+        self.words, self.names, self.pooling = words, names, pooling
 
     def forward(
         self,
@@ -50,14 +47,10 @@ class ModelGraph(ExportedGraph):
         global_attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        extra = {
-            "token_type_ids": token_type_ids,
-            "global_attention_mask": global_attention_mask,
-            "decoder_input_ids": decoder_input_ids,
-        }
-        extra = {name: value for name, value in extra.items() if value is not None}
-        returned = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra, **self.fixed)
-        tensors = {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+        tensors = self.run(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
+            global_attention_mask=global_attention_mask, decoder_input_ids=decoder_input_ids,
+        )  # fmt: skip
         if self.pooling is not None and "last_hidden_state" in tensors:
             tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
         return tensors
@@ -66,29 +59,23 @@ class ModelGraph(ExportedGraph):
     def inputs(self) -> tuple[str, ...]:
         return self.names
 
-    def traced(self, max_length: int) -> Traced:
-        decoded, tried = longest_decoded(self.model, max_length), least_lengths(self, max_length)
-        for shortest in tried:
-            example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
-            try:
-                program = torch.export.export(self, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
-            except trace_errors():  # a guard on the length, or guards that contradict each other
-                if shortest == tried[-1]:
-                    raise
-            else:
-                return Traced(program, example, tuple(example), tuple(self(**example)), shortest)
-        raise AssertionError("no minimum length to try")
+    def shortest_lengths(self, max_length: int) -> list[int]:
+        return least_lengths(self, max_length)
 
-    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
-        """As :meth:`ExportedGraph.check`, for each of ``COMPARED_SHAPES``."""
-        run = load()
-        compared: list[Check] = []
-        for batch, length in COMPARED_SHAPES:
-            if length < limits[0] and compared:
+    def traceable(self, shortest: int, max_length: int) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
+        return example, free_sizes(example, shortest, max_length, longest_decoded(self.model, max_length))
+
+    def comparisons(self, limits: tuple[int, int]) -> Iterator[Comparison]:
+        for number, (batch, length) in enumerate(COMPARED_SHAPES):
+            if length < limits[0] and number:
                 length = sum(limits) // 2
-            inputs = example_inputs(self.model, self.names, self.words, batch, min(max(length, limits[0]), limits[1]))
-            compared.append(_compare(self, run, inputs))
-        return compared
+            yield compared_texts(example_inputs(self.model, self.names, self.words, batch, min(max(length, limits[0]), limits[1])))
+
+    def int8_inputs(self, limits: tuple[int, int]) -> Int8Inputs:
+        texts = [(batch, min(max(length, limits[0]), limits[1])) for batch, length in INT8_SHAPES]
+        compared, timed = (example_inputs(self.model, self.names, self.words, *text, repeated=False) for text in texts)
+        return Int8Inputs(compared, {"texts": texts[0][0], "tokens": texts[0][1]}, timed, {"tokens": texts[1][1]})
 
 
 def least_lengths(graph: nn.Module, max_length: int) -> list[int]:
@@ -156,13 +143,12 @@ def example_inputs(
     return inputs
 
 
-def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
+def compared_texts(inputs: dict[str, Tensor]) -> Comparison:
+    """Texts, of whose outputs those at real tokens are compared."""
     batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
-    with torch.no_grad():
-        expected = graph(**inputs)
     mask = inputs["attention_mask"] != 0
 
     def real(output: Tensor) -> Any:
         return mask if output.shape[: mask.dim()] == mask.shape else ...  # outputs at padding are undefined
 
-    return compare(run, inputs, expected, f"{batch} × {length:,} tokens with padding", {"batch": batch, "length": length}, real)
+    return Comparison(inputs, f"{batch} × {length:,} tokens with padding", {"batch": batch, "length": length}, real)

@@ -33,18 +33,17 @@ from ..conversion.text import VerificationText, load_tokenizer, verification_tex
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES
 from ..modeling.family.definition import family_of, family_with
-from ..modeling.family.grid_rule import PIXELS
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..private_apis import auto_mapping
 from ..staging import check_destination, destination_path
 from .decoder import TASK as WITH_PAST
 from .decoder import DecoderGraph
-from .graphs import ExportedGraph, onnx_runner, runner
+from .graphs import ExportedGraph, OnePassGraph, onnx_runner, runner
 from .int8 import INT8_FILE, measure, quantise
-from .model_graph import ModelGraph, example_inputs
-from .picture_graph import PictureGraph, SpectrogramGraph
-from .sound_graph import FeatureGraph, SoundGraph
+from .model_graph import ModelGraph
+from .picture_graph import PictureGraph
+from .sound_graph import SoundGraph
 
 TASKS = {**AUTO_CLASSES, WITH_PAST: "AutoModelForCausalLM", "text2text-generation": "AutoModelForSeq2SeqLM"}
 """The Hub's names of tasks, and the Auto class of each."""
@@ -154,15 +153,15 @@ def export_checkpoint(
             raise ExportError("The graph of a model of sound is written with its head and without global tokens; leave both options out.")
         audio = family_of(loaded.config).audio
         assert audio is not None
-        sounds = words = VerificationSound(audio, loaded.config, load_feature_extractor(source.folder))
-        graph = (SoundGraph if sounds.rule.features is None else FeatureGraph)(loaded, sounds)
+        words = VerificationSound(audio, loaded.config, load_feature_extractor(source.folder))
+        graph = SoundGraph(loaded, words)
     elif image_size is not None:
         if global_attention_mask:
             raise ExportError("The graph of a model of pictures is written without global_attention_mask; leave global_attention_mask out.")
         rule = family_of(loaded.config).grid
         assert rule is not None
         words = inputs_on_grid(rule, loaded.config, source.folder)
-        graph = (PictureGraph if rule.input == PIXELS else SpectrogramGraph)(loaded, words, image_size)
+        graph = PictureGraph(loaded, words, image_size)
     else:
         words = VerificationText(*verification_text(None), load_tokenizer(source.folder), loaded.config.vocab_size)
         if task == WITH_PAST:
@@ -182,7 +181,7 @@ def export_checkpoint(
             raise ExportError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
-        quantised = _quantise(stage, graph, outputs, words, limits) if int8 else None
+        quantised = _quantise(stage, graph, outputs, words.describe(), limits) if isinstance(graph, OnePassGraph) and int8 else None
         _write_configs(loaded, source, stage)
         written.update(outputs=outputs, min_length=shortest, opset=used, checks=tuple(checks), int8=quantised)
         return sorted(path.name for path in stage.iterdir())
@@ -267,37 +266,14 @@ def _check_mechanisms(model: nn.Module) -> None:
         )
 
 
-def _quantise(
-    stage: Path,
-    graph: ExportedGraph,
-    outputs: tuple[str, ...],
-    words: VerificationText | VerificationPictures | VerificationSound,
-    limits: tuple[int, int],
-) -> dict[str, Any]:
-    """Write the int8 copy of the graph in ``stage``; the values of :attr:`ExportReport.int8`."""
+def _quantise(stage: Path, graph: OnePassGraph, outputs: tuple[str, ...], text: str, limits: tuple[int, int]) -> dict[str, Any]:
+    """Write the int8 copy of the graph in ``stage``; the values of :attr:`ExportReport.int8`, measured on ``text``."""
     file, copy = stage / FILES["onnx"], stage / INT8_FILE
-    layers = quantise(file, copy)
-    if isinstance(graph, SoundGraph):
-        config = graph.sounds.config
-        lengths = [graph.rule.length_of(config, min(max(frames, limits[0]), limits[1])) for _, frames in INT8_SHAPES]
-        inputs = [graph.example(batch, length) for (batch, _), length in zip(INT8_SHAPES, lengths, strict=True)]
-        seconds = [graph.rule.seconds(length) for length in lengths]
-        sizes, timed = {"sounds": INT8_SHAPES[0][0], "audio_seconds": seconds[0]}, {"audio_seconds": seconds[1]}
-    elif isinstance(graph, PictureGraph):
-        inputs = [graph.example(batch) for batch, _ in INT8_SHAPES]
-        sizes, timed = {"pictures": INT8_SHAPES[0][0]}, {"pictures": INT8_SHAPES[1][0]}
-    else:
-        assert isinstance(words, VerificationText)
-        lengths = [min(max(length, limits[0]), limits[1]) for _, length in INT8_SHAPES]
-        inputs = [
-            example_inputs(graph.model, graph.inputs, words, batch, length, repeated=False)
-            for (batch, _), length in zip(INT8_SHAPES, lengths, strict=True)
-        ]
-        sizes, timed = {"texts": INT8_SHAPES[0][0], "tokens": lengths[0]}, {"tokens": lengths[1]}
-    measured = measure(onnx_runner(file, outputs), onnx_runner(copy, outputs), *inputs)
-    measured["seconds"] |= timed
+    layers, inputs = quantise(file, copy), graph.int8_inputs(limits)
+    measured = measure(onnx_runner(file, outputs), onnx_runner(copy, outputs), inputs.compared, inputs.timed)
+    measured["seconds"] |= inputs.timed_sizes
     weights = {"float32": file.stat().st_size, "int8": copy.stat().st_size}
-    return {"file": INT8_FILE, "linear_layers": layers, "bytes": weights, "text": words.describe(), **sizes, **measured}
+    return {"file": INT8_FILE, "linear_layers": layers, "bytes": weights, "text": text, **inputs.compared_sizes, **measured}
 
 
 def _write_configs(model: Any, source: Source, stage: Path) -> None:
@@ -379,8 +355,3 @@ def _hushed() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
-
-
-INT8_SHAPES = ((6, 512), (1, 2048))
-"""Number and length of the texts on which an int8 copy is compared (a seventh would be all padding), and of the one that is timed; of
-pictures, the number."""

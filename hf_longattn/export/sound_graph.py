@@ -2,82 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..conversion.report import Check
 from ..conversion.sound import VerificationSound
+from ..errors import ExportError
 from ..modeling.family.audio_rule import MASK
-from ..private_apis import trace_errors
-from .graphs import ExportedGraph, Runner, Traced, compare
+from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 from .model_graph import least_lengths
-from .picture_graph import named_tensors
 
 COMPARED = ((3, 0.0), (2, 0.3), (1, 1.0))
 """Batch sizes, and durations between the shortest and the longest, to compare."""
 EXAMPLE_FRAMES = 600
 """Frames of the traced sound, unless the minimum is greater."""
+INT8_FRAMES = ((6, 512), (1, 2048))
+"""Number of the sounds and frames of each on which an int8 copy is compared, and of the one that is timed."""
+DECODED = "decoder_input_ids"
+DECODED_TOKENS = 4
+"""Tokens that a decoder reads where a graph is traced and compared."""
 
 
-class SoundGraph(ExportedGraph):
-    """A model as a function of samples ``(B, N)``, and of their mask where padding changes nothing, that returns a dictionary of tensors.
+class SoundGraph(OnePassGraph):
+    """A model as a function of samples ``(B, N)`` or features, of their mask where padding changes nothing, and of the tokens that its
+    decoder has written, if it has one.
 
     sounds: on which it is traced and compared.
+
+    Raises:
+        ExportError: the model is a transducer.
     """
 
     advised = "longformer"
 
     def __init__(self, model: nn.Module, sounds: VerificationSound) -> None:
-        super().__init__()
-        self.model, self.sounds, self.rule = model, sounds, sounds.rule
-        self.masked = not self.rule.why_padding_changes(sounds.config)
+        if hasattr(model, "joint"):
+            raise ExportError(
+                f"{type(model).__name__} is a transducer, whose recurrent decoder writes one label after the other and is not one graph; "
+                "save its encoder by model.get_encoder().save_pretrained(folder) and export that."
+            )
+        taken = inspect.signature(model.forward).parameters
+        super().__init__(model, {"use_cache": False} if "use_cache" in taken else None)
+        self.sounds, self.rule = sounds, sounds.rule
+        self.masked, self.decodes = not self.rule.why_padding_changes(sounds.config), DECODED in taken
 
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
-        mask = {} if attention_mask is None else {MASK: attention_mask}
-        return dict(named_tensors(self.model(**{self.rule.input: input_values}, **mask, return_dict=True)))
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        sound = input_values if input_features is None else input_features
+        if sound is not None and decoder_input_ids is not None:
+            torch._check(decoder_input_ids.shape[0] == sound.shape[0])  # one symbol for both, before shapes are made of them
+        return self.run(
+            input_values=input_values, input_features=input_features, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids
+        )
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return (self.rule.input, MASK) if self.masked else (self.rule.input,)
+        return (self.rule.input, *([MASK] if self.masked else []), *([DECODED] if self.decodes else []))
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
         """A sound, turned by another stretch in each row, with padding after all but the first where the graph takes a mask."""
-        sound = self.sounds.features(self.rule.seconds(length))[:, :length]
-        rows = torch.cat([sound.roll(number * length // batch, 1) for number in range(batch)])
-        if not self.masked:
-            return {self.rule.input: rows}
-        least = self.rule.length_of(self.sounds.config, 1)
-        return self.rule.arguments(rows, [max(least, length - number * length // 7) for number in range(batch)])
+        rows = turned(self.sounds.features(self.rule.seconds(length)).narrow(self.rule.time_axis, 0, length), batch, self.rule.time_axis)
+        config, least = self.sounds.config, self.rule.length_of(self.sounds.config, 1)
+        lengths = [max(least, length - number * length // 7) for number in range(batch)] if self.masked else None
+        inputs = self.rule.arguments(rows, lengths)
+        if self.decodes:
+            inputs[DECODED] = torch.arange(batch * DECODED_TOKENS).view(batch, DECODED_TOKENS) % config.vocab_size
+        return {name: inputs[name] for name in self.inputs}
 
-    def traced(self, max_length: int) -> Traced:
+    def shortest_lengths(self, max_length: int) -> list[int]:
+        return least_lengths(self, max_length)
+
+    def traceable(self, shortest: int, max_length: int) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """``shortest`` and ``max_length`` in frames."""
         config = self.sounds.config
-        tried = least_lengths(self, max_length)
-        for frames in tried:
-            shortest, longest = (self.rule.length_of(config, count) for count in (frames, max_length))
-            example = self.example(2, self.rule.length_of(config, min(max_length, max(EXAMPLE_FRAMES, frames + 1))))
-            sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=shortest, max=longest)}
-            try:
-                program = torch.export.export(self, (), kwargs=example, dynamic_shapes=dict.fromkeys(example, sizes))
-            except trace_errors():  # a guard on the length
-                if frames == tried[-1]:
-                    raise
-            else:
-                return Traced(program, example, self.inputs, tuple(self(**example)), frames)
-        raise AssertionError("no minimum length to try")
+        least, most = (self.rule.length_of(config, frames) for frames in (shortest, max_length))
+        example = self.example(2, self.rule.length_of(config, min(max_length, max(EXAMPLE_FRAMES, shortest + 1))))
+        multiple = self.rule.multiple(config)
+        batch, length = torch.export.Dim("batch", min=1), multiple * torch.export.Dim("length", min=least // multiple, max=most // multiple)
+        sizes: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in example}
+        sizes[self.rule.input] = {0: batch, self.rule.time_axis: length}
+        if self.decodes:
+            longest = getattr(config, "max_target_positions", getattr(config, "max_position_embeddings", None))
+            sizes[DECODED] = {0: batch, 1: torch.export.Dim("decoder_length", min=2, max=longest)}
+        return example, sizes
 
-    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
-        """As :meth:`ExportedGraph.check`, for each of ``COMPARED``; ``limits`` in frames."""
-        run = load()
+    def comparisons(self, limits: tuple[int, int]) -> Iterator[Comparison]:
+        """``limits`` in frames."""
         shortest, longest = (self.rule.length_of(self.sounds.config, frames) for frames in limits)
-        return [self._compared(run, batch, round(shortest + share * (longest - shortest))) for batch, share in COMPARED]
+        multiple = self.rule.multiple(self.sounds.config)
+        for batch, share in COMPARED:
+            yield self._comparison(batch, shortest + round(share * (longest - shortest) / multiple) * multiple)
 
-    def _compared(self, run: Runner, batch: int, length: int) -> Check:
+    def _comparison(self, batch: int, length: int) -> Comparison:
         inputs = self.example(batch, length)
-        with torch.no_grad():
-            expected = self(**inputs)
         lengths = inputs[MASK].sum(1).tolist() if self.masked else [length] * batch
         rows = [self.rule.output_rows(self.sounds.config, each) for each in lengths]
         real = torch.arange(self.rule.output_rows(self.sounds.config, length)) < torch.tensor(rows)[:, None]
@@ -85,12 +110,11 @@ class SoundGraph(ExportedGraph):
         def defined(output: Tensor) -> Any:
             return real if output.shape[:2] == real.shape else ...  # outputs at padding are undefined
 
-        values: dict[str, Any] = {"batch": batch, "length": length}
-        return compare(run, inputs, expected, f"{batch} × {self.rule.seconds(length):,.3g} seconds", values, defined)
+        return Comparison(inputs, f"{batch} × {self.rule.seconds(length):,.3g} seconds", {"batch": batch, "length": length}, defined)
 
-
-class FeatureGraph(SoundGraph):
-    """A model as a function of features ``(B, N, F)``, which is the name of the graph's input."""
-
-    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
-        return super().forward(input_features, attention_mask)
+    def int8_inputs(self, limits: tuple[int, int]) -> Int8Inputs:
+        config = self.sounds.config
+        lengths = [self.rule.length_of(config, min(max(frames, limits[0]), limits[1])) for _, frames in INT8_FRAMES]
+        compared, timed = (self.example(batch, length) for (batch, _), length in zip(INT8_FRAMES, lengths, strict=True))
+        seconds = [self.rule.seconds(length) for length in lengths]
+        return Int8Inputs(compared, {"sounds": INT8_FRAMES[0][0], "audio_seconds": seconds[0]}, timed, {"audio_seconds": seconds[1]})

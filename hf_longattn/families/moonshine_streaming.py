@@ -142,12 +142,15 @@ def positions_of_decoder(config: Any) -> int:
 class MoonshineRule(AudioRule):
     """Samples in whole rows, as the processor pads them, with a mask, without which the base has no windows."""
 
+    def multiple(self, config: Any) -> int:
+        return samples_per_row(config)
+
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
         return super().arguments(sound, [sound.shape[1]] * len(sound) if lengths is None else lengths)
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
         super().check(config, arguments, values=values)
-        sound, row = arguments.get(self.input), samples_per_row(config)
+        sound, row = arguments.get(self.input), self.multiple(config)
         if sound is not None and sound.shape[1] % row:
             raise AudioError(
                 f"The sound has {sound.shape[1]} samples, which is not a multiple of the {row} that make a row; pad it with zeros, as the "

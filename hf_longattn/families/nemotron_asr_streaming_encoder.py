@@ -20,7 +20,7 @@ from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
-from ..modeling.attach.custom_attention import OnTheBackend
+from ..modeling.attach.custom_attention import NearPositions, OnTheBackend
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
@@ -50,14 +50,8 @@ class LongNemotronAsrStreamingEncoderConfig(LongAudioConfig, NemotronAsrStreamin
         return own_attention(self)
 
 
-class LongNemotronPositions(NemotronAsrStreamingEncoderRelPositionalEncoding):
-    """Sinusoids of all distances, of sounds of any length, the same for all rows of a batch."""
-
-    config: Any
-
-    def forward(self, hidden_states: Tensor, cached_frames: int | None = None) -> Tensor:
-        """``(1, 2 N - 1, C)``, for the distances N - 1, …, 1 - N; for other attention implementations ``(B, 2 N - 1, C)``."""
-        return super().forward(hidden_states[:1] if attention_implementation(self.config) == BACKEND else hidden_states, cached_frames)
+class LongNemotronPositions(NearPositions, NemotronAsrStreamingEncoderRelPositionalEncoding):
+    """Sinusoids of the distances that any layer sees, of sounds of any length."""
 
 
 class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
@@ -91,6 +85,7 @@ class NemotronOnTheBackend(OnTheBackend):
 
     def adapt_module(self, name: str, module: Any) -> None:
         if isinstance(module, LongNemotronPositions):
+            module.attending = tuple(layer.self_attn for layer in self.layers)
             module.max_position_embeddings = sys.maxsize  # sinusoids have no longest input
 
     @property

@@ -23,7 +23,7 @@ from transformers.models.parakeet.modeling_parakeet import (
 
 from ..backend import BACKEND, with_streamed_keys
 from ..engines.common.distance_term import DistanceTerm
-from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
+from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FramesInStretches, needs_one_pass
 from ..modeling.classes import lazy_classes
@@ -46,19 +46,8 @@ class LongParakeetEncoderConfig(LongAudioConfig, ParakeetEncoderConfig):
     context_frames = 128
 
 
-class LongParakeetPositions(ParakeetEncoderRelPositionalEncoding):
-    """Sinusoids of the distances that any layer sees, the same for all rows of a batch."""
-
-    config: Any
-    attending: tuple[Any, ...]  # the attention of all layers
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """``(1, 2 n - 1, C)``, for the distances n - 1, …, 1 - n; ``(B, 2 N - 1, C)`` for other attention implementations."""
-        if attention_implementation(self.config) != BACKEND:
-            return super().forward(hidden_states)
-        length = hidden_states.shape[1]
-        furthest = max(max(attention.long_attention.span(length, length, False)) for attention in self.attending)
-        return super().forward(hidden_states[:1, : furthest + 1])
+class LongParakeetPositions(NearPositions, ParakeetEncoderRelPositionalEncoding):
+    """Sinusoids of the distances that any layer sees."""
 
 
 class LongParakeetConvolution(ParakeetEncoderConvolutionModule):

@@ -1,10 +1,15 @@
 """LongSEW: Squeezed and Efficient Wav2vec (Wu et al. 2021), attention on every second frame of 20 ms."""
 
+from contextvars import ContextVar
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.models.sew.configuration_sew import SEWConfig
-from transformers.models.sew.modeling_sew import SEWFeatureEncoder, SEWFeedForward
+from transformers.models.sew.modeling_sew import SEWEncoder, SEWFeatureEncoder, SEWFeedForward, SEWUpsampling
 
+from ..engines.common.plain import first_rows
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
@@ -26,6 +31,46 @@ def squeezed(config: Any) -> list[Convolution]:
     return [*unpadded_convolutions(config), Convolution(config.squeeze_factor, config.squeeze_factor)]
 
 
+FRAMES: ContextVar[Any] = ContextVar("longattn_sew_frames")
+"""The frames that the encoder reads, in a graph, in which nothing may compare them with those of its means."""
+
+
+class LongSEWPool(nn.AvgPool1d):
+    """AvgPool1d whose output has as many means as the base's positions, by the same arithmetic."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames ``(B, D, N)`` to means ``(B, D, N // size)``."""
+        if not torch.compiler.is_exporting():
+            return super().forward(frames)
+        (size,), means = self.kernel_size, frames.shape[-1] // self.kernel_size[0]
+        return first_rows(frames, means * size).unflatten(-1, (means, size)).mean(-1)
+
+
+class LongSEWUpsampling(SEWUpsampling):
+    """SEWUpsampling with as many frames as the encoder reads, in a graph."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Means ``(B, n, D)`` to frames ``(B, n · squeeze_factor, D)``, in a graph with the zeros that the base adds after them."""
+        if not torch.compiler.is_exporting():
+            return super().forward(hidden_states)
+        parts = self.activation(self.projection(hidden_states)).unflatten(-1, (self.squeeze_factor, -1))
+        frames = torch.arange(FRAMES.get(), device=parts.device)
+        return pad(parts, (0, 0, 0, 0, 0, 1))[:, frames // self.squeeze_factor, frames % self.squeeze_factor]
+
+
+class LongSEWEncoder(SEWEncoder):
+    """SEWEncoder that says to the modules above how many frames it reads."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_exporting():
+            return super().forward(hidden_states, *args, **kwargs)
+        before = FRAMES.set(hidden_states.shape[1])
+        try:
+            return super().forward(hidden_states, *args, **kwargs)
+        finally:
+            FRAMES.reset(before)
+
+
 def why_padding_changes(config: Any) -> str:
     """Why a sound in a batch differs from the sound alone."""
     means = f"the last of its means of {config.squeeze_factor} frames may have padding in it"
@@ -40,15 +85,21 @@ class LongSEWFeedForward(FramesInStretches, SEWFeedForward):
     """SEWFeedForward that computes long sounds in stretches."""
 
 
-class SEWInStretches(ReplacedModules):
+class SEWOfAnyLength(ReplacedModules):
     """Replaces modules of the base by the classes above."""
 
-    replaced = {SEWFeatureEncoder: LongSEWFeatureEncoder, SEWFeedForward: LongSEWFeedForward}
+    replaced = {
+        nn.AvgPool1d: LongSEWPool,
+        SEWEncoder: LongSEWEncoder,
+        SEWFeatureEncoder: LongSEWFeatureEncoder,
+        SEWFeedForward: LongSEWFeedForward,
+        SEWUpsampling: LongSEWUpsampling,
+    }
 
 
 FAMILY = Family(
     LongSEWConfig,
-    mixin=SEWInStretches,
+    mixin=SEWOfAnyLength,
     audio=AudioRule(
         front=squeezed,
         outputs=convolved,

@@ -65,14 +65,6 @@ class WhisperRule(AudioRule):
         """Whole seconds, to which the feature extractor cuts and pads sounds."""
         return math.ceil(seconds)
 
-    def as_input(self, rows: Tensor) -> Tensor:
-        """``(B, rows, mel bins)`` as ``(B, mel bins, rows)``, and back."""
-        return rows.mT.contiguous()
-
-    def seeded(self, config: Any, seconds: float) -> Tensor:
-        """``(1, mel bins, rows)``."""
-        return self.as_input(super().seeded(config, seconds))
-
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
         """Check what the base rule checks; a mask is not for the encoder, which reads padding as the silence that it is."""
         sound = arguments.get(self.input)
@@ -93,7 +85,7 @@ class EncoderOfAnyLength(WhisperEncoder):
     @capture_outputs
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
         """``input_features (B, mel bins, rows)`` to states ``(B, frames, D)``; the mask is not read, as in the base."""
-        states = gelu(self.conv2(gelu(self.conv1(input_features)))).mT
+        states = gelu(self.conv2(gelu(self.conv1(input_features)))).mT.contiguous()  # every layer reads rows
         states = dropout(states + positions(self.embed_positions.weight, states.shape[1]), self.dropout, self.training)
         for layer in self.layers:
             if not (self.training and self.layerdrop and torch.rand([]) < self.layerdrop):
@@ -104,6 +96,8 @@ class EncoderOfAnyLength(WhisperEncoder):
 def positions(table: Tensor, frames: int) -> Tensor:
     """The first positions ``(frames, D)``: those of ``table``, which is not trained, then sinusoids."""
     table, (rows, width) = table.detach(), table.shape
+    if torch.compiler.is_exporting():  # a graph for all lengths asks nothing about the length
+        return torch.cat([table, sinusoids(rows + frames, width)[rows:].to(table)])[:frames]
     if frames <= rows:
         return table[:frames]
     return torch.cat([table, sinusoids(frames, width)[rows:].to(table)])
@@ -158,6 +152,7 @@ RULE = WhisperRule(
     input="input_features",
     rate=ROWS_PER_SECOND,
     features=lambda config: config.num_mel_bins,
+    time_axis=2,
     front=lambda config: [Convolution.centred(3), Convolution(3, ROWS_PER_FRAME, 1, 1)],
     no_stream=(
         "its encoder counts positions from the beginning of the sound, in a spectrogram that is clamped at its own maximum; transcribe "

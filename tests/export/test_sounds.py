@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from hf_longattn import export_checkpoint
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import ExportError
+from hf_longattn.families import FAMILIES
+from scripts.dev.tools.small_models import SOUND_FAMILIES
 from tests.modeling import audio_models
 
 
@@ -42,6 +45,52 @@ def test_one_graph_for_all_durations(format: str, convolutions: dict[str, Any], 
         graph = torch.export.load(tmp_path / "graph" / "model.pt2")
         sizes = [value.numel() for node in graph.graph.nodes if isinstance(value := node.meta.get("val"), torch.Tensor)]
         assert sizes
+
+
+QUICK = ("sew", "whisper")
+"""One whose output has other rows than its layers, and an encoder with a decoder; the others take up to a minute each."""
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return values
+
+
+def head_of(base: str) -> str:
+    """The class of a family that writes text, or its only one."""
+    heads = FAMILIES[base].heads
+    return next((head for ending in ("ForConditionalGeneration", "ForCTC") for head in heads if head.endswith(ending)), next(iter(heads)))
+
+
+@pytest.mark.parametrize("base", [pytest.param(base, marks=[] if base in QUICK else pytest.mark.slow) for base in SOUND_FAMILIES])
+def test_every_family_is_a_graph_or_says_in_a_sentence_why_not(base: str, tmp_path: Path) -> None:
+    """Of both parities of samples and frames, equal to the model."""
+    head = head_of(base)
+    audio_models.saved(base, head, tmp_path / "short")
+    chosen = {} if FAMILIES[base].own_attention else {"long_attention": {"mechanism": "window", "left": 9, "right": 4}}
+    model = audio_models.long_model(base, head, tmp_path / "short", **chosen)
+    model.save_pretrained(tmp_path / "long")
+    if hasattr(model, "joint"):
+        with pytest.raises(ExportError, match=r"is a transducer, whose .* save its encoder by model.get_encoder\(\)\.save_pretrained"):
+            export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
+        model.get_encoder().save_pretrained(tmp_path / "encoder")
+        assert "Encoder" in config_of(tmp_path / "encoder")["architectures"][0]
+        return
+    report = export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
+    assert [check.status for check in report.checks] == ["passed"] * 3
+    rule: Any = FAMILIES[base].audio
+    program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    decoded = {"decoder_input_ids": torch.arange(1, 7)[None]} if "decoder_input_ids" in report.inputs else {}
+    for frames in (report.min_length + 5, report.min_length + 6):
+        inputs = {**rule.arguments(rule.seeded(model.config, rule.seconds(rule.length_of(model.config, frames)))), **decoded}
+        inputs |= (
+            {"attention_mask": torch.ones(1, inputs[rule.input].shape[1], dtype=torch.long)} if "attention_mask" in report.inputs else {}
+        )
+        inputs = {name: inputs[name] for name in report.inputs}
+        with torch.no_grad():
+            expected = model(**inputs, return_dict=True)
+        for name, output in program(**inputs).items():
+            torch.testing.assert_close(output, expected[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow  # what pads is the same in every head

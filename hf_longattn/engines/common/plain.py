@@ -102,9 +102,14 @@ def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.de
     )
 
 
-def first_rows(x: Tensor, count: int) -> Tensor:
-    """``x (B, H, N, D)`` cut to its first ``count`` tokens; in an exported graph by an index, since a slice asks whether it is all of x."""
-    return x.index_select(2, torch.arange(count, device=x.device)) if torch.compiler.is_exporting() else x[:, :, :count]
+def first_rows(x: Tensor, count: int, axis: int = 2) -> Tensor:
+    """``x (B, H, N, D)`` cut to its first ``count`` tokens; in an exported graph by an index, since a slice asks whether it is all of x.
+
+    axis: of the tokens.
+    """
+    if torch.compiler.is_exporting():
+        return x.index_select(axis, torch.arange(count, device=x.device))
+    return x[(slice(None),) * axis + (slice(count),)]
 
 
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:

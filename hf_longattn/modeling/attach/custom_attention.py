@@ -72,6 +72,20 @@ class HandsKeywordsDown(_Module):
         return self.out_proj(output), weights
 
 
+class NearPositions(_Module):
+    """Comes before a base's encoding of relative positions: of the distances that any layer sees, the same for all rows of a batch."""
+
+    attending: tuple[Any, ...]  # the attention modules of all layers
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``(1, 2 n - 1, C)``, for the distances n - 1, …, 1 - n; ``(B, 2 N - 1, C)`` for other attention implementations."""
+        if attention_implementation(self.config) == BACKEND:
+            length = hidden_states.shape[1]
+            furthest = max(max(attention.long_attention.span(length, length, False)) for attention in self.attending)
+            hidden_states = hidden_states[:1, : furthest + 1]
+        return super().forward(hidden_states, *args, **kwargs)
+
+
 class ReplacedModules(_Base):
     """Turns modules of the base into instances of subclasses before mechanisms are attached.
 

@@ -50,6 +50,7 @@ class AudioRule:
     input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``; ``N`` is called its length.
     rate: samples, or rows of features, in a second.
     features: the number of features of a row with a config; ``None`` for samples.
+    time_axis: the axis of the input along time.
     front: the sections from the input to the tokens of the layers with attention, with a config.
     outputs: ``(config, length) ->`` rows of the last hidden state, where they are not one for each frame.
     positions: how positions are encoded, in a word.
@@ -69,6 +70,7 @@ class AudioRule:
     input: str = "input_values"
     rate: int = 16_000
     features: Callable[[Any], int] | None = None
+    time_axis: int = 1
     front: Callable[[Any], Sequence[Section]] = unpadded_convolutions
     outputs: Callable[[Any, int], int] | None = None
     positions: str = "convolved"
@@ -154,17 +156,21 @@ class AudioRule:
         hour = self.length(3600)
         return self.frames(config, hour) / self.seconds(hour)
 
+    def multiple(self, config: Any) -> int:
+        """What the length of an input is a multiple of."""
+        return 1
+
     def seeded(self, config: Any, seconds: float) -> Tensor:
-        """An input of this many seconds, the same at every call: normal random numbers ``(1, N)``, or ``(1, N, F)``."""
+        """An input of this many seconds, the same at every call: normal random numbers ``(1, N)``, or with features along another axis."""
         import torch
 
         length = max(self.length(seconds), self.length_of(config, 1))
         shape = (length,) if self.features is None else (length, self.features(config))
-        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        return self.as_input(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))).contiguous()
 
     def as_input(self, rows: Tensor) -> Tensor:
         """Sounds ``(B, N, …)`` with the axes in the order in which the model reads them, and back."""
-        return rows
+        return rows.movedim(1, self.time_axis)
 
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
         """The arguments of ``forward`` for ``sound (B, N, …)``, the sound first; with a mask where ``lengths`` of the rows are given."""

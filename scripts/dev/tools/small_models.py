@@ -62,6 +62,8 @@ NAMES = {
 """Size -> the fields of configs that hold it."""
 TEXT_FAMILIES = {base: family for base, family in FAMILIES.items() if family.reads_text}
 """The families whose input is tokens of a text, by their base."""
+SOUND_FAMILIES = {base: family for base, family in FAMILIES.items() if family.audio is not None}
+"""The families whose input is samples or features of a sound, by their base."""
 PICTURE_NAMES = {
     "decoder_hidden_size": "width",
     "decoder_num_attention_heads": "heads",
