@@ -102,9 +102,10 @@ class OnePassGraph(ExportedGraph):
         self.fixed: dict[str, Any] = {**(fixed or {}), "return_dict": True}
 
     def run(self, **inputs: Tensor | None) -> dict[str, Tensor]:
-        """What the model returns for the inputs that are given."""
+        """What the model returns for the inputs that are given; ``output_`` comes before the name of an output that is an input's, too."""
         arguments = {name: value for name, value in inputs.items() if value is not None}
-        return dict(named_tensors(self.model(**arguments, **self.fixed)))
+        returned = named_tensors(self.model(**arguments, **self.fixed))
+        return {f"output_{name}" if name in arguments else name: tensor for name, tensor in returned}
 
     @abstractmethod
     def shortest_lengths(self, max_length: int) -> Sequence[int]:

@@ -42,7 +42,8 @@ class LongSEWPool(nn.AvgPool1d):
         """Frames ``(B, D, N)`` to means ``(B, D, N // size)``."""
         if not torch.compiler.is_exporting():
             return super().forward(frames)
-        (size,), means = self.kernel_size, frames.shape[-1] // self.kernel_size[0]
+        size = self.kernel_size if isinstance(self.kernel_size, int) else self.kernel_size[0]
+        means = frames.shape[-1] // size
         return first_rows(frames, means * size).unflatten(-1, (means, size)).mean(-1)
 
 

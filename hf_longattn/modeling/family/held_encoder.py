@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ...configuration import LongAttentionConfig
+from ...private_apis import IMPLEMENTATION_FIELD
 from .audio_config import LongAudioConfig
 
 ENCODER = "encoder_config"
@@ -46,7 +47,9 @@ class LongHeldEncoderConfig(LongAudioConfig):
             return
         super().__setattr__(name, value)
         if name == "long_attention":
-            self.__dict__[ENCODER].long_attention = self.long_attention
+            encoder = self.__dict__[ENCODER]
+            encoder.long_attention = self.long_attention
+            setattr(encoder, IMPLEMENTATION_FIELD, self.__dict__.get(IMPLEMENTATION_FIELD))  # asked for before the mechanisms were known
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()

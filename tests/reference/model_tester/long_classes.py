@@ -14,7 +14,7 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.modeling.family.grid_rule import StagedGrid
+from hf_longattn.modeling.family.grid_rule import PIXELS, StagedGrid
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
@@ -59,6 +59,11 @@ ANY_IMPLEMENTATION = (
 mechanisms are the base's attention."""
 ALL_LAYERS_SLIDE = ("mistral",)
 """Bases whose default is a window in every layer, which these keep where nothing is chosen."""
+
+
+def is_transducer(base: str) -> bool:
+    """Whether the head of a family joins an encoder's frames with a recurrent decoder."""
+    return any(head.endswith(("RNNT", "TDT")) for head in long_families.FAMILIES[base].heads)
 
 
 def is_backbone(head: str) -> bool:
@@ -118,7 +123,7 @@ class PictureTester(Tester):
         super().__init__(parent, base, plain)
         self.num_hidden_layers = 4 if base in FOUR_LAYERS else SHAPE.layers
         config, rule = self.get_config(), long_families.FAMILIES[base].grid
-        cells = (self.image_size // self.patch_size) ** 2
+        cells = (self.image_size // self.patch_size) ** 2 if rule.input == PIXELS else rule.of_size(config, rule.sizes(config)[0]).cells
         self.num_masks, self.mask_length = cells // 2, cells
         self.seq_length = int(cells * (1 - getattr(config, "mask_ratio", 0))) + rule.prefix_of(config)
 
@@ -135,6 +140,9 @@ class PictureTester(Tester):
 
     def prepare_config_and_inputs_for_common(self):
         side, rule = self.image_size // self.patch_size, long_families.FAMILIES[self.base].grid
+        if rule.input != PIXELS:  # a spectrogram
+            config = self.get_config()
+            return config, {rule.input: floats_tensor([self.batch_size, config.max_length, config.num_mel_bins])}
         if rule.shapes is None:
             inputs = {"pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])}
             if rule.noise is not None:  # by which the base leaves patches out; it draws its own in every call
@@ -148,31 +156,40 @@ class PictureTester(Tester):
 
 
 class AudioTester(Tester):
-    """Tiny configs and inputs of one family that reads sound."""
+    """Tiny configs and inputs of one family that reads sound; where it writes text, ``decoder_seq_length`` tokens of it."""
 
-    samples = 4000
+    samples, rows, decoder_seq_length = 4000, 96, 7
 
     def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
         super().__init__(parent, base, plain)
         rule = long_families.FAMILIES[base].audio
-        self.length = self.samples if rule.features is None else 96
+        self.length = self.samples if rule.features is None else self.rows
         self.seq_length = self.encoder_seq_length = self.key_length = rule.frames(self.get_config(), self.length)
 
     def get_config(self):
-        config = small_audio_config(self.base, Shape(width=32, layers=SHAPE.layers, heads=4, inner=37))
+        sizes = Shape(width=32, layers=SHAPE.layers, heads=4, inner=37)
+        config = small_audio_config(self.base, sizes, max_source_positions=self.rows // 2)
         if self.plain:
             return config
         family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window", "window": 4}
         if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
             chosen = {"mechanism": "full"}
+        elif family.own_attention is not None:
+            chosen = None
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         return family.config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
         config, rule = self.get_config(), long_families.FAMILIES[self.base].audio
         shape = [self.batch_size, self.length] + ([] if rule.features is None else [rule.features(config)])
-        mask = torch.ones(self.batch_size, self.length, dtype=torch.long, device=torch_device)
-        return config, {rule.input: floats_tensor(shape), "attention_mask": mask}
+        inputs = {rule.input: rule.as_input(floats_tensor(shape)).contiguous()}
+        inputs["attention_mask"] = torch.ones(self.batch_size, self.length, dtype=torch.long, device=torch_device)
+        if is_transducer(self.base):
+            inputs["decoder_input_ids"] = ids_tensor([self.batch_size, 1], self.vocab_size - 2)  # it reads one label at a time
+        elif config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids_tensor([self.batch_size, self.decoder_seq_length], self.vocab_size - 2)
+            inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
+        return config, inputs
 
 
 def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
@@ -189,7 +206,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             if not family.two_stacks
             or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
         )
-        is_encoder_decoder = family.two_stacks
+        is_encoder_decoder = bool(family.base_config_class.is_encoder_decoder) and not is_transducer(base)
         test_resize_embeddings = family.reads_text
         additional_model_inputs = () if family.grid is None or family.grid.shapes is None else ("pixel_attention_mask", family.grid.shapes)
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.reads_text  # a mask token has none without masks
@@ -202,10 +219,15 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS))
             self.model_tester = (PictureTester if reads_pictures else AudioTester if reads_sound else Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
-            values = {width: 32, **({"num_attention_heads": 4} if family.rope or not family.reads_text else {})}
+            heads = config_class.attribute_map.get("num_attention_heads", "num_attention_heads")
+            values = {width: 32, **({heads: 4} if family.rope or not family.reads_text else {})}
+            if family.holds_encoder:  # which has the usual fields
+                values = {}
             if isinstance(family.grid, StagedGrid):  # whose stages have widths, heads and layers of their own
                 values = {"embed_dim": 32, "common_properties": ["patch_size", "num_channels"]}
             self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=family.reads_text, **values)
+            if family.holds_encoder and not plain:  # in files, its config is the base's, and long_attention the model's
+                self.config_tester.create_and_test_config_from_and_save_pretrained_composite = lambda: None
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""
@@ -215,6 +237,8 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 inputs["labels"] = torch.zeros(batch, length, dtype=torch.long, device=torch_device)
                 pair = {"next_sentence_label", "sentence_order_label"} & set(inspect.signature(model_class.forward).parameters)
                 inputs |= {name: torch.zeros(batch, dtype=torch.long, device=torch_device) for name in pair}
+            if return_labels and family.audio is not None and model_class.__name__.endswith("ForConditionalGeneration"):
+                inputs["labels"] = inputs["decoder_input_ids"]
             if return_labels and model_class.__name__.endswith("DoubleHeadsModel"):
                 text = torch.zeros(batch, choices, length, dtype=torch.long, device=torch_device)
                 inputs |= {"input_ids": text, "labels": text, "token_type_ids": text, "attention_mask": torch.ones_like(text)}
