@@ -62,11 +62,12 @@ def head_of(base: str) -> str:
     return next((head for ending in ("ForConditionalGeneration", "ForCTC") for head in heads if head.endswith(ending)), next(iter(heads)))
 
 
+@pytest.mark.usefixtures("programs_loaded_once")
 @pytest.mark.parametrize("base", [pytest.param(base, marks=[] if base in QUICK else pytest.mark.slow) for base in SOUND_FAMILIES])
 def test_every_family_is_a_graph_or_says_in_a_sentence_why_not(base: str, tmp_path: Path) -> None:
     """Of both parities of samples and frames, equal to the model."""
     head = head_of(base)
-    audio_models.saved(base, head, tmp_path / "short")
+    audio_models.saved(base, head, tmp_path / "short", **audio_models.THREE_CONVOLUTIONS)
     chosen = {} if FAMILIES[base].own_attention else {"long_attention": {"mechanism": "window", "left": 9, "right": 4}}
     model = audio_models.long_model(base, head, tmp_path / "short", **chosen)
     model.save_pretrained(tmp_path / "long")

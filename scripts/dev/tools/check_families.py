@@ -29,6 +29,7 @@ from scripts.dev.tools.family_checkpoints import make_checkpoint
 from scripts.dev.tools.picture_families import PICTURE_FAMILIES, PictureSubject, make_picture_checkpoint
 from scripts.dev.tools.run_transformers_tests import failed_here, failures, stored_suite
 from scripts.dev.tools.small_models import TEXT_FAMILIES
+from scripts.dev.tools.sound_families import SOUND_FAMILIES, SoundSubject, make_sound_checkpoint
 
 TITLES = {
     "convert": "convert",
@@ -46,15 +47,21 @@ INTRODUCTION = """\
 
 Written by `python -m scripts.dev.tools.check_families` (torch {torch}, transformers {transformers}). Each base is a random
 checkpoint of its default shape, scaled down, as transformers saves it; the command line converts it to four times its length, pictures
-to twice their height and width.
+to twice their height and width, sounds to four times their duration.
 
 - *equal at old length*: largest difference from the base
 - *ModelTesterMixin*: transformers' own suite ([model_tester.md](model_tester.md))
 - *LoRA*: two steps through peft, then merged
 - *compile*: fullgraph, aot_eager
-- *export*: ONNX in onnxruntime for encoders, otherwise torch.export; three lengths with padding
+- *export*: ONNX in onnxruntime for encoders and pictures, otherwise torch.export; three lengths with padding
 - *generate*: greedy, a padded batch
 """
+KINDS = (
+    (PICTURE_FAMILIES, make_picture_checkpoint, PictureSubject),
+    (SOUND_FAMILIES, make_sound_checkpoint, SoundSubject),
+    (TEXT_FAMILIES, make_checkpoint, family_checks.Subject),
+)
+"""Families of one kind of input, how a checkpoint of one is made, and what is checked of it."""
 PASSED, FAILED, NOT_RUN = family_checks.PASSED, family_checks.FAILED, family_checks.NOT_RUN
 
 
@@ -69,13 +76,14 @@ def check_family(base: str, record: dict[str, Any], store: Any, *, again: bool) 
     with tempfile.TemporaryDirectory(prefix=f"family-{base}-") as temporary:
         folder = Path(temporary)
         try:
-            checkpoint = (make_picture_checkpoint if base in PICTURE_FAMILIES else make_checkpoint)(base, folder / "short")
+            make, subject_class = next((make, subject) for families, make, subject in KINDS if base in families)
+            checkpoint = make(base, folder / "short")
             record |= {"head": checkpoint.head, "kind": checkpoint.kind, "tokenizer": checkpoint.tokenizer, "length": checkpoint.length}
         except Exception as error:  # any architecture may have a config that cannot be made small by its fields' names
             cells |= {name: family_checks.failed(error) for name in todo}
             store()
             return
-        subject = (PictureSubject if base in PICTURE_FAMILIES else family_checks.Subject)(checkpoint, folder)
+        subject = subject_class(checkpoint, folder)
         for name in todo:
             cells[name] = subject.run(name)
             record["date"] = date.today().isoformat()
@@ -114,7 +122,7 @@ def markdown(stored: dict[str, Any], suite: dict[str, Any]) -> str:
             "",
             "The checkpoints:",
             "",
-            markdown_table(["base", "head", "tokenizer or image processor", "checked on"], heads).replace("---:", "---"),
+            markdown_table(["base", "head", "tokenizer or processor", "checked on"], heads).replace("---:", "---"),
             "",
         ]
     )
@@ -128,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, default=RESULTS, help="folder of families.json, families.md and model_tester.json, default %(default)s"
     )
     options = parser.parse_args(arguments)
-    known = [*TEXT_FAMILIES, *PICTURE_FAMILIES]
+    known = [base for families, _, _ in KINDS for base in families]
     unknown = [base for base in options.families if base not in known]
     if unknown:
         parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(known)}")

@@ -41,9 +41,11 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """ "encoder", "decoder", "encoder-decoder" or "pictures"."""
+        """ "encoder", "decoder", "encoder-decoder", "pictures" or "sound"."""
         if FAMILIES[self.base].grid is not None:
             return "pictures"
+        if FAMILIES[self.base].audio is not None:
+            return "sound"
         return "encoder-decoder" if FAMILIES[self.base].two_stacks else "encoder" if self.head.endswith("ForMaskedLM") else "decoder"
 
 
