@@ -59,6 +59,8 @@ class FeatureEncoderInStretches(_Module):
             return super().forward(input_values)
         first, *others = self.conv_layers
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+            if not weights_at_hand(first, input_values):
+                return super().forward(input_values)
             first = NormalisedConvolution(first, input_values)
         features = None
         for at, samples in stretches(input_values, convolutions, FRAMES_PER_STRETCH):
@@ -87,6 +89,13 @@ def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) ->
         for convolution in reversed(convolutions):
             needed = (needed - 1) * convolution.stride + convolution.kernel
         yield slice(first, last), inputs[:, first * chain.stride : first * chain.stride + needed]
+
+
+def weights_at_hand(layer: Any, samples: Tensor) -> bool:
+    """Whether the weights of a layer can be read outside of its ``forward``: they are not sharded, on another device or in a wrapper."""
+    weights = [*layer.conv.parameters(), *layer.layer_norm.parameters()]
+    plain = all(type(weight) is nn.Parameter and weight.device == samples.device and weight.numel() for weight in weights)
+    return plain and type(layer.conv) is nn.Conv1d
 
 
 class NormalisedConvolution:

@@ -306,8 +306,10 @@ def distances(
 def sound_models(
     minutes: Annotated[str, typer.Option(help="Minutes of sound, separated by commas.")] = "5,15,60",
     models: Annotated[str, typer.Option(help="parakeet, wav2vec2 or both, separated by commas.")] = "parakeet,wav2vec2",
-    base_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which the stock model is measured, too.")] = 15,
+    base_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which the stock model is measured, too.")] = 5,
+    full_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which full attention of ours is measured, too.")] = 5,
     layers: Annotated[int | None, typer.Option(min=1, max=1000, help="Layers of the encoder; default: the checkpoints'.")] = None,
+    side: Annotated[int | None, typer.Option(min=1, max=MOST, help="Frames that windows see to each side; default: the families'.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what is stored.")] = False,
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
@@ -318,7 +320,8 @@ def sound_models(
     with measuring(output_dir, threads):
         durations = parse_minutes(minutes)
         names, output = [name.strip() for name in models.split(",")], output_dir / "sound_models"
-        record = run_sound_models(durations, names, output, base_up_to=base_up_to, layers=layers, again=again, log=typer.echo)
+        limits = {"base_up_to": base_up_to, "full_up_to": full_up_to}
+        record = run_sound_models(durations, names, output, **limits, layers=layers, side=side, again=again, log=typer.echo)
         show(output.with_suffix(".json"), sound_table(record))
 
 

@@ -7,6 +7,7 @@ measured has a process of its own, whose peak memory on top of weights and input
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,14 +20,14 @@ from transformers import ParakeetEncoder, ParakeetEncoderConfig, Wav2Vec2Config,
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.families import FAMILIES
 
-from .memory import answer, growth, in_a_new_process
+from .memory import Memory, answer, exponent, growth, in_a_new_process
 from .report import machine, markdown_table, store_study, stored_study
 
 SHAPES: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
     "parakeet": ("parakeet_encoder", ParakeetEncoderConfig, ParakeetEncoder, {"num_mel_bins": 128}),
-    "wav2vec2": ("wav2vec2", Wav2Vec2Config, Wav2Vec2Model, {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
+    "wav2vec2": ("wav2vec2", Wav2Vec2Config, Wav2Vec2Model, {}),
 }
-"""Name -> the base, its classes, and values other than the defaults: parakeet-ctc-0.6b's, and a norm of each frame."""
+"""Name -> the base, its classes, and values other than the defaults, which are wav2vec2-base's: those of parakeet-ctc-0.6b."""
 WINDOW, FULL, STOCK = "window", "full", "stock"
 IMPLEMENTATIONS = (WINDOW, FULL, STOCK)
 CHECKED_SECONDS, TOLERANCE = 10.0, 1e-4
@@ -34,16 +35,23 @@ WARM_UP_SECONDS = 2.0
 SAME_MACHINE = ("processor", "threads", "torch", "transformers")
 
 
-def build(name: str, implementation: str, layers: int | None) -> Any:
-    """The model of a shape with random weights, the same for every implementation."""
+def build(name: str, implementation: str, layers: int | None, side: int | None = None, **changed: Any) -> Any:
+    """The model of a shape with random weights, the same for every implementation.
+
+    Args:
+        side: frames that a window sees to each side, in place of the family's.
+        changed: values of the config other than the shape's.
+    """
     base, config_class, model_class, values = SHAPES[name]
-    values = {**values, **({} if layers is None else {"num_hidden_layers": layers})}
+    values = {**values, **changed, **({} if layers is None else {"num_hidden_layers": layers})}
     torch.manual_seed(0)
     stock = model_class(config_class(**values)).eval().requires_grad_(False)
     if implementation == STOCK:
         return stock
     family = FAMILIES[base]
-    attention = {} if implementation == WINDOW else {"long_attention": {"mechanism": "full"}}
+    attention: dict[str, Any] = {} if implementation == WINDOW else {"long_attention": {"mechanism": "full"}}
+    if implementation == WINDOW and side is not None:
+        attention = {"long_attention": {"mechanism": "window", "left": side, "right": side}}
     with torch.device("meta"):
         model = family.model_class(model_class.__name__)(family.config_class(**values, **attention))
     model.load_state_dict(stock.state_dict(), assign=True)
@@ -53,6 +61,12 @@ def build(name: str, implementation: str, layers: int | None) -> Any:
     return model.eval()
 
 
+def default_layers(name: str) -> int:
+    """The layers of the checkpoints."""
+    _, config_class, _, values = SHAPES[name]
+    return int(config_class(**values).num_hidden_layers)
+
+
 def sound_of(name: str, model: Any, seconds: float) -> Tensor:
     """Random sound, the same at every call."""
     rule: Any = FAMILIES[SHAPES[name][0]].audio
@@ -60,17 +74,19 @@ def sound_of(name: str, model: Any, seconds: float) -> Tensor:
 
 
 def run_sound_models(
-    minutes: Sequence[float], names: Sequence[str], output: Path, *, base_up_to: float, layers: int | None = None, again: bool = False,
-    log: Callable[[str], None] = lambda line: None,
+    minutes: Sequence[float], names: Sequence[str], output: Path, *, base_up_to: float, full_up_to: float, layers: int | None = None,
+    side: int | None = None, again: bool = False, log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare and measure the shapes; what is stored in ``output`` from this machine is not measured again.
 
     Args:
         minutes: durations.
         base_up_to: minutes up to which the stock model is measured.
+        full_up_to: minutes up to which full attention of ours is measured.
         layers: layers of the encoders, in place of the checkpoints'.
+        side: frames that windows see to each side, in place of the families'.
     Returns:
-        The record: seconds of the processor, MiB and frames by shape, implementation and minutes.
+        The record: seconds of the processor, MiB and frames by shape, implementation, minutes and layers.
     Raises:
         OptionError: an unknown shape.
         LongAttentionError: outputs differ, or a pass failed.
@@ -79,23 +95,33 @@ def run_sound_models(
     rows: list[dict[str, Any]] = []
     if output.with_suffix(".json").exists() and not again:
         stored = stored_study(output)
-        same = stored["layers"] == layers and all(stored["machine"][key] == about[key] for key in SAME_MACHINE)
-        rows = stored["results"] if same else []
+        rows = stored["results"] if all(stored["machine"][key] == about[key] for key in SAME_MACHINE) else []
+    limits = {WINDOW: math.inf, FULL: full_up_to, STOCK: base_up_to}
     for name in names:
         if name not in SHAPES:
             raise OptionError(f"There is no shape {name!r}; choose from {', '.join(SHAPES)}.{nearest(name, SHAPES)}")
         log(f"{name}: outputs differ by {_check(name, layers):.1e}")
         for duration in minutes:
             for implementation in IMPLEMENTATIONS:
-                key = {"model": name, "implementation": implementation, "minutes": duration}
-                known = any(all(row[field] == value for field, value in key.items()) for row in rows)
-                if known or (implementation == STOCK and duration > base_up_to):
+                count = default_layers(name) if layers is None else layers
+                key = {"model": name, "implementation": implementation, "minutes": duration, "layers": count}
+                if implementation == WINDOW:
+                    key["side"] = FAMILIES[SHAPES[name][0]].config_class.context_frames if side is None else side
+                known = any(all(row.get(field) == value for field, value in key.items()) for row in rows)
+                if known or duration > limits[implementation]:
                     continue
-                rows.append({**key, **_measured(name, implementation, duration * 60, layers)})
+                rows.append({**key, **measured(name, implementation, duration * 60, layers, side)})
                 log(str(rows[-1]))
-                record = {"machine": about, "kind": "sound models", "clock": "processor", "layers": layers, "results": rows}
-                store_study(output, record, sound_table(record))
-    return {"machine": about, "kind": "sound models", "clock": "processor", "layers": layers, "results": rows}
+                store_study(output, _record(about, rows), sound_table(_record(about, rows)))
+    return _record(about, rows)
+
+
+def _record(about: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    order = {key: place for place, key in enumerate((*SHAPES, *IMPLEMENTATIONS))}
+    rows = sorted(
+        rows, key=lambda row: (order[row["model"]], row["minutes"], -row["layers"], order[row["implementation"]], -row.get("side", 0))
+    )
+    return {"machine": about, "kind": "sound models", "clock": "processor", "results": rows}
 
 
 @torch.no_grad()
@@ -113,16 +139,25 @@ def _check(name: str, layers: int | None) -> float:
     return error
 
 
-def _measured(name: str, implementation: str, seconds: float, layers: int | None) -> dict[str, Any]:
-    request = {"name": name, "implementation": implementation, "seconds": seconds, "layers": layers}
-    return in_a_new_process(__name__, request, f"{name} ({implementation}) over {seconds:g} seconds")
+def measured(
+    name: str, implementation: str, duration: float, layers: int | None, side: int | None = None, **changed: Any
+) -> dict[str, Any]:
+    """The processor's seconds, MiB and frames of a pass over ``duration`` seconds of sound, in a process of its own.
+
+    Args:
+        side, changed: as for :func:`build`.
+    Raises:
+        LongAttentionError: the pass failed.
+    """
+    request = {"name": name, "implementation": implementation, "duration": duration, "layers": layers, "side": side, **changed}
+    return in_a_new_process(__name__, request, f"{name} ({implementation}) over {duration:g} seconds")
 
 
 @torch.no_grad()
-def _measured_here(name: str, implementation: str, seconds: float, layers: int | None) -> dict[str, Any]:
-    model = build(name, implementation, layers)
+def _measured_here(name: str, implementation: str, duration: float, layers: int | None, **changed: Any) -> dict[str, Any]:
+    model = build(name, implementation, layers, **changed)
     model(sound_of(name, model, WARM_UP_SECONDS))
-    sound = sound_of(name, model, seconds)
+    sound = sound_of(name, model, duration)
     gc.collect()
     frames: list[int] = []
     start = time.process_time()
@@ -131,18 +166,30 @@ def _measured_here(name: str, implementation: str, seconds: float, layers: int |
 
 
 def sound_table(record: dict[str, Any]) -> str:
-    """Shapes × minutes: seconds and MiB of every implementation, and how many times as fast as the stock model windows are."""
-    header = ["model", "minutes", "frames", *(f"{name}, {unit}" for name in IMPLEMENTATIONS for unit in ("s", "MiB")), "times as fast"]
-    rows = []
-    for model, minutes in dict.fromkeys((row["model"], row["minutes"]) for row in record["results"]):
-        by_name = {row["implementation"]: row for row in record["results"] if (row["model"], row["minutes"]) == (model, minutes)}
-        cells = [model, f"{minutes:g}", f"{next(iter(by_name.values()))['frames']:,}"]
+    """Shapes × minutes × windows: seconds and MiB of every implementation, how many times as fast as the stock model and as full attention
+    windows are, and how their memory grows."""
+    columns = [f"{name}, {unit}" for name in IMPLEMENTATIONS for unit in ("s", "MiB")]
+    header = ["model", "layers", "minutes", "frames", "seen to each side", *columns, "× stock", "× full"]
+    lines = []
+    for window in (row for row in record["results"] if row["implementation"] == WINDOW):
+        same = [row for row in record["results"] if all(row[field] == window[field] for field in ("model", "layers", "minutes"))]
+        by_name = {row["implementation"]: row for row in same} | {WINDOW: window}
+        cells = [window["model"], str(window["layers"]), f"{window['minutes']:g}", f"{window['frames']:,}", str(window["side"])]
         for name in IMPLEMENTATIONS:
             cells += [f"{by_name[name]['seconds']:,.1f}", f"{by_name[name]['mebibytes']:,}"] if name in by_name else ["–", "–"]
-        both = WINDOW in by_name and STOCK in by_name
-        rows.append([*cells, f"{by_name[STOCK]['seconds'] / by_name[WINDOW]['seconds']:.1f}×" if both else "–"])
-    note = "" if record["layers"] is None else f"\nWith {record['layers']} layers.\n"
-    return markdown_table(header, rows) + "\n" + note
+        cells += [f"{by_name[name]['seconds'] / window['seconds']:.1f}×" if name in by_name else "–" for name in (STOCK, FULL)]
+        lines.append(cells)
+    return markdown_table(header, lines) + "\n" + "".join(_growth(record, model) for model in SHAPES)
+
+
+def _growth(record: dict[str, Any], model: str) -> str:
+    """A sentence about the memory of windows over the longest and the shortest sound."""
+    rows = [row for row in record["results"] if (row["model"], row["implementation"]) == (model, WINDOW)]
+    peaks = [Memory(model, row["frames"], 0, row["mebibytes"]) for row in sorted(rows, key=lambda row: row["frames"])]
+    growth = exponent([peaks[0], peaks[-1]]) if len({peak.length for peak in peaks}) > 1 else None
+    if growth is None:
+        return ""
+    return f"\n{model}: from {peaks[0].length:,} to {peaks[-1].length:,} frames, memory of windows grows as frames^{growth:.2f}.\n"
 
 
 if __name__ == "__main__":

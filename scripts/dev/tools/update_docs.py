@@ -26,6 +26,7 @@ from scripts.dev.benchmarks.grid_models import grid_model_table
 from scripts.dev.benchmarks.report import markdown_table, memory_table, timing_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.same_precision import markdown as same_precision_markdown
+from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
 from scripts.dev.tools import api_reference, grid_pictures, mechanism_pages, sound_pictures
@@ -266,6 +267,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"),
     "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m scripts.dev.benchmarks.same_precision"),
     "grid-models": partial(study, "grid_models", grid_model_table, "python -m scripts.dev.benchmarks grid-models"),
+    "sound-models": partial(study, "sound_models", sound_table, "python -m scripts.dev.benchmarks sound-models"),
     "recipes": recipes,
     "conversions": conversions,
     "mechanism-options": mechanism_pages.sections,

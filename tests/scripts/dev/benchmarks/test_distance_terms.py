@@ -53,9 +53,13 @@ def test_a_model_of_sound_is_the_stock_one_with_full_attention(name: str, monkey
 
 
 def test_the_table_of_models_has_a_line_for_each_duration() -> None:
-    row = {"seconds": 2.0, "mebibytes": 100, "frames": 3750}
-    results = [{"model": "parakeet", "minutes": 5, "implementation": name, **row} for name in sound_models.IMPLEMENTATIONS]
-    results.append({"model": "parakeet", "minutes": 60, "implementation": sound_models.WINDOW, **row, "frames": 45_000})
-    table = sound_models.sound_table({"layers": 4, "results": results})
-    assert "| parakeet | 5 | 3,750 | 2.0 | 100 | 2.0 | 100 | 2.0 | 100 | 1.0× |" in table
-    assert "| parakeet | 60 | 45,000 | 2.0 | 100 | – | – | – | – | – |" in table
+    row = {"model": "parakeet", "minutes": 5, "layers": 24, "seconds": 2.0, "mebibytes": 100, "frames": 3750}
+    window = {"implementation": sound_models.WINDOW, "side": 128}
+    results = [row | window, row | {"implementation": sound_models.FULL, "seconds": 5.0}, row | {"implementation": sound_models.STOCK}]
+    results += [row | window | {"side": 64, "seconds": 1.0}]
+    results += [row | window | {"minutes": 60, "layers": 4, "mebibytes": 1_200, "frames": 45_000}]
+    table = sound_models.sound_table({"results": results})
+    assert "| parakeet | 24 | 5 | 3,750 | 128 | 2.0 | 100 | 5.0 | 100 | 2.0 | 100 | 1.0× | 2.5× |" in table
+    assert "| parakeet | 24 | 5 | 3,750 | 64 | 1.0 | 100 | 5.0 | 100 | 2.0 | 100 | 2.0× | 5.0× |" in table
+    assert "| parakeet | 4 | 60 | 45,000 | 128 | 2.0 | 1,200 | – | – | – | – | – | – |" in table
+    assert "parakeet: from 3,750 to 45,000 frames, memory of windows grows as frames^1.00." in table
