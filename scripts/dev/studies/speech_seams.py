@@ -1,20 +1,16 @@
 """Five minutes of speech in one pass and in chunks: word errors of all words, and of those near the seams of chunks.
 
-A small Parakeet (log-mel features, frames of 40 ms) learns to write digits that espeak-ng says in many voices, from utterances of one to
-eight digits: first what each frame is, from the times of words, then by CTC. Then it reads recordings of five minutes by voices that it
-has not heard: in one pass with full attention, in one pass with a window that is converted from it without further training, and in
-chunks with and without strides.
-
-It is trained anew in each run, from a seed and for a fixed time of the processor; only the table is stored.
+:mod:`~scripts.dev.studies.speech_seams_page` says what is compared. Models and results are kept in ``--save``, so that a study may be run
+in parts: ``--models`` names those of a run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +23,32 @@ from transformers import ParakeetCTCConfig, ParakeetFeatureExtractor, ParakeetFo
 import hf_longattn
 from hf_longattn.data.audio import Hearing
 from hf_longattn.data.transcripts import ctc_tokenizer
-from hf_longattn.evaluation.summaries import ratio_and_error
+from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.transcription import START_OF_WORD, Transcript, transcribe
 from scripts.dev import RESULTS
-from scripts.dev.benchmarks.report import machine, markdown_table
-from scripts.dev.studies.speech_synthesis import DIGITS, HELD_OUT, RATE, TRAINED, Recording, digits, long_digits, say
+from scripts.dev.benchmarks.memory import in_a_new_process
+from scripts.dev.benchmarks.report import machine, store_study
+from scripts.dev.studies.speech_seams_page import (
+    COUNTS,
+    FRAME_SECONDS,
+    LONGEST,
+    MODELS,
+    NEAR,
+    SHORT,
+    STOCK,
+    STRETCH,
+    STRIDE,
+    SYSTEMS,
+    UTTERANCES,
+    WIDTHS,
+    WINDOW,
+    Further,
+    System,
+    markdown,
+    rate_in_words,
+    rows_of,
+)
+from scripts.dev.studies.speech_synthesis import DIGITS, HELD_OUT, RATE, TRAINED, Recording, Spoken, digits, long_digits, say
 
 TOKENS = [f"{START_OF_WORD}{digit}" for digit in DIGITS]
 """A token for each digit, as a word of its own."""
@@ -43,41 +60,29 @@ SHAPE = {
     "subsampling_conv_channels": 32, "subsampling_factor": 4, "num_mel_bins": 40, "dropout": 0.0, "attention_dropout": 0.0,
     "activation_dropout": 0.0, "layerdrop": 0.0, "dropout_positions": 0.0, "scale_input": False,
 }  # fmt: skip
-LONGEST = 8
-"""Digits of the longest utterance of the training."""
-LOG = "training.json"
+LOG, SCORES, COSTS, SETTINGS = "training.json", "results.json", "costs.json", "settings.json"
+COSTS_MODULE = "scripts.dev.studies.speech_seams_costs"
 SECONDS_A_BATCH = 16.0
 BY_FRAMES = 0.5
 """The share of the training in which the model learns what each frame is, from the times of words; then it learns by CTC, which from
 random weights takes many times as long to leave the blank."""
-FRAME_SECONDS = 0.04
-WARMUP = 100
+WARMUP, FURTHER_WARMUP = 100, 10
 """Steps in which the rate rises."""
-NEAR = 1.0
-"""Seconds from a seam within which a word is near it."""
-WINDOW = {"mechanism": "window", "left": 64, "right": 64}
-"""The window of the converted model, in frames: 2.6 seconds to either side, as much as an utterance of the training."""
-STRETCH = 20.0
-"""Seconds whose words are counted together: the step of chunks of 30 seconds with strides of 5."""
+KINDS = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
+"""jiwer's kinds of alignment -> the place in :data:`COUNTS` of what is wrong; 0 of what is right."""
 
 
-class System(NamedTuple):
-    """A way to read a long recording.
+class Stage(NamedTuple):
+    """A part of the further training: how long its recordings are, and how many, one at each step."""
 
-    attention: of the converted model; ``None`` = the short model itself.
-    settings: of :func:`transcribe`.
-    """
-
-    attention: Mapping[str, Any] | None
-    settings: Mapping[str, Any]
+    seconds: float
+    recordings: int
 
 
-SYSTEMS = {
-    "full attention, one pass": System(None, {}),
-    "window, one pass": System(WINDOW, {}),
-    "chunks of 30 s, stride 5 s": System(None, {"chunk_seconds": 30.0, "stride_seconds": 5.0}),
-    "chunks of 20 s, no stride": System(None, {"chunk_seconds": 20.0, "stride_seconds": 0.0}),
-}
+def stage(text: str) -> Stage:
+    """``SECONDS:RECORDINGS`` as a stage."""
+    seconds, recordings = text.split(":")
+    return Stage(float(seconds), int(recordings))
 
 
 def small_model(seed: int) -> tuple[ParakeetForCTC, Wav2Vec2Processor]:
@@ -95,11 +100,14 @@ def batch(hearing: Hearing, tokenizer: Any, random: np.random.Generator) -> tupl
     recordings: list[Recording] = []
     while sum(len(recording.samples) for recording in recordings) < SECONDS_A_BATCH * RATE:
         recordings.append(digits(random, TRAINED, int(random.integers(1, LONGEST + 1))))
-    labels = torch.full((len(recordings), LONGEST), IGNORED)
-    for row, recording in zip(labels, recordings, strict=True):
-        ids = labels_of(recording, tokenizer)
-        row[: len(ids)] = torch.tensor(ids)
-    return {**hearing.inputs([recording.samples for recording in recordings]), "labels": labels}, recordings
+    return inputs_of(recordings, hearing, tokenizer), recordings
+
+
+def inputs_of(recordings: Sequence[Recording], hearing: Hearing, tokenizer: Any) -> dict[str, Tensor]:
+    """The arguments of a model for recordings, with their labels."""
+    ids = [torch.tensor(labels_of(recording, tokenizer)) for recording in recordings]
+    labels = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=IGNORED)
+    return {**hearing.inputs([recording.samples for recording in recordings]), "labels": labels}
 
 
 def labels_of(recording: Recording, tokenizer: Any) -> list[int]:
@@ -154,118 +162,212 @@ def trained(model: ParakeetForCTC, processor: Wav2Vec2Processor, args: argparse.
     return {"steps": len(losses), "minutes": args.minutes, "loss": float(np.mean(losses[-50:]))}
 
 
-def read_by(system: System, model: ParakeetForCTC) -> PreTrainedModel:
-    """The short model, or the same weights with the mechanism of a system."""
-    if system.attention is None:
-        return model
+def trained_further(short: ParakeetForCTC, processor: Wav2Vec2Processor, further: Further, args: argparse.Namespace, seed: int) -> Any:
+    """Train a copy of the small model on the recordings of ``args.stages``, one at each step, with their words as the only labels.
+
+    Returns:
+        The model, in transformers' class, and its log: steps, seconds of the processor and the mean loss of the last steps.
+    """
+    model = with_attention(short, further.attention).train()
+    hearing, random = Hearing(processor.feature_extractor), np.random.default_rng(2_000_000 + seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.further_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    lengths = [part.seconds for part in args.stages for _ in range(part.recordings)]
+    losses: list[float] = []
+    spent = 0.0
+    for step, seconds in enumerate(lengths):
+        recording = long_digits(random, TRAINED, seconds)
+        begun = time.process_time()
+        for group in optimizer.param_groups:
+            group["lr"] = args.further_rate * min(1.0, (step + 1) / FURTHER_WARMUP) * (1 - step / len(lengths))
+        parts = [recording] if further.piece is None else list(pieces(recording, further.piece))
+        loss = model(**inputs_of(parts, hearing, processor.tokenizer)).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        spent += time.process_time() - begun
+        if (step + 1) % 10 == 0:
+            print(f"{step + 1} of {len(lengths)} recordings, {spent:.0f} s: loss {np.mean(losses[-10:]):.3f}", flush=True)
+    result = ParakeetForCTC(short.config)
+    result.load_state_dict(model.state_dict())
+    return result.eval(), {"steps": len(losses), "seconds": spent, "loss": float(np.mean(losses[-10:]))}
+
+
+def pieces(recording: Recording, seconds: float) -> Iterator[Recording]:
+    """A recording, cut in the last pause before every so many seconds."""
+    start, words = 0.0, list[Spoken]()
+    for number, word in enumerate(recording.words):
+        words.append(word)
+        following = recording.words[number + 1] if number + 1 < len(recording.words) else None
+        if following is not None and following.end - start <= seconds:
+            continue
+        end = len(recording.samples) / RATE if following is None else (word.end + following.start) / 2
+        samples = recording.samples[round(start * RATE) : round(end * RATE)]
+        yield Recording(samples, tuple(Spoken(word.text, word.start - start, word.end - start) for word in words))
+        start, words = end, []
+
+
+def with_attention(model: ParakeetForCTC, attention: Mapping[str, Any]) -> PreTrainedModel:
+    """A long model with a copy of the same weights."""
     long_class = getattr(hf_longattn, f"Long{type(model).__name__}")
-    config = long_class.config_class.from_dict({**model.config.to_dict(), "long_attention": dict(system.attention)})
+    config = long_class.config_class.from_dict({**model.config.to_dict(), "long_attention": dict(attention)})
     long_model = long_class(config)
     long_model.load_state_dict(model.state_dict())
     return long_model.eval()
 
 
-def mistakes(transcript: Transcript, recording: Recording) -> list[tuple[float, int, int]]:
-    """(seconds, errors, words) of every word of a recording and every word that was only heard, by jiwer's alignment."""
+def read_by(system: System, model: ParakeetForCTC) -> PreTrainedModel:
+    """The model itself, or the same weights with the mechanism of a system."""
+    return model if system.attention is None else with_attention(model, system.attention)
+
+
+def mistakes(transcript: Transcript, recording: Recording) -> list[tuple[float, int]]:
+    """(seconds, kind of :data:`KINDS`) of every word of a recording and every word that was only heard, by jiwer's alignment."""
     [alignment] = process_words(recording.text, " ".join(word.text for word in transcript.words)).alignments
-    units: list[tuple[float, int, int]] = []
+    units: list[tuple[float, int]] = []
     for chunk in alignment:
         if chunk.type == "insert":
-            heard = transcript.words[chunk.hyp_start_idx : chunk.hyp_end_idx]
-            units += [((word.start + word.end) / 2, 1, 0) for word in heard]
+            words: Sequence[Any] = transcript.words[chunk.hyp_start_idx : chunk.hyp_end_idx]
         else:
-            said = recording.words[chunk.ref_start_idx : chunk.ref_end_idx]
-            units += [((word.start + word.end) / 2, int(chunk.type != "equal"), 1) for word in said]
+            words = recording.words[chunk.ref_start_idx : chunk.ref_end_idx]
+        units += [((word.start + word.end) / 2, KINDS[chunk.type]) for word in words]
     return units
 
 
 def measured(model: PreTrainedModel, processor: Any, system: System, recordings: Sequence[Recording]) -> dict[str, Any]:
-    """Word error rates with their standard errors over stretches of :data:`STRETCH` seconds, of all words and of those near the seams
-    (of one pass: near the ends of such stretches), and seconds of the processor for a recording."""
-    pairs: dict[str, dict[tuple[int, int], list[int]]] = {"all": {}, "near": {}, "elsewhere": {}}
+    """What a system has read of recordings.
+
+    Returns:
+        ``stretches``, a row for every :data:`STRETCH` seconds: the recording's number, the stretch's, and the :data:`COUNTS` of words near
+        seams and elsewhere (one pass has no seams: those of :data:`CHUNKS`); ``seconds`` of the processor for a recording, the median.
+    """
+    counts: dict[tuple[int, int], list[list[int]]] = {}
     seconds = []
     for number, recording in enumerate(recordings):
         begun = time.process_time()
         transcript = transcribe(model, processor, recording.samples, **system.settings)
         seconds.append(time.process_time() - begun)
-        seams = transcript.seams or tuple(np.arange(STRETCH, transcript.seconds, STRETCH))
-        for place, errors, words in mistakes(transcript, recording):
-            is_near = any(abs(place - seam) < NEAR for seam in seams)
-            for kind in ("all", "near" if is_near else "elsewhere"):
-                counts = pairs[kind].setdefault((number, int(place // STRETCH)), [0, 0])
-                counts[0], counts[1] = counts[0] + errors, counts[1] + words
-    rates = {}
-    for kind, stretches in pairs.items():
-        rate, error = ratio_and_error([(errors, words) for errors, words in stretches.values()])
-        rates[kind] = {"wer": 100 * rate, "standard_error": 100 * error, "words": sum(words for _, words in stretches.values())}
-    return {**rates, "seconds": float(np.median(seconds))}
+        seams = transcript.seams or tuple(np.arange(STRETCH + STRIDE, transcript.seconds - STRIDE, STRETCH))
+        for place, kind in mistakes(transcript, recording):
+            is_far = not any(abs(place - seam) < NEAR for seam in seams)
+            row = counts.setdefault((number, int(place // STRETCH)), [[0] * len(COUNTS), [0] * len(COUNTS)])[is_far]
+            row[0] += kind != KINDS["insert"]
+            if kind:
+                row[kind] += 1
+    stretches = [[*place, *near, *far] for place, (near, far) in sorted(counts.items())]
+    return {"stretches": stretches, "seconds": round(float(np.median(seconds)), 3)}
 
 
-def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train a small model and read long recordings by every system."""
+def model_of(name: str, args: argparse.Namespace, seed: int) -> tuple[ParakeetForCTC, Wav2Vec2Processor]:
+    """A model of :data:`MODELS`, trained unless it is in its folder, and its processor."""
+    place, further = folder_of(name, args, seed), MODELS[name]
     model, processor = small_model(seed)
-    place = None if args.save is None else args.save / str(seed)
-    if place is not None and (place / LOG).is_file():
-        model, log = ParakeetForCTC.from_pretrained(place).eval(), json.loads((place / LOG).read_text(encoding="utf-8"))
-    else:
+    if (place / LOG).is_file():
+        return ParakeetForCTC.from_pretrained(place).eval(), processor
+    if further is None:
         log = trained(model, processor, args, seed)
-    if place is not None:
-        model.save_pretrained(place)
-        processor.save_pretrained(place)
-        (place / LOG).write_text(json.dumps(log), encoding="utf-8")
+    else:
+        model, log = trained_further(model_of(SHORT, args, seed)[0], processor, further, args, seed)
+    model.save_pretrained(place)
+    processor.save_pretrained(place)
+    (place / LOG).write_text(json.dumps(log), encoding="utf-8")
+    return model, processor
+
+
+def folder_of(name: str, args: argparse.Namespace, seed: int) -> Path:
+    """Where a model is kept with what its systems have measured."""
+    return Path(args.save) / str(seed) / name
+
+
+def stored_in(file: Path) -> dict[str, Any]:
+    """What a file holds; empty if there is none."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def systems_of(name: str) -> dict[str, System]:
+    """The systems that read with a model: those of the table, for the small model also those of the other windows and of utterances."""
+    systems = {system_name: system for system_name, system in SYSTEMS.items() if system.model == name}
+    if name == SHORT:
+        systems[UTTERANCES] = System(f"utterances of {LONGEST} digits", SHORT, None, {})
+        for width in WIDTHS:
+            systems[f"window {width}"] = System("window, one pass", SHORT, {**WINDOW, "left": width, "right": width}, {})
+    return systems
+
+
+def run(name: str, args: argparse.Namespace, seed: int) -> None:
+    """Train a model of :data:`MODELS` and read recordings by its systems; what is kept is not done again."""
+    model, processor = model_of(name, args, seed)
+    file = folder_of(name, args, seed) / SCORES
+    scores = stored_in(file)
     random = np.random.default_rng(1_000_000 + seed)
     recordings = [long_digits(random, HELD_OUT, args.seconds) for _ in range(args.recordings)]
     short = [digits(random, HELD_OUT, LONGEST) for _ in range(args.recordings * 25)]
-    results = {"utterances of eight digits": measured(model, processor, System(None, {}), short)}
-    for name, system in SYSTEMS.items():
-        results[name] = measured(read_by(system, model), processor, system, recordings)
-        print(name, {kind: round(results[name][kind]["wer"], 2) for kind in ("all", "near", "elsewhere")}, flush=True)
-    return {"seed": seed, "training": log, "results": results}
+    for system_name, system in systems_of(name).items():
+        if system_name not in scores:
+            scores[system_name] = measured(read_by(system, model), processor, system, short if system_name == UTTERANCES else recordings)
+            file.write_text(json.dumps(scores), encoding="utf-8")
+            print(seed, system_name, rate_in_words([rows_of(scores[system_name])]), scores[system_name]["seconds"], flush=True)
 
 
-def markdown(stored: Mapping[str, Any]) -> str:
-    """The table of a stored result, the means over seeds."""
-    heads = ["", "word error rate", f"within {NEAR:g} s of a seam", "elsewhere", "processor seconds"]
-    rows = []
-    for name in stored["runs"][0]["results"]:
-        results = [run["results"][name] for run in stored["runs"]]
-        cells = [rate_in_words([result[kind] for result in results]) for kind in ("all", "near", "elsewhere")]
-        if name not in SYSTEMS:
-            cells[1:] = ["", ""]
-        rows.append([name, *cells, f"{np.mean([result['seconds'] for result in results]):,.2f}"])
-    about, seeds = stored["machine"], len(stored["runs"])
-    return (
-        f"# Speech: seams\n\n{' '.join(str(__doc__).split(chr(10) * 2)[1].split())}\n\n{markdown_table(heads, rows)}\n\n"
-        f"*{seeds} {'seed' if seeds == 1 else 'seeds'}, {stored['recordings']} recordings of {stored['seconds']:g} seconds each; in one "
-        f'pass, "seams" are places every {STRETCH:g} seconds. Errors are standard errors over stretches of {STRETCH:g} seconds. '
-        f"{stored['minutes']:g} minutes of training on one core of {about['processor']}; PyTorch {about['torch']}, {about['date']}.*\n"
-    )
+def keep_settings(args: argparse.Namespace) -> None:
+    """Write the settings next to what is made with them.
+
+    Raises:
+        OptionError: what is there was made with others.
+    """
+    settings = {name: getattr(args, name) for name in ("minutes", "rate", "seconds", "recordings", "further_rate", "stages")}
+    settings, file = json.loads(json.dumps(settings)), Path(args.save) / SETTINGS
+    if stored_in(file) not in ({}, settings):
+        raise OptionError(f"{args.save} holds models and results of other settings ({SETTINGS}); give another --save")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings), encoding="utf-8")
 
 
-def rate_in_words(rates: Sequence[Mapping[str, float]]) -> str:
-    """ "2.1 ± 0.3 %", the mean of several seeds."""
-    mean = np.mean([rate["wer"] for rate in rates])
-    error = math.sqrt(sum(rate["standard_error"] ** 2 for rate in rates)) / len(rates)
-    return f"{mean:.1f} ± {error:.1f} %"
+def collected(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is kept in ``args.save`` of the seeds, and what each system costs."""
+    runs = []
+    for seed in args.seeds:
+        places = [folder_of(name, args, seed) for name in MODELS]
+        training = {place.name: stored_in(place / LOG) for place in places if (place / LOG).is_file()}
+        results = {name: result for place in places for name, result in stored_in(place / SCORES).items()}
+        runs.append({"seed": seed, "training": training, "results": results})
+    file = Path(args.save) / COSTS
+    costs = stored_in(file)
+    for name in (*SYSTEMS, STOCK):
+        if name not in costs and args.costs:
+            costs[name] = in_a_new_process(COSTS_MODULE, {"name": name, "seconds": args.seconds}, f"the memory of {name}")
+            file.write_text(json.dumps(costs), encoding="utf-8")
+    return {"machine": machine(), **stored_in(Path(args.save) / SETTINGS), "costs": costs, "runs": runs}
 
 
 def main() -> None:
-    """Run the study and store its table."""
+    """Run the study, or parts of it, and store its page."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=2.5, help="of the processor, for the training of each seed")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="those that are trained and read with in this run"
+    )
+    parser.add_argument("--minutes", type=float, default=2.5, help="of the processor, for the training of each small model")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--stages", type=stage, nargs="+", default=[Stage(60.0, 96), Stage(300.0, 10)], metavar="SECONDS:RECORDINGS",
+                        help="of the further training")  # fmt: skip
+    parser.add_argument("--further-rate", type=float, default=3e-4)
     parser.add_argument("--seconds", type=float, default=300.0, help="of a recording")
-    parser.add_argument("--recordings", type=int, default=4)
-    parser.add_argument("--save", type=Path, help="a folder for the small models; one that is there is not trained again")
+    parser.add_argument("--recordings", type=int, default=8)
+    parser.add_argument("--costs", action=argparse.BooleanOptionalAction, default=True, help="measure the memory of each system")
+    parser.add_argument("--save", type=Path, help="a folder for models and results; those that are there are not made again")
     parser.add_argument("--output", type=Path, default=RESULTS / "speech_seams.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs = [run(args, seed) for seed in args.seeds]
-    settings = {name: getattr(args, name) for name in ("minutes", "rate", "seconds", "recordings")}
-    stored = {"machine": machine(), **settings, "runs": runs}
-    args.output.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    args.output.with_suffix(".md").write_text(markdown(stored), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        args.save = args.save or Path(folder)
+        keep_settings(args)
+        for seed in args.seeds:
+            for name in args.models:
+                run(name, args, seed)
+        stored = collected(args)
+    store_study(args.output, stored, markdown(stored))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from itertools import groupby
 
 import numpy as np
 import pytest
+import torch
+from transformers import pipeline
 
 from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError
@@ -15,17 +18,31 @@ from hf_longattn.evaluation.transcription import Transcript, Word, samples_per_f
 from scripts.dev import RESULTS
 from scripts.dev.studies import speech_synthesis
 from scripts.dev.studies.speech_seams import (
-    FRAME_SECONDS,
-    SYSTEMS,
-    WINDOW,
+    Stage,
     batch,
     frame_labels,
     labels_of,
-    markdown,
     measured,
     mistakes,
+    pieces,
     read_by,
     small_model,
+    stage,
+    trained_further,
+)
+from scripts.dev.studies.speech_seams_page import (
+    COMPARED,
+    FRAME_SECONDS,
+    FULL,
+    MODELS,
+    STOCK,
+    SYSTEMS,
+    WINDOW,
+    difference_pairs,
+    kinds_in_words,
+    markdown,
+    pairs_of,
+    rows_of,
 )
 from scripts.dev.studies.speech_synthesis import (
     DIGITS,
@@ -100,9 +117,23 @@ def test_errors_are_counted_at_their_words() -> None:
     words = tuple(Spoken(str(number), number, number + 0.5) for number in range(5))
     heard = (Word("0", 0, 0.4), Word("9", 1, 1.4), Word("2", 2, 2.4), Word("8", 2.6, 2.8), Word("3", 3, 3.4))
     units = mistakes(Transcript("", heard, (), 5.0), Recording(np.zeros(5 * RATE, np.float32), words))
-    wrong = [(round(place, 2), errors, words) for place, errors, words in sorted(units) if errors]
-    assert wrong == [(1.25, 1, 1), (2.7, 1, 0), (4.25, 1, 1)]
-    assert sum(words for _, _, words in units) == 5
+    substituted, deleted, inserted = 1, 2, 3
+    assert [(round(place, 2), kind) for place, kind in sorted(units) if kind] == [(1.25, substituted), (2.7, inserted), (4.25, deleted)]
+    assert sum(kind != inserted for _, kind in units) == 5
+
+
+def test_rates_and_differences_of_stretches() -> None:
+    """Ten words near seams with two errors and twenty elsewhere with one, in two stretches, against a system without errors near seams."""
+    worse = {"stretches": [[0, 0, 6, 1, 0, 1, 10, 0, 0, 0], [0, 1, 4, 0, 0, 0, 10, 0, 1, 0]]}
+    better = {"stretches": [[0, 0, 6, 0, 0, 0, 10, 0, 0, 0], [0, 1, 4, 0, 0, 0, 10, 0, 1, 0]]}
+    rows = rows_of(worse)
+    assert [pairs_of(rows, kind) for kind in ("all", "seams", "elsewhere")] == [
+        [(2, 16), (1, 14)],
+        [(2, 6), (0, 4)],
+        [(0, 10), (1, 10)],
+    ]
+    assert difference_pairs(rows, rows_of(better)) == [(2, 16), (0, 14)]
+    assert kinds_in_words([worse]) == "3.3 / 3.3 / 3.3"
 
 
 @needs_espeak
@@ -116,7 +147,53 @@ def test_every_system_reads_a_recording() -> None:
     recordings = [long_digits(np.random.default_rng(0), FEW, 45.0)]
     for system in SYSTEMS.values():
         result = measured(read_by(system, model.eval()), processor, system, recordings)
-        assert result["all"]["words"] == len(recordings[0].words) == result["near"]["words"] + result["elsewhere"]["words"]
+        assert sum(words for _, words in pairs_of(rows_of(result))) == len(recordings[0].words)
+
+
+@needs_espeak
+def test_chunks_are_those_of_the_pipeline() -> None:
+    """Given the samples of a frame, which it does not count of models that read spectrograms, transformers' pipeline writes the same."""
+    model, processor = small_model(0)
+    recording = long_digits(np.random.default_rng(0), FEW, 25.0)
+    with torch.no_grad():  # no token is the best of all frames
+        logits = model.eval()(**Hearing(processor.feature_extractor).inputs([recording.samples])).logits
+        model.ctc_head.bias -= logits.mean((0, 1))
+    transcript = transcribe(model, processor, recording.samples, chunk_seconds=10.0, stride_seconds=2.0)
+    model.config.inputs_to_logits_ratio = round(FRAME_SECONDS * RATE)
+    reader = pipeline(
+        "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
+    )
+    assert len(set(transcript.text)) > 8
+    assert reader(recording.samples.copy(), chunk_length_s=10.0, stride_length_s=2.0)["text"] == transcript.text
+
+
+@needs_espeak
+def test_pieces_are_the_recording_and_their_words_are_where_they_were() -> None:
+    recording = long_digits(np.random.default_rng(0), FEW, 30.0)
+    parts = list(pieces(recording, 8.0))
+    np.testing.assert_array_equal(np.concatenate([part.samples for part in parts]), recording.samples)
+    assert " ".join(part.text for part in parts) == recording.text
+    place = 0.0
+    for part in parts:
+        assert len(part.samples) <= 8.5 * RATE
+        for word in part.words:
+            match = next(spoken for spoken in recording.words if abs(spoken.start - place - word.start) < 1e-3)
+            assert match.text == word.text
+        place += len(part.samples) / RATE
+
+
+@needs_espeak
+def test_further_training_gives_transformers_class_and_leaves_the_small_model() -> None:
+    short, processor = small_model(0)
+    before = {name: tensor.clone() for name, tensor in short.state_dict().items()}
+    args = argparse.Namespace(stages=[stage("3:1"), Stage(6.0, 1)], further_rate=1e-3)
+    for further in (MODELS["window"], MODELS["pieces"]):
+        assert further is not None
+        model, log = trained_further(short, processor, further._replace(piece=further.piece and 2.0), args, seed=0)
+        assert type(model) is type(short)
+        assert not torch.equal(model.ctc_head.weight, short.ctc_head.weight)
+        assert (log["steps"], np.isfinite(log["loss"])) == (2, True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in short.state_dict().items())
 
 
 @needs_espeak
@@ -132,17 +209,20 @@ def test_frames_are_labelled_in_the_middle_of_their_words() -> None:
 
 
 @needs_espeak
-def test_a_window_over_everything_is_full_attention() -> None:
+def test_full_attention_is_that_of_transformers() -> None:
     model, processor = small_model(0)
     samples = long_digits(np.random.default_rng(0), FEW, 6.0).samples
-    covering = SYSTEMS["window, one pass"]._replace(attention={**WINDOW, "left": 1000, "right": 1000})
-    whole, windowed = (
-        transcribe(read_by(system, model.eval()), processor, samples) for system in (SYSTEMS["full attention, one pass"], covering)
+    covering = {**WINDOW, "left": 1000, "right": 1000}
+    stock, *same = (
+        transcribe(read_by(SYSTEMS["full"]._replace(attention=attention), model.eval()), processor, samples)
+        for attention in (None, FULL, covering)
     )
-    assert whole == windowed
+    assert same == [stock, stock]
 
 
 def test_the_stored_page_is_made_from_the_stored_figures() -> None:
     stored = json.loads((RESULTS / "speech_seams.json").read_text(encoding="utf-8"))
     assert (RESULTS / "speech_seams.md").read_text(encoding="utf-8") == markdown(stored)
     assert all(SYSTEMS.keys() <= run["results"].keys() for run in stored["runs"])
+    assert {*SYSTEMS, STOCK} == stored["costs"].keys()
+    assert {name for names in COMPARED for name in names} <= SYSTEMS.keys()
