@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -341,6 +342,11 @@ def collected(args: argparse.Namespace) -> dict[str, Any]:
     return {"machine": machine(), **stored_in(Path(args.save) / SETTINGS), "costs": costs, "runs": runs}
 
 
+def in_lines(text: str) -> str:
+    """JSON with each list of numbers, or of such lists, on one line."""
+    return re.sub(r"\[[-+.\de,\s\[\]]+\]", lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
+
+
 def main() -> None:
     """Run the study, or parts of it, and store its page."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
@@ -368,6 +374,8 @@ def main() -> None:
                 run(name, args, seed)
         stored = collected(args)
     store_study(args.output, stored, markdown(stored))
+    file = args.output.with_suffix(".json")
+    file.write_text(in_lines(file.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def by_seed(values: Sequence[float]) -> str:
     return f" ({', '.join(f'{value:.1f}' for value in values)}: ± {mean_and_error(values)[1]:.1f})" if len(values) > 1 else ""
 
 
-def difference_in_words(seeds: Sequence[tuple[Rows, Rows]]) -> str:
+def difference_in_words(seeds: Sequence[Sequence[Rows]]) -> str:
     """The word error rate of the first less that of the second, in points, on the same stretches, as :func:`rate_in_words` says it."""
     pairs = [difference_pairs(*both) for both in seeds]
     rate, error = ratio_and_error([pair for of_seed in pairs for pair in of_seed])
@@ -170,22 +170,25 @@ def kinds_in_words(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(stored: Mapping[str, Any]) -> str:
-    """The page of a stored result: the systems that all seeds have, what differs, and the windows."""
+    """The page of a stored result: the systems, what differs, and the windows; those that some seeds lack say of how many they are."""
     runs, seconds = stored["runs"], stored["seconds"]
-    names = [name for name in runs[0]["results"] if all(name in run["results"] for run in runs)]
-    results = {name: [run["results"][name] for run in runs] for name in names}
+    names = list(dict.fromkeys(name for run in runs for name in run["results"]))
+    results = {name: [run["results"][name] for run in runs if name in run["results"]] for name in names}
     rows = {name: [rows_of(result) for result in results[name]] for name in names}
     table = [system_row(name, rows[name], results[name], stored) for name in SYSTEMS if name in names]
     heads = ["read by", "trained further on", "word errors, %", f"within {NEAR:g} s of a seam", "elsewhere", "more at seams",
              "substituted / deleted / inserted", "processor s", "MiB"]  # fmt: skip
-    differences = [
-        f"| {row_name(first)} | {row_name(second)} | {difference_in_words(list(zip(rows[first], rows[second], strict=True)))} |"
-        for first, second in COMPARED
-        if first in names and second in names
-    ]
+    differences = []
+    for pair in COMPARED:
+        both = [[rows_of(run["results"][name]) for name in pair] for run in runs if set(pair) <= run["results"].keys()]
+        if both:
+            differences.append([*map(row_name, pair), difference_in_words(both) + missing_seeds(both, runs)])
     widths = {**{width: f"window {width}" for width in WIDTHS}, WINDOW["left"]: "window"}
-    windows = [[f"{width} frames, {width * FRAME_SECONDS:.2g} s", rate_in_words(rows[widths[width]])]
-               for width in sorted(widths) if widths[width] in names]  # fmt: skip
+    windows = [
+        [f"{width} frames, {width * FRAME_SECONDS:.2g} s", rate_in_words(rows[name]) + missing_seeds(rows[name], runs)]
+        for width, name in sorted(widths.items())
+        if name in names
+    ]
     return "\n".join(
         [
             "# Speech: seams\n",
@@ -194,12 +197,17 @@ def markdown(stored: Mapping[str, Any]) -> str:
             notes(stored, rows) + "\n",
             "## Differences\n",
             "Word errors of the first less those of the second, in points, on the same words of the same recordings.\n",
-            "| first | second | points |\n|---|---|---:|\n" + "\n".join(differences) + "\n",
+            markdown_table(["first", "second", "points"], differences) + "\n",
             "## Other windows\n",
             f"Without further training, {seconds:g} seconds in one pass.\n",
             markdown_table(["to either side", "word errors, %"], windows) + "\n",
         ]
     )
+
+
+def missing_seeds(seeds: Sequence[Any], runs: Sequence[Any]) -> str:
+    """ ", 2 seeds" where fewer seeds have it than were run."""
+    return "" if len(seeds) == len(runs) else f", {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
 def row_name(name: str) -> str:
@@ -214,7 +222,7 @@ def system_row(name: str, seeds: Sequence[Rows], results: Sequence[Mapping[str, 
     system = SYSTEMS[name]
     further = MODELS[system.model]
     return [
-        system.about,
+        system.about + missing_seeds(seeds, stored["runs"]),
         "–" if further is None else further.about,
         rate_in_words(seeds),
         rate_in_words(seeds, SEAMS).partition(" (")[0],
@@ -231,9 +239,9 @@ def notes(stored: Mapping[str, Any], rows: Mapping[str, Sequence[Rows]]) -> str:
     about, runs, stock = stored["machine"], stored["runs"], stored["costs"].get(STOCK)
     count = len(runs)
     spent = {
-        name: np.mean([run["training"][name]["seconds"] for run in runs])
+        name: np.mean(seconds)
         for name, further in MODELS.items()
-        if further is not None and all(name in run["training"] for run in runs)
+        if further is not None and (seconds := [run["training"][name]["seconds"] for run in runs if name in run["training"]])
     }
     stages = ", then ".join(f"{recordings} of {seconds:g} s" for seconds, recordings in stored["stages"])
     lines = [

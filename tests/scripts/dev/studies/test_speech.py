@@ -30,6 +30,7 @@ from scripts.dev.studies.speech_seams import (
     stage,
     trained_further,
 )
+from scripts.dev.studies.speech_seams_costs import costs
 from scripts.dev.studies.speech_seams_page import (
     COMPARED,
     FRAME_SECONDS,
@@ -150,6 +151,10 @@ def test_every_system_reads_a_recording() -> None:
         assert sum(words for _, words in pairs_of(rows_of(result))) == len(recordings[0].words)
 
 
+def test_costs_of_a_system() -> None:
+    assert all(number >= 0 for name in ("window", STOCK) for number in costs(name, 12.0).values())
+
+
 @needs_espeak
 def test_chunks_are_those_of_the_pipeline() -> None:
     """Given the samples of a frame, which it does not count of models that read spectrograms, transformers' pipeline writes the same."""
@@ -223,6 +228,6 @@ def test_full_attention_is_that_of_transformers() -> None:
 def test_the_stored_page_is_made_from_the_stored_figures() -> None:
     stored = json.loads((RESULTS / "speech_seams.json").read_text(encoding="utf-8"))
     assert (RESULTS / "speech_seams.md").read_text(encoding="utf-8") == markdown(stored)
-    assert all(SYSTEMS.keys() <= run["results"].keys() for run in stored["runs"])
+    assert SYSTEMS.keys() <= {name for run in stored["runs"] for name in run["results"]}
     assert {*SYSTEMS, STOCK} == stored["costs"].keys()
     assert {name for names in COMPARED for name in names} <= SYSTEMS.keys()
