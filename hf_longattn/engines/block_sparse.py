@@ -8,7 +8,7 @@ from torch import Tensor
 from .common.axis_term import AxisTerm
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.dense import dense_attention, repeat_heads, same_dtype
-from .common.distance_term import distance_term_of
+from .common.distance_term import distance_term_of, with_terms_written_out
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
@@ -59,12 +59,6 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
     run = cpu_band if in_operator(q, k, v, terms[0]) else band_forward
     return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
-
-
-def with_terms_written_out(call: AttentionCall) -> AttentionCall:
-    """The call with a score term that every engine reads."""
-    term = distance_term_of(call.score_mod)
-    return call if term is None else call.replace(score_mod=term.written_out)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .common.call import AttentionCall, GatherTile
 from .common.dense import nothing_seen, same_dtype
+from .common.distance_term import with_terms_written_out
 from .common.plain import plain_gathered
 from .cpu.gathered import cpu_gathered, flat_rules
 from .cuda.flex import flex_gathered
@@ -41,6 +42,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
         rules = flat_rules(tiles)
         queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
         return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, call.scale_for(q.shape[-1]))[0]
+    call = with_terms_written_out(call)
     if path == "flex-gathered":
         out, _ = attempt("tiles", context, flex_gathered, q, k, v, tiles, call)
         if out is not None:

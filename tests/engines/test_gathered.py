@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
+from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cpu.gathered import cpu_gathered, flat_rules
 from hf_longattn.engines.gathered import gathered_attention
@@ -216,6 +217,21 @@ def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypa
     assert all(y.isfinite().all() for y in again)
     assert not torch.allclose(again[0], dropped[0]), "pieces draw their own numbers"
     torch.testing.assert_close(again[0], run(dropout_p=0.5)[0])
+
+
+def test_a_term_of_distances_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = inputs(40, 40)
+    vectors, table = (torch.randn(*shape, 4, dtype=torch.float64, requires_grad=True) for shape in ((BATCH, HEADS, 40), (HEADS, 17)))
+
+    def run() -> tuple[Tensor, ...]:
+        call = AttentionCall.of(score_mod=DistanceTerm(vectors, table, 8, x[1]))
+        out = gathered_attention(*x, local_parts(40), call)
+        return out, *torch.autograd.grad(out.square().sum(), (*x, vectors, table))
+
+    at_once = run()
+    monkeypatch.setattr("hf_longattn.engines.common.plain.MAX_PAIRS", 400)
+    for in_pieces, expected in zip(run(), at_once, strict=True):
+        torch.testing.assert_close(in_pieces, expected, atol=1e-12, rtol=0)
 
 
 class Largest(TorchDispatchMode):

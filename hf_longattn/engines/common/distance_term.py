@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import roll_left
-from .call import BatchTerm, DistanceBias, ScoreMod, TokenTerm
+from .call import AttentionCall, BatchTerm, DistanceBias, ScoreMod, TokenTerm
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,6 +138,12 @@ def distance_term_of(score_mod: ScoreMod | None) -> DistanceTerm | None:
     if isinstance(score_mod, TokenDistanceTerm):
         return score_mod.distance_term
     return score_mod if isinstance(score_mod, DistanceTerm) else None
+
+
+def with_terms_written_out(call: AttentionCall) -> AttentionCall:
+    """The call with a score term that every engine reads, built once: a checkpoint that built it would not build it again."""
+    term = distance_term_of(call.score_mod)
+    return call if term is None else call.replace(score_mod=term.written_out)
 
 
 def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
