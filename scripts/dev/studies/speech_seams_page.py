@@ -23,7 +23,7 @@ LONGEST = 8
 FRAME_SECONDS = 0.04
 NEAR = 1.0
 """Seconds from a seam within which a word is near it."""
-WINDOW = {"mechanism": "window", "left": 64, "right": 64}
+WINDOW: dict[str, Any] = {"mechanism": "window", "left": 64, "right": 64}
 """The window of the converted model, in frames: 2.6 seconds to either side, as much as an utterance of the training."""
 FULL = {"mechanism": "full"}
 WIDTHS = (8, 16, 32, 128, 256, 512)
@@ -183,7 +183,7 @@ def markdown(stored: Mapping[str, Any]) -> str:
         both = [[rows_of(run["results"][name]) for name in pair] for run in runs if set(pair) <= run["results"].keys()]
         if both:
             differences.append([*map(row_name, pair), difference_in_words(both) + missing_seeds(both, runs)])
-    widths = {**{width: f"window {width}" for width in WIDTHS}, WINDOW["left"]: "window"}
+    widths: dict[int, str] = {**{width: f"window {width}" for width in WIDTHS}, WINDOW["left"]: "window"}
     windows = [
         [f"{width} frames, {width * FRAME_SECONDS:.2g} s", rate_in_words(rows[name]) + missing_seeds(rows[name], runs)]
         for width, name in sorted(widths.items())
