@@ -398,7 +398,7 @@ def compare_with_original(
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of one forward pass by name, with the hidden states of every layer, without caches and attentions."""
     with torch.no_grad():
-        returned = model(**_for_part_to_compare(model, inputs), output_hidden_states=True, return_dict=True)
+        returned = model(**_inputs_for_part(model, inputs), output_hidden_states=True, return_dict=True)
     tensors: dict[str, Tensor] = {}
     for name, value in returned.items():
         if isinstance(value, Tensor):
@@ -408,7 +408,7 @@ def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _for_part_to_compare(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _inputs_for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inputs, with the choices of an example flattened for a model without a multiple-choice head."""
     if model.base_model is model and inputs["input_ids"].dim() == 3:
         return {name: value.flatten(0, 1) for name, value in inputs.items()}
@@ -458,7 +458,7 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
 
 def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Collection[str] = ()) -> dict[str, Tensor]:
     """Gradients of every parameter by name, of the mean sine of all outputs but ``without`` at real tokens, which needs no labels."""
-    returned = model(**_for_part_to_compare(model, inputs), return_dict=True)
+    returned = model(**_inputs_for_part(model, inputs), return_dict=True)
     return gradients_of_outputs(
         model,
         {
